@@ -1,0 +1,170 @@
+"""Every setting as a typed dataclass: one line of prose and the unit for each field.
+
+The YAML files under `conf/` hold the values; these classes say what exists. `checks.py` says what is allowed.
+Fields typed `Any` take a word or a list of words, a union that OmegaConf does not know.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class PretrainConfig:
+  """How the base is made when `model.base=pretrain`: full training on `pretrain_data`, once, then cached."""
+
+  steps: int = 1000  # optimizer steps
+  batch_size: int = 8  # rows in a step
+  lr: float = 1.5e-3  # peak learning rate of AdamW
+  warmup: int = 50  # steps of linear warmup before the cosine decay
+  weight_decay: float = 0.01  # decoupled, on matrices alone
+  clip: float = 1.0  # largest global norm of the gradient
+  dropout: float = 0.0  # rate of every base dropout while pretraining
+
+
+@dataclass
+class ModelConfig:
+  """The base model, its tokenizer, and where its weights come from."""
+
+  family: str = "minigpt"  # the code that builds it: minigpt
+  layers: int = 4  # transformer blocks
+  width: int = 256  # D, features of the residual stream
+  heads: int = 8  # H, attention heads; divides width
+  ff: int = 256  # F, features inside the feed-forward
+  max_len: int = 128  # positions the model knows, in tokens
+  dropout: float = 0.1  # rate after embeddings, attention and feed-forward, in training only
+  tokenizer: str = "bytes"  # gpt2 | gpt2_4096 | bytes
+  vocab_size: int | None = None  # V; null: the tokenizer's
+  dtype: str = "float32"  # of activations: float32 | bfloat16
+  param_dtype: str = "float32"  # of the frozen base: float32 | bfloat16
+  remat: bool = False  # recompute each block in the backward pass to save memory
+  seed: int = 0  # of a random base
+  base: str = "pretrain"  # random | pretrain | weights
+  weights: str | None = None  # a directory or file with model.safetensors; setting it means base=weights
+  pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+@dataclass
+class DataConfig:
+  """One source of text, and how it becomes rows of tokens."""
+
+  source: str = "stdlib"  # stdlib | text | jsonl
+  view: str | None = None  # of stdlib: code (docstrings and comments removed) | docs (docstrings alone)
+  path: str | None = None  # of text and jsonl: the file
+  eval_path: str | None = None  # of text and jsonl: a held-out file; null: documents of `path` are held out
+  eval_fraction: float = 0.1  # share of documents (stdlib: files) that is held out
+  seq_len: int = 128  # T, tokens in a row
+  packing: str = "pack"  # pack: rows are filled with documents | pad: a document a row, cut at seq_len
+  pad_in_loss: bool = False  # with packing=pad: padding is predicted and counted, as in the JAX tutorial
+  limit: int | None = None  # read this many documents (stdlib: files) at most
+  prompt_field: str = "prompt"  # of jsonl: its text is read, not learned
+  response_field: str = "response"  # of jsonl: its text is learned
+  shuffle: bool = True  # a new order of the rows each epoch
+  seed: int = 0  # of that order
+
+
+@dataclass
+class MeshConfig:
+  """Devices along each mesh axis; -1 takes what the others leave."""
+
+  data: int = -1  # splits the batch
+  fsdp: int = 1  # splits the batch and the base's parameters
+  tensor: int = 1  # splits heads, feed-forward and vocabulary
+  arm: int = 1  # splits the arms of a pack
+
+
+@dataclass
+class LoraConfig:
+  """The adapter: where it sits, how large it is, how it starts."""
+
+  method: str = "lora"  # lora | full (every parameter is trained) | frozen (none)
+  rank: int = 8  # R
+  alpha: float | None = None  # scale = alpha/rank; null: 2 * rank
+  scaling: str = "standard"  # standard: alpha/rank | rslora: alpha/sqrt(rank)
+  targets: Any = "all_linear"  # presets, paths or re:expressions, one or a list
+  exclude: Any = None  # patterns taken out of the targets again
+  layers: Any = None  # numbers of the blocks to adapt; null: all
+  rank_pattern: dict[str, int] | None = None  # {pattern: rank}, the first match wins
+  alpha_pattern: dict[str, float] | None = None  # {pattern: alpha}
+  dropout: float = 0.0  # rate on A's input, in training only
+  init: str = "kaiming"  # of A: kaiming U(±1/sqrt(in)) | he_uniform U(±sqrt(6/in)) | normal N(0, init_std)
+  init_std: float | None = None  # of init=normal; null: 1/sqrt(rank)
+  compute: str = "auto"  # auto | factored x·A·B | merged x·(W + s·A·B)
+
+
+@dataclass
+class OptimConfig:
+  """The optimizer of the trained leaves."""
+
+  name: str = "adamw"  # adamw | adam | sgd
+  lr: float = 3e-3  # peak learning rate
+  schedule: str = "cosine"  # constant | linear | cosine; the latter two fall to 0 at the last step
+  warmup: int = 10  # steps of linear warmup
+  weight_decay: float = 0.0  # decoupled (adamw), on matrices alone
+  betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of adam and adamw
+  eps: float = 1e-8  # of adam and adamw; above 0
+  momentum: float = 0.0  # of sgd
+  clip: float | None = 1.0  # largest global norm of the gradient; null: off
+  accumulate: int = 1  # parts a batch is cut into, to save memory; the result is the same
+
+
+@dataclass
+class TrainConfig:
+  """Length, cadence and seed of the training."""
+
+  steps: int | None = 100  # optimizer steps; or null, and epochs
+  epochs: float | None = None  # passes over the rows; or null, and steps
+  batch_size: int = 8  # rows in an optimizer step, over all devices
+  log_every: int = 1  # steps between lines of metrics.jsonl
+  eval_every: int = 50  # steps between evaluations; 0: only before and after
+  eval_tokens: int | None = 20480  # held-out tokens of an evaluation; null: all
+  save_every: int = 50  # steps between checkpoints; 0: only the best and the last
+  export: str = "best"  # the state that becomes adapter/: best (by held-out loss) | last
+  seed: int = 0  # of A and of dropout
+  resume: str | None = None  # a run directory to go on in
+  stop_at: int | None = None  # stop after this step with a checkpoint, as a signal would (exit code 75)
+
+
+@dataclass
+class SampleConfig:
+  """Text drawn from the model while it trains."""
+
+  prompts: list[str] = field(default_factory=list)  # one sample for each; empty: none are drawn
+  every: int = 0  # steps between samples; 0: only before and after
+  max_tokens: int = 48  # tokens drawn after the prompt
+  temperature: float = 0.8  # 0: the likeliest token
+  top_k: int | None = None  # draw from the k likeliest tokens
+  top_p: float | None = None  # draw from the likeliest tokens that hold this probability together
+  seed: int = 0  # of the draws
+
+
+@dataclass
+class LoggerConfig:
+  """Where the curves go besides metrics.jsonl."""
+
+  name: str = "wandb"  # wandb | none
+  mode: str = "auto"  # auto: online where a key is configured, else offline | online | offline
+  project: str = "lora_exp"  # of wandb
+  group: str | None = None  # of wandb
+  tags: list[str] = field(default_factory=list)  # of wandb
+
+
+@dataclass
+class Config:
+  """One run."""
+
+  task: str = "train"  # train | generate | evaluate | plan
+  name: str = "run"  # ends the run directory's name
+  run: str | None = None  # the run directory that generate and evaluate work on
+  cache: str = "~/.cache/lora_exp"  # rows, bases and compiled programs, each under the hash of what made it
+  prompt: str | None = None  # of task=generate
+  prompt_file: str | None = None  # of task=generate: a file of prompts, one a line
+  model: ModelConfig = field(default_factory=ModelConfig)
+  data: DataConfig = field(default_factory=DataConfig)
+  pretrain_data: DataConfig | None = None  # what a pretrained base learns
+  retain: DataConfig | None = None  # a second source whose held-out loss is tracked: forgetting
+  mesh: MeshConfig = field(default_factory=MeshConfig)
+  lora: LoraConfig = field(default_factory=LoraConfig)
+  optim: OptimConfig = field(default_factory=OptimConfig)
+  train: TrainConfig = field(default_factory=TrainConfig)
+  sample: SampleConfig = field(default_factory=SampleConfig)
+  logger: LoggerConfig = field(default_factory=LoggerConfig)
