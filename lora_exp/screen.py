@@ -1,0 +1,203 @@
+"""Everything a person sees in the terminal: errors, tables, facts and progress.
+
+Text of people and of models is printed as it is: no markup is read from it and control characters are shown, so that
+a sample of a byte-level model cannot move the cursor. Into a pipe or a file go plain lines of at most 100 columns.
+"""
+
+import numbers
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from lora_exp.config.errors import LoraExpError
+
+WIDTH = 100  # columns of a table, and of everything where there is no terminal
+QUIET_SECONDS = 2.0  # shorter work prints no progress lines into a pipe
+
+console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
+_stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
+_live: Progress | None = None  # the display that inner bars join: a terminal can draw one
+
+
+class Bar(Protocol):
+  """What `progress` yields."""
+
+  def advance(self, n: int = 1, **fields: object) -> None:
+    """Count `n` more; `fields` (loss=…) stay beside the bar until they are given again."""
+
+  def print(self, *values: object) -> None:
+    """A line above the bar."""
+
+
+def printable(value: object) -> str:
+  r"""`value` as text in which a control character other than newline and tab is spelt out, as `\x1b`."""
+  return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", str(value))
+
+
+def show(*values: object, style: str | None = None) -> None:
+  """One line (or several) of plain text; long lines are left to the terminal to wrap."""
+  console.print(*map(printable, values), style=style, soft_wrap=True)
+
+
+def show_error(error: LoraExpError) -> None:
+  """`error: …` on standard error, a line for each problem, without a traceback."""
+  for problem in getattr(error, "problems", None) or [str(error) or type(error).__name__]:
+    _stderr.print(Text("error: ", style="bold red") + Text(printable(problem)), soft_wrap=True)
+
+
+def show_warning(message: str) -> None:
+  """`warning: …` on standard error."""
+  _stderr.print(Text("warning: ", style="bold yellow") + Text(printable(message)), soft_wrap=True)
+
+
+def cell(value: object) -> str:
+  """`value` as a table shows it: 1,234,567, 0.01234, yes, a dash for nothing."""
+  if value is None:
+    return "-"
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, numbers.Integral):
+    return f"{int(value):,}"
+  if isinstance(value, numbers.Real):
+    number = float(value)
+    return f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.4g}"
+  if isinstance(value, list):
+    return ", ".join(map(cell, value))
+  return printable(value)
+
+
+def _is_number(value: object) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _table(title: str, **style: Any) -> Table:
+  return Table(title=Text(printable(title)), title_justify="left", title_style="bold", pad_edge=False, **style)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
+  """A table under `title`; columns of numbers alone, and those named in `right`, are right-aligned."""
+  rows = [list(row) for row in rows]
+  table = _table(title, box=box.SIMPLE_HEAD)
+  for i, name in enumerate(columns):
+    values = [row[i] for row in rows if row[i] is not None]
+    to_right = name in right or (bool(values) and all(map(_is_number, values)))
+    table.add_column(Text(printable(name)), justify="right" if to_right else "left", overflow="fold", no_wrap=to_right)
+  for row in rows:
+    table.add_row(*(Text(cell(value)) for value in row))
+  console.print(table, width=min(console.width, WIDTH))
+
+
+def show_facts(title: str, facts: Mapping[str, object]) -> None:
+  """A two-column table of names and values."""
+  table = _table(title, box=None, show_header=False)
+  table.add_column(style="dim", no_wrap=True)
+  table.add_column(overflow="fold")
+  for name, value in facts.items():
+    table.add_row(Text(printable(name)), Text(cell(value)))
+  console.print(table, width=min(console.width, WIDTH))
+
+
+@contextmanager
+def progress(title: str, total: int | None, unit: str = "", start: int = 0) -> Iterator[Bar]:
+  """A bar that counts from `start` to `total` (None: unknown) in `unit`s; without a terminal, a line about every 10 %.
+
+  Bars nest: an inner one appears under the outer one and goes away when it is done.
+  """
+  if not console.is_terminal:
+    plain = PlainBar(title, total, unit, start)
+    yield plain
+    plain.finish()
+    return
+  global _live
+  outer = _live
+  if outer is not None:
+    bar = LiveBar(outer, title, total, unit, start)
+    try:
+      yield bar
+    finally:
+      outer.remove_task(bar.task)
+    return
+  with _display() as _live:
+    try:
+      yield LiveBar(_live, title, total, unit, start)
+    finally:
+      _live = None
+
+
+def _display() -> Progress:
+  columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+             TextColumn("{task.fields[unit]}", markup=False), TimeRemainingColumn(), FieldsColumn())
+  return Progress(*columns, console=console, refresh_per_second=4)
+
+
+class FieldsColumn(ProgressColumn):
+  """The latest `advance(loss=…)` as `loss 1.234`."""
+
+  def render(self, task: Task) -> Text:
+    return Text(_fields(task.fields["fields"]), style="dim")
+
+
+def _fields(fields: Mapping[str, object]) -> str:
+  return "  ".join(f"{name} {cell(value)}" for name, value in fields.items())
+
+
+class LiveBar:
+  """A bar drawn in place."""
+
+  def __init__(self, display: Progress, title: str, total: int | None, unit: str, start: int):
+    self.display, self.fields = display, dict[str, object]()
+    self.task = display.add_task(printable(title), total=total, completed=start, unit=unit, fields=self.fields)
+
+  def advance(self, n: int = 1, **fields: object) -> None:
+    self.fields.update(fields)  # read when the bar is drawn, a few times a second
+    self.display.advance(self.task, n)
+
+  def print(self, *values: object) -> None:
+    show(*values)
+
+
+class PlainBar:
+  """Lines for a pipe or a file: about every tenth of the work, or at doubling times where its length is unknown."""
+
+  def __init__(self, title: str, total: int | None, unit: str, start: int):
+    self.title, self.total, self.unit, self.done = title, total, unit, start
+    self.fields: dict[str, object] = {}
+    self.tenth = max(1, -(-(total - start) // 10)) if total is not None else 0
+    self.began = time.monotonic()
+    self.next_done, self.next_time = start + self.tenth, self.began + QUIET_SECONDS
+    self.printed: int | None = None  # the count on the latest line
+
+  def advance(self, n: int = 1, **fields: object) -> None:
+    self.done += n
+    self.fields.update(fields)
+    now = time.monotonic()
+    if now < self.next_time or self.done < self.next_done:
+      return
+    self._line(now)
+    if self.total is None:
+      self.next_time = now + (now - self.began)
+    else:
+      self.next_done = self.done + self.tenth
+
+  def print(self, *values: object) -> None:
+    show(*values)
+
+  def finish(self) -> None:
+    now = time.monotonic()
+    if self.printed != self.done and now - self.began >= QUIET_SECONDS:
+      self._line(now)
+
+  def _line(self, now: float) -> None:
+    self.printed = self.done
+    of = "" if self.total is None else f"/{self.total:,}"
+    count = f"{self.title}: {self.done:,}{of} {self.unit}".rstrip()
+    show(f"{count}, {now - self.began:,.0f} s" + (f"  {_fields(self.fields)}" if self.fields else ""))
