@@ -1,5 +1,9 @@
-"""Settings: what exists (`schema`), what is allowed (`checks`), what goes wrong (`errors`). Imports no jax."""
+"""Settings: what exists (`schema`), what is allowed (`checks`), what goes wrong (`errors`). Imports no jax.
 
+`typed` makes a `Config` of a mapping; `overrides`, `compose`, `saved` and `rundir` are the steps of `commandline`.
+"""
+
+from lora_exp.config.checks import check
 from lora_exp.config.errors import (
   DiskError,
   DivergedError,
@@ -23,6 +27,7 @@ from lora_exp.config.schema import (
   SampleConfig,
   TrainConfig,
 )
+from lora_exp.config.typed import to_config
 
 __all__ = [
   "Config",
@@ -42,6 +47,8 @@ __all__ = [
   "SampleConfig",
   "StoppedError",
   "TrainConfig",
+  "check",
   "did_you_mean",
   "nearest",
+  "to_config",
 ]

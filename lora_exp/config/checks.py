@@ -1,0 +1,303 @@
+"""What is allowed. `check` looks at every setting and returns every problem, a line each; it imports no jax."""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_exp.config.errors import did_you_mean
+from lora_exp.config.schema import Config, DataConfig
+from lora_exp.config.typed import shown
+
+CHOICES = {
+  "task": ("train", "generate", "evaluate", "plan"),
+  "model.family": ("minigpt",),
+  "model.tokenizer": ("gpt2", "gpt2_4096", "bytes"),
+  "model.dtype": ("float32", "bfloat16"),
+  "model.param_dtype": ("float32", "bfloat16"),
+  "model.base": ("random", "pretrain", "weights"),
+  "data.source": ("stdlib", "text", "jsonl"),
+  "data.view": (None, "code", "docs"),
+  "data.packing": ("pack", "pad"),
+  "lora.method": ("lora", "full", "frozen"),
+  "lora.scaling": ("standard", "rslora"),
+  "lora.init": ("kaiming", "he_uniform", "normal"),
+  "lora.compute": ("auto", "factored", "merged"),
+  "optim.name": ("adamw", "adam", "sgd"),
+  "optim.schedule": ("constant", "linear", "cosine"),
+  "train.export": ("best", "last"),
+  "logger.name": ("wandb", "none"),
+  "logger.mode": ("auto", "online", "offline"),
+}
+
+Allowed = tuple[Callable[[Any], bool], str]
+COUNT: Allowed = (lambda x: x >= 1, "at least 1")
+NOT_NEGATIVE: Allowed = (lambda x: x >= 0, "0 or more")
+POSITIVE: Allowed = (lambda x: x > 0, "above 0")
+SHARE: Allowed = (lambda x: 0 < x < 1, "between 0 and 1, both excluded")
+RATE: Allowed = (lambda x: 0 <= x < 1, "0 or more and below 1")
+SEED: Allowed = (lambda x: 0 <= x < 2**32, "between 0 and 4294967295")
+SIZE: Allowed = (lambda x: x >= 1 or x == -1, "at least 1, or -1 for the devices that are left")
+
+NUMBERS: dict[str, Allowed] = {
+  "model.layers": COUNT, "model.width": COUNT, "model.heads": COUNT, "model.ff": COUNT, "model.max_len": COUNT,
+  "model.vocab_size": COUNT, "model.dropout": RATE, "model.seed": SEED,
+  "model.pretrain.steps": COUNT, "model.pretrain.batch_size": COUNT, "model.pretrain.lr": POSITIVE,
+  "model.pretrain.warmup": NOT_NEGATIVE, "model.pretrain.weight_decay": NOT_NEGATIVE, "model.pretrain.clip": POSITIVE,
+  "model.pretrain.dropout": RATE,
+  "data.eval_fraction": SHARE, "data.seq_len": COUNT, "data.limit": COUNT, "data.seed": SEED,
+  "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE,
+  "mesh.arm": (lambda x: x == 1, "1: only a packed sweep has more arms"),
+  "lora.rank": COUNT, "lora.alpha": POSITIVE, "lora.dropout": RATE, "lora.init_std": POSITIVE,
+  "optim.lr": POSITIVE, "optim.warmup": NOT_NEGATIVE, "optim.weight_decay": NOT_NEGATIVE, "optim.eps": POSITIVE,
+  "optim.momentum": RATE, "optim.clip": POSITIVE, "optim.accumulate": COUNT,
+  "train.steps": COUNT, "train.epochs": POSITIVE, "train.batch_size": COUNT, "train.log_every": COUNT,
+  "train.eval_every": NOT_NEGATIVE, "train.eval_tokens": COUNT, "train.save_every": NOT_NEGATIVE, "train.seed": SEED,
+  "train.stop_at": COUNT,
+  "sample.every": NOT_NEGATIVE, "sample.max_tokens": COUNT, "sample.temperature": NOT_NEGATIVE, "sample.top_k": COUNT,
+  "sample.top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"), "sample.seed": SEED,
+}
+
+CREDENTIALS = {
+  "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
+  "a wandb key": re.compile(r"^[0-9a-f]{40}$|\bwandb_v1_\w{16,}"),
+  "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
+  "a GitHub token": re.compile(r"\bgh[opsur]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}"),
+  "an AWS key": re.compile(r"\bAKIA[0-9A-Z]{12,}"),
+  "a password in a URL": re.compile(r"://[^/\s:@]+:[^/\s@]+@"),
+}
+
+
+def check(cfg: Config) -> list[str]:
+  """Every problem of `cfg`, each one line 'path=value: what is allowed'; empty if there is none. Reads no data."""
+  parts = (_choices, _numbers, _task, _name, _credentials, _model, _sources, _lora, _optim, _train, _sample)
+  return [problem for part in parts for problem in part(cfg)]
+
+
+def sources(cfg: Config) -> dict[str, DataConfig]:
+  """The data that this run reads, by the path of its settings."""
+  found = {"data": cfg.data}
+  if cfg.pretrain_data is not None and cfg.model.base == "pretrain":
+    found["pretrain_data"] = cfg.pretrain_data
+  if cfg.retain is not None:
+    found["retain"] = cfg.retain
+  return found
+
+
+def credential(value: str) -> str | None:
+  """What kind of credential `value` looks like ('an AWS key'), or None."""
+  return next((kind for kind, pattern in CREDENTIALS.items() if pattern.search(value)), None)
+
+
+def credential_problem(path: str, value: str) -> list[str]:
+  """The one line against a credential in a config; it does not repeat the value."""
+  if kind := credential(value):
+    return [f"{path}: its value looks like {kind}, and configs are written to disk; "
+            "remove it here and give it in an environment variable (WANDB_API_KEY, HF_TOKEN)"]
+  return []
+
+
+def regex_problem(pattern: str) -> str | None:
+  """Why the target pattern `re:...` is no regular expression, or None."""
+  try:
+    re.compile(pattern.removeprefix("re:"))
+  except re.error as error:
+    return f"not a regular expression: {error}"
+  return None
+
+
+def run_directory_problem(path: str, directory: str) -> str | None:
+  """Why `directory` holds no run, or None."""
+  if not Path(directory).is_dir():
+    return f"{path}={directory}: no such directory; give a run directory, as outputs/DAY/TIME-NAME"
+  if not (Path(directory) / "config.yaml").is_file():
+    return f"{path}={directory}: holds no run (no config.yaml); give a run directory, as outputs/DAY/TIME-NAME"
+  return None
+
+
+def _value(cfg: Config, path: str) -> Any:
+  node: Any = cfg
+  for name in path.split("."):
+    node = getattr(node, name)
+  return node
+
+
+def _places(cfg: Config, path: str) -> list[str]:
+  """The settings that the rule for `path` holds for: rules of `data` hold for each source."""
+  group, _, key = path.partition(".")
+  return [f"{source}.{key}" for source in sources(cfg)] if group == "data" else [path]
+
+
+def _choices(cfg: Config) -> Iterator[str]:
+  for rule, choices in CHOICES.items():
+    for path in _places(cfg, rule):
+      value = _value(cfg, path)
+      if value not in choices:
+        words = [c for c in choices if c is not None]
+        names = ", ".join(shown(c) for c in choices)
+        yield f"{path}={shown(value)}: choose {names}{did_you_mean(str(value), words)}"
+
+
+def _numbers(cfg: Config) -> Iterator[str]:
+  for rule, (allowed, words) in NUMBERS.items():
+    for path in _places(cfg, rule):
+      value = _value(cfg, path)
+      if value is not None and not allowed(value):
+        yield f"{path}={shown(value)}: must be {words}"
+
+
+def _task(cfg: Config) -> Iterator[str]:
+  if cfg.task in ("generate", "evaluate"):
+    if not cfg.run:
+      yield f"run=null: task={cfg.task} works on a run; add run=DIR, as outputs/DAY/TIME-NAME"
+    elif problem := run_directory_problem("run", cfg.run):
+      yield problem
+  if cfg.task == "train" and cfg.run:
+    yield f"run={cfg.run}: is for task=generate and task=evaluate; to go on with a run use train.resume={cfg.run}"
+  if cfg.task == "generate":
+    if cfg.prompt is not None and cfg.prompt_file is not None:
+      yield "prompt, prompt_file: both are given; remove one"
+    if cfg.prompt_file is not None:
+      yield from _file("prompt_file", cfg.prompt_file)
+
+
+def _name(cfg: Config) -> Iterator[str]:
+  name = cfg.name
+  if not name or name in (".", "..") or name.startswith("-") or not name.isprintable() or re.search(r"[/\\]", name):
+    yield f"name={shown(name)}: must be a plain file name: letters, digits, - and _, no slash"
+  elif len(name.encode()) > 100:
+    yield f"name={shown(name)}: must be at most 100 bytes long"
+  if not cfg.cache:
+    yield "cache: must be a directory, as ~/.cache/lora_exp"
+
+
+def _credentials(cfg: Config) -> Iterator[str]:
+  for path, value in _leaves(asdict(cfg)):
+    if isinstance(value, str):
+      yield from credential_problem(path, value)
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+  if isinstance(node, dict | list):
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+      yield from _leaves(value, f"{path}.{key}" if path else str(key))
+  else:
+    yield path, node
+
+
+def _model(cfg: Config) -> Iterator[str]:
+  model = cfg.model
+  if model.heads >= 1 and model.width % model.heads:
+    yield f"model.heads={model.heads}: must divide model.width={model.width}"
+  if model.base == "weights":
+    if not model.weights:
+      yield "model.weights=null: model.base=weights needs a directory or file with model.safetensors"
+    elif not Path(model.weights).exists():
+      yield f"model.weights={model.weights}: no such file or directory"
+  if model.base == "pretrain":
+    steps, warmup = model.pretrain.steps, model.pretrain.warmup
+    if cfg.pretrain_data is None:
+      yield "pretrain_data=null: model.base=pretrain learns from it; add data@pretrain_data=stdlib_code"
+    if warmup > steps:
+      yield f"model.pretrain.warmup={warmup}: must be at most model.pretrain.steps={steps}"
+
+
+def _sources(cfg: Config) -> Iterator[str]:
+  for name, data in sources(cfg).items():
+    if data.seq_len > cfg.model.max_len:
+      yield f"{name}.seq_len={data.seq_len}: must be at most model.max_len={cfg.model.max_len}"
+    if data.pad_in_loss and data.packing != "pad":
+      yield f"{name}.pad_in_loss=true: needs {name}.packing=pad"
+    if data.source == "stdlib":
+      if data.view is None:
+        yield f"{name}.view=null: stdlib needs one: choose code, docs"
+    elif cfg.task in ("train", "evaluate"):
+      yield from _paths(name, data)
+    if data.source == "jsonl":
+      for key in ("prompt_field", "response_field"):
+        if not getattr(data, key):
+          yield f"{name}.{key}: must be the name of a field"
+
+
+def _paths(name: str, data: DataConfig) -> Iterator[str]:
+  if not data.path:
+    what = "a file of JSON lines" if data.source == "jsonl" else \
+      "a text file (TinyStories, for example), documents separated by <|endoftext|>"
+    yield f"{name}.path=null: give {name}.path=FILE, {what}"
+  else:
+    yield from _file(f"{name}.path", data.path)
+  if data.eval_path is not None:
+    yield from _file(f"{name}.eval_path", data.eval_path)
+
+
+def _file(path: str, value: str) -> Iterator[str]:
+  file = Path(value)
+  if not file.exists():
+    near = did_you_mean(file.name, os.listdir(file.parent)) if file.parent.is_dir() else ""
+    yield f"{path}={value}: no such file{near}"
+  elif not file.is_file():
+    yield f"{path}={value}: is a directory; give a file"
+  elif not os.access(file, os.R_OK):
+    yield f"{path}={value}: cannot be read (permission denied)"
+
+
+def _lora(cfg: Config) -> Iterator[str]:
+  lora = cfg.lora
+  yield from _patterns("lora.targets", lora.targets)
+  yield from _patterns("lora.exclude", lora.exclude)
+  if lora.method == "lora" and not lora.targets:
+    yield "lora.targets: must name at least one module; lora=frozen trains nothing"
+  if lora.layers is not None:
+    yield from _layers(lora.layers, cfg.model.layers)
+  for name, table, words, smallest in (("rank_pattern", lora.rank_pattern, "at least 1", 1),
+                                       ("alpha_pattern", lora.alpha_pattern, "above 0", math.ulp(0.0))):
+    for pattern, value in (table or {}).items():
+      yield from _patterns(f"lora.{name}", pattern)
+      if value < smallest:
+        yield f"lora.{name}.{pattern}={value}: must be {words}"
+
+
+def _patterns(path: str, patterns: Any) -> Iterator[str]:
+  items = patterns if isinstance(patterns, list) else [] if patterns is None else [patterns]
+  for item in items:
+    if not isinstance(item, str) or not item:
+      yield f"{path}={shown(patterns)}: must be a pattern or a list of patterns, as [query, value] or re:.*query"
+      return
+    if item.startswith("re:") and (problem := regex_problem(item)):
+      yield f"{path}={shown(item)}: {problem}"
+
+
+def _layers(layers: Any, count: int) -> Iterator[str]:
+  if not isinstance(layers, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in layers):
+    yield f"lora.layers={shown(layers)}: must be a list of block numbers, as [0,1], or null for all"
+  elif not layers or any(not 0 <= i < count for i in layers):
+    yield f"lora.layers={shown(layers)}: must be numbers of blocks from 0 to {count - 1}, or null for all"
+
+
+def _optim(cfg: Config) -> Iterator[str]:
+  optim, train = cfg.optim, cfg.train
+  if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+    yield f"optim.betas={optim.betas}: must be two numbers, each 0 or more and below 1"
+  if train.steps is not None and optim.warmup > train.steps:
+    yield f"optim.warmup={optim.warmup}: must be at most train.steps={train.steps}"
+  if optim.accumulate >= 1 and train.batch_size % optim.accumulate:
+    yield f"optim.accumulate={optim.accumulate}: must divide train.batch_size={train.batch_size}"
+
+
+def _train(cfg: Config) -> Iterator[str]:
+  steps, epochs = cfg.train.steps, cfg.train.epochs
+  if steps is None and epochs is None:
+    yield "train.steps=null: give train.steps or train.epochs"
+  elif steps is not None and epochs is not None:
+    yield f"train.epochs={epochs:g}: train.steps={steps} is set too; add train.steps=null, or train.epochs=null"
+  if cfg.train.resume and (problem := run_directory_problem("train.resume", cfg.train.resume)):
+    yield problem
+
+
+def _sample(cfg: Config) -> Iterator[str]:
+  if not all(cfg.sample.prompts):
+    yield "sample.prompts: must not hold an empty prompt; for no samples sample=none"
