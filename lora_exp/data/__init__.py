@@ -1,0 +1,8 @@
+"""Text becomes rows of tokens, once; rows become batches.
+
+    sources -> tokenizers -> rows -> pipeline
+    documents  ids           cache   batches
+
+`sources` reads documents one at a time, `tokenizers` turns them into ids, `rows` packs or pads them into rows of T
+positions in the cache, `pipeline` shuffles and batches the rows, `ngram` scores the held-out ones by counting.
+"""

@@ -1,0 +1,58 @@
+"""Rows become batches: shuffled anew each epoch, repeated without end, read ahead by threads.
+
+Batch number n is a function of the rows, the seed and the batch size alone. A batch is a dict of arrays (B, T):
+tokens, targets, segments, positions (int32) and weights (float32); see `records.decode`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from lora_exp.config.schema import DataConfig
+from lora_exp.data.records import Batch, decode
+from lora_exp.data.rows import Rows
+
+THREADS = 2
+AHEAD = 4  # batches
+
+
+def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) -> Iterator[Batch]:
+  """Batches without end, number `start` first; a batch may reach into the next epoch. `close()` stops the threads."""
+  data = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(rows.file("train")))).seed(cfg.seed)
+  if cfg.shuffle:
+    data = data.shuffle()
+  data = data.repeat().batch(batch_size, drop_remainder=True, batch_fn=_decoder(rows))
+  batches = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)))
+  batches.set_state({"next_index": start})
+  try:
+    yield from batches
+  finally:
+    batches.close()
+
+
+def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterator[Batch]:
+  """Held-out rows in order, spread evenly over all of them, about `max_tokens` counted tokens (None: all).
+
+  The last batch is filled with rows of padding (segments and weights 0), so that all have one shape.
+  """
+  chosen = eval_rows(rows, max_tokens)
+  reader = ArrayRecordReader(str(rows.file("eval")))
+  for first in range(0, len(chosen), batch_size):
+    records = reader.read(chosen[first : first + batch_size].tolist())
+    empty = [bytes(len(records[0]))] * (batch_size - len(records))
+    yield _decoder(rows)(records + empty)
+
+
+def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
+  """The numbers of the held-out rows that `eval_batches` takes: at least one."""
+  count = rows.eval_rows
+  if max_tokens is not None:
+    count = min(count, max(1, max_tokens * rows.eval_rows // rows.eval_tokens))
+  return np.arange(count) * rows.eval_rows // count
+
+
+def _decoder(rows: Rows) -> partial[Batch]:
+  return partial(decode, seq_len=rows.seq_len, vocab_size=rows.vocab_size)

@@ -1,0 +1,90 @@
+"""Pairs (token, next token) as arrays, as bytes on disk, and as batches.
+
+A record is one row of T positions: token and target as little-endian uint16 (uint32 where V > 65,536), then three
+times T bits: a piece starts here, the target counts, the position is no padding.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
+PAIR = np.dtype([("token", "<i4"), ("target", "<i4"), ("start", "?"), ("counted", "?"), ("real", "?")])
+FLAGS = ("start", "counted", "real")
+Batch = dict[str, np.ndarray]
+
+
+def _places(ids: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """All tokens in one array, the number of each one's document, and its place in the document."""
+  lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+  flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
+  place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+  return flat, np.repeat(np.arange(len(ids)), lengths), place
+
+
+def stream(ids: Sequence[list[int]], prompts: Sequence[int]) -> np.ndarray:
+  """The pairs of documents one after another, (pairs,) of PAIR; each document's first `prompts` tokens do not count."""
+  flat, document, place = _places(ids)
+  first = place == 0
+  last = np.append(first[1:], True)[: len(flat)]
+  pairs = np.zeros(len(flat) - len(ids), PAIR)
+  pairs["token"], pairs["target"] = flat[~last], flat[~first]
+  pairs["start"] = first[~last]
+  pairs["counted"] = (place >= np.asarray(prompts, np.int64)[document])[~first]
+  pairs["real"] = True
+  return pairs
+
+
+def padded(ids: Sequence[list[int]], prompts: Sequence[int], seq_len: int) -> np.ndarray:
+  """A row for each document, (documents, T) of PAIR: tokens[:T], targets tokens[1:] and a 0 that does not count."""
+  flat, document, place = _places(ids)
+  rows = np.zeros((len(ids), seq_len), PAIR)
+  kept = place < seq_len
+  where = document[kept], place[kept]
+  rows["token"][where] = flat[kept]
+  rows["real"][where] = True
+  rows["start"][:, 0] = True
+  rows["target"][:, :-1] = rows["token"][:, 1:]
+  rows["counted"][:, :-1] = rows["real"][:, 1:] & ~_in_prompt(prompts, seq_len)[:, :-1]
+  return rows
+
+
+def with_padding_in_loss(rows: np.ndarray, prompts: Sequence[int]) -> np.ndarray:
+  """`padded` rows whose padding is ordinary tokens that count, as in the JAX tutorial."""
+  rows["real"] = True
+  rows["counted"] = ~_in_prompt(prompts, rows.shape[1])
+  return rows
+
+
+def _in_prompt(prompts: Sequence[int], seq_len: int) -> np.ndarray:
+  """(documents, T): whether the target at this position belongs to the prompt."""
+  return np.arange(1, seq_len + 1) < np.asarray(prompts, np.int64)[:, None]
+
+
+def encode(rows: np.ndarray, vocab_size: int) -> list[bytes]:
+  """`rows` (R, T) of PAIR as R records."""
+  ids = [rows[name].astype(_id_type(vocab_size)).view(np.uint8) for name in ("token", "target")]
+  bits = [np.packbits(rows[name], axis=1) for name in FLAGS]
+  return [row.tobytes() for row in np.concatenate([*ids, *bits], axis=1)]
+
+
+def decode(records: Sequence[bytes], seq_len: int, vocab_size: int) -> Batch:
+  """B records as tokens, targets, segments, positions (B, T) int32 and weights (B, T) float32.
+
+  segments numbers the pieces of a row from 1, 0 is padding; positions count from 0 in each piece.
+  """
+  raw = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)
+  width = seq_len * _id_type(vocab_size).itemsize
+  tokens, targets = (np.ascontiguousarray(part).view(_id_type(vocab_size)).astype(np.int32)
+                     for part in (raw[:, :width], raw[:, width : 2 * width]))
+  bits = np.unpackbits(raw[:, 2 * width :].reshape(len(records), 3, -1), axis=2, count=seq_len)
+  start, counted, real = bits[:, 0], bits[:, 1], bits[:, 2]
+  index = np.arange(seq_len, dtype=np.int32)
+  began = np.maximum.accumulate(np.where(start, index, 0), axis=1)
+  return {
+    "tokens": tokens, "targets": targets, "weights": counted.astype(np.float32),
+    "segments": np.cumsum(start, axis=1, dtype=np.int32) * real, "positions": (index - began) * real}
+
+
+def _id_type(vocab_size: int) -> np.dtype:
+  return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
