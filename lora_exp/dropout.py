@@ -1,0 +1,58 @@
+"""Dropout whose key is filled in by the step, for the base and for the adapters alike.
+
+A module that drops holds a `DropKey`, a placeholder that is no part of the stored state. Each step fills all of them
+with fold_in(fold_in(key(seed), step), hash of the module's path): nothing is saved, and a new module changes no other
+module's mask.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class DropKey(nnx.Variable):
+  """The PRNG key of one module's dropout; a placeholder outside the step."""
+
+
+def placeholder() -> DropKey:
+  """A `DropKey` before the step fills it."""
+  return DropKey(jax.random.key(0))
+
+
+def path_key(key: jax.Array, path: str) -> jax.Array:
+  """`key` folded with a stable hash of a dotted module path."""
+  return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def stream_key(seed: int, stream: str) -> jax.Array:
+  """The key of one use of a seed (`adapter`, `dropout`, `sample`): streams of a seed are independent."""
+  return path_key(jax.random.key(seed), stream)
+
+
+def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
+  """Zeros a share `rate` of `x` and scales the rest by 1/(1 - rate); the rate may be traced, and 0 changes no bit.
+
+  Two masks are cut from each random word, as random bits cost more than the products of a small adapter; the rate is
+  thereby rounded to 1/65,536.
+  """
+  *lead, width = x.shape
+  words = jax.random.bits(key, (*lead, (width + 1) // 2), jnp.uint32)
+  halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*lead, -1)[..., :width]
+  keep = halves >= jnp.round(jnp.asarray(rate, jnp.float32) * 65536).astype(jnp.uint32)
+  return jnp.where(keep, x / (1 - jnp.asarray(rate, x.dtype)), 0)
+
+
+class Dropout(nnx.Module):
+  """Dropout of a base model at a static rate; on only where `deterministic` is False and the step filled the key."""
+
+  def __init__(self, rate: float):
+    self.rate = rate
+    self.deterministic = True
+    self.key = placeholder()
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    if self.deterministic or self.rate == 0:
+      return x
+    return dropout(x, self.rate, self.key[...])

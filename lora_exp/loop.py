@@ -1,0 +1,169 @@
+"""The visible loop, for the base and for the adapters alike, and the compiled programs that it runs."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_exp import screen
+from lora_exp.config import DivergedError, StoppedError
+from lora_exp.data.records import Batch
+from lora_exp.pack import Arms
+from lora_exp.step import Program, State, Tree, eval_step, state_shardings, train_step
+
+
+@dataclass
+class Job:
+  """A pack ready to train: the program, its arrays on the mesh, and the compiled step."""
+
+  program: Program
+  arms: Arms
+  frozen: Tree
+  state: State
+  key: jax.Array  # of dropout
+  step: Callable[[State, dict], tuple[State, dict]] = field(init=False)
+  compiled: Any = field(init=False)
+  compile_seconds: float = field(init=False)
+
+  def __post_init__(self):
+    self.evaluate = jax.jit(lambda params, arms, frozen, batch: eval_step(self.program, params, arms, frozen, batch))
+
+  def compile(self, batch: dict[str, jax.Array]) -> None:
+    """Compiles the train step for batches like `batch`, with donated state."""
+    began = time.monotonic()
+    out = (state_shardings(self.program, self.state), self.program.layout.replicated)
+    function = lambda state, arms, frozen, batch, key: train_step(self.program, state, arms, frozen, batch, key)
+    lowered = jax.jit(function, donate_argnums=0, out_shardings=out).lower(
+      self.state, self.arms, self.frozen, batch, self.key
+    )
+    self.compiled = lowered.compile()
+    self.step = lambda state, batch: self.compiled(state, self.arms, self.frozen, batch, self.key)
+    self.compile_seconds = time.monotonic() - began
+
+  @property
+  def peak_memory_bytes(self) -> int:
+    """XLA's own figure for the step: arguments, outputs that are not donated, and temporaries, on one device."""
+    m = self.compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+
+
+def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> list[dict[str, float]]:
+  """Loss, perplexity and accuracy of every arm on `batches`, each token weighing the same."""
+  sums = [(job.evaluate(params, job.arms, job.frozen, b), b["weights"].sum()) for b in batches]
+  tokens = float(sum(np.asarray(count, np.float64) for _, count in sums))
+  total = lambda name: sum(np.asarray(getattr(s, name), np.float64) for s, _ in sums) / tokens
+  return [
+    {"loss": float(loss), "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(right), "counted": int(tokens)}
+    for loss, right in zip(total("loss"), total("correct"), strict=True)
+  ]
+
+
+@dataclass
+class Cadence:
+  """When the loop pauses; a number of steps of 0 means never."""
+
+  evaluate: int
+  save: int
+  sample: int
+  stop_at: int | None = None
+
+
+@dataclass
+class Hooks:
+  """What the loop does beside training. `step` counts finished steps; `metrics` hold an entry for each arm."""
+
+  log: Callable[[int, dict[str, np.ndarray], float], None]  # step, metrics, seconds since the step before
+  evaluate: Callable[[int, Tree], bool]  # whether the state is worth saving
+  save: Callable[[int, State], None]
+  sample: Callable[[int, Tree], None]
+
+
+def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, title: str) -> State:
+  """Trains from `job.state` to `program.steps`; raises StoppedError on a signal and DivergedError on a loss that is
+
+  not a number, after what was reached is saved or logged. Metrics of a step are read while the next one runs.
+  """
+  state, steps = job.state, job.program.steps
+  first = int(state.step)
+  waiting: tuple[int, dict] | None = None
+  clock = time.monotonic()
+
+  def flush() -> None:
+    nonlocal waiting, clock
+    if waiting is None:
+      return
+    step, metrics = waiting[0], {k: np.asarray(v) for k, v in waiting[1].items()}
+    now = time.monotonic()
+    seconds, clock, waiting = now - clock, now, None
+    hooks.log(step, metrics, seconds)
+    loss, tokens = float(metrics["loss"][0]), float(metrics["tokens"][0])
+    bar.advance(loss=loss, **{"tokens/s": round(tokens / max(seconds, 1e-9))})
+    if not np.isfinite(metrics["loss"]).all():
+      raise DivergedError(
+        f"the loss is {loss} at step {step}: lower optim.lr (now {job.program.optim.lr:g}) or lora.alpha, "
+        "or set optim.clip; checkpoints before it remain"
+      )
+
+  with signals() as stop, screen.progress(title, steps, "steps", start=first) as bar:
+    batch = job.program.layout.put_batch(next(batches)) if first < steps else None
+    for step in range(first + 1, steps + 1):
+      state, metrics = job.step(state, batch)
+      batch = job.program.layout.put_batch(next(batches)) if step < steps else None
+      flush()
+      waiting = (step, metrics)
+      if step == steps:
+        flush()
+        break
+      stopping = stop.requested or step == cadence.stop_at
+      evaluating, sampling = due(step, cadence.evaluate), due(step, cadence.sample)
+      saving = due(step, cadence.save) or stopping
+      if not (evaluating or sampling or saving):
+        continue
+      flush()
+      if evaluating:
+        saving |= hooks.evaluate(step, state.params)
+      if sampling:
+        hooks.sample(step, state.params)
+      if saving:
+        hooks.save(step, state)
+      if stopping:
+        raise StoppedError(f"stopped after step {step} of {steps}; its checkpoint is saved")
+      clock = time.monotonic()
+  return state
+
+
+def due(step: int, every: int) -> bool:
+  """Whether `step` is a multiple of `every`; never where that is 0."""
+  return every > 0 and step % every == 0
+
+
+class _Stop:
+  requested = False
+
+
+@contextmanager
+def signals() -> Iterator[_Stop]:
+  """SIGTERM and the first Ctrl-C ask for a stop after the current step; a second Ctrl-C interrupts at once."""
+  stop, old = _Stop(), {}
+
+  def ask(number, frame):
+    if stop.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    stop.requested = True
+    screen.show("stopping after this step; Ctrl-C again to stop at once and lose it")
+
+  try:
+    old = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+  except ValueError:  # not the main thread: whoever runs us there handles signals
+    pass
+  try:
+    yield stop
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)

@@ -1,0 +1,188 @@
+"""Vocabulary projection and cross-entropy as one function that never holds the logits of all tokens.
+
+Chunks go along T and keep B as the sharded axis; inside a chunk rows are flat. The forward scan already forms dx and
+the gradients of the head, so the backward pass only multiplies: logits are made once, and freed.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lora_exp.lora import product
+from lora_exp.lora.layers import Adapter, dropout
+
+Array = jax.Array
+CHUNK_LOGITS = 2**25  # logits in one chunk: 128 MiB in float32
+
+
+class Head(NamedTuple):
+  """What the projection is made of; None where the head has no such part."""
+
+  kernel: Array  # (D, V)
+  bias: Array | None = None  # (V,)
+  a: Array | None = None  # (D, R)
+  b: Array | None = None  # (R, V)
+  scale: Array | None = None
+
+
+class Sums(NamedTuple):
+  """Sums over the tokens that count."""
+
+  loss: Array  # nats
+  correct: Array  # tokens whose target is the likeliest
+
+
+def head_loss(module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, train_kernel: bool = False) -> Sums:
+  """`Sums` of the next-token loss of features `x_BTD` under the head `module`, adapted or not.
+
+  `train_kernel` (static): the kernel and bias are trained too. Reverse mode only; `correct` has no gradient.
+  """
+  kernel = module.kernel[...].astype(module.dtype or x_BTD.dtype)
+  bias = None if module.bias is None else module.bias[...]
+  if not isinstance(module, Adapter):
+    return _vocab_loss(train_kernel, x_BTD, None, Head(kernel, bias), targets_BT, weights_BT)
+  a, b, scale = module.lora_a[...], module.lora_b[...], module.scale[...]
+  rows = targets_BT.size
+  if not module.deterministic:
+    dropped = dropout(x_BTD, module.rate[...], module.key[...])
+    return _vocab_loss(False, x_BTD, dropped, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
+  merge = module.compute == "merged" or (
+    module.compute == "auto" and kernel.dtype == a.dtype and product.cheaper_merged(rows, *kernel.shape)
+  )
+  if not merge:
+    return _vocab_loss(False, x_BTD, x_BTD, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
+  return _merged_loss(x_BTD, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
+
+
+def _chunks(x: Array, count: int) -> Array:
+  """(B, T, …) to (chunks, B, T/chunks, …), T padded with zeros."""
+  B, T, *rest = x.shape
+  size = math.ceil(T / count)
+  x = jnp.pad(x, [(0, 0), (0, size * count - T)] + [(0, 0)] * len(rest))
+  return jnp.moveaxis(x.reshape(B, count, size, *rest), 1, 0)
+
+
+def _unchunk(x: Array, length: int) -> Array:
+  """The inverse of `_chunks`."""
+  x = jnp.moveaxis(x, 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def _chunk_count(targets_BT: Array, vocab: int) -> int:
+  rows, length = targets_BT.shape
+  return min(length, math.ceil(rows * length / max(1, CHUNK_LOGITS // vocab)))
+
+
+def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array) -> tuple[Sums, Array]:
+  """The sums over M rows, and d(loss)/dz."""
+  top = z_MV.max(-1, keepdims=True)
+  exp = jnp.exp(z_MV - top)
+  total = exp.sum(-1, keepdims=True)
+  hit = jax.lax.broadcasted_iota(jnp.int32, z_MV.shape, 1) == targets_M[:, None]
+  label = jnp.where(hit, z_MV, 0).sum(-1)
+  nats = jnp.log(total[:, 0]) + top[:, 0] - label
+  dz = (exp / total - hit) * weights_M[:, None]
+  return Sums((nats * weights_M).sum(), ((label >= top[:, 0]) * weights_M).sum()), dz
+
+
+def _scan(train_kernel, x, x_lora, head: Head, kernel, targets, weights, gradients: bool):
+  """One pass over the chunks: sums, and (dx, g, dhead) if `gradients`. `kernel` is W, or W + s·A·B with `x_lora` None.
+
+  g = s·dz·Bᵀ (B, T, R) is what the adapter's A needs; dA = xᵀ·g is formed once, outside.
+  """
+  length, wide = targets.shape[1], jnp.float32
+  count = _chunk_count(targets, kernel.shape[1])
+  adapted = head.a is not None
+  zero = Head(
+    kernel=jnp.zeros(kernel.shape, wide) if train_kernel else None,
+    bias=jnp.zeros(head.bias.shape, wide) if train_kernel and head.bias is not None else None,
+    b=jnp.zeros(head.b.shape, wide) if adapted else None,
+  )
+
+  def body(carry, chunk):
+    sums, grads = carry
+    xs, targets_c, weights_c = chunk[0], chunk[-2].reshape(-1), chunk[-1].reshape(-1)
+    rows = xs.reshape(-1, xs.shape[-1])
+    lora_rows = chunk[1].reshape(rows.shape) if x_lora is not None else rows
+    z = jax.lax.dot(rows, kernel, preferred_element_type=wide)
+    h = lora_rows @ head.a.astype(rows.dtype) if adapted and (gradients or x_lora is not None) else None
+    if x_lora is not None:
+      z += head.scale * jax.lax.dot(h, head.b.astype(rows.dtype), preferred_element_type=wide)
+    if head.bias is not None:
+      z += head.bias
+    new, dz = _cross_entropy(z, targets_c, weights_c)
+    sums = Sums(sums.loss + new.loss, sums.correct + new.correct)
+    if not gradients:
+      return (sums, grads), None
+    dz = dz.astype(rows.dtype)
+    out = [(dz @ kernel.T).reshape(xs.shape)]
+    if adapted:
+      out.append((head.scale * (dz @ head.b.astype(dz.dtype).T)).reshape(*xs.shape[:2], -1))
+      grads = grads._replace(b=grads.b + head.scale * jax.lax.dot(h.T, dz, preferred_element_type=wide))
+    if train_kernel:
+      grads = grads._replace(kernel=grads.kernel + jax.lax.dot(rows.T, dz, preferred_element_type=wide))
+      grads = grads._replace(bias=None if grads.bias is None else grads.bias + dz.sum(0, dtype=wide))
+    return (sums, grads), out
+
+  parts = [x, targets, weights] if x_lora is None else [x, x_lora, targets, weights]
+  start = (Sums(jnp.zeros((), wide), jnp.zeros((), wide)), zero)
+  (sums, grads), out = jax.lax.scan(body, start, [_chunks(p, count) for p in parts])
+  return sums, grads, [_unchunk(o, length) for o in out] if gradients else None
+
+
+def _grad_a(x, g, head: Head) -> Array:
+  flat = lambda y: y.reshape(-1, y.shape[-1])
+  return jax.lax.dot(flat(x).T, flat(g).astype(x.dtype), preferred_element_type=head.a.dtype)
+
+
+def _times(tree, factor: Array):
+  return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), tree)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _vocab_loss(train_kernel: bool, x, x_lora, head: Head, targets, weights) -> Sums:
+  return _scan(train_kernel, x, x_lora, head, head.kernel, targets, weights, gradients=False)[0]
+
+
+def _vocab_loss_fwd(train_kernel, x, x_lora, head, targets, weights):
+  sums, grads, out = _scan(train_kernel, x, x_lora, head, head.kernel, targets, weights, gradients=True)
+  dx_lora = None
+  if x_lora is not None:
+    g = out[1]
+    grads = grads._replace(a=_grad_a(x_lora, g, head))
+    dx_lora = (g.reshape(-1, g.shape[-1]).astype(x.dtype) @ head.a.astype(x.dtype).T).reshape(x.shape)
+  return sums, (out[0], dx_lora, grads)
+
+
+def _vocab_loss_bwd(train_kernel, kept, cotangent: Sums):
+  dx, dx_lora, grads = _times(kept, cotangent.loss)
+  return dx, dx_lora, grads, None, None
+
+
+_vocab_loss.defvjp(_vocab_loss_fwd, _vocab_loss_bwd)
+
+
+@jax.custom_vjp
+def _merged_loss(x, head: Head, targets, weights) -> Sums:
+  return _merged_scan(x, head, targets, weights, gradients=False)[0]
+
+
+def _merged_scan(x, head, targets, weights, gradients):
+  kernel = product.merge_kernel(head.kernel, head.a, head.b, head.scale)
+  return _scan(False, x, None, head, kernel, targets, weights, gradients)
+
+
+def _merged_loss_fwd(x, head, targets, weights):
+  sums, grads, (dx, g) = _merged_scan(x, head, targets, weights, gradients=True)
+  return sums, (dx, grads._replace(a=_grad_a(x, g, head)))
+
+
+def _merged_loss_bwd(kept, cotangent: Sums):
+  dx, grads = _times(kept, cotangent.loss)
+  return dx, grads, None, None
+
+
+_merged_loss.defvjp(_merged_loss_fwd, _merged_loss_bwd)

@@ -1,0 +1,22 @@
+"""Model families. Each gives NNX modules, target presets and logical axes; none knows adapters or meshes."""
+
+from flax import nnx
+
+from lora_exp.config import ModelConfig
+from lora_exp.models import minigpt
+from lora_exp.models.family import Family
+
+FAMILIES: dict[str, Family] = {"minigpt": minigpt.FAMILY}
+
+
+def build(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
+  """The model of `cfg` with random weights from `cfg.seed`."""
+  return FAMILIES[cfg.family].build(cfg, cfg.vocab_size or vocab_size, rngs=nnx.Rngs(cfg.seed))
+
+
+def abstract(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
+  """The same model with shapes in place of weights; nothing is allocated."""
+  return nnx.eval_shape(lambda: build(cfg, vocab_size))
+
+
+__all__ = ["FAMILIES", "Family", "abstract", "build"]

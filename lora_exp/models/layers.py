@@ -1,0 +1,36 @@
+"""Pieces that the model families share: masks, attention with a key/value cache, the block's feed-forward."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+Cache = dict[str, Array]  # key and value, each (B, S, H, h): S slots, filled from the left
+
+
+def causal_mask(segments_BT: Array) -> Array:
+  """(B, T, T): position t sees position s of its own document at or before it; padding (segment 0) sees itself."""
+  same = segments_BT[:, :, None] == segments_BT[:, None, :]
+  return same & jnp.tril(jnp.ones(same.shape[-2:], bool))
+
+
+class Attention(nnx.Module):
+  """Multi-head attention with kernels (D, H·h): paths `query`, `key`, `value`, `out`."""
+
+  def __init__(self, width: int, heads: int, *, dtype, param_dtype, kernel_init, rngs: nnx.Rngs):
+    self.heads = heads
+    new = lambda: nnx.Linear(width, width, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
+    self.query, self.key, self.value, self.out = new(), new(), new(), new()
+
+  def __call__(
+    self, x_BTD: Array, mask_BTS: Array, cache: Cache | None = None, slot: Array | int = 0
+  ) -> tuple[Array, Cache | None]:
+    """Attends over x itself, or over `cache` after x's keys and values were written at `slot`."""
+    split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
+    q, k, v = split(self.query(x_BTD)), split(self.key(x_BTD)), split(self.value(x_BTD))
+    if cache is not None:
+      put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
+      cache = {"key": put(cache["key"], k), "value": put(cache["value"], v)}
+      k, v = cache["key"], cache["value"]
+    y = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None])
+    return self.out(y.reshape(x_BTD.shape)), cache

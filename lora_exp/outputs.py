@@ -1,0 +1,195 @@
+"""What a run leaves in its directory besides curves and checkpoints, and the table that closes it."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lora_exp import lora, screen, weights
+from lora_exp.build import Plan, trained_arm
+from lora_exp.config import InputError, LoraExpError
+from lora_exp.loop import Job
+from lora_exp.mesh import flatten
+from lora_exp.pack import take_arm
+from lora_exp.plan import nbytes, step_flops
+from lora_exp.step import State, Tree
+
+VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")
+
+
+@dataclass
+class Record:
+  """What a run learns about itself; part of every checkpoint, so that a resumed run goes on counting."""
+
+  steps: int  # of the whole run
+  data: str  # fingerprint of the rows
+  base: dict = field(default_factory=dict)  # kind of the base, and its own losses
+  tokens: int = 0  # trained on so far
+  train_seconds: float = 0.0
+  base_loss: float | None = None  # held out, before training
+  first: float | None = None  # of the first training step
+  final: float | None = None  # held out, at the latest evaluation
+  best: float | None = None  # held out
+  best_step: int = 0
+  held_out_tokens: int = 0
+  retain_base: float | None = None
+  retain_final: float | None = None
+  exported_step: int | None = None
+
+  def note(self, step: int, loss: float, tokens: int) -> bool:
+    """Keeps a held-out loss; returns whether it is the best so far."""
+    if step == 0:
+      self.base_loss = loss
+    self.final, self.held_out_tokens = loss, tokens
+    if self.best is not None and loss >= self.best:
+      return False
+    self.best, self.best_step = loss, step
+    return True
+
+  @property
+  def forgetting(self) -> float | None:
+    """Nats by which the loss on `retain` rose."""
+    if self.retain_base is None or self.retain_final is None:
+      return None
+    return self.retain_final - self.retain_base
+
+
+def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str, seconds: float) -> dict:
+  """summary.json: what was trained, how far, how well, at what cost, from what."""
+  compiled = hasattr(job, "compiled")
+  final = record.final
+  speed = record.tokens / record.train_seconds if record.train_seconds else None
+  tokens = plan.cfg.train.batch_size * plan.cfg.data.seq_len
+  return {
+    "status": status,
+    "name": plan.cfg.name,
+    "steps": record.steps,
+    "tokens": record.tokens,
+    "losses": {
+      "base": record.base_loss,
+      "first": record.first,
+      "final": final,
+      "best": record.best,
+      "best_step": record.best_step,
+      "exported_step": record.exported_step,
+      "retain_base": record.retain_base,
+      "retain_final": record.retain_final,
+      "forgetting": record.forgetting,
+    },
+    "perplexity": None if final is None else math.exp(min(final, 700.0)),
+    "held_out_tokens": record.held_out_tokens,
+    "parameters": plan.parameters(),
+    "targets": [asdict(row) for row in plan.table],
+    "seconds": {
+      "compile": round(job.compile_seconds, 3) if compiled else 0.0,
+      "train": round(record.train_seconds, 3),
+      "total": round(seconds, 3),
+    },
+    "peak_memory_bytes": job.peak_memory_bytes if compiled else None,
+    "process_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024),
+    "tokens_per_s": speed and round(speed, 1),
+    "flops_per_token": round(step_flops(plan) / tokens) if compiled else None,
+    "base": record.base,
+    "fingerprints": {"base": base_digest, "data": record.data},
+    "mesh": dict(plan.layout.mesh.shape),
+    "device": jax.devices()[0].device_kind,
+    "versions": {"python": platform.python_version(), **{v: importlib.metadata.version(v) for v in VERSIONS}},
+  }
+
+
+def frozen_digest(job: Job) -> str:
+  """SHA-256 of every frozen array."""
+  return weights.digest(job.frozen)
+
+
+def check_frozen(job: Job, before: str) -> None:
+  """Raises LoraExpError if training changed a byte of the base: never expected, always checked."""
+  if weights.digest(job.frozen) != before:
+    raise LoraExpError("the frozen base changed during training; this is a bug of lora_exp, please report it")
+
+
+def export(run_dir: Path, plan: Plan, state: State, base_digest: str) -> None:
+  """adapter/ in PEFT's format; model.safetensors for lora=full; nothing for lora=frozen."""
+  cfg = plan.cfg
+  if cfg.lora.method == "full":
+    weights.save(run_dir, trained_arm(state, 0))
+  if not plan.table:
+    return
+  metadata = {
+    "family": cfg.model.family,
+    "base": base_digest,
+    "step": int(state.step),
+    "scaling": cfg.lora.scaling,
+    "dropout": cfg.lora.dropout,
+  }
+  lora.save_adapter(run_dir / "adapter", plan.table, take_arm(state.params, plan.table, 0), metadata)
+
+
+def load_export(run_dir: Path, plan: Plan, job: Job) -> Tree:
+  """The trained leaves that `export` left in `run_dir`, as the params of `job` (a pack of one)."""
+  params = job.state.params
+  if plan.cfg.lora.method == "full":
+    return jax.tree.map(lambda x: x[None], weights.load(run_dir, plan.base, plan.layout.shardings(plan.base)))
+  if not plan.table:
+    return params
+  if not (run_dir / "adapter").is_dir():
+    raise InputError(f"run={run_dir} has no adapter/: the run did not end; resume it with train.resume={run_dir}")
+  found = lora.load_adapter(run_dir / "adapter", plan.table)
+  flat = {f"{path}.{name}": x for path, named in found.items() for name, x in named.items()}
+  names = list(flatten(params))
+  leaves = [jnp.asarray(flat[name])[None] for name in names]
+  return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def write_json(path: Path, content: dict) -> None:
+  """Writes under a temporary name and renames."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(json.dumps(content, indent=2) + "\n")
+  os.replace(temporary, path)
+
+
+def add_samples(run_dir: Path, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
+  """Appends samples to samples.jsonl, a line each."""
+  with open(run_dir / "samples.jsonl", "a", encoding="utf-8") as file:
+    for prompt, text in zip(prompts, texts, strict=True):
+      file.write(json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
+
+
+def show_samples(step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
+  """Samples on the screen, each on one line."""
+  for prompt, text in zip(prompts, texts, strict=True):
+    screen.show(f"step {step}: {prompt}│{' '.join(text.split())}", style="dim")
+
+
+def show_result(found: dict, run_dir: Path) -> None:
+  """The table that closes a run."""
+  losses, counts, seconds = found["losses"], found["parameters"], found["seconds"]
+  nats = lambda value: "-" if value is None else f"{value:.4f}"
+  gain = None if losses["base"] is None or losses["best"] is None else losses["base"] - losses["best"]
+  facts = {
+    "held-out loss, base": f"{nats(losses['base'])} nats a token over {found['held_out_tokens']:,} tokens",
+    "first training loss": nats(losses["first"]),
+    "held-out loss, final": f"{nats(losses['final'])}, perplexity {found['perplexity']:.4g}",
+    "held-out loss, best": f"{nats(losses['best'])} at step {losses['best_step']}, {nats(gain)} below the base",
+    "forgetting": "-"
+    if losses["forgetting"] is None
+    else f"{losses['forgetting']:+.4f} nats on retain ({nats(losses['retain_base'])} → {nats(losses['retain_final'])})",
+    "trainable parameters": f"{counts['trainable']:,} of {counts['total']:,} ({counts['percent']:.3g} %)",
+    "time": f"{seconds['total']:.1f} s: {seconds['compile']:.1f} s compile, {seconds['train']:.1f} s train",
+    "speed": f"{found['tokens_per_s']:,.0f} tokens/s" if found["tokens_per_s"] else "-",
+    "memory": f"{nbytes(found['peak_memory_bytes'])} in the step" if found["peak_memory_bytes"] else "-",
+    "run directory": _short(run_dir),
+  }
+  screen.show_facts("Result", facts)
+
+
+def _short(path: Path) -> str:
+  return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

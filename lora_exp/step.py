@@ -1,0 +1,197 @@
+"""The compiled step: loss, gradient and update of every arm, as pure functions of nested dicts of arrays.
+
+Dicts cross the jit boundary and modules live inside the trace: twenty times less dispatch than `nnx.jit`. What is
+equal for all arms is static in `Program`; what differs is an array in `Arms`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, traverse_util
+
+from lora_exp.config import OptimConfig
+from lora_exp.dropout import Dropout, DropKey, path_key
+from lora_exp.lora import Adapter, Hyper
+from lora_exp.loss import Sums, head_loss
+from lora_exp.mesh import Layout
+from lora_exp.models.layers import causal_mask
+from lora_exp.pack import Arms
+
+Tree = Any  # nested dicts of arrays
+Batch = dict[str, jax.Array]
+TRAINABLE = {"lora": nnx.LoRAParam, "full": nnx.Param, "frozen": False}
+
+
+class State(NamedTuple):
+  """What a step changes; params and opt have a leading axis of arms."""
+
+  step: jax.Array
+  params: Tree
+  opt: Tree
+
+
+@dataclass(frozen=True)
+class Program:
+  """The static part of a step: everything that must be equal within a pack."""
+
+  train_graph: nnx.GraphDef
+  eval_graph: nnx.GraphDef
+  hyper_paths: tuple[tuple, ...]
+  key_paths: tuple[tuple, ...]
+  modules: tuple[str, ...]  # adapted modules, in the order of Arms.scale
+  method: str
+  optim: OptimConfig
+  steps: int
+  mapping: str  # of the arms: map (a loop; best on a CPU) | vmap
+  layout: Layout
+
+
+def split_model(
+  model: nnx.Module, method: str, modules: tuple[str, ...], dropout: bool, **rest
+) -> tuple[Program, Tree, Tree]:
+  """`(program, trainable, frozen)` of an injected model, by Variable type and never by a name.
+
+  `dropout` (static): whether any arm drops inputs of its adapters; the base drops as its own rates say.
+  """
+  parts = (TRAINABLE[method], Hyper, DropKey, ...)
+  eval_graph = nnx.split(model, *parts)[0]
+  for _, module in nnx.iter_modules(model):
+    if isinstance(module, Dropout) or (dropout and isinstance(module, Adapter)):
+      module.deterministic = False
+  train_graph, trainable, hyper, keys, frozen = nnx.split(model, *parts)
+  paths = lambda state: tuple(traverse_util.flatten_dict(nnx.to_pure_dict(state)))
+  program = Program(train_graph, eval_graph, paths(hyper), paths(keys), modules, method, **rest)
+  return program, nnx.to_pure_dict(trainable), nnx.to_pure_dict(frozen)
+
+
+def assemble(program: Program, params: Tree, arm: Arms, frozen: Tree, key: jax.Array | None) -> nnx.Module:
+  """One arm's model, inside the trace; without a key nothing is dropped."""
+  graph = program.eval_graph if key is None else program.train_graph
+  root = jax.random.key(0) if key is None else key
+  dotted = lambda path: ".".join(map(str, path))
+  scale = lambda path: arm.scale[program.modules.index(dotted(path[:-1]))]
+  hyper = {path: arm.dropout if path[-1] == "rate" else scale(path) for path in program.hyper_paths}
+  keys = {path: path_key(root, dotted(path[:-1])) for path in program.key_paths}
+  whole = program.layout.gather_fsdp
+  return nnx.merge(graph, whole(params), *map(traverse_util.unflatten_dict, (hyper, keys)), whole(frozen))
+
+
+def batch_loss(program: Program, params: Tree, arm: Arms, frozen: Tree, batch: Batch, key: jax.Array | None) -> Sums:
+  """The loss of one arm on a batch, summed over the tokens that count."""
+  model = assemble(program, params, arm, frozen, key)
+  mask = causal_mask(batch["segments"])
+  x_BTD, _ = model.hidden(batch["tokens"], batch["positions"], mask)
+  full = program.method == "full"
+  return head_loss(model.head, x_BTD, batch["targets"], batch["weights"], train_kernel=full)
+
+
+def gradient(
+  program: Program, params: Tree, arm: Arms, frozen: Tree, batch: Batch, key: jax.Array
+) -> tuple[Tree, Sums, jax.Array]:
+  """One arm's gradient of the mean loss a token, its sums, and the tokens counted.
+
+  With `optim.accumulate` the batch is cut into parts; every token weighs the same, whatever its part.
+  """
+  tokens = batch["weights"].sum()
+  parts = program.optim.accumulate
+
+  def part_gradient(part: Batch, key: jax.Array):
+    def mean(params):
+      sums = batch_loss(program, params, arm, frozen, part, key)
+      return sums.loss / jnp.maximum(tokens, 1), sums
+
+    grads, sums = jax.grad(mean, has_aux=True)(params)
+    return grads, sums
+
+  if parts == 1:
+    grads, sums = part_gradient(batch, key)
+    return grads, sums, tokens
+  # Every device keeps its own rows: a part takes each `parts`-th of them.
+  cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+  def add(total, numbered):
+    i, part = numbered
+    return jax.tree.map(jnp.add, total, part_gradient(part, jax.random.fold_in(key, i))), None
+
+  zero = (jax.tree.map(jnp.zeros_like, params), Sums(jnp.zeros(()), jnp.zeros(())))
+  (grads, sums), _ = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
+  return grads, sums, tokens
+
+
+def schedule(cfg: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
+  """The share of the peak learning rate at `step` (from 0): linear warmup, then constant, linear or cosine decay."""
+  done = jnp.asarray(step, jnp.float32)
+  progress = jnp.clip((done - cfg.warmup) / max(1, steps - cfg.warmup), 0, 1)
+  decay = {
+    "constant": lambda: jnp.ones(()),
+    "linear": lambda: 1 - progress,
+    "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+  }[cfg.schedule]()
+  return jnp.minimum(1, (done + 1) / max(1, cfg.warmup)) * decay
+
+
+def optimizer(cfg: OptimConfig, arm: Arms, lr: jax.Array) -> optax.GradientTransformation:
+  """The optax transformation of one arm; its rates may be traced. Weight decay is decoupled, on matrices alone."""
+  matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+  b1, b2 = cfg.betas
+  rule = {
+    "adamw": lambda: optax.adamw(lr, b1=b1, b2=b2, eps=cfg.eps, weight_decay=arm.weight_decay, mask=matrices),
+    "adam": lambda: optax.adam(lr, b1=b1, b2=b2, eps=cfg.eps),
+    "sgd": lambda: optax.sgd(lr, momentum=cfg.momentum or None),
+  }[cfg.name]()
+  return rule if cfg.clip is None else optax.chain(optax.clip_by_global_norm(arm.clip), rule)
+
+
+def over_arms(function: Callable, mapping: str, *trees: Tree) -> Tree:
+  """`function` mapped over the leading axis of `trees`; a pack of one is called as it is."""
+  if jax.tree.leaves(trees)[0].shape[0] == 1:
+    return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], trees)))
+  if mapping == "vmap":
+    return jax.vmap(function)(*trees)
+  return jax.lax.map(lambda arm: function(*arm), trees)
+
+
+def init_state(program: Program, params: Tree, arms: Arms) -> State:
+  """The state before the first step; params have a leading axis of arms."""
+  start = lambda arm, p: optimizer(program.optim, arm, arm.lr).init(p)
+  return State(jnp.int32(0), params, over_arms(start, program.mapping, arms, params))
+
+
+def state_shardings(program: Program, state: State) -> State:
+  """Where a state lies. Given to every jit: left out, the first update would move a leaf and compile again."""
+  place = lambda tree: program.layout.shardings(tree, arms=True)
+  return State(program.layout.replicated, place(state.params), place(state.opt))
+
+
+def train_step(
+  program: Program, state: State, arms: Arms, frozen: Tree, batch: Batch, seed_key: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+  """One optimizer step of every arm; metrics are (N,). One dropout key serves all arms: paired noise, made once."""
+  key = jax.random.fold_in(seed_key, state.step)
+  factor = schedule(program.optim, program.steps, state.step)
+
+  def one_arm(arm: Arms, params: Tree, opt: Tree):
+    grads, sums, tokens = gradient(program, params, arm, frozen, batch, key)
+    updates, opt = optimizer(program.optim, arm, arm.lr * factor).update(grads, opt, params)
+    count = jnp.maximum(tokens, 1)
+    metrics = {
+      "loss": sums.loss / count,
+      "accuracy": sums.correct / count,
+      "tokens": tokens,
+      "grad_norm": optax.global_norm(grads),
+      "lr": arm.lr * factor,
+    }
+    return optax.apply_updates(params, updates), opt, metrics
+
+  params, opt, metrics = over_arms(one_arm, program.mapping, arms, state.params, state.opt)
+  return State(state.step + 1, params, opt), metrics
+
+
+def eval_step(program: Program, params: Tree, arms: Arms, frozen: Tree, batch: Batch) -> Sums:
+  """Sums (N,) of a batch without dropout."""
+  one_arm = lambda arm, params: batch_loss(program, params, arm, frozen, batch, None)
+  return over_arms(one_arm, program.mapping, arms, params)
