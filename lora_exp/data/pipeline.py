@@ -9,11 +9,10 @@ from functools import partial
 
 import grain
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.records import Batch, decode
-from lora_exp.data.rows import Rows
+from lora_exp.data.rows import Rows, damage_explained, read
 
 THREADS = 2
 AHEAD = 4  # batches
@@ -28,7 +27,8 @@ def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) 
   batches = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)))
   batches.set_state({"next_index": start})
   try:
-    yield from batches
+    with damage_explained(rows):
+      yield from batches
   finally:
     batches.close()
 
@@ -39,9 +39,10 @@ def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterato
   The last batch is filled with rows of padding (segments and weights 0), so that all have one shape.
   """
   chosen = eval_rows(rows, max_tokens)
-  reader = ArrayRecordReader(str(rows.file("eval")))
+  reader = read(rows, "eval")
   for first in range(0, len(chosen), batch_size):
-    records = reader.read(chosen[first : first + batch_size].tolist())
+    with damage_explained(rows):
+      records = reader.read(chosen[first : first + batch_size].tolist())
     empty = [bytes(len(records[0]))] * (batch_size - len(records))
     yield _decoder(rows)(records + empty)
 

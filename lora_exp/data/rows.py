@@ -8,7 +8,7 @@ tokens[:T] with the targets tokens[1:] and a 0, as the JAX tutorial does.
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from lora_exp import screen
 from lora_exp.cache import fingerprint, get_or_make
-from lora_exp.config.errors import InputError
+from lora_exp.config.errors import DiskError, InputError
 from lora_exp.config.schema import DataConfig
 from lora_exp.data import records
 from lora_exp.data.sources import Document, Source, get_source
 from lora_exp.data.tokenizers import Tokenizer
 
 FORMAT = 1  # of the records; part of the cache's key
-BATCH = 2**21  # characters, or positions of padded rows, made at once: bounds the memory and feeds every thread
+BATCH = 2**20  # characters, or positions of padded rows, made at once: bounds the memory and feeds every thread
 WRITER = "group_size:1,uncompressed"  # read one record at a time; compressing takes longer than all the rest
 
 
@@ -61,15 +61,15 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
   `limit` holds for `path` and for `eval_path`, each.
   """
   source = get_source(cfg)
-  held_out = get_source(cfg, cfg.eval_path) if cfg.eval_path and cfg.source != "stdlib" else None
+  held_out = get_source(cfg, "eval_path") if cfg.eval_path and cfg.source != "stdlib" else None
   every = None if held_out else _every(cfg)
   key = _key(cfg, tokenizer, source, held_out)
 
   def make(directory: Path) -> None:
     with closing(Maker(directory, cfg, tokenizer)) as maker:
-      units = _read(source, cfg, maker, every, progress)
+      units = _read_documents(source, cfg, maker, every, progress)
       if held_out:
-        _read(held_out, cfg, maker, 1, progress)
+        _read_documents(held_out, cfg, maker, 1, progress)
     _check_enough(maker, cfg, source, units, every)
     if _key(cfg, tokenizer, source, held_out) != key:
       raise InputError("the data changed while it was read: start again")
@@ -95,7 +95,7 @@ def _key(cfg: DataConfig, tokenizer: Tokenizer, source: Source, held_out: Source
     seq_len=cfg.seq_len, packing=cfg.packing, pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss)
 
 
-def _read(source: Source, cfg: DataConfig, maker: "Maker", every: int | None, progress: bool) -> int:
+def _read_documents(source: Source, cfg: DataConfig, maker: "Maker", every: int | None, progress: bool) -> int:
   """Give all documents to `maker`, each `every`-th to be held out; returns how many units (files) there were."""
   units = read = 0
   with ExitStack() as stack:
@@ -192,8 +192,9 @@ class Split:
   def _write(self, pairs: np.ndarray) -> None:
     rows = pairs.reshape(-1, self.seq_len).copy()
     rows["start"][:, 0] = True  # a document that goes on is a new piece
-    for record in records.encode(rows, self.tokenizer.vocab_size):
-      self.writer.write(record)
+    with _disk_errors():
+      for record in records.encode(rows, self.tokenizer.vocab_size):
+        self.writer.write(record)
     self.rows += len(rows)
 
   def close(self) -> None:
@@ -201,7 +202,17 @@ class Split:
     if len(self.rest):
       padding = np.zeros(self.seq_len - len(self.rest), records.PAIR)
       self._write(np.concatenate([self.rest, padding]))
-    self.writer.close()
+    with _disk_errors():
+      self.writer.close()
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+  """ArrayRecord's writer reports a full disk as a RuntimeError, often not before it is closed."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise DiskError(f"cannot write the rows to the cache: {error}; free some space there or set cache=") from error
 
 
 def _check_enough(maker: Maker, cfg: DataConfig, source: Source, units: int, every: int | None) -> None:
@@ -223,10 +234,29 @@ def _open(path: Path) -> Rows:
   """The rows in a directory of the cache; InputError if they are not what was written."""
   try:
     rows = Rows(path=path, **json.loads((path / "meta.json").read_text()))
-    whole = all(ArrayRecordReader(str(rows.file(split))).num_records() == rows.count(split)
-                for split in ("train", "eval"))
-  except (OSError, ValueError, TypeError, RuntimeError):
+    whole = all(read(rows, split).num_records() == rows.count(split) for split in ("train", "eval"))
+  except (OSError, ValueError, TypeError):
     whole = False
   if not whole:
-    raise InputError(f"{path} is damaged: delete that directory, and it will be made again")
+    raise _damaged(path)
   return rows
+
+
+def read(rows: Rows, split: str) -> ArrayRecordReader:
+  """A reader of the records of `split`."""
+  return ArrayRecordReader(str(rows.file(split)))
+
+
+@contextmanager
+def damage_explained(rows: Rows) -> Iterator[None]:
+  """Each record carries a checksum: say in words what to do when one does not match."""
+  try:
+    yield
+  except RuntimeError as error:
+    if "Corrupted" not in str(error):
+      raise
+    raise _damaged(rows.path) from error
+
+
+def _damaged(path: Path) -> InputError:
+  return InputError(f"{path} is damaged: delete that directory, and it will be made again")

@@ -44,26 +44,27 @@ class Source(Protocol):
     """Every document in order, lazily."""
 
 
-def get_source(cfg: DataConfig, path: str | None = None) -> Source:
-  """The source that `cfg` describes, read from `path` instead of `cfg.path` if given. Raises InputError."""
+def get_source(cfg: DataConfig, field: str = "path") -> Source:
+  """The source that `cfg` describes; text and jsonl are read from the file that `cfg.<field>` names. InputError."""
   makers: dict[str, Callable[[], Source]] = {
-    "stdlib": lambda: Stdlib(cfg.view), "text": lambda: Text(_file(cfg, path or cfg.path)),
-    "jsonl": lambda: Jsonl(_file(cfg, path or cfg.path), cfg.prompt_field, cfg.response_field)}
+    "stdlib": lambda: Stdlib(cfg.view), "text": lambda: Text(_file(cfg, field)),
+    "jsonl": lambda: Jsonl(_file(cfg, field), cfg.prompt_field, cfg.response_field)}
   if cfg.source not in makers:
     raise InputError(f"data.source={cfg.source}: one of {', '.join(makers)}{did_you_mean(cfg.source, makers)}")
   return makers[cfg.source]()
 
 
-def _file(cfg: DataConfig, name: str | None) -> Path:
+def _file(cfg: DataConfig, field: str) -> Path:
+  name = getattr(cfg, field)
   if not name:
-    raise InputError(f"data.source={cfg.source} reads a file: set data.path")
+    raise InputError(f"data.source={cfg.source} reads a file: set data.{field}")
   path = Path(name).expanduser()
-  if path.is_file():
+  if path.is_file() and os.access(path, os.R_OK):
     return path
   if path.exists():
-    raise InputError(f"data.path: {path} is not a file")
+    raise InputError(f"data.{field}: {path} is not a file that can be read")
   others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-  raise InputError(f"data.path: there is no file {path}{did_you_mean(path.name, others)}")
+  raise InputError(f"data.{field}: there is no file {path}{did_you_mean(path.name, others)}")
 
 
 class Stdlib:
@@ -174,22 +175,22 @@ def split_documents(file: IO[bytes], block: int = 2**20) -> Iterator[tuple[bytes
   while read := file.read(block):
     *whole, rest = (rest + read).split(SEPARATOR)
     for document in whole:
-      *pieces, last = _cut(document)
+      *pieces, last = _cut(document, LONGEST)
       yield from ((piece, 0) for piece in pieces)
       yield last, len(SEPARATOR)
-    *pieces, rest = _cut(rest)
+    *pieces, rest = _cut(rest, LONGEST + len(SEPARATOR))  # its end may be part of a separator
     yield from ((piece, 0) for piece in pieces)
-  yield rest, 0
+  yield from ((piece, 0) for piece in _cut(rest, LONGEST))
 
 
-def _cut(document: bytes) -> list[bytes]:
-  """Pieces of at most LONGEST bytes; the last one may be a separator longer, for it may hold part of one."""
+def _cut(document: bytes, keep: int) -> list[bytes]:
+  """Pieces of at most LONGEST bytes cut off the beginning until at most `keep` bytes are left: the last piece."""
   pieces, start = [], 0
-  while len(document) - start > LONGEST + len(SEPARATOR):
+  while len(document) - start > keep:
     end = document.rfind(b"\n", start, start + LONGEST) + 1
     if end == 0:
       end = start + LONGEST
-      while document[end] & 0xC0 == 0x80:  # not inside a character
+      while document[end] & 0xC0 == 0x80 and end > start + LONGEST - 3:  # not inside a character
         end -= 1
     pieces.append(document[start:end])
     start = end
