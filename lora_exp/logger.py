@@ -210,7 +210,8 @@ class WandbLogger(Logger):
       if self.settings["mode"] != "online":
         raise
       self._warn(f"the server cannot be reached ({error}); logging offline, `wandb sync` sends it later")
-      run = wandb.init(**self.settings | {"mode": "offline", "resume": None}, settings=quiet)
+      name = self.settings["id"] + "-offline"  # wandb's service still holds the first one and would never answer
+      run = wandb.init(**self.settings | {"mode": "offline", "resume": None, "id": name}, settings=quiet)
     _define_axes(run)
     return run
 

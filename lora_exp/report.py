@@ -27,8 +27,8 @@ def plot_loss(run_dir: Path) -> Path:
 
 
 def loss_figure(rows: list[dict], title: str) -> Figure:
-  """Train loss as a thin line and its running median, held-out and retain loss as markers, the base's as a dashed line."""
-  figure = Figure(figsize=(8, 4.8), layout="constrained")
+  """Train loss as a thin line and its running median, held-out and retain loss as markers, the base's dashed."""
+  figure = Figure(figsize=(8.5, 5), layout="constrained")
   axes = figure.add_subplot()
   for split in ("train", "eval", "retain"):
     steps, losses = _curve(rows, split)
@@ -55,7 +55,8 @@ def running_median(values: np.ndarray, window: int, points: int = 400) -> tuple[
   """(places, medians of the `window` values around each), at most `points` of them; one spike moves no median."""
   places = np.unique(np.linspace(0, len(values) - 1, points).astype(int))
   around = (values[max(0, i - window // 2):i + window // 2 + 1] for i in places)
-  return places, np.array([np.median(part[np.isfinite(part)]) if np.isfinite(part).any() else np.nan for part in around])
+  finite = (part[np.isfinite(part)] for part in around)  # a loss that was no number is left out
+  return places, np.array([np.median(part) if len(part) else np.nan for part in finite])
 
 
 def _curve(rows: list[dict], split: str) -> tuple[np.ndarray, np.ndarray]:
