@@ -17,7 +17,8 @@ ELSEWHERE = {  # other libraries' words
   "r": "lora.rank", "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
   "target_modules": "lora.targets", "learning_rate": "optim.lr", "optimizer": "optim", "wd": "optim.weight_decay",
   "grad_clip": "optim.clip", "max_steps": "train.steps", "num_train_epochs": "train.epochs",
-  "max_length": "data.seq_len", "dataset": "data", "d_model": "model.width", "n_layers": "model.layers", "n_heads": "model.heads",
+  "max_length": "data.seq_len", "dataset": "data",
+  "d_model": "model.width", "n_layers": "model.layers", "n_heads": "model.heads",
 }
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 

@@ -1,0 +1,127 @@
+"""`run=DIR` and `train.resume=DIR`: the config saved in DIR, with only what was typed on top."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from lora_exp.config.checks import run_directory_problem
+from lora_exp.config.errors import InputError
+from lora_exp.config.overrides import GLOBAL_GROUPS
+from lora_exp.config.schema import Config
+from lora_exp.config.typed import plain, shown, to_config
+
+FILE = "config.yaml"
+ONCE = {"task": "train", "run": None, "prompt": None, "prompt_file": None}  # they belong to one command, not to a run
+FREE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "train.resume", "train.stop_at",
+        "train.log_every", "train.eval_every", "train.save_every")  # may change while a run goes on
+
+
+def save(cfg: Config, directory: Path) -> Config | None:
+  """Writes DIR/config.yaml: every setting, resolved, and nothing else. Returns the config it replaces, if any."""
+  file = directory / FILE
+  before = load(str(directory)) if file.is_file() else None
+  values = asdict(cfg)
+  values["train"]["resume"] = None  # it belongs to the command
+  temporary = directory / f".{FILE}.tmp"
+  temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+  temporary.replace(file)
+  return before
+
+
+def load(directory: str, path: str = "run") -> Config:
+  """The config of the run in `directory`, without what belonged to the command that made it.
+
+  Raises InputError, naming the setting `path`, if there is none or if it does not fit this version.
+  """
+  if problem := run_directory_problem(path, directory):
+    raise InputError(problem)
+  file = Path(directory) / FILE
+  try:
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+  except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+  if not isinstance(values, dict):
+    raise InputError(f"{file}: holds no settings")
+  try:
+    cfg = to_config(values)
+  except InputError as error:
+    raise InputError([f"{file}: {problem}" for problem in error.problems]) from error
+  cfg.train.resume = cfg.train.stop_at = None
+  return to_config({**asdict(cfg), **ONCE})
+
+
+def job_config(composed: DictConfig, overrides: Sequence[Override]) -> Config:
+  """The config of one job: as composed, or with `run=DIR` and `train.resume=DIR` as saved and typed on top."""
+  values = plain(composed)
+  cfg = to_config(values)
+  if cfg.train.resume is not None:
+    return _resumed(load(cfg.train.resume, "train.resume"), values, overrides, cfg.train.resume)
+  if cfg.run is not None and cfg.task != "train":
+    return _on_top(load(cfg.run), values, overrides)
+  return cfg
+
+
+def _on_top(saved: Config, values: dict[str, Any], overrides: Sequence[Override]) -> Config:
+  """`saved` with the nodes of the typed groups, and the typed values, of the composed `values`."""
+  merged = asdict(saved)
+  problems = []
+  ordered = sorted(overrides, key=lambda override: "." in override.key_or_group)  # a group before its values
+  for override in ordered:
+    key = override.key_or_group
+    if override.is_hydra_override():
+      continue
+    if key in GLOBAL_GROUPS:
+      problems.append(f"{override.input_line}: cannot be laid over a saved run; type the settings themselves")
+    else:
+      _copy(override.package or key, values, merged)
+  if problems:
+    raise InputError(problems)
+  return to_config(merged)
+
+
+def _copy(path: str, source: dict[str, Any], target: dict[str, Any]) -> None:
+  """Sets `path` in `target` to what it is in `source`, with the groups around it where `target` has none."""
+  *parents, name = path.split(".")
+  for parent in parents:
+    source = source[parent]
+    if not isinstance(target.get(parent), dict):
+      target[parent] = copy.deepcopy(source)
+    target = target[parent]
+  target[name] = copy.deepcopy(source.get(name))
+
+
+def _resumed(saved: Config, values: dict[str, Any], overrides: Sequence[Override], directory: str) -> Config:
+  cfg = _on_top(saved, values, overrides)
+  before, after = _flat(asdict(saved)), _flat(asdict(cfg))
+  problems = []
+  for path in sorted(before.keys() | after.keys()):
+    old, new = before.get(path), after.get(path)
+    if old == new or any(f"{path}.".startswith(f"{free}.") for free in FREE):
+      continue
+    if path != "train.steps":
+      problems.append(f"{path}={shown(new)}: the run in {directory} has {shown(old)}, and a run goes on as it began; "
+                      "leave it out, or start a new run")
+    elif saved.optim.schedule != "constant":
+      problems.append(f"train.steps={shown(new)}: the {saved.optim.schedule} schedule was planned for {shown(old)} "
+                      "steps; only a run with optim.schedule=constant can be made longer")
+    elif old is None or new is None or new < old:
+      problems.append(f"train.steps={shown(new)}: must be at least the run's {shown(old)}")
+  if problems:
+    raise InputError(problems)
+  return cfg
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in node.items():
+    if isinstance(value, dict) and value:
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
