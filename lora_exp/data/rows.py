@@ -223,9 +223,9 @@ def _check_enough(maker: Maker, cfg: DataConfig, source: Source, units: int, eve
   if held.tokens == 0 and every is None:
     raise InputError(f"data.eval_path: {cfg.eval_path} holds no text to evaluate on")
   if held.tokens == 0:
-    raise InputError(f"no document is held out: every {every}th of the {source.unit} is (data.eval_fraction="
-                     f"{cfg.eval_fraction}), and {where} gives {units}; raise data.eval_fraction or data.limit, or set "
-                     "data.eval_path")
+    own = "" if cfg.source == "stdlib" else ", or set data.eval_path"
+    raise InputError(f"nothing is held out: 1 of {every} {source.unit} is (data.eval_fraction={cfg.eval_fraction}) and "
+                     f"{where} gives {units}; raise data.eval_fraction or data.limit{own}")
   if train.tokens == 0:
     raise InputError(f"nothing to train on: the {units} {source.unit} of {where} give no token to predict")
 
