@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import Config, DataConfig
 from lora_exp.config.typed import shown
@@ -61,16 +62,6 @@ NUMBERS: dict[str, Allowed] = {
   "sample.top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"), "sample.seed": SEED,
 }
 
-CREDENTIALS = {
-  "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
-  "a wandb key": re.compile(r"^[0-9a-f]{40}$|\bwandb_v1_\w{16,}"),
-  "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
-  "a GitHub token": re.compile(r"\bgh[opsur]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}"),
-  "an AWS key": re.compile(r"\bAKIA[0-9A-Z]{12,}"),
-  "a password in a URL": re.compile(r"://[^/\s:@]+:[^/\s@]+@"),
-}
-
-
 def check(cfg: Config) -> list[str]:
   """Every problem of `cfg`, each one line 'path=value: what is allowed'; empty if there is none. Reads no data."""
   parts = (_choices, _numbers, _task, _name, _credentials, _model, _sources, _lora, _optim, _train, _sample)
@@ -85,19 +76,6 @@ def sources(cfg: Config) -> dict[str, DataConfig]:
   if cfg.retain is not None:
     found["retain"] = cfg.retain
   return found
-
-
-def credential(value: str) -> str | None:
-  """What kind of credential `value` looks like ('an AWS key'), or None."""
-  return next((kind for kind, pattern in CREDENTIALS.items() if pattern.search(value)), None)
-
-
-def credential_problem(path: str, value: str) -> list[str]:
-  """The one line against a credential in a config; it does not repeat the value."""
-  if kind := credential(value):
-    return [f"{path}: its value looks like {kind}, and configs are written to disk; "
-            "remove it here and give it in an environment variable (WANDB_API_KEY, HF_TOKEN)"]
-  return []
 
 
 def regex_problem(pattern: str) -> str | None:

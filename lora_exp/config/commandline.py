@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -98,20 +99,25 @@ def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
   if line.shows:
     return
   hydra = [str(o.input_line) for o in overrides if o.is_hydra_override()]
-  texts = composing.jobs(master, [o for o in overrides if not o.is_hydra_override()]) if line.multirun else \
-    iter([[str(o.input_line) for o in overrides if not o.is_hydra_override()]])
+  task = [o for o in overrides if not o.is_hydra_override()]
   found: dict[str, None] = {}  # in order, each once
-  for job in itertools.islice(texts, MOST_CHECKED):
-    composed = composing.compose([*hydra, *job])
-    try:
-      cfg = job_config(composed, parse(job, composing.loader)[0])
-      found |= dict.fromkeys(check(cfg))
-      line.jobs.append(cfg)
-    except InputError as error:
-      found |= dict.fromkeys(composing.located(error.problems, composed))
+  if line.multirun:
+    for job in itertools.islice(composing.jobs(master, task), MOST_CHECKED):
+      found |= dict.fromkeys(_job(line, composing, composing.compose([*hydra, *job]), parse(job, composing.loader)[0]))
+  else:
+    found |= dict.fromkeys(_job(line, composing, master, task))
   found |= dict.fromkeys(_directory(line, master, [o.key_or_group for o in overrides]))
   if found:
     raise InputError(list(found))
+
+
+def _job(line: CommandLine, composing: Composer, composed: DictConfig, overrides: Sequence[Override]) -> list[str]:
+  """Adds one job to `line`; returns its problems."""
+  try:
+    line.jobs.append(job_config(composed, overrides))
+    return check(line.jobs[-1])
+  except InputError as error:
+    return composing.located(error.problems, composed)
 
 
 def _directory(line: CommandLine, master: DictConfig, typed: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config.checks import credential_problem
+from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import InputError
 from lora_exp.config.overrides import Names, not_one_value, parse, quoted
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from lora_exp.config.checks import credential_problem
+from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import Config
 from lora_exp.config.typed import group_class, is_setting, settings, suggestion
@@ -168,7 +168,7 @@ class Names:
     key, text = override.key_or_group, str(override.input_line)
     unknown = [name for name in _keys(key, override.value()) if not is_setting(name)]
     for name in unknown:
-      near = did_you_mean(name, self.groups) if "." not in name else ""
+      near = did_you_mean(name, GLOBAL_GROUPS) if "." not in name else ""
       yield f"{name}: no such setting{near or suggestion(name)}"
     if unknown:
       return

@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.config.checks import run_directory_problem
 from lora_exp.config.errors import InputError
 from lora_exp.config.overrides import GLOBAL_GROUPS
 from lora_exp.config.schema import Config
-from lora_exp.config.typed import plain, shown, to_config
+from lora_exp.config.typed import shown, to_config
 
 FILE = "config.yaml"
 ONCE = {"task": "train", "run": None, "prompt": None, "prompt_file": None}  # they belong to one command, not to a run
@@ -58,34 +58,43 @@ def load(directory: str, path: str = "run") -> Config:
 
 def job_config(composed: DictConfig, overrides: Sequence[Override]) -> Config:
   """The config of one job: as composed, or with `run=DIR` and `train.resume=DIR` as saved and typed on top."""
-  values = plain(composed)
-  cfg = to_config(values)
+  cfg = to_config(composed)
   if cfg.train.resume is not None:
-    return _resumed(load(cfg.train.resume, "train.resume"), values, overrides, cfg.train.resume)
+    return _resumed(load(cfg.train.resume, "train.resume"), composed, overrides, cfg.train.resume)
   if cfg.run is not None and cfg.task != "train":
-    return _on_top(load(cfg.run), values, overrides)
+    return _on_top(load(cfg.run), composed, overrides)
   return cfg
 
 
-def _on_top(saved: Config, values: dict[str, Any], overrides: Sequence[Override]) -> Config:
-  """`saved` with the nodes of the typed groups, and the typed values, of the composed `values`."""
-  merged = asdict(saved)
+def _on_top(saved: Config, composed: DictConfig, overrides: Sequence[Override]) -> Config:
+  """`saved` with the nodes of the typed groups, and the typed values, of `composed`.
+
+  Interpolations of a typed node see the saved settings around it: its seq_len is the saved model's max_len.
+  """
+  values = OmegaConf.to_container(composed, resolve=False)
+  assert isinstance(values, dict)
+  merged = _literal(asdict(saved))
   problems = []
-  ordered = sorted(overrides, key=lambda override: "." in override.key_or_group)  # a group before its values
-  for override in ordered:
-    key = override.key_or_group
-    if override.is_hydra_override():
-      continue
-    if key in GLOBAL_GROUPS:
+  for override in sorted(overrides, key=lambda override: "." in override.key_or_group):  # a group before its values
+    if override.key_or_group in GLOBAL_GROUPS:
       problems.append(f"{override.input_line}: cannot be laid over a saved run; type the settings themselves")
-    else:
-      _copy(override.package or key, values, merged)
+    elif not override.is_hydra_override():
+      _copy(override.package or override.key_or_group, values, merged)
   if problems:
     raise InputError(problems)
-  return to_config(merged)
+  return to_config(OmegaConf.create(merged))
 
 
-def _copy(path: str, source: dict[str, Any], target: dict[str, Any]) -> None:
+def _literal(node: Any) -> Any:
+  """`node` with every `${` escaped: text of a saved config is text."""
+  if isinstance(node, dict):
+    return {key: _literal(value) for key, value in node.items()}
+  if isinstance(node, list):
+    return [_literal(value) for value in node]
+  return node.replace("${", "\\${") if isinstance(node, str) else node
+
+
+def _copy(path: str, source: Any, target: dict[str, Any]) -> None:
   """Sets `path` in `target` to what it is in `source`, with the groups around it where `target` has none."""
   *parents, name = path.split(".")
   for parent in parents:
@@ -96,8 +105,8 @@ def _copy(path: str, source: dict[str, Any], target: dict[str, Any]) -> None:
   target[name] = copy.deepcopy(source.get(name))
 
 
-def _resumed(saved: Config, values: dict[str, Any], overrides: Sequence[Override], directory: str) -> Config:
-  cfg = _on_top(saved, values, overrides)
+def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override], directory: str) -> Config:
+  cfg = _on_top(saved, composed, overrides)
   before, after = _flat(asdict(saved)), _flat(asdict(cfg))
   problems = []
   for path in sorted(before.keys() | after.keys()):

@@ -1,0 +1,44 @@
+"""What every test shares: a cache of the session, no network, and goldens that are updated on purpose."""
+
+import difflib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+_session = None if "LORA_EXP_CACHE" in os.environ else tempfile.TemporaryDirectory(prefix="lora_exp_cache_")
+if _session is not None:  # set while test modules are imported, so that subprocesses share it too
+  os.environ["LORA_EXP_CACHE"] = _session.name
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/ from what the program does now")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+  """golden(name, text): `text` equals tests/golden/NAME; with --update-golden it becomes that."""
+
+  def same(name: str, text: str) -> None:
+    file = GOLDEN / name
+    if request.config.getoption("--update-golden"):
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.write_text(text, encoding="utf-8")
+    expected = file.read_text(encoding="utf-8") if file.is_file() else ""
+    diff = "".join(difflib.unified_diff(expected.splitlines(True), text.splitlines(True), f"golden/{name}", "now"))
+    assert not diff, f"{diff}\nIf this change is meant: pytest --update-golden"
+
+  return same
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+  """An empty working directory."""
+  monkeypatch.chdir(tmp_path)
+  yield tmp_path
