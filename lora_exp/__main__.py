@@ -28,7 +28,7 @@ from lora_exp.config.overrides import parse
 from lora_exp.config.rundir import cannot_write, is_disk_error, locked
 from lora_exp.config.saved import job_config, save
 from lora_exp.config.typed import shown
-from lora_exp.screen import show, show_error, show_facts
+from lora_exp.screen import show, show_error, show_facts, show_warning
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 MOST_LINES = 20  # of problems on the screen
@@ -115,7 +115,10 @@ def report(error: LoraExpError | OSError, full_error: bool) -> int:
         traceback.print_exception(error)
       return BUG
     error = cannot_write(error, Path(os.fsdecode(error.filename or ".")))
-  show_error(error)
+  if isinstance(error, StoppedError):
+    show_warning(str(error))
+  else:
+    show_error(error)
   return error.code
 
 
