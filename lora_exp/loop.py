@@ -14,6 +14,7 @@ import numpy as np
 from lora_exp import screen
 from lora_exp.config import DivergedError, StoppedError
 from lora_exp.data.records import Batch
+from lora_exp.flops import count_flops
 from lora_exp.pack import Arms
 from lora_exp.step import Program, State, Tree, eval_step, state_shardings, train_step
 
@@ -30,6 +31,7 @@ class Job:
   step: Callable[[State, dict], tuple[State, dict]] = field(init=False)
   compiled: Any = field(init=False)
   compile_seconds: float = field(init=False)
+  flops: int = field(init=False)  # of the matrix products of one step
 
   def __post_init__(self):
     self.evaluate = jax.jit(lambda params, arms, frozen, batch: eval_step(self.program, params, arms, frozen, batch))
@@ -39,10 +41,10 @@ class Job:
     began = time.monotonic()
     out = (state_shardings(self.program, self.state), self.program.layout.replicated)
     function = lambda state, arms, frozen, batch, key: train_step(self.program, state, arms, frozen, batch, key)
-    lowered = jax.jit(function, donate_argnums=0, out_shardings=out).lower(
-      self.state, self.arms, self.frozen, batch, self.key
-    )
-    self.compiled = lowered.compile()
+    jitted = jax.jit(function, donate_argnums=0, out_shardings=out)
+    traced = jitted.trace(self.state, self.arms, self.frozen, batch, self.key)
+    self.flops = count_flops(traced.jaxpr.jaxpr)
+    self.compiled = traced.lower().compile()
     self.step = lambda state, batch: self.compiled(state, self.arms, self.frozen, batch, self.key)
     self.compile_seconds = time.monotonic() - began
 

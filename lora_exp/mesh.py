@@ -42,7 +42,7 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
 
 
 def dotted(key_path: Sequence) -> str:
-  """The dotted path of a JAX key path, made of its dictionary keys alone (so an optimizer's leaf has its parameter's)."""
+  """The dotted path of a JAX key path, of dictionary keys alone: an optimizer's leaf has its parameter's."""
   return ".".join(str(k.key) for k in key_path if isinstance(k, jax.tree_util.DictKey))
 
 

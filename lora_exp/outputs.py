@@ -19,7 +19,7 @@ from lora_exp.config import InputError, LoraExpError
 from lora_exp.loop import Job
 from lora_exp.mesh import flatten
 from lora_exp.pack import take_arm
-from lora_exp.plan import nbytes, step_flops
+from lora_exp.plan import nbytes
 from lora_exp.step import State, Tree
 
 VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")
@@ -37,7 +37,7 @@ class Record:
   base_loss: float | None = None  # held out, before training
   first: float | None = None  # of the first training step
   final: float | None = None  # held out, at the latest evaluation
-  best: float | None = None  # held out
+  best: float | None = None  # held out, of the states evaluated after step 0
   best_step: int = 0
   held_out_tokens: int = 0
   retain_base: float | None = None
@@ -45,10 +45,11 @@ class Record:
   exported_step: int | None = None
 
   def note(self, step: int, loss: float, tokens: int) -> bool:
-    """Keeps a held-out loss; returns whether it is the best so far."""
+    """Keeps a held-out loss; returns whether it is the best of the trained states so far."""
+    self.final, self.held_out_tokens = loss, tokens
     if step == 0:
       self.base_loss = loss
-    self.final, self.held_out_tokens = loss, tokens
+      return False
     if self.best is not None and loss >= self.best:
       return False
     self.best, self.best_step = loss, step
@@ -94,15 +95,21 @@ def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str,
       "total": round(seconds, 3),
     },
     "peak_memory_bytes": job.peak_memory_bytes if compiled else None,
-    "process_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024),
+    "process_rss_bytes": process_bytes(),
     "tokens_per_s": speed and round(speed, 1),
-    "flops_per_token": round(step_flops(plan) / tokens) if compiled else None,
+    "flops_per_token": round(job.flops / tokens) if compiled else None,
     "base": record.base,
     "fingerprints": {"base": base_digest, "data": record.data},
     "mesh": dict(plan.layout.mesh.shape),
     "device": jax.devices()[0].device_kind,
     "versions": {"python": platform.python_version(), **{v: importlib.metadata.version(v) for v in VERSIONS}},
   }
+
+
+def process_bytes() -> int:
+  """The largest memory this process has held; the system gives KiB, and macOS bytes."""
+  unit = 1 if platform.system() == "Darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def frozen_digest(job: Job) -> str:
@@ -178,7 +185,9 @@ def show_result(found: dict, run_dir: Path) -> None:
     "held-out loss, base": f"{nats(losses['base'])} nats a token over {found['held_out_tokens']:,} tokens",
     "first training loss": nats(losses["first"]),
     "held-out loss, final": f"{nats(losses['final'])}, perplexity {found['perplexity']:.4g}",
-    "held-out loss, best": f"{nats(losses['best'])} at step {losses['best_step']}, {nats(gain)} below the base",
+    "held-out loss, best": "-"
+    if gain is None
+    else f"{nats(losses['best'])} at step {losses['best_step']}, {abs(gain):.4f} {'below' if gain > 0 else 'above'} the base",
     "forgetting": "-"
     if losses["forgetting"] is None
     else f"{losses['forgetting']:+.4f} nats on retain ({nats(losses['retain_base'])} → {nats(losses['retain_final'])})",

@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from lora_exp.build import Plan, check_built, make_job
 from lora_exp.config import Config
 from lora_exp.loop import Job
 from lora_exp.mesh import flatten, keep_programs
-from lora_exp.step import train_step
 
 
 def run(cfg: Config) -> None:
@@ -20,22 +18,24 @@ def run(cfg: Config) -> None:
   keep_programs(cfg.cache)
   plan = check_built(cfg)
   show_parameters(plan)
-  sizes = {arms: step_bytes(plan, arms) for arms in (1, 2)}
-  per_arm, memory = sizes[2] - sizes[1], device_memory()
+  solo, memory = compiled_job(plan, 1), device_memory()
+  # From two arms to four: a pack of one is compiled without the loop over arms, so it is no measure of the next.
+  growth = (compiled_job(plan, 4).peak_memory_bytes - compiled_job(plan, 2).peak_memory_bytes) // 2
+  per_arm = max(growth, arm_bytes(solo))
   tokens = cfg.train.batch_size * cfg.data.seq_len
   base_bytes = sum(x.size * x.dtype.itemsize for x in flatten(plan.base).values())
-  arms = max(0, 1 + (memory - sizes[1]) // max(1, per_arm))
+  arms = max(0, 1 + (memory - solo.peak_memory_bytes) // max(1, per_arm))
   screen.show_facts(
     "One optimizer step",
     {
       "tokens": tokens,
-      "FLOPs": step_flops(plan),
-      "FLOPs a token": step_flops(plan) / tokens,
+      "FLOPs": solo.flops,
+      "FLOPs a token": solo.flops / tokens,
       "base": nbytes(base_bytes),
-      "memory of the step": nbytes(sizes[1]),
+      "memory of the step": nbytes(solo.peak_memory_bytes),
       "and for each further arm": nbytes(per_arm),
       "memory there is": nbytes(memory),
-      "largest pack that fits": f"{arms:,} arms" if arms else "none: use a smaller batch, accumulate, or a larger mesh",
+      "largest pack that fits": f"{arms:,} arms" if arms else "none: try optim.accumulate, or a larger mesh",
     },
   )
 
@@ -87,37 +87,11 @@ def abstract_job(plan: Plan, arms: int = 1) -> Job:
   return make_job(plan, base, steps_of(plan.cfg, 1), [plan.cfg] * arms)
 
 
-def step_bytes(plan: Plan, arms: int) -> int:
-  """XLA's figure for the memory of one compiled step of a pack, on one device."""
+def compiled_job(plan: Plan, arms: int) -> Job:
+  """The compiled step of `arms` arms, whose memory and FLOPs XLA and the trace tell."""
   job = abstract_job(plan, arms)
   job.compile(abstract_batch(plan))
-  return job.peak_memory_bytes
-
-
-def step_flops(plan: Plan) -> int:
-  """Floating-point operations of the matrix products of one step of one arm, counted in its program."""
-  job = abstract_job(plan)
-  function = lambda *args: train_step(job.program, *args)
-  return count_flops(function, job.state, job.arms, job.frozen, abstract_batch(plan), job.key)
-
-
-def count_flops(function: Callable, *args) -> int:
-  """Twice the multiplications of all matrix products that `function` runs, loops counted as often as they turn."""
-  closed = jax.make_jaxpr(jax.jit(function))(*args)
-  return _flops(closed.jaxpr)
-
-
-def _flops(jaxpr) -> int:
-  total = 0
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == "dot_general":
-      (contract, _), _ = eqn.params["dimension_numbers"]
-      shape = eqn.invars[0].aval.shape
-      total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contract)
-    times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-    inner = [v for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
-    total += times * sum(_flops(getattr(v, "jaxpr", v)) for v in inner)
-  return total
+  return job
 
 
 def steps_of(cfg: Config, train_rows: int) -> int:
@@ -133,6 +107,11 @@ def device_memory() -> int:
   if "bytes_limit" in stats:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
   return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+
+
+def arm_bytes(job: Job) -> int:
+  """What one arm keeps between steps: its trained leaves and their optimizer state."""
+  return sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in jax.tree.leaves((job.state.params, job.state.opt)))
 
 
 def nbytes(count: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from lora_exp import checkpoint, outputs, report, screen
 from lora_exp.base import make_base
 from lora_exp.build import Plan, check_built, make_job
-from lora_exp.config import Config, DataConfig, DivergedError, InputError, LoraExpError, StoppedError
+from lora_exp.config import Config, DataConfig, DivergedError, InputError, LoraExpError, NoCheckpointError, StoppedError
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.generate import make_sampler
@@ -161,8 +161,11 @@ class Run:
     """adapter/ (or model.safetensors) from the best or the last state, after the base proved unchanged."""
     outputs.check_frozen(self.job, self.before)
     best = self.record.best_step
-    if self.cfg.train.export == "best" and best != int(state.step) and best in checkpoint.steps(self.dir):
-      _, state, _ = checkpoint.restore(self.dir, state, best)
+    if self.cfg.train.export == "best" and best not in (0, int(state.step)):
+      try:
+        _, state, _ = checkpoint.restore(self.dir, state, best)
+      except NoCheckpointError as error:
+        screen.show_warning(f"the last state is exported instead of the best: {error}")
     self.record.exported_step = int(state.step)
     outputs.export(self.dir, self.plan, state, self.before)
     report.plot_loss(self.dir)

@@ -1,0 +1,17 @@
+"""Floating-point operations of a program, counted in what JAX traced rather than by a formula for each model."""
+
+import math
+
+
+def count_flops(jaxpr) -> int:
+  """Twice the multiplications of all matrix products in `jaxpr`, bodies of scans as often as they run."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      (contract, _), _ = eqn.params["dimension_numbers"]
+      shape = eqn.invars[0].aval.shape
+      total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contract)
+    times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+    inner = [v for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
+    total += times * sum(count_flops(getattr(v, "jaxpr", v)) for v in inner)
+  return total
