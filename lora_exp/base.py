@@ -80,8 +80,8 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
   trained = jax.tree.map(lambda x, like: np.asarray(x).astype(like.dtype), trained_arm(state, 0), plan.base)
   weights.save(directory, trained)
   facts = {
-    "steps": job.program.steps,
-    "tokens": job.program.steps * cfg.train.batch_size * cfg.data.seq_len,
+    "steps": job.steps,
+    "tokens": job.steps * cfg.train.batch_size * cfg.data.seq_len,
     "seconds": round(time.monotonic() - began, 1),
     "loss": scores["loss"],
     "bigram_loss": bigram_loss(rows),

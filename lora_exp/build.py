@@ -117,21 +117,20 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     tuple(row.path for row in union(tables)),
     dropout=any(c.lora.dropout > 0 for c in cfgs),
     optim=cfg.optim,
-    steps=steps,
     mapping=mapping,
     layout=layout,
   )
   found = flatten(base)
   frozen = _by_path(lambda path, x: found[path], frozen)
   put = lambda x: jax.device_put(x, layout.replicated)
-  arms = jax.tree.map(put, make_arms(cfgs, tables))
+  arms = jax.tree.map(put, make_arms(cfgs, tables, steps))
   if cfg.lora.method == "full":
     repeat = lambda tree: jax.tree.map(lambda x: jnp.stack([x.astype(jnp.float32)] * len(cfgs)), tree)
     start = lambda base: init_state(program, repeat(base), arms)
     state = _make(start, program, _by_path(lambda path, x: found[path], trainable))
   else:
     state = _make(lambda params: init_state(program, params, arms), program, adapters)
-  return Job(program, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")))
+  return Job(program, steps, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")))
 
 
 def _make(start: Callable[[Tree], State], program: Program, params: Tree) -> State:

@@ -24,6 +24,7 @@ class Job:
   """A pack ready to train: the program, its arrays on the mesh, and the compiled step."""
 
   program: Program
+  steps: int
   arms: Arms
   frozen: Tree
   state: State
@@ -91,7 +92,7 @@ def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, titl
 
   not a number, after what was reached is saved or logged. Metrics of a step are read while the next one runs.
   """
-  state, steps = job.state, job.program.steps
+  state, steps = job.state, job.steps
   first = int(state.step)
   waiting: tuple[int, dict] | None = None
   clock = time.monotonic()

@@ -28,6 +28,7 @@ class Arms(NamedTuple):
   weight_decay: jax.Array
   clip: jax.Array  # largest global norm of the gradient
   dropout: jax.Array  # rate on A's input
+  steps: jax.Array  # length of the schedule: equal for all, an array so that another length compiles nothing anew
   scale: jax.Array  # (N, modules): 0 where an arm does not target the module
 
 
@@ -59,8 +60,8 @@ def union(tables: Sequence[Table]) -> Table:
   return list(rows.values())
 
 
-def make_arms(cfgs: Sequence[Config], tables: Sequence[Table]) -> Arms:
-  """The numbers of every arm; `cfgs` and `tables` in the order of the arms."""
+def make_arms(cfgs: Sequence[Config], tables: Sequence[Table], steps: int) -> Arms:
+  """The numbers of every arm; `cfgs` and `tables` in the order of the arms, `steps` the length of the run."""
   paths = [row.path for row in union(tables)]
   scale = np.zeros((len(cfgs), len(paths)), np.float32)
   for n, table in enumerate(tables):
@@ -72,6 +73,7 @@ def make_arms(cfgs: Sequence[Config], tables: Sequence[Table]) -> Arms:
     weight_decay=column(lambda c: c.optim.weight_decay),
     clip=column(lambda c: np.inf if c.optim.clip is None else c.optim.clip),
     dropout=column(lambda c: c.lora.dropout),
+    steps=column(lambda c: steps),
     scale=scale,
   )
 

@@ -45,7 +45,6 @@ class Program:
   modules: tuple[str, ...]  # adapted modules, in the order of Arms.scale
   method: str
   optim: OptimConfig
-  steps: int
   mapping: str  # of the arms: map (a loop; best on a CPU) | vmap
   layout: Layout
 
@@ -122,10 +121,10 @@ def gradient(
   return grads, sums, tokens
 
 
-def schedule(cfg: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
+def schedule(cfg: OptimConfig, steps: jax.Array, step: jax.Array) -> jax.Array:
   """The share of the peak learning rate at `step` (from 0): linear warmup, then constant, linear or cosine decay."""
   done = jnp.asarray(step, jnp.float32)
-  progress = jnp.clip((done - cfg.warmup) / max(1, steps - cfg.warmup), 0, 1)
+  progress = jnp.clip((done - cfg.warmup) / jnp.maximum(1, steps - cfg.warmup), 0, 1)
   decay = {
     "constant": lambda: jnp.ones(()),
     "linear": lambda: 1 - progress,
@@ -172,9 +171,9 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
   """One optimizer step of every arm; metrics are (N,). One dropout key serves all arms: paired noise, made once."""
   key = jax.random.fold_in(seed_key, state.step)
-  factor = schedule(program.optim, program.steps, state.step)
 
   def one_arm(arm: Arms, params: Tree, opt: Tree):
+    factor = schedule(program.optim, arm.steps, state.step)
     grads, sums, tokens = gradient(program, params, arm, frozen, batch, key)
     updates, opt = optimizer(program.optim, arm, arm.lr * factor).update(grads, opt, params)
     count = jnp.maximum(tokens, 1)

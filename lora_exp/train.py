@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lora_exp import checkpoint, outputs, report, screen
+from lora_exp import checkpoint, outputs, screen
 from lora_exp.base import make_base
 from lora_exp.build import Plan, check_built, make_job
 from lora_exp.config import Config, DataConfig, DivergedError, InputError, LoraExpError, NoCheckpointError, StoppedError
@@ -52,7 +52,7 @@ class Run:
     self.held = self._put(rows)
     self.retain = self._put(retain) if retain else []
     self.sample = make_sampler(job.program, self.cfg.sample, plan.tokenizer, self.cfg.model.max_len)
-    self.record = Record(steps=job.program.steps, data=rows.fingerprint)
+    self.record = Record(steps=job.steps, data=rows.fingerprint)
 
   def _put(self, rows: Rows) -> list[dict[str, jax.Array]]:
     batches = eval_batches(rows, self.cfg.train.batch_size, self.cfg.train.eval_tokens)
@@ -64,7 +64,7 @@ class Run:
     if resumed:
       step, self.job.state, meta = checkpoint.restore(self.dir, self.job.state)
       self._check_same_data(meta)
-      self.record = Record(**{**meta["record"], "steps": self.job.program.steps})
+      self.record = Record(**{**meta["record"], "steps": self.job.steps})
       screen.show(f"Resumed at step {step} of {self.record.steps}.")
     self.metrics = Metrics(self.dir, int(self.job.state.step) if resumed else None)
     self.logger = make_logger(cfg.logger, self.dir, self.dir.name, asdict(cfg))
@@ -92,7 +92,7 @@ class Run:
       if not resumed:
         self.evaluate(0, job.state.params)
         self.draw(0, job.state.params)
-      if start >= job.program.steps:
+      if start >= job.steps:
         return job.state
       first = next(batches)
       job.compile(self.plan.layout.put_batch(first))
@@ -102,9 +102,9 @@ class Run:
       state = fit(job, _again(first, batches), cadence, hooks, "train")
     finally:
       batches.close()
-    self.evaluate(job.program.steps, state.params)
-    self.save(job.program.steps, state)
-    self.draw(job.program.steps, state.params)
+    self.evaluate(job.steps, state.params)
+    self.save(job.steps, state)
+    self.draw(job.steps, state.params)
     return state
 
   def log(self, step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
@@ -168,7 +168,9 @@ class Run:
         screen.show_warning(f"the last state is exported instead of the best: {error}")
     self.record.exported_step = int(state.step)
     outputs.export(self.dir, self.plan, state, self.before)
-    report.plot_loss(self.dir)
+    from lora_exp.report import plot_loss  # matplotlib takes half a second to import
+
+    plot_loss(self.dir)
 
   def _summary(self, status: str) -> dict:
     return outputs.summary(status, self.plan, self.job, self.record, self.before, time.monotonic() - self.began)

@@ -191,7 +191,6 @@ def test_paths_are_kept_from_the_root_so_that_a_run_is_found_from_anywhere(in_tm
   ("optim.betas=[0.9]", "two numbers"),
   ("optim.betas=[0.9,1.0]", "below 1"),
   ("optim.eps=0", "above 0"),
-  ("optim.warmup=99999", "at most train.steps"),
   ("optim.accumulate=3", "must divide train.batch_size"),
   ("optim.clip=0", "above 0"),
   ("train.steps=null", "give train.steps or train.epochs"),

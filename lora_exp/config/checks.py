@@ -260,8 +260,6 @@ def _optim(cfg: Config) -> Iterator[str]:
   optim, train = cfg.optim, cfg.train
   if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
     yield f"optim.betas={optim.betas}: must be two numbers, each 0 or more and below 1"
-  if train.steps is not None and optim.warmup > train.steps:
-    yield f"optim.warmup={optim.warmup}: must be at most train.steps={train.steps}; add optim.warmup=0"
   if optim.accumulate >= 1 and train.batch_size % optim.accumulate:
     yield f"optim.accumulate={optim.accumulate}: must divide train.batch_size={train.batch_size}"
 

@@ -12,10 +12,10 @@ from typing import Any
 class PretrainConfig:
   """How the base is made when `model.base=pretrain`: full training on `pretrain_data`, once, then cached."""
 
-  steps: int = 1000  # optimizer steps
+  steps: int = 800  # optimizer steps
   batch_size: int = 8  # rows in a step
   lr: float = 1.5e-3  # peak learning rate of AdamW
-  warmup: int = 50  # steps of linear warmup before the cosine decay
+  warmup: int = 40  # steps of linear warmup before the cosine decay
   weight_decay: float = 0.01  # decoupled, on matrices alone
   clip: float = 1.0  # largest global norm of the gradient
   dropout: float = 0.0  # rate of every base dropout while pretraining
@@ -96,7 +96,7 @@ class OptimConfig:
   """The optimizer of the trained leaves."""
 
   name: str = "adamw"  # adamw | adam | sgd
-  lr: float = 3e-3  # peak learning rate
+  lr: float = 5e-3  # peak learning rate
   schedule: str = "cosine"  # constant | linear | cosine; the latter two fall to 0 at the last step
   warmup: int = 10  # steps of linear warmup
   weight_decay: float = 0.0  # decoupled (adamw), on matrices alone
@@ -111,13 +111,13 @@ class OptimConfig:
 class TrainConfig:
   """Length, cadence and seed of the training."""
 
-  steps: int | None = 100  # optimizer steps; or null, and epochs
+  steps: int | None = 60  # optimizer steps; or null, and epochs
   epochs: float | None = None  # passes over the rows; or null, and steps
-  batch_size: int = 8  # rows in an optimizer step, over all devices
+  batch_size: int = 4  # rows in an optimizer step, over all devices
   log_every: int = 1  # steps between lines of metrics.jsonl
-  eval_every: int = 50  # steps between evaluations; 0: only before and after
+  eval_every: int = 30  # steps between evaluations; 0: only before and after
   eval_tokens: int | None = 20480  # held-out tokens of an evaluation; null: all
-  save_every: int = 50  # steps between checkpoints; 0: only the best and the last
+  save_every: int = 30  # steps between checkpoints; 0: only the best and the last
   export: str = "best"  # the state that becomes adapter/: best (by held-out loss) | last
   seed: int = 0  # of A and of dropout
   resume: str | None = None  # a run directory to go on in
