@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,22 +36,24 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
 def pretrained(plan: Plan) -> Path:
   """The cache's directory of the pretrained base, trained now if it is not there."""
   cfg = plan.cfg
-  if cfg.pretrain_data is None:
-    raise InputError("model.base=pretrain needs pretrain_data: choose data@pretrain_data=stdlib_code, or another base")
-  rows = make_rows(cfg.pretrain_data, plan.tokenizer, cfg.cache)
+  making = pretrain_config(cfg)
+  rows = make_rows(making.data, plan.tokenizer, cfg.cache)
   shape = {k: v for k, v in asdict(cfg.model).items() if k not in ("base", "weights", "dropout", "remat")}
-  order = {"seed": cfg.pretrain_data.seed, "shuffle": cfg.pretrain_data.shuffle}
+  order = {"seed": making.data.seed, "shuffle": making.data.shuffle}
   key = cache.fingerprint(format=FORMAT, model=shape, rows=rows.fingerprint, order=order)
-  return cache.get_or_make(cfg.cache, "base", key, lambda directory: _pretrain(plan, rows, directory))
+  making_plan = replace(plan, cfg=making, table=[])
+  return cache.get_or_make(cfg.cache, "base", key, lambda directory: _pretrain(making_plan, rows, directory))
 
 
 def pretrain_config(cfg: Config) -> Config:
   """The run that makes the base: every parameter trained, on `pretrain_data`, with the settings of `model.pretrain`."""
-  p = cfg.model.pretrain
+  p, data = cfg.model.pretrain, cfg.pretrain_data
+  if data is None:
+    raise InputError("model.base=pretrain needs pretrain_data: choose data@pretrain_data=stdlib_code, or another base")
   return replace(
     cfg,
     model=replace(cfg.model, dropout=p.dropout),
-    data=cfg.pretrain_data,
+    data=data,
     lora=LoraConfig(method="full"),
     optim=OptimConfig(
       lr=p.lr, warmup=p.warmup, weight_decay=p.weight_decay, clip=p.clip, betas=[0.9, 0.95], schedule="cosine"
@@ -60,9 +63,7 @@ def pretrain_config(cfg: Config) -> Config:
 
 
 def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
-  cfg = pretrain_config(plan.cfg)
-  began = time.monotonic()
-  plan = replace(plan, cfg=cfg, table=[])
+  cfg, began = plan.cfg, time.monotonic()
   job = make_job(plan, random_base(plan), cfg.model.pretrain.steps)
   screen.show("The base is pretrained once; later runs take it from the cache.")
   batches = train_batches(rows, cfg.data, cfg.train.batch_size)
@@ -70,7 +71,7 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
     job.compile(plan.layout.put_batch(next(batches)))
     batches.close()
     batches = train_batches(rows, cfg.data, cfg.train.batch_size)
-    nothing = lambda *_: False
+    nothing: Any = lambda *_: False
     quiet = Hooks(nothing, nothing, nothing, nothing)
     state = fit(job, batches, Cadence(0, 0, 0), quiet, "pretrain the base")
   finally:

@@ -1,20 +1,57 @@
 """Text from a model: one prefill of the prompts, then decoding with a key/value cache, in one compiled program."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_exp.config import SampleConfig
+from lora_exp import screen
+from lora_exp.base import make_base
+from lora_exp.build import check_built, make_job
+from lora_exp.config import Config, InputError, SampleConfig
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.dropout import stream_key
+from lora_exp.mesh import keep_programs
+from lora_exp.outputs import load_export
 from lora_exp.pack import Arms
 from lora_exp.step import Program, Tree, assemble
 
 PROMPT_BUCKET = 16  # prompts are padded to a multiple of it, so that few lengths are compiled
 Sampler = Callable[[Tree, Arms, Tree, Sequence[str]], list[str]]
+
+
+def run(cfg: Config) -> None:
+  """Prints a completion of each prompt by the adapter of the run directory `run`."""
+  prompts = prompts_of(cfg)
+  keep_programs(cfg.cache)
+  plan = check_built(cfg)
+  base, _ = make_base(plan)
+  job = make_job(plan, base, 0)
+  params = load_export(Path(str(cfg.run)), plan, job)
+  one = lambda tree: jax.tree.map(lambda x: x[0], tree)
+  sample = make_sampler(job.program, cfg.sample, plan.tokenizer, cfg.model.max_len)
+  for prompt, text in zip(prompts, sample(one(params), one(job.arms), job.frozen, prompts), strict=True):
+    screen.show(f"{prompt}{text}")
+
+
+def prompts_of(cfg: Config) -> list[str]:
+  """What was asked: `prompt`, or the lines of `prompt_file` or of standard input, or the run's own sample prompts."""
+  if cfg.prompt is not None:
+    return [cfg.prompt]
+  if cfg.prompt_file is not None:
+    text, where = Path(cfg.prompt_file).expanduser().read_text(encoding="utf-8"), f"prompt_file={cfg.prompt_file}"
+  elif not sys.stdin.isatty() and (text := sys.stdin.read()).strip():
+    where = "standard input"
+  else:
+    text, where = "\n".join(cfg.sample.prompts), "sample.prompts"
+  prompts = [line for line in text.splitlines() if line.strip()]
+  if not prompts:
+    raise InputError(f"{where} holds no prompt; give prompt='\"Once upon a time\"', prompt_file= or standard input")
+  return prompts
 
 
 def draw_token(logits_BV: jax.Array, key: jax.Array, cfg: SampleConfig) -> jax.Array:

@@ -3,8 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Job:
   def __post_init__(self):
     self.evaluate = jax.jit(lambda params, arms, frozen, batch: eval_step(self.program, params, arms, frozen, batch))
 
-  def compile(self, batch: dict[str, jax.Array]) -> None:
+  def compile(self, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> None:
     """Compiles the train step for batches like `batch`, with donated state."""
     began = time.monotonic()
     out = (state_shardings(self.program, self.state), self.program.layout.replicated)
@@ -56,11 +56,11 @@ class Job:
     return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
 
 
-def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> list[dict[str, float]]:
+def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> list[dict[str, Any]]:
   """Loss, perplexity and accuracy of every arm on `batches`, each token weighing the same."""
   sums = [(job.evaluate(params, job.arms, job.frozen, b), b["weights"].sum()) for b in batches]
   tokens = float(sum(np.asarray(count, np.float64) for _, count in sums))
-  total = lambda name: sum(np.asarray(getattr(s, name), np.float64) for s, _ in sums) / tokens
+  total = lambda name: np.sum([np.asarray(getattr(s, name), np.float64) for s, _ in sums], axis=0) / tokens
   return [
     {"loss": float(loss), "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(right), "counted": int(tokens)}
     for loss, right in zip(total("loss"), total("correct"), strict=True)
@@ -114,10 +114,13 @@ def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, titl
       )
 
   with signals() as stop, screen.progress(title, steps, "steps", start=first) as bar:
-    batch = job.program.layout.put_batch(next(batches)) if first < steps else None
+    put, batch = job.program.layout.put_batch, {}
+    if first < steps:
+      batch = put(next(batches))
     for step in range(first + 1, steps + 1):
       state, metrics = job.step(state, batch)
-      batch = job.program.layout.put_batch(next(batches)) if step < steps else None
+      if step < steps:
+        batch = put(next(batches))
       flush()
       waiting = (step, metrics)
       if step == steps:
@@ -161,10 +164,8 @@ def signals() -> Iterator[_Stop]:
     stop.requested = True
     screen.show("stopping after this step; Ctrl-C again to stop at once and lose it")
 
-  try:
+  with suppress(ValueError):  # not the main thread: whoever runs us there handles signals
     old = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-  except ValueError:  # not the main thread: whoever runs us there handles signals
-    pass
   try:
     yield stop
   finally:

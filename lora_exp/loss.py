@@ -6,7 +6,7 @@ the gradients of the head, so the backward pass only multiplies: logits are made
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,11 @@ CHUNK_LOGITS = 2**25  # logits in one chunk: 128 MiB in float32
 class Head(NamedTuple):
   """What the projection is made of; None where the head has no such part."""
 
-  kernel: Array  # (D, V)
-  bias: Array | None = None  # (V,)
-  a: Array | None = None  # (D, R)
-  b: Array | None = None  # (R, V)
-  scale: Array | None = None
+  kernel: Any  # (D, V)
+  bias: Any = None  # (V,)
+  a: Any = None  # (D, R)
+  b: Any = None  # (R, V)
+  scale: Any = None
 
 
 class Sums(NamedTuple):
@@ -108,7 +108,7 @@ def _scan(train_kernel, x, x_lora, head: Head, kernel, targets, weights, gradien
     rows = xs.reshape(-1, xs.shape[-1])
     lora_rows = chunk[1].reshape(rows.shape) if x_lora is not None else rows
     z = jax.lax.dot(rows, kernel, preferred_element_type=wide)
-    h = lora_rows @ head.a.astype(rows.dtype) if adapted and (gradients or x_lora is not None) else None
+    h: Any = lora_rows @ head.a.astype(rows.dtype) if adapted and (gradients or x_lora is not None) else None
     if x_lora is not None:
       z += head.scale * jax.lax.dot(h, head.b.astype(rows.dtype), preferred_element_type=wide)
     if head.bias is not None:

@@ -180,6 +180,7 @@ def show_result(found: dict, run_dir: Path) -> None:
   """The table that closes a run."""
   losses, counts, seconds = found["losses"], found["parameters"], found["seconds"]
   nats = lambda value: "-" if value is None else f"{value:.4f}"
+  against = lambda gain: f"{abs(gain):.4f} {'below' if gain > 0 else 'above'} the base"
   gain = None if losses["base"] is None or losses["best"] is None else losses["base"] - losses["best"]
   facts = {
     "held-out loss, base": f"{nats(losses['base'])} nats a token over {found['held_out_tokens']:,} tokens",
@@ -187,7 +188,7 @@ def show_result(found: dict, run_dir: Path) -> None:
     "held-out loss, final": f"{nats(losses['final'])}, perplexity {found['perplexity']:.4g}",
     "held-out loss, best": "-"
     if gain is None
-    else f"{nats(losses['best'])} at step {losses['best_step']}, {abs(gain):.4f} {'below' if gain > 0 else 'above'} the base",
+    else f"{nats(losses['best'])} at step {losses['best_step']}, {against(gain)}",
     "forgetting": "-"
     if losses["forgetting"] is None
     else f"{losses['forgetting']:+.4f} nats on retain ({nats(losses['retain_base'])} → {nats(losses['retain_final'])})",

@@ -67,14 +67,14 @@ def make_arms(cfgs: Sequence[Config], tables: Sequence[Table], steps: int) -> Ar
   for n, table in enumerate(tables):
     for row in table:
       scale[n, paths.index(row.path)] = row.scale
-  column = lambda get: np.array([get(c) for c in cfgs], np.float32)
+  column = lambda get: jnp.array([get(c) for c in cfgs], jnp.float32)
   return Arms(
     lr=column(lambda c: c.optim.lr),
     weight_decay=column(lambda c: c.optim.weight_decay),
     clip=column(lambda c: np.inf if c.optim.clip is None else c.optim.clip),
     dropout=column(lambda c: c.lora.dropout),
     steps=column(lambda c: steps),
-    scale=scale,
+    scale=jnp.asarray(scale),
   )
 
 

@@ -46,9 +46,9 @@ def show_parameters(plan: Plan) -> None:
     columns = ("module", "kernel", "rank", "alpha", "scale", "trainable")
     rows = [(r.path, f"{r.fan_in}×{r.fan_out}", r.rank, r.alpha, r.scale, r.parameters) for r in plan.table]
     screen.show_table(f"Adapted modules ({len(rows)})", columns, _folded(rows))
-  facts = plan.parameters()
-  facts["percent"] = f"{facts['percent']:.3g} %"
-  screen.show_facts(f"Parameters (lora={plan.cfg.lora.method})", facts)
+  counts = plan.parameters()
+  facts = {**counts, "percent": f"{counts['percent']:.3g} %"}
+  screen.show_facts(f"Parameters, lora={plan.cfg.lora.method}", facts)
   if plan.layout.mesh.size > 1:
     split = " × ".join(f"{k} {v}" for k, v in plan.layout.mesh.shape.items() if v > 1)
     screen.show_table(f"Sharding over {split}", ("array", "shape", "split over", "note"), plan.layout.table(plan.base))
@@ -72,7 +72,7 @@ def _folded(rows: list[tuple]) -> list[tuple]:
   return folded
 
 
-def abstract_batch(plan: Plan) -> dict[str, jax.Array]:
+def abstract_batch(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a batch, in its place on the mesh."""
   rows, length = plan.cfg.train.batch_size, plan.cfg.data.seq_len
   ints = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=plan.layout.batch)

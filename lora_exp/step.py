@@ -14,22 +14,23 @@ import optax
 from flax import nnx, traverse_util
 
 from lora_exp.config import OptimConfig
-from lora_exp.dropout import Dropout, DropKey, path_key
+from lora_exp.dropout import DropKey, Dropout, path_key
 from lora_exp.lora import Adapter, Hyper
 from lora_exp.loss import Sums, head_loss
 from lora_exp.mesh import Layout
+from lora_exp.models.family import LanguageModel
 from lora_exp.models.layers import causal_mask
 from lora_exp.pack import Arms
 
 Tree = Any  # nested dicts of arrays
 Batch = dict[str, jax.Array]
-TRAINABLE = {"lora": nnx.LoRAParam, "full": nnx.Param, "frozen": False}
+TRAINABLE: dict[str, Any] = {"lora": nnx.LoRAParam, "full": nnx.Param, "frozen": False}
 
 
 class State(NamedTuple):
   """What a step changes; params and opt have a leading axis of arms."""
 
-  step: jax.Array
+  step: Any  # int32
   params: Tree
   opt: Tree
 
@@ -50,24 +51,24 @@ class Program:
 
 
 def split_model(
-  model: nnx.Module, method: str, modules: tuple[str, ...], dropout: bool, **rest
+  model: nnx.Module, method: str, modules: tuple[str, ...], dropout: bool, **rest: Any
 ) -> tuple[Program, Tree, Tree]:
   """`(program, trainable, frozen)` of an injected model, by Variable type and never by a name.
 
   `dropout` (static): whether any arm drops inputs of its adapters; the base drops as its own rates say.
   """
-  parts = (TRAINABLE[method], Hyper, DropKey, ...)
-  eval_graph = nnx.split(model, *parts)[0]
+  parts: Any = (TRAINABLE[method], Hyper, DropKey, ...)
+  eval_graph = nnx.graphdef(model)
   for _, module in nnx.iter_modules(model):
     if isinstance(module, Dropout) or (dropout and isinstance(module, Adapter)):
       module.deterministic = False
-  train_graph, trainable, hyper, keys, frozen = nnx.split(model, *parts)
+  train_graph, (trainable, hyper, keys, frozen) = nnx.graphdef(model), nnx.state(model, *parts)
   paths = lambda state: tuple(traverse_util.flatten_dict(nnx.to_pure_dict(state)))
   program = Program(train_graph, eval_graph, paths(hyper), paths(keys), modules, method, **rest)
   return program, nnx.to_pure_dict(trainable), nnx.to_pure_dict(frozen)
 
 
-def assemble(program: Program, params: Tree, arm: Arms, frozen: Tree, key: jax.Array | None) -> nnx.Module:
+def assemble(program: Program, params: Tree, arm: Arms, frozen: Tree, key: jax.Array | None) -> LanguageModel:
   """One arm's model, inside the trace; without a key nothing is dropped."""
   graph = program.eval_graph if key is None else program.train_graph
   root = jax.random.key(0) if key is None else key
@@ -76,7 +77,8 @@ def assemble(program: Program, params: Tree, arm: Arms, frozen: Tree, key: jax.A
   hyper = {path: arm.dropout if path[-1] == "rate" else scale(path) for path in program.hyper_paths}
   keys = {path: path_key(root, dotted(path[:-1])) for path in program.key_paths}
   whole = program.layout.gather_fsdp
-  return nnx.merge(graph, whole(params), *map(traverse_util.unflatten_dict, (hyper, keys)), whole(frozen))
+  model: Any = nnx.merge(graph, whole(params), *map(traverse_util.unflatten_dict, (hyper, keys)), whole(frozen))
+  return model
 
 
 def batch_loss(program: Program, params: Tree, arm: Arms, frozen: Tree, batch: Batch, key: jax.Array | None) -> Sums:

@@ -229,6 +229,10 @@ def _lora(cfg: Config) -> Iterator[str]:
   yield from _patterns("lora.exclude", lora.exclude)
   if lora.method == "lora" and not lora.targets:
     yield "lora.targets: must name at least one module; lora=frozen trains nothing"
+  if lora.compute == "merged" and lora.dropout:
+    yield f"lora.compute=merged: A sees other inputs than W with lora.dropout={lora.dropout}; set one of them back"
+  if lora.compute == "merged" and "bfloat16" in (cfg.model.dtype, cfg.model.param_dtype):
+    yield "lora.compute=merged: adding A·B to a bfloat16 kernel rounds it away; use auto or factored"
   if lora.layers is not None:
     yield from _layers(lora.layers, cfg.model.layers)
   for name, table, words, smallest in (("rank_pattern", lora.rank_pattern, "at least 1", 1),

@@ -4,7 +4,7 @@ Batch number n is a function of the rows, the seed and the batch size alone. A b
 tokens, targets, segments, positions (int32) and weights (float32); see `records.decode`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 
 import grain
@@ -18,7 +18,7 @@ THREADS = 2
 AHEAD = 4  # batches
 
 
-def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) -> Iterator[Batch]:
+def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) -> Generator[Batch]:
   """Batches without end, number `start` first; a batch may reach into the next epoch. `close()` stops the threads."""
   data = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(rows.file("train")))).seed(cfg.seed)
   if cfg.shuffle:

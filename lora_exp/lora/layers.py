@@ -52,7 +52,7 @@ class LoRALinear(Adapter, nnx.Linear):
 
 
 class LoRALinearGeneral(Adapter, nnx.LinearGeneral):
-  """`nnx.LinearGeneral` (of `nnx.MultiHeadAttention`) with an adapter: contracted axes flattened to I, the rest to O."""
+  """`nnx.LinearGeneral` (of `nnx.MultiHeadAttention`) with an adapter: contracted axes are I, the rest O."""
 
   def __call__(self, x, out_sharding=None):
     x, kernel, bias = self.promote_dtype((x, self.kernel[...], _value(self.bias)), dtype=self.dtype)
@@ -65,7 +65,7 @@ class LoRALinearGeneral(Adapter, nnx.LinearGeneral):
 
 
 class LoRAEmbed(Adapter, nnx.Embed):
-  """`nnx.Embed` with an adapter that its look-up and its tied head (`attend`) both see; as in PEFT, nothing is dropped."""
+  """`nnx.Embed` with an adapter seen by its look-up and its tied head (`attend`); as in PEFT, nothing is dropped."""
 
   def __call__(self, inputs, out_sharding=None):
     table, a, b = self.promote_dtype((self.embedding[...], self.lora_a[...], self.lora_b[...]), dtype=self.dtype)

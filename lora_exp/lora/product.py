@@ -10,7 +10,6 @@ three-dimensional operands. Here W is frozen, rows are flat, and the backward pa
 """
 
 import jax
-import jax.numpy as jnp
 
 Array = jax.Array
 
@@ -111,7 +110,7 @@ def cheaper_merged(rows: int, fan_in: int, fan_out: int) -> bool:
 
 
 def lora_dot(x: Array, w_IO: Array, a_IR: Array, b_RO: Array, scale: Array, compute: str = "factored") -> Array:
-  """The product without dropout; `compute` is factored, merged, or auto (the cheaper by shape, never merged below fp32)."""
+  """The product without dropout; `compute` is factored, merged, or auto: the cheaper, and never merged below fp32."""
   if compute == "auto":
     cheap = cheaper_merged(x.size // x.shape[-1], *w_IO.shape) and w_IO.dtype == a_IR.dtype
     compute = "merged" if cheap else "factored"

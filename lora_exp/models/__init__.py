@@ -4,7 +4,7 @@ from flax import nnx
 
 from lora_exp.config import ModelConfig
 from lora_exp.models import minigpt
-from lora_exp.models.family import Family
+from lora_exp.models.family import Family, LanguageModel
 
 FAMILIES: dict[str, Family] = {"minigpt": minigpt.FAMILY}
 
@@ -19,4 +19,4 @@ def abstract(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
   return nnx.eval_shape(lambda: build(cfg, vocab_size))
 
 
-__all__ = ["FAMILIES", "Family", "abstract", "build"]
+__all__ = ["FAMILIES", "Family", "LanguageModel", "abstract", "build"]

@@ -2,10 +2,28 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import jax
 from flax import nnx
 
 from lora_exp.config import ModelConfig
+
+
+class LanguageModel(Protocol):
+  """What the loss and the sampler call."""
+
+  @property
+  def head(self) -> nnx.Linear:
+    """The vocabulary projection, apart from the rest so that the loss can be chunked."""
+
+  def hidden(
+    self, tokens_BT: jax.Array, positions_BT: jax.Array, mask_BTS: jax.Array, cache: Any = None, slot: Any = 0
+  ) -> tuple[jax.Array, Any]:
+    """Features (B, T, D) before the head; with a cache, also the cache with T more slots filled from `slot` on."""
+
+  def empty_cache(self, batch: int, slots: int) -> Any:
+    """A cache with no slot filled."""
 
 
 @dataclass(frozen=True)

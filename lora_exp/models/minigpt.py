@@ -1,5 +1,7 @@
 """MiniGPT of the JAX AI stack's tutorial: learned positions, post-norm blocks with ReLU, an untied output layer."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +18,7 @@ class Block(nnx.Module):
   """x = norm(x + attention(x)); x = norm(x + linear2(relu(linear1(x))))."""
 
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    dtypes = {"dtype": jnp.dtype(cfg.dtype), "param_dtype": jnp.dtype(cfg.param_dtype)}
+    dtypes: dict[str, Any] = {"dtype": jnp.dtype(cfg.dtype), "param_dtype": jnp.dtype(cfg.param_dtype)}
     init = nnx.initializers.xavier_uniform()
     self.mha = Attention(cfg.width, cfg.heads, **dtypes, kernel_init=init, rngs=rngs)
     self.dropout1 = Dropout(cfg.dropout)
@@ -37,7 +39,7 @@ class MiniGPT(nnx.Module):
   """Tokens to features (`hidden`) and features to logits (`output_layer`), apart so that the loss can be chunked."""
 
   def __init__(self, cfg: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
-    dtypes = {"dtype": jnp.dtype(cfg.dtype), "param_dtype": jnp.dtype(cfg.param_dtype)}
+    dtypes: dict[str, Any] = {"dtype": jnp.dtype(cfg.dtype), "param_dtype": jnp.dtype(cfg.param_dtype)}
     self.heads, self.remat, self.max_len = cfg.heads, cfg.remat, cfg.max_len
     self.token_emb = nnx.Embed(vocab_size, cfg.width, **dtypes, rngs=rngs)
     self.pos_emb = nnx.Embed(cfg.max_len, cfg.width, **dtypes, rngs=rngs)

@@ -49,7 +49,7 @@ def _name(key_path) -> str:
   return ".".join(str(k.key) for k in key_path)
 
 
-def _compare(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _compare(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, jax.Array]) -> None:
   problems = [f"{path}: {name} is missing" for name in wanted if name not in found]
   problems += [f"{path}: {name} is not in the model" for name in found if name not in wanted]
   problems += [
@@ -64,8 +64,8 @@ def _compare(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, jax.Sh
 def digest(tree) -> str:
   """SHA-256 over names, shapes, dtypes and bytes of nested dicts of arrays."""
   total = hashlib.sha256()
-  for name, x in sorted(flatten(tree).items()):
-    x = np.ascontiguousarray(x)
+  for name, leaf in sorted(flatten(tree).items()):
+    x = np.ascontiguousarray(leaf)
     total.update(f"{name} {x.shape} {x.dtype}".encode())
-    total.update(x.view(np.uint8) if x.ndim else x.tobytes())
+    total.update(x.reshape(-1).view(np.uint8).data)
   return total.hexdigest()
