@@ -196,10 +196,11 @@ def show_result(found: dict, run_dir: Path) -> None:
     "time": f"{seconds['total']:.1f} s: {seconds['compile']:.1f} s compile, {seconds['train']:.1f} s train",
     "speed": f"{found['tokens_per_s']:,.0f} tokens/s" if found["tokens_per_s"] else "-",
     "memory": f"{nbytes(found['peak_memory_bytes'])} in the step" if found["peak_memory_bytes"] else "-",
-    "run directory": _short(run_dir),
+    "run directory": short(run_dir),
   }
   screen.show_facts("Result", facts)
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
+  """A path as a person would type it here."""
   return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

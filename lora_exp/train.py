@@ -1,5 +1,6 @@
 """One run: build, train, evaluate, and leave a directory that is complete without the program."""
 
+import json
 import math
 import time
 from dataclasses import asdict, replace
@@ -65,6 +66,9 @@ class Run:
       step, self.job.state, meta = checkpoint.restore(self.dir, self.job.state)
       self._check_same_data(meta)
       self.record = Record(**{**meta["record"], "steps": self.job.steps})
+      if self._finished():
+        screen.show(f"The run is finished: all of its {step} steps are trained, and nothing is left to do.")
+        return
       screen.show(f"Resumed at step {step} of {self.record.steps}.")
     self.metrics = Metrics(self.dir, int(self.job.state.step) if resumed else None)
     self.logger = make_logger(cfg.logger, self.dir, self.dir.name, asdict(cfg))
@@ -74,8 +78,11 @@ class Run:
       state = self._train(resumed)
       status, code = "done", 0
       self._finish(state)
+    except StoppedError as error:
+      status, code = "stopped", error.code
+      raise StoppedError(f"{error}; go on with train.resume={outputs.short(self.dir)}") from None
     except LoraExpError as error:
-      status, code = {StoppedError: "stopped", DivergedError: "diverged"}.get(type(error), "failed"), error.code
+      status, code = "diverged" if isinstance(error, DivergedError) else "failed", error.code
       raise
     finally:
       self.metrics.close()
@@ -149,6 +156,12 @@ class Run:
     row = {"step": step, "tokens": self.record.tokens, "split": split, **values}
     self.metrics.log(row)
     self.logger.log(row)
+
+  def _finished(self) -> bool:
+    """Whether every step is trained and every output written: a kill may come between the two."""
+    file = self.dir / "summary.json"
+    whole = file.is_file() and json.loads(file.read_text())["status"] == "done"
+    return whole and int(self.job.state.step) >= self.job.steps
 
   def _check_same_data(self, meta: dict) -> None:
     if meta["data"]["fingerprint"] != self.rows.fingerprint:
