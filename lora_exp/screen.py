@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich import box
 from rich.console import Console
@@ -79,30 +79,32 @@ def _is_number(value: object) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _table(title: str, **style: Any) -> Table:
-  return Table(title=Text(printable(title)), title_justify="left", title_style="bold", pad_edge=False, **style)
-
-
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
   """A table under `title`; columns of numbers alone, and those named in `right`, are right-aligned."""
   rows = [list(row) for row in rows]
-  table = _table(title, box=box.SIMPLE_HEAD)
+  table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
   for i, name in enumerate(columns):
     values = [row[i] for row in rows if row[i] is not None]
     to_right = name in right or (bool(values) and all(map(_is_number, values)))
     table.add_column(Text(printable(name)), justify="right" if to_right else "left", overflow="fold", no_wrap=to_right)
   for row in rows:
     table.add_row(*(Text(cell(value)) for value in row))
-  console.print(table, width=min(console.width, WIDTH))
+  _print_table(title, table)
 
 
 def show_facts(title: str, facts: Mapping[str, object]) -> None:
   """A two-column table of names and values."""
-  table = _table(title, box=None, show_header=False)
+  table = Table(box=None, show_header=False, pad_edge=False)
   table.add_column(style="dim", no_wrap=True)
   table.add_column(overflow="fold")
   for name, value in facts.items():
     table.add_row(Text(printable(name)), Text(cell(value)))
+  _print_table(title, table)
+
+
+def _print_table(title: str, table: Table) -> None:
+  console.print()
+  console.print(Text(printable(title), style="bold"))
   console.print(table, width=min(console.width, WIDTH))
 
 

@@ -19,6 +19,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/ from what the program does now")
+  parser.addoption("--require-parity", action="store_true", help="fail, not skip, without the extra [parity]")
 
 
 @pytest.fixture
