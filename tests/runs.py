@@ -91,3 +91,8 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 def everything(root: Path) -> set[Path]:
   """Every path under `root`, apart from lock files: they stay so that two processes never hold two."""
   return {path for path in root.rglob("*") if not path.name.endswith(".lock")}
+
+
+def cache() -> Path:
+  """The cache that all tests of a session share."""
+  return Path(os.environ["LORA_EXP_CACHE"])
