@@ -64,26 +64,31 @@ def resolve(
   The first matching pattern of `rank_pattern` and of `alpha_pattern` wins. Raises InputError naming every pattern
   that matches no target, with the nearest paths.
   """
+  presets = presets or {}
   known = {path: m for path, m in modules(model).items() if layers.adaptable(m)}
   chosen = select(list(known), targets, exclude, layers_, presets)
   problems = [
     f"lora.{name}={{{pattern}: …}} matches none of the adapted modules: {', '.join(chosen[:4])}, …"
     for name, patterns in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern))
     for pattern in patterns or {}
-    if not any(matches(pattern, path) for path in chosen)
+    if not any(_hits(pattern, path, presets) for path in chosen)
   ]
   if problems:
     raise InputError(problems)
   table = []
   for path in chosen:
-    r = _first(rank_pattern, path, rank)
-    a = float(_first(alpha_pattern, path, 2 * r if alpha is None else alpha))
+    r = _first(rank_pattern, path, presets, rank)
+    a = float(_first(alpha_pattern, path, presets, 2 * r if alpha is None else alpha))
     table.append(Adapted(path, *layers.kernel_shape(known[path]), r, a, scale_of(a, r, scaling)))
   return table
 
 
-def _first(patterns: Mapping | None, path: str, default):
-  return next((value for pattern, value in (patterns or {}).items() if matches(pattern, path)), default)
+def _hits(pattern: str, path: str, presets: Presets) -> bool:
+  return any(matches(p, path) for p in presets.get(pattern, [pattern]))
+
+
+def _first(patterns: Mapping | None, path: str, presets: Presets, default):
+  return next((value for pattern, value in (patterns or {}).items() if _hits(pattern, path, presets)), default)
 
 
 def draw(
