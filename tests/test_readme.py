@@ -1,0 +1,71 @@
+"""The README is true: its commands are accepted, its snippets run, its tables name what exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lora_exp import models
+from lora_exp.build import check_built
+from lora_exp.config import Config
+from lora_exp.config.commandline import check_command_line
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+  line.split("lora_exp", 1)[1] for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if "lora_exp" in line
+]
+
+
+@pytest.fixture
+def files(in_tmp_path, monkeypatch):
+  """The files that the README's commands name, and a finished run called DIR."""
+  for name in ("stories.txt", "TinyStories-train.txt"):
+    (in_tmp_path / name).write_text("One day.<|endoftext|>The end.")
+  (in_tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+  (in_tmp_path / "DIR").mkdir()
+  (in_tmp_path / "DIR" / "config.yaml").write_text("data:\n  view: docs\npretrain_data:\n  view: code\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_accepted(files, command):
+  assert check_command_line(shlex.split(command)).jobs
+
+
+def test_there_are_commands():
+  assert len(COMMANDS) > 10
+
+
+def test_the_first_console_block_holds_the_two_commands():
+  kind, block = BLOCKS[0]
+  assert kind == "console"
+  assert block.splitlines() == ["$ pip install -e . && python -m lora_exp", "$ pip install -e '.[test]' && pytest"]
+
+
+@pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])
+def test_every_snippet_runs(code, capsys):
+  exec(compile(code, "README.md", "exec"), {})
+  assert "('layers.2', 144)" in capsys.readouterr().out
+
+
+def test_the_table_of_groups_is_that_of_conf():
+  table = README.split("| group | choices |")[1].split("\n\n")[0]
+  rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE)
+  stated = {group: set(re.findall(r"`(\w+)`", choices)) for group, choices in rows}
+  found = {d.name: {f.stem for f in d.glob("*.yaml")} for d in (ROOT / "conf").iterdir() if d.is_dir()}
+  found.pop("hydra")
+  assert stated == found
+
+
+def test_the_presets_are_those_of_every_family():
+  stated = re.search(r"presets exist for every family: (.*?)\.", README, re.DOTALL)
+  assert stated
+  names = set(re.findall(r"`(\w+)`", stated[1]))
+  assert all(set(family.presets) == names for family in models.FAMILIES.values())
+
+
+def test_the_transcript_counts_what_the_default_trains():
+  counts = check_built(Config()).parameters()
+  assert f"{counts['trainable']:,} of {counts['total']:,}" in README
