@@ -1,0 +1,178 @@
+"""MiniGPT: a token sees its own document up to itself, decoding with a cache is the plain forward pass."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from packs import SIZES, bent, job_of, quickly, rows, small
+
+from lora_exp import models
+from lora_exp.config import ModelConfig, SampleConfig
+from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.generate import draw_token, make_sampler
+from lora_exp.mesh import flatten
+from lora_exp.models.layers import attend, causal_mask
+from lora_exp.step import assemble, batch_loss
+
+VOCAB = 97
+
+
+@pytest.fixture(autouse=True)
+def quick():
+  with quickly():
+    yield
+
+
+@cache
+def minigpt(**more):
+  with quickly():
+    return jax.jit(lambda: models.build(ModelConfig(**(SIZES | more)), VOCAB))()
+
+
+@jax.jit
+def logits(model, tokens, positions=None, segments=None):
+  if positions is None:
+    return model(tokens)
+  return model.head(model.hidden(tokens, positions, causal_mask(segments))[0])
+
+
+def tokens_of(seed: int, *shape: int) -> np.ndarray:
+  return np.random.default_rng(seed).integers(0, VOCAB, shape, dtype=np.int32)
+
+
+def test_a_token_changes_no_logit_before_it():
+  tokens = tokens_of(0, 2, 12)
+  changed = tokens.copy()
+  changed[:, 7] = (changed[:, 7] + 1) % VOCAB
+  before, after = logits(minigpt(), tokens), logits(minigpt(), changed)
+  np.testing.assert_array_equal(before[:, :7], after[:, :7])
+  assert all((before[:, t] != after[:, t]).any() for t in range(7, 12))
+
+
+def test_a_document_in_a_packed_row_has_the_logits_it_has_alone():
+  tokens = tokens_of(1, 1, 16)
+  positions = np.array([[*range(5), *range(8), 0, 0, 0]])
+  segments = np.array([[1] * 5 + [2] * 8 + [0] * 3])
+  packed = logits(minigpt(), tokens, positions, segments)
+  assert np.isfinite(packed).all()  # padding too
+  for piece in (slice(0, 5), slice(5, 13)):
+    np.testing.assert_allclose(packed[:, piece], logits(minigpt(), tokens[:, piece]), atol=2e-5)
+  # And not because the first does not matter: without its segment the second sees it.
+  merged = logits(minigpt(), tokens, positions, np.minimum(segments, 1))
+  assert np.abs(merged[:, 5:13] - packed[:, 5:13]).max() > 1e-2
+
+
+def test_attention_is_the_softmax_of_its_definition():
+  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 6, 4, 8)) * 3
+  mask = causal_mask(jnp.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]]))
+  wanted = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+  np.testing.assert_allclose(attend(q, k, v, mask), wanted, atol=2e-6)
+  grads = jax.grad(lambda *a: (attend(*a, mask) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+  plain = jax.grad(lambda *a: (jax.nn.dot_product_attention(*a, mask=mask[:, None]) ** 2).sum(), argnums=(0, 1, 2))
+  for found, g in zip(grads, plain(q, k, v), strict=True):
+    assert np.abs(found - g).max() <= 1e-5 * np.abs(g).max()
+
+
+def test_the_order_of_tokens_matters():
+  tokens = tokens_of(2, 1, 10)
+  swapped = tokens[:, [1, 0, *range(2, 10)]]
+  assert np.abs(logits(minigpt(), tokens)[:, -1] - logits(minigpt(), swapped)[:, -1]).max() > 1e-3
+
+
+def test_decoding_with_a_cache_gives_the_logits_of_the_whole_row():
+  model, tokens = minigpt(), tokens_of(3, 2, 12)
+
+  @jax.jit
+  def cached(model, tokens):
+    store, found = model.empty_cache(2, 12), []
+    slots = jnp.arange(12)
+    for first, last in [(0, 5), *((t, t + 1) for t in range(5, 12))]:
+      at = jnp.arange(first, last)
+      seen = jnp.broadcast_to(slots <= at[:, None], (2, last - first, 12))
+      x, store = model.hidden(tokens[:, first:last], jnp.broadcast_to(at, (2, last - first)), seen, store, first)
+      found.append(model.head(x))
+    return jnp.concatenate(found, axis=1)
+
+  np.testing.assert_allclose(cached(model, tokens), logits(model, tokens), atol=2e-5)
+
+
+def test_a_sampler_draws_what_the_plain_forward_pass_finds_likeliest():
+  job = job_of(small(lora__targets=["all_linear", "head"]))
+  params, arm = jax.tree.map(lambda x: x[0], (bent(job.state.params), job.arms))
+  tokenizer = get_tokenizer("bytes")
+  sample = make_sampler(job.program, SampleConfig(max_tokens=6, temperature=0), tokenizer, max_len=16)
+  prompts = ["Once", "a bear"]  # of different lengths in one batch
+  found = sample(params, arm, job.frozen, prompts)
+
+  @jax.jit
+  def whole(tokens):
+    return assemble(job.program, params, arm, job.frozen, None)(tokens)
+
+  for prompt, text in zip(prompts, found, strict=True):
+    ids = tokenizer.encode(prompt)
+    for _ in range(6):
+      row = np.zeros((1, 16), np.int32)
+      row[0, : len(ids)] = ids
+      ids.append(int(whole(row)[0, len(ids) - 1].argmax()))
+    new = ids[len(prompt) :]
+    end = new.index(tokenizer.eot) if tokenizer.eot in new else len(new)
+    assert text == tokenizer.decode(new[:end])
+
+
+def test_top_k_and_top_p_draw_from_the_likeliest_alone():
+  chances = jnp.array([[0.05, 0.4, 0.3, 0.25]])
+  draws = lambda **cfg: {
+    int(t)
+    for t in jax.vmap(lambda k: draw_token(jnp.log(chances), k, SampleConfig(temperature=1.0, **cfg))[0])(
+      jax.random.split(jax.random.key(0), 400)
+    )
+  }
+  assert draws() == {0, 1, 2, 3}
+  assert draws(top_k=2) == {1, 2} and draws(top_k=99) == {0, 1, 2, 3}
+  assert draws(top_p=0.3) == {1} and draws(top_p=0.65) == {1, 2} and draws(top_p=0.8) == {1, 2, 3}
+  assert int(draw_token(jnp.log(chances), jax.random.key(1), SampleConfig(temperature=0))[0]) == 1
+
+
+def test_recomputing_blocks_changes_no_gradient():
+  found = []
+  for remat in (False, True):
+    job = job_of(small(model__remat=remat, lora__dropout=0.1))
+    params, arm = jax.tree.map(lambda x: x[0], (bent(job.state.params), job.arms))
+
+    def loss(params, job=job, arm=arm):
+      return batch_loss(job.program, params, arm, job.frozen, rows(), job.key).loss
+
+    traced = jax.jit(jax.value_and_grad(loss)).trace(params)
+    assert ("remat" in str(traced.jaxpr)) is remat
+    found.append(jax.tree.leaves(traced.lower().compile()(params)))
+  for a, b in zip(*found, strict=True):
+    assert float(jnp.abs(a - b).max()) <= 1e-5 * float(jnp.abs(a).max())
+
+
+def test_dropout_is_on_in_training_alone_and_another_key_draws_another():
+  job = job_of(small(lora__dropout=0.1))
+  params, arm = jax.tree.map(lambda x: x[0], (bent(job.state.params), job.arms))
+  loss = jax.jit(lambda key: batch_loss(job.program, params, arm, job.frozen, rows(), key).loss)
+  one, two = loss(jax.random.key(1)), loss(jax.random.key(2))
+  still = jax.jit(lambda: batch_loss(job.program, params, arm, job.frozen, rows(), None).loss)()
+  assert one == loss(jax.random.key(1)) and len({float(one), float(two), float(still)}) == 3
+
+
+def test_the_base_depends_on_its_seed_alone():
+  leaves = lambda seed: flatten(job_of(small(model__seed=seed, model__layers=1)).frozen)
+  one, other = leaves(0), leaves(1)
+  assert (np.asarray(one["output_layer.kernel"]) != np.asarray(other["output_layer.kernel"])).any()
+  eager = models.build(ModelConfig(**(SIZES | {"layers": 1})), 257)
+  for path, x in flatten(nnx.to_pure_dict(nnx.state(eager, nnx.Param))).items():
+    np.testing.assert_allclose(one[path], x, atol=1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+  model = minigpt(dtype="bfloat16")
+  tokens = tokens_of(4, 2, 12)
+  low, high = logits(model, tokens), logits(minigpt(), tokens)
+  assert low.dtype == jnp.bfloat16 and model.output_layer.kernel[...].dtype == jnp.float32
+  assert 0 < np.abs(low - high).max() < 0.1 * np.abs(high).max()
