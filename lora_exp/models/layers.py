@@ -18,11 +18,14 @@ def attend(q_BTHh: Array, k_BSHh: Array, v_BSHh: Array, mask_BTS: Array) -> Arra
   """softmax(q·k/sqrt(h))·v over the positions that the mask shows, in float32; returns (B, T, H, h).
 
   Heads go before positions first: on a CPU the gradient takes 0.6 of the time of `jax.nn.dot_product_attention`'s.
+  Divided after the product with v, so that of all (T, S) arrays the backward pass keeps the exponentials alone.
   """
   q, k, v = (x.swapaxes(1, 2) for x in (q_BTHh, k_BSHh, v_BSHh))
   z = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  p = jax.nn.softmax(jnp.where(mask_BTS[:, None], z, jnp.finfo(z.dtype).min)).astype(v.dtype)
-  return jnp.einsum("bhts,bhsd->bhtd", p, v).swapaxes(1, 2)
+  z = jnp.where(mask_BTS[:, None], z, jnp.finfo(z.dtype).min)
+  e = jnp.exp(z - jax.lax.stop_gradient(z.max(-1, keepdims=True)))
+  y = jnp.einsum("bhts,bhsd->bhtd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  return (y / e.sum(-1, keepdims=True)).astype(v.dtype).swapaxes(1, 2)
 
 
 class Attention(nnx.Module):
