@@ -78,8 +78,9 @@ def check_built(cfg: Config) -> Plan:
 
 
 def _batch_problems(cfg: Config, ways: int) -> list[str]:
-  part = cfg.train.batch_size // cfg.optim.accumulate
-  sizes = {f"train.batch_size={cfg.train.batch_size} / optim.accumulate={cfg.optim.accumulate}": part}
+  parts = cfg.optim.accumulate
+  name = f"train.batch_size={cfg.train.batch_size}" + (f" / optim.accumulate={parts}" if parts > 1 else "")
+  sizes = {name: cfg.train.batch_size // parts}
   if cfg.model.base == "pretrain":
     sizes[f"model.pretrain.batch_size={cfg.model.pretrain.batch_size}"] = cfg.model.pretrain.batch_size
   return [
