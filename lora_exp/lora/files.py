@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lora_exp.config import InputError
@@ -57,7 +58,10 @@ def load_adapter(directory: Path, table: Sequence[Adapted]) -> dict[str, dict[st
   path = directory / WEIGHTS
   if not path.is_file():
     raise InputError(f"{directory} holds no adapter: {WEIGHTS} is missing")
-  found = load_file(path)
+  try:
+    found = load_file(path)
+  except SafetensorError as error:
+    raise InputError(f"{path} is not a whole safetensors file: {error}") from None
   wanted = {f"{PREFIX}{t.path}.lora_{k}.weight": (t, k) for t in table for k in "AB"}
   problems = [f"{path}: {name} is missing" for name in wanted.keys() - found.keys()]
   problems += [f"{path}: {name} fits no adapted module" for name in found.keys() - wanted.keys()]
