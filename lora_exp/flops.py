@@ -2,9 +2,15 @@
 
 import math
 
+from jax.interpreters import partial_eval
+
 
 def count_flops(jaxpr) -> int:
-  """Twice the multiplications of all matrix products in `jaxpr`, bodies of scans as often as they run."""
+  """Twice the multiplications of all matrix products that the outputs of `jaxpr` need, scans as often as they run."""
+  return _count(partial_eval.dce_jaxpr(jaxpr, True)[0])
+
+
+def _count(jaxpr) -> int:
   total = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "dot_general":
@@ -13,5 +19,5 @@ def count_flops(jaxpr) -> int:
       total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contract)
     times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
     inner = [v for v in eqn.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
-    total += times * sum(count_flops(getattr(v, "jaxpr", v)) for v in inner)
+    total += times * sum(_count(getattr(v, "jaxpr", v)) for v in inner)
   return total
