@@ -1,0 +1,92 @@
+"""A plan tells what a run will cost, truly, and costs next to nothing itself."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from runs import TINY, environment
+
+from lora_exp import __main__ as entry
+from lora_exp import plan
+
+# One block: B = 4 rows, T = 64, D = F = 32, V = 257, R = 4.
+RUN = [*TINY, "lora.rank=4", "lora.compute=factored", "train.batch_size=4", "task=plan"]
+M, T, D, V, R = 4 * 64, 64, 32, 257, 4
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+  """What a plan prints, by the name before each value."""
+  monkeypatch = pytest.MonkeyPatch()
+  directory = tmp_path_factory.mktemp("plan")
+  facts = {}
+  show = plan.screen.show_facts
+  monkeypatch.chdir(directory)
+  monkeypatch.setattr(plan.screen, "show_facts", lambda title, found: (facts.update(found), show(title, found)))
+  monkeypatch.setattr(plan, "device_memory", lambda: 2**30)
+  assert entry.run(RUN) == 0
+  assert list(directory.iterdir()) == []
+  monkeypatch.undo()
+  return facts
+
+
+def test_its_parameters_are_those_of_the_model(said):
+  block = 4 * (D * D + D) + 2 * (D * D + D) + 2 * 2 * D
+  base = V * D + T * D + block + D * V + V
+  adapter = 6 * R * 2 * D
+  assert (said["frozen"], said["trainable"], said["total"]) == (base, adapter, base + adapter)
+  assert said["lora_a"] == said["lora_b"] == adapter // 2
+
+
+def test_its_flops_are_those_counted_by_hand(said):
+  linear, attention, head = 2 * M * D * D, 2 * 2 * M * T * D, 2 * M * D * V
+  forward = 6 * linear + attention + head
+  # Nothing below query, key and value is trained: of them no gradient of the input is computed, and of no kernel one.
+  backward = 3 * linear + 2 * attention + head
+  one = 2 * M * R * D  # x·A, or ·B, or one of their gradients
+  adapters = 6 * 2 * one + 6 * 3 * one + 3 * one
+  assert said["FLOPs"] == pytest.approx(forward + backward + adapters, rel=0.02)
+  assert said["tokens"] == M and said["FLOPs a token"] == pytest.approx(said["FLOPs"] / M)
+
+
+def count(text: str) -> float:
+  number, unit = text.split()
+  return float(number) * 1024 ** ("B", "KiB", "MiB", "GiB", "TiB").index(unit)
+
+
+def test_its_bytes_and_its_largest_pack_fit_each_other(said):
+  assert count(said["base"]) == pytest.approx(4 * said["frozen"], rel=1e-3)
+  solo, further = count(said["memory of the step"]), count(said["and for each further arm"])
+  assert solo > count(said["base"]) and further >= 0.999 * 3 * 4 * said["trainable"]  # A and B, and two moments of Adam
+  arms = int(re.sub(r"\D", "", said["largest pack that fits"]))
+  assert arms == pytest.approx(1 + (2**30 - solo) / further, rel=0.01)
+  assert solo + (arms - 1) * further <= 2**30 * 1.001
+
+
+def test_where_nothing_fits_it_says_so(monkeypatch, in_tmp_path, capfd):
+  monkeypatch.setattr(plan, "device_memory", lambda: 2**20)
+  assert entry.run(RUN) == 0
+  out = capfd.readouterr().out
+  assert "none: try optim.accumulate" in out and "Adapted modules (6)" in out
+
+
+def test_it_needs_no_data_and_refuses_what_a_run_refuses(in_tmp_path, capfd):
+  assert entry.run([*RUN, "lora.targets=quary"]) == 2
+  assert "blocks.0.mha.query" in capfd.readouterr().err
+  assert list(in_tmp_path.iterdir()) == []
+
+
+def test_it_allocates_no_base(tmp_path):
+  """1.6 GB of weights are planned in a process that stays far below them."""
+  argv = ["task=plan", "model=minigpt", "model.width=8192", "model.ff=8192", "model.layers=1", "lora.targets=linear1",
+          "lora.rank=1"]
+  code = (f"import resource, lora_exp.__main__ as m; assert m.run({argv}) == 0; "
+          "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)")
+  done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), text=True, capture_output=True,
+                        timeout=300)
+  assert done.returncode == 0, done.stderr
+  base = 4 * (6 * 8192**2 + 2 * 257 * 8192)
+  assert "1.5" in re.search(r"base +(\S+) GiB", done.stdout)[1]
+  assert int(done.stdout.split("peak ")[1]) < 0.75 * base
+  assert list(tmp_path.iterdir()) == []
