@@ -32,6 +32,7 @@ from lora_exp.screen import show, show_error, show_facts, show_warning
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 MOST_LINES = 20  # of problems on the screen
+logging.getLogger("lora_exp").addHandler(logging.NullHandler())  # tasks without a log: no traceback on the screen
 
 Task = Callable[[Config, Path], object]
 TASKS: dict[str, Task] = {
