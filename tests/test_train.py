@@ -268,7 +268,7 @@ def test_eight_devices_train_as_one_does(data, tmp_path):
   settings = [*TINY, *data, "train.steps=4", "train.batch_size=8", "train.eval_tokens=300", "train.save_every=0"]
   done = process(*settings, "mesh.data=4", "mesh.tensor=2", "hydra.run.dir=eight", cwd=tmp_path, devices=8)
   assert done.returncode == 0, done.stderr
-  assert "Sharding over data 4 × tensor 2" in done.stdout and "blocks.0.linear1.kernel" in done.stdout
+  assert "Sharding over data 4 × tensor 2" in done.stdout and "blocks.*.linear1.kernel" in done.stdout
   assert summary(tmp_path / "eight")["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2, "arm": 1}
   one = train(tmp_path / "one", *settings)
   losses = lambda run_dir: [row["loss"] for row in rows(run_dir)]
