@@ -229,7 +229,7 @@ class Jsonl:
     try:
       record = json.loads(line)
     except json.JSONDecodeError as error:
-      raise InputError(f"not JSON: {error.msg.removesuffix(" at")} at column {error.colno}") from error
+      raise InputError(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from error
     except RecursionError as error:
       raise InputError("JSON nested too deeply") from error
     if not isinstance(record, dict):
