@@ -183,7 +183,7 @@ def train_step(
       "loss": sums.loss / count,
       "accuracy": sums.correct / count,
       "tokens": tokens,
-      "grad_norm": optax.global_norm(grads),
+      "grad_norm": optax.tree.norm(grads),
       "lr": arm.lr * factor,
     }
     return optax.apply_updates(params, updates), opt, metrics
