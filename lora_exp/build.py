@@ -1,7 +1,7 @@
 """From a config to a pack that can train: checks on shapes alone first, then arrays on the mesh."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,8 @@ def loaded_base(plan: Plan, source) -> Tree:
 def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None = None) -> Job:
   """A pack of the arms `cfgs` (default: the plan's own config alone) over one `base`; the step is not compiled yet."""
   cfgs = list(cfgs or [plan.cfg])
+  if any(_shared(c) != _shared(plan.cfg) for c in cfgs):
+    raise ValueError("the arms of a pack must agree on all but rank, alpha, targets, rates, decay and seeds")
   cfg, layout, model = plan.cfg, plan.layout, plan.model()
   presets = models.FAMILIES[cfg.model.family].presets
   tables = [table_of(model, c, presets) for c in cfgs]
@@ -132,6 +134,13 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
   else:
     state = _make(lambda params: init_state(program, params, arms), program, adapters)
   return Job(program, steps, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")))
+
+
+def _shared(cfg: Config) -> tuple:
+  """What the compiled step of a pack takes from one config for all of its arms."""
+  optim = replace(cfg.optim, lr=0.0, weight_decay=0.0, clip=None)
+  sizes = (cfg.train.batch_size, cfg.data.seq_len, cfg.lora.method, cfg.lora.compute)
+  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes
 
 
 def _make(start: Callable[[Tree], State], program: Program, params: Tree) -> State:

@@ -2,12 +2,16 @@
 
 import difflib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from absl import logging as absl_logging
 
+# Hydra closes all log handlers, and absl's closes its stream, unless that is the process's own: here it is pytest's.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 _session = None if "LORA_EXP_CACHE" in os.environ else tempfile.TemporaryDirectory(prefix="lora_exp_cache_")

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import logging as absl_logging
 
 from lora_exp import __main__ as entry
 
@@ -17,8 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["the", "a", "little", "dog", "cat", "ran", "saw", "big", "red", "ball", "and", "was", "happy", "Tom", "Lily"]
 QUIET = ["logger=none", "sample=none", "data@retain=none"]
 TINY = ["model=minigpt_tiny", "model.layers=1", "model.width=32", "model.ff=32", *QUIET]
-# Hydra closes all log handlers, and absl's closes its stream, unless that is the process's own: here it is pytest's.
-absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 TEXT = "lora_exp_test_stories.txt"
 
 

@@ -14,9 +14,8 @@ from lora_exp.config.commandline import check_command_line
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-  line.split("lora_exp", 1)[1] for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if "lora_exp" in line
-]
+LINES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+COMMANDS = [line.split("lora_exp", 1)[1] for line in LINES if "lora_exp" in line]
 
 
 @pytest.fixture
