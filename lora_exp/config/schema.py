@@ -111,13 +111,13 @@ class OptimConfig:
 class TrainConfig:
   """Length, cadence and seed of the training."""
 
-  steps: int | None = 40  # optimizer steps; or null, and epochs
+  steps: int | None = 32  # optimizer steps; or null, and epochs
   epochs: float | None = None  # passes over the rows; or null, and steps
   batch_size: int = 8  # rows in an optimizer step, over all devices
   log_every: int = 1  # steps between lines of metrics.jsonl
-  eval_every: int = 20  # steps between evaluations; 0: only before and after
+  eval_every: int = 16  # steps between evaluations; 0: only before and after
   eval_tokens: int | None = 20480  # held-out tokens of an evaluation; null: all
-  save_every: int = 20  # steps between checkpoints; 0: only the best and the last
+  save_every: int = 16  # steps between checkpoints; 0: only the best and the last
   export: str = "best"  # the state that becomes adapter/: best (by held-out loss) | last
   seed: int = 0  # of A and of dropout
   resume: str | None = None  # a run directory to go on in
