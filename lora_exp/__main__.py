@@ -11,10 +11,8 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,8 +25,7 @@ from lora_exp.config.errors import BUG, DONE
 from lora_exp.config.overrides import parse
 from lora_exp.config.rundir import cannot_write, is_disk_error, locked
 from lora_exp.config.saved import job_config, save
-from lora_exp.config.typed import shown
-from lora_exp.screen import show, show_error, show_facts, show_warning
+from lora_exp.screen import show, show_error, show_warning
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 MOST_LINES = 20  # of problems on the screen
@@ -70,37 +67,18 @@ def task(module: str, function: str) -> Callable[..., object]:
 
 
 def train(cfg: Config, run_dir: Path) -> None:
-  """Locks the run directory, writes config.yaml, shows it, and trains.
+  """Locks the run directory, writes config.yaml, and trains.
 
   A run that cannot go on as asked keeps the config that it had.
   """
   with locked(run_dir):
     before = save(cfg, run_dir)
-    show_config(cfg, run_dir)
     try:
       task("lora_exp.train", "run")(cfg, run_dir)
     except InputError:
       if before is not None:
         save(before, run_dir)
       raise
-
-
-def show_config(cfg: Config, run_dir: Path) -> None:
-  """Every setting of the run that is not null, a line for each group; of further data, what differs from `data`."""
-  node = asdict(cfg)
-  for name in ("pretrain_data", "retain"):
-    if node[name] is not None:
-      node[name] = {key: value for key, value in node[name].items() if value != node["data"][key]}
-  show_facts(str(run_dir), dict(_lines(node, "")))
-
-
-def _lines(node: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
-  words = [f"{key}={shown(value)}" for key, value in node.items() if value is not None and not isinstance(value, dict)]
-  if words or path in ("pretrain_data", "retain"):
-    yield path or "run", " ".join(words) or "as data"
-  for key, value in node.items():
-    if isinstance(value, dict):
-      yield from _lines(value, f"{path}.{key}" if path else key)
 
 
 def report(error: LoraExpError | OSError, full_error: bool) -> int:

@@ -2,6 +2,10 @@
 
 import math
 import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,7 @@ import jax.numpy as jnp
 from lora_exp import screen
 from lora_exp.build import Plan, check_built, make_job
 from lora_exp.config import Config
+from lora_exp.config.typed import shown
 from lora_exp.loop import Job
 from lora_exp.mesh import flatten, keep_programs
 
@@ -38,6 +43,26 @@ def run(cfg: Config) -> None:
       "largest pack that fits": f"{arms:,} arms" if arms else "none: try optim.accumulate, or a larger mesh",
     },
   )
+
+
+def show_config(cfg: Config, run_dir: Path) -> None:
+  """Every setting of the run that is not null, a line for each group; of further data, what differs from `data`."""
+  node = asdict(cfg)
+  if cfg.model.base != "pretrain":
+    node["pretrain_data"], node["model"]["pretrain"] = None, None
+  for name in ("pretrain_data", "retain"):
+    if node[name] is not None:
+      node[name] = {key: value for key, value in node[name].items() if value != node["data"][key]}
+  screen.show_facts(str(run_dir), dict(_lines(node, "")))
+
+
+def _lines(node: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+  words = [f"{key}={shown(value)}" for key, value in node.items() if value is not None and not isinstance(value, dict)]
+  if words or path in ("pretrain_data", "retain"):
+    yield path or "run", " ".join(words) or "as data"
+  for key, value in node.items():
+    if isinstance(value, dict):
+      yield from _lines(value, f"{path}.{key}" if path else key)
 
 
 def show_parameters(plan: Plan) -> None:

@@ -20,7 +20,7 @@ from lora_exp.logger import Metrics, make_logger
 from lora_exp.loop import Cadence, Hooks, Job, due, fit, held_out
 from lora_exp.mesh import keep_programs
 from lora_exp.outputs import Record
-from lora_exp.plan import show_parameters, steps_of
+from lora_exp.plan import show_config, show_parameters, steps_of
 from lora_exp.step import State, Tree
 
 
@@ -29,6 +29,7 @@ def run(cfg: Config, run_dir: Path) -> None:
   began = time.monotonic()
   keep_programs(cfg.cache)
   plan = check_built(cfg)
+  show_config(cfg, run_dir)
   show_parameters(plan)
   rows = rows_of(cfg.data, plan)
   retain = rows_of(cfg.retain, plan) if cfg.retain else None

@@ -164,6 +164,7 @@ def test_paths_are_kept_from_the_root_so_that_a_run_is_found_from_anywhere(in_tm
   ("model.dtype=float16", "choose float32, bfloat16"),
   ("model.base=weights", "model.weights=null: model.base=weights needs"),
   ("model.weights=/no/such", "no such file"),
+  ("data.path=stories.txt", "add data=text"),
   ("model.pretrain.warmup=99999", "at most model.pretrain.steps"),
   ("data@pretrain_data=none", "data@pretrain_data=stdlib_code"),
   ("data.seq_len=9999", "at most model.max_len"),

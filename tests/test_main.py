@@ -161,7 +161,7 @@ def test_the_settings_are_read_without_jax():
 # ---- the run directory
 
 
-def test_a_run_finds_its_whole_config_in_a_directory_of_its_own(trained, in_tmp_path, capfd):
+def test_a_run_finds_its_whole_config_in_a_directory_of_its_own(trained, in_tmp_path):
   seen = []
   trained(lambda cfg, run_dir: seen.append((cfg, run_dir)))
   assert entry.run(["lora.rank=3"]) == 0
@@ -171,7 +171,6 @@ def test_a_run_finds_its_whole_config_in_a_directory_of_its_own(trained, in_tmp_
   assert saved["lora"]["rank"] == cfg.lora.rank == 3 and saved["data"]["seq_len"] == cfg.data.seq_len
   assert (run_dir / ".hydra" / "overrides.yaml").read_text() == "- lora.rank=3\n"
   assert (run_dir / "lora_exp.log").is_file()
-  assert "rank=3" in capfd.readouterr().out
 
 
 def test_two_runs_of_one_second_have_two_directories(tmp_path):

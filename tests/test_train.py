@@ -41,6 +41,14 @@ def finished(data, tmp_path_factory):
   return run_dir, after
 
 
+def test_the_settings_are_printed_once_and_only_where_the_run_can_start(data, tmp_path, capfd):
+  train(tmp_path / "run", *TINY, *data, *SHORT, "lora.rank=3")
+  assert capfd.readouterr().out.count("rank=3") == 1
+  train(tmp_path / "bad", *TINY, *data, "lora.targets=nosuch", code=2)
+  printed = capfd.readouterr()
+  assert printed.out == "" and printed.err.startswith("error: lora.targets=nosuch")
+
+
 # ---- what a run leaves
 
 

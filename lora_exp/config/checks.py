@@ -193,6 +193,9 @@ def _sources(cfg: Config) -> Iterator[str]:
     if data.source == "stdlib":
       if data.view is None:
         yield f"{name}.view=null: stdlib needs one: choose code, docs"
+      if data.path is not None or data.eval_path is not None:
+        group = "data" if name == "data" else f"data@{name}"
+        yield f"{name}.path={data.path}: the standard library is read and no file; add {group}=text or {group}=jsonl"
     elif cfg.task in ("train", "evaluate"):
       yield from _paths(name, data)
     if data.source == "jsonl":
