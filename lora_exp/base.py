@@ -11,7 +11,7 @@ import numpy as np
 
 from lora_exp import cache, screen, weights
 from lora_exp.build import Plan, loaded_base, make_job, random_base, trained_arm
-from lora_exp.config import Config, InputError, LoraConfig, OptimConfig
+from lora_exp.config import Config, InputError, LoraConfig, OptimConfig, StoppedError
 from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
@@ -74,6 +74,8 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
     nothing: Any = lambda *_: False
     quiet = Hooks(nothing, nothing, nothing, nothing)
     state = fit(job, batches, Cadence(0, 0, 0), quiet, "pretrain the base")
+  except StoppedError:
+    raise StoppedError("stopped while the base was pretrained; nothing of it is kept, so start again") from None
   finally:
     batches.close()
   held = [plan.layout.put_batch(b) for b in eval_batches(rows, cfg.train.batch_size, HELD_OUT)]

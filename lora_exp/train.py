@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -77,8 +77,8 @@ class Run:
     status, code = "failed", 1
     try:
       state = self._train(resumed)
-      status, code = "done", 0
       self._finish(state)
+      status, code = "done", 0
     except StoppedError as error:
       status, code = "stopped", error.code
       raise StoppedError(f"{error}; go on with train.resume={outputs.short(self.dir)}") from None
@@ -198,7 +198,7 @@ def _again(first, batches):
 def evaluate(cfg: Config) -> None:
   """Loss, perplexity and accuracy of a run's adapter (and of its base) on its held-out data, or on other `data=`."""
   keep_programs(cfg.cache)
-  plan = check_built(replace(cfg, sample=replace(cfg.sample, prompts=[])))
+  plan = check_built(cfg)
   base, _ = make_base(plan)
   job = make_job(plan, base, 0)
   loaded = outputs.load_export(Path(str(cfg.run)), plan, job)

@@ -35,7 +35,8 @@ def finished(data, tmp_path_factory):
                       lambda job, before: (after.append(digest(flatten(job.frozen))), checked(job, before)))
   retain = stories(tmp_path_factory.mktemp("retain") / "retain.txt", count=30)
   run_dir = train(tmp_path_factory.mktemp("finished") / "run", "model=minigpt_tiny", *data, "data@retain=text",
-                  f"retain.path={retain}", "lora.rank=3", "lora.alpha=5", "train.steps=24", "train.log_every=4",
+                  f"retain.path={retain}", "lora.rank=3", "lora.alpha=5", "train.batch_size=4",
+                  "train.steps=24", "train.log_every=4",
                   "train.eval_every=8", "train.save_every=8", "sample.prompts=[Once,'a dog']", "sample.max_tokens=6")
   monkeypatch.undo()
   return run_dir, after
