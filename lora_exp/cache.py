@@ -51,11 +51,11 @@ def _make(final: Path, make: Callable[[Path], None]) -> None:
   temporary.mkdir()
   try:
     make(temporary)
-    _sync(temporary)
+    _sync_all(temporary)
     temporary.rename(final)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-  _sync_one(final.parent)
+  to_disk(final.parent)
 
 
 def _lock_of(final: Path) -> Path:
@@ -82,14 +82,15 @@ def _remove_stale(folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync(directory: Path) -> None:
+def _sync_all(directory: Path) -> None:
   for parent, _, names in os.walk(directory):
     for name in names:
-      _sync_one(Path(parent) / name)
-    _sync_one(Path(parent))
+      to_disk(Path(parent) / name)
+    to_disk(Path(parent))
 
 
-def _sync_one(path: Path) -> None:
+def to_disk(path: Path) -> None:
+  """Waits until the file, or the list of a directory's entries, is on the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

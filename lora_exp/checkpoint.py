@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from lora_exp import screen
+from lora_exp.cache import to_disk
 from lora_exp.config.errors import DiskError, InputError, NoCheckpointError
 
 SUMS, META, STATE = "SHA256SUMS", "meta.json", "state"
@@ -49,8 +50,8 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
           checkpointer.save(temporary.absolute() / STATE, arrays)
       (temporary / META).write_text(json.dumps(meta, indent=1) + "\n")
       (temporary / SUMS).write_text(_sums(_digests(temporary, sync=True)))
-      _sync(temporary / SUMS)
-      _sync(temporary)
+      to_disk(temporary / SUMS)
+      to_disk(temporary)
     except BaseException:
       shutil.rmtree(temporary, ignore_errors=True)
       raise
@@ -158,7 +159,7 @@ def _digests(folder: Path, sync: bool = False) -> dict[str, str]:
   digests = {}
   for path in sorted(folder.rglob("*")):
     if sync:
-      _sync(path)
+      to_disk(path)
     if path.is_file() and path != folder / SUMS:
       with open(path, "rb") as file:
         digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -186,16 +187,7 @@ def _remove_leftovers(root: Path) -> None:
 
 def _move(source: Path, target: Path) -> None:
   source.rename(target)
-  _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-  """Wait until the file, or the list of a folder's entries, is on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+  to_disk(target.parent)
 
 
 @contextmanager
