@@ -88,9 +88,9 @@ class Hooks:
 
 
 def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, title: str) -> State:
-  """Trains from `job.state` to `program.steps`; raises StoppedError on a signal and DivergedError on a loss that is
+  """Trains from `job.state` to `job.steps` and returns the last state; metrics are read while the next step runs.
 
-  not a number, after what was reached is saved or logged. Metrics of a step are read while the next one runs.
+  Raises StoppedError on a signal, after a checkpoint, and DivergedError on a loss that is no finite number.
   """
   state, steps = job.state, job.steps
   first = int(state.step)

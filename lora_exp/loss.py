@@ -45,14 +45,10 @@ def head_loss(module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, tra
   if not isinstance(module, Adapter):
     return _vocab_loss(train_kernel, x_BTD, None, Head(kernel, bias), targets_BT, weights_BT)
   a, b, scale = module.lora_a[...], module.lora_b[...], module.scale[...]
-  rows = targets_BT.size
   if not module.deterministic:
     dropped = dropout(x_BTD, module.rate[...], module.key[...])
     return _vocab_loss(False, x_BTD, dropped, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
-  merge = module.compute == "merged" or (
-    module.compute == "auto" and kernel.dtype == a.dtype and product.cheaper_merged(rows, *kernel.shape)
-  )
-  if not merge:
+  if not product.merges(module.compute, targets_BT.size, kernel, a):
     return _vocab_loss(False, x_BTD, x_BTD, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
   return _merged_loss(x_BTD, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
 

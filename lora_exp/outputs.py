@@ -199,6 +199,7 @@ def show_result(found: dict, run_dir: Path) -> None:
     "run directory": short(run_dir),
   }
   screen.show_facts("Result", facts)
+  screen.show(f"Use it: python -m lora_exp task=generate run={short(run_dir)} 'prompt=\"Return the\"'")
 
 
 def short(path: Path) -> str:

@@ -141,8 +141,8 @@ INITS: dict[str, Callable[..., jax.Array]] = {
 
 
 def draw_a(key: jax.Array, init: str, fan: int, features: int, rank: int, std: float | None = None) -> jax.Array:
-  """A (features, rank). Drawn as (rank, features): the first r columns do not depend on how many follow,
+  """A (features, rank), drawn as (rank, features): the first r columns do not depend on how many follow.
 
-  so an arm padded to a larger rank starts as it would alone, and rank 4 as the first half of rank 8.
+  So an arm padded to a larger rank starts as it would alone, and rank 4 as the first half of rank 8.
   """
   return INITS[init](key, (rank, features), fan, rank, std).T

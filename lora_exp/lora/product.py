@@ -109,11 +109,16 @@ def cheaper_merged(rows: int, fan_in: int, fan_out: int) -> bool:
   return rows * (fan_in + fan_out) > fan_in * fan_out
 
 
+def merges(compute: str, rows: int, w_IO: Array, a_IR: Array) -> bool:
+  """Whether `compute` (factored, merged or auto) forms W + s·A·B; auto only in the adapter's dtype, and if cheaper."""
+  if compute == "auto":
+    return w_IO.dtype == a_IR.dtype and cheaper_merged(rows, *w_IO.shape)
+  return compute == "merged"
+
+
 def lora_dot(x: Array, w_IO: Array, a_IR: Array, b_RO: Array, scale: Array, compute: str = "factored") -> Array:
   """The product without dropout; `compute` is factored, merged, or auto: the cheaper, and never merged below fp32."""
-  if compute == "auto":
-    cheap = cheaper_merged(x.size // x.shape[-1], *w_IO.shape) and w_IO.dtype == a_IR.dtype
-    compute = "merged" if cheap else "factored"
-  return (merged if compute == "merged" else factored)(x, w_IO, a_IR, b_RO, scale)
+  product = merged if merges(compute, x.size // x.shape[-1], w_IO, a_IR) else factored
+  return product(x, w_IO, a_IR, b_RO, scale)
 
 
