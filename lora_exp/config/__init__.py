@@ -16,11 +16,13 @@ from lora_exp.config.errors import (
   nearest,
 )
 from lora_exp.config.schema import (
+  ArchConfig,
   Config,
   DataConfig,
   LoggerConfig,
   LoraConfig,
   MeshConfig,
+  MlpConfig,
   ModelConfig,
   OptimConfig,
   PretrainConfig,
@@ -30,6 +32,7 @@ from lora_exp.config.schema import (
 from lora_exp.config.typed import to_config
 
 __all__ = [
+  "ArchConfig",
   "Config",
   "DataConfig",
   "DiskError",
@@ -40,6 +43,7 @@ __all__ = [
   "LoraConfig",
   "LoraExpError",
   "MeshConfig",
+  "MlpConfig",
   "ModelConfig",
   "NoCheckpointError",
   "OptimConfig",

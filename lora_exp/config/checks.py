@@ -15,7 +15,7 @@ from lora_exp.config.typed import shown
 
 CHOICES = {
   "task": ("train", "generate", "evaluate", "plan"),
-  "model.family": ("minigpt",),
+  "model.family": ("minigpt", "gpt2", "llama", "mlp", "hf"),
   "model.tokenizer": ("gpt2", "gpt2_4096", "bytes"),
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),

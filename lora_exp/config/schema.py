@@ -22,24 +22,61 @@ class PretrainConfig:
 
 
 @dataclass
+class ArchConfig:
+  """What tells the models of a family apart (llama, gpt2); `model=hf` reads it from config.json."""
+
+  kv_heads: int = 8  # K, key/value heads; divides model.heads
+  head_dim: int = 32  # h, features of a head
+  rope_theta: float = 10000.0  # base of the rotary frequencies
+  rope_scaling: dict[str, Any] | None = None  # as in config.json: {rope_type: linear|llama3, factor: …}
+  rope_local_theta: float | None = None  # of the layers with a window; null: rope_theta, unscaled where null is not
+  norm_eps: float = 1e-5  # added to the variance
+  norm_offset: bool = False  # norms multiply by 1 + scale (Gemma)
+  post_norms: bool = False  # norms after attention and feed-forward too (Gemma 3)
+  qk_norm: bool = False  # RMS norms on queries and keys (Qwen3, Gemma 3)
+  activation: str = "silu"  # of the feed-forward: silu | gelu | gelu_tanh | relu
+  qkv_bias: bool = False  # biases on q_proj, k_proj, v_proj
+  out_bias: bool = False  # bias on o_proj
+  mlp_bias: bool = False  # biases in the feed-forward
+  tied: bool = True  # the head is the token embedding
+  embed_scale: bool = False  # embeddings times sqrt(width) (Gemma)
+  query_scale: float | None = None  # queries are divided by its square root; null: head_dim
+  window: int | None = None  # a position sees this many, itself included; null: all before it
+  full_layers: list[int] | None = None  # blocks that see all positions though there is a window
+  attn_softcap: float | None = None  # attention scores are cap·tanh(score/cap)
+  logit_softcap: float | None = None  # logits are cap·tanh(logit/cap)
+
+
+@dataclass
+class MlpConfig:
+  """The sizes of `model.family=mlp`, which maps numbers to numbers."""
+
+  inputs: int = 2  # features of an example
+  hidden: list[int] = field(default_factory=lambda: [16])  # features of each hidden layer
+  outputs: int = 2  # classes, or numbers to predict
+
+
+@dataclass
 class ModelConfig:
   """The base model, its tokenizer, and where its weights come from."""
 
-  family: str = "minigpt"  # the code that builds it: minigpt
+  family: str = "minigpt"  # the code that builds it: minigpt | gpt2 | llama | mlp | hf (as config.json says)
   layers: int = 4  # transformer blocks
   width: int = 256  # D, features of the residual stream
   heads: int = 8  # H, attention heads; divides width
   ff: int = 256  # F, features inside the feed-forward
   max_len: int = 128  # positions the model knows, in tokens
   dropout: float = 0.1  # rate after embeddings, attention and feed-forward, in training only
-  tokenizer: str = "bytes"  # gpt2 | gpt2_4096 | bytes
+  tokenizer: str = "bytes"  # gpt2 | gpt2_4096 | bytes | from_weights | a file or directory with a tokenizer
   vocab_size: int | None = None  # V; null: the tokenizer's
   dtype: str = "float32"  # of activations: float32 | bfloat16
   param_dtype: str = "float32"  # of the frozen base: float32 | bfloat16
   remat: bool = False  # recompute each block in the backward pass to save memory
   seed: int = 0  # of a random base
   base: str = "pretrain"  # random | pretrain | weights
-  weights: str | None = None  # a directory or file with model.safetensors; setting it means base=weights
+  weights: str | None = None  # a directory, file, hub id or package with weights; setting it means base=weights
+  arch: ArchConfig | None = None  # of gpt2 and llama
+  mlp: MlpConfig | None = None  # of mlp
   pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
 
