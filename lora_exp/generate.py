@@ -90,7 +90,7 @@ def make_sampler(program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_
       seen_BTS = (slot_S <= slot_T[:, None]) & (slot_S >= start_B[:, None, None])
       positions_BT = jnp.maximum(slot_T - start_B[:, None], 0)
       x_BTD, cache = model.hidden(tokens_BT, positions_BT, seen_BTS, cache, first)
-      return model.head(x_BTD[:, -1]), cache
+      return model.logits(x_BTD[:, -1]), cache
 
     def one(carry, i):
       logits, cache, done = carry

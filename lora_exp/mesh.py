@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from lora_exp.config import InputError, MeshConfig
 
-LOGICAL = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
+LOGICAL = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
 BATCH = ("data", "fsdp")
 
 

@@ -3,10 +3,10 @@
 from flax import nnx
 
 from lora_exp.config import ModelConfig
-from lora_exp.models import minigpt
-from lora_exp.models.family import Family, LanguageModel
+from lora_exp.models import llama, minigpt
+from lora_exp.models.family import Family, LanguageModel, Names
 
-FAMILIES: dict[str, Family] = {"minigpt": minigpt.FAMILY}
+FAMILIES: dict[str, Family] = {"minigpt": minigpt.FAMILY, "llama": llama.FAMILY}
 
 
 def build(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
@@ -19,4 +19,4 @@ def abstract(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
   return nnx.eval_shape(lambda: build(cfg, vocab_size))
 
 
-__all__ = ["FAMILIES", "Family", "LanguageModel", "abstract", "build"]
+__all__ = ["FAMILIES", "Family", "LanguageModel", "Names", "abstract", "build"]

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lora_exp.models.family import capped
+
 Array = jax.Array
-Cache = dict[str, Array]  # key and value, each (B, S, H, h): S slots, filled from the left
+Cache = dict[str, Array]  # key and value, each (B, S, K, h): S slots, filled from the left
 
 
 def causal_mask(segments_BT: Array) -> Array:
@@ -14,18 +16,39 @@ def causal_mask(segments_BT: Array) -> Array:
   return same & jnp.tril(jnp.ones(same.shape[-2:], bool))
 
 
-def attend(q_BTHh: Array, k_BSHh: Array, v_BSHh: Array, mask_BTS: Array) -> Array:
-  """softmax(q·k/sqrt(h))·v over the positions that the mask shows, in float32; returns (B, T, H, h).
+def attend(
+  q_BTHh: Array,
+  k_BSKh: Array,
+  v_BSKh: Array,
+  mask_BTS: Array,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
+) -> Array:
+  """softmax(scale·q·k)·v over the positions that the mask shows, in float32; returns (B, T, H, h).
 
+  H/K query heads share a key/value head; `scale` is 1/sqrt(h) by default, and scores may be capped.
   Heads go before positions first: on a CPU the gradient takes 0.6 of the time of `jax.nn.dot_product_attention`'s.
   Divided after the product with v, so that of all (T, S) arrays the backward pass keeps the exponentials alone.
   """
-  q, k, v = (x.swapaxes(1, 2) for x in (q_BTHh, k_BSHh, v_BSHh))
-  z = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  z = jnp.where(mask_BTS[:, None], z, jnp.finfo(z.dtype).min)
+  B, T, H, h = q_BTHh.shape
+  K = k_BSKh.shape[2]
+  # The queries of a group lie one after another, so that each key head needs one product.
+  q = q_BTHh.reshape(B, T, K, H // K, h).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, h)
+  k, v = k_BSKh.swapaxes(1, 2), v_BSKh.swapaxes(1, 2)
+  z = jnp.einsum("bkmd,bksd->bkms", q, k, preferred_element_type=jnp.float32) * (h**-0.5 if scale is None else scale)
+  z = capped(z, softcap).reshape(B, K, H // K, T, -1)
+  z = jnp.where(mask_BTS[:, None, None], z, jnp.finfo(z.dtype).min).reshape(B, K, (H // K) * T, -1)
   e = jnp.exp(z - jax.lax.stop_gradient(z.max(-1, keepdims=True)))
-  y = jnp.einsum("bhts,bhsd->bhtd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
-  return (y / e.sum(-1, keepdims=True)).astype(v.dtype).swapaxes(1, 2)
+  y = jnp.einsum("bkms,bksd->bkmd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  y = (y / e.sum(-1, keepdims=True)).astype(v.dtype)
+  return y.reshape(B, K, H // K, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
+
+
+def fill_cache(cache: Cache, k_BTKh: Array, v_BTKh: Array, slot) -> Cache:
+  """`cache` with keys and values written from `slot` on."""
+  put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
+  return {"key": put(cache["key"], k_BTKh), "value": put(cache["value"], v_BTKh)}
 
 
 class Attention(nnx.Module):
@@ -43,7 +66,6 @@ class Attention(nnx.Module):
     split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
     q, k, v = split(self.query(x_BTD)), split(self.key(x_BTD)), split(self.value(x_BTD))
     if cache is not None:
-      put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
-      cache = {"key": put(cache["key"], k), "value": put(cache["value"], v)}
+      cache = fill_cache(cache, k, v, slot)
       k, v = cache["key"], cache["value"]
     return self.out(attend(q, k, v, mask_BTS).reshape(x_BTD.shape)), cache

@@ -8,7 +8,7 @@ from flax import nnx
 
 from lora_exp.config import ModelConfig
 from lora_exp.dropout import Dropout
-from lora_exp.models.family import Family
+from lora_exp.models.family import Family, LanguageModel
 from lora_exp.models.layers import Attention, Cache, causal_mask
 
 Array = jax.Array
@@ -35,7 +35,7 @@ class Block(nnx.Module):
     return self.layer_norm2(x_BTD + self.dropout2(y)), cache
 
 
-class MiniGPT(nnx.Module):
+class MiniGPT(LanguageModel):
   """Tokens to features (`hidden`) and features to logits (`output_layer`), apart so that the loss can be chunked."""
 
   def __init__(self, cfg: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
@@ -66,7 +66,7 @@ class MiniGPT(nnx.Module):
     """Logits (B, T, V) of whole rows, each one document."""
     positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     x_BTD, _ = self.hidden(tokens_BT, positions, causal_mask(jnp.ones_like(tokens_BT)))
-    return self.output_layer(x_BTD)
+    return self.logits(x_BTD)
 
   def empty_cache(self, batch: int, slots: int) -> list[Cache]:
     """A cache of zeros for `slots` positions in each block."""
