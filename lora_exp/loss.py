@@ -10,16 +10,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from lora_exp.dropout import dropout
 from lora_exp.lora import product
-from lora_exp.lora.layers import Adapter, dropout
+from lora_exp.lora.layers import Adapter
+from lora_exp.models.family import capped
 
 Array = jax.Array
 CHUNK_LOGITS = 2**25  # logits in one chunk at most: 128 MiB in float32; half as many cost 7 % of the step more
 
 
 class Head(NamedTuple):
-  """What the projection is made of; None where the head has no such part."""
+  """What the projection is made of; None where the head has no such part.
+
+  A tied head is the table transposed: for E + s·A·B with A (V, R) and B (R, D), kernel is Eᵀ, a is Bᵀ and b is Aᵀ.
+  """
 
   kernel: Any  # (D, V)
   bias: Any = None  # (V,)
@@ -35,22 +41,40 @@ class Sums(NamedTuple):
   correct: Array  # tokens whose target is the likeliest
 
 
-def head_loss(module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, train_kernel: bool = False) -> Sums:
-  """`Sums` of the next-token loss of features `x_BTD` under the head `module`, adapted or not.
+class Static(NamedTuple):
+  """What a compiled loss is specialised to."""
 
-  `train_kernel` (static): the kernel and bias are trained too. Reverse mode only; `correct` has no gradient.
+  train_kernel: bool  # the kernel and bias are trained too
+  softcap: float | None  # logits are cap·tanh(logit/cap)
+
+
+def head_loss(
+  module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, train_kernel: bool = False, softcap: float | None = None
+) -> Sums:
+  """`Sums` of the next-token loss of features `x_BTD` under the head `module`: a Linear or a tied Embed, adapted or not.
+
+  `train_kernel`, `softcap` (static): see `Static`. Reverse mode only; `correct` has no gradient.
   """
-  kernel = module.kernel[...].astype(module.dtype or x_BTD.dtype)
-  bias = None if module.bias is None else module.bias[...]
-  if not isinstance(module, Adapter):
-    return _vocab_loss(train_kernel, x_BTD, None, Head(kernel, bias), targets_BT, weights_BT)
-  a, b, scale = module.lora_a[...], module.lora_b[...], module.scale[...]
-  if not module.deterministic:
+  head, static = head_of(module, x_BTD), Static(train_kernel, softcap)
+  if head.a is None:
+    return _vocab_loss(static, x_BTD, None, head, targets_BT, weights_BT)
+  if not module.deterministic and not isinstance(module, nnx.Embed):  # as in PEFT, nothing is dropped before a table
     dropped = dropout(x_BTD, module.rate[...], module.key[...])
-    return _vocab_loss(False, x_BTD, dropped, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
-  if not product.merges(module.compute, targets_BT.size, kernel, a):
-    return _vocab_loss(False, x_BTD, x_BTD, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
-  return _merged_loss(x_BTD, Head(kernel, bias, a, b, scale), targets_BT, weights_BT)
+    return _vocab_loss(static, x_BTD, dropped, head, targets_BT, weights_BT)
+  if not product.merges(module.compute, targets_BT.size, head.kernel, head.a):
+    return _vocab_loss(static, x_BTD, x_BTD, head, targets_BT, weights_BT)
+  return _merged_loss(static, x_BTD, head, targets_BT, weights_BT)
+
+
+def head_of(module, x_BTD: Array) -> Head:
+  """The parts of `module`, its kernel in the dtype that it computes in."""
+  tied = isinstance(module, nnx.Embed)
+  table = (module.embedding if tied else module.kernel)[...].astype(module.dtype or x_BTD.dtype)
+  bias = None if tied or module.bias is None else module.bias[...]
+  if not isinstance(module, Adapter):
+    return Head(table.T if tied else table, bias)
+  a, b, scale = module.lora_a[...], module.lora_b[...], module.scale[...]
+  return Head(table.T, None, b.T, a.T, scale) if tied else Head(table, bias, a, b, scale)
 
 
 def _chunks(x: Array, count: int) -> Array:
@@ -74,8 +98,9 @@ def _chunk_count(targets_BT: Array, vocab: int) -> int:
   return math.ceil(length / min(length, 2 ** (size.bit_length() - 1)))
 
 
-def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array) -> tuple[Sums, Array]:
+def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
   """The sums over M rows, and d(loss)/dz."""
+  z_MV = capped(z_MV, cap)
   top = z_MV.max(-1, keepdims=True)
   exp = jnp.exp(z_MV - top)
   total = exp.sum(-1, keepdims=True)
@@ -83,10 +108,12 @@ def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array) -> tuple[Sum
   hit = jax.lax.broadcasted_iota(jnp.int32, z_MV.shape, 1) == targets_M[:, None]
   nats = jnp.log(total[:, 0]) + top[:, 0] - label
   dz = (exp / total - hit) * weights_M[:, None]
+  if cap is not None:
+    dz *= 1 - (z_MV / cap) ** 2
   return Sums((nats * weights_M).sum(), ((label >= top[:, 0]) * weights_M).sum()), dz
 
 
-def _scan(train_kernel, x, x_lora, head: Head, kernel, targets, weights, gradients: bool):
+def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradients: bool):
   """One pass over the chunks: sums, and (dx, g, dhead) if `gradients`. `kernel` is W, or W + s·A·B with `x_lora` None.
 
   g = s·dz·Bᵀ (B, T, R) is what the adapter's A needs; dA = xᵀ·g is formed once, outside.
@@ -95,8 +122,8 @@ def _scan(train_kernel, x, x_lora, head: Head, kernel, targets, weights, gradien
   count = _chunk_count(targets, kernel.shape[1])
   adapted = head.a is not None
   zero = Head(
-    kernel=jnp.zeros(kernel.shape, wide) if train_kernel else None,
-    bias=jnp.zeros(head.bias.shape, wide) if train_kernel and head.bias is not None else None,
+    kernel=jnp.zeros(kernel.shape, wide) if static.train_kernel else None,
+    bias=jnp.zeros(head.bias.shape, wide) if static.train_kernel and head.bias is not None else None,
     b=jnp.zeros(head.b.shape, wide) if adapted else None,
   )
 
@@ -111,7 +138,7 @@ def _scan(train_kernel, x, x_lora, head: Head, kernel, targets, weights, gradien
       z += head.scale * jax.lax.dot(h, head.b.astype(rows.dtype), preferred_element_type=wide)
     if head.bias is not None:
       z += head.bias
-    new, dz = _cross_entropy(z, targets_c, weights_c)
+    new, dz = _cross_entropy(z, targets_c, weights_c, static.softcap)
     sums = Sums(sums.loss + new.loss, sums.correct + new.correct)
     if not gradients:
       return (sums, grads), None
@@ -120,7 +147,7 @@ def _scan(train_kernel, x, x_lora, head: Head, kernel, targets, weights, gradien
     if adapted:
       out.append((head.scale * (dz @ head.b.astype(dz.dtype).T)).reshape(*xs.shape[:2], -1))
       grads = grads._replace(b=grads.b + head.scale * jax.lax.dot(h.T, dz, preferred_element_type=wide))
-    if train_kernel:
+    if static.train_kernel:
       grads = grads._replace(kernel=grads.kernel + jax.lax.dot(rows.T, dz, preferred_element_type=wide))
       grads = grads._replace(bias=None if grads.bias is None else grads.bias + dz.sum(0, dtype=wide))
     return (sums, grads), out
@@ -141,12 +168,12 @@ def _times(tree, factor: Array):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _vocab_loss(train_kernel: bool, x, x_lora, head: Head, targets, weights) -> Sums:
-  return _scan(train_kernel, x, x_lora, head, head.kernel, targets, weights, gradients=False)[0]
+def _vocab_loss(static: Static, x, x_lora, head: Head, targets, weights) -> Sums:
+  return _scan(static, x, x_lora, head, head.kernel, targets, weights, gradients=False)[0]
 
 
-def _vocab_loss_fwd(train_kernel, x, x_lora, head, targets, weights):
-  sums, grads, out = _scan(train_kernel, x, x_lora, head, head.kernel, targets, weights, gradients=True)
+def _vocab_loss_fwd(static, x, x_lora, head, targets, weights):
+  sums, grads, out = _scan(static, x, x_lora, head, head.kernel, targets, weights, gradients=True)
   dx_lora = None
   if x_lora is not None:
     g = out[1]
@@ -155,7 +182,7 @@ def _vocab_loss_fwd(train_kernel, x, x_lora, head, targets, weights):
   return sums, (out[0], dx_lora, grads)
 
 
-def _vocab_loss_bwd(train_kernel, kept, cotangent: Sums):
+def _vocab_loss_bwd(static, kept, cotangent: Sums):
   dx, dx_lora, grads = _times(kept, cotangent.loss)
   return dx, dx_lora, grads, None, None
 
@@ -163,22 +190,22 @@ def _vocab_loss_bwd(train_kernel, kept, cotangent: Sums):
 _vocab_loss.defvjp(_vocab_loss_fwd, _vocab_loss_bwd)
 
 
-@jax.custom_vjp
-def _merged_loss(x, head: Head, targets, weights) -> Sums:
-  return _merged_scan(x, head, targets, weights, gradients=False)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _merged_loss(static: Static, x, head: Head, targets, weights) -> Sums:
+  return _merged_scan(static, x, head, targets, weights, gradients=False)[0]
 
 
-def _merged_scan(x, head, targets, weights, gradients):
+def _merged_scan(static, x, head, targets, weights, gradients):
   kernel = product.merge_kernel(head.kernel, head.a, head.b, head.scale)
-  return _scan(False, x, None, head, kernel, targets, weights, gradients)
+  return _scan(static, x, None, head, kernel, targets, weights, gradients)
 
 
-def _merged_loss_fwd(x, head, targets, weights):
-  sums, grads, (dx, g) = _merged_scan(x, head, targets, weights, gradients=True)
+def _merged_loss_fwd(static, x, head, targets, weights):
+  sums, grads, (dx, g) = _merged_scan(static, x, head, targets, weights, gradients=True)
   return sums, (dx, grads._replace(a=_grad_a(x, g, head)))
 
 
-def _merged_loss_bwd(kept, cotangent: Sums):
+def _merged_loss_bwd(static, kept, cotangent: Sums):
   dx, grads = _times(kept, cotangent.loss)
   return dx, grads, None, None
 

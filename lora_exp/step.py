@@ -86,8 +86,8 @@ def batch_loss(program: Program, params: Tree, arm: Arms, frozen: Tree, batch: B
   model = assemble(program, params, arm, frozen, key)
   mask = causal_mask(batch["segments"])
   x_BTD, _ = model.hidden(batch["tokens"], batch["positions"], mask)
-  full = program.method == "full"
-  return head_loss(model.head, x_BTD, batch["targets"], batch["weights"], train_kernel=full)
+  static = {"train_kernel": program.method == "full", "softcap": model.softcap}
+  return head_loss(model.head, x_BTD, batch["targets"], batch["weights"], **static)
 
 
 def gradient(

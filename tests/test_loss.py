@@ -35,6 +35,8 @@ class Case:
   rate: float | None = None  # of the adapter's dropout
   bias: bool = True
   train_kernel: bool = False
+  tied: bool = False  # the head is an embedding table (V, D)
+  softcap: float | None = None
   dtype: str = "float32"
 
 
@@ -48,6 +50,13 @@ CASES = {
   "merged": Case(compute="merged"),
   "auto": Case(compute="auto"),
   "dropped": Case(rate=RATE),
+  "tied": Case(adapted=False, bias=False, tied=True),
+  "tied, trained": Case(adapted=False, bias=False, tied=True, train_kernel=True),
+  "tied, adapted": Case(bias=False, tied=True),
+  "tied, merged": Case(bias=False, tied=True, compute="merged"),
+  "soft-capped": Case(softcap=3.0),
+  "soft-capped, merged": Case(softcap=3.0, compute="merged"),
+  "soft-capped, tied, trained": Case(adapted=False, bias=False, tied=True, train_kernel=True, softcap=2.0),
   "dropped at rate 0": Case(rate=0.0),
 }
 
@@ -72,15 +81,21 @@ def inputs(seed: int = 0) -> dict:
 
 def ours(case: Case, p: dict):
   """`Sums` of the function under test, on a real head."""
-  head = nnx.Linear(D, p["kernel"].shape[1], use_bias=case.bias, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
-  head.kernel[...] = p["kernel"]
+  sizes = (D, p["kernel"].shape[1])
+  if case.tied:
+    head: nnx.Linear | nnx.Embed = nnx.Embed(*sizes[::-1], dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
+    head.embedding[...] = p["kernel"].T
+  else:
+    head = nnx.Linear(*sizes, use_bias=case.bias, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
+    head.kernel[...] = p["kernel"]
   if case.bias:
     head.bias[...] = p["bias"]
   if case.adapted:
-    attach(head, p["a"], p["b"], SCALE, case.compute)
+    attach(head, *((p["b"].T, p["a"].T) if case.tied else (p["a"], p["b"])), SCALE, case.compute)
     if case.rate is not None:
       head.deterministic, head.rate[...] = False, jnp.float32(case.rate)
-  return head_loss(head, p["x"].astype(case.dtype), p["targets"], p["weights"], train_kernel=case.train_kernel)
+  static = {"train_kernel": case.train_kernel, "softcap": case.softcap}
+  return head_loss(head, p["x"].astype(case.dtype), p["targets"], p["weights"], **static)
 
 
 def plain(case: Case, p: dict):
@@ -92,6 +107,8 @@ def plain(case: Case, p: dict):
     z += SCALE * (seen @ p["a"]) @ p["b"]
   if case.bias:
     z += p["bias"]
+  if case.softcap is not None:
+    z = case.softcap * jnp.tanh(z / case.softcap)
   nats = optax.softmax_cross_entropy_with_integer_labels(z, p["targets"])
   return (nats * p["weights"]).sum(), ((z.argmax(-1) == p["targets"]) * p["weights"]).sum()
 
@@ -133,7 +150,7 @@ def test_value_and_every_gradient_equal_the_plain_loss(monkeypatch, name, positi
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
-@pytest.mark.parametrize("name", ["plain", "factored", "merged", "dropped", "trained kernel"])
+@pytest.mark.parametrize("name", ["plain", "factored", "merged", "dropped", "trained kernel", "tied, adapted", "soft-capped"])
 def test_mapped_over_arms_it_equals_each_arm_alone(monkeypatch, name, mapping):
   monkeypatch.setattr(loss_module, "CHUNK_LOGITS", V * B * 3)
   arms = [inputs(seed) for seed in (1, 2, 3)]
@@ -144,7 +161,7 @@ def test_mapped_over_arms_it_equals_each_arm_alone(monkeypatch, name, mapping):
     same(jax.tree.map(lambda x, n=n: x[n], found), expected(name, n + 1))
 
 
-@pytest.mark.parametrize("name", ["plain", "factored", "merged", "dropped", "trained kernel"])
+@pytest.mark.parametrize("name", ["plain", "factored", "merged", "dropped", "trained kernel", "tied, adapted", "soft-capped"])
 def test_in_bfloat16_it_is_as_near_as_bfloat16_allows(monkeypatch, name):
   monkeypatch.setattr(loss_module, "CHUNK_LOGITS", V * B * 3)
   p = inputs()

@@ -20,6 +20,7 @@ ELSEWHERE = {  # other libraries' words
   "max_length": "data.seq_len", "dataset": "data",
   "d_model": "model.width", "n_layers": "model.layers", "n_heads": "model.heads",
 }
+OmegaConf.register_new_resolver("least", lambda *numbers: min(numbers), replace=True)  # ${least:${model.max_len},256}
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
