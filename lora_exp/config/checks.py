@@ -30,6 +30,7 @@ CHOICES = {
   "optim.name": ("adamw", "adam", "sgd"),
   "optim.schedule": ("constant", "linear", "cosine"),
   "train.export": ("best", "last"),
+  "sample.chat": ("auto", "none"),
   "logger.name": ("wandb", "none"),
   "logger.mode": ("auto", "online", "offline"),
 }
@@ -128,11 +129,8 @@ def _numbers(cfg: Config) -> Iterator[str]:
 
 
 def _task(cfg: Config) -> Iterator[str]:
-  if cfg.task in ("generate", "evaluate"):
-    if not cfg.run:
-      yield f"run=null: task={cfg.task} works on a run; add run=DIR, as outputs/DAY/TIME-NAME"
-    elif problem := run_directory_problem("run", cfg.run):
-      yield problem
+  if cfg.task in ("generate", "evaluate") and cfg.run is not None and (problem := run_directory_problem("run", cfg.run)):
+    yield problem
   if cfg.task == "train" and cfg.run:
     yield f"run={cfg.run}: is for task=generate and task=evaluate; to go on with a run use train.resume={cfg.run}"
   if cfg.task == "generate":
@@ -140,6 +138,8 @@ def _task(cfg: Config) -> Iterator[str]:
       yield "prompt, prompt_file: both are given; remove one"
     if cfg.prompt_file is not None:
       yield from _file("prompt_file", cfg.prompt_file)
+    if cfg.prompt == "":
+      yield "prompt: is empty; give a text to go on from, as 'prompt=\"Once upon a time\"'"
 
 
 def _name(cfg: Config) -> Iterator[str]:
@@ -284,3 +284,5 @@ def _train(cfg: Config) -> Iterator[str]:
 def _sample(cfg: Config) -> Iterator[str]:
   if not all(cfg.sample.prompts):
     yield "sample.prompts: must not hold an empty prompt; for no samples sample=none"
+  if not all(cfg.sample.stop):
+    yield "sample.stop: must not hold an empty text; for none sample.stop=[]"

@@ -163,7 +163,7 @@ class TrainConfig:
 
 @dataclass
 class SampleConfig:
-  """Text drawn from the model while it trains."""
+  """Text drawn from the model, while it trains and with task=generate."""
 
   prompts: list[str] = field(default_factory=list)  # one sample for each; empty: none are drawn
   every: int = 0  # steps between samples; 0: only before and after
@@ -172,6 +172,9 @@ class SampleConfig:
   top_k: int | None = None  # draw from the k likeliest tokens
   top_p: float | None = None  # draw from the likeliest tokens that hold this probability together
   seed: int = 0  # of the draws
+  stop: list[str] = field(default_factory=list)  # texts that end a sample; they are cut off
+  merged: bool = False  # of task=generate: A·B is added to the kernels first
+  chat: str = "auto"  # of task=generate: auto (as a chat turn, if the run learned chat data) | none (the prompt alone)
 
 
 @dataclass
@@ -191,7 +194,7 @@ class Config:
 
   task: str = "train"  # train | generate | evaluate | plan
   name: str = "run"  # ends the run directory's name
-  run: str | None = None  # the run directory that generate and evaluate work on
+  run: str | None = None  # the run directory that generate and evaluate work on; null: the base alone
   cache: str = "~/.cache/lora_exp"  # rows, bases and compiled programs, each under the hash of what made it
   prompt: str | None = None  # of task=generate
   prompt_file: str | None = None  # of task=generate: a file of prompts, one a line
