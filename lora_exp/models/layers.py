@@ -1,5 +1,7 @@
 """Pieces that the model families share: masks, attention with a key/value cache, the block's feed-forward."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,12 @@ from lora_exp.models.family import capped
 
 Array = jax.Array
 Cache = dict[str, Array]  # key and value, each (B, S, K, h): S slots, filled from the left
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "silu": nnx.silu,
+  "gelu": lambda x: nnx.gelu(x, approximate=False),
+  "gelu_tanh": lambda x: nnx.gelu(x, approximate=True),
+  "relu": nnx.relu,
+}
 
 
 def causal_mask(segments_BT: Array) -> Array:

@@ -4,7 +4,6 @@ Paths are those of Hugging Face's code without `model.`: `layers.0.self_attn.q_p
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +12,9 @@ from flax import nnx
 
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.models.family import Family, LanguageModel, Names
-from lora_exp.models.layers import Cache, attend, causal_mask, fill_cache
+from lora_exp.models.layers import ACTIVATIONS, Cache, attend, causal_mask, fill_cache
 
 Array = jax.Array
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  "silu": nnx.silu,
-  "gelu": lambda x: nnx.gelu(x, approximate=False),
-  "gelu_tanh": lambda x: nnx.gelu(x, approximate=True),
-  "relu": nnx.relu,
-}
 
 
 class Seen(NamedTuple):
