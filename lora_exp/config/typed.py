@@ -21,7 +21,7 @@ ELSEWHERE = {  # other libraries' words
   "d_model": "model.width", "n_layers": "model.layers", "n_heads": "model.heads",
 }
 OmegaConf.register_new_resolver("least", lambda *numbers: min(numbers), replace=True)  # ${least:${model.max_len},256}
-WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Any: "a value"}
 
 
 def settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -152,8 +152,9 @@ class Builder:
     if get_origin(hint) is list and isinstance(value, list):
       return [self.scalar(item, v, f"{path}[{i}]") for i, v in enumerate(value)]
     if get_origin(hint) is dict and isinstance(value, dict):
-      return {str(k): self.scalar(item, v, f"{path}.{k}") for k, v in value.items()}
-    self.refuse(path, value, f"[{WORDS[item]}, ...]" if get_origin(hint) is list else f"{{pattern: {WORDS[item]}}}")
+      return {str(k): self.convert(item, v, f"{path}.{k}") for k, v in value.items()}
+    key = "name" if item is Any else "pattern"
+    self.refuse(path, value, f"[{WORDS[item]}, ...]" if get_origin(hint) is list else f"{{{key}: {WORDS[item]}}}")
     return get_origin(hint)()
 
   def scalar(self, hint: type, value: Any, path: str) -> Any:
