@@ -391,7 +391,7 @@ def test_jsonl_that_is_not_utf8(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-  ({"source": "txt"}, "data.source=txt: one of stdlib, text, jsonl; did you mean text"),
+  ({"source": "txt"}, "data.source=txt: one of stdlib, text, jsonl, .*; did you mean text"),
   ({"source": "stdlib"}, "data.view=None: the source stdlib has the views code and docs"),
   ({"path": None}, "data.source=text reads a file: set data.path"),
   ({"path": "FOLDER/corpsu.txt"}, "data.path: there is no file .*corpsu.txt; did you mean corpus.txt"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import did_you_mean
-from lora_exp.config.schema import Config, DataConfig
+from lora_exp.config.schema import FILE_SOURCES, Config, DataConfig
 from lora_exp.config.typed import shown
 
 CHOICES = {
@@ -20,7 +20,7 @@ CHOICES = {
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.base": ("random", "pretrain", "weights"),
-  "data.source": ("stdlib", "text", "jsonl"),
+  "data.source": ("stdlib", "text", "jsonl", "chatterbot", "arithmetic", "sentences"),
   "data.view": (None, "code", "docs"),
   "data.packing": ("pack", "pad"),
   "lora.method": ("lora", "full", "frozen"),
@@ -50,7 +50,8 @@ NUMBERS: dict[str, Allowed] = {
   "model.pretrain.steps": COUNT, "model.pretrain.batch_size": COUNT, "model.pretrain.lr": POSITIVE,
   "model.pretrain.warmup": NOT_NEGATIVE, "model.pretrain.weight_decay": NOT_NEGATIVE, "model.pretrain.clip": POSITIVE,
   "model.pretrain.dropout": RATE,
-  "data.eval_fraction": SHARE, "data.seq_len": COUNT, "data.limit": COUNT, "data.seed": SEED,
+  "data.eval_fraction": SHARE, "data.seq_len": COUNT, "data.limit": COUNT, "data.repeat": COUNT,
+  "data.seed": SEED,
   "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE,
   "mesh.arm": (lambda x: x == 1, "1: only a packed sweep has more arms"),
   "lora.rank": COUNT, "lora.alpha": POSITIVE, "lora.dropout": RATE, "lora.init_std": POSITIVE,
@@ -190,14 +191,16 @@ def _sources(cfg: Config) -> Iterator[str]:
       yield f"{name}.seq_len={data.seq_len}: must be at most model.max_len={cfg.model.max_len}"
     if data.pad_in_loss and data.packing != "pad":
       yield f"{name}.pad_in_loss=true: needs {name}.packing=pad"
-    if data.source == "stdlib":
-      if data.view is None:
-        yield f"{name}.view=null: stdlib needs one: choose code, docs"
-      if data.path is not None or data.eval_path is not None:
-        group = "data" if name == "data" else f"data@{name}"
-        yield f"{name}.path={data.path}: the standard library is read and no file; add {group}=text or {group}=jsonl"
-    elif cfg.task in ("train", "evaluate"):
-      yield from _paths(name, data)
+    if data.source == "stdlib" and data.view is None:
+      yield f"{name}.view=null: stdlib needs one: choose code, docs"
+    if data.source == "sentences" and (len(set(data.sentences)) < 2 or not all(map(str.strip, data.sentences))):
+      yield f"{name}.sentences: must be two different texts or more, none of them blank"
+    if data.source in FILE_SOURCES:
+      if cfg.task in ("train", "evaluate"):
+        yield from _paths(name, data)
+    elif data.path is not None or data.eval_path is not None:
+      group = "data" if name == "data" else f"data@{name}"
+      yield f"{name}.path={data.path}: {data.source} reads no such file; add {group}=text or {group}=jsonl"
     if data.source == "jsonl":
       for key in ("prompt_field", "response_field"):
         if not getattr(data, key):

@@ -80,11 +80,14 @@ class ModelConfig:
   pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
 
+FILE_SOURCES = ("text", "jsonl")  # the sources that read data.path
+
+
 @dataclass
 class DataConfig:
   """One source of text, and how it becomes rows of tokens."""
 
-  source: str = "stdlib"  # stdlib | text | jsonl
+  source: str = "stdlib"  # stdlib | text | jsonl | chatterbot | arithmetic | sentences
   view: str | None = None  # of stdlib: code (docstrings and comments removed) | docs (docstrings alone)
   path: str | None = None  # of text and jsonl: the file
   eval_path: str | None = None  # of text and jsonl: a held-out file; null: documents of `path` are held out
@@ -92,11 +95,14 @@ class DataConfig:
   seq_len: int = 128  # T, tokens in a row
   packing: str = "pack"  # pack: rows are filled with documents | pad: a document a row, cut at seq_len
   pad_in_loss: bool = False  # with packing=pad: padding is predicted and counted, as in the JAX tutorial
-  limit: int | None = None  # read this many documents (stdlib: files) at most
+  prompt_in_loss: bool = False  # prompts are learned too, and not only what follows them
+  limit: int | None = None  # read this many documents (stdlib: files, chatterbot: questions) at most
   prompt_field: str = "prompt"  # of jsonl: its text is read, not learned
   response_field: str = "response"  # of jsonl: its text is learned
+  sentences: list[str] = field(default_factory=list)  # of sentences: the texts
+  repeat: int = 1  # of sentences: how often each stands in the data
   shuffle: bool = True  # a new order of the rows each epoch
-  seed: int = 0  # of that order
+  seed: int = 0  # of that order; of arithmetic: also of the examples
 
 
 @dataclass

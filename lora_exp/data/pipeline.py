@@ -36,7 +36,8 @@ def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) 
 def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterator[Batch]:
   """Held-out rows in order, spread evenly over all of them, about `max_tokens` counted tokens (None: all).
 
-  The last batch is filled with rows of padding (segments and weights 0), so that all have one shape.
+  The last batch is filled with rows of padding (segments and weights 0), so that all have one shape. Where a row is a
+  prompt and its answer, `answers` (B, T) bool says which targets belong to the answer.
   """
   chosen = eval_rows(rows, max_tokens)
   reader = read(rows, "eval")
@@ -44,7 +45,7 @@ def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterato
     with damage_explained(rows):
       records = reader.read(chosen[first : first + batch_size].tolist())
     empty = [bytes(len(records[0]))] * (batch_size - len(records))
-    yield _decoder(rows)(records + empty)
+    yield _decoder(rows, answers=rows.eval_examples > 0)(records + empty)
 
 
 def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
@@ -55,5 +56,5 @@ def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
   return np.arange(count) * rows.eval_rows // count
 
 
-def _decoder(rows: Rows) -> partial[Batch]:
-  return partial(decode, seq_len=rows.seq_len, vocab_size=rows.vocab_size)
+def _decoder(rows: Rows, answers: bool = False) -> partial[Batch]:
+  return partial(decode, seq_len=rows.seq_len, vocab_size=rows.vocab_size, answers=answers)

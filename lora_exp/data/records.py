@@ -1,7 +1,7 @@
 """Pairs (token, next token) as arrays, as bytes on disk, and as batches.
 
-A record is one row of T positions: token and target as little-endian uint16 (uint32 where V > 65,536), then three
-times T bits: a piece starts here, the target counts, the position is no padding.
+A record is one row of T positions: token and target as little-endian uint16 (uint32 where V > 65,536), then four
+times T bits: a piece starts here, the target counts, the position is no padding, the target answers a prompt.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from itertools import chain
 
 import numpy as np
 
-PAIR = np.dtype([("token", "<i4"), ("target", "<i4"), ("start", "?"), ("counted", "?"), ("real", "?")])
-FLAGS = ("start", "counted", "real")
+FLAGS = ("start", "counted", "real", "answer")
+PAIR = np.dtype([("token", "<i4"), ("target", "<i4"), *((flag, "?") for flag in FLAGS)])
 Batch = dict[str, np.ndarray]
 
 
@@ -22,20 +22,27 @@ def _places(ids: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarra
   return flat, np.repeat(np.arange(len(ids)), lengths), place
 
 
-def stream(ids: Sequence[list[int]], prompts: Sequence[int]) -> np.ndarray:
-  """The pairs of documents one after another, (pairs,) of PAIR; each document's first `prompts` tokens do not count."""
+def stream(ids: Sequence[list[int]], prompts: Sequence[int], prompt_in_loss: bool = False) -> np.ndarray:
+  """The pairs of documents one after another, (pairs,) of PAIR; each document's first `prompts` tokens do not count.
+
+  With `prompt_in_loss` they do.
+  """
   flat, document, place = _places(ids)
   first = place == 0
   last = np.append(first[1:], True)[: len(flat)]
   pairs = np.zeros(len(flat) - len(ids), PAIR)
   pairs["token"], pairs["target"] = flat[~last], flat[~first]
   pairs["start"] = first[~last]
-  pairs["counted"] = (place >= np.asarray(prompts, np.int64)[document])[~first]
+  prompt = np.asarray(prompts, np.int64)[document]
+  pairs["answer"] = ((place >= prompt) & (prompt > 0))[~first]
+  pairs["counted"] = prompt_in_loss | (place >= prompt)[~first]
   pairs["real"] = True
   return pairs
 
 
-def padded(ids: Sequence[list[int]], prompts: Sequence[int], seq_len: int) -> np.ndarray:
+def padded(
+  ids: Sequence[list[int]], prompts: Sequence[int], seq_len: int, prompt_in_loss: bool = False
+) -> np.ndarray:
   """A row for each document, (documents, T) of PAIR: tokens[:T], targets tokens[1:] and a 0 that does not count."""
   flat, document, place = _places(ids)
   rows = np.zeros((len(ids), seq_len), PAIR)
@@ -45,14 +52,16 @@ def padded(ids: Sequence[list[int]], prompts: Sequence[int], seq_len: int) -> np
   rows["real"][where] = True
   rows["start"][:, 0] = True
   rows["target"][:, :-1] = rows["token"][:, 1:]
-  rows["counted"][:, :-1] = rows["real"][:, 1:] & ~_in_prompt(prompts, seq_len)[:, :-1]
+  text = rows["real"][:, 1:] & ~_in_prompt(prompts, seq_len)[:, :-1]
+  rows["answer"][:, :-1] = text & (np.asarray(prompts)[:, None] > 0)
+  rows["counted"][:, :-1] = rows["real"][:, 1:] if prompt_in_loss else text
   return rows
 
 
-def with_padding_in_loss(rows: np.ndarray, prompts: Sequence[int]) -> np.ndarray:
+def with_padding_in_loss(rows: np.ndarray, prompts: Sequence[int], prompt_in_loss: bool = False) -> np.ndarray:
   """`padded` rows whose padding is ordinary tokens that count, as in the JAX tutorial."""
   rows["real"] = True
-  rows["counted"] = ~_in_prompt(prompts, rows.shape[1])
+  rows["counted"] = prompt_in_loss | ~_in_prompt(prompts, rows.shape[1])
   return rows
 
 
@@ -68,22 +77,24 @@ def encode(rows: np.ndarray, vocab_size: int) -> list[bytes]:
   return [row.tobytes() for row in np.concatenate([*ids, *bits], axis=1)]
 
 
-def decode(records: Sequence[bytes], seq_len: int, vocab_size: int) -> Batch:
+def decode(records: Sequence[bytes], seq_len: int, vocab_size: int, answers: bool = False) -> Batch:
   """B records as tokens, targets, segments, positions (B, T) int32 and weights (B, T) float32.
 
-  segments numbers the pieces of a row from 1, 0 is padding; positions count from 0 in each piece.
+  segments numbers the pieces of a row from 1, 0 is padding; positions count from 0 in each piece. With `answers` also
+  (B, T) bool of that name: whether the target belongs to the answer to a prompt, its end included.
   """
   raw = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)
   width = seq_len * _id_type(vocab_size).itemsize
   tokens, targets = (np.ascontiguousarray(part).view(_id_type(vocab_size)).astype(np.int32)
                      for part in (raw[:, :width], raw[:, width : 2 * width]))
-  bits = np.unpackbits(raw[:, 2 * width :].reshape(len(records), 3, -1), axis=2, count=seq_len)
+  bits = np.unpackbits(raw[:, 2 * width :].reshape(len(records), len(FLAGS), -1), axis=2, count=seq_len)
   start, counted, real = bits[:, 0], bits[:, 1], bits[:, 2]
   index = np.arange(seq_len, dtype=np.int32)
   began = np.maximum.accumulate(np.where(start, index, 0), axis=1)
-  return {
+  batch = {
     "tokens": tokens, "targets": targets, "weights": counted.astype(np.float32),
     "segments": np.cumsum(start, axis=1, dtype=np.int32) * real, "positions": (index - began) * real}
+  return {**batch, "answers": bits[:, 3].astype(bool)} if answers else batch
 
 
 def _id_type(vocab_size: int) -> np.dtype:

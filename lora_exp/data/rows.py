@@ -18,12 +18,13 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from lora_exp import screen
 from lora_exp.cache import fingerprint, get_or_make
 from lora_exp.config.errors import DiskError, InputError
-from lora_exp.config.schema import DataConfig
+from lora_exp.config.schema import FILE_SOURCES, DataConfig
 from lora_exp.data import records
-from lora_exp.data.sources import Document, Source, get_source
+from lora_exp.data.documents import Document, Source
+from lora_exp.data.sources import get_source
 from lora_exp.data.tokenizers import Tokenizer
 
-FORMAT = 1  # of the records; part of the cache's key
+FORMAT = 2  # of the records; part of the cache's key
 BATCH = 2**20  # characters, or positions of padded rows, made at once: bounds the memory and feeds every thread
 WRITER = "group_size:1,uncompressed"  # read one record at a time; compressing takes longer than all the rest
 
@@ -45,6 +46,7 @@ class Rows:
   documents: int  # that have something to learn
   eval_documents: int  # of them held out
   truncated: int  # documents cut at T tokens (packing=pad)
+  eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
 
   def file(self, split: str) -> Path:
     """The records of `split`, train or eval."""
@@ -61,7 +63,7 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
   `limit` holds for `path` and for `eval_path`, each.
   """
   source = get_source(cfg)
-  held_out = get_source(cfg, "eval_path") if cfg.eval_path and cfg.source != "stdlib" else None
+  held_out = get_source(cfg, "eval_path") if cfg.eval_path and cfg.source in FILE_SOURCES else None
   every = None if held_out else _every(cfg)
   key = _key(cfg, tokenizer, source, held_out)
 
@@ -92,7 +94,8 @@ def _key(cfg: DataConfig, tokenizer: Tokenizer, source: Source, held_out: Source
     digest=source.digest(), eval_digest=held_out.digest() if held_out else None,
     every=None if held_out else _every(cfg), view=cfg.view if cfg.source == "stdlib" else None,
     fields=[cfg.prompt_field, cfg.response_field] if cfg.source == "jsonl" else None, limit=cfg.limit,
-    seq_len=cfg.seq_len, packing=cfg.packing, pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss)
+    seq_len=cfg.seq_len, packing=cfg.packing, pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss,
+    prompt_in_loss=cfg.prompt_in_loss)
 
 
 def _read_documents(source: Source, cfg: DataConfig, maker: "Maker", every: int | None, progress: bool) -> int:
@@ -147,15 +150,15 @@ class Maker:
 
   def _add(self, split: "Split", ids: list[list[int]], prompts: list[int]) -> None:
     if self.cfg.packing == "pack":
-      pairs = records.stream(ids, prompts)
+      pairs = records.stream(ids, prompts, self.cfg.prompt_in_loss)
       split.add(pairs, pairs, int(pairs["start"].sum()))
       return
     self.truncated += sum(len(document) > self.cfg.seq_len for document in ids)
-    rows = records.padded(ids, prompts, self.cfg.seq_len)
+    rows = records.padded(ids, prompts, self.cfg.seq_len, self.cfg.prompt_in_loss)
     learned = rows["counted"].any(axis=1)
     spelt = rows[learned].ravel()
     if self.cfg.pad_in_loss:
-      rows = records.with_padding_in_loss(rows, prompts)
+      rows = records.with_padding_in_loss(rows, prompts, self.cfg.prompt_in_loss)
     split.add(rows[learned].ravel(), spelt, int(learned.sum()))
 
   def close(self) -> None:
@@ -167,7 +170,8 @@ class Maker:
     train, held = self.splits[False], self.splits[True]
     return {"train_rows": train.rows, "eval_rows": held.rows, "train_tokens": train.tokens, "eval_tokens": held.tokens,
             "train_bytes": train.bytes, "eval_bytes": held.bytes, "documents": train.documents + held.documents,
-            "eval_documents": held.documents, "truncated": self.truncated}
+            "eval_documents": held.documents, "truncated": self.truncated,
+            "eval_examples": held.answers if self.cfg.packing == "pad" else 0}
 
 
 class Split:
@@ -177,7 +181,7 @@ class Split:
     self.writer = ArrayRecordWriter(str(path), WRITER)
     self.seq_len, self.tokenizer = seq_len, tokenizer
     self.rest = np.zeros(0, records.PAIR)
-    self.rows = self.tokens = self.bytes = self.documents = 0
+    self.rows = self.tokens = self.bytes = self.documents = self.answers = 0
 
   def add(self, pairs: np.ndarray, spelt: np.ndarray, documents: int) -> None:
     """Append `pairs`; the bytes of the counted targets in `spelt` are those of the text."""
@@ -196,6 +200,7 @@ class Split:
       for record in records.encode(rows, self.tokenizer.vocab_size):
         self.writer.write(record)
     self.rows += len(rows)
+    self.answers += int(rows["answer"].any(axis=1).sum())
 
   def close(self) -> None:
     """Write the last row, padded with positions of weight 0."""
@@ -216,18 +221,17 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _check_enough(maker: Maker, cfg: DataConfig, source: Source, units: int, every: int | None) -> None:
-  where = cfg.path if cfg.source != "stdlib" else "the standard library"
   train, held = maker.splits[False], maker.splits[True]
   if units == 0:
-    raise InputError(f"{where} holds no text" if cfg.limit != 0 else "data.limit=0 reads nothing: raise it")
+    raise InputError(f"{source.name} holds no text" if cfg.limit != 0 else "data.limit=0 reads nothing: raise it")
   if held.tokens == 0 and every is None:
     raise InputError(f"data.eval_path: {cfg.eval_path} holds no text to evaluate on")
   if held.tokens == 0:
-    own = "" if cfg.source == "stdlib" else ", or set data.eval_path"
+    own = ", or set data.eval_path" if cfg.source in FILE_SOURCES else ""
     raise InputError(f"nothing is held out: 1 of {every} {source.unit} is (data.eval_fraction={cfg.eval_fraction}) and "
-                     f"{where} gives {units}; raise data.eval_fraction or data.limit{own}")
+                     f"{source.name} gives {units}; raise data.eval_fraction or data.limit{own}")
   if train.tokens == 0:
-    raise InputError(f"nothing to train on: the {units} {source.unit} of {where} give no token to predict")
+    raise InputError(f"nothing to train on: the {units} {source.unit} of {source.name} give no token to predict")
 
 
 def _open(path: Path) -> Rows:

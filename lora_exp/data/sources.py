@@ -1,4 +1,4 @@
-"""Where text comes from: Python's standard library, a text file, a JSONL file. Documents are read one at a time."""
+"""Where text comes from: every source by name, and those that read the standard library, a text file, a JSONL file."""
 
 import hashlib
 import json
@@ -8,47 +8,28 @@ import sys
 import sysconfig
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.schema import DataConfig
 from lora_exp.data import python_text
+from lora_exp.data.chatterbot import Chatterbot
+from lora_exp.data.documents import Document, Source
+from lora_exp.data.made import Arithmetic, Sentences
 
 SEPARATOR = b"<|endoftext|>"
 LONGEST = 2**20  # bytes of a document before it is cut at a newline
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 
 
-@dataclass(frozen=True)
-class Document:
-  """A text to learn, after a prompt that is read but not learned."""
-
-  key: int  # decides whether it is held out: the number of the document, or of the file it stands in
-  text: str
-  prompt: str = ""
-  read: int = 0  # bytes of the source read so far
-
-
-class Source(Protocol):
-  """What makes a corpus: `size` in bytes, `unit` the noun that is counted and held out."""
-
-  size: int
-  unit: str
-
-  def digest(self) -> str:
-    """SHA-256 of the content."""
-
-  def documents(self) -> Generator[Document, None, None]:
-    """Every document in order, lazily."""
-
-
 def get_source(cfg: DataConfig, field: str = "path") -> Source:
   """The source that `cfg` describes; text and jsonl are read from the file that `cfg.<field>` names. InputError."""
   makers: dict[str, Callable[[], Source]] = {
     "stdlib": lambda: Stdlib(cfg.view), "text": lambda: Text(_file(cfg, field)),
-    "jsonl": lambda: Jsonl(_file(cfg, field), cfg.prompt_field, cfg.response_field)}
+    "jsonl": lambda: Jsonl(_file(cfg, field), cfg.prompt_field, cfg.response_field),
+    "chatterbot": Chatterbot, "arithmetic": lambda: Arithmetic(cfg.seed, cfg.limit),
+    "sentences": lambda: Sentences(cfg.sentences, cfg.repeat)}
   if cfg.source not in makers:
     raise InputError(f"data.source={cfg.source}: one of {', '.join(makers)}{did_you_mean(cfg.source, makers)}")
   return makers[cfg.source]()
@@ -70,7 +51,7 @@ def _file(cfg: DataConfig, field: str) -> Path:
 class Stdlib:
   """Python's own standard library without its tests: view=code or view=docs. Held out by file."""
 
-  unit = "files"
+  name, unit = "the standard library", "files"
 
   def __init__(self, view: str | None):
     if view not in ("code", "docs"):
@@ -145,7 +126,7 @@ class Text:
   unit = "documents"
 
   def __init__(self, path: Path):
-    self.path, self.size = path, path.stat().st_size
+    self.path, self.name, self.size = path, str(path), path.stat().st_size
 
   def digest(self) -> str:
     return file_digest(self.path)
@@ -203,7 +184,7 @@ class Jsonl:
   unit = "documents"
 
   def __init__(self, path: Path, prompt: str, response: str):
-    self.path, self.size, self.fields = path, path.stat().st_size, (prompt, response)
+    self.path, self.name, self.size, self.fields = path, str(path), path.stat().st_size, (prompt, response)
 
   def digest(self) -> str:
     return file_digest(self.path)
