@@ -10,9 +10,8 @@ from flax import nnx
 from packs import SIZES, bent, job_of, quickly, rows, small
 
 from lora_exp import models
-from lora_exp.config import ArchConfig, ModelConfig, SampleConfig
+from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.generate import draw_token, make_sampler
 from lora_exp.mesh import flatten
 from lora_exp.models.layers import attend, causal_mask
 from lora_exp.step import assemble, batch_loss
@@ -26,6 +25,7 @@ GEMMA = {
 }  # fmt: skip
 MODELS = {
   "minigpt": {},
+  "gpt2": {"family": "gpt2", "dropout": 0.0, "arch": ArchConfig(activation="gelu_tanh")},
   "llama": LLAMA | {"arch": ArchConfig(kv_heads=2, head_dim=6, tied=False, qkv_bias=True, mlp_bias=True)},
   "gemma": LLAMA | {"arch": ArchConfig(**GEMMA)},
 }
@@ -162,43 +162,6 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_row(name):
     return jnp.concatenate(found, axis=1)
 
   np.testing.assert_allclose(cached(model, tokens), logits(model, tokens), atol=2e-5)
-
-
-def test_a_sampler_draws_what_the_plain_forward_pass_finds_likeliest():
-  job = job_of(small(lora__targets=["mlp", "head"]))
-  params, arm = jax.tree.map(lambda x: x[0], (bent(job.state.params), job.arms))
-  tokenizer = get_tokenizer("bytes")
-  sample = make_sampler(job.program, SampleConfig(max_tokens=6, temperature=0), tokenizer, max_len=16)
-  prompts = ["Once", "a bear"]  # of different lengths in one batch
-  found = sample(params, arm, job.frozen, prompts)
-
-  @jax.jit
-  def whole(tokens):
-    return assemble(job.program, params, arm, job.frozen, None)(tokens)
-
-  for prompt, text in zip(prompts, found, strict=True):
-    ids = tokenizer.encode(prompt)
-    for _ in range(6):
-      row = np.zeros((1, 16), np.int32)
-      row[0, : len(ids)] = ids
-      ids.append(int(whole(row)[0, len(ids) - 1].argmax()))
-    new = ids[len(prompt) :]
-    end = new.index(tokenizer.eot) if tokenizer.eot in new else len(new)
-    assert text == tokenizer.decode(new[:end])
-
-
-def test_top_k_and_top_p_draw_from_the_likeliest_alone():
-  chances = jnp.array([[0.05, 0.4, 0.3, 0.25]])
-  draws = lambda **cfg: {
-    int(t)
-    for t in jax.vmap(lambda k: draw_token(jnp.log(chances), k, SampleConfig(temperature=1.0, **cfg))[0])(
-      jax.random.split(jax.random.key(0), 400)
-    )
-  }
-  assert draws() == {0, 1, 2, 3}
-  assert draws(top_k=2) == {1, 2} and draws(top_k=99) == {0, 1, 2, 3}
-  assert draws(top_p=0.3) == {1} and draws(top_p=0.65) == {1, 2} and draws(top_p=0.8) == {1, 2, 3}
-  assert int(draw_token(jnp.log(chances), jax.random.key(1), SampleConfig(temperature=0))[0]) == 1
 
 
 def test_recomputing_blocks_changes_no_gradient():
