@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lora_exp.config import weights
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import FILE_SOURCES, Config, DataConfig
@@ -170,13 +171,13 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _model(cfg: Config) -> Iterator[str]:
   model = cfg.model
-  if model.heads >= 1 and model.width % model.heads:
+  if model.family in ("minigpt", "gpt2") and model.heads >= 1 and model.width % model.heads:
     yield f"model.heads={model.heads}: must divide model.width={model.width}"
   if model.base == "weights":
     if not model.weights:
-      yield "model.weights=null: model.base=weights needs a directory or file with model.safetensors"
-    elif not Path(model.weights).exists():
-      yield f"model.weights={model.weights}: no such file or directory"
+      yield "model.weights=null: model.base=weights needs a directory, a file, or a hub id"
+    elif problem := weights.problem(model.weights):
+      yield problem
   if model.base == "pretrain":
     steps, warmup = model.pretrain.steps, model.pretrain.warmup
     if cfg.pretrain_data is None:

@@ -1,5 +1,6 @@
 """From a plain mapping to `Config`: every unknown key and every value of a wrong type, collected before it raises."""
 
+import copy
 import math
 import types
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.config.errors import InputError, did_you_mean, nearest
+from lora_exp.config.hf import from_hf
 from lora_exp.config.schema import Config, DataConfig
+from lora_exp.config.weights import config_json, is_path
 
 ELSEWHERE = {  # other libraries' words
   "r": "lora.rank", "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
@@ -77,9 +80,31 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
   return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
+def _plain_model(cfg: DictConfig) -> dict[str, Any]:
+  """`plain`, with model.family=hf replaced by what config.json says; a value that was given stays."""
+  if OmegaConf.select(cfg, "model.family") != "hf":
+    return plain(cfg)
+  if cfg.model.weights is None:
+    raise InputError("model.weights=null: model=hf reads the model from its config.json; add model.weights=DIR")
+  found = from_hf(*config_json(str(cfg.model.weights)))
+  cfg = copy.deepcopy(cfg)
+  _fill(cfg.model, {key: value for key, value in found.items() if key != "family"})
+  values = plain(cfg)  # interpolations see the sizes; the run is still called hf
+  values["model"]["family"] = found["family"]
+  return values
+
+
+def _fill(node: DictConfig, values: dict[str, Any]) -> None:
+  for key, value in values.items():
+    if isinstance(value, dict) and isinstance(node.get(key), DictConfig):
+      _fill(node[key], value)
+    elif node.get(key) is None:
+      node[key] = value
+
+
 def to_config(cfg: DictConfig | dict[str, Any]) -> Config:
   """The typed config. Raises InputError with every unknown key (and its nearest spelling) and every wrong type."""
-  values = plain(cfg) if isinstance(cfg, DictConfig) else cfg
+  values = _plain_model(cfg) if isinstance(cfg, DictConfig) else cfg
   builder = Builder([])
   config = builder.dataclass(Config, values, "")
   if builder.problems:
@@ -91,8 +116,10 @@ def normalised(config: Config) -> Config:
   """`config` with absolute paths, and `base=weights` where weights are given."""
   if config.model.weights is not None:
     config.model.base = "weights"
-  holders = [(config, "run"), (config, "cache"), (config, "prompt_file"), (config.model, "weights"),
-             (config.train, "resume")]
+  holders: list[tuple[Any, str]] = [(config, "run"), (config, "cache"), (config, "prompt_file"),
+                                    (config.train, "resume")]
+  if config.model.weights is not None and is_path(config.model.weights):
+    holders.append((config.model, "weights"))
   for source in filter(None, (config.data, config.pretrain_data, config.retain)):
     holders += [(source, "path"), (source, "eval_path")]
   for holder, name in holders:

