@@ -12,6 +12,7 @@ import numpy as np
 from lora_exp import cache, screen, weights
 from lora_exp.build import Plan, loaded_base, make_job, random_base, trained_arm
 from lora_exp.config import Config, InputError, LoraConfig, OptimConfig, StoppedError
+from lora_exp.config.weights import located
 from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
@@ -28,7 +29,9 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
   if cfg.model.base == "random":
     return random_base(plan), {"kind": "random", "seed": cfg.model.seed}
   if cfg.model.base == "weights":
-    return loaded_base(plan, Path(str(cfg.model.weights)).expanduser()), {"kind": "weights", "path": cfg.model.weights}
+    source = located(str(cfg.model.weights))
+    facts = {"kind": "weights", "source": cfg.model.weights, "digest": weights.file_digest(source)}
+    return loaded_base(plan, source), facts
   directory = pretrained(plan)
   return loaded_base(plan, directory), {"kind": "pretrain", **json.loads((directory / "base.json").read_text())}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -97,9 +98,11 @@ def random_base(plan: Plan) -> Tree:
   return jax.jit(make, out_shardings=plan.layout.shardings(plan.base))()
 
 
-def loaded_base(plan: Plan, source) -> Tree:
+def loaded_base(plan: Plan, source: Path) -> Tree:
   """Weights from `source`, each read straight into its place."""
-  return weights.load(source, plan.base, plan.layout.shardings(plan.base))
+  cfg = plan.cfg
+  places, names = plan.layout.shardings(plan.base), models.FAMILIES[cfg.model.family].names
+  return weights.load(source, plan.base, places, names, cfg.cache)
 
 
 def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None = None) -> Job:
