@@ -90,8 +90,8 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
     "tokens": job.steps * cfg.train.batch_size * cfg.data.seq_len,
     "seconds": round(time.monotonic() - began, 1),
     "loss": scores["loss"],
-    "bigram_loss": bigram_loss(rows),
-    "nats_per_byte": scores["loss"] * rows.eval_tokens / max(1, rows.eval_bytes),
+    "bigram_loss": bigram_loss(rows) if rows.vocab_size else None,
+    "nats_per_byte": scores["loss"] * rows.eval_tokens / rows.eval_bytes if rows.eval_bytes else None,
     "held_out_tokens": scores["counted"],
     "data": rows.fingerprint,
   }

@@ -57,14 +57,20 @@ class Job:
 
 
 def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> list[dict[str, Any]]:
-  """Loss, perplexity and accuracy of every arm on `batches`, each token weighing the same."""
+  """Loss, perplexity and accuracy of every arm on `batches`, each token (or example) weighing the same.
+
+  No perplexity but of text, and no accuracy of a regression.
+  """
   sums = [(job.evaluate(params, job.arms, job.frozen, b), b["weights"].sum()) for b in batches]
   tokens = float(sum(np.asarray(count, np.float64) for _, count in sums))
   total = lambda name: np.sum([np.asarray(getattr(s, name), np.float64) for s, _ in sums], axis=0) / tokens
-  return [
-    {"loss": float(loss), "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(right), "counted": int(tokens)}
-    for loss, right in zip(total("loss"), total("correct"), strict=True)
-  ]
+  scores = {"loss": total("loss")}
+  if "tokens" in batches[0]:
+    scores["perplexity"] = np.array([math.exp(min(loss, 700.0)) for loss in scores["loss"]])
+  if sums[0][0].correct is not None:
+    scores["accuracy"] = total("correct")
+  arms = range(len(scores["loss"]))
+  return [{name: float(x[n]) for name, x in scores.items()} | {"counted": int(tokens)} for n in arms]
 
 
 @dataclass
@@ -106,7 +112,7 @@ def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, titl
     seconds, clock, waiting = now - clock, now, None
     hooks.log(step, metrics, seconds)
     loss, tokens = float(metrics["loss"][0]), float(metrics["tokens"][0])
-    bar.advance(loss=loss, **{"tokens/s": round(tokens / max(seconds, 1e-9))})
+    bar.advance(loss=loss, **{f"{unit}/s": round(tokens / max(seconds, 1e-9))})
     if not np.isfinite(metrics["loss"]).all():
       raise DivergedError(
         f"the loss is {loss} at step {step}: lower optim.lr (now {job.program.optim.lr:g}) or lora.alpha, "
@@ -117,6 +123,7 @@ def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, titl
     put, batch = job.program.layout.put_batch, {}
     if first < steps:
       batch = put(next(batches))
+    unit = "examples" if "x" in batch else "tokens"
     for step in range(first + 1, steps + 1):
       state, metrics = job.step(state, batch)
       if step < steps:

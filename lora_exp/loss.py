@@ -37,8 +37,8 @@ class Head(NamedTuple):
 class Sums(NamedTuple):
   """Sums over the tokens that count."""
 
-  loss: Array  # nats
-  correct: Array  # tokens whose target is the likeliest
+  loss: Array  # nats; of a regression the squared error, its mean over the outputs
+  correct: Array | None  # tokens (or examples) whose target is the likeliest; None of a regression
 
 
 class Static(NamedTuple):
@@ -75,6 +75,16 @@ def head_of(module, x_BTD: Array) -> Head:
     return Head(table.T if tied else table, bias)
   a, b, scale = module.lora_a[...], module.lora_b[...], module.scale[...]
   return Head(table.T, None, b.T, a.T, scale) if tied else Head(table, bias, a, b, scale)
+
+
+def example_loss(z_BO: Array, y: Array, weights_B: Array) -> Sums:
+  """`Sums` over examples: cross-entropy of the logits `z_BO` for classes y (B,), squared error for numbers y (B, O)."""
+  z_BO = z_BO.astype(jnp.float32)
+  if not jnp.issubdtype(y.dtype, jnp.integer):
+    return Sums((jnp.square(z_BO - y).mean(-1) * weights_B).sum(), None)
+  label = jnp.take_along_axis(z_BO, y[:, None], axis=1)[:, 0]
+  nats = jax.nn.logsumexp(z_BO, axis=-1) - label
+  return Sums((nats * weights_B).sum(), ((label >= z_BO.max(-1)) * weights_B).sum())
 
 
 def _chunks(x: Array, count: int) -> Array:

@@ -85,7 +85,7 @@ def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str,
       "retain_final": record.retain_final,
       "forgetting": record.forgetting,
     },
-    "perplexity": None if final is None else math.exp(min(final, 700.0)),
+    "perplexity": None if final is None or plan.cfg.data.numbers else math.exp(min(final, 700.0)),
     "held_out_tokens": record.held_out_tokens,
     "parameters": plan.parameters(),
     "targets": [asdict(row) for row in plan.table],
@@ -182,24 +182,29 @@ def show_result(found: dict, run_dir: Path) -> None:
   nats = lambda value: "-" if value is None else f"{value:.4f}"
   against = lambda gain: f"{abs(gain):.4f} {'below' if gain > 0 else 'above'} the base"
   gain = None if losses["base"] is None or losses["best"] is None else losses["base"] - losses["best"]
+  text = found["perplexity"] is not None  # and not numbers
+  counted, unit = ("nats a token over", "tokens") if text else ("over", "examples")
+  loss = "held-out loss" if text else "loss"  # examples are evaluated on what they teach
   facts = {
-    "held-out loss, base": f"{nats(losses['base'])} nats a token over {found['held_out_tokens']:,} tokens",
+    f"{loss}, base": f"{nats(losses['base'])} {counted} {found['held_out_tokens']:,} {unit}",
     "first training loss": nats(losses["first"]),
-    "held-out loss, final": f"{nats(losses['final'])}, perplexity {found['perplexity']:.4g}",
-    "held-out loss, best": "-"
+    f"{loss}, final": nats(losses["final"]) + (f", perplexity {found['perplexity']:.4g}" if text else ""),
+    f"{loss}, best": "-"
     if gain is None
     else f"{nats(losses['best'])} at step {losses['best_step']}, {against(gain)}",
     "forgetting": "-"
     if losses["forgetting"] is None
-    else f"{losses['forgetting']:+.4f} nats on retain ({nats(losses['retain_base'])} → {nats(losses['retain_final'])})",
+    else f"{losses['forgetting']:+.4f}{' nats' if text else ''} on retain "
+    f"({nats(losses['retain_base'])} → {nats(losses['retain_final'])})",
     "trainable parameters": f"{counts['trainable']:,} of {counts['total']:,} ({counts['percent']:.3g} %)",
     "time": f"{seconds['total']:.1f} s: {seconds['compile']:.1f} s compile, {seconds['train']:.1f} s train",
-    "speed": f"{found['tokens_per_s']:,.0f} tokens/s" if found["tokens_per_s"] else "-",
+    "speed": f"{found['tokens_per_s']:,.0f} {unit}/s" if found["tokens_per_s"] else "-",
     "memory": f"{nbytes(found['peak_memory_bytes'])} in the step" if found["peak_memory_bytes"] else "-",
     "run directory": short(run_dir),
   }
   screen.show_facts("Result", facts)
-  screen.show(f"Use it: python -m lora_exp task=generate run={short(run_dir)} 'prompt=\"Return the\"'")
+  use = f"task=generate run={short(run_dir)} 'prompt=\"Return the\"'" if text else f"task=evaluate run={short(run_dir)}"
+  screen.show(f"Use it: python -m lora_exp {use}")
 
 
 def short(path: Path) -> str:

@@ -14,6 +14,7 @@ from lora_exp import screen
 from lora_exp.build import Plan, check_built, make_job
 from lora_exp.config import Config
 from lora_exp.config.typed import shown
+from lora_exp.data.numbers import batch_shapes
 from lora_exp.loop import Job
 from lora_exp.mesh import flatten, keep_programs
 
@@ -100,6 +101,9 @@ def _folded(rows: list[tuple]) -> list[tuple]:
 def abstract_batch(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a batch, in its place on the mesh."""
   rows, length = plan.cfg.train.batch_size, plan.cfg.data.seq_len
+  if plan.cfg.data.numbers:
+    shapes = batch_shapes(plan.cfg.data.source, rows)
+    return {k: jax.ShapeDtypeStruct(*shape, sharding=plan.layout.batch) for k, shape in shapes.items()}
   ints = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=plan.layout.batch)
   floats = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=plan.layout.batch)
   return {"tokens": ints, "targets": ints, "segments": ints, "positions": ints, "weights": floats}

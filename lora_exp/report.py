@@ -41,13 +41,14 @@ def loss_figure(rows: list[dict], title: str) -> Figure:
   base = [row["loss"] for row in rows if row["split"] == "eval" and row["step"] == 0 and row["loss"] is not None]
   if base:
     axes.axhline(base[0], ls="--", lw=1.2, color=COLOURS["base"], label=f"base, held out  {base[0]:.3f}", zorder=1)
-  axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=_limits(rows))
+  text = not any("counted" in row and "perplexity" not in row for row in rows)  # and not numbers
+  axes.set(xlabel="step", ylabel="loss (nats per token)" if text else "loss", ylim=_limits(rows))
   axes.set_title(title, loc="left", fontsize=11)
   axes.grid(alpha=0.25, lw=0.6)
   axes.spines[["right"]].set_visible(False)
   axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
   figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-  _token_axis(axes, rows)
+  _token_axis(axes, rows, "tokens" if text else "examples")
   return figure
 
 
@@ -87,8 +88,8 @@ def _limits(rows: list[dict]) -> tuple[float, float] | None:
   return min(shown) - margin, max(shown) + margin
 
 
-def _token_axis(axes: Axes, rows: list[dict]) -> None:
-  """A second x axis above: the tokens that were trained on at the steps below."""
+def _token_axis(axes: Axes, rows: list[dict], unit: str) -> None:
+  """A second x axis above: the tokens (or examples) that were trained on at the steps below."""
   points = sorted({(row["step"], row["tokens"]) for row in rows if "tokens" in row})
   if not points or points[-1][1] == 0:
     return
@@ -97,7 +98,7 @@ def _token_axis(axes: Axes, rows: list[dict]) -> None:
   ticks = [tick for tick in axes.get_xticks() if max(low, steps[0]) <= tick <= min(high, steps[-1])]
   above = axes.secondary_xaxis("top")
   above.set_xticks(ticks, [_short(value) for value in np.interp(ticks, steps, tokens)])
-  above.set_xlabel("tokens")
+  above.set_xlabel(unit)
 
 
 def _short(value: float) -> str:

@@ -16,7 +16,7 @@ from flax import nnx, traverse_util
 from lora_exp.config import OptimConfig
 from lora_exp.dropout import DropKey, Dropout, path_key
 from lora_exp.lora import Adapter, Hyper
-from lora_exp.loss import Sums, head_loss
+from lora_exp.loss import Sums, example_loss, head_loss
 from lora_exp.mesh import Layout
 from lora_exp.models.family import LanguageModel
 from lora_exp.models.layers import causal_mask
@@ -82,8 +82,10 @@ def assemble(program: Program, params: Tree, arm: Arms, frozen: Tree, key: jax.A
 
 
 def batch_loss(program: Program, params: Tree, arm: Arms, frozen: Tree, batch: Batch, key: jax.Array | None) -> Sums:
-  """The loss of one arm on a batch, summed over the tokens that count."""
-  model = assemble(program, params, arm, frozen, key)
+  """The loss of one arm on a batch, summed over the tokens (or examples: a batch with `x`) that count."""
+  model: Any = assemble(program, params, arm, frozen, key)
+  if "x" in batch:
+    return example_loss(model(batch["x"]), batch["y"], batch["weights"])
   mask = causal_mask(batch["segments"])
   x_BTD, _ = model.hidden(batch["tokens"], batch["positions"], mask)
   static = {"train_kernel": program.method == "full", "softcap": model.softcap}
@@ -118,7 +120,8 @@ def gradient(
     i, part = numbered
     return jax.tree.map(jnp.add, total, part_gradient(part, jax.random.fold_in(key, i))), None
 
-  zero = (jax.tree.map(jnp.zeros_like, params), Sums(jnp.zeros(()), jnp.zeros(())))
+  like = jax.eval_shape(part_gradient, jax.tree.map(lambda x: x[0], cut), key)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
   (grads, sums), _ = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
   return grads, sums, tokens
 
@@ -181,7 +184,7 @@ def train_step(
     count = jnp.maximum(tokens, 1)
     metrics = {
       "loss": sums.loss / count,
-      "accuracy": sums.correct / count,
+      **({} if sums.correct is None else {"accuracy": sums.correct / count}),
       "tokens": tokens,
       "grad_norm": optax.tree.norm(grads),
       "lr": arm.lr * factor,

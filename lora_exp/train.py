@@ -140,7 +140,7 @@ class Run:
   def draw(self, step: int, params: Tree) -> None:
     """Samples into samples.jsonl and onto the screen."""
     prompts = self.cfg.sample.prompts
-    if not prompts:
+    if not prompts or self.cfg.data.numbers:
       return
     arm = lambda tree: jax.tree.map(lambda x: x[0], tree)
     texts = self.sample(arm(params), arm(self.job.arms), self.job.frozen, prompts)

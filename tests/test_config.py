@@ -56,11 +56,13 @@ def test_every_file_of_a_group_has_every_setting_so_that_any_override_fits_any_c
 
 @pytest.mark.parametrize("group", [*GROUPS, "task"])
 def test_every_choice_composes_and_passes_the_checks(group, text_file):
-  """Sources need their file, and model=hf its checkpoint (test_weights.py); nothing else is missing."""
+  """Sources need their file, numbers a model of theirs, model=hf its checkpoint (test_weights.py); no more is missing."""
+  numbers = ["data@retain=none", "model=mlp"]
+  sizes = ["model.mlp.inputs=16", "model.mlp.outputs=10"]
+  needs = {"text": [f"data.path={text_file}"], "jsonl": [f"data.path={text_file}"], "xor": numbers,
+           "regression": [*numbers, *sizes], "mlp": ["data@retain=none", "data=xor"]}
   for path in (path for path in files(group) if path.stem != "hf"):
-    needs = {"data": f"data.path={text_file}"} if path.stem in ("text", "jsonl") else {}
-    choice = [f"{group}={path.stem}", *(needs.values() if group == "data" else ())]
-    assert check(config(*choice)) == [], path
+    assert check(config(f"{group}={path.stem}", *needs.get(path.stem, ()))) == [], path
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (CONF / "experiment").glob("*.yaml")])

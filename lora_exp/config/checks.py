@@ -11,7 +11,7 @@ from typing import Any
 from lora_exp.config import weights
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import did_you_mean
-from lora_exp.config.schema import FILE_SOURCES, Config, DataConfig
+from lora_exp.config.schema import EXAMPLES, FILE_SOURCES, Config, DataConfig
 from lora_exp.config.typed import shown
 
 CHOICES = {
@@ -21,12 +21,12 @@ CHOICES = {
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.base": ("random", "pretrain", "weights"),
-  "data.source": ("stdlib", "text", "jsonl", "chatterbot", "arithmetic", "sentences"),
+  "data.source": ("stdlib", "text", "jsonl", "chatterbot", "arithmetic", "sentences", *EXAMPLES),
   "data.view": (None, "code", "docs"),
   "data.packing": ("pack", "pad"),
   "lora.method": ("lora", "full", "frozen"),
   "lora.scaling": ("standard", "rslora"),
-  "lora.init": ("kaiming", "he_uniform", "normal"),
+  "lora.init": ("kaiming", "he_uniform", "xavier_uniform", "normal"),
   "lora.compute": ("auto", "factored", "merged"),
   "optim.name": ("adamw", "adam", "sgd"),
   "optim.schedule": ("constant", "linear", "cosine"),
@@ -35,6 +35,7 @@ CHOICES = {
   "logger.name": ("wandb", "none"),
   "logger.mode": ("auto", "online", "offline"),
 }
+MLP_CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_normal", "xavier_uniform")}
 
 Allowed = tuple[Callable[[Any], bool], str]
 COUNT: Allowed = (lambda x: x >= 1, "at least 1")
@@ -67,7 +68,7 @@ NUMBERS: dict[str, Allowed] = {
 
 def check(cfg: Config) -> list[str]:
   """Every problem of `cfg`, each one line 'path=value: what is allowed'; empty if there is none. Reads no data."""
-  parts = (_choices, _numbers, _task, _name, _credentials, _model, _sources, _lora, _optim, _train, _sample)
+  parts = (_choices, _numbers, _task, _name, _credentials, _model, _mlp, _sources, _lora, _optim, _train, _sample)
   return [problem for part in parts for problem in part(cfg)]
 
 
@@ -188,6 +189,12 @@ def _model(cfg: Config) -> Iterator[str]:
 
 def _sources(cfg: Config) -> Iterator[str]:
   for name, data in sources(cfg).items():
+    if (cfg.model.family == "mlp") != data.numbers:
+      yield _other_kind(name, data, cfg.model.family)
+      continue
+    if data.numbers:
+      yield from _sizes(cfg, name, data)
+      continue
     if data.seq_len > cfg.model.max_len:
       yield f"{name}.seq_len={data.seq_len}: must be at most model.max_len={cfg.model.max_len}"
     if data.pad_in_loss and data.packing != "pad":
@@ -206,6 +213,44 @@ def _sources(cfg: Config) -> Iterator[str]:
       for key in ("prompt_field", "response_field"):
         if not getattr(data, key):
           yield f"{name}.{key}: must be the name of a field"
+
+
+def _other_kind(name: str, data: DataConfig, family: str) -> str:
+  """A source of text for a model of numbers, or the reverse."""
+  group = "data" if name == "data" else f"data@{name}"
+  if data.numbers:
+    return f"{name}.source={data.source}: holds numbers, and model.family={family} reads text; add model=mlp"
+  choices = [f"{group}={source}" for source in EXAMPLES] + [f"{group}=none"] * (name != "data")
+  return f"{name}.source={data.source}: is text, and model.family=mlp reads numbers; add {' or '.join(choices)}"
+
+
+def _sizes(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
+  if data.seq_len != 1:
+    yield f"{name}.seq_len={data.seq_len}: must be 1, as an example of {data.source} is a row"
+  if cfg.model.mlp is None:
+    return  # told by _mlp
+  for key, size in zip(("inputs", "outputs"), EXAMPLES[data.source], strict=True):
+    if getattr(cfg.model.mlp, key) != size:
+      yield f"model.mlp.{key}={getattr(cfg.model.mlp, key)}: must be {size} with {name}.source={data.source}"
+
+
+def _mlp(cfg: Config) -> Iterator[str]:
+  mlp = cfg.model.mlp
+  if cfg.model.family != "mlp":
+    return
+  if cfg.task == "generate":
+    yield "task=generate: model.family=mlp writes no text; see task=evaluate"
+  if mlp is None:
+    yield "model.mlp=null: model.family=mlp needs its sizes; add model=mlp"
+    return
+  for key, value in (("inputs", mlp.inputs), ("outputs", mlp.outputs)):
+    if value < 1:
+      yield f"model.mlp.{key}={value}: must be at least 1"
+  if not all(width >= 1 for width in mlp.hidden):
+    yield f"model.mlp.hidden={mlp.hidden}: each must be at least 1"
+  for key, choices in MLP_CHOICES.items():
+    if (value := getattr(mlp, key)) not in choices:
+      yield f"model.mlp.{key}={value}: choose {', '.join(choices)}{did_you_mean(value, choices)}"
 
 
 def _paths(name: str, data: DataConfig) -> Iterator[str]:
@@ -241,7 +286,8 @@ def _lora(cfg: Config) -> Iterator[str]:
   if lora.compute == "merged" and "bfloat16" in (cfg.model.dtype, cfg.model.param_dtype):
     yield "lora.compute=merged: adding A·B to a bfloat16 kernel rounds it away; use auto or factored"
   if lora.layers is not None:
-    yield from _layers(lora.layers, cfg.model.layers)
+    mlp = cfg.model.mlp if cfg.model.family == "mlp" else None
+    yield from _layers(lora.layers, len(mlp.hidden) if mlp else cfg.model.layers)
   for name, table, words, smallest in (("rank_pattern", lora.rank_pattern, "at least 1", 1),
                                        ("alpha_pattern", lora.alpha_pattern, "above 0", math.ulp(0.0))):
     for pattern, value in (table or {}).items():

@@ -54,6 +54,8 @@ class MlpConfig:
   inputs: int = 2  # features of an example
   hidden: list[int] = field(default_factory=lambda: [16])  # features of each hidden layer
   outputs: int = 2  # classes, or numbers to predict
+  activation: str = "relu"  # after each hidden layer: relu | gelu | gelu_tanh | silu
+  init: str = "lecun_normal"  # of a random base's kernels: lecun_normal | xavier_uniform
 
 
 @dataclass
@@ -81,13 +83,14 @@ class ModelConfig:
 
 
 FILE_SOURCES = ("text", "jsonl")  # the sources that read data.path
+EXAMPLES = {"xor": (2, 2), "regression": (16, 10)}  # sources without tokens: features, and classes or numbers
 
 
 @dataclass
 class DataConfig:
-  """One source of text, and how it becomes rows of tokens."""
+  """One source of text, and how it becomes rows of tokens; or one of numbers, whose rows are examples."""
 
-  source: str = "stdlib"  # stdlib | text | jsonl | chatterbot | arithmetic | sentences
+  source: str = "stdlib"  # stdlib | text | jsonl | chatterbot | arithmetic | sentences; of numbers: xor | regression
   view: str | None = None  # of stdlib: code (docstrings and comments removed) | docs (docstrings alone)
   path: str | None = None  # of text and jsonl: the file
   eval_path: str | None = None  # of text and jsonl: a held-out file; null: documents of `path` are held out
@@ -103,6 +106,11 @@ class DataConfig:
   repeat: int = 1  # of sentences: how often each stands in the data
   shuffle: bool = True  # a new order of the rows each epoch
   seed: int = 0  # of that order; of arithmetic: also of the examples
+
+  @property
+  def numbers(self) -> bool:
+    """Whether its rows are examples of numbers; each counts as one token."""
+    return self.source in EXAMPLES
 
 
 @dataclass
@@ -129,7 +137,7 @@ class LoraConfig:
   rank_pattern: dict[str, int] | None = None  # {pattern: rank}, the first match wins
   alpha_pattern: dict[str, float] | None = None  # {pattern: alpha}
   dropout: float = 0.0  # rate on A's input, in training only
-  init: str = "kaiming"  # of A: kaiming U(±1/sqrt(in)) | he_uniform U(±sqrt(6/in)) | normal N(0, init_std)
+  init: str = "kaiming"  # of A: kaiming U(±1/√in) | he_uniform U(±√(6/in)) | xavier_uniform | normal N(0, init_std)
   init_std: float | None = None  # of init=normal; null: 1/sqrt(rank)
   compute: str = "auto"  # auto | factored x·A·B | merged x·(W + s·A·B)
 

@@ -5,4 +5,5 @@
 
 `sources` reads documents one at a time, `tokenizers` turns them into ids, `rows` packs or pads them into rows of T
 positions in the cache, `pipeline` shuffles and batches the rows, `ngram` scores the held-out ones by counting.
+`numbers` holds examples without tokens, for models that are not language models: each is a row.
 """

@@ -1,7 +1,8 @@
 """Rows become batches: shuffled anew each epoch, repeated without end, read ahead by threads.
 
 Batch number n is a function of the rows, the seed and the batch size alone. A batch is a dict of arrays (B, T):
-tokens, targets, segments, positions (int32) and weights (float32); see `records.decode`.
+tokens, targets, segments, positions (int32) and weights (float32), see `records.decode`; or x, y and weights (B, …)
+where rows are examples of numbers, see `numbers.decode`.
 """
 
 from collections.abc import Generator, Iterator
@@ -11,6 +12,7 @@ import grain
 import numpy as np
 
 from lora_exp.config.schema import DataConfig
+from lora_exp.data import numbers
 from lora_exp.data.records import Batch, decode
 from lora_exp.data.rows import Rows, damage_explained, read
 
@@ -57,4 +59,6 @@ def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
 
 
 def _decoder(rows: Rows, answers: bool = False) -> partial[Batch]:
+  if rows.features:
+    return partial(numbers.decode, features=rows.features, classes=rows.classes)
   return partial(decode, seq_len=rows.seq_len, vocab_size=rows.vocab_size, answers=answers)

@@ -19,7 +19,7 @@ from lora_exp import screen
 from lora_exp.cache import fingerprint, get_or_make
 from lora_exp.config.errors import DiskError, InputError
 from lora_exp.config.schema import FILE_SOURCES, DataConfig
-from lora_exp.data import records
+from lora_exp.data import numbers, records
 from lora_exp.data.documents import Document, Source
 from lora_exp.data.sources import get_source
 from lora_exp.data.tokenizers import Tokenizer
@@ -47,6 +47,8 @@ class Rows:
   eval_documents: int  # of them held out
   truncated: int  # documents cut at T tokens (packing=pad)
   eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
+  features: int = 0  # of an example, where rows are examples of numbers (data/numbers.py)
+  classes: bool = False  # the examples' targets are classes
 
   def file(self, split: str) -> Path:
     """The records of `split`, train or eval."""
@@ -62,6 +64,8 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
 
   `limit` holds for `path` and for `eval_path`, each.
   """
+  if cfg.numbers:
+    return _make_examples(cfg, cache)
   source = get_source(cfg)
   held_out = get_source(cfg, "eval_path") if cfg.eval_path and cfg.source in FILE_SOURCES else None
   every = None if held_out else _every(cfg)
@@ -77,6 +81,21 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
       raise InputError("the data changed while it was read: start again")
     meta = {"fingerprint": key, "seq_len": cfg.seq_len, "vocab_size": tokenizer.vocab_size, **maker.counts()}
     (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+
+  return _open(get_or_make(cache, "rows", key, make))
+
+
+def _make_examples(cfg: DataConfig, cache: str | Path) -> Rows:
+  """The rows of a source of numbers; both splits hold all of them."""
+  key = numbers.table_key(cfg, FORMAT)
+
+  def make(directory: Path) -> None:
+    with _disk_errors():
+      for split in ("train", "eval"):
+        with closing(ArrayRecordWriter(str(directory / f"{split}.array_record"), WRITER)) as writer:
+          for record in numbers.encode(*numbers.table(cfg)):
+            writer.write(record)
+    numbers.write_meta(directory, cfg, key)
 
   return _open(get_or_make(cache, "rows", key, make))
 

@@ -19,18 +19,22 @@ the model's outputs are the base's, bit for bit, until B has moved. W is frozen:
 
 from lora_exp.lora.files import load_adapter, save_adapter
 from lora_exp.lora.inject import Adapted, draw, eject, inject, modules, place, resolve, scale_of
-from lora_exp.lora.layers import Adapter, Hyper
+from lora_exp.lora.layers import Adapter, Hyper, LoRALinear
 from lora_exp.lora.targets import matches, select
+from lora_exp.lora.toggle import disabled, merged
 
 __all__ = [
   "Adapted",
   "Adapter",
   "Hyper",
+  "LoRALinear",
+  "disabled",
   "draw",
   "eject",
   "inject",
   "load_adapter",
   "matches",
+  "merged",
   "modules",
   "place",
   "resolve",

@@ -43,7 +43,25 @@ class Adapter(nnx.Module):
 
 
 class LoRALinear(Adapter, nnx.Linear):
-  """`nnx.Linear` with an adapter."""
+  """`nnx.Linear` with an adapter: what `inject` turns one into, or written from the start in a model of your own.
+
+  `inject` does not call the constructor; the keyword arguments that it does not name are those of `nnx.Linear`.
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    *,
+    rank: int = 8,
+    alpha: float | None = None,
+    init: str = "kaiming",
+    rngs: nnx.Rngs,
+    **linear,
+  ):
+    super().__init__(in_features, out_features, rngs=rngs, **linear)
+    a_IR = draw_a(rngs.params(), init, in_features, in_features, rank)
+    _adapt(self, a_IR, jnp.zeros((rank, out_features)), 2.0 if alpha is None else alpha / rank)
 
   def __call__(self, x, out_sharding=None):
     x, kernel, bias = self.promote_dtype((x, self.kernel[...], _value(self.bias)), dtype=self.dtype)
@@ -116,6 +134,10 @@ def attach(module, a_IR: jax.Array, b_RO: jax.Array, scale: float, compute: str 
   """Turns `module` into its adapted class in place, with A, B and the scale given."""
   # nnx's own __setattr__ would record the class as static data, and the graph would never equal the base's again.
   object.__setattr__(module, "__class__", ADAPTED[type(module)])
+  _adapt(module, a_IR, b_RO, scale, compute)
+
+
+def _adapt(module, a_IR: jax.Array, b_RO: jax.Array, scale: float, compute: str = "auto") -> None:
   module.lora_a, module.lora_b = nnx.LoRAParam(a_IR), nnx.LoRAParam(b_RO)
   module.scale, module.rate = Hyper(jnp.float32(scale)), Hyper(jnp.float32(0))
   module.key, module.compute, module.deterministic = placeholder(), compute, True
@@ -125,8 +147,12 @@ def detach(module) -> None:
   """Takes the adapter off again; graph and state equal the base's."""
   for name in ("lora_a", "lora_b", "scale", "rate", "key", "compute", "deterministic"):
     delattr(module, name)
-  base = next(kind for kind, adapted in ADAPTED.items() if adapted is type(module))
-  object.__setattr__(module, "__class__", base)
+  object.__setattr__(module, "__class__", base_class(module))
+
+
+def base_class(module) -> type:
+  """The class that an adapted module had before."""
+  return next(kind for kind, adapted in ADAPTED.items() if adapted is type(module))
 
 
 def _uniform(bound: Callable[[int, int], float]):
@@ -136,6 +162,7 @@ def _uniform(bound: Callable[[int, int], float]):
 INITS: dict[str, Callable[..., jax.Array]] = {
   "kaiming": _uniform(lambda fan, rank: 1 / math.sqrt(fan)),  # PEFT's: kaiming_uniform with a = sqrt(5)
   "he_uniform": _uniform(lambda fan, rank: math.sqrt(6 / fan)),  # flax's and the JAX tutorial's
+  "xavier_uniform": _uniform(lambda fan, rank: math.sqrt(6 / (fan + rank))),  # penzai's
   "normal": lambda key, shape, fan, rank, std: jax.random.normal(key, shape) * (std or 1 / math.sqrt(rank)),
 }
 

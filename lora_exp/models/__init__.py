@@ -3,10 +3,15 @@
 from flax import nnx
 
 from lora_exp.config import ModelConfig
-from lora_exp.models import gpt2, llama, minigpt
+from lora_exp.models import gpt2, llama, minigpt, mlp
 from lora_exp.models.family import Family, LanguageModel, Names
 
-FAMILIES: dict[str, Family] = {"minigpt": minigpt.FAMILY, "gpt2": gpt2.FAMILY, "llama": llama.FAMILY}
+FAMILIES: dict[str, Family] = {
+  "minigpt": minigpt.FAMILY,
+  "gpt2": gpt2.FAMILY,
+  "llama": llama.FAMILY,
+  "mlp": mlp.FAMILY,
+}
 
 
 def build(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
