@@ -1,0 +1,56 @@
+"""Which file holds a checkpoint's tokenizer."""
+
+from pathlib import Path
+
+from lora_exp.config.errors import InputError
+from lora_exp.config.weights import SMOLLM2, located
+from lora_exp.data.tokenizers.base import Tokenizer
+
+FROM_WEIGHTS = "from_weights"
+WANTED = "tokenizer.json, a sentencepiece *.model, a *.gguf, or GPT-2's vocab.json and merges.txt"
+
+
+def find(name: str, weights: str | None = None) -> Path | None:
+  """The file of the tokenizer that `name` means, or None if it means no path. Raises InputError if none lies there."""
+  if name == FROM_WEIGHTS:
+    if weights is None:
+      raise InputError(f"model.tokenizer={FROM_WEIGHTS}: the weights bring it; set model.weights=PATH too")
+    place = located(weights)
+    folder = place if place.is_dir() else place.parent
+    # The archives of Gemma keep the tokenizer beside the checkpoint's directory.
+    candidates = [place] if place.suffix == ".gguf" else [folder, folder.parent / "tokenizer.model"]
+  elif name == SMOLLM2 or Path(name).expanduser().exists():
+    candidates = [located(name) if name == SMOLLM2 else Path(name).expanduser()]
+  else:
+    return None
+  for candidate in candidates:
+    if file := tokenizer_file(candidate):
+      return file
+  raise InputError(f"{candidates[0]} holds no tokenizer: expected {WANTED}")
+
+
+def tokenizer_file(place: Path) -> Path | None:
+  """`place` if it is a file, else the tokenizer in that directory, or None."""
+  if place.is_file():
+    return place
+  for name in ("tokenizer.json", "tokenizer.model"):
+    if (place / name).is_file():
+      return place / name
+  for pattern in ("*.model", "*.gguf"):
+    found = sorted(place.glob(pattern))
+    if len(found) > 1:
+      raise InputError(f"{place} holds several {pattern} ({', '.join(f.name for f in found[:3])}): name one of them")
+    if found:
+      return found[0]
+  vocab = place / "vocab.json"
+  return vocab if vocab.is_file() and (place / "merges.txt").is_file() else None
+
+
+def read(file: Path) -> Tokenizer:
+  """The tokenizer in `file`, by its ending. Raises InputError if it is none."""
+  from lora_exp.data.tokenizers import gguf, hf, spm  # each imports a library that only its files need
+
+  readers = {".json": hf.read, ".model": spm.read, ".spm": spm.read, ".gguf": gguf.read}
+  if file.suffix not in readers:
+    raise InputError(f"{file} is no tokenizer: expected {WANTED}")
+  return readers[file.suffix](file)
