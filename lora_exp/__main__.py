@@ -35,7 +35,7 @@ Task = Callable[[Config, Path], object]
 TASKS: dict[str, Task] = {
   "train": lambda cfg, run_dir: train(cfg, run_dir),
   "generate": lambda cfg, _: task("lora_exp.generate", "run")(cfg),
-  "evaluate": lambda cfg, _: task("lora_exp.train", "evaluate")(cfg),
+  "evaluate": lambda cfg, _: task("lora_exp.evaluate", "run")(cfg),
   "plan": lambda cfg, _: task("lora_exp.plan", "run")(cfg),
 }
 

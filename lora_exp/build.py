@@ -61,12 +61,13 @@ def check_built(cfg: Config) -> Plan:
       return None
 
   family = models.FAMILIES[cfg.model.family]
-  tokenizer = get_tokenizer(cfg.model.tokenizer)
+  tokenizer = get_tokenizer(cfg.model.tokenizer, cfg.model.weights)
   mesh = collect(lambda: make_mesh(cfg.mesh))
   if (cfg.model.vocab_size or tokenizer.vocab_size) < tokenizer.vocab_size:
+    instead = "take the weights' own, model.tokenizer=from_weights" if cfg.model.weights else "leave it null"
     problems.append(
       f"model.vocab_size={cfg.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size} "
-      f"({cfg.model.tokenizer}); leave it null"
+      f"({cfg.model.tokenizer}); {instead}"
     )
   model = models.abstract(cfg.model, tokenizer.vocab_size)
   table = collect(lambda: table_of(model, cfg, family.presets))
@@ -81,7 +82,7 @@ def check_built(cfg: Config) -> Plan:
 def _batch_problems(cfg: Config, ways: int) -> list[str]:
   parts = cfg.optim.accumulate
   name = f"train.batch_size={cfg.train.batch_size}" + (f" / optim.accumulate={parts}" if parts > 1 else "")
-  sizes = {name: cfg.train.batch_size // parts}
+  sizes = {} if cfg.task in ("generate", "evaluate") else {name: cfg.train.batch_size // parts}
   if cfg.model.base == "pretrain":
     sizes[f"model.pretrain.batch_size={cfg.model.pretrain.batch_size}"] = cfg.model.pretrain.batch_size
   return [

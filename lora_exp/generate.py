@@ -1,8 +1,8 @@
-"""Text from a model: one prefill of the prompts, then decoding with a key/value cache, in one compiled program."""
+"""Text from a model: prompts in, completions out, shown while they are drawn where there is one."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,112 +10,190 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp import screen
-from lora_exp.base import make_base
-from lora_exp.build import check_built, make_job
 from lora_exp.config import Config, InputError, SampleConfig
+from lora_exp.config.typed import shown
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.decode import NOTHING, Decoder, Rows, pad_left, power_of_two
 from lora_exp.dropout import stream_key
 from lora_exp.mesh import keep_programs
-from lora_exp.outputs import load_export
 from lora_exp.pack import Arms
+from lora_exp.runs import Opened, merged, open_run
 from lora_exp.step import Program, Tree, assemble
 
-PROMPT_BUCKET = 16  # prompts are padded to a multiple of it, so that few lengths are compiled
-Sampler = Callable[[Tree, Arms, Tree, Sequence[str]], list[str]]
+MOST_ROWS = 32  # prompts decoded together
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of bytes that are no character, or not yet
 
 
 def run(cfg: Config) -> None:
-  """Prints a completion of each prompt by the adapter of the run directory `run`."""
+  """Prints a completion of each prompt by the run `run`, or by the base alone."""
   prompts = prompts_of(cfg)
   keep_programs(cfg.cache)
-  plan = check_built(cfg)
-  base, _ = make_base(plan)
-  job = make_job(plan, base, 0)
-  params = load_export(Path(str(cfg.run)), plan, job)
-  one = lambda tree: jax.tree.map(lambda x: x[0], tree)
-  sample = make_sampler(job.program, cfg.sample, plan.tokenizer, cfg.model.max_len)
-  for prompt, text in zip(prompts, sample(one(params), one(job.arms), job.frozen, prompts), strict=True):
-    screen.show(f"{prompt}{text}")
+  run = merged(open_run(cfg)) if cfg.sample.merged else open_run(cfg)
+  sample = make_sampler(run.job.program, cfg.sample, run.plan.tokenizer, run.plan.cfg.model.max_len)
+  ids = sample.encode(prompts)
+  if len(prompts) == 1:
+    screen.write(prompts[0])
+    sample.decode(*arm_of(run), ids, screen.write)
+    screen.write("\n")
+    return
+  for n, (prompt, text) in enumerate(zip(prompts, sample.decode(*arm_of(run), ids), strict=True)):
+    screen.write(f"{'' if n == 0 else chr(10)}{prompt}{text}\n")
+
+
+def arm_of(run: Opened) -> tuple[Tree, Arms, Tree]:
+  """What a sampler is called with: params and arm of the run's one arm, and the frozen arrays."""
+  params, arm = jax.tree.map(lambda x: x[0], (run.params, run.job.arms))
+  return params, arm, run.frozen
 
 
 def prompts_of(cfg: Config) -> list[str]:
   """What was asked: `prompt`, or the lines of `prompt_file` or of standard input, or the run's own sample prompts."""
   if cfg.prompt is not None:
-    return [cfg.prompt]
+    return [cfg.prompt.encode(errors="replace").decode()]
   if cfg.prompt_file is not None:
-    text, where = Path(cfg.prompt_file).expanduser().read_text(encoding="utf-8"), f"prompt_file={cfg.prompt_file}"
-  elif not sys.stdin.isatty() and (text := sys.stdin.read()).strip():
-    where = "standard input"
+    text, where = _read(Path(cfg.prompt_file).read_bytes, f"prompt_file={cfg.prompt_file}")
+  elif sys.stdin is not None and not sys.stdin.isatty():
+    text, where = _read(sys.stdin.buffer.read, "standard input")
   else:
+    text, where = "", ""
+  if not text.strip() and cfg.prompt_file is None:
     text, where = "\n".join(cfg.sample.prompts), "sample.prompts"
   prompts = [line for line in text.splitlines() if line.strip()]
   if not prompts:
-    raise InputError(f"{where} holds no prompt; give prompt='\"Once upon a time\"', prompt_file= or standard input")
+    raise InputError(f"{where} holds no prompt; give 'prompt=\"Once upon a time\"', prompt_file= or standard input")
   return prompts
 
 
-def draw_token(logits_BV: jax.Array, key: jax.Array, cfg: SampleConfig) -> jax.Array:
-  """A token (B,) a row: the likeliest at temperature 0, else drawn after top-k and top-p."""
-  logits = logits_BV.astype(jnp.float32)
-  if cfg.temperature == 0:
-    return logits.argmax(-1).astype(jnp.int32)
-  logits = logits / cfg.temperature
-  if cfg.top_k is not None:
-    least = jax.lax.top_k(logits, min(cfg.top_k, logits.shape[-1]))[0][:, -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
-  if cfg.top_p is not None:
-    ordered = -jnp.sort(-logits, axis=-1)
-    chance = jax.nn.softmax(ordered)
-    # A token stays while those before it hold less than top_p: the first always does.
-    least = jnp.where(jnp.cumsum(chance, -1) - chance < cfg.top_p, ordered, jnp.inf).min(-1, keepdims=True)
-    logits = jnp.where(logits < least, -jnp.inf, logits)
-  return jax.random.categorical(key, logits).astype(jnp.int32)
+def _read(read: Callable[[], bytes], where: str) -> tuple[str, str]:
+  try:
+    return read().decode(), where
+  except UnicodeDecodeError as error:
+    raise InputError(f"{where} is no UTF-8 text: byte {error.start} cannot be read") from None
+
+
+class Sampler:
+  """Completions of prompts. One object serves every prompt and every state of one program."""
+
+  def __init__(self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int):
+    self.cfg, self.tokenizer, self.max_len, self.layout = cfg, tokenizer, max_len, program.layout
+    self.decoder = Decoder(
+      lambda weights: assemble(program, weights[0], weights[1], weights[2], None),
+      cfg,
+      getattr(tokenizer, "stops", (tokenizer.eot,)),
+      tokenizer.vocab_size,
+      max_len,
+      program.layout,
+    )
+
+  def __call__(self, params: Tree, arm: Arms, frozen: Tree, prompts: Sequence[str]) -> list[str]:
+    """Completions without their prompts, up to a stop token or a stop text."""
+    return self.decode(params, arm, frozen, self.encode(prompts))
+
+  def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of each prompt; InputError where the model has no position left for a token after it."""
+    bos = getattr(self.tokenizer, "bos", None)
+    start = [] if bos is None else [bos]
+    ids = [start + self.tokenizer.encode(prompt) or [self.tokenizer.eot] for prompt in prompts]
+    if problems := [
+      f"the prompt {shown(prompt)!r} has {len(row):,} tokens, and model.max_len={self.max_len} leaves no room for "
+      "another: shorten it"
+      for prompt, row in zip(prompts, ids, strict=True)
+      if len(row) >= self.max_len
+    ]:
+      raise InputError(problems)
+    return ids
+
+  def decode(
+    self,
+    params: Tree,
+    arm: Arms,
+    frozen: Tree,
+    prompts: Sequence[Sequence[int]],
+    show: Callable[[str], None] | None = None,
+  ) -> list[str]:
+    """Completions of prompts given as ids; `show` is called with each piece of the first one's text, once it is sure.
+
+    A prompt's draws depend on `sample.seed` and on how often it came before, not on the prompts beside it.
+    """
+    texts = [Text(self.tokenizer, prompt, self.cfg.stop) for prompt in prompts]
+    seen: Counter[tuple[int, ...]] = Counter()
+    repeats = []
+    for prompt in map(tuple, prompts):
+      repeats.append(seen[prompt])
+      seen[prompt] += 1
+    for first in range(0, len(texts), MOST_ROWS):
+      part = slice(first, first + MOST_ROWS)
+      self._decode((params, arm, frozen), prompts[part], repeats[part], texts[part], show)
+    return [text.whole for text in texts]
+
+  def _decode(self, weights, prompts, repeats, texts: list["Text"], show) -> None:
+    count = len(prompts)
+    batch = power_of_two(count)  # further rows are copies of the first that are done at once
+    prompts = [*prompts, *[prompts[0]] * (batch - count)]
+    tokens_BP, start_B = pad_left(prompts)
+    room_B = np.array([min(self.cfg.max_tokens, self.max_len - len(prompt)) for prompt in prompts], np.int32)
+    numbers = jnp.array([*repeats, *[0] * (batch - count)], jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(self.cfg.seed, "sample"), numbers)
+    width = tokens_BP.shape[1]
+    rows = Rows(start_B, room_B, jax.device_put(keys, self.layout.replicated), np.int32(width))
+    slots = power_of_two(width + int(room_B.max()))
+    state = self.decoder.start(weights, tokens_BP, rows, slots)
+    new_BN = state.token_B[:, None]
+    while True:
+      drawn_BN, done_B = jax.device_get((new_BN, state.done_B))
+      for text, row in zip(texts, drawn_BN, strict=False):
+        piece = text.add([t for t in row.tolist() if t != NOTHING])
+        if show is not None and text is texts[0]:
+          show(piece)
+      ended_B = np.array([*(text.stopped for text in texts), *[True] * (batch - count)])
+      if (done_B | ended_B).all():
+        break
+      state, new_BN = self.decoder.block(weights, rows, state, ended_B)
+    for text in texts:
+      piece = text.rest()
+      if show is not None and text is texts[0]:
+        show(piece)
 
 
 def make_sampler(program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int) -> Sampler:
-  """A function (params, arm, frozen, prompts) -> completions without their prompts, up to the end of text.
-
-  Prompts may differ in length; one that leaves no room for `max_tokens` loses its beginning.
-  """
-
-  @partial(jax.jit, static_argnames="slots")
-  def decode(params, arm, frozen, prompts_BP, start_B, key, slots):
-    """New tokens (B, slots - P). Prompts are padded on the left; row b begins at slot `start_B[b]`."""
-    model = assemble(program, params, arm, frozen, None)
-    batch, width = prompts_BP.shape
-    slot_S = jnp.arange(slots)
-
-    def forward(tokens_BT, first, cache):
-      slot_T = first + jnp.arange(tokens_BT.shape[1])
-      seen_BTS = (slot_S <= slot_T[:, None]) & (slot_S >= start_B[:, None, None])
-      positions_BT = jnp.maximum(slot_T - start_B[:, None], 0)
-      x_BTD, cache = model.hidden(tokens_BT, positions_BT, seen_BTS, cache, first)
-      return model.logits(x_BTD[:, -1]), cache
-
-    def one(carry, i):
-      logits, cache, done = carry
-      token = jnp.where(done, tokenizer.eot, draw_token(logits, jax.random.fold_in(key, i), cfg))
-      logits, cache = forward(token[:, None], width + i, cache)
-      return (logits, cache, done | (token == tokenizer.eot)), token
-
-    logits, cache = forward(prompts_BP, 0, model.empty_cache(batch, slots))
-    start = (logits, cache, jnp.zeros(batch, bool))
-    return jax.lax.scan(one, start, jnp.arange(slots - width))[1].T
-
-  def sample(params: Tree, arm: Arms, frozen: Tree, prompts: Sequence[str]) -> list[str]:
-    room = max(1, max_len - cfg.max_tokens)
-    ids = [(tokenizer.encode(p) or [tokenizer.eot])[-room:] for p in prompts]
-    width = min(-(-max(map(len, ids)) // PROMPT_BUCKET) * PROMPT_BUCKET, room)
-    tokens = np.zeros((len(ids), width), np.int32)
-    for row, prompt in zip(tokens, ids, strict=True):
-      row[width - len(prompt) :] = prompt
-    start = np.array([width - len(prompt) for prompt in ids], np.int32)
-    key = stream_key(cfg.seed, "sample")
-    new = decode(params, arm, frozen, tokens, start, key, slots=min(width + cfg.max_tokens, max_len))
-    return [tokenizer.decode(_until(row, tokenizer.eot)) for row in np.asarray(new).tolist()]
-
-  return sample
+  """A sampler: called with (params, arm, frozen, prompts) it gives the completions."""
+  return Sampler(program, cfg, tokenizer, max_len)
 
 
-def _until(ids: list[int], stop: int) -> list[int]:
-  return ids[: ids.index(stop)] if stop in ids else ids
+class Text:
+  """One completion as its tokens come: what is sure of it, whole characters alone and nothing of a stop text."""
+
+  def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]):
+    self.tokenizer, self.stops = tokenizer, stops
+    self.ids = list(prompt)
+    self.before = len(tokenizer.decode(prompt))  # decoded with the prompt, as the first token may lose its space alone
+    self.whole, self.given, self.stopped = "", 0, False
+
+  def add(self, ids: Sequence[int]) -> str:
+    """The text that is sure now and was not before."""
+    if self.stopped:
+      return ""
+    self.ids += ids
+    self.whole = self.tokenizer.decode(self.ids)[self.before :]
+    sure = self.whole.rstrip(BROKEN)
+    # The stop text that is complete first counts, so that it does not matter in which pieces the tokens come.
+    found = [(i + len(stop), i) for stop in self.stops if (i := sure.find(stop)) >= 0]
+    if found:
+      self.stopped = True
+      self.whole = sure = sure[: min(found)[1]]
+    else:
+      sure = sure[: len(sure) - max((_begun(sure, stop) for stop in self.stops), default=0)]
+    return self._give(sure)
+
+  def rest(self) -> str:
+    """What was held back, when no more tokens come."""
+    return self._give(self.whole)
+
+  def _give(self, sure: str) -> str:
+    piece, self.given = sure[self.given :], max(self.given, len(sure))
+    return piece
+
+
+def _begun(text: str, stop: str) -> int:
+  """Characters at the end of `text` that begin `stop`."""
+  return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

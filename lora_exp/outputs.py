@@ -11,16 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from lora_exp import lora, screen, weights
 from lora_exp.build import Plan, trained_arm
-from lora_exp.config import InputError, LoraExpError
+from lora_exp.config import LoraExpError
 from lora_exp.loop import Job
-from lora_exp.mesh import flatten
 from lora_exp.pack import take_arm
 from lora_exp.plan import nbytes
-from lora_exp.step import State, Tree
+from lora_exp.step import State
 
 VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")
 
@@ -138,22 +136,6 @@ def export(run_dir: Path, plan: Plan, state: State, base_digest: str) -> None:
     "dropout": cfg.lora.dropout,
   }
   lora.save_adapter(run_dir / "adapter", plan.table, take_arm(state.params, plan.table, 0), metadata)
-
-
-def load_export(run_dir: Path, plan: Plan, job: Job) -> Tree:
-  """The trained leaves that `export` left in `run_dir`, as the params of `job` (a pack of one)."""
-  params = job.state.params
-  if plan.cfg.lora.method == "full":
-    return jax.tree.map(lambda x: x[None], weights.load(run_dir, plan.base, plan.layout.shardings(plan.base)))
-  if not plan.table:
-    return params
-  if not (run_dir / "adapter").is_dir():
-    raise InputError(f"run={run_dir} has no adapter/: the run did not end; resume it with train.resume={run_dir}")
-  found = lora.load_adapter(run_dir / "adapter", plan.table)
-  flat = {f"{path}.{name}": x for path, named in found.items() for name, x in named.items()}
-  names = list(flatten(params))
-  leaves = [jnp.asarray(flat[name])[None] for name in names]
-  return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def write_json(path: Path, content: dict) -> None:

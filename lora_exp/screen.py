@@ -48,6 +48,12 @@ def show(*values: object, style: str | None = None) -> None:
   console.print(*map(printable, values), style=style, soft_wrap=True)
 
 
+def write(text: str) -> None:
+  """`text` as it is and at once, without the end of a line: for what is shown while it is made."""
+  console.file.write(printable(text))
+  console.file.flush()
+
+
 def show_error(error: LoraExpError) -> None:
   """`error: …` on standard error, a line for each problem, without a traceback."""
   for problem in getattr(error, "problems", None) or [str(error) or type(error).__name__]:

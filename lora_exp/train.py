@@ -193,24 +193,3 @@ class Run:
 def _again(first, batches):
   yield first
   yield from batches
-
-
-def evaluate(cfg: Config) -> None:
-  """Loss, perplexity and accuracy of a run's adapter (and of its base) on its held-out data, or on other `data=`."""
-  keep_programs(cfg.cache)
-  plan = check_built(cfg)
-  base, _ = make_base(plan)
-  job = make_job(plan, base, 0)
-  loaded = outputs.load_export(Path(str(cfg.run)), plan, job)
-  table = []
-  for name, source in (("held-out", cfg.data), ("retain", cfg.retain)):
-    if source is None:
-      continue
-    batches = [
-      plan.layout.put_batch(b)
-      for b in eval_batches(rows_of(source, plan), cfg.train.batch_size, cfg.train.eval_tokens)
-    ]
-    for who, params in (("base", job.state.params), ("trained", loaded)):
-      [scores] = held_out(job, params, batches)
-      table.append((name, who, scores["loss"], scores["perplexity"], scores["accuracy"], scores["counted"]))
-  screen.show_table("Evaluation", ("data", "model", "loss", "perplexity", "accuracy", "tokens"), table)

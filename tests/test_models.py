@@ -11,7 +11,6 @@ from packs import SIZES, bent, job_of, quickly, rows, small
 
 from lora_exp import models
 from lora_exp.config import ArchConfig, ModelConfig
-from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.mesh import flatten
 from lora_exp.models.layers import attend, causal_mask
 from lora_exp.step import assemble, batch_loss
