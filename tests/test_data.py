@@ -409,7 +409,7 @@ def test_data_that_changes_while_it_is_read_is_refused(tmp_path):
   cfg = text_config(tmp_path)
 
   class Changing(type(BYTES)):
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, start=True):
       text_file(tmp_path, [*STORIES, "more"])
       return super().encode_batch(texts)
 

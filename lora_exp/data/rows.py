@@ -21,6 +21,7 @@ from lora_exp.config.errors import DiskError, InputError
 from lora_exp.config.schema import FILE_SOURCES, DataConfig
 from lora_exp.data import numbers, records
 from lora_exp.data.documents import Document, Source
+from lora_exp.data.encode import encode_documents
 from lora_exp.data.sources import get_source
 from lora_exp.data.tokenizers import Tokenizer
 
@@ -106,15 +107,21 @@ def _every(cfg: DataConfig) -> int:
   return round(1 / cfg.eval_fraction)
 
 
+def _template(cfg: DataConfig, tokenizer: Tokenizer) -> str | None:
+  """The chat template that prompts go through, or None."""
+  return tokenizer.chat_template if cfg.chat == "auto" else None
+
+
 def _key(cfg: DataConfig, tokenizer: Tokenizer, source: Source, held_out: Source | None) -> str:
   """Hash of the content and of the settings that matter to the rows: not of paths, nor of the order of reading."""
   return fingerprint(
-    format=FORMAT, tokenizer=tokenizer.name, vocab_size=tokenizer.vocab_size, source=cfg.source,
+    format=FORMAT, tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size, source=cfg.source,
     digest=source.digest(), eval_digest=held_out.digest() if held_out else None,
     every=None if held_out else _every(cfg), view=cfg.view if cfg.source == "stdlib" else None,
     fields=[cfg.prompt_field, cfg.response_field] if cfg.source == "jsonl" else None, limit=cfg.limit,
     seq_len=cfg.seq_len, packing=cfg.packing, pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss,
-    prompt_in_loss=cfg.prompt_in_loss)
+    prompt_in_loss=cfg.prompt_in_loss,
+    chat=[_template(cfg, tokenizer), dict(tokenizer.template_words)] if _template(cfg, tokenizer) else None)
 
 
 def _read_documents(source: Source, cfg: DataConfig, maker: "Maker", every: int | None, progress: bool) -> int:
@@ -158,14 +165,11 @@ class Maker:
 
   def add(self, documents: list[Document], held_out: list[bool]) -> None:
     """Tokenise the documents and write the rows that are full."""
-    texts = self.tokenizer.encode_batch([document.text for document in documents])
-    prompts = self.tokenizer.encode_batch([document.prompt for document in documents])
-    end = [self.tokenizer.eot]
-    ids = [prompt + text + end for prompt, text in zip(prompts, texts, strict=True)]
+    encoded = encode_documents(self.tokenizer, documents, chat=_template(self.cfg, self.tokenizer) is not None)
     for held, split in self.splits.items():
       chosen = [n for n, is_held in enumerate(held_out) if is_held == held]
       if chosen:
-        self._add(split, [ids[n] for n in chosen], [len(prompts[n]) for n in chosen])
+        self._add(split, [encoded[n][0] for n in chosen], [encoded[n][1] for n in chosen])
 
   def _add(self, split: "Split", ids: list[list[int]], prompts: list[int]) -> None:
     if self.cfg.packing == "pack":
