@@ -204,7 +204,7 @@ def _gemma3(file: File) -> dict[str, Any]:
   scale = file.number("query_pre_attn_scalar")
   fields["arch"].update(
     norm_offset=True, embed_scale=True, post_norms=True, qk_norm=True, rope_local_theta=local, query_scale=scale,
-    attn_softcap=file.number("attn_logit_softcapping"), logit_softcap=file.number("final_logit_softcapping"),
+    logit_softcap=file.number("final_logit_softcapping"),  # attn_logit_softcapping is Gemma 2's: no code applies it
   )
   _windows(file, fields, kinds)
   return fields
