@@ -59,7 +59,8 @@ class Job:
 def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> list[dict[str, Any]]:
   """Loss, perplexity and accuracy of every arm on `batches`, each token (or example) weighing the same.
 
-  No perplexity but of text, and no accuracy of a regression.
+  No perplexity but of text, and no accuracy of a regression. Where rows are prompts and answers, also `exact`: the
+  share of them whose whole answer is likeliest, its end included.
   """
   sums = [(job.evaluate(params, job.arms, job.frozen, b), b["weights"].sum()) for b in batches]
   tokens = float(sum(np.asarray(count, np.float64) for _, count in sums))
@@ -69,8 +70,12 @@ def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> lis
     scores["perplexity"] = np.array([math.exp(min(loss, 700.0)) for loss in scores["loss"]])
   if sums[0][0].correct is not None:
     scores["accuracy"] = total("correct")
+  counts = {"counted": int(tokens)}
+  if "answers" in batches[0]:
+    counts["examples"] = sum(int(b["answers"].any(1).sum()) for b in batches)
+    scores["exact"] = total("exact") * tokens / counts["examples"]
   arms = range(len(scores["loss"]))
-  return [{name: float(x[n]) for name, x in scores.items()} | {"counted": int(tokens)} for n in arms]
+  return [{name: float(x[n]) for name, x in scores.items()} | counts for n in arms]
 
 
 @dataclass

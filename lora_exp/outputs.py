@@ -38,13 +38,16 @@ class Record:
   best: float | None = None  # held out, of the states evaluated after step 0
   best_step: int = 0
   held_out_tokens: int = 0
+  scores: dict = field(default_factory=dict)  # held out, all of them: {base: {loss, accuracy, …}, final: {…}}
   retain_base: float | None = None
   retain_final: float | None = None
   exported_step: int | None = None
 
-  def note(self, step: int, loss: float, tokens: int) -> bool:
-    """Keeps a held-out loss; returns whether it is the best of the trained states so far."""
-    self.final, self.held_out_tokens = loss, tokens
+  def note(self, step: int, scores: dict) -> bool:
+    """Keeps held-out scores; returns whether their loss is the best of the trained states so far."""
+    loss = scores["loss"]
+    self.final, self.held_out_tokens = loss, scores["counted"]
+    self.scores["base" if step == 0 else "final"] = scores
     if step == 0:
       self.base_loss = loss
       return False
@@ -85,6 +88,7 @@ def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str,
     },
     "perplexity": None if final is None or plan.cfg.data.numbers else math.exp(min(final, 700.0)),
     "held_out_tokens": record.held_out_tokens,
+    "scores": record.scores,
     "parameters": plan.parameters(),
     "targets": [asdict(row) for row in plan.table],
     "seconds": {
@@ -184,6 +188,9 @@ def show_result(found: dict, run_dir: Path) -> None:
     "memory": f"{nbytes(found['peak_memory_bytes'])} in the step" if found["peak_memory_bytes"] else "-",
     "run directory": short(run_dir),
   }
+  if "exact" in found["scores"].get("final", {}):
+    base, after = found["scores"]["base"], found["scores"]["final"]
+    facts["answers that are right"] = f"{base['exact']:.1%} → {after['exact']:.1%} of {after['examples']:,} held out"
   screen.show_facts("Result", facts)
   use = f"task=generate run={short(run_dir)} 'prompt=\"Return the\"'" if text else f"task=evaluate run={short(run_dir)}"
   screen.show(f"Use it: python -m lora_exp {use}")

@@ -81,15 +81,23 @@ def assemble(program: Program, params: Tree, arm: Arms, frozen: Tree, key: jax.A
   return model
 
 
+def features(model: LanguageModel, batch: Batch) -> jax.Array:
+  """Features (B, T, D) of a batch before the head; no token sees another document."""
+  return model.hidden(batch["tokens"], batch["positions"], causal_mask(batch["segments"]))[0]
+
+
 def batch_loss(program: Program, params: Tree, arm: Arms, frozen: Tree, batch: Batch, key: jax.Array | None) -> Sums:
   """The loss of one arm on a batch, summed over the tokens (or examples: a batch with `x`) that count."""
   model: Any = assemble(program, params, arm, frozen, key)
   if "x" in batch:
     return example_loss(model(batch["x"]), batch["y"], batch["weights"])
-  mask = causal_mask(batch["segments"])
-  x_BTD, _ = model.hidden(batch["tokens"], batch["positions"], mask)
-  static = {"train_kernel": program.method == "full", "softcap": model.softcap}
-  return head_loss(model.head, x_BTD, batch["targets"], batch["weights"], **static)
+  return _token_loss(program, model, features(model, batch), batch)
+
+
+def _token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: Batch) -> Sums:
+  train = program.method == "full"
+  targets, weights = batch["targets"], batch["weights"]
+  return head_loss(model.head, x_BTD, targets, weights, train_kernel=train, softcap=model.softcap)
 
 
 def gradient(
@@ -195,7 +203,34 @@ def train_step(
   return State(state.step + 1, params, opt), metrics
 
 
-def eval_step(program: Program, params: Tree, arms: Arms, frozen: Tree, batch: Batch) -> Sums:
-  """Sums (N,) of a batch without dropout."""
-  one_arm = lambda arm, params: batch_loss(program, params, arm, frozen, batch, None)
+class Scores(NamedTuple):
+  """Sums of an evaluation."""
+
+  loss: jax.Array  # nats
+  correct: Any  # tokens whose target is the likeliest
+  exact: jax.Array  # rows whose whole answer is; 0 where a batch marks no answers
+
+
+def eval_step(program: Program, params: Tree, arms: Arms, frozen: Tree, batch: Batch) -> Scores:
+  """Scores (N,) of a batch without dropout."""
+
+  def one_arm(arm: Arms, params: Tree) -> Scores:
+    if "answers" not in batch:
+      return Scores(*batch_loss(program, params, arm, frozen, batch, None), jnp.zeros(()))
+    model = assemble(program, params, arm, frozen, None)
+    x_BTD = features(model, batch)
+    right_BT = likeliest(model, x_BTD) == batch["targets"]
+    exact_B = batch["answers"].any(1) & (right_BT | ~batch["answers"]).all(1)
+    return Scores(*_token_loss(program, model, x_BTD, batch), exact_B.sum(dtype=jnp.float32))
+
   return over_arms(one_arm, program.mapping, arms, params)
+
+
+def likeliest(model: LanguageModel, x_BTD: jax.Array) -> jax.Array:
+  """The token (B, T) that the model thinks likeliest at each position; logits of eight positions are held at once."""
+  return jax.lax.map(lambda x_BD: model.logits(x_BD).argmax(-1), jnp.moveaxis(x_BTD, 1, 0), batch_size=8).T
+
+
+def outputs(model: Any, batch: Batch) -> jax.Array:
+  """What the model says of a batch: logits (B, T, V), all at once; of examples, its classes or numbers (B, O)."""
+  return model(batch["x"]) if "x" in batch else model.logits(features(model, batch))

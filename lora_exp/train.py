@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lora_exp import checkpoint, outputs, screen
+from lora_exp import checkpoint, outputs, promises, screen
 from lora_exp.base import make_base
 from lora_exp.build import Plan, check_built, make_job
 from lora_exp.config import Config, DataConfig, DivergedError, InputError, LoraExpError, NoCheckpointError, StoppedError
@@ -21,6 +21,7 @@ from lora_exp.loop import Cadence, Hooks, Job, due, fit, held_out
 from lora_exp.mesh import keep_programs
 from lora_exp.outputs import Record
 from lora_exp.plan import show_config, show_parameters, steps_of
+from lora_exp.promises import End
 from lora_exp.step import State, Tree
 
 
@@ -77,7 +78,7 @@ class Run:
     status, code = "failed", 1
     try:
       state = self._train(resumed)
-      self._finish(state)
+      state = self._finish(state)
       status, code = "done", 0
     except StoppedError as error:
       status, code = "stopped", error.code
@@ -92,6 +93,10 @@ class Run:
       self.logger.summary(summary)
       self.logger.finish(code)
     outputs.show_result(summary, self.dir)
+    if cfg.promises:
+      summary["promises"] = promises.check(cfg.promises, End(self.job, state, summary, self.dir, self.held[0]))
+      outputs.write_json(self.dir / "summary.json", summary)
+      promises.show(summary["promises"])
 
   def _train(self, resumed: bool) -> State:
     cfg, job, start = self.cfg, self.job, int(self.job.state.step)
@@ -129,7 +134,7 @@ class Run:
     """Held-out and retained loss; returns whether the held-out one is the best so far."""
     [scores] = held_out(self.job, params, self.held)
     self._row(step, "eval", **scores)
-    best = self.record.note(step, scores["loss"], scores["counted"])
+    best = self.record.note(step, scores)
     if self.retain:
       [kept] = held_out(self.job, params, self.retain)
       self._row(step, "retain", **kept)
@@ -171,8 +176,8 @@ class Run:
         "(the file or the standard library changed); start a new run"
       )
 
-  def _finish(self, state: State) -> None:
-    """adapter/ (or model.safetensors) from the best or the last state, after the base proved unchanged."""
+  def _finish(self, state: State) -> State:
+    """adapter/ (or model.safetensors) from the best or the last state, after the base proved unchanged; that state."""
     outputs.check_frozen(self.job, self.before)
     best = self.record.best_step
     if self.cfg.train.export == "best" and best not in (0, int(state.step)):
@@ -185,6 +190,7 @@ class Run:
     from lora_exp.report import plot_loss  # matplotlib takes half a second to import
 
     plot_loss(self.dir)
+    return state
 
   def _summary(self, status: str) -> dict:
     return outputs.summary(status, self.plan, self.job, self.record, self.before, time.monotonic() - self.began)

@@ -37,6 +37,9 @@ CHOICES = {
 }
 MLP_CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_normal", "xavier_uniform")}
 
+PROMISES = ("trainable", "total", "adapter_bytes", "loss_falls", "accuracy", "exact", "base_changed", "merged_differs",
+            "off_differs")
+
 Allowed = tuple[Callable[[Any], bool], str]
 COUNT: Allowed = (lambda x: x >= 1, "at least 1")
 NOT_NEGATIVE: Allowed = (lambda x: x >= 0, "0 or more")
@@ -68,7 +71,8 @@ NUMBERS: dict[str, Allowed] = {
 
 def check(cfg: Config) -> list[str]:
   """Every problem of `cfg`, each one line 'path=value: what is allowed'; empty if there is none. Reads no data."""
-  parts = (_choices, _numbers, _task, _name, _credentials, _model, _mlp, _sources, _lora, _optim, _train, _sample)
+  parts = (_choices, _numbers, _task, _name, _credentials, _model, _mlp, _sources, _lora, _optim, _train, _sample,
+           _promises)
   return [problem for part in parts for problem in part(cfg)]
 
 
@@ -347,3 +351,9 @@ def _sample(cfg: Config) -> Iterator[str]:
     yield "sample.prompts: must not hold an empty prompt; for no samples sample=none"
   if not all(cfg.sample.stop):
     yield "sample.stop: must not hold an empty text; for none sample.stop=[]"
+
+
+def _promises(cfg: Config) -> Iterator[str]:
+  for name in cfg.promises or {}:
+    if name not in PROMISES:
+      yield f"promises.{name}: choose {', '.join(PROMISES)}{did_you_mean(name, PROMISES)}"

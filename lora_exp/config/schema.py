@@ -226,3 +226,4 @@ class Config:
   train: TrainConfig = field(default_factory=TrainConfig)
   sample: SampleConfig = field(default_factory=SampleConfig)
   logger: LoggerConfig = field(default_factory=LoggerConfig)
+  promises: dict[str, float] | None = None  # what must hold when training has ended, {promise: number}; see promises.py
