@@ -1,5 +1,6 @@
 """Which file holds a checkpoint's tokenizer."""
 
+import importlib
 from pathlib import Path
 
 from lora_exp.config.errors import InputError
@@ -7,6 +8,7 @@ from lora_exp.config.weights import SMOLLM2, located
 from lora_exp.data.tokenizers.base import Tokenizer
 
 FROM_WEIGHTS = "from_weights"
+READERS = {".json": "hf", ".model": "spm", ".spm": "spm", ".gguf": "gguf"}
 WANTED = "tokenizer.json, a sentencepiece *.model, a *.gguf, or GPT-2's vocab.json and merges.txt"
 
 
@@ -47,10 +49,8 @@ def tokenizer_file(place: Path) -> Path | None:
 
 
 def read(file: Path) -> Tokenizer:
-  """The tokenizer in `file`, by its ending. Raises InputError if it is none."""
-  from lora_exp.data.tokenizers import gguf, hf, spm  # each imports a library that only its files need
-
-  readers = {".json": hf.read, ".model": spm.read, ".spm": spm.read, ".gguf": gguf.read}
-  if file.suffix not in readers:
+  """The tokenizer in `file`, by its ending. Raises InputError if it is none, or a package that reads it is absent."""
+  if file.suffix not in READERS:
     raise InputError(f"{file} is no tokenizer: expected {WANTED}")
-  return readers[file.suffix](file)
+  # Imported when asked for: each needs a library that only its files need.
+  return importlib.import_module(f"lora_exp.data.tokenizers.{READERS[file.suffix]}").read(file)

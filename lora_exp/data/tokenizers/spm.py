@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.tokenizers.base import Spelt, fingerprint_of, piece_bytes, valid
@@ -11,11 +13,22 @@ from lora_exp.data.tokenizers.beside import read_beside
 
 try:
   import sentencepiece
-  from google.protobuf.message import DecodeError
-  from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+  from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+  from google.protobuf.message import DecodeError, Message
 except ImportError:
-  raise InputError("tokenizer.model is read by the package sentencepiece: pip install sentencepiece") from None
+  raise InputError(
+    "tokenizer.model is read by the packages sentencepiece and protobuf: pip install sentencepiece protobuf") from None
 
+SCHEMA = """
+message_type { name: "SentencePiece"
+  field { name: "piece" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "type" number: 3 label: LABEL_OPTIONAL type: TYPE_INT32 } }
+message_type { name: "NormalizerSpec"
+  field { name: "add_dummy_prefix" number: 3 label: LABEL_OPTIONAL type: TYPE_BOOL } }
+message_type { name: "ModelProto"
+  field { name: "pieces" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: "SentencePiece" }
+  field { name: "normalizer_spec" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: "NormalizerSpec" } }
+"""
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces in sentencepiece_model.proto
 # Gemma's file calls <start_of_turn> user-defined, as it does line breaks and HTML tags, and would read it in any text.
 TURN = re.compile(r"<(start|end)_of_\w+>|<\|.*\|>|<(bos|eos|pad|mask)>")
@@ -25,25 +38,27 @@ def read(file: Path) -> "SentencePiece":
   """The tokenizer in `file`. Raises InputError if it is none."""
   content = file.read_bytes()
   try:
-    model = ModelProto.FromString(content)
+    model = _message_class().FromString(content)
   except DecodeError:
-    model = ModelProto()
+    model = _message_class()()
   if not model.pieces:
     tiktoken = " (Llama 3's is tiktoken's: take the directory with its tokenizer.json)" if b"== " in content else ""
     raise InputError(f"{file} is no sentencepiece model, or was cut short{tiktoken}")
-  return SentencePiece(file, model)
+  try:
+    return SentencePiece(file, content, model)
+  except RuntimeError as error:
+    raise InputError(f"{file} is no sentencepiece model: {error}") from error
 
 
 class SentencePiece(Spelt):
   """A sentencepiece model. Its control pieces, and those that mark turns of a chat, are never read in a text."""
 
-  def __init__(self, file: Path, model: ModelProto):
-    beside = read_beside(file.parent)
-    content = model.SerializeToString(deterministic=True)
-    whole = sentencepiece.SentencePieceProcessor(model_proto=content)
+  def __init__(self, file: Path, content: bytes, model: Any):
+    beside, whole = read_beside(file.parent), _load(model)
     ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
     for piece in model.pieces:
-      if piece.type == USER_DEFINED and (TURN.fullmatch(piece.piece) or piece.piece in beside.control):
+      turn = piece.type == USER_DEFINED and TURN.fullmatch(piece.piece)
+      if turn or (piece.piece in beside.control and piece.type != UNKNOWN):
         piece.type = CONTROL
     special = {piece.piece for piece in model.pieces if piece.type in (UNKNOWN, CONTROL)}
     bos, eos = (i if i >= 0 else None for i in (whole.bos_id(), whole.eos_id()))
@@ -60,5 +75,18 @@ class SentencePiece(Spelt):
     return pieces.encode([valid(text) for text in texts], num_threads=os.cpu_count() or 1)
 
 
-def _load(model: ModelProto) -> "sentencepiece.SentencePieceProcessor":
+@cache
+def _message_class() -> type[Message]:
+  """What is changed of sentencepiece_model.proto; all else is kept as it came.
+
+  The module that the library brings for it runs with one version of protobuf.
+  """
+  schema = descriptor_pb2.FileDescriptorProto(name="lora_exp/sentencepiece.proto", package="lora_exp.sentencepiece")
+  text_format.Parse(SCHEMA, schema)
+  pool = descriptor_pool.DescriptorPool()
+  pool.Add(schema)
+  return message_factory.GetMessageClass(pool.FindMessageTypeByName("lora_exp.sentencepiece.ModelProto"))
+
+
+def _load(model: Any) -> "sentencepiece.SentencePieceProcessor":
   return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
