@@ -61,7 +61,7 @@ def test_chatterbot_holds_the_packages_pairs(corpus):
   talks = [talk for path in corpus.paths for talk in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]]
   said = Counter(sentence.strip() for talk in talks for sentence in talk[1:])
   assert Counter(document.text for document in documents) == said
-  assert documents[0].prompt == "What is AI?\n"
+  assert (documents[0].prompt, documents[0].between) == ("What is AI?", "\n")
   assert documents[0].text.startswith("Artificial Intelligence is the branch of engineering")
 
 
@@ -100,7 +100,7 @@ def test_files_that_hold_no_conversations_are_named_and_no_object_is_made_of_the
       list(Chatterbot().documents())
   (folder / "ai.yml").write_text("conversations:\n- - One?\n  - Two.\n  - Three.\n- - One?\n  - ' 4 '\n")
   found = [(d.key, d.prompt, d.text) for d in Chatterbot().documents()]
-  assert found == [(0, "One?\n", "Two."), (0, "One?\n", "4"), (1, "Two.\n", "Three.")]
+  assert found == [(0, "One?", "Two."), (0, "One?", "4"), (1, "Two.", "Three.")]
 
 
 # arithmetic

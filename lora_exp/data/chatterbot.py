@@ -14,7 +14,7 @@ INSTALL = "pip install chatterbot-corpus==1.3.3"
 
 
 class Chatterbot:
-  """Each sentence of a conversation but the last is a question, a line, and the next one its answer.
+  """Each sentence of a conversation but the last is a question, and the next one its answer.
 
   All answers to a question stand together and are held out together: many questions have several.
   """
@@ -38,7 +38,7 @@ class Chatterbot:
         answers.setdefault(question, []).append(answer)
     for key, (question, texts) in enumerate(answers.items()):
       for text in texts:
-        yield Document(key, text, f"{question}\n", read=self.size)
+        yield Document(key, text, question, between="\n", read=self.size)
 
 
 def pairs(path: Path) -> list[tuple[str, str]]:

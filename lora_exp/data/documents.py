@@ -13,6 +13,7 @@ class Document:
   text: str
   prompt: str = ""
   read: int = 0  # bytes of the source read so far
+  between: str = ""  # stands after the prompt where no chat template is used
 
 
 class Source(Protocol):

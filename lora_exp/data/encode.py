@@ -14,15 +14,16 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document], chat: 
 
   With `chat`, a prompt and its answer are turns of the tokenizer's chat template, which writes all control tokens.
   """
-  pairs = [(document.prompt, document.text) for document in documents if document.prompt]
+  prompt = lambda document: document.prompt if chat else document.prompt + document.between
+  pairs = [(prompt(document), document.text) for document in documents if document.prompt]
   asked = iter((encode_answers if chat else _plain)(tokenizer, pairs))
   alone = iter(tokenizer.encode_batch([document.text for document in documents if not document.prompt]))
   bos = [] if tokenizer.bos is None else [tokenizer.bos]
   ids: list[Ids] = []
   for document in documents:
     if document.prompt:
-      prompt, answer = next(asked)
-      ids.append((prompt + answer, len(prompt)))
+      question, answer = next(asked)
+      ids.append((question + answer, len(question)))
     else:
       ids.append(([*bos, *next(alone), tokenizer.eot], 0))
   return ids
