@@ -19,7 +19,7 @@ import numpy as np
 from lora_exp.config import InputError
 from lora_exp.config.weights import INDEX, json_object, safetensors_file
 
-BLOCK = 2**24  # bytes read at once
+BLOCK = 2**22  # bytes read at once
 LONGEST_HEADER = 10**8  # bytes, as in the format's own reader
 DTYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
           "BF16": np.dtype(ml_dtypes.bfloat16)}  # of weights
