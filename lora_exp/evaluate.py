@@ -1,4 +1,4 @@
-"""How well a run, or a base alone, predicts text: what it was trained on, what it should retain, or any other."""
+"""How well a run, or a base alone, predicts: the data it was trained on, what it should retain, or any other."""
 
 import json
 import math
@@ -24,10 +24,10 @@ FILE = "evaluations.jsonl"
 class Score:
   """The held-out rows of one source under one model, an entry a batch."""
 
-  loss: np.ndarray  # nats, summed over the batch's tokens
-  correct: np.ndarray
+  loss: np.ndarray  # nats, summed over the batch's tokens; or over examples of numbers, see loss.Sums
+  correct: np.ndarray | None
   tokens: np.ndarray  # that count
-  bytes: int  # of the text that they spell
+  bytes: int | None  # of the text that they spell; None of numbers
 
   @property
   def mean(self) -> float:
@@ -38,8 +38,8 @@ class Score:
     """What a table and a file say of it."""
     return {
       "loss": self.mean,
-      "perplexity": math.exp(min(self.mean, 700.0)),
-      "accuracy": float(self.correct.sum() / self.tokens.sum()),
+      "perplexity": None if self.bytes is None else math.exp(min(self.mean, 700.0)),
+      "accuracy": None if self.correct is None else float(self.correct.sum() / self.tokens.sum()),
       "nats_per_byte": float(self.loss.sum() / self.bytes) if self.bytes else None,
       "tokens": int(self.tokens.sum()),
     }
@@ -76,10 +76,11 @@ def run(cfg: Config) -> None:
       lines.append({"split": name, "model": who, **score.facts()})
     for trained in rest:
       gain, error = difference(trained, base)
-      side = "above" if gain > 0 else "below"
-      facts["forgetting" if name == "retain" else name] = f"{_with_error(abs(gain), error)} nats {side} the base"
+      side = f"{'' if source.numbers else 'nats '}{'above' if gain > 0 else 'below'}"
+      facts["forgetting" if name == "retain" else name] = f"{_with_error(abs(gain), error)} {side} the base"
       lines[-1] |= {"above_base": gain, "standard_error": error}
-  columns = ("data", "model", "loss", "perplexity", "accuracy", "nats a byte", "tokens")
+  unit = "examples" if cfg.data.numbers else "tokens"
+  columns = ("data", "model", "loss", "perplexity", "accuracy", "nats a byte", unit)
   screen.show_table("Evaluation", columns, table)
   if facts:
     screen.show_facts("Trained against base", facts)
@@ -95,7 +96,7 @@ def scores(run: Opened, source: DataConfig, with_trained: bool) -> Iterator[Scor
   batch_size = -(-cfg.train.batch_size // ways) * ways  # a run can be evaluated on another mesh
   batches = list(eval_batches(rows, batch_size, cfg.train.eval_tokens))
   lengths = plan.tokenizer.byte_lengths
-  spelt = int(sum(lengths[b["targets"][b["weights"] > 0]].sum() for b in batches))
+  spelt = None if source.numbers else int(sum(lengths[b["targets"][b["weights"] > 0]].sum() for b in batches))
   tokens = np.array([b["weights"].sum(dtype=np.float64) for b in batches])
   models: list[tuple[Tree, Tree]] = [(job.state.params, job.frozen)]
   if with_trained:
@@ -103,7 +104,8 @@ def scores(run: Opened, source: DataConfig, with_trained: bool) -> Iterator[Scor
   for params, frozen in models:
     sums = [job.evaluate(params, job.arms, frozen, plan.layout.put_batch(b)) for b in batches]
     column = lambda name, sums=sums: np.array([np.asarray(getattr(s, name), np.float64)[0] for s in sums])
-    yield Score(column("loss"), column("correct"), tokens, spelt)
+    correct = None if sums[0].correct is None else column("correct")
+    yield Score(column("loss"), correct, tokens, spelt)
 
 
 def _with_error(value: float, error: float | None) -> str:
