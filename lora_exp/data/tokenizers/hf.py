@@ -74,8 +74,7 @@ class Json(Spelt):
       after = tokenizer.encode(f"{first}a", add_special_tokens=False).ids[1:]
       self.start_after_control = bool(after) and spelt[after[0]].startswith(b" ")
     tokenizer.encode_special_tokens = self._going_on.encode_special_tokens = True  # encode them as text, that is
-    unknown = ids.get(getattr(tokenizer.model, "unk_token", None) or "")
-    self._never = set(control.tokens.values()) - {unknown}
+    self._never = set(control.tokens.values()) - {_unknown(tokenizer)}
 
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
     tokenizer = self._library if start else self._going_on
@@ -93,6 +92,13 @@ class Json(Spelt):
       return ids
     letters = lambda i: [t.id for letter in self._spelt[i].decode() for t in self._library.model.tokenize(letter)]
     return [j for i in ids for j in (letters(i) if i in self._never else [i])]
+
+
+def _unknown(tokenizer: "library.Tokenizer") -> int | None:
+  """The id of what has no token."""
+  if isinstance(tokenizer.model, library.models.Unigram):
+    return json.loads(tokenizer.model.__getstate__())["unk_id"]
+  return tokenizer.model.token_to_id(tokenizer.model.unk_token) if tokenizer.model.unk_token else None
 
 
 def _first_of_all(tokenizer: "library.Tokenizer") -> int | None:
