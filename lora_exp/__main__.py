@@ -141,6 +141,8 @@ class Session:
       with hydra_arguments(self.line.hydra_argv(None)):
         main()
       return DONE
+    if self.line.note:
+      show_warning(self.line.note)
     claim = self.line.claim()
     with ExitStack() as stack:
       directory = claim.path if claim else None

@@ -96,6 +96,10 @@ PROMISES: dict[str, Promise] = {
   ),
   "accuracy": Promise("held-out accuracy at the end", "≥", lambda end: end.summary["scores"]["final"].get("accuracy")),
   "exact": Promise("held-out answers that are right", "≥", lambda end: end.summary["scores"]["final"].get("exact")),
+  "behind_best": Promise(
+    "steps from the exported state to the best", "=",
+    lambda end: abs(end.summary["losses"]["exported_step"] - end.summary["losses"]["best_step"]),
+  ),
   "base_changed": Promise(
     "whether a byte of the base changed", "=",
     lambda end: float(frozen_digest(end.job) != end.summary["fingerprints"]["base"]),

@@ -1,5 +1,6 @@
 """Pictures of a run, made from its files alone: no jax, no network, no display."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,28 @@ def running_median(values: np.ndarray, window: int, points: int = 400) -> tuple[
   around = (values[max(0, i - window // 2):i + window // 2 + 1] for i in places)
   finite = (part[np.isfinite(part)] for part in around)  # a loss that was no number is left out
   return places, np.array([np.median(part) if len(part) else np.nan for part in finite])
+
+
+def plot_answers(run_dir: Path, texts: Sequence[Sequence[str]], chances: Sequence[np.ndarray]) -> Path:
+  """plots/answers.png: a row for each example, a cell for each token, coloured by its probability after training."""
+  longest = max(map(len, texts))
+  grid = np.full((len(texts), longest), np.nan)
+  for row, values in zip(grid, chances, strict=True):
+    row[: len(values)] = values
+  figure = Figure(figsize=(2 + 0.42 * longest, 1.6 + 0.24 * len(texts)), layout="constrained")
+  axes = figure.add_subplot()
+  image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+  for y, words in enumerate(texts):
+    for x, text in enumerate(words):
+      dark = grid[y, x] < 0.6
+      label = text.strip(" ").replace("\n", "↵").replace("$", r"\$") or "␣"
+      axes.text(x, y, label[:8], ha="center", va="center", fontsize=6, color="white" if dark else "black")
+  axes.set(xlabel="token", ylabel="held-out example", title="Probability of each token, given those before it")
+  figure.colorbar(image, label="probability")
+  path = Path(run_dir) / "plots" / "answers.png"
+  path.parent.mkdir(exist_ok=True)
+  figure.savefig(path, dpi=150)
+  return path
 
 
 def _curve(rows: list[dict], split: str) -> tuple[np.ndarray, np.ndarray]:

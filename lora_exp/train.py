@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lora_exp import checkpoint, outputs, promises, screen
+from lora_exp import answers, checkpoint, outputs, promises, screen
 from lora_exp.base import make_base
 from lora_exp.build import Plan, check_built, make_job
 from lora_exp.config import Config, DataConfig, DivergedError, InputError, LoraExpError, NoCheckpointError, StoppedError
@@ -190,6 +190,8 @@ class Run:
     from lora_exp.report import plot_loss  # matplotlib takes half a second to import
 
     plot_loss(self.dir)
+    if self.rows.eval_examples:
+      answers.draw(self.dir, self.job, state.params, self.held, self.plan.tokenizer)
     return state
 
   def _summary(self, status: str) -> dict:

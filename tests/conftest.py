@@ -17,6 +17,7 @@ from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _session = None if "LORA_EXP_CACHE" in os.environ else tempfile.TemporaryDirectory(prefix="lora_exp_cache_")
 if _session is not None:  # set while test modules are imported, so that subprocesses share it too
   os.environ["LORA_EXP_CACHE"] = _session.name

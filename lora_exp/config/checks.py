@@ -37,8 +37,8 @@ CHOICES = {
 }
 MLP_CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_normal", "xavier_uniform")}
 
-PROMISES = ("trainable", "total", "adapter_bytes", "loss_falls", "accuracy", "exact", "base_changed", "merged_differs",
-            "off_differs")
+PROMISES = ("trainable", "total", "adapter_bytes", "loss_falls", "accuracy", "exact", "behind_best", "base_changed",
+            "merged_differs", "off_differs")
 
 Allowed = tuple[Callable[[Any], bool], str]
 COUNT: Allowed = (lambda x: x >= 1, "at least 1")

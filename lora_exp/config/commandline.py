@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_exp.config.checks import check
 from lora_exp.config.compose import MOST_CHECKED, Composer, composer, conf_directory, speaking
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.config.otherwise import instead
 from lora_exp.config.overrides import credentials, not_one_value, parse, quoted
 from lora_exp.config.rundir import Claim, claim
 from lora_exp.config.saved import job_config
@@ -41,6 +42,7 @@ class CommandLine:
   multirun: bool = False
   directory: Path | None = None  # where the run, or the sweep, wants to be; None: it makes no directory
   typed_directory: bool = False
+  note: str | None = None  # why another model is run than the experiment's
   jobs: list[Config] = field(default_factory=list)  # one for each run; of a large multirun the first MOST_CHECKED
 
   @property
@@ -98,6 +100,10 @@ def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
     raise InputError(problems)
   if line.shows:
     return
+  if other := instead(master, overrides):
+    line.overrides, line.note = [*other[0], *line.overrides], other[1]
+    overrides = composing.parse(line.overrides, several=may_sweep)
+    master = composing.compose(line.overrides, multirun=True)
   hydra = [str(o.input_line) for o in overrides if o.is_hydra_override()]
   task = [o for o in overrides if not o.is_hydra_override()]
   found: dict[str, None] = {}  # in order, each once
@@ -108,7 +114,7 @@ def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
     found |= dict.fromkeys(_job(line, composing, master, task))
   found |= dict.fromkeys(_directory(line, master, [o.key_or_group for o in overrides]))
   if found:
-    raise InputError(list(found))
+    raise InputError([*([line.note] if line.note else []), *found])
 
 
 def _job(line: CommandLine, composing: Composer, composed: DictConfig, overrides: Sequence[Override]) -> list[str]:

@@ -17,7 +17,8 @@ from lora_exp.config.schema import Config
 from lora_exp.config.typed import shown, to_config
 
 FILE = "config.yaml"
-ONCE = {"task": "train", "run": None, "prompt": None, "prompt_file": None}  # they belong to one command, not to a run
+# They belong to one command, not to a run.
+ONCE: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "otherwise": []}
 FREE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "promises", "train.resume",
         "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")  # may change while a run goes on
 

@@ -226,4 +226,5 @@ class Config:
   train: TrainConfig = field(default_factory=TrainConfig)
   sample: SampleConfig = field(default_factory=SampleConfig)
   logger: LoggerConfig = field(default_factory=LoggerConfig)
+  otherwise: list[str] = field(default_factory=list)  # overrides for where model.weights cannot be had
   promises: dict[str, float] | None = None  # what must hold when training has ended, {promise: number}; see promises.py
