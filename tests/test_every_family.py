@@ -103,7 +103,7 @@ with quickly():
 
 
 def test_the_gradient_on_eight_devices_is_that_of_one():
-  """Also where the tensor axis cuts the fused kernel through the keys, and where there are fewer key heads than ways."""
+  """Also where the tensor axis cuts the fused kernel through the keys, and where key heads are fewer than its ways."""
   for family, many in json.loads(child(CHILD)).items():
     for path, wanted in gradients(family).items():
       g = np.array(wanted)
