@@ -58,10 +58,17 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
   return tokens, np.array([width - len(prompt) for prompt in prompts], np.int32)
 
 
-def draw_token(logits_BV: Array, key_B: Array, cfg: SampleConfig) -> Array:
-  """A token (B,) a row: the likeliest at temperature 0, else drawn after top-k and then top-p, each row with its key.
+def uniforms(key_B: Array, first, count: int) -> Array:
+  """Numbers (B, count) in [0, 1) for the draws from number `first` on; each depends on its row's key and number."""
+  draw = lambda key, number: jax.random.uniform(jax.random.fold_in(key, number))
+  return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(key_B, first + jnp.arange(count))
 
-  One uniform number a row picks from the cumulated chances: V random numbers cost more than a small model's layers.
+
+def draw_token(logits_BV: Array, uniform_B: Array, cfg: SampleConfig) -> Array:
+  """A token (B,) a row: the likeliest at temperature 0, else drawn after top-k and then top-p.
+
+  `uniform_B`, in [0, 1), picks from the cumulated chances: a random number for each token of the vocabulary costs
+  more than all layers of a small model.
   """
   logits_BV = logits_BV.astype(jnp.float32)
   if cfg.temperature == 0:
@@ -73,7 +80,7 @@ def draw_token(logits_BV: Array, key_B: Array, cfg: SampleConfig) -> Array:
   if cfg.top_p is not None:
     chance_BV = nucleus(chance_BV, cfg.top_p)
   sum_BV = jnp.cumsum(chance_BV, axis=-1)
-  wanted_B = jax.vmap(jax.random.uniform)(key_B) * sum_BV[:, -1] * BELOW_ONE
+  wanted_B = uniform_B * sum_BV[:, -1] * BELOW_ONE
   number_V = jnp.arange(sum_BV.shape[-1], dtype=jnp.int32)
   hit_BV = (sum_BV > wanted_B[:, None]) & (chance_BV > 0)
   pick_B = jnp.where(hit_BV, number_V, number_V[-1]).min(-1)
@@ -134,11 +141,12 @@ class Decoder:
     cache = model.empty_cache(batch, slots) if cache is None else cache
     logits_BV, cache = self._forward(model, tokens_BP, rows, first, cache)
     nobody = jnp.zeros(batch, bool)
-    token_B, done_B = self._draw(logits_BV, rows, jnp.int32(0), nobody)
+    token_B, done_B = self._draw(logits_BV, uniforms(rows.key_B, 0, 1)[:, 0], rows, jnp.int32(0), nobody)
     return self._placed(State(token_B, done_B, jnp.int32(1), cache))
 
   def _decode_block(self, weights, rows: Rows, ended_B, state: State) -> tuple[State, Array]:
     model = self.model_of(weights)
+    uniform_BN = uniforms(rows.key_B, state.drawn, BLOCK)
 
     def going(carry):
       i, state, _ = carry
@@ -149,7 +157,7 @@ class Decoder:
       logits_BV, cache = self._forward(
         model, jnp.maximum(state.token_B, 0)[:, None], rows, rows.width + state.drawn - 1, state.cache
       )
-      token_B, done_B = self._draw(logits_BV, rows, state.drawn, state.done_B)
+      token_B, done_B = self._draw(logits_BV, uniform_BN[:, i], rows, state.drawn, state.done_B)
       return i + 1, State(token_B, done_B, state.drawn + 1, cache), tokens_BN.at[:, i].set(token_B)
 
     nothing = jnp.full((len(ended_B), BLOCK), NOTHING, jnp.int32)
@@ -167,11 +175,10 @@ class Decoder:
     x_BTD, cache = model.hidden(tokens_BT, positions_BT, seen_BTS, cache, first)
     return model.logits(x_BTD[:, -1:])[:, 0], cache
 
-  def _draw(self, logits_BV, rows: Rows, count, done_B) -> tuple[Array, Array]:
+  def _draw(self, logits_BV, uniform_B, rows: Rows, count, done_B) -> tuple[Array, Array]:
     """Token number `count` of each row, NOTHING for rows that are done or end here, and which are done now."""
     logits_BV = logits_BV[:, : self.vocab_size]  # a model may have more rows than its tokenizer has tokens
-    key_B = jax.vmap(jax.random.fold_in, (0, None))(rows.key_B, count)
-    token_B = draw_token(logits_BV, key_B, self.cfg)
+    token_B = draw_token(logits_BV, uniform_B, self.cfg)
     over_B = done_B | jnp.isin(token_B, jnp.array(self.stops, jnp.int32))
     return jnp.where(over_B, NOTHING, token_B), over_B | (count + 1 >= rows.room_B)
 
