@@ -12,6 +12,7 @@ import numpy as np
 from lora_exp import screen
 from lora_exp.config import Config, InputError, SampleConfig
 from lora_exp.config.typed import shown
+from lora_exp.data.chat import encode_chat
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.decode import NOTHING, Decoder, Rows, pad_left, power_of_two
 from lora_exp.dropout import stream_key
@@ -29,15 +30,16 @@ def run(cfg: Config) -> None:
   prompts = prompts_of(cfg)
   keep_programs(cfg.cache)
   run = merged(open_run(cfg)) if cfg.sample.merged else open_run(cfg)
-  sample = make_sampler(run.job.program, cfg.sample, run.plan.tokenizer, run.plan.cfg.model.max_len)
+  sample = make_sampler(run.job.program, cfg, run.plan.tokenizer)
   ids = sample.encode(prompts)
+  end = "" if sample.asks == "plain" else "\n"
   if len(prompts) == 1:
-    screen.write(prompts[0])
+    screen.write(prompts[0] + end)
     sample.decode(*arm_of(run), ids, screen.write)
     screen.write("\n")
     return
   for n, (prompt, text) in enumerate(zip(prompts, sample.decode(*arm_of(run), ids), strict=True)):
-    screen.write(f"{'' if n == 0 else chr(10)}{prompt}{text}\n")
+    screen.write(f"{'' if n == 0 else chr(10)}{prompt}{end}{text}\n")
 
 
 def arm_of(run: Opened) -> tuple[Tree, Arms, Tree]:
@@ -71,15 +73,34 @@ def _read(read: Callable[[], bytes], where: str) -> tuple[str, str]:
     raise InputError(f"{where} is no UTF-8 text: byte {error.start} cannot be read") from None
 
 
-class Sampler:
-  """Completions of prompts. One object serves every prompt and every state of one program."""
+def asking(cfg: Config, tokenizer: Tokenizer) -> str:
+  """How prompts are put to the model: plain, as a turn of its chat template, or as a line of their own.
 
-  def __init__(self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int):
+  `sample.chat=auto` asks as the run's data did: a base alone, and a run on texts without prompts, goes on from the
+  plain prompt. Raises InputError for sample.chat=always without a template.
+  """
+  if cfg.sample.chat == "always":
+    if tokenizer.chat_template is None:
+      raise InputError(f"sample.chat=always: the tokenizer {tokenizer.name} has no chat template; use sample.chat=none")
+    return "turn"
+  learned = (cfg.task == "train" or cfg.run is not None) and cfg.data.source in ("jsonl", "chatterbot")
+  if cfg.sample.chat == "none" or not learned:
+    return "plain"
+  if cfg.data.chat == "auto" and tokenizer.chat_template is not None:
+    return "turn"
+  return "line" if cfg.data.source == "chatterbot" else "plain"
+
+
+class Sampler:
+  """Completions of prompts, put to the model as `asks` says. One object serves every state of one program."""
+
+  def __init__(self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int, asks: str = "plain"):
     self.cfg, self.tokenizer, self.max_len, self.layout = cfg, tokenizer, max_len, program.layout
+    self.asks = asks
     self.decoder = Decoder(
       lambda weights: assemble(program, weights[0], weights[1], weights[2], None),
       cfg,
-      getattr(tokenizer, "stops", (tokenizer.eot,)),
+      tokenizer.stops,
       tokenizer.vocab_size,
       max_len,
       program.layout,
@@ -91,9 +112,7 @@ class Sampler:
 
   def encode(self, prompts: Sequence[str]) -> list[list[int]]:
     """The ids of each prompt; InputError where the model has no position left for a token after it."""
-    bos = getattr(self.tokenizer, "bos", None)
-    start = [] if bos is None else [bos]
-    ids = [start + self.tokenizer.encode(prompt) or [self.tokenizer.eot] for prompt in prompts]
+    ids = [self._asked(prompt) for prompt in prompts]
     if problems := [
       f"the prompt {shown(prompt)!r} has {len(row):,} tokens, and model.max_len={self.max_len} leaves no room for "
       "another: shorten it"
@@ -102,6 +121,12 @@ class Sampler:
     ]:
       raise InputError(problems)
     return ids
+
+  def _asked(self, prompt: str) -> list[int]:
+    if self.asks == "turn":
+      return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
+    start = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+    return start + self.tokenizer.encode(prompt + ("\n" if self.asks == "line" else "")) or [self.tokenizer.eot]
 
   def decode(
     self,
@@ -155,18 +180,19 @@ class Sampler:
         show(piece)
 
 
-def make_sampler(program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int) -> Sampler:
-  """A sampler: called with (params, arm, frozen, prompts) it gives the completions."""
-  return Sampler(program, cfg, tokenizer, max_len)
+def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer) -> Sampler:
+  """The sampler of a run: called with (params, arm, frozen, prompts) it gives the completions."""
+  return Sampler(program, cfg.sample, tokenizer, cfg.model.max_len, asking(cfg, tokenizer))
 
 
 class Text:
   """One completion as its tokens come: what is sure of it, whole characters alone and nothing of a stop text."""
 
   def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]):
-    self.tokenizer, self.stops = tokenizer, stops
-    self.ids = list(prompt)
-    self.before = len(tokenizer.decode(prompt))  # decoded with the prompt, as the first token may lose its space alone
+    self.tokenizer, self.stops, self.ids = tokenizer, stops, list[int]()
+    # A space at the beginning is text where the completion goes on after text.
+    controls = tokenizer.special_tokens.values()
+    self.anew = tokenizer.start_after_control and len(prompt) > 0 and prompt[-1] in controls
     self.whole, self.given, self.stopped = "", 0, False
 
   def add(self, ids: Sequence[int]) -> str:
@@ -174,7 +200,7 @@ class Text:
     if self.stopped:
       return ""
     self.ids += ids
-    self.whole = self.tokenizer.decode(self.ids)[self.before :]
+    self.whole = self.tokenizer.decode(self.ids, start=self.anew)
     sure = self.whole.rstrip(BROKEN)
     # The stop text that is complete first counts, so that it does not matter in which pieces the tokens come.
     found = [(i + len(stop), i) for stop in self.stops if (i := sure.find(stop)) >= 0]

@@ -54,7 +54,7 @@ class Run:
     self.rows, self.began = rows, began
     self.held = self._put(rows)
     self.retain = self._put(retain) if retain else []
-    self.sample = make_sampler(job.program, self.cfg.sample, plan.tokenizer, self.cfg.model.max_len)
+    self.sample = make_sampler(job.program, self.cfg, plan.tokenizer)
     self.record = Record(steps=job.steps, data=rows.fingerprint)
 
   def _put(self, rows: Rows) -> list[dict[str, jax.Array]]:

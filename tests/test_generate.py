@@ -145,10 +145,10 @@ def test_text_ends_where_the_positions_of_the_model_do():
 
 
 def draws(chances: list[float], **cfg) -> np.ndarray:
-  """The shares of 4,000 draws."""
-  logits = jnp.broadcast_to(jnp.log(jnp.array(chances)), (4000, len(chances)))
-  tokens = draw_token(logits, jax.random.split(jax.random.key(0), 4000), SampleConfig(**{"temperature": 1.0, **cfg}))
-  return np.bincount(tokens, minlength=len(chances)) / 4000
+  """The shares of 1,000 draws at even steps."""
+  logits = jnp.broadcast_to(jnp.log(jnp.array(chances)), (1000, len(chances)))
+  tokens = draw_token(logits, jnp.arange(1000) / 1000, SampleConfig(**{"temperature": 1.0, **cfg}))
+  return np.bincount(tokens, minlength=len(chances)) / 1000
 
 
 @pytest.mark.parametrize(("cfg", "wanted"), [
@@ -166,7 +166,7 @@ def draws(chances: list[float], **cfg) -> np.ndarray:
 ])  # fmt: skip
 def test_tokens_are_drawn_as_often_as_their_chances_say(cfg, wanted):
   found = draws([0.05, 0.4, 0.3, 0.25], **cfg)
-  np.testing.assert_allclose(found, wanted, atol=0.03)
+  np.testing.assert_allclose(found, wanted, atol=0.003)
   assert not found[np.array(wanted) == 0].any()
 
 
@@ -304,16 +304,8 @@ def test_text_is_shown_as_it_is_made_and_is_the_text_of_many_prompts(run, capfd,
 def test_a_merged_adapter_says_the_same_and_the_base_something_else(run, capfd):
   unmerged = said(capfd, f"run={run}", "prompt=Once")
   assert said(capfd, f"run={run}", "prompt=Once", "sample.merged=true") == unmerged
-  assert said(capfd, *TINY, "prompt=Once", "model.base=pretrain", "model.pretrain.steps=2",
-              "data@pretrain_data=none", code=2).startswith("error: pretrain_data=null")
-  base = said(capfd, *TINY, "prompt=Once", *same_base(run))
+  base = said(capfd, *TINY, "prompt=Once")
   assert base != unmerged and base.startswith("Once")
-  assert said(capfd, f"run={run}", "lora=frozen", "prompt=Once") == base
-
-
-def same_base(run) -> list[str]:
-  """The overrides of the run's base."""
-  return ["model.base=random"]
 
 
 def test_what_was_trained_in_full_speaks_without_its_base(run, capfd, tmp_path):
@@ -331,7 +323,8 @@ def test_what_was_trained_in_full_speaks_without_its_base(run, capfd, tmp_path):
   (["prompt_file=no_such.txt"], "no such file"),
   ([f"prompt={'word ' * 40}".strip().replace(' ', '_')], "leaves no room"),
   (["prompt=a", "sample.stop=['']"], "sample.stop"),
-  (["prompt=a", "sample.chat=always"], "choose auto, none"),
+  (["prompt=a", "sample.chat=maybe"], "choose auto, always, none"),
+  (["prompt=a", "sample.chat=always"], "has no chat template"),
   (["prompt=a", "sample.top_p=1.5"], "at most 1"),
 ])
 def test_bad_input_ends_with_2_and_one_sentence(run, argv, words, capfd):

@@ -31,7 +31,7 @@ CHOICES = {
   "optim.name": ("adamw", "adam", "sgd"),
   "optim.schedule": ("constant", "linear", "cosine"),
   "train.export": ("best", "last"),
-  "sample.chat": ("auto", "none"),
+  "sample.chat": ("auto", "always", "none"),
   "logger.name": ("wandb", "none"),
   "logger.mode": ("auto", "online", "offline"),
 }
@@ -136,7 +136,8 @@ def _numbers(cfg: Config) -> Iterator[str]:
 
 
 def _task(cfg: Config) -> Iterator[str]:
-  if cfg.task in ("generate", "evaluate") and cfg.run is not None and (problem := run_directory_problem("run", cfg.run)):
+  used = cfg.run if cfg.task in ("generate", "evaluate") else None
+  if used is not None and (problem := run_directory_problem("run", used)):
     yield problem
   if cfg.task == "train" and cfg.run:
     yield f"run={cfg.run}: is for task=generate and task=evaluate; to go on with a run use train.resume={cfg.run}"

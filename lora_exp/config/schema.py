@@ -192,7 +192,7 @@ class SampleConfig:
   seed: int = 0  # of the draws
   stop: list[str] = field(default_factory=list)  # texts that end a sample; they are cut off
   merged: bool = False  # of task=generate: A·B is added to the kernels first
-  chat: str = "auto"  # of task=generate: auto (as a chat turn, if the run learned chat data) | none (the prompt alone)
+  chat: str = "auto"  # the prompt as a chat turn: auto (as the run's data was; a base alone: none) | always | none
 
 
 @dataclass
