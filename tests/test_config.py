@@ -56,7 +56,7 @@ def test_every_file_of_a_group_has_every_setting_so_that_any_override_fits_any_c
 
 @pytest.mark.parametrize("group", [*GROUPS, "task"])
 def test_every_choice_composes_and_passes_the_checks(group, text_file):
-  """Sources need their file, numbers a model of theirs, model=hf its checkpoint (test_weights.py); no more is missing."""
+  """Sources need their file, numbers their model, model=hf a checkpoint (test_weights.py); no more is missing."""
   numbers = ["data@retain=none", "model=mlp"]
   sizes = ["model.mlp.inputs=16", "model.mlp.outputs=10"]
   needs = {"text": [f"data.path={text_file}"], "jsonl": [f"data.path={text_file}"], "xor": numbers,
