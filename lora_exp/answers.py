@@ -27,12 +27,13 @@ def chances(model: LanguageModel, batch: Batch) -> jax.Array:
 
 def draw(run_dir: Path, job: Job, params: Tree, held: Sequence[Mapping[str, jax.Array]], tokenizer: Tokenizer) -> None:
   """plots/answers.png: the first held-out examples, a row each, each token learned with its probability."""
+  held = held[: -(-MOST // len(held[0]["tokens"]))]
   one = lambda tree: jax.tree.map(lambda x: x[0], tree)
   call = jax.jit(lambda params, arm, frozen, b: chances(assemble(job.program, params, arm, frozen, None), b))
-  found = [call(one(params), one(job.arms), job.frozen, dict(batch)) for batch in held[:MOST]]
+  found = [call(one(params), one(job.arms), job.frozen, dict(batch)) for batch in held]
   join = lambda arrays: np.concatenate([np.asarray(x) for x in arrays])
-  rows = np.flatnonzero(join(batch["answers"].any(1) for batch in held[:MOST]))[:MOST]
-  counted, targets = (join(batch[name] for batch in held[:MOST])[rows] for name in ("weights", "targets"))
+  rows = np.flatnonzero(join(batch["answers"].any(1) for batch in held))[:MOST]
+  counted, targets = (join(batch[name] for batch in held)[rows] for name in ("weights", "targets"))
   places = [np.flatnonzero(row)[:LONGEST] for row in counted]
   words = lambda ids: ["end" if i == tokenizer.eot else tokenizer.decode([i]) for i in ids]
   texts = [words(row[at].tolist()) for row, at in zip(targets, places, strict=True)]
