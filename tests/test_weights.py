@@ -263,6 +263,23 @@ def test_gemmas_flax_checkpoints(tmp_path, version, transposed, ocdbt):
   assert len(caught.value.problems) >= 4
 
 
+def test_a_lost_or_cut_piece_of_an_orbax_checkpoint_is_named(tmp_path):
+  """Without its own rule, tensorstore reads zeros where a file is gone."""
+  import orbax.checkpoint as ocp
+
+  cfg = gemma(2)
+  with ocp.PyTreeCheckpointer(use_ocdbt=False) as saver:
+    saver.save(tmp_path / "2b", jax.tree.map(jnp.asarray, kaggle(tensors(cfg), cfg, False)))
+  piece = tmp_path / "2b" / "transformer" / "layer_1" / "mlp" / "linear.w" / "0.0"
+  whole = piece.read_bytes()
+  piece.write_bytes(whole[:-20])
+  with pytest.raises(InputError, match="2b: transformer/layer_1/mlp/linear/w cannot be read"):
+    load(tmp_path / "2b", cfg)
+  piece.unlink()
+  with pytest.raises(InputError, match="2b: transformer/layer_1/mlp/linear/w cannot be read"):
+    load(tmp_path / "2b", cfg)
+
+
 PLACES = """
 import json, sys
 from pathlib import Path
@@ -401,6 +418,9 @@ def spoilt(name: str, at: Path) -> Path:
     at.mkdir(exist_ok=True)
     (at / "config.json").write_text(json.dumps(CONFIG))
     (at / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(str(at / "exploded"))))
+  elif name == "adapter":
+    (directory(at) / "model.safetensors").rename(at / "adapter_model.safetensors")
+    (at / "adapter_config.json").write_text("{}")
   elif name == "nothing":
     (directory(at) / "model.safetensors").unlink()
   return at
@@ -428,10 +448,11 @@ FAULTS = {
   "architecture": ["config.json: architectures=PhiForCausalLM: not supported; choose GPT2LMHeadModel, Llama"],
   "fields": ["config.json: rope_scaling.rope_type=yarn: not supported; choose default, linear, llama3",
              "config.json: hidden_act=quick_gelu: not supported; choose",
-             "config.json: num_hidden_layers=2: must be a whole number"],
+             "config.json: num_hidden_layers=2: must be a whole number from 1 to 10,000"],
   "json": ["config.json: cannot be read as JSON"],
   "no config": ["there is no .*config.json, and model=hf reads the model from it"],
   "pickle": ["pytorch_model.bin is a pickle, .*save_pretrained"],
+  "adapter": ["holds an adapter and no base"],
   "nothing": ["there is no model.safetensors"],
 }
 
@@ -489,6 +510,14 @@ def test_a_hub_id_without_a_network_is_one_sentence(in_tmp_path, monkeypatch):
       ask("org/name@main")
     [problem] = caught.value.problems
     assert problem.startswith("model.weights=org/name@main: no such file or directory here, and the hub cannot be re")
+  snapshot = in_tmp_path / "hub" / "models--org--name" / "snapshots" / "0123"  # as an earlier download leaves it
+  snapshot.mkdir(parents=True)
+  (snapshot.parents[1] / "refs").mkdir()
+  (snapshot.parents[1] / "refs" / "main").write_text("0123")
+  directory(snapshot)
+  assert places.located("org/name") == snapshot and places.config_json("org/name")[0] == CONFIG
+  [cfg] = check_command_line(["model=hf", "model.weights=org/name", "model.tokenizer=bytes"]).jobs
+  assert (cfg.model.family, cfg.model.weights, cfg.model.width) == ("llama", "org/name", 32)
   (in_tmp_path / "org").mkdir()
   directory(in_tmp_path / "org" / "name")
   assert places.is_path("org/name") and places.located("org/name") == Path("org/name")

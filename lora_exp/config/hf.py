@@ -17,6 +17,8 @@ ACTIVATIONS = {
 }
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers
 REQUIRED = object()
+MOST = {"num_hidden_layers": 10_000, "n_layer": 10_000}
+MOST_OF_ALL = 10**9  # of any other size
 SIZES = {  # our field: theirs
   "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
   "ff": "intermediate_size", "max_len": "max_position_embeddings", "vocab_size": "vocab_size",
@@ -41,36 +43,52 @@ class File:
       return None
     return found
 
-  def count(self, name: str, absent: int = 1) -> int:
-    """A whole number of at least 1; `absent` for null."""
+  def count(self, name: str, absent: int | None = None) -> int:
+    """A whole number from 1 to MOST; `absent` for null, where there is one."""
     found = self.get(name)
-    if found is None:
+    if found is None and absent is not None:
       return absent
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-      self.problems.append(f"{name}={found}: must be a whole number of at least 1")
-      return absent
-    return found
+    if isinstance(found, int) and not isinstance(found, bool) and 1 <= found <= MOST.get(name, MOST_OF_ALL):
+      return found
+    if name in self.values:
+      most = MOST.get(name, MOST_OF_ALL)
+      self.problems.append(f"{name}={shortened(found)}: must be a whole number from 1 to {most:,}")
+    return 1
 
   def number(self, name: str) -> float | None:
     """A positive number, or None for null."""
     found = self.get(name)
     if found is None:
       return None
-    if isinstance(found, bool) or not isinstance(found, int | float) or found <= 0:
-      self.problems.append(f"{name}={found}: must be a number above 0")
-      return None
-    return float(found)
+    if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found <= 1e300:
+      return float(found)
+    self.problems.append(f"{name}={shortened(found)}: must be a number above 0")
+    return None
 
   def flag(self, name: str) -> bool:
     """True or false; null is false."""
     found = self.get(name)
     if found not in (None, True, False):
-      self.problems.append(f"{name}={found}: must be true or false")
+      self.problems.append(f"{name}={shortened(found)}: must be true or false")
     return found is True
+
+  def table(self, name: str) -> dict[str, Any]:
+    """A mapping; null is an empty one."""
+    found = self.get(name)
+    if found is None or isinstance(found, dict):
+      return found or {}
+    self.problems.append(f"{name}={shortened(found)}: must be a mapping")
+    return {}
 
   def refuse(self, name: str, supported: str) -> None:
     """Notes that the value of `name` is not supported."""
-    self.problems.append(f"{name}={self.values.get(name)}: not supported; {supported}")
+    self.problems.append(f"{name}={shortened(self.values.get(name))}: not supported; {supported}")
+
+
+def shortened(value: Any) -> str:
+  """`value` in at most 60 characters."""
+  text = str(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def from_hf(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
@@ -89,7 +107,7 @@ def _from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
   name = _architecture(config)
   text = config
   if name == "Gemma3ForConditionalGeneration":
-    text = config.get("text_config") or {}
+    text = File(config).table("text_config")
     text = {"tie_word_embeddings": config.get("tie_word_embeddings", True), **text}
   defaults, read = ARCHITECTURES[name]
   file = File(text, defaults)
@@ -112,8 +130,8 @@ def _architecture(config: Mapping[str, Any]) -> str:
   else:
     name = MODEL_TYPES.get(str(config.get("model_type")), str(config.get("model_type")))
   if name not in ARCHITECTURES:
-    supported = ", ".join(ARCHITECTURES)
-    raise InputError(f"architectures={name}: not supported; choose {supported}{did_you_mean(name, ARCHITECTURES)}")
+    supported = ", ".join(ARCHITECTURES) + did_you_mean(name, ARCHITECTURES)
+    raise InputError(f"architectures={shortened(name)}: not supported; choose {supported}")
   return name
 
 
@@ -123,9 +141,10 @@ def _fields(family: str, file: File, arch: ArchConfig, names: Mapping[str, str] 
 
 
 def _activation(file: File, name: str, value: Any) -> str:
-  if value not in ACTIVATIONS:
+  if not isinstance(value, str) or value not in ACTIVATIONS:
     file.refuse(name, f"choose {', '.join(sorted(ACTIVATIONS))}")
-  return ACTIVATIONS.get(value, "silu")
+    return "silu"
+  return ACTIVATIONS[value]
 
 
 def _gpt2(file: File) -> dict[str, Any]:
@@ -161,10 +180,10 @@ def _llama(file: File) -> dict[str, Any]:
 
 def _mistral(file: File) -> dict[str, Any]:
   fields = _llama(file)
-  window = file.number("sliding_window")
-  if window and FULL in (file.get("layer_types") or ()):
+  window = file.count("sliding_window", absent=0)
+  if window and any(kind != SLIDING for kind in _kinds(file, fields["layers"]) or ()):
     file.refuse("layer_types", "Mistral's layers all have the window")
-  fields["arch"]["window"] = window and int(window)
+  fields["arch"]["window"] = window or None
   return fields
 
 
@@ -174,9 +193,12 @@ def _qwen(file: File) -> dict[str, Any]:
   if "head_dim" not in file.defaults:
     fields["arch"].update(qkv_bias=True, out_bias=False)
   if file.flag("use_sliding_window"):
-    first = file.get("max_window_layers") or 0
-    kinds = file.get("layer_types") or [SLIDING if i >= first else FULL for i in range(fields["layers"])]
-    _windows(file, fields, kinds)
+    first = file.get("max_window_layers")
+    if isinstance(first, bool) or not isinstance(first, int):
+      file.refuse("max_window_layers", "must be a number of layers")
+      first = 0
+    usual = [SLIDING if i >= first else FULL for i in range(fields["layers"])]
+    _windows(file, fields, _kinds(file, fields["layers"]) or usual)
   return fields
 
 
@@ -190,11 +212,8 @@ def _gemma(file: File) -> dict[str, Any]:
 
 
 def _gemma3(file: File) -> dict[str, Any]:
-  kinds = file.get("layer_types")
-  if kinds is None:
-    pattern = file.count("sliding_window_pattern")
-    layers = range(file.count("num_hidden_layers"))
-    kinds = [SLIDING if (i + 1) % pattern else FULL for i in layers]
+  layers, pattern = file.count("num_hidden_layers"), file.count("sliding_window_pattern")
+  kinds = _kinds(file, layers) or [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
   wide, near = _gemma3_rope(file)
   fields = _llama(File({**file.values, "hidden_act": file.get("hidden_activation"), "rope_parameters": wide,
                         "rope_scaling": None}, file.defaults, file.problems))
@@ -212,30 +231,33 @@ def _gemma3(file: File) -> dict[str, Any]:
 
 def _gemma3_rope(file: File) -> tuple[dict[str, Any], dict[str, Any]]:
   """The rotations of the layers that see everything and of those with a window."""
-  given = file.get("rope_parameters") or {}
-  if given and FULL not in given and SLIDING not in given:
+  given = File(file.table("rope_parameters"), problems=file.problems)
+  if given.values and FULL not in given.values and SLIDING not in given.values:
     file.problems.append("rope_parameters: must hold full_attention and sliding_attention")
-  wide, near = dict(given.get(FULL) or {}), dict(given.get(SLIDING) or {})
-  wide = {"rope_theta": file.values.get("rope_theta", 1e6), **wide, **(file.get("rope_scaling") or {})}
-  return wide, {"rope_theta": file.values.get("rope_local_base_freq", 1e4), **near}
+  wide = {"rope_theta": file.values.get("rope_theta", 1e6), **given.table(FULL), **file.table("rope_scaling")}
+  return wide, {"rope_theta": file.values.get("rope_local_base_freq", 1e4), **given.table(SLIDING)}
+
+
+def _kinds(file: File, layers: int) -> list[str]:
+  """What each layer sees by `layer_types`, or [] where the file does not say."""
+  kinds = file.get("layer_types")
+  if kinds is None or (isinstance(kinds, list) and len(kinds) == layers and all(k in (FULL, SLIDING) for k in kinds)):
+    return kinds or []
+  file.refuse("layer_types", f"must be {FULL} or {SLIDING} for each of num_hidden_layers={layers}")
+  return []
 
 
 def _windows(file: File, fields: dict[str, Any], kinds: list[str]) -> None:
   """Sets `window` and `full_layers` from the kind of each layer."""
-  known = isinstance(kinds, list) and all(kind in (FULL, SLIDING) for kind in kinds)
-  if not known or len(kinds) != fields["layers"]:
-    file.refuse("layer_types", f"must be {FULL} or {SLIDING} for each of num_hidden_layers={fields['layers']}")
-    return
-  window = file.number("sliding_window")
-  if window is None or SLIDING not in kinds:
-    return
-  full = [i for i, kind in enumerate(kinds) if kind == FULL]
-  fields["arch"].update(window=int(window), full_layers=full or None)
+  window = file.count("sliding_window", absent=0)
+  if window and SLIDING in kinds:
+    full = [i for i, kind in enumerate(kinds) if kind == FULL]
+    fields["arch"].update(window=window, full_layers=full or None)
 
 
 def _rope_parameters(file: File) -> dict[str, Any]:
-  given = file.get("rope_scaling") or file.get("rope_parameters") or {}
-  if not isinstance(given, dict) or FULL in given or SLIDING in given:
+  given = file.table("rope_scaling") or file.table("rope_parameters")
+  if FULL in given or SLIDING in given:
     file.refuse("rope_parameters", "supported: one rotation for all layers, {rope_type, rope_theta, ...}")
     given = {}
   given = {"rope_theta": file.values.get("rope_theta", 1e4), **given}
@@ -246,9 +268,9 @@ def _rope_parameters(file: File) -> dict[str, Any]:
 
 def _rope(file: File, given: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
   """(theta, the scaling or None) of one rotation; its defaults come from the file."""
-  kind = given.get("rope_type", given.get("type", "default"))
-  if given.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
-    file.problems.append(f"partial_rotary_factor={given['partial_rotary_factor']}: not supported; supported: 1")
+  kind = str(given.get("rope_type", given.get("type", "default")))
+  if (part := given.get("partial_rotary_factor")) not in (None, 1):
+    file.problems.append(f"partial_rotary_factor={shortened(part)}: not supported; supported: 1")
   inner = File(given, {"rope_theta": 1e4, **dict.fromkeys(SCALING.get(kind, ()), REQUIRED)})
   if kind == "llama3":
     inner.defaults = {**inner.defaults, "original_max_position_embeddings": file.get("max_position_embeddings")}
@@ -258,7 +280,7 @@ def _rope(file: File, given: Mapping[str, Any]) -> tuple[float, dict[str, Any] |
     values = {name: inner.number(name) for name in SCALING[kind]}
     scaling = {"rope_type": kind, **values}
   elif kind != "default":
-    inner.problems.append(f"rope_type={kind}: not supported; choose default, {', '.join(SCALING)}")
+    inner.problems.append(f"rope_type={shortened(kind)}: not supported; choose default, {', '.join(SCALING)}")
   file.problems += [f"rope_scaling.{problem}" if kind != "default" else problem for problem in inner.problems]
   return theta, scaling
 

@@ -18,6 +18,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")  # org
 FROM_HUB = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
             "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*")
 NOT_FROM_HUB = ("*/*", "consolidated*", "adapter_model*")  # other libraries' copies of the same tensors
+NO_HUB = "no such file or directory here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 UNPICKLE = ("a pickle, which runs any code that is in it and is not opened; if you trust it, convert it once: "
@@ -38,6 +39,8 @@ def problem(weights: str) -> str | None:
       kind(_existing(weights))
     elif weights == SMOLLM2:
       _smollm2()
+    elif importlib.util.find_spec("huggingface_hub") is None:
+      raise InputError(NO_HUB)
   except InputError as error:
     return f"model.weights={weights}: {error}"
   return None
@@ -78,7 +81,7 @@ def json_object(file: Path) -> dict[str, Any]:
   """The mapping in a JSON file. Raises InputError if it holds anything else."""
   try:
     found = json.loads(file.read_text(encoding="utf-8"))
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RecursionError) as error:
     raise InputError(f"{file}: cannot be read as JSON: {error}") from error
   if not isinstance(found, dict):
     raise InputError(f"{file}: must hold a JSON object")
@@ -104,6 +107,8 @@ def _kind_of_file(path: Path) -> str:
 
 def _kind_of_directory(path: Path) -> str:
   names = sorted(os.listdir(path))
+  if "adapter_config.json" in names and INDEX not in names and SINGLE not in names:
+    raise InputError("holds an adapter and no base; give the base that it was trained on")
   if INDEX in names or safetensors_file(path) is not None:
     return "safetensors"
   if gguf_file(path) is not None:
@@ -167,7 +172,7 @@ def _hub(weights: str, file: str | None = None) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import hf_hub_download, snapshot_download
   except ImportError:
-    raise InputError("is no path here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'") from None
+    raise InputError(NO_HUB) from None
   repo, _, revision = weights.partition("@")
   try:
     if file is not None:

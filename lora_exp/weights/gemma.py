@@ -42,8 +42,8 @@ class Orbax:
   def __init__(self, directory: Path):
     self.directory = directory
     self.files = sorted(path for path in directory.rglob("*") if path.is_file())
-    self.metadata = json_object(directory / "_METADATA")
-    self.stores = {path: _open(directory, self.metadata, keys) for path, keys in _paths(self.metadata).items()}
+    metadata = json_object(directory / "_METADATA")
+    self.stores = {path: _open(directory, metadata, keys) for path, keys in _paths(directory, metadata).items()}
     self.views = _views({path: tuple(store.shape) for path, store in self.stores.items()})
     dtype = lambda view: CODES.get(self.stores[view.stored].dtype.name, self.stores[view.stored].dtype.name)
     self.tensors = {
@@ -66,23 +66,32 @@ def open_gemma(path: Path) -> Orbax:
   return Orbax(orbax_directory(path) or path)
 
 
-def _paths(metadata: Mapping) -> dict[str, tuple[str, ...]]:
+def _paths(directory: Path, metadata: Mapping) -> dict[str, tuple[str, ...]]:
   """The keys of each stored array by its path: transformer/layer_0/attn/q_einsum/w."""
-  entries = metadata.get("tree_metadata", {}).values()
-  keys = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in entries]
-  return {"/".join(parts): parts for parts in keys}
+  try:
+    keys = [tuple(key["key"] for key in entry["key_metadata"]) for entry in metadata["tree_metadata"].values()]
+    found = {"/".join(parts): parts for parts in keys}
+  except (KeyError, TypeError, AttributeError):
+    found = {}
+  if not found or any(".." in path for path in found):
+    raise InputError(f"{directory / '_METADATA'}: lists no tensors as orbax does; get the checkpoint again")
+  return found
 
 
 def _open(directory: Path, metadata: Mapping, keys: Sequence[str]):
   """The tensorstore of one array; nothing of it is read yet."""
   import tensorstore as ts
 
-  files, path = f"file://{directory.absolute()}", ".".join(keys) + "/"
+  path = ".".join(keys) + "/"
+  at = lambda end: {"driver": "file", "path": f"{directory.absolute()}/{end}"}
   ocdbt = metadata.get("use_ocdbt", (directory / "manifest.ocdbt").is_file())
-  store = {"driver": "ocdbt", "base": files, "path": path} if ocdbt else f"{files}/{path}"
+  store = {"driver": "ocdbt", "base": at(""), "path": path} if ocdbt else at(path)
   driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+  # Older orbax leaves out what is all zeros; where it says that it does not, an absent chunk is a lost one.
+  filled = not metadata.get("store_array_data_equal_to_fill_value", False)
+  spec = {"driver": driver, "kvstore": store, "fill_missing_data_reads": filled}
   try:
-    return ts.open({"driver": driver, "kvstore": store}, read=True, open=True).result()
+    return ts.open(spec, read=True, open=True).result()
   except ValueError as error:
     raise InputError(f"{directory}: {'/'.join(keys)} cannot be opened: {str(error).splitlines()[0]}") from None
 

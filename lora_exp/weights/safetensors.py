@@ -136,7 +136,7 @@ def _header(file: Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     tensors = {name: _tensor(file, 8 + length, entry) for name, entry in header.items()}
     end = max((8 + length + entry["data_offsets"][1] for entry in header.values()), default=0)
-  except (ValueError, KeyError, TypeError, AttributeError):
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
     raise InputError(f"{file} is not a whole safetensors file: its header cannot be read; get it again") from None
   if end > size:
     raise InputError(f"{file} is not a whole safetensors file: it has {size:,} of {end:,} bytes; get it again")
