@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from packs import quickly
+from safetensors.numpy import load_file, save_file
 
 from lora_exp.build import check_built, loaded_base, make_job
 from lora_exp.config import SampleConfig
 from lora_exp.config.commandline import check_command_line
 from lora_exp.config.weights import located
-from lora_exp.generate import make_sampler
+from lora_exp.generate import Sampler
 from lora_exp.loop import Job
 from lora_exp.step import assemble
 
@@ -122,9 +123,14 @@ def pair(kind: str, arguments: dict[str, Any], directory: Path, seed: int = 0, *
   """A checkpoint in `directory`, as transformers saves it, and what `model=hf model.weights=DIR` makes of it."""
   theirs = reference(kind, arguments, seed)
   theirs.save_pretrained(directory)
+  return Pair(theirs, loaded(directory, *overrides))
+
+
+def loaded(directory: Path, *overrides: str) -> Job:
+  """The checkpoint in `directory`, as `model=hf model.weights=DIR` loads it."""
   cfg = check_command_line([*OURS, f"model.weights={directory}", "data.seq_len=16", *overrides]).jobs[0]
   plan = check_built(cfg)
-  return Pair(theirs, make_job(plan, loaded_base(plan, located(str(cfg.model.weights))), 0))
+  return make_job(plan, loaded_base(plan, located(str(cfg.model.weights))), 0)
 
 
 @cache
@@ -176,12 +182,14 @@ def test_logits_are_those_of_transformers_with_and_without_a_cache(name):
 class Numbers:
   """A tokenizer whose texts are the ids."""
 
-  vocab_size, eot, bos, stops = VOCAB, 0, None, ()
+  name, vocab_size, eot, bos, stops = "numbers", VOCAB, 0, None, ()
+  special_tokens: dict[str, int] = {}
+  start_after_control = False
 
-  def encode(self, text: str) -> list[int]:
+  def encode(self, text: str, start: bool = True) -> list[int]:
     return [int(word) for word in text.split()]
 
-  def decode(self, ids: list[int]) -> str:
+  def decode(self, ids: list[int], start: bool = True) -> str:
     return "".join(f"{i} " for i in ids)
 
 
@@ -190,7 +198,7 @@ def test_greedy_tokens_are_those_of_transformers_for_prompts_of_different_length
   found = case(name)
   prompts = [row[:length].tolist() for row, length in zip(tokens_of(2, 3), (3, 18, 11), strict=True)]
   cfg = SampleConfig(max_tokens=NEW, temperature=0.0)
-  sample = make_sampler(found.job.program, cfg, Numbers(), max_len=64)
+  sample = Sampler(found.job.program, cfg, Numbers(), 64)
   arm = jax.tree.map(lambda x: x[0], found.job.arms)
   texts = sample(found.job.state.params, arm, found.job.frozen, [Numbers().decode(prompt) for prompt in prompts])
   for prompt, text in zip(prompts, texts, strict=True):
@@ -206,3 +214,15 @@ def test_capped_attention_scores_are_those_of_transformers():
   want = their_logits(found.theirs, tokens, softcap=1.5)
   assert np.abs(want - their_logits(found.theirs, tokens)).max() > 0.1
   np.testing.assert_allclose(our_logits(found, tokens)[0], want, atol=1e-4, rtol=0)
+
+
+def test_gpt2_is_read_as_it_was_published_without_a_prefix_and_with_its_masks(tmp_path):
+  theirs = reference("GPT2", CASES["gpt2"][1], 7)
+  theirs.save_pretrained(tmp_path)
+  tensors = load_file(tmp_path / "model.safetensors")
+  published = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+  published |= {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for i in range(3)}
+  save_file(published, tmp_path / "model.safetensors", metadata={"format": "pt"})
+  tokens = tokens_of(4)
+  found, _ = our_logits(Pair(theirs, loaded(tmp_path)), tokens)
+  np.testing.assert_allclose(found, their_logits(theirs, tokens), atol=1e-4, rtol=0)
