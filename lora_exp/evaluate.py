@@ -67,10 +67,11 @@ def run(cfg: Config) -> None:
   opened = open_run(cfg, with_base=True)
   is_run = cfg.run is not None and cfg.lora.method != "frozen"
   table, facts, lines = [], {}, []
-  for name, source in (("held-out", cfg.data), ("retain", cfg.retain)):
+  train = cfg.train
+  for name, source, most in (("held-out", cfg.data, train.eval_tokens), ("retain", cfg.retain, train.retain_tokens)):
     if source is None:
       continue
-    base, *rest = scores(opened, source, is_run)
+    base, *rest = scores(opened, source, most, is_run)
     for who, score in (("base", base), *((cfg.lora.method, s) for s in rest)):
       table.append((name, who, *score.facts().values()))
       lines.append({"split": name, "model": who, **score.facts()})
@@ -88,13 +89,13 @@ def run(cfg: Config) -> None:
     _keep(Path(cfg.run) / FILE, cfg, lines)
 
 
-def scores(run: Opened, source: DataConfig, with_trained: bool) -> Iterator[Score]:
-  """The base's score on the held-out rows of `source`, and that of what was trained."""
+def scores(run: Opened, source: DataConfig, most: int | None, with_trained: bool) -> Iterator[Score]:
+  """The base's score on the held-out rows of `source`, on `most` tokens of them, and that of what was trained."""
   plan, job = run.plan, run.job
   cfg, ways = plan.cfg, plan.layout.batch_ways
   rows = make_rows(source, plan.tokenizer, cfg.cache)
   batch_size = -(-cfg.train.batch_size // ways) * ways  # a run can be evaluated on another mesh
-  batches = list(eval_batches(rows, batch_size, cfg.train.eval_tokens))
+  batches = list(eval_batches(rows, batch_size, most))
   lengths = plan.tokenizer.byte_lengths
   spelt = None if source.numbers else int(sum(lengths[b["targets"][b["weights"] > 0]].sum() for b in batches))
   tokens = np.array([b["weights"].sum(dtype=np.float64) for b in batches])
@@ -114,7 +115,7 @@ def _with_error(value: float, error: float | None) -> str:
 
 def _keep(path: Path, cfg: Config, lines: list[dict]) -> None:
   """Appends what was found, and on which data, to the run's file; a directory that is read-only stays as it is."""
-  about = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "eval_tokens": cfg.train.eval_tokens}
+  about = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
   settings = {"held-out": asdict(cfg)["data"], "retain": asdict(cfg)["retain"]}
   try:
     with path.open("a", encoding="utf-8") as file:

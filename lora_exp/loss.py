@@ -49,9 +49,9 @@ class Static(NamedTuple):
 
 
 def head_loss(
-  module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, train_kernel: bool = False, softcap: float | None = None
+  module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, train_kernel=False, softcap: float | None = None
 ) -> Sums:
-  """`Sums` of the next-token loss of features `x_BTD` under the head `module`: a Linear or a tied Embed, adapted or not.
+  """`Sums` of the next-token loss of features `x_BTD` under the head `module`: a Linear or a tied Embed.
 
   `train_kernel`, `softcap` (static): see `Static`. Reverse mode only; `correct` has no gradient.
   """

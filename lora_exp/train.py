@@ -52,13 +52,13 @@ class Run:
   def __init__(self, plan: Plan, run_dir: Path, job: Job, rows: Rows, retain: Rows | None, began: float):
     self.plan, self.cfg, self.dir, self.job = plan, plan.cfg, run_dir, job
     self.rows, self.began = rows, began
-    self.held = self._put(rows)
-    self.retain = self._put(retain) if retain else []
+    self.held = self._put(rows, self.cfg.train.eval_tokens)
+    self.retain = self._put(retain, self.cfg.train.retain_tokens) if retain else []
     self.sample = make_sampler(job.program, self.cfg, plan.tokenizer)
     self.record = Record(steps=job.steps, data=rows.fingerprint)
 
-  def _put(self, rows: Rows) -> list[dict[str, jax.Array]]:
-    batches = eval_batches(rows, self.cfg.train.batch_size, self.cfg.train.eval_tokens)
+  def _put(self, rows: Rows, most: int | None) -> list[dict[str, jax.Array]]:
+    batches = eval_batches(rows, self.cfg.train.batch_size, most)
     return [self.plan.layout.put_batch(b) for b in batches]
 
   def train(self) -> None:

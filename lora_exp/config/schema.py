@@ -172,6 +172,7 @@ class TrainConfig:
   log_every: int = 1  # steps between lines of metrics.jsonl
   eval_every: int = 16  # steps between evaluations; 0: only before and after
   eval_tokens: int | None = 20480  # held-out tokens of an evaluation; null: all
+  retain_tokens: int | None = 5120  # the same of `retain`; null: all
   save_every: int = 16  # steps between checkpoints; 0: only the best and the last
   export: str = "best"  # the state that becomes adapter/: best (by held-out loss) | last
   seed: int = 0  # of A and of dropout

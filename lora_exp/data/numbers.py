@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from lora_exp.cache import fingerprint
@@ -27,6 +26,8 @@ def xor() -> Table:
 
 def regression() -> Table:
   """32 examples of 16 features and 10 numbers, all from N(0, 1): noise to learn by heart, that of blox's notebook."""
+  import jax  # not above: reading text needs no jax
+
   inputs, outputs = EXAMPLES["regression"]
   draw = lambda seed, width: np.asarray(jax.random.normal(jax.random.key(seed), (32, width)))
   return draw(0, inputs), draw(1, outputs)
