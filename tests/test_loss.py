@@ -60,6 +60,8 @@ CASES = {
   "dropped at rate 0": Case(rate=0.0),
 }
 
+SOME = ["plain", "factored", "merged", "dropped", "trained kernel", "tied, adapted", "soft-capped"]
+
 
 def inputs(seed: int = 0) -> dict:
   """Arrays of a head, features, targets, and weights that are neither 0 nor 1 alone."""
@@ -150,7 +152,7 @@ def test_value_and_every_gradient_equal_the_plain_loss(monkeypatch, name, positi
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
-@pytest.mark.parametrize("name", ["plain", "factored", "merged", "dropped", "trained kernel", "tied, adapted", "soft-capped"])
+@pytest.mark.parametrize("name", SOME)
 def test_mapped_over_arms_it_equals_each_arm_alone(monkeypatch, name, mapping):
   monkeypatch.setattr(loss_module, "CHUNK_LOGITS", V * B * 3)
   arms = [inputs(seed) for seed in (1, 2, 3)]
@@ -161,7 +163,7 @@ def test_mapped_over_arms_it_equals_each_arm_alone(monkeypatch, name, mapping):
     same(jax.tree.map(lambda x, n=n: x[n], found), expected(name, n + 1))
 
 
-@pytest.mark.parametrize("name", ["plain", "factored", "merged", "dropped", "trained kernel", "tied, adapted", "soft-capped"])
+@pytest.mark.parametrize("name", SOME)
 def test_in_bfloat16_it_is_as_near_as_bfloat16_allows(monkeypatch, name):
   monkeypatch.setattr(loss_module, "CHUNK_LOGITS", V * B * 3)
   p = inputs()
