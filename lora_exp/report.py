@@ -76,6 +76,7 @@ def plot_answers(run_dir: Path, texts: Sequence[Sequence[str]], chances: Sequenc
       label = text.strip(" ").replace("\n", "↵").replace("$", r"\$") or "␣"
       axes.text(x, y, label[:8], ha="center", va="center", fontsize=6, color="white" if dark else "black")
   axes.set(xlabel="token", ylabel="held-out example", title="Probability of each token, given those before it")
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   figure.colorbar(image, label="probability")
   path = Path(run_dir) / "plots" / "answers.png"
   path.parent.mkdir(exist_ok=True)
