@@ -30,12 +30,13 @@ Train = Callable[[Config, Path], object]
 
 @pytest.fixture
 def trained(in_tmp_path, monkeypatch):
-  """Puts a function of the test where the command line looks up `lora_exp.train.run`: here only its end matters."""
+  """Puts a function of the test where the command line looks up `run` of train and evaluate: only its end counts."""
 
   def install(run: Train) -> None:
-    module = types.ModuleType("lora_exp.train")
-    module.run = module.evaluate = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lora_exp.train", module)
+    for name in ("lora_exp.train", "lora_exp.evaluate"):
+      module = types.ModuleType(name)
+      module.run = run  # type: ignore[attr-defined]
+      monkeypatch.setitem(sys.modules, name, module)
 
   install(lambda cfg, run_dir: (run_dir / "metrics.jsonl").write_text("{}\n"))
   return install
@@ -65,13 +66,13 @@ MISTAKES = [
   (["lora.rank", "8"], "lora.rank", "lora.rank=8"),
   (["--lora.rank=8"], "--lora.rank=8", "settings have no dashes: lora.rank=8"),
   (["--mutirun"], "--mutirun", "did you mean --multirun?"),
-  (["model=minigtp"], "model=minigtp", "choose minigpt, minigpt_tiny; did you mean minigpt"),
+  (["model=minigtp"], "model=minigtp", "mistral_7b, mlp, qwen3_0_6b, smollm2_135m; did you mean minigpt"),
   (["modle=minigpt"], "modle", "did you mean model?"),
   (["experimnt=jax_tutorial"], "experimnt", "did you mean experiment?"),
   (["experiment=jax_tutorail"], "experiment=jax_tutorail", "did you mean jax_tutorial?"),
   (["data@retian=none"], "@retian", "data@retain"),
   (["data@retain=null"], "data@retain=null", "did you mean none?"),
-  (["model=null"], "model=null", "choose minigpt"),
+  (["model=null"], "model=null", "choose gemma3_1b"),
   (["models/x=1"], "models/x", "no such group"),
   (["task=trian"], "task=trian", "did you mean train?"),
   (["lora.rank=1.5"], "lora.rank=1.5", "whole number"),
