@@ -15,7 +15,7 @@ from flax import nnx
 from lora_exp.dropout import dropout
 from lora_exp.lora import product
 from lora_exp.lora.layers import Adapter
-from lora_exp.models.family import capped
+from lora_exp.models.layers import capped
 
 Array = jax.Array
 CHUNK_LOGITS = 2**25  # logits in one chunk at most: 128 MiB in float32; half as many cost 7 % of the step more

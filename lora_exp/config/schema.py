@@ -29,7 +29,7 @@ class ArchConfig:
   head_dim: int = 32  # h, features of a head
   rope_theta: float = 10000.0  # base of the rotary frequencies
   rope_scaling: dict[str, Any] | None = None  # as in config.json: {rope_type: linear|llama3, factor: …}
-  rope_local_theta: float | None = None  # of the layers with a window; null: rope_theta, unscaled where null is not
+  rope_local_theta: float | None = None  # of the layers with a window, and unscaled; null: theirs are like the others
   norm_eps: float = 1e-5  # added to the variance
   norm_offset: bool = False  # norms multiply by 1 + scale (Gemma)
   post_norms: bool = False  # norms after attention and feed-forward too (Gemma 3)

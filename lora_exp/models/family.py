@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.config import ModelConfig
+from lora_exp.models.layers import capped, causal_mask
 
 
 class LanguageModel(nnx.Module):
@@ -34,15 +35,16 @@ class LanguageModel(nnx.Module):
     """A cache with no slot filled."""
     raise NotImplementedError
 
+  def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    """Logits (B, T, V) of whole rows, each one document."""
+    positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    x_BTD, _ = self.hidden(tokens_BT, positions, causal_mask(jnp.ones_like(tokens_BT)))
+    return self.logits(x_BTD)
+
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Logits (B, T, V) of features, all at once."""
     head = self.head
     return capped(head.attend(x_BTD) if isinstance(head, nnx.Embed) else head(x_BTD), self.softcap)
-
-
-def capped(z: jax.Array, cap: float | None) -> jax.Array:
-  """cap·tanh(z/cap), or `z` without a cap."""
-  return z if cap is None else cap * jnp.tanh(z / cap)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flax import nnx
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.dropout import Dropout
 from lora_exp.models.family import Family, LanguageModel, Names
-from lora_exp.models.layers import ACTIVATIONS, Cache, attend, causal_mask, fill_cache
+from lora_exp.models.layers import ACTIVATIONS, Cache, attend, empty_cache, fill_cache, run_blocks
 
 Array = jax.Array
 
@@ -94,23 +94,12 @@ class GPT2(LanguageModel):
   ) -> tuple[Array, list]:
     """Features (B, T, D) before the head, and the cache of each block (None without one)."""
     x_BTD = self.drop(self.wte(tokens_BT) + self.wpe(positions_BT))
-    caches = []
-    for i, block in enumerate(self.h):
-      run = jax.checkpoint(lambda block, *args: block(*args)) if self.remat else lambda block, *args: block(*args)
-      x_BTD, kept = run(block, x_BTD, mask_BTS, cache and cache[i], slot)
-      caches.append(kept)
+    x_BTD, caches = run_blocks(self.h, x_BTD, [mask_BTS] * len(self.h), cache, slot, self.remat)
     return self.ln_f(x_BTD), caches
-
-  def __call__(self, tokens_BT: Array) -> Array:
-    """Logits (B, T, V) of whole rows, each one document."""
-    positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    x_BTD, _ = self.hidden(tokens_BT, positions, causal_mask(jnp.ones_like(tokens_BT)))
-    return self.logits(x_BTD)
 
   def empty_cache(self, batch: int, slots: int) -> list[Cache]:
     """A cache of zeros for `slots` positions in each block."""
-    new = lambda: jnp.zeros((batch, slots, self.heads, self.wte.features // self.heads), self.wte.dtype)
-    return [{"key": new(), "value": new()} for _ in self.h]
+    return empty_cache(len(self.h), batch, slots, self.heads, self.wte.features // self.heads, self.wte.dtype)
 
 
 ATTENTION = ("attn.c_attn", "attn.c_proj")

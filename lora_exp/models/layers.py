@@ -1,12 +1,10 @@
 """Pieces that the model families share: masks, attention with a key/value cache, the block's feed-forward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
-from lora_exp.models.family import capped
 
 Array = jax.Array
 Cache = dict[str, Array]  # key and value, each (B, S, K, h): S slots, filled from the left
@@ -53,10 +51,37 @@ def attend(
   return y.reshape(B, K, H // K, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
 
 
+def capped(z: Array, cap: float | None) -> Array:
+  """cap·tanh(z/cap), or `z` without a cap."""
+  return z if cap is None else cap * jnp.tanh(z / cap)
+
+
+def empty_cache(blocks: int, batch: int, slots: int, heads: int, head_dim: int, dtype) -> list[Cache]:
+  """A cache of zeros for each of `blocks`, with no slot filled."""
+  new = lambda: jnp.zeros((batch, slots, heads, head_dim), dtype)
+  return [{"key": new(), "value": new()} for _ in range(blocks)]
+
+
 def fill_cache(cache: Cache, k_BTKh: Array, v_BTKh: Array, slot) -> Cache:
   """`cache` with keys and values written from `slot` on."""
   put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
   return {"key": put(cache["key"], k_BTKh), "value": put(cache["value"], v_BTKh)}
+
+
+def run_blocks(
+  blocks: Sequence, x_BTD: Array, sees: Sequence, caches: list[Cache] | None, slot, remat: bool
+) -> tuple[Array, list]:
+  """x through the blocks in turn, each with what it sees of the positions; and the cache of each (None without one).
+
+  With `remat` a block keeps its input alone and is computed once more in the backward pass.
+  """
+  call = lambda block, *args: block(*args)
+  run = jax.checkpoint(call) if remat else call
+  kept = []
+  for i, (block, seen) in enumerate(zip(blocks, sees, strict=True)):
+    x_BTD, cache = run(block, x_BTD, seen, caches and caches[i], slot)
+    kept.append(cache)
+  return x_BTD, kept
 
 
 class Attention(nnx.Module):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.models.family import Family, LanguageModel, Names
-from lora_exp.models.layers import ACTIVATIONS, Cache, attend, causal_mask, fill_cache
+from lora_exp.models.layers import ACTIVATIONS, Cache, attend, empty_cache, fill_cache, run_blocks
 
 Array = jax.Array
 
@@ -129,25 +129,17 @@ class Llama(LanguageModel):
     if arch.embed_scale:
       x_BTD = x_BTD * jnp.asarray(math.sqrt(x_BTD.shape[-1]), x_BTD.dtype)
     wide, narrow = seen(arch, positions_BT, mask_BTS, slot)
-    caches = []
-    for i, layer in enumerate(self.layers):
-      run = jax.checkpoint(lambda layer, *args: layer(*args)) if self.remat else lambda layer, *args: layer(*args)
-      sees = wide if arch.window is None or i in (arch.full_layers or ()) else narrow
-      x_BTD, kept = run(layer, x_BTD, sees, cache and cache[i], slot)
-      caches.append(kept)
+    full = range(len(self.layers)) if arch.window is None else arch.full_layers or ()
+    sees = [wide if i in full else narrow for i in range(len(self.layers))]
+    x_BTD, caches = run_blocks(self.layers, x_BTD, sees, cache, slot, self.remat)
     return self.norm(x_BTD), caches
-
-  def __call__(self, tokens_BT: Array) -> Array:
-    """Logits (B, T, V) of whole rows, each one document."""
-    positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    x_BTD, _ = self.hidden(tokens_BT, positions, causal_mask(jnp.ones_like(tokens_BT)))
-    return self.logits(x_BTD)
 
   def empty_cache(self, batch: int, slots: int) -> list[Cache]:
     """A cache of zeros for `slots` positions in each layer."""
     arch = self.arch.values
-    new = lambda: jnp.zeros((batch, slots, arch.kv_heads, arch.head_dim), self.embed_tokens.dtype)
-    return [{"key": new(), "value": new()} for _ in self.layers]
+    return empty_cache(
+      len(self.layers), batch, slots, arch.kv_heads, arch.head_dim, self.embed_tokens.dtype
+    )
 
 
 class _Arch:

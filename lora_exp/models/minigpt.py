@@ -9,7 +9,7 @@ from flax import nnx
 from lora_exp.config import ModelConfig
 from lora_exp.dropout import Dropout
 from lora_exp.models.family import Family, LanguageModel
-from lora_exp.models.layers import Attention, Cache, causal_mask
+from lora_exp.models.layers import Attention, Cache, empty_cache, run_blocks
 
 Array = jax.Array
 
@@ -55,24 +55,12 @@ class MiniGPT(LanguageModel):
   def hidden(self, tokens_BT: Array, positions_BT: Array, mask_BTS: Array, cache=None, slot=0) -> tuple[Array, list]:
     """Features (B, T, D) before the head, and the cache of each block (None without one)."""
     x_BTD = self.token_emb(tokens_BT) + self.pos_emb(positions_BT)
-    caches = []
-    for i, block in enumerate(self.blocks):
-      run = jax.checkpoint(lambda b, *args: b(*args)) if self.remat else lambda b, *args: b(*args)
-      x_BTD, kept = run(block, x_BTD, mask_BTS, cache and cache[i], slot)
-      caches.append(kept)
-    return x_BTD, caches
-
-  def __call__(self, tokens_BT: Array) -> Array:
-    """Logits (B, T, V) of whole rows, each one document."""
-    positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    x_BTD, _ = self.hidden(tokens_BT, positions, causal_mask(jnp.ones_like(tokens_BT)))
-    return self.logits(x_BTD)
+    return run_blocks(self.blocks, x_BTD, [mask_BTS] * len(self.blocks), cache, slot, self.remat)
 
   def empty_cache(self, batch: int, slots: int) -> list[Cache]:
     """A cache of zeros for `slots` positions in each block."""
-    width = self.token_emb.features
-    new = lambda: jnp.zeros((batch, slots, self.heads, width // self.heads), self.output_layer.dtype)
-    return [{"key": new(), "value": new()} for _ in self.blocks]
+    head_dim = self.token_emb.features // self.heads
+    return empty_cache(len(self.blocks), batch, slots, self.heads, head_dim, self.output_layer.dtype)
 
 
 FAMILY = Family(
