@@ -20,6 +20,7 @@ from lora_exp.loop import Cadence, Hooks, fit, held_out
 from lora_exp.step import Tree
 
 FORMAT = 1  # raised when the same settings would train another base
+NOT_THE_BASE = ("base", "weights", "dropout", "remat", "adapter_lr")  # settings that change nothing in its weights
 HELD_OUT = 65_536  # tokens that the base is scored on
 
 
@@ -41,7 +42,7 @@ def pretrained(plan: Plan) -> Path:
   cfg = plan.cfg
   making = pretrain_config(cfg)
   rows = make_rows(making.data, plan.tokenizer, cfg.cache)
-  shape = {k: v for k, v in asdict(cfg.model).items() if k not in ("base", "weights", "dropout", "remat")}
+  shape = {k: v for k, v in asdict(cfg.model).items() if k not in NOT_THE_BASE}
   order = {"seed": making.data.seed, "shuffle": making.data.shuffle}
   key = cache.fingerprint(format=FORMAT, model=shape, rows=rows.fingerprint, order=order)
   making_plan = replace(plan, cfg=making, table=[])

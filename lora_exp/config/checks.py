@@ -51,7 +51,7 @@ SIZE: Allowed = (lambda x: x >= 1 or x == -1, "at least 1, or -1 for the devices
 
 NUMBERS: dict[str, Allowed] = {
   "model.layers": COUNT, "model.width": COUNT, "model.heads": COUNT, "model.ff": COUNT, "model.max_len": COUNT,
-  "model.vocab_size": COUNT, "model.dropout": RATE, "model.seed": SEED,
+  "model.vocab_size": COUNT, "model.dropout": RATE, "model.seed": SEED, "model.adapter_lr": POSITIVE,
   "model.pretrain.steps": COUNT, "model.pretrain.batch_size": COUNT, "model.pretrain.lr": POSITIVE,
   "model.pretrain.warmup": NOT_NEGATIVE, "model.pretrain.weight_decay": NOT_NEGATIVE, "model.pretrain.clip": POSITIVE,
   "model.pretrain.dropout": RATE,

@@ -78,6 +78,7 @@ class ModelConfig:
   param_dtype: str = "float32"  # of the frozen base: float32 | bfloat16
   remat: bool = False  # recompute each block in the backward pass to save memory
   seed: int = 0  # of a random base
+  adapter_lr: float = 5e-3  # the peak rate of optim=adamw: large for a small base, small for a pretrained one
   base: str = "pretrain"  # random | pretrain | weights
   weights: str | None = None  # a directory, file, hub id or package with weights; setting it means base=weights
   arch: ArchConfig | None = None  # of gpt2 and llama
