@@ -45,7 +45,7 @@ def pretrained(plan: Plan) -> Path:
   shape = {k: v for k, v in asdict(cfg.model).items() if k not in NOT_THE_BASE}
   order = {"seed": making.data.seed, "shuffle": making.data.shuffle}
   key = cache.fingerprint(format=FORMAT, model=shape, rows=rows.fingerprint, order=order)
-  making_plan = replace(plan, cfg=making, table=[])
+  making_plan = replace(plan, cfg=making, table=[], full=[], start=None)
   return cache.get_or_make(cfg.cache, "base", key, lambda directory: _pretrain(making_plan, rows, directory))
 
 

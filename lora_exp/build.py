@@ -7,14 +7,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
-from lora_exp import models, weights
-from lora_exp.config import Config, InputError
+from lora_exp import lora, models, weights
+from lora_exp.config import ArchConfig, Config, InputError, ModelConfig
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
 from lora_exp.dropout import stream_key
 from lora_exp.loop import Job
 from lora_exp.mesh import Layout, dotted, flatten, make_mesh
-from lora_exp.pack import Table, inject_arms, make_arms, table_of, union
+from lora_exp.pack import Table, first_leaves, full_of, inject_arms, make_arms, table_of, union
 from lora_exp.step import Program, State, Tree, init_state, split_model, state_shardings
 
 
@@ -27,6 +28,8 @@ class Plan:
   layout: Layout
   base: Tree  # every parameter of the base, as ShapeDtypeStructs in nested dicts
   table: Table  # adapted modules
+  full: list[str]  # parameters trained in full beside them
+  start: lora.Adapter | None = None  # what lora.init_from holds
 
   @property
   def vocab_size(self) -> int:
@@ -39,11 +42,13 @@ class Plan:
 
   def parameters(self) -> dict[str, int | float]:
     """The tutorial's parameter analysis."""
-    base = sum(x.size for x in flatten(self.base).values())
-    a, b = sum(r.rank * r.fan_in for r in self.table), sum(r.rank * r.fan_out for r in self.table)
-    trainable = {"lora": a + b, "full": base, "frozen": 0}[self.cfg.lora.method]
-    frozen = base if self.cfg.lora.method != "full" else 0
-    total = frozen + trainable
+    shapes, method = flatten(self.base), self.cfg.lora.method
+    base = sum(x.size for x in shapes.values())
+    factors = [] if method == "vera" else self.table  # VeRA's A and B are random, and not trained
+    a, b = sum(r.rank * r.fan_in for r in factors), sum(r.rank * r.fan_out for r in factors)
+    full = base if method == "full" else sum(shapes[path].size for path in self.full)
+    adapters = sum(row.parameters for row in self.table)
+    total, frozen, trainable = base + adapters, base - full, full + adapters
     percent = 100 * trainable / total
     names = ("total", "frozen", "trainable", "lora_a", "lora_b", "percent")
     return dict(zip(names, (total, frozen, trainable, a, b, percent), strict=True))
@@ -70,19 +75,41 @@ def check_built(cfg: Config) -> Plan:
       f"({cfg.model.tokenizer}); {instead}"
     )
   model = models.abstract(cfg.model, tokenizer.vocab_size)
-  table = collect(lambda: table_of(model, cfg, family.presets))
+  start = collect(lambda: given_adapter(cfg, model))
+  if start is not None:
+    cfg = replace(cfg, lora=replace(cfg.lora, method=start.method, init="kaiming", alpha=None))
+  table = list(start.rows) if start else collect(lambda: table_of(model, cfg, family.presets)) or []
+  full = list(start.full) if start else collect(lambda: full_of(model, table, cfg)) or []
   if mesh is not None:
     layout = Layout(mesh, family.axes, family.units(cfg.model))
     problems += _batch_problems(cfg, layout.batch_ways)
   if problems:
     raise InputError(problems)
-  return Plan(cfg, tokenizer, layout, nnx.to_pure_dict(nnx.state(model, nnx.Param)), table or [])
+  return Plan(cfg, tokenizer, layout, nnx.to_pure_dict(nnx.state(model, nnx.Param)), table, full, start)
+
+
+def naming_of(cfg: ModelConfig) -> lora.Naming | None:
+  """How PEFT calls the modules of this model; None of a family that others do not publish."""
+  family = models.FAMILIES[cfg.family]
+  if family.names is None:
+    return None
+  tied = (family.presets["embeddings"][0], "lm_head") if (cfg.arch or ArchConfig()).tied else None
+  return lora.Naming(prefix=family.names.prefix, conv1d=not family.names.transposed, tied=tied, model_type=cfg.family)
+
+
+def given_adapter(cfg: Config, model: nnx.Module) -> lora.Adapter | None:
+  """The adapter in `lora.init_from`, checked against the model's shapes."""
+  if cfg.lora.init_from is None:
+    return None
+  shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(model).items()}
+  parameters = {path: tuple(x.shape) for path, x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
+  return lora.load_adapter(Path(cfg.lora.init_from), naming_of(cfg.model), shapes, parameters)
 
 
 def _batch_problems(cfg: Config, ways: int) -> list[str]:
   parts = cfg.optim.accumulate
   name = f"train.batch_size={cfg.train.batch_size}" + (f" / optim.accumulate={parts}" if parts > 1 else "")
-  sizes = {} if cfg.task in ("generate", "evaluate") else {name: cfg.train.batch_size // parts}
+  sizes = {} if cfg.task in ("generate", "evaluate", "merge", "export") else {name: cfg.train.batch_size // parts}
   if cfg.model.base == "pretrain":
     sizes[f"model.pretrain.batch_size={cfg.model.pretrain.batch_size}"] = cfg.model.pretrain.batch_size
   return [
@@ -108,17 +135,18 @@ def loaded_base(plan: Plan, source: Path) -> Tree:
 
 def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None = None) -> Job:
   """A pack of the arms `cfgs` (default: the plan's own config alone) over one `base`; the step is not compiled yet."""
-  cfgs = list(cfgs or [plan.cfg])
-  if any(_shared(c) != _shared(plan.cfg) for c in cfgs):
+  plans = [plan] if cfgs is None else [_arm_of(plan, c) for c in cfgs]
+  if any(_shared(p) != _shared(plan) for p in plans):
     raise ValueError("the arms of a pack must agree on all but rank, alpha, targets, rates, decay and seeds")
-  cfg, layout, model = plan.cfg, plan.layout, plan.model()
-  presets = models.FAMILIES[cfg.model.family].presets
-  tables = [table_of(model, c, presets) for c in cfgs]
+  cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
+  cfgs, tables = [p.cfg for p in plans], [p.table for p in plans]
   mapping = "map" if jax.default_backend() == "cpu" and layout.mesh.shape["arm"] == 1 else "vmap"
   # Merging needs a kernel of its own for every arm: only one arm at a time may do it.
   compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
-  adapters = inject_arms(model, cfgs, tables, compute)
-  program, trainable, frozen = split_model(
+  leaves = [_leaves(p, model, found) for p in plans]
+  full = {path: [p.start.full[path] if p.start else found[path] for p in plans] for path in plan.full}
+  own = inject_arms(model, tables, leaves, full, compute)
+  program, params, frozen = split_model(
     model,
     cfg.lora.method,
     tuple(row.path for row in union(tables)),
@@ -127,24 +155,62 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     mapping=mapping,
     layout=layout,
   )
-  found = flatten(base)
-  frozen = _by_path(lambda path, x: found[path], frozen)
+  frozen = _by_path(lambda path, x: found[path.replace(lora.KEPT, "")], frozen)
+  if cfg.lora.quant:
+    frozen = _quantised(frozen, program, layout, cfg.lora.quant)
   put = lambda x: jax.device_put(x, layout.replicated)
   arms = jax.tree.map(put, make_arms(cfgs, tables, steps))
   if cfg.lora.method == "full":
     repeat = lambda tree: jax.tree.map(lambda x: jnp.stack([x.astype(jnp.float32)] * len(cfgs)), tree)
     start = lambda base: init_state(program, repeat(base), arms)
-    state = _make(start, program, _by_path(lambda path, x: found[path], trainable))
+    state = _make(start, program, _by_path(lambda path, x: found[path], params))
   else:
-    state = _make(lambda params: init_state(program, params, arms), program, adapters)
+    state = _make(lambda params: init_state(program, params, arms), program, own)
   return Job(program, steps, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")))
 
 
-def _shared(cfg: Config) -> tuple:
-  """What the compiled step of a pack takes from one config for all of its arms."""
+def _arm_of(plan: Plan, cfg: Config) -> Plan:
+  """The plan of one arm of a pack: its own table and start on the model of `plan`."""
+  if cfg == plan.cfg:
+    return plan
+  model = plan.model()
+  start = given_adapter(cfg, model)
+  table = list(start.rows) if start else table_of(model, cfg, models.FAMILIES[cfg.model.family].presets)
+  full = list(start.full) if start else full_of(model, table, cfg)
+  return replace(plan, cfg=cfg, table=table, full=full, start=start)
+
+
+def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Mapping:
+  """What the adapters of one arm begin with: what was given, or what its method and init say."""
+  if plan.start is not None:
+    return lora.completed(plan.start, lora.kernels_of(model, plan.table, found))
+  return first_leaves(model, plan.cfg, plan.table, found) if plan.table else {}
+
+
+def _quantised(frozen: Tree, program: Program, layout: Layout, kind: str) -> Tree:
+  """The base with the kernels of the adapted modules quantised, each laid out as it was."""
+  kernels = {f"{path}.kernel" for path in program.modules}
+
+  def one(path: str, w):
+    if path not in kernels:
+      return w
+    make = lambda w: lora.quantise(w, kind)
+    shapes = jax.eval_shape(make, w)
+    if isinstance(w, jax.ShapeDtypeStruct):
+      return shapes
+    place = lambda x: NamedSharding(layout.mesh, layout.spec(path, x.shape))
+    return jax.jit(make, out_shardings=jax.tree.map(place, shapes))(w)
+
+  return _by_path(one, frozen)
+
+
+def _shared(plan: Plan) -> tuple:
+  """What the compiled step of a pack takes from one arm for all of them."""
+  cfg = plan.cfg
   optim = replace(cfg.optim, lr=0.0, weight_decay=0.0, clip=None)
-  sizes = (cfg.train.batch_size, cfg.data.seq_len, cfg.lora.method, cfg.lora.compute)
-  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes
+  sizes = (cfg.train.batch_size, cfg.data.seq_len, cfg.lora.method, cfg.lora.compute, cfg.lora.quant)
+  begun = cfg.lora.init in lora.FROM_KERNEL or (plan.start is not None and plan.start.started)
+  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, begun, tuple(plan.full)
 
 
 def _make(start: Callable[[Tree], State], program: Program, params: Tree) -> State:

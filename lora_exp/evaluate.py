@@ -14,6 +14,7 @@ from lora_exp.config import Config, DataConfig
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.mesh import keep_programs
+from lora_exp.pack import Arms
 from lora_exp.runs import Opened, open_run
 from lora_exp.step import Tree
 
@@ -65,14 +66,15 @@ def run(cfg: Config) -> None:
   """
   keep_programs(cfg.cache)
   opened = open_run(cfg, with_base=True)
-  is_run = cfg.run is not None and cfg.lora.method != "frozen"
+  method = opened.plan.cfg.lora.method if cfg.lora.init_from else cfg.lora.method
+  is_run = (cfg.run is not None and method != "frozen") or cfg.lora.init_from is not None
   table, facts, lines = [], {}, []
   train = cfg.train
   for name, source, most in (("held-out", cfg.data, train.eval_tokens), ("retain", cfg.retain, train.retain_tokens)):
     if source is None:
       continue
     base, *rest = scores(opened, source, most, is_run)
-    for who, score in (("base", base), *((cfg.lora.method, s) for s in rest)):
+    for who, score in (("base", base), *((method, s) for s in rest)):
       table.append((name, who, *score.facts().values()))
       lines.append({"split": name, "model": who, **score.facts()})
     for trained in rest:
@@ -99,11 +101,11 @@ def scores(run: Opened, source: DataConfig, most: int | None, with_trained: bool
   lengths = plan.tokenizer.byte_lengths
   spelt = None if source.numbers else int(sum(lengths[b["targets"][b["weights"] > 0]].sum() for b in batches))
   tokens = np.array([b["weights"].sum(dtype=np.float64) for b in batches])
-  models: list[tuple[Tree, Tree]] = [(job.state.params, job.frozen)]
+  models: list[tuple[Tree, Arms, Tree]] = [run.base()]
   if with_trained:
-    models.append((run.params, run.frozen))
-  for params, frozen in models:
-    sums = [job.evaluate(params, job.arms, frozen, plan.layout.put_batch(b)) for b in batches]
+    models.append((run.params, job.arms, run.frozen))
+  for params, arms, frozen in models:
+    sums = [job.evaluate(params, arms, frozen, plan.layout.put_batch(b)) for b in batches]
     column = lambda name, sums=sums: np.array([np.asarray(getattr(s, name), np.float64)[0] for s in sums])
     correct = None if sums[0].correct is None else column("correct")
     yield Score(column("loss"), correct, tokens, spelt)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.dropout import dropout
-from lora_exp.lora import product
-from lora_exp.lora.layers import Adapter
+from lora_exp.lora import formula, product
+from lora_exp.lora.layers import AdapterLayer, Trained
+from lora_exp.lora.quant import dense
 from lora_exp.models.layers import capped
 
 Array = jax.Array
@@ -44,18 +45,22 @@ class Sums(NamedTuple):
 class Static(NamedTuple):
   """What a compiled loss is specialised to."""
 
-  train_kernel: bool  # the kernel and bias are trained too
+  train_kernel: bool  # the kernel is trained too
+  train_bias: bool
   softcap: float | None  # logits are cap·tanh(logit/cap)
 
 
 def head_loss(
-  module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, train_kernel=False, softcap: float | None = None
+  module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, train_all=False, softcap: float | None = None
 ) -> Sums:
   """`Sums` of the next-token loss of features `x_BTD` under the head `module`: a Linear or a tied Embed.
 
-  `train_kernel`, `softcap` (static): see `Static`. Reverse mode only; `correct` has no gradient.
+  `train_all`: every parameter is trained; else those that the module itself says. Reverse mode only; `correct` has no
+  gradient.
   """
-  head, static = head_of(module, x_BTD), Static(train_kernel, softcap)
+  head = head_of(module, x_BTD)
+  kernel, bias = trains(module)
+  static = Static(train_all or kernel, train_all or bias, softcap)
   if head.a is None:
     return _vocab_loss(static, x_BTD, None, head, targets_BT, weights_BT)
   if not module.deterministic and not isinstance(module, nnx.Embed):  # as in PEFT, nothing is dropped before a table
@@ -66,14 +71,31 @@ def head_loss(
   return _merged_loss(static, x_BTD, head, targets_BT, weights_BT)
 
 
+def trains(module) -> tuple[bool, bool]:
+  """Whether a gradient is due to the kernel of a head (or to a kernel formed for it), and to its bias."""
+  kernel = module.embedding if isinstance(module, nnx.Embed) else module.kernel
+  bias = getattr(module, "bias", None)
+  return isinstance(kernel, Trained) or forms_kernel(module), isinstance(bias, Trained)
+
+
+def forms_kernel(module) -> bool:
+  """Whether the update of an adapted head is no product of two thin factors alone (DoRA, PiSSA, OLoRA).
+
+  Its kernel is then formed whole, and autodiff takes the kernel's gradient on to the adapter.
+  """
+  return isinstance(module, AdapterLayer) and bool({"magnitude", "start_a"} & set(vars(module)))
+
+
 def head_of(module, x_BTD: Array) -> Head:
   """The parts of `module`, its kernel in the dtype that it computes in."""
-  tied = isinstance(module, nnx.Embed)
-  table = (module.embedding if tied else module.kernel)[...].astype(module.dtype or x_BTD.dtype)
+  tied, dtype = isinstance(module, nnx.Embed), module.dtype or x_BTD.dtype
+  table = dense((module.embedding if tied else module.kernel).get_value(), dtype).astype(dtype)
   bias = None if tied or module.bias is None else module.bias[...]
-  if not isinstance(module, Adapter):
+  if forms_kernel(module):
+    table = formula.merged_kernel(table, module.leaves(), module.scale[...])
+  if forms_kernel(module) or not isinstance(module, AdapterLayer):
     return Head(table.T if tied else table, bias)
-  a, b, scale = module.lora_a[...], module.lora_b[...], module.scale[...]
+  (a, b), scale = formula.factors(module.leaves()), module.scale[...]
   return Head(table.T, None, b.T, a.T, scale) if tied else Head(table, bias, a, b, scale)
 
 
@@ -133,7 +155,7 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
   adapted = head.a is not None
   zero = Head(
     kernel=jnp.zeros(kernel.shape, wide) if static.train_kernel else None,
-    bias=jnp.zeros(head.bias.shape, wide) if static.train_kernel and head.bias is not None else None,
+    bias=jnp.zeros(head.bias.shape, wide) if static.train_bias and head.bias is not None else None,
     b=jnp.zeros(head.b.shape, wide) if adapted else None,
   )
 
@@ -159,7 +181,8 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
       grads = grads._replace(b=grads.b + head.scale * jax.lax.dot(h.T, dz, preferred_element_type=wide))
     if static.train_kernel:
       grads = grads._replace(kernel=grads.kernel + jax.lax.dot(rows.T, dz, preferred_element_type=wide))
-      grads = grads._replace(bias=None if grads.bias is None else grads.bias + dz.sum(0, dtype=wide))
+    if grads.bias is not None:
+      grads = grads._replace(bias=grads.bias + dz.sum(0, dtype=wide))
     return (sums, grads), out
 
   parts = [x, targets, weights] if x_lora is None else [x, x_lora, targets, weights]

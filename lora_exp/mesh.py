@@ -68,6 +68,7 @@ class Layout:
     return P("arm" if self.mesh.shape["arm"] > 1 else None, *split) if arms else P(*split)
 
   def _logical(self, path: str, rank: int) -> Sequence[str | None]:
+    path = path.replace(".frozen_", ".")  # the base's own value of a parameter that is trained in full
     for name, axes in self.axes.items():
       module = name.rsplit(".", 1)[0]
       if len(axes) == 2 and path.endswith(f"{module}.lora_a"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from lora_exp import lora, screen, weights
-from lora_exp.build import Plan, trained_arm
+from lora_exp.build import Plan, naming_of, trained_arm
 from lora_exp.config import LoraExpError
 from lora_exp.loop import Job
 from lora_exp.pack import take_arm
@@ -91,6 +91,7 @@ def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str,
     "scores": record.scores,
     "parameters": plan.parameters(),
     "targets": [asdict(row) for row in plan.table],
+    **({"kept_ranks": lora.kept_ranks(trained_arm(job.state, 0))} if plan.cfg.lora.method == "adalora" else {}),
     "seconds": {
       "compile": round(job.compile_seconds, 3) if compiled else 0.0,
       "train": round(record.train_seconds, 3),
@@ -130,16 +131,20 @@ def export(run_dir: Path, plan: Plan, state: State, base_digest: str) -> None:
   cfg = plan.cfg
   if cfg.lora.method == "full":
     weights.save(run_dir, trained_arm(state, 0))
-  if not plan.table:
+  if not plan.table and not plan.full:
     return
   metadata = {
     "family": cfg.model.family,
     "base": base_digest,
     "step": int(state.step),
     "scaling": cfg.lora.scaling,
-    "dropout": cfg.lora.dropout,
+    "quant": cfg.lora.quant,
   }
-  lora.save_adapter(run_dir / "adapter", plan.table, take_arm(state.params, plan.table, 0), metadata)
+  adapter = take_arm(state.params, plan.table, plan.full, cfg.lora.method, 0)
+  where = cfg.model.weights if cfg.model.base == "weights" else None
+  lora.save_adapter(
+    run_dir / "adapter", adapter, naming_of(cfg.model), metadata, base=where, dropout=cfg.lora.dropout
+  )
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -162,8 +167,8 @@ def show_samples(step: int, prompts: Sequence[str], texts: Sequence[str]) -> Non
     screen.show(f"step {step}: {prompt}│{' '.join(text.split())}", style="dim")
 
 
-def show_result(found: dict, run_dir: Path) -> None:
-  """The table that closes a run."""
+def show_result(found: dict, run_dir: Path, prompt: str | None) -> None:
+  """The table that closes a run, and how to go on: with `prompt`, if it makes text."""
   losses, counts, seconds = found["losses"], found["parameters"], found["seconds"]
   nats = lambda value: "-" if value is None else f"{value:.4f}"
   against = lambda gain: f"{abs(gain):.4f} {'below' if gain > 0 else 'above'} the base"
@@ -192,7 +197,7 @@ def show_result(found: dict, run_dir: Path) -> None:
     base, after = found["scores"]["base"], found["scores"]["final"]
     facts["answers that are right"] = f"{base['exact']:.1%} → {after['exact']:.1%} of {after['examples']:,} held out"
   screen.show_facts("Result", facts)
-  use = f"task=generate run={short(run_dir)} 'prompt=\"Return the\"'" if text else f"task=evaluate run={short(run_dir)}"
+  use = f"task=generate run={short(run_dir)} 'prompt=\"{prompt}\"'" if prompt else f"task=evaluate run={short(run_dir)}"
   screen.show(f"Use it: python -m lora_exp {use}")
 
 

@@ -7,18 +7,22 @@ does not target has scale 0; the gradients of the padding are exactly zero.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lora_exp import lora
-from lora_exp.config import Config
+from lora_exp import lora, screen
+from lora_exp.config import ADAPTERS, Config
 from lora_exp.dropout import stream_key
+from lora_exp.mesh import dotted, flatten
 
 Table = list[lora.Adapted]
+Leaves = Mapping[str, Mapping[str, jax.Array]]  # module path -> its adapter's arrays by name
+Tree = Any  # nested dicts of arrays
 
 
 class Arms(NamedTuple):
@@ -29,17 +33,20 @@ class Arms(NamedTuple):
   clip: jax.Array  # largest global norm of the gradient
   dropout: jax.Array  # rate on A's input
   steps: jax.Array  # length of the schedule: equal for all, an array so that another length compiles nothing anew
+  lr_ratio: jax.Array  # B's learning rate over A's
+  budget: jax.Array  # of AdaLoRA: ranks that a module keeps on average
   scale: jax.Array  # (N, modules): 0 where an arm does not target the module
 
 
 def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Table:
-  """The modules that `cfg` adapts on `model`; empty for lora=full and lora=frozen."""
+  """The modules that `cfg` adapts on `model`; empty where it trains no adapter."""
   c = cfg.lora
-  if c.method != "lora":
+  if c.method not in ADAPTERS:
     return []
   return lora.resolve(
     model,
     c.targets,
+    method=c.method,
     rank=c.rank,
     alpha=c.alpha,
     scaling=c.scaling,
@@ -49,6 +56,11 @@ def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]
     alpha_pattern=c.alpha_pattern,
     presets=presets,
   )
+
+
+def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:
+  """The parameters that `cfg` trains in full beside its adapters: biases and chosen modules."""
+  return lora.full_paths(model, table, cfg.lora.bias, cfg.lora.train_modules)
 
 
 def union(tables: Sequence[Table]) -> Table:
@@ -74,45 +86,82 @@ def make_arms(cfgs: Sequence[Config], tables: Sequence[Table], steps: int) -> Ar
     clip=column(lambda c: np.inf if c.optim.clip is None else c.optim.clip),
     dropout=column(lambda c: c.lora.dropout),
     steps=column(lambda c: steps),
+    lr_ratio=column(lambda c: c.lora.lr_ratio),
+    budget=column(lambda c: c.lora.budget or 0),
     scale=jnp.asarray(scale),
   )
 
 
-def inject_arms(model: nnx.Module, cfgs: Sequence[Config], tables: Sequence[Table], compute: str) -> dict:
-  """Adapts `model` for the union of the arms; returns A and B of every arm, stacked, as nested dicts (N, …).
+def first_leaves(model: nnx.Module, cfg: Config, table: Table, base: Mapping[str, Any]) -> Leaves:
+  """What the adapters of one arm start as; `base` holds every parameter of the base (or its shape) by dotted path.
 
-  Each arm's A is drawn at its own rank, so it starts as it would alone.
+  An arm's A is drawn at its own rank, so that in a pack it starts as it would alone.
+  """
+  c = cfg.lora
+  kernels, fans = lora.kernels_of(model, table, base), lora.fans_of(model, table)
+  key = stream_key(cfg.train.seed, "adapter")
+  draw = partial(lora.draw, table, fans, kernels, key, method=c.method, init=c.init, std=c.init_std)
+  if c.init not in lora.FROM_KERNEL:
+    return draw()
+  with screen.progress(f"{c.init}: decompose the base's kernels", len(table), "modules") as bar:
+    return draw(done=bar.advance)
+
+
+def inject_arms(
+  model: nnx.Module,
+  tables: Sequence[Table],
+  leaves: Sequence[Leaves],
+  full: Mapping[str, Sequence[Any]],
+  compute: str,
+) -> Tree:
+  """Adapts `model` for the union of the arms; returns what each arm has of its own, stacked, as nested dicts (N, …).
+
+  `leaves[n]` are those of arm n; `full[path]` the values of a parameter trained in full, for each arm.
   """
   rows = union(tables)
-  drawn = [
-    lora.draw(model, table, stream_key(c.train.seed, "adapter"), c.lora.init, c.lora.init_std)
-    for c, table in zip(cfgs, tables, strict=True)
-  ]
-  stacked = {row.path: jnp.stack([_padded(a.get(row.path), row) for a in drawn]) for row in rows}
-  lora.place(model, rows, {path: a[0] for path, a in stacked.items()}, compute)
-  known = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
-  return jax.tree_util.tree_map_with_path(lambda p, x: _arm_leaf(p, x, stacked, len(cfgs)), known)
+  stacked = {row.path: _stack([own.get(row.path) for own in leaves], row) for row in rows}
+  first = {path: {name: x[0] for name, x in own.items()} for path, own in stacked.items()}
+  lora.place(model, rows, first, compute)
+  lora.train_in_full(model, list(full))
+  own = nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.LoRAParam, lora.Constant)))
+
+  def arms_of(key_path, leaf):
+    path, _, name = dotted(key_path).rpartition(".")
+    if path in stacked and name in stacked[path]:
+      return stacked[path][name]
+    values = full[f"{path}.{name}"]
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in values):
+      return jnp.zeros((len(values), *leaf.shape), jnp.float32)
+    return jnp.stack([x.astype(jnp.float32) for x in values])
+
+  return jax.tree_util.tree_map_with_path(arms_of, own)
 
 
-def _padded(a_IR: jax.Array | None, row: lora.Adapted) -> jax.Array:
-  """A with zero columns up to the row's rank; all zeros for an arm that does not target the module."""
-  if a_IR is None:
-    return jnp.zeros((row.fan_in, row.rank))
-  return jnp.pad(a_IR, [(0, 0), (0, row.rank - a_IR.shape[1])])
+def _stack(arms: Sequence[Mapping[str, jax.Array] | None], row: lora.Adapted) -> dict[str, jax.Array]:
+  """The leaves of one module for all arms; zeros pad each to the row's rank, and stand for an arm without them."""
+  like = next(own for own in arms if own is not None)
+  leaf = lambda own, name: _padded(None if own is None else own[name], name, like[name], row.rank)
+  return {name: jnp.stack([leaf(own, name) for own in arms]) for name in like}
 
 
-def _arm_leaf(key_path, leaf: jax.Array, a: Mapping[str, jax.Array], arms: int) -> jax.Array:
-  *module, name = [str(k.key) for k in key_path]
-  return a[".".join(module)] if name == "lora_a" else jnp.zeros((arms, *leaf.shape), leaf.dtype)
+def _padded(x: jax.Array | None, name: str, like: jax.Array, rank: int) -> jax.Array:
+  axes = lora.LEAVES[name].axes
+  lead = like.ndim - len(axes)
+  shape = [rank if axis == "R" else size for axis, size in zip(axes, like.shape[lead:], strict=True)]
+  if x is None:
+    return jnp.zeros((*like.shape[:lead], *shape), like.dtype)
+  missing = [(0, whole - size) for whole, size in zip(shape, x.shape[lead:], strict=True)]
+  return jnp.pad(x, [(0, 0)] * lead + missing) if any(after for _, after in missing) else x
 
 
-def take_arm(params: Mapping, table: Table, arm: int) -> dict[str, dict[str, np.ndarray]]:
-  """One arm's adapter at its own ranks: {path: {lora_a (I, R), lora_b (R, O)}}."""
-  weights = {}
+def take_arm(params: Tree, table: Table, full: Sequence[str], method: str, arm: int) -> lora.Adapter:
+  """One arm's adapter at its own ranks; its arrays stay where they are."""
+  flat = {path: x[arm] for path, x in flatten(params).items()}
+  pair = {name: x for path, x in flat.items() if (name := path.rpartition(".")[2]) in ("vera_a", "vera_b")}
+  leaves = {}
   for row in table:
-    node = params
-    for name in row.path.split("."):
-      node = node[int(name) if name.isdigit() else name]
-    a, b = np.asarray(node["lora_a"][arm]), np.asarray(node["lora_b"][arm])
-    weights[row.path] = {"lora_a": a[:, : row.rank], "lora_b": b[: row.rank]}
-  return weights
+    sizes = {"I": row.fan_in, "O": row.fan_out, "R": row.rank}
+    own = {name: pair.get(name, flat.get(f"{row.path}.{name}")) for name in lora.LEAVES}
+    cut = lambda name, x, sizes=sizes: x[(..., *(slice(sizes[a]) for a in lora.LEAVES[name].axes))]
+    leaves[row.path] = {name: cut(name, x) for name, x in own.items() if x is not None}
+  return lora.Adapter(method, tuple(table), leaves, {path: flat[path] for path in full})

@@ -15,20 +15,24 @@ from flax import nnx, traverse_util
 
 from lora_exp.config import OptimConfig
 from lora_exp.dropout import DropKey, Dropout, path_key
-from lora_exp.lora import Adapter, Hyper
+from lora_exp.lora import AdapterLayer, Constant, Hyper, adalora
 from lora_exp.loss import Sums, example_loss, head_loss
-from lora_exp.mesh import Layout
+from lora_exp.mesh import Layout, dotted
 from lora_exp.models.family import LanguageModel
 from lora_exp.models.layers import causal_mask
 from lora_exp.pack import Arms
 
 Tree = Any  # nested dicts of arrays
 Batch = dict[str, jax.Array]
-TRAINABLE: dict[str, Any] = {"lora": nnx.LoRAParam, "full": nnx.Param, "frozen": False}
+ADAPTER = nnx.Any(nnx.LoRAParam, Constant)  # what an arm has of its own beside the base
+OWN: dict[str, Any] = {"full": nnx.Param, "frozen": False}  # of the other methods
 
 
 class State(NamedTuple):
-  """What a step changes; params and opt have a leading axis of arms."""
+  """What a step changes; params and opt have a leading axis of arms.
+
+  `params` is all that an arm has of its own: what is trained, and the constants of its adapter, which a step leaves.
+  """
 
   step: Any  # int32
   params: Tree
@@ -44,6 +48,7 @@ class Program:
   hyper_paths: tuple[tuple, ...]
   key_paths: tuple[tuple, ...]
   modules: tuple[str, ...]  # adapted modules, in the order of Arms.scale
+  constants: frozenset[tuple]  # paths of the params that are not trained
   method: str
   optim: OptimConfig
   mapping: str  # of the arms: map (a loop; best on a CPU) | vmap
@@ -53,19 +58,37 @@ class Program:
 def split_model(
   model: nnx.Module, method: str, modules: tuple[str, ...], dropout: bool, **rest: Any
 ) -> tuple[Program, Tree, Tree]:
-  """`(program, trainable, frozen)` of an injected model, by Variable type and never by a name.
+  """`(program, params, frozen)` of an injected model, by Variable type and never by a name.
 
   `dropout` (static): whether any arm drops inputs of its adapters; the base drops as its own rates say.
   """
-  parts: Any = (TRAINABLE[method], Hyper, DropKey, ...)
+  parts: Any = (OWN.get(method, ADAPTER), Hyper, DropKey, ...)
   eval_graph = nnx.graphdef(model)
   for _, module in nnx.iter_modules(model):
-    if isinstance(module, Dropout) or (dropout and isinstance(module, Adapter)):
+    if isinstance(module, Dropout) or (dropout and isinstance(module, AdapterLayer)):
       module.deterministic = False
-  train_graph, (trainable, hyper, keys, frozen) = nnx.graphdef(model), nnx.state(model, *parts)
+  train_graph, (params, hyper, keys, frozen) = nnx.graphdef(model), nnx.state(model, *parts)
   paths = lambda state: tuple(traverse_util.flatten_dict(nnx.to_pure_dict(state)))
-  program = Program(train_graph, eval_graph, paths(hyper), paths(keys), modules, method, **rest)
-  return program, nnx.to_pure_dict(trainable), nnx.to_pure_dict(frozen)
+  constants = frozenset(paths(nnx.state(model, Constant)))
+  program = Program(train_graph, eval_graph, paths(hyper), paths(keys), modules, constants, method, **rest)
+  return program, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
+
+
+def separate(program: Program, params: Tree) -> tuple[Tree, Tree]:
+  """(trained, constants) of `params`."""
+  if not program.constants:
+    return params, {}
+  flat = traverse_util.flatten_dict(params)
+  part = lambda held: traverse_util.unflatten_dict({p: x for p, x in flat.items() if (p in program.constants) == held})
+  return part(False), part(True)
+
+
+def together(trained: Tree, constants: Tree) -> Tree:
+  """The inverse of `separate`."""
+  if not constants:
+    return trained
+  flat = traverse_util.flatten_dict
+  return traverse_util.unflatten_dict(flat(trained) | flat(constants))
 
 
 def assemble(program: Program, params: Tree, arm: Arms, frozen: Tree, key: jax.Array | None) -> LanguageModel:
@@ -97,25 +120,26 @@ def batch_loss(program: Program, params: Tree, arm: Arms, frozen: Tree, batch: B
 def _token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: Batch) -> Sums:
   train = program.method == "full"
   targets, weights = batch["targets"], batch["weights"]
-  return head_loss(model.head, x_BTD, targets, weights, train_kernel=train, softcap=model.softcap)
+  return head_loss(model.head, x_BTD, targets, weights, train_all=train, softcap=model.softcap)
 
 
 def gradient(
   program: Program, params: Tree, arm: Arms, frozen: Tree, batch: Batch, key: jax.Array
 ) -> tuple[Tree, Sums, jax.Array]:
-  """One arm's gradient of the mean loss a token, its sums, and the tokens counted.
+  """One arm's gradient of the mean loss a token by what is trained of `params`, its sums, and the tokens counted.
 
   With `optim.accumulate` the batch is cut into parts; every token weighs the same, whatever its part.
   """
   tokens = batch["weights"].sum()
   parts = program.optim.accumulate
+  trained, constants = separate(program, params)
 
   def part_gradient(part: Batch, key: jax.Array):
-    def mean(params):
-      sums = batch_loss(program, params, arm, frozen, part, key)
+    def mean(trained):
+      sums = batch_loss(program, together(trained, constants), arm, frozen, part, key)
       return sums.loss / jnp.maximum(tokens, 1), sums
 
-    grads, sums = jax.grad(mean, has_aux=True)(params)
+    grads, sums = jax.grad(mean, has_aux=True)(trained)
     return grads, sums
 
   if parts == 1:
@@ -146,8 +170,12 @@ def schedule(cfg: OptimConfig, steps: jax.Array, step: jax.Array) -> jax.Array:
   return jnp.minimum(1, (done + 1) / max(1, cfg.warmup)) * decay
 
 
-def optimizer(cfg: OptimConfig, arm: Arms, lr: jax.Array) -> optax.GradientTransformation:
-  """The optax transformation of one arm; its rates may be traced. Weight decay is decoupled, on matrices alone."""
+def optimizer(program: Program, arm: Arms, lr: jax.Array) -> optax.GradientTransformation:
+  """The optax transformation of one arm; its rates may be traced. Weight decay is decoupled, on matrices alone.
+
+  B's whole update is `lr_ratio` times A's (LoRA+, arXiv 2402.12354).
+  """
+  cfg = program.optim
   matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
   b1, b2 = cfg.betas
   rule = {
@@ -155,7 +183,18 @@ def optimizer(cfg: OptimConfig, arm: Arms, lr: jax.Array) -> optax.GradientTrans
     "adam": lambda: optax.adam(lr, b1=b1, b2=b2, eps=cfg.eps),
     "sgd": lambda: optax.sgd(lr, momentum=cfg.momentum or None),
   }[cfg.name]()
-  return rule if cfg.clip is None else optax.chain(optax.clip_by_global_norm(arm.clip), rule)
+  rule = optax.chain(rule, faster_b(arm.lr_ratio))
+  if cfg.clip is not None:
+    rule = optax.chain(optax.clip_by_global_norm(arm.clip), rule)
+  if program.method == "adalora":
+    return adalora.allocate(rule, steps=arm.steps, budget=arm.budget)
+  return rule
+
+
+def faster_b(ratio: jax.Array) -> optax.GradientTransformation:
+  """Multiplies the update of every `lora_b` by `ratio`."""
+  faster = lambda path, u: u * ratio if dotted(path).endswith("lora_b") else u
+  return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(faster, updates))
 
 
 def over_arms(function: Callable, mapping: str, *trees: Tree) -> Tree:
@@ -169,7 +208,7 @@ def over_arms(function: Callable, mapping: str, *trees: Tree) -> Tree:
 
 def init_state(program: Program, params: Tree, arms: Arms) -> State:
   """The state before the first step; params have a leading axis of arms."""
-  start = lambda arm, p: optimizer(program.optim, arm, arm.lr).init(p)
+  start = lambda arm, p: optimizer(program, arm, arm.lr).init(separate(program, p)[0])
   return State(jnp.int32(0), params, over_arms(start, program.mapping, arms, params))
 
 
@@ -188,7 +227,8 @@ def train_step(
   def one_arm(arm: Arms, params: Tree, opt: Tree):
     factor = schedule(program.optim, arm.steps, state.step)
     grads, sums, tokens = gradient(program, params, arm, frozen, batch, key)
-    updates, opt = optimizer(program.optim, arm, arm.lr * factor).update(grads, opt, params)
+    trained, constants = separate(program, params)
+    updates, opt = optimizer(program, arm, arm.lr * factor).update(grads, opt, trained)
     count = jnp.maximum(tokens, 1)
     metrics = {
       "loss": sums.loss / count,
@@ -197,7 +237,7 @@ def train_step(
       "grad_norm": optax.tree.norm(grads),
       "lr": arm.lr * factor,
     }
-    return optax.apply_updates(params, updates), opt, metrics
+    return together(optax.apply_updates(trained, updates), constants), opt, metrics
 
   params, opt, metrics = over_arms(one_arm, program.mapping, arms, state.params, state.opt)
   return State(state.step + 1, params, opt), metrics

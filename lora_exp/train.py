@@ -92,7 +92,8 @@ class Run:
       outputs.write_json(self.dir / "summary.json", summary)
       self.logger.summary(summary)
       self.logger.finish(code)
-    outputs.show_result(summary, self.dir)
+    asked = next((p.strip() for p in cfg.sample.prompts if '"' not in p), "Once upon a time")
+    outputs.show_result(summary, self.dir, None if cfg.data.numbers else asked)
     if cfg.promises:
       summary["promises"] = promises.check(cfg.promises, End(self.job, state, summary, self.dir, self.held[0]))
       outputs.write_json(self.dir / "summary.json", summary)

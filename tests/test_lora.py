@@ -12,12 +12,12 @@ import optax
 import pytest
 from flax import nnx
 from packs import SIZES, quickly
-from safetensors.numpy import load_file, save_file
 
 from lora_exp import lora, models
 from lora_exp.config import InputError, ModelConfig
-from lora_exp.lora import inject, targets
-from lora_exp.lora.layers import LoRAEmbed, LoRALinearGeneral, draw_a, kernel_shape
+from lora_exp.lora import inject, kernel_shape, targets
+from lora_exp.lora.layers import LoRAEmbed, LoRALinearGeneral
+from lora_exp.lora.starts import draw_a
 from lora_exp.mesh import flatten
 
 PRESETS = models.FAMILIES["minigpt"].presets
@@ -79,7 +79,7 @@ def test_a_pattern_matches_whole_segments_or_all_of_the_path_after_re(pattern, p
 
 
 def test_targets_exclude_and_layers_choose_together_in_reading_order():
-  choose = lambda *args, **more: targets.select(PATHS, *args, presets=PRESETS, **more)
+  choose = lambda *args, **more: targets.select_paths(PATHS, *args, presets=PRESETS, **more)
   assert choose("qv", layers=[1]) == ["blocks.1.mha.query", "blocks.1.mha.value"]
   assert choose(["head", "linear1"]) == ["blocks.0.linear1", "blocks.1.linear1", "output_layer"]
   assert choose("all_linear", exclude=["mlp", "mha.out"], layers=[0]) == [
@@ -103,14 +103,14 @@ def test_targets_exclude_and_layers_choose_together_in_reading_order():
 )
 def test_a_pattern_without_a_match_is_refused_with_the_nearest(settings, says):
   with pytest.raises(InputError) as error:
-    targets.select(PATHS, presets=PRESETS, **settings)
+    targets.select_paths(PATHS, presets=PRESETS, **settings)
   assert len(error.value.problems) == 1
   assert all(words in error.value.problems[0] for words in says)
 
 
 def test_every_bad_pattern_is_named_at_once():
   with pytest.raises(InputError) as error:
-    targets.select(PATHS, ["nope", "linear1", "neither"], "nor", presets=PRESETS)
+    targets.select_paths(PATHS, ["nope", "linear1", "neither"], "nor", presets=PRESETS)
   assert len(error.value.problems) == 3
 
 
@@ -185,7 +185,7 @@ def test_an_adapted_module_is_the_module_with_the_kernel_w_plus_s_a_b(name, comp
   b = jax.random.normal(jax.random.key(4), (2, shape[1]))
   update = (1.5 * a @ b).reshape(module.kernel[...].shape)
   whole.kernel[...] = whole.kernel[...] + update
-  lora.layers.attach(module, a, b, 1.5, compute)
+  lora.layers.attach(module, {"lora_a": a, "lora_b": b}, 1.5, compute)
 
   def results(module, wrt):
     graph, part, rest = nnx.split(module, wrt, ...)
@@ -206,7 +206,7 @@ def test_an_adapted_embedding_is_seen_by_its_look_up_and_by_its_tied_head():
   whole = nnx.clone(module)
   a, b = jax.random.normal(jax.random.key(3), (20, 2)), jax.random.normal(jax.random.key(4), (2, 12))
   whole.embedding[...] = whole.embedding[...] + 0.5 * a @ b
-  lora.layers.attach(module, a, b, 0.5)
+  lora.layers.attach(module, {"lora_a": a, "lora_b": b}, 0.5)
   np.testing.assert_allclose(module(ids), whole(ids), atol=1e-5)
   np.testing.assert_allclose(module.attend(X), whole.attend(X), atol=2e-5)
 
@@ -214,7 +214,7 @@ def test_an_adapted_embedding_is_seen_by_its_look_up_and_by_its_tied_head():
 def test_dropout_touches_the_adapters_input_alone_and_only_in_training():
   base = nnx.Linear(12, 12, rngs=nnx.Rngs(0))
   module = nnx.clone(base)
-  lora.layers.attach(module, jnp.eye(12), jnp.eye(12), 1.0)  # y = base(x) + dropout(x)
+  lora.layers.attach(module, {"lora_a": jnp.eye(12), "lora_b": jnp.eye(12)}, 1.0)  # y = base(x) + dropout(x)
   np.testing.assert_allclose(module(X), base(X) + X, atol=1e-5)
   module.deterministic, module.rate[...] = False, jnp.float32(0.25)
   seen = np.asarray(module(X) - base(X))
@@ -302,71 +302,6 @@ def test_a_and_b_by_type_do_train():
   assert {path.rsplit(".", 1)[1] for path in grads} == {"lora_a", "lora_b"}
   assert all(np.asarray(g).any() for path, g in grads.items() if path.endswith("lora_b"))
   assert np.abs(before - after).max() > 1e-3
-
-
-# Files
-
-
-def saved(folder):
-  model = tiny()
-  table = inject(model, ["mha.query", "emb", "blocks.1"], rank=4, rank_pattern={"emb": 2}, alpha=3)
-  rng = np.random.default_rng(0)
-  weights = {
-    row.path: {
-      "lora_a": rng.normal(size=(row.fan_in, row.rank)).astype(np.float32),
-      "lora_b": rng.normal(size=(row.rank, row.fan_out)).astype(np.float32),
-    }
-    for row in table
-  }
-  lora.save_adapter(folder, table, weights, {"dropout": 0.1})
-  return table, weights
-
-
-def test_an_adapter_comes_back_from_its_files_bit_for_bit(tmp_path):
-  table, weights = saved(tmp_path / "adapter")
-  found = lora.load_adapter(tmp_path / "adapter", table)
-  jax.tree.map(np.testing.assert_array_equal, found, weights)
-  assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
-    "adapter_config.json",
-    "adapter_model.safetensors",
-  ]
-
-
-@pytest.mark.parametrize(
-  ("damage", "says"),
-  [
-    (lambda t, names: t.pop(names[0]), ["is missing"]),
-    (lambda t, names: t.update(extra=t[names[0]]), ["extra fits no adapted module"]),
-    (lambda t, names: t.update({names[0]: t[names[0]][:1]}), ["expected"]),
-    (lambda t, names: t.update({names[0]: t[names[0]] * np.nan}), ["not finite"]),
-    (lambda t, names: (t.pop(names[0]), t.update({names[1]: t[names[1]][:, :1]})), ["is missing", "expected"]),
-  ],
-)
-def test_an_adapter_that_does_not_fit_is_refused_with_every_difference(tmp_path, damage, says):
-  table, _ = saved(tmp_path)
-  file = tmp_path / "adapter_model.safetensors"
-  tensors = load_file(file)
-  damage(tensors, sorted(tensors))
-  save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, file)
-  with pytest.raises(InputError) as error:
-    lora.load_adapter(tmp_path, table)
-  assert len(error.value.problems) == len(says)
-  for words in says:
-    assert any(words in p and str(file) in p for p in error.value.problems)
-
-
-@pytest.mark.parametrize("rest", [b"", b"not a tensor file", None])
-def test_a_file_that_is_no_adapter_is_refused(tmp_path, rest):
-  table, _ = saved(tmp_path)
-  file = tmp_path / "adapter_model.safetensors"
-  file.write_bytes(file.read_bytes()[:-100] if rest is None else rest)
-  with pytest.raises(InputError, match="adapter_model.safetensors"):
-    lora.load_adapter(tmp_path, table)
-
-
-def test_a_directory_without_an_adapter_is_refused(tmp_path):
-  with pytest.raises(InputError, match="holds no adapter"):
-    lora.load_adapter(tmp_path, [])
 
 
 @pytest.mark.parametrize("module", ["lora_exp.lora", "lora_exp.lora.inject"])

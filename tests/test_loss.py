@@ -93,10 +93,11 @@ def ours(case: Case, p: dict):
   if case.bias:
     head.bias[...] = p["bias"]
   if case.adapted:
-    attach(head, *((p["b"].T, p["a"].T) if case.tied else (p["a"], p["b"])), SCALE, case.compute)
+    a, b = (p["b"].T, p["a"].T) if case.tied else (p["a"], p["b"])
+    attach(head, {"lora_a": a, "lora_b": b}, SCALE, case.compute)
     if case.rate is not None:
       head.deterministic, head.rate[...] = False, jnp.float32(case.rate)
-  static = {"train_kernel": case.train_kernel, "softcap": case.softcap}
+  static = {"train_all": case.train_kernel, "softcap": case.softcap}
   return head_loss(head, p["x"].astype(case.dtype), p["targets"], p["weights"], **static)
 
 

@@ -39,10 +39,8 @@ def mlp() -> models.mlp.MLP:
 def adapted(run_dir) -> models.mlp.MLP:
   """The base of blox_mlp with the adapter of a run on it."""
   model = mlp()
-  table = lora.inject(model, "layers.*", rank=4, compute="factored")
-  known = lora.modules(model)
-  for path, found in lora.load_adapter(run_dir / "adapter", table).items():
-    known[path].lora_a[...], known[path].lora_b[...] = jnp.asarray(found["lora_a"]), jnp.asarray(found["lora_b"])
+  shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(model).items()}
+  lora.attach(model, lora.load_adapter(run_dir / "adapter", None, shapes), compute="factored")
   return model
 
 
@@ -58,7 +56,9 @@ def test_the_loss_falls_by_more_than_a_fifth_and_only_hidden_layers_are_adapted(
 
 
 def test_a_is_normal_with_a_standard_deviation_of_one_over_the_root_of_the_rank():
-  a = lora.draw(mlp(), [lora.Adapted("layers.1", 4096, 64, 4, 8, 2)], jax.random.key(0), "normal")["layers.1"]
+  row, shape = lora.Adapted("layers.1", 4096, 64, 4, 8, 2), jax.ShapeDtypeStruct((4096, 64), jnp.float32)
+  drawn = lora.draw([row], {row.path: 4096}, {row.path: shape}, jax.random.key(0), init="normal")
+  a = drawn[row.path]["lora_a"]
   assert np.std(a) == pytest.approx(0.5, rel=0.02) and abs(np.mean(a)) < 0.02
 
 
@@ -79,7 +79,7 @@ def test_merged_outputs_equal_and_the_kept_bytes_come_back(blox):
   before, kernel = model(x), np.array(model.layers[0].kernel[...])
   with pytest.raises(KeyError), lora.merged(model):
     np.testing.assert_allclose(model(x), before, atol=1e-5)
-    assert not isinstance(model.layers[0], lora.Adapter)
+    assert not isinstance(model.layers[0], lora.AdapterLayer)
     assert (model.layers[0].kernel[...] != kernel).any()
     raise KeyError  # whatever ends it, the base comes back
   np.testing.assert_array_equal(model.layers[0].kernel[...], kernel)

@@ -130,7 +130,7 @@ def test_the_pack_starts_each_arm_as_it_would_start_alone():
 
 def test_an_arm_is_taken_out_at_its_own_ranks():
   job, *_ = pack("map")
-  taken = take_arm(job.state.params, check_built(config(0)).table, 0)
+  taken = take_arm(job.state.params, check_built(config(0)).table, [], "lora", 0).leaves
   mine = own(flatten(job.state.params), 0)
   assert {f"{path}.{name}" for path, weights in taken.items() for name in weights} == mine.keys()
   for path, x in mine.items():

@@ -16,11 +16,13 @@ from lora_exp.config.errors import (
   nearest,
 )
 from lora_exp.config.schema import (
+  ADAPTERS,
   ArchConfig,
   Config,
   DataConfig,
   LoggerConfig,
   LoraConfig,
+  MergeConfig,
   MeshConfig,
   MlpConfig,
   ModelConfig,
@@ -32,6 +34,7 @@ from lora_exp.config.schema import (
 from lora_exp.config.typed import to_config
 
 __all__ = [
+  "ADAPTERS",
   "ArchConfig",
   "Config",
   "DataConfig",
@@ -42,6 +45,7 @@ __all__ = [
   "LoggerConfig",
   "LoraConfig",
   "LoraExpError",
+  "MergeConfig",
   "MeshConfig",
   "MlpConfig",
   "ModelConfig",

@@ -1,6 +1,5 @@
 """What is allowed. `check` looks at every setting and returns every problem, a line each; it imports no jax."""
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,11 +10,22 @@ from typing import Any
 from lora_exp.config import weights
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import did_you_mean
-from lora_exp.config.schema import EXAMPLES, FILE_SOURCES, TOKENIZERS, Config, DataConfig, ModelConfig
+from lora_exp.config.lora_checks import lora_problems
+from lora_exp.config.schema import (
+  ADAPTERS,
+  EXAMPLES,
+  FILE_SOURCES,
+  INITS,
+  TOKENIZERS,
+  Config,
+  DataConfig,
+  ModelConfig,
+)
 from lora_exp.config.typed import shown
 
 CHOICES = {
-  "task": ("train", "generate", "evaluate", "plan"),
+  "task": ("train", "generate", "evaluate", "merge", "export", "plan"),
+  "format": ("peft", "merged", "base"),
   "model.family": ("minigpt", "gpt2", "llama", "mlp", "hf"),
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
@@ -24,18 +34,23 @@ CHOICES = {
   "data.view": (None, "code", "docs"),
   "data.packing": ("pack", "pad"),
   "data.chat": ("auto", "none"),
-  "lora.method": ("lora", "full", "frozen"),
+  "lora.method": (*ADAPTERS, "bitfit", "full", "frozen"),
   "lora.scaling": ("standard", "rslora"),
-  "lora.init": ("kaiming", "he_uniform", "xavier_uniform", "normal"),
+  "lora.init": tuple(INITS),
+  "lora.bias": ("none", "all", "lora_only"),
+  "lora.quant": (None, "int8", "int4", "nf4"),
   "lora.compute": ("auto", "factored", "merged"),
   "optim.name": ("adamw", "adam", "sgd"),
   "optim.schedule": ("constant", "linear", "cosine"),
   "train.export": ("best", "last"),
   "sample.chat": ("auto", "always", "none"),
+  "merge.dtype": (None, "float32", "bfloat16", "float16"),
   "logger.name": ("wandb", "none"),
   "logger.mode": ("auto", "online", "offline"),
 }
 MLP_CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_normal", "xavier_uniform")}
+
+ON_A_RUN = ("merge", "export")  # tasks that need a run
 
 PROMISES = ("trainable", "total", "adapter_bytes", "loss_falls", "accuracy", "exact", "behind_best", "base_changed",
             "merged_differs", "off_differs")
@@ -60,6 +75,7 @@ NUMBERS: dict[str, Allowed] = {
   "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE,
   "mesh.arm": (lambda x: x == 1, "1: only a packed sweep has more arms"),
   "lora.rank": COUNT, "lora.alpha": POSITIVE, "lora.dropout": RATE, "lora.init_std": POSITIVE,
+  "lora.lr_ratio": POSITIVE, "lora.budget": POSITIVE,
   "optim.lr": POSITIVE, "optim.warmup": NOT_NEGATIVE, "optim.weight_decay": NOT_NEGATIVE, "optim.eps": POSITIVE,
   "optim.momentum": RATE, "optim.clip": POSITIVE, "optim.accumulate": COUNT,
   "train.steps": COUNT, "train.epochs": POSITIVE, "train.batch_size": COUNT, "train.log_every": COUNT,
@@ -68,12 +84,14 @@ NUMBERS: dict[str, Allowed] = {
   "train.stop_at": COUNT,
   "sample.every": NOT_NEGATIVE, "sample.max_tokens": COUNT, "sample.temperature": NOT_NEGATIVE, "sample.top_k": COUNT,
   "sample.top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"), "sample.seed": SEED,
+  "merge.bound": NOT_NEGATIVE,
 }
+
 
 def check(cfg: Config) -> list[str]:
   """Every problem of `cfg`, each one line 'path=value: what is allowed'; empty if there is none. Reads no data."""
-  parts = (_choices, _numbers, _task, _name, _credentials, _model, _mlp, _sources, _lora, _optim, _train, _sample,
-           _promises)
+  parts = (_choices, _numbers, _task, _name, _credentials, _model, _mlp, _sources, lora_problems, _optim, _train,
+           _sample, _promises)
   return [problem for part in parts for problem in part(cfg)]
 
 
@@ -87,13 +105,14 @@ def sources(cfg: Config) -> dict[str, DataConfig]:
   return found
 
 
-def regex_problem(pattern: str) -> str | None:
-  """Why the target pattern `re:...` is no regular expression, or None."""
-  try:
-    re.compile(pattern.removeprefix("re:"))
-  except re.error as error:
-    return f"not a regular expression: {error}"
-  return None
+def merges(cfg: Config) -> bool:
+  """Whether the task merges what a run trained, which reads the run's data."""
+  return cfg.task == "merge" or (cfg.task == "export" and cfg.format == "merged")
+
+
+def export_directory(cfg: Config) -> Path:
+  """Where task=merge and task=export write."""
+  return Path(cfg.out) if cfg.out else Path(str(cfg.run)) / "export" / ("merged" if cfg.task == "merge" else cfg.format)
 
 
 def run_directory_problem(path: str, directory: str) -> str | None:
@@ -137,11 +156,13 @@ def _numbers(cfg: Config) -> Iterator[str]:
 
 
 def _task(cfg: Config) -> Iterator[str]:
-  used = cfg.run if cfg.task in ("generate", "evaluate") else None
+  used = cfg.run if cfg.task in (*ON_A_RUN, "generate", "evaluate") else None
   if used is not None and (problem := run_directory_problem("run", used)):
     yield problem
   if cfg.task == "train" and cfg.run:
-    yield f"run={cfg.run}: is for task=generate and task=evaluate; to go on with a run use train.resume={cfg.run}"
+    yield f"run={cfg.run}: task=train begins a new run; to go on with this one use train.resume={cfg.run}"
+  if cfg.task in ON_A_RUN:
+    yield from _export(cfg)
   if cfg.task == "generate":
     if cfg.prompt is not None and cfg.prompt_file is not None:
       yield "prompt, prompt_file: both are given; remove one"
@@ -149,6 +170,27 @@ def _task(cfg: Config) -> Iterator[str]:
       yield from _file("prompt_file", cfg.prompt_file)
     if cfg.prompt == "":
       yield "prompt: is empty; give a text to go on from, as 'prompt=\"Once upon a time\"'"
+
+
+def _export(cfg: Config) -> Iterator[str]:
+  if cfg.run is None:
+    yield f"run=null: task={cfg.task} needs the run that it works on; add run=outputs/DAY/TIME-NAME"
+    return
+  method = cfg.lora.method
+  if cfg.task == "merge" and cfg.format == "base":
+    yield "format=base: task=merge writes the merged model; use task=export format=base"
+  elif method == "frozen" and cfg.format != "base":
+    yield f"run={cfg.run}: lora=frozen trained nothing; the base alone: task=export format=base"
+  elif method == "full" and cfg.task == "export" and cfg.format == "peft":
+    yield "format=peft: lora=full trains the model itself, and no adapter; use format=merged"
+  out = export_directory(cfg)
+  for name in ("adapter", "checkpoints", ".hydra"):
+    if out.is_relative_to(Path(cfg.run) / name) or out == Path(cfg.run):
+      yield f"out={out}: would lie in the run's own files; choose another directory, or none: {cfg.run}/export"
+      return
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    what = "is not empty" if out.is_dir() else "is a file"
+    yield f"out={out}: {what}, and nothing is overwritten; choose another directory, or move this one"
 
 
 def _name(cfg: Config) -> Iterator[str]:
@@ -221,7 +263,7 @@ def _sources(cfg: Config) -> Iterator[str]:
     if data.source == "sentences" and (len(set(data.sentences)) < 2 or not all(map(str.strip, data.sentences))):
       yield f"{name}.sentences: must be two different texts or more, none of them blank"
     if data.source in FILE_SOURCES:
-      if cfg.task in ("train", "evaluate"):
+      if cfg.task in ("train", "evaluate") or (name == "data" and merges(cfg)):
         yield from _paths(name, data)
     elif data.path is not None or data.eval_path is not None:
       group = "data" if name == "data" else f"data@{name}"
@@ -290,44 +332,6 @@ def _file(path: str, value: str) -> Iterator[str]:
     yield f"{path}={value}: is a directory; give a file"
   elif not os.access(file, os.R_OK):
     yield f"{path}={value}: cannot be read (permission denied)"
-
-
-def _lora(cfg: Config) -> Iterator[str]:
-  lora = cfg.lora
-  yield from _patterns("lora.targets", lora.targets)
-  yield from _patterns("lora.exclude", lora.exclude)
-  if lora.method == "lora" and not lora.targets:
-    yield "lora.targets: must name at least one module; lora=frozen trains nothing"
-  if lora.compute == "merged" and lora.dropout:
-    yield f"lora.compute=merged: A sees other inputs than W with lora.dropout={lora.dropout}; set one of them back"
-  if lora.compute == "merged" and "bfloat16" in (cfg.model.dtype, cfg.model.param_dtype):
-    yield "lora.compute=merged: adding A·B to a bfloat16 kernel rounds it away; use auto or factored"
-  if lora.layers is not None:
-    mlp = cfg.model.mlp if cfg.model.family == "mlp" else None
-    yield from _layers(lora.layers, len(mlp.hidden) if mlp else cfg.model.layers)
-  for name, table, words, smallest in (("rank_pattern", lora.rank_pattern, "at least 1", 1),
-                                       ("alpha_pattern", lora.alpha_pattern, "above 0", math.ulp(0.0))):
-    for pattern, value in (table or {}).items():
-      yield from _patterns(f"lora.{name}", pattern)
-      if value < smallest:
-        yield f"lora.{name}.{pattern}={value}: must be {words}"
-
-
-def _patterns(path: str, patterns: Any) -> Iterator[str]:
-  items = patterns if isinstance(patterns, list) else [] if patterns is None else [patterns]
-  for item in items:
-    if not isinstance(item, str) or not item:
-      yield f"{path}={shown(patterns)}: must be a pattern or a list of patterns, as [query, value] or re:.*query"
-      return
-    if item.startswith("re:") and (problem := regex_problem(item)):
-      yield f"{path}={shown(item)}: {problem}"
-
-
-def _layers(layers: Any, count: int) -> Iterator[str]:
-  if not isinstance(layers, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in layers):
-    yield f"lora.layers={shown(layers)}: must be a list of block numbers, as [0,1], or null for all"
-  elif not layers or any(not 0 <= i < count for i in layers):
-    yield f"lora.layers={shown(layers)}: must be numbers of blocks from 0 to {count - 1}, or null for all"
 
 
 def _optim(cfg: Config) -> Iterator[str]:

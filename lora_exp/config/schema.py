@@ -111,6 +111,7 @@ class DataConfig:
   repeat: int = 1  # of sentences: how often each stands in the data
   shuffle: bool = True  # a new order of the rows each epoch
   seed: int = 0  # of that order; of arithmetic: also of the examples
+  prompts: list[str] = field(default_factory=list)  # that suit it: what sample.prompts are by default
 
   @property
   def numbers(self) -> bool:
@@ -128,11 +129,24 @@ class MeshConfig:
   arm: int = 1  # splits the arms of a pack
 
 
+ADAPTERS = ("lora", "dora", "vera", "adalora")  # methods that put low-rank factors beside kernels
+INITS = {  # lora.init -> what A is drawn from
+  "kaiming": "U(±1/√in)",
+  "he_uniform": "U(±√(6/in))",
+  "xavier_uniform": "U(±√(6/(in + rank)))",
+  "normal": "N(0, init_std²)",
+  "gaussian": "N(0, 1/rank²)",
+  "orthogonal": "orthonormal columns",
+  "pissa": "the largest singular directions of W",
+  "olora": "the first rows of R in Wᵀ = Q·R",
+}
+
+
 @dataclass
 class LoraConfig:
   """The adapter: where it sits, how large it is, how it starts."""
 
-  method: str = "lora"  # lora | full (every parameter is trained) | frozen (none)
+  method: str = "lora"  # lora | dora | vera | adalora | bitfit (biases alone) | full (all) | frozen (none)
   rank: int = 8  # R
   alpha: float | None = None  # scale = alpha/rank; null: 2 * rank
   scaling: str = "standard"  # standard: alpha/rank | rslora: alpha/sqrt(rank)
@@ -142,8 +156,14 @@ class LoraConfig:
   rank_pattern: dict[str, int] | None = None  # {pattern: rank}, the first match wins
   alpha_pattern: dict[str, float] | None = None  # {pattern: alpha}
   dropout: float = 0.0  # rate on A's input, in training only
-  init: str = "kaiming"  # of A: kaiming U(±1/√in) | he_uniform U(±√(6/in)) | xavier_uniform | normal N(0, init_std)
+  init: str = "kaiming"  # of A: see INITS; pissa and olora take A and B from the base's kernel
   init_std: float | None = None  # of init=normal; null: 1/sqrt(rank)
+  lr_ratio: float = 1.0  # B's learning rate over A's (LoRA+)
+  bias: str = "none"  # biases trained besides: none | all | lora_only (of the adapted modules)
+  train_modules: Any = None  # patterns of modules trained in full, as a norm or the head
+  quant: str | None = None  # how the adapted kernels are held: null (as they are) | int8 | int4 | nf4
+  budget: float | None = None  # of adalora: ranks a module keeps on average, at most `rank`
+  init_from: str | None = None  # a directory with an adapter to start from; it says method, rank, alpha and targets
   compute: str = "auto"  # auto | factored x·A·B | merged x·(W + s·A·B)
 
 
@@ -198,6 +218,14 @@ class SampleConfig:
 
 
 @dataclass
+class MergeConfig:
+  """The merged model that task=merge and task=export write, and what it is held to."""
+
+  dtype: str | None = None  # of what is written: float32 | bfloat16 | float16; null: model.param_dtype
+  bound: float | None = None  # most that merging may change a logit by; null: by the dtype, see export.py
+
+
+@dataclass
 class LoggerConfig:
   """Where the curves go besides metrics.jsonl."""
 
@@ -212,12 +240,14 @@ class LoggerConfig:
 class Config:
   """One run."""
 
-  task: str = "train"  # train | generate | evaluate | plan
+  task: str = "train"  # train | generate | evaluate | merge | export | plan
   name: str = "run"  # ends the run directory's name
-  run: str | None = None  # the run directory that generate and evaluate work on; null: the base alone
+  run: str | None = None  # the run directory that a task works on; null, with generate and evaluate: the base alone
   cache: str = "~/.cache/lora_exp"  # rows, bases and compiled programs, each under the hash of what made it
   prompt: str | None = None  # of task=generate
   prompt_file: str | None = None  # of task=generate: a file of prompts, one a line
+  format: str = "peft"  # of task=export: peft (the adapter) | merged (the model with it) | base (the model without)
+  out: str | None = None  # of task=merge and task=export: the directory to write; null: export/FORMAT of the run
   model: ModelConfig = field(default_factory=ModelConfig)
   data: DataConfig = field(default_factory=DataConfig)
   pretrain_data: DataConfig | None = None  # what a pretrained base learns
@@ -227,6 +257,7 @@ class Config:
   optim: OptimConfig = field(default_factory=OptimConfig)
   train: TrainConfig = field(default_factory=TrainConfig)
   sample: SampleConfig = field(default_factory=SampleConfig)
+  merge: MergeConfig = field(default_factory=MergeConfig)
   logger: LoggerConfig = field(default_factory=LoggerConfig)
   otherwise: list[str] = field(default_factory=list)  # overrides for where model.weights cannot be had
   promises: dict[str, float] | None = None  # what must hold when training has ended, {promise: number}; see promises.py

@@ -1,7 +1,26 @@
-"""Low-rank adapters for any Flax NNX model (Hu et al., arXiv 2106.09685).
+"""Low-rank adapters for any Flax NNX model: every method worth comparing, and files that PEFT accepts.
 
-Before: y = x·W. After: y = x·W + s·(x·A)·B with A (in, rank) random, B (rank, out) zero and s = alpha/rank, so that
-the model's outputs are the base's, bit for bit, until B has moved. W is frozen: what trains is every `nnx.LoRAParam`.
+An adapted module answers y = g ⊙ (x·W + s·(x·A)·B − s·(x·A₀)·B₀) + b. A method is which of these parts it has, and
+which are trained (formula.py has the table): LoRA trains A and B and has neither g nor A₀, B₀; DoRA adds g; PiSSA and
+OLoRA take A and B from W and keep what they started as in A₀ and B₀; VeRA and AdaLoRA train vectors beside A and B.
+Three rules hold for all of them.
+
+*The base is never rewritten.* W stays as it was loaded, quantised or not, and before the first step the model answers
+as its base, bit for bit. `eject`, `unmerge` and `disabled` put kept arrays back; nothing is ever subtracted.
+
+*What trains is told by type.* `nnx.LoRAParam` are the trained leaves (also `Trained`, a bias or a module trained in
+full), `Constant` the adapter's frozen ones. `nnx.split(model, nnx.LoRAParam, ...)` cannot select the wrong half.
+
+*A module becomes its adapted self in place.* Its class changes to a subclass, so paths, sharing (a tied head sees the
+table's adapter) and checkpoints do not. Kernels are seen as (in, out): Linear, LinearGeneral, Einsum, Conv, Embed, and
+stacks of them.
+
+    inject, eject, attach          an adapter on a model, and off it as an `Adapter`
+    merge, unmerge, merged         its update in the kernels, checked by whoever merges
+    disabled                       the base for a while
+    Adapters                       several by name over one base
+    combine_adapters, resize       arithmetic on adapters; extract: one out of two checkpoints
+    save_adapter, load_adapter     PEFT's files, both ways
 
 >>> import jax, jax.numpy as jnp
 >>> from flax import nnx
@@ -17,28 +36,78 @@ the model's outputs are the base's, bit for bit, until B has moved. W is frozen:
 ['lora_a', 'lora_b']
 """
 
-from lora_exp.lora.files import load_adapter, save_adapter
-from lora_exp.lora.inject import Adapted, draw, eject, inject, modules, place, resolve, scale_of
-from lora_exp.lora.layers import Adapter, Hyper, LoRALinear
-from lora_exp.lora.targets import matches, select
-from lora_exp.lora.toggle import disabled, merged
+from lora_exp.lora.adalora import kept_ranks
+from lora_exp.lora.adapter import Adapted, Adapter
+from lora_exp.lora.combine import combine_adapters
+from lora_exp.lora.files import Naming, load_adapter, save_adapter
+from lora_exp.lora.formula import LEAVES
+from lora_exp.lora.inject import (
+  adapted_modules,
+  attach,
+  completed,
+  eject,
+  extract_adapter,
+  fans_of,
+  full_paths,
+  inject,
+  kernels_of,
+  modules,
+  place,
+  resolve,
+  scale_of,
+  train_in_full,
+)
+from lora_exp.lora.kernels import shape as kernel_shape
+from lora_exp.lora.layers import KEPT, AdapterLayer, Constant, Hyper, LoRALinear, Trained
+from lora_exp.lora.named import Adapters
+from lora_exp.lora.quant import quantise
+from lora_exp.lora.resize import Extracted, extract, resize
+from lora_exp.lora.starts import FROM_KERNEL, draw
+from lora_exp.lora.targets import matches, select_paths
+from lora_exp.lora.toggle import Kept, disabled, merge, merged, unmerge
 
 __all__ = [
+  "FROM_KERNEL",
+  "KEPT",
+  "LEAVES",
   "Adapted",
   "Adapter",
+  "AdapterLayer",
+  "Adapters",
+  "Constant",
+  "Extracted",
   "Hyper",
+  "Kept",
   "LoRALinear",
+  "Naming",
+  "Trained",
+  "adapted_modules",
+  "attach",
+  "combine_adapters",
+  "completed",
   "disabled",
   "draw",
   "eject",
+  "extract",
+  "extract_adapter",
+  "fans_of",
+  "full_paths",
   "inject",
+  "kept_ranks",
+  "kernel_shape",
+  "kernels_of",
   "load_adapter",
   "matches",
+  "merge",
   "merged",
   "modules",
   "place",
+  "quantise",
+  "resize",
   "resolve",
   "save_adapter",
   "scale_of",
-  "select",
+  "select_paths",
+  "train_in_full",
+  "unmerge",
 ]

@@ -2,43 +2,32 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.config import InputError
-from lora_exp.dropout import path_key
-from lora_exp.lora import layers
-from lora_exp.lora.targets import matches, select
+from lora_exp.lora import formula, kernels, layers, starts
+from lora_exp.lora.adapter import Adapted, Adapter
+from lora_exp.lora.targets import advice, as_list, matches, select_paths
 
 Presets = Mapping[str, Sequence[str]]
+BIASES = ("none", "all", "lora_only")  # which biases are trained besides, as in PEFT
 
 
-@dataclass(frozen=True)
-class Adapted:
-  """One adapted module: a row of the table that every run prints."""
-
-  path: str
-  fan_in: int  # I
-  fan_out: int  # O
-  rank: int  # R
-  alpha: float
-  scale: float
-
-  @property
-  def parameters(self) -> int:
-    """Trainable parameters: R·(I + O)."""
-    return self.rank * (self.fan_in + self.fan_out)
-
-
-def modules(model: nnx.Module) -> dict[str, nnx.Module]:
+def modules(model: nnx.Module) -> dict[str, Any]:
   """Every module that can carry an adapter (or does), by dotted path, in reading order."""
   kinds = tuple(layers.ADAPTED)
   found = [(path, m) for path, m in nnx.iter_modules(model) if isinstance(m, kinds)]
   found.sort(key=lambda item: [(isinstance(s, str), s) for s in item[0]])
   return {".".join(map(str, path)): m for path, m in found}
+
+
+def adapted_modules(model: nnx.Module) -> dict[str, Any]:
+  """The modules that carry an adapter, by dotted path."""
+  return {path: m for path, m in modules(model).items() if isinstance(m, layers.AdapterLayer)}
 
 
 def scale_of(alpha: float, rank: int, scaling: str = "standard") -> float:
@@ -50,6 +39,7 @@ def resolve(
   model: nnx.Module,
   targets: str | Sequence[str] = "re:.*",
   *,
+  method: str = "lora",
   rank: int = 8,
   alpha: float | None = None,
   scaling: str = "standard",
@@ -61,26 +51,51 @@ def resolve(
 ) -> list[Adapted]:
   """The table of modules that these settings adapt; alpha defaults to twice the module's rank.
 
-  The first matching pattern of `rank_pattern` and of `alpha_pattern` wins. Raises InputError naming every pattern
-  that matches no target, with the nearest paths.
+  The first matching pattern of `rank_pattern` and of `alpha_pattern` wins. VeRA has no alpha: its scale is 1. Raises
+  InputError naming every pattern that matches no target, with the nearest paths, and every pattern that never wins.
   """
   presets = presets or {}
   known = {path: m for path, m in modules(model).items() if layers.adaptable(m)}
-  chosen = select(list(known), targets, exclude, layers_, presets)
+  chosen = select_paths(list(known), targets, exclude, layers_, presets)
   problems = [
-    f"lora.{name}={{{pattern}: …}} matches none of the adapted modules: {', '.join(chosen[:4])}, …"
-    for name, patterns in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern))
-    for pattern in patterns or {}
-    if not any(_hits(pattern, path, presets) for path in chosen)
+    *_idle("rank_pattern", rank_pattern, chosen, list(known), presets),
+    *_idle("alpha_pattern", alpha_pattern, chosen, list(known), presets),
   ]
+  if method == "vera" and rank_pattern:
+    problems.append("lora.rank_pattern: VeRA has one pair of matrices for all modules, and so one rank")
+  if method == "vera" and (stacked := [path for path in chosen if kernels.lead(known[path])]):
+    problems.append(f"lora.method=vera: {stacked[0]} is a stack of kernels, which cannot share VeRA's matrices")
   if problems:
     raise InputError(problems)
   table = []
   for path in chosen:
     r = _first(rank_pattern, path, presets, rank)
     a = float(_first(alpha_pattern, path, presets, 2 * r if alpha is None else alpha))
-    table.append(Adapted(path, *layers.kernel_shape(known[path]), r, a, scale_of(a, r, scaling)))
+    scale = 1.0 if method == "vera" else scale_of(a, r, scaling)
+    fan_in, fan_out = kernels.shape(known[path])
+    count = math.prod(kernels.lead(known[path])) * formula.trainable(method, fan_in, fan_out, r)
+    table.append(Adapted(path, fan_in, fan_out, r, float(r) if method == "vera" else a, scale, count))
   return table
+
+
+def _idle(
+  name: str, patterns: Mapping | None, chosen: Sequence[str], known: Sequence[str], presets: Presets
+) -> list[str]:
+  """Patterns that match none of the `chosen`, or whose every module in the model a pattern before them takes."""
+  problems: list[str] = []
+  taken: set[str] = set()
+  for pattern in patterns or {}:
+    hits = {path for path in known if _hits(pattern, path, presets)}
+    if not hits & set(chosen):
+      few = ", ".join(chosen[:4])
+      problems.append(f"lora.{name}={{{pattern}: …}} matches none of the adapted modules: {few}, …")
+    elif hits <= taken:
+      problems.append(
+        f"lora.{name}={{{pattern}: …}} has no effect: patterns before it take every module that it matches; "
+        "put it first, or remove it"
+      )
+    taken |= hits
+  return problems
 
 
 def _hits(pattern: str, path: str, presets: Presets) -> bool:
@@ -91,25 +106,113 @@ def _first(patterns: Mapping | None, path: str, presets: Presets, default):
   return next((value for pattern, value in (patterns or {}).items() if _hits(pattern, path, presets)), default)
 
 
-def draw(
-  model: nnx.Module, table: Sequence[Adapted], key: jax.Array, init: str = "kaiming", std: float | None = None
-) -> dict[str, jax.Array]:
-  """A (I, R) of every row of `table`, from `key` folded with the module's path; one compiled program."""
+def full_paths(
+  model: nnx.Module,
+  table: Sequence[Adapted],
+  bias: str = "none",
+  train_modules: str | Sequence[str] | None = None,
+) -> list[str]:
+  """Dotted paths of the parameters that are trained in full: biases, and all that lies below `train_modules`.
+
+  `bias`: none, all of the model's, or lora_only: those of the adapted modules. Raises InputError for a pattern that
+  matches no module, a module that would be adapted as well, and a model without the biases asked for.
+  """
+  parameters = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+  adapted = {row.path for row in table}
+  owners = {p: p.rpartition(".")[0] for p in parameters}
+  problems: list[str] = []
+  wanted: set[str] = set()
+  above = sorted({".".join(o.split(".")[: n + 1]) for o in owners.values() for n in range(o.count(".") + 1)})
+  for pattern in as_list(train_modules):
+    named = [m for m in above if matches(pattern, m)]
+    below = [p for p, o in owners.items() if any(o == m or o.startswith(f"{m}.") for m in named)]
+    if not below:
+      problems.append(f"lora.train_modules={pattern} matches no module; {advice(pattern, above, {})}")
+    both = sorted({owners[p] for p in below} & adapted)
+    if both:
+      problems.append(
+        f"lora.train_modules={pattern}: {both[0]} is adapted as well; take it out with lora.exclude, or off this list"
+      )
+    wanted |= set(below)
+  if bias != "none":
+    biases = [p for p, o in owners.items() if p.endswith(".bias") and (bias == "all" or o in adapted)]
+    if not biases:
+      whose = "the model has" if bias == "all" else "the adapted modules have"
+      problems.append(f"lora.bias={bias}: {whose} no bias to train; set lora.bias=none")
+    wanted |= set(biases)
+  if problems:
+    raise InputError(problems)
+  return [p for p in parameters if p in wanted]
+
+
+def train_in_full(model: nnx.Module, paths: Sequence[str]) -> None:
+  """Makes the parameters at `paths` trained ones, in float32; the base's own stay beside them under `frozen_…`."""
+  for path in paths:
+    owner, name = _owner(model, path)
+    base = getattr(owner, name)
+    value = base.get_value()
+    if isinstance(value, jax.ShapeDtypeStruct):
+      value = jnp.zeros(value.shape, jnp.float32)  # filled in with the base's weights, once there are any
+    setattr(owner, layers.KEPT + name, base)
+    setattr(owner, name, layers.Trained(value.astype(jnp.promote_types(value.dtype, jnp.float32))))
+
+
+def trained_in_full(model: nnx.Module) -> dict[str, tuple[Any, str]]:
+  """The parameters that are: path -> the module that has it, and its name there."""
+  found = {}
+  for path, _ in nnx.to_flat_state(nnx.state(model, layers.Trained)):
+    dotted = ".".join(map(str, path))
+    found[dotted] = _owner(model, dotted)
+  return found
+
+
+def _owner(model: nnx.Module, path: str) -> tuple[Any, str]:
+  *parents, name = path.split(".")
+  node: Any = model
+  for part in parents:
+    node = node[int(part)] if part.isdigit() else getattr(node, part)
+  return node, name
+
+
+def place(
+  model: nnx.Module, table: Sequence[Adapted], leaves: Mapping[str, formula.Leaves], compute: str = "auto"
+) -> None:
+  """Puts an adapter with the leaves given on every module of `table`; VeRA's random pair is one for all of them."""
   known = modules(model)
-  fans = [layers.fan_in(known[row.path]) for row in table]
-
-  def all_of_them(key):
-    pairs = zip(table, fans, strict=True)
-    return {t.path: layers.draw_a(path_key(key, t.path), init, fan, t.fan_in, t.rank, std) for t, fan in pairs}
-
-  return jax.jit(all_of_them)(key)
-
-
-def place(model: nnx.Module, table: Sequence[Adapted], a: Mapping[str, jax.Array], compute: str = "auto") -> None:
-  """Puts an adapter with the A given and B = 0 on every module of `table`."""
-  known = modules(model)
+  pairs = [leaves[row.path] for row in table if "vera_a" in leaves[row.path]]
+  shared = {}
+  if pairs:
+    largest = {
+      "vera_a": max((own["vera_a"] for own in pairs), key=lambda x: x.shape[0]),
+      "vera_b": max((own["vera_b"] for own in pairs), key=lambda x: x.shape[1]),
+    }
+    shared = {name: layers.Constant(jnp.asarray(x)) for name, x in largest.items()}
   for row in table:
-    layers.attach(known[row.path], a[row.path], jnp.zeros((row.rank, row.fan_out), jnp.float32), row.scale, compute)
+    layers.attach(known[row.path], {**leaves[row.path], **shared}, row.scale, compute)
+
+
+def kernels_of(
+  model: nnx.Module, table: Sequence[Adapted], base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """W (…, I, O) of every row, or its shape; of an abstract model out of `base`, its parameters by dotted path."""
+  known = modules(model)
+
+  def one(row: Adapted):
+    module = known[row.path]
+    w = kernels.of(module).get_value()
+    if base is not None:
+      w = base[f"{row.path}.{'embedding' if isinstance(module, nnx.Embed) else 'kernel'}"]
+    if isinstance(w, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct((*kernels.lead(module), *kernels.shape(module)), w.dtype)
+    return kernels.to_IO(module, w)
+
+  return {row.path: one(row) for row in table}
+
+
+def fans_of(model: nnx.Module, table: Sequence[Adapted]) -> dict[str, int]:
+  """Inputs that add up in one output of A, for every row."""
+  known = modules(model)
+  return {row.path: kernels.fan_in(known[row.path]) for row in table}
 
 
 def inject(
@@ -117,29 +220,93 @@ def inject(
   targets: str | Sequence[str] = "re:.*",
   *,
   key: jax.Array | None = None,
+  method: str = "lora",
   init: str = "kaiming",
   init_std: float | None = None,
   compute: str = "auto",
+  bias: str = "none",
+  train_modules: str | Sequence[str] | None = None,
   **settings,
 ) -> list[Adapted]:
-  """Adapts `model` in place and returns the table of what it adapted; outputs do not change until B does.
+  """Adapts `model` in place and returns the table of what it adapted; outputs do not change until a step was taken.
 
-  `settings` are those of `resolve`: rank, alpha, scaling, exclude, layers_, rank_pattern, alpha_pattern, presets.
-  The base may be abstract (`nnx.eval_shape`); the adapters are real arrays.
+  `settings` are those of `resolve`: rank, alpha, scaling, exclude, layers_, rank_pattern, alpha_pattern, presets. The
+  base may be abstract (`nnx.eval_shape`); the adapters are real arrays.
 
   >>> from flax import nnx
   >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
   >>> [(row.path, row.parameters) for row in inject(model, "layers.2", rank=2)]
   [('layers.2', 20)]
   """
-  table = resolve(model, targets, **settings)
+  table = resolve(model, targets, method=method, **settings)
+  full = full_paths(model, table, bias, train_modules)
   key = jax.random.key(0) if key is None else key
-  place(model, table, draw(model, table, key, init, init_std), compute)
+  leaves = starts.draw(
+    table, fans_of(model, table), kernels_of(model, table), key, method=method, init=init, std=init_std
+  )
+  place(model, table, leaves, compute)
+  train_in_full(model, full)
   return table
 
 
-def eject(model: nnx.Module) -> None:
-  """Takes every adapter off `model`; its graph and state equal the base's again."""
-  for module in modules(model).values():
-    if isinstance(module, layers.Adapter):
-      layers.detach(module)
+def method_of(leaves: formula.Leaves) -> str:
+  """Which method's leaves these are."""
+  own = set(leaves) - {"start_a", "start_b"}
+  return next(method for method, names in formula.METHODS.items() if set(names) == own)
+
+
+def extract_adapter(model: nnx.Module) -> Adapter:
+  """The adapter on `model`, its arrays shared with it; the model stays as it is. Works under `jax.jit` too."""
+  rows, leaves = [], {}
+  for path, module in adapted_modules(model).items():
+    own = module.leaves()
+    leaves[path] = own
+    fan_in, fan_out = kernels.shape(module)
+    rank = next(own[n].shape[-1] for n in ("lora_a", "vera_a") if n in own)
+    first = module.scale[...].reshape(-1)[0]
+    scale: Any = first if isinstance(first, jax.core.Tracer) else float(first)
+    count = sum(x.size for name, x in own.items() if formula.LEAVES[name].trained)
+    rows.append(Adapted(path, fan_in, fan_out, rank, scale * rank, scale, count))
+  full = {path: getattr(owner, name)[...] for path, (owner, name) in trained_in_full(model).items()}
+  method = method_of(next(iter(leaves.values()))) if leaves else "lora"
+  return Adapter(method, tuple(rows), leaves, full)
+
+
+def eject(model: nnx.Module) -> Adapter:
+  """Takes every adapter off `model` and returns what it was; the model's graph and state equal the base's again."""
+  adapter = extract_adapter(model)
+  for module in adapted_modules(model).values():
+    layers.detach(module)
+  for owner, name in trained_in_full(model).values():
+    setattr(owner, name, getattr(owner, layers.KEPT + name))
+    delattr(owner, layers.KEPT + name)
+  return adapter
+
+
+def completed(adapter: Adapter, kernels_IO: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The leaves of `adapter` with what files leave out because the base's kernels (…, I, O) tell it."""
+  return {path: starts.complete(own, kernels_IO[path]) for path, own in adapter.leaves.items()}
+
+
+def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:
+  """Puts `adapter` on a base without one. Raises InputError for modules that the model lacks, or of another shape."""
+  known = modules(model)
+  problems = []
+  for row in adapter.rows:
+    if row.path not in known:
+      problems.append(f"the adapter adapts {row.path}, which the model does not have")
+    elif (found := kernels.shape(known[row.path])) != (row.fan_in, row.fan_out):
+      problems.append(f"{row.path}: the adapter's kernel is {(row.fan_in, row.fan_out)}, the model's {found}")
+    elif not layers.adaptable(known[row.path]):
+      problems.append(f"{row.path} carries an adapter already: eject it first")
+  parameters = {".".join(map(str, path)): x for path, x in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+  for path, value in adapter.full.items():
+    shape = parameters[path].get_value().shape if path in parameters else None
+    if shape != value.shape:
+      problems.append(f"{path}: the adapter trained it in full with shape {value.shape}, the model's is {shape}")
+  if problems:
+    raise InputError(problems)
+  place(model, adapter.rows, completed(adapter, kernels_of(model, adapter.rows)), compute)
+  train_in_full(model, list(adapter.full))
+  for path, (owner, name) in trained_in_full(model).items():
+    getattr(owner, name).set_value(jnp.asarray(adapter.full[path]))

@@ -1,48 +1,88 @@
-"""The adapter on each kind of NNX module: a subclass that the module becomes, with A, B and the scale added.
+"""The adapter on each kind of NNX module: a subclass that the module becomes, with the adapter's leaves added.
 
 The module object stays and its class changes, so base paths, sharing between parents and checkpoints do not. Every
-kernel is seen as (in, out): `a_IR` (in, rank), `b_RO` (rank, out), y = x·W + scale·(x·A)·B.
+kernel is seen as (in, out), after leading axes where it is a stack of kernels (lora/kernels.py).
 """
 
-import math
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.dropout import DropKey, dropout, placeholder
-from lora_exp.lora import product
+from lora_exp.lora import formula, kernels, product, starts
+from lora_exp.lora.quant import dense, is_quantised
 
 
 class Hyper(nnx.Variable):
   """A number of an arm (scale, dropout rate) that enters the compiled step as an array."""
 
 
-class Adapter(nnx.Module):
+class Constant(nnx.Variable):
+  """An array of an adapter that is not trained: what it started from, or random directions that it shares."""
+
+
+class Trained(nnx.LoRAParam):
+  """A parameter of the base itself (a bias, a norm, a whole module) that is trained in full, from the base's value."""
+
+
+KEPT = "frozen_"  # before the name of a parameter that is trained in full: the base's own, which stays
+
+
+class AdapterLayer(nnx.Module):
   """What the adapted classes share; `compute` and `deterministic` are static, everything else is a Variable."""
 
-  lora_a: nnx.LoRAParam
-  lora_b: nnx.LoRAParam
   scale: Hyper
   rate: Hyper
   key: DropKey
   compute: str
   deterministic: bool
 
-  def adapted(self, x: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """x·W + scale·(dropout(x)·A)·B for x (..., I)."""
-    a, b, scale = self.lora_a[...], self.lora_b[...], self.scale[...]
+  def leaves(self) -> dict[str, Any]:
+    """The adapter's arrays by the names of `formula.LEAVES`."""
+    found = {name: getattr(self, name)[...] for name in formula.LEAVES if name in vars(self)}
+    if "vera_a" in found:  # one pair for all modules: each takes the first of its inputs and outputs
+      fan_in, fan_out = kernels.shape(self)
+      found |= {"vera_a": found["vera_a"][:fan_in], "vera_b": found["vera_b"][:, :fan_out]}
+    return found
+
+  def adapted(self, x: jax.Array, w_IO: Any) -> jax.Array:
+    """g ⊙ (x·W + s·(dropout(x)·A)·B − s·(x·A₀)·B₀) for x (..., I)."""
+    leaves, scale = self.leaves(), self.scale[...]
+    a, b = formula.factors(leaves)
+    start = formula.start(leaves)
     if self.deterministic:
-      return product.lora_dot(x, w_IO, a, b, scale, self.compute)
-    return product.dropped(x, dropout(x, self.rate[...], self.key[...]), w_IO, a, b, scale)
+      y = product.lora_dot(x, w_IO, a, b, scale, start, self.compute)
+    else:
+      y = product.dropped(x, dropout(x, self.rate[...], self.key[...]), w_IO, a, b, scale, start)
+    g = formula.gate(leaves, dense(w_IO, a.dtype), scale)
+    return y if g is None else y * g.astype(y.dtype)
 
-  def update_IO(self) -> jax.Array:
-    """scale·A·B, what the adapter adds to the kernel."""
-    return self.scale[...] * (self.lora_a[...] @ self.lora_b[...])
+  def through_kernel(self, x: jax.Array, *args, **kwargs) -> jax.Array:
+    """The base's own call with g ⊙ (W + ΔW) for a kernel: for modules that are no plain product of x and W."""
+    w_IO, leaves, scale = kernels.to_IO(self, kernels.of(self)[...]), self.leaves(), self.scale[...]
+    if self.deterministic:
+      return self._base_call(formula.merged_kernel(w_IO, leaves, scale), True, x, *args, **kwargs)
+    g = formula.gate(leaves, w_IO, scale)
+    gated = lambda kernel: kernel if g is None else kernel * g[..., None, :]
+    frozen, delta = w_IO, formula.update(leaves, scale)
+    y = self._base_call(gated(frozen).astype(w_IO.dtype), True, x, *args, **kwargs)
+    x = dropout(x, self.rate[...], self.key[...])
+    return y + self._base_call(gated(delta).astype(w_IO.dtype), False, x, *args, **kwargs)
+
+  def _base_call(self, w_IO: jax.Array, bias: bool, *args, **kwargs) -> jax.Array:
+    """What the base class answers with another kernel, on a view of this module: nothing here is written to."""
+    kind = base_class(self)
+    view: Any = object.__new__(kind)
+    vars(view).update(vars(self))
+    vars(view)["kernel"] = nnx.Param(kernels.from_IO(self, w_IO))
+    if not bias:
+      vars(view)["bias"] = None
+    return kind.__call__(view, *args, **kwargs)
 
 
-class LoRALinear(Adapter, nnx.Linear):
+class LoRALinear(AdapterLayer, nnx.Linear):
   """`nnx.Linear` with an adapter: what `inject` turns one into, or written from the start in a model of your own.
 
   `inject` does not call the constructor; the keyword arguments that it does not name are those of `nnx.Linear`.
@@ -60,45 +100,86 @@ class LoRALinear(Adapter, nnx.Linear):
     **linear,
   ):
     super().__init__(in_features, out_features, rngs=rngs, **linear)
-    a_IR = draw_a(rngs.params(), init, in_features, in_features, rank)
-    _adapt(self, a_IR, jnp.zeros((rank, out_features)), 2.0 if alpha is None else alpha / rank)
+    a_IR = starts.draw_a(rngs.params(), init, in_features, in_features, rank)
+    leaves = {"lora_a": a_IR, "lora_b": jnp.zeros((rank, out_features))}
+    _add(self, leaves, 2.0 if alpha is None else alpha / rank)
 
   def __call__(self, x, out_sharding=None):
-    x, kernel, bias = self.promote_dtype((x, self.kernel[...], _value(self.bias)), dtype=self.dtype)
+    kernel = self.kernel.get_value()
+    if is_quantised(kernel):
+      x, bias = self.promote_dtype((x, _value(self.bias)), dtype=self.dtype)
+    else:
+      x, kernel, bias = self.promote_dtype((x, kernel, _value(self.bias)), dtype=self.dtype)
     y = self.adapted(x, kernel)
     return y if bias is None else y + bias
 
 
-class LoRALinearGeneral(Adapter, nnx.LinearGeneral):
+class LoRALinearGeneral(AdapterLayer, nnx.LinearGeneral):
   """`nnx.LinearGeneral` (of `nnx.MultiHeadAttention`) with an adapter: contracted axes are I, the rest O."""
 
   def __call__(self, x, out_sharding=None):
+    if self.batch_axis:
+      return self.through_kernel(x)
     x, kernel, bias = self.promote_dtype((x, self.kernel[...], _value(self.bias)), dtype=self.dtype)
-    axes = [a % x.ndim for a in _axes(self.axis)]
+    axes = [a % x.ndim for a in kernels.as_tuple(self.axis)]
     x = jnp.moveaxis(x, axes, range(-len(axes), 0))
     lead = x.shape[: -len(axes)]
-    y = self.adapted(x.reshape(*lead, -1), kernel.reshape(kernel_shape(self)))
-    y = y.reshape(*lead, *_axes(self.out_features))
+    y = self.adapted(x.reshape(*lead, -1), kernels.to_IO(self, kernel))
+    y = y.reshape(*lead, *kernels.as_tuple(self.out_features))
     return y if bias is None else y + bias
 
 
-class LoRAEmbed(Adapter, nnx.Embed):
+class LoRAEinsum(AdapterLayer, nnx.Einsum):
+  """`nnx.Einsum` with an adapter: labels that x and the kernel alone share are I, the kernel's own O."""
+
+  def __call__(self, inputs, einsum_str=None, out_sharding=None):
+    return self.through_kernel(inputs, einsum_str)
+
+
+class LoRAConv(AdapterLayer, nnx.Conv):
+  """`nnx.Conv` with an adapter: the window and its channels are I, the output channels O."""
+
+  def __call__(self, inputs, out_sharding=None):
+    return self.through_kernel(inputs)
+
+
+class LoRAEmbed(AdapterLayer, nnx.Embed):
   """`nnx.Embed` with an adapter seen by its look-up and its tied head (`attend`); as in PEFT, nothing is dropped."""
 
   def __call__(self, inputs, out_sharding=None):
-    table, a, b = self.promote_dtype((self.embedding[...], self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
-    h = self.scale[...].astype(table.dtype) * jnp.take(a, inputs, axis=0)
-    return jnp.take(table, inputs, axis=0) + h @ b
+    look_up = lambda table: jnp.take(table, inputs, axis=0)
+    return self._low_rank(self.embedding[...], look_up, lambda h, b: h @ b)
 
   def attend(self, query, out_sharding=None):
-    query, table = self.promote_dtype((query, self.embedding[...]), dtype=self.dtype)
-    a, b = self.lora_a[...].astype(query.dtype), self.lora_b[...].astype(query.dtype)
-    return query @ table.T + (self.scale[...].astype(query.dtype) * (query @ b.T)) @ a.T
+    g = formula.gate(self.leaves(), self.embedding[...], self.scale[...])
+    if g is not None:
+      query = query * g.astype(query.dtype)
+    table, query = self.promote_dtype((self.embedding[...], query), dtype=self.dtype)
+    leaves, scale = self.leaves(), self.scale[...].astype(query.dtype)
+    low = lambda a, b: (scale * (query @ b.astype(query.dtype).T)) @ a.astype(query.dtype).T
+    y = low(*formula.factors(leaves))
+    if (start := formula.start(leaves)) is not None:
+      y = y - low(*start)
+    return query @ table.T + y
+
+  def _low_rank(self, table, look_up, times):
+    leaves, scale = self.leaves(), self.scale[...]
+    g = formula.gate(leaves, table, scale)
+    a, b = formula.factors(leaves)
+    table, a, b = self.promote_dtype((table, a, b), dtype=self.dtype)
+    scale = scale.astype(table.dtype)
+    y = times(scale * look_up(a), b)
+    if (start := formula.start(leaves)) is not None:
+      y = y - times(scale * look_up(start[0].astype(table.dtype)), start[1].astype(table.dtype))
+    y = look_up(table) + y
+    return y if g is None else y * g.astype(y.dtype)
 
 
 ADAPTED: dict[type, type] = {
   nnx.Linear: LoRALinear,
   nnx.LinearGeneral: LoRALinearGeneral,
+  nnx.Einsum: LoRAEinsum,
+  nnx.Conv: LoRAConv,
   nnx.Embed: LoRAEmbed,
 }
 
@@ -107,47 +188,9 @@ def _value(variable):
   return None if variable is None else variable[...]
 
 
-def _axes(axis) -> tuple[int, ...]:
-  return (axis,) if isinstance(axis, int) else tuple(axis)
-
-
 def adaptable(module) -> bool:
   """Whether `module` is of a kind that can carry an adapter (exact types: an adapted module is not adapted twice)."""
-  return type(module) in ADAPTED and not (isinstance(module, nnx.LinearGeneral) and module.batch_axis)
-
-
-def kernel_shape(module) -> tuple[int, int]:
-  """(in, out) of a module's kernel; for an embedding (vocabulary, features)."""
-  if isinstance(module, nnx.Embed):
-    return module.num_embeddings, module.features
-  if isinstance(module, nnx.LinearGeneral):
-    return math.prod(_axes(module.in_features)), math.prod(_axes(module.out_features))
-  return module.in_features, module.out_features
-
-
-def fan_in(module) -> int:
-  """Inputs that add up in one output of A: the kernel's `in`, or 1 for a look-up."""
-  return 1 if isinstance(module, nnx.Embed) else kernel_shape(module)[0]
-
-
-def attach(module, a_IR: jax.Array, b_RO: jax.Array, scale: float, compute: str = "auto") -> None:
-  """Turns `module` into its adapted class in place, with A, B and the scale given."""
-  # nnx's own __setattr__ would record the class as static data, and the graph would never equal the base's again.
-  object.__setattr__(module, "__class__", ADAPTED[type(module)])
-  _adapt(module, a_IR, b_RO, scale, compute)
-
-
-def _adapt(module, a_IR: jax.Array, b_RO: jax.Array, scale: float, compute: str = "auto") -> None:
-  module.lora_a, module.lora_b = nnx.LoRAParam(a_IR), nnx.LoRAParam(b_RO)
-  module.scale, module.rate = Hyper(jnp.float32(scale)), Hyper(jnp.float32(0))
-  module.key, module.compute, module.deterministic = placeholder(), compute, True
-
-
-def detach(module) -> None:
-  """Takes the adapter off again; graph and state equal the base's."""
-  for name in ("lora_a", "lora_b", "scale", "rate", "key", "compute", "deterministic"):
-    delattr(module, name)
-  object.__setattr__(module, "__class__", base_class(module))
+  return type(module) in ADAPTED and (not isinstance(module, nnx.Einsum) or module.einsum_str is not None)
 
 
 def base_class(module) -> type:
@@ -155,21 +198,31 @@ def base_class(module) -> type:
   return next(kind for kind, adapted in ADAPTED.items() if adapted is type(module))
 
 
-def _uniform(bound: Callable[[int, int], float]):
-  return lambda key, shape, fan, rank, std: jax.random.uniform(key, shape, jnp.float32, -1, 1) * bound(fan, rank)
+def attach(module, leaves: formula.Leaves, scale: float, compute: str = "auto") -> None:
+  """Turns `module` into its adapted class in place, with the leaves and the scale given.
 
-
-INITS: dict[str, Callable[..., jax.Array]] = {
-  "kaiming": _uniform(lambda fan, rank: 1 / math.sqrt(fan)),  # PEFT's: kaiming_uniform with a = sqrt(5)
-  "he_uniform": _uniform(lambda fan, rank: math.sqrt(6 / fan)),  # flax's and the JAX tutorial's
-  "xavier_uniform": _uniform(lambda fan, rank: math.sqrt(6 / (fan + rank))),  # penzai's
-  "normal": lambda key, shape, fan, rank, std: jax.random.normal(key, shape) * (std or 1 / math.sqrt(rank)),
-}
-
-
-def draw_a(key: jax.Array, init: str, fan: int, features: int, rank: int, std: float | None = None) -> jax.Array:
-  """A (features, rank), drawn as (rank, features): the first r columns do not depend on how many follow.
-
-  So an arm padded to a larger rank starts as it would alone, and rank 4 as the first half of rank 8.
+  A leaf that is a Variable already (VeRA's shared directions) is kept as it is, and so stays shared.
   """
-  return INITS[init](key, (rank, features), fan, rank, std).T
+  # nnx's own __setattr__ would record the class as static data, and the graph would never equal the base's again.
+  object.__setattr__(module, "__class__", ADAPTED[type(module)])
+  _add(module, leaves, scale, compute)
+
+
+def _add(module, leaves: formula.Leaves, scale: float, compute: str = "auto") -> None:
+  for name, x in leaves.items():
+    kind = nnx.LoRAParam if formula.LEAVES[name].trained else Constant
+    setattr(module, name, x if isinstance(x, nnx.Variable) else kind(jnp.asarray(x)))
+  # A stack of kernels is cut by the scan that runs it, and so must be every number beside them.
+  stack = kernels.stack(module)
+  number = lambda value: Hyper(jnp.full(stack, value, jnp.float32))
+  module.scale, module.rate = number(scale), number(0)
+  module.key = placeholder() if not stack else DropKey(jnp.broadcast_to(jax.random.key(0), stack))
+  module.compute, module.deterministic = compute, True
+
+
+def detach(module) -> None:
+  """Takes the adapter off again; graph and state equal the base's."""
+  for name in (*formula.LEAVES, "scale", "rate", "key", "compute", "deterministic"):
+    if name in vars(module):
+      delattr(module, name)
+  object.__setattr__(module, "__class__", base_class(module))

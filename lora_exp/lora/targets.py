@@ -27,7 +27,7 @@ def as_list(value: str | Sequence[str] | None) -> list[str]:
   return [value] if isinstance(value, str) else list(value)
 
 
-def select(
+def select_paths(
   paths: Sequence[str],
   targets: str | Sequence[str],
   exclude: str | Sequence[str] | None = None,
@@ -46,7 +46,7 @@ def select(
     for pattern in patterns:
       hits = {p for p in among for q in presets.get(pattern, [pattern]) if matches(q, p)}
       if not hits:
-        problems.append(f"{field}={pattern} matches no module; {_advice(pattern, paths, presets)}")
+        problems.append(f"{field}={pattern} matches no module; {advice(pattern, paths, presets)}")
       found |= hits
     return found
 
@@ -78,7 +78,7 @@ def _span(numbers) -> str:
   return f"{known[0]} to {known[-1]}" if known else "none"
 
 
-def _advice(pattern: str, paths: Sequence[str], presets: Mapping[str, Sequence[str]]) -> str:
+def advice(pattern: str, paths: Sequence[str], presets: Mapping[str, Sequence[str]]) -> str:
   """The nearest presets and paths; a pattern of few segments is held against the ends of the paths."""
   word = pattern.removeprefix("re:")
   depth = word.count(".") + 1

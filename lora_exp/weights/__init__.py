@@ -149,7 +149,8 @@ def _empty(shape: Sequence[int], dtype) -> np.ndarray:
 def digest(tree) -> str:
   """SHA-256 over names, shapes, dtypes and bytes of nested dicts of arrays."""
   total = hashlib.sha256()
-  for name, leaf in sorted(flatten(tree).items()):
+  named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
+  for name, leaf in sorted(named.items()):
     x = np.ascontiguousarray(leaf)
     total.update(f"{name} {x.shape} {x.dtype}".encode())
     total.update(x.reshape(-1).view(np.uint8).data)
