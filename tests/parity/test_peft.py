@@ -1,6 +1,7 @@
 """Against PEFT and torch: the same adapter computes the same, and its file is read by PEFT as it is."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 
 from lora_exp import lora
-from lora_exp.lora import layers
+from lora_exp.lora import starts
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -51,12 +52,13 @@ def pair(tmp_path, rank=3, alpha=7.0, scaling="standard", compute="factored", **
   table = lora.inject(
     ours, list(SIZES), rank=rank, alpha=alpha, scaling=scaling, compute=compute, key=jax.random.key(1), **settings
   )
-  weights = {}
   for i, row in enumerate(table):
     module = getattr(ours, row.path)
     module.lora_b[...] = 0.3 * jax.random.normal(jax.random.key(10 + i), module.lora_b.shape)
-    weights[row.path] = {"lora_a": np.asarray(module.lora_a[...]), "lora_b": np.asarray(module.lora_b[...])}
-  lora.save_adapter(tmp_path, table, weights, {"scaling": scaling})
+  adapter = replace(lora.extract_adapter(ours), rows=tuple(table))
+  assert lora.save_adapter(tmp_path, adapter, lora.Naming(), {"scaling": scaling})
+  config = tmp_path / "adapter_config.json"
+  config.write_text(json.dumps(json.loads(config.read_text()) | {"task_type": None}))  # no language model
   return ours, peft.PeftModel.from_pretrained(theirs, str(tmp_path), is_trainable=True), table
 
 
@@ -121,7 +123,7 @@ def test_a_starts_as_pefts_does():
   """The same distribution, U(±1/sqrt(in)): equal bounds and equal standard deviations over many draws."""
   theirs = peft.get_peft_model(Theirs(), peft.LoraConfig(r=256, target_modules=["linear1"]))
   want = theirs.get_submodule("base_model.model.linear1").lora_A["default"].weight.detach().numpy()
-  got = np.asarray(layers.draw_a(jax.random.key(0), "kaiming", 24, 24, 256))
+  got = np.asarray(starts.draw_a(jax.random.key(0), "kaiming", 24, 24, 256))
   bound = 1 / np.sqrt(24)
   assert np.abs(got).max() <= bound >= np.abs(want).max()
   assert abs(got.std() - want.std()) < 0.03 * want.std()
