@@ -36,6 +36,8 @@ TASKS: dict[str, Task] = {
   "train": lambda cfg, run_dir: train(cfg, run_dir),
   "generate": lambda cfg, _: task("lora_exp.generate", "run")(cfg),
   "evaluate": lambda cfg, _: task("lora_exp.evaluate", "run")(cfg),
+  "merge": lambda cfg, _: task("lora_exp.export", "run")(cfg),
+  "export": lambda cfg, _: task("lora_exp.export", "run")(cfg),
   "plan": lambda cfg, _: task("lora_exp.plan", "run")(cfg),
 }
 

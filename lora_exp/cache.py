@@ -51,7 +51,7 @@ def _make(final: Path, make: Callable[[Path], None]) -> None:
   temporary.mkdir()
   try:
     make(temporary)
-    _sync_all(temporary)
+    sync_all(temporary)
     temporary.rename(final)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -82,7 +82,8 @@ def _remove_stale(folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync_all(directory: Path) -> None:
+def sync_all(directory: Path) -> None:
+  """`to_disk` of everything in `directory`."""
   for parent, _, names in os.walk(directory):
     for name in names:
       to_disk(Path(parent) / name)

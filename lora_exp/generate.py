@@ -16,9 +16,10 @@ from lora_exp.data.chat import encode_chat
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.decode import NOTHING, Decoder, Rows, pad_left, power_of_two
 from lora_exp.dropout import stream_key
+from lora_exp.merge import merge
 from lora_exp.mesh import keep_programs
 from lora_exp.pack import Arms
-from lora_exp.runs import Opened, merged, open_run
+from lora_exp.runs import Opened, open_run
 from lora_exp.step import Program, Tree, assemble
 
 MOST_ROWS = 32  # prompts decoded together
@@ -29,7 +30,7 @@ def run(cfg: Config) -> None:
   """Prints a completion of each prompt by the run `run`, or by the base alone."""
   prompts = prompts_of(cfg)
   keep_programs(cfg.cache)
-  run = merged(open_run(cfg)) if cfg.sample.merged else open_run(cfg)
+  run = merge(open_run(cfg))[0] if cfg.sample.merged else open_run(cfg)
   sample = make_sampler(run.job.program, cfg, run.plan.tokenizer)
   ids = sample.encode(prompts)
   end = "" if sample.asks == "plain" else "\n"

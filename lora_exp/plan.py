@@ -48,7 +48,7 @@ def run(cfg: Config) -> None:
 
 def show_config(cfg: Config, run_dir: Path) -> None:
   """Every setting of the run that is not null, a line for each group; of further data, what differs from `data`."""
-  node = asdict(cfg)
+  node = {name: value for name, value in asdict(cfg).items() if name not in ("format", "out", "merge")}
   if cfg.model.base != "pretrain":
     node["pretrain_data"], node["model"]["pretrain"] = None, None
   for name in ("pretrain_data", "retain"):

@@ -83,12 +83,14 @@ def is_disk_error(error: OSError) -> bool:
   return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
-def cannot_write(error: OSError, path: Path) -> InputError | DiskError:
+def cannot_write(
+  error: OSError, path: Path, setting: str = "the run's own directory is hydra.run.dir=DIR"
+) -> InputError | DiskError:
   """The error to raise instead of `error`, met while writing to `path`."""
   if is_disk_error(error):
     return DiskError(f"{path}: {os.strerror(error.errno or 0)}; make room, or use another disk")
   why = "a file is in the way" if error.errno in (errno.EEXIST, errno.ENOTDIR) else error.strerror
-  return InputError(f"{path}: {why}; give another path (the run's own directory is hydra.run.dir=DIR)")
+  return InputError(f"{path}: {why}; give another path ({setting})")
 
 
 @contextmanager

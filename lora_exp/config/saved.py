@@ -18,7 +18,8 @@ from lora_exp.config.typed import shown, to_config
 
 FILE = "config.yaml"
 # They belong to one command, not to a run.
-ONCE: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "otherwise": []}
+ONCE: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "format": "peft",
+                        "out": None, "merge": {}, "otherwise": []}
 FREE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "promises", "train.resume",
         "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")  # may change while a run goes on
 

@@ -116,7 +116,7 @@ def normalised(config: Config) -> Config:
   """`config` with absolute paths, and `base=weights` where weights are given."""
   if config.model.weights is not None:
     config.model.base = "weights"
-  holders: list[tuple[Any, str]] = [(config, "run"), (config, "cache"), (config, "prompt_file"),
+  holders: list[tuple[Any, str]] = [(config, "run"), (config, "cache"), (config, "prompt_file"), (config, "out"),
                                     (config.train, "resume")]
   if config.model.weights is not None and is_path(config.model.weights):
     holders.append((config.model, "weights"))

@@ -1,0 +1,167 @@
+"""What a run trained, as files for other programs: the adapter, the model with it merged and checked, or the base."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lora_exp import __version__, lora, models, screen
+from lora_exp.base import make_base
+from lora_exp.build import Plan, naming_of
+from lora_exp.cache import sync_all
+from lora_exp.config import Config, LoraConfig, ModelConfig
+from lora_exp.config.checks import export_directory, merges
+from lora_exp.config.hf_out import same_model, to_hf
+from lora_exp.config.rundir import cannot_write
+from lora_exp.config.weights import SMOLLM2, json_object, located
+from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.merge import checked
+from lora_exp.mesh import flatten, keep_programs
+from lora_exp.outputs import short, write_json
+from lora_exp.runs import plan_of
+from lora_exp.weights.hf import save_hf
+
+FACTS = "lora_exp.json"  # beside the files: what they were made from
+LOAD = "AutoModelForCausalLM.from_pretrained"
+
+
+def run(cfg: Config) -> None:
+  """Writes what task=merge or task=export asks for; nothing is left behind where it fails."""
+  keep_programs(cfg.cache)
+  out = export_directory(cfg)
+  kind = "merged" if merges(cfg) else cfg.format
+  {"merged": _merged, "base": _base, "peft": _peft}[kind](cfg, out)
+
+
+def _merged(cfg: Config, out: Path) -> None:
+  opened, check = checked(cfg)
+  with written(out) as directory:
+    theirs = write_model(directory, opened.plan, opened.frozen)
+    _note(directory, cfg, {"format": "merged", "check": check})
+  _tell(out, cfg, "the model with what the run trained", theirs)
+
+
+def _base(cfg: Config, out: Path) -> None:
+  plan = plan_of(replace(cfg, run=None, lora=LoraConfig(method="frozen")))
+  base, facts = make_base(plan)
+  with written(out) as directory:
+    theirs = write_model(directory, plan, base)
+    _note(directory, cfg, {"format": "base", "base": facts})
+  if cfg.lora.quant:
+    screen.show_warning(f"the run held the adapted kernels in {cfg.lora.quant}; here they are as they were before")
+  _tell(out, cfg, "the base of the run", theirs)
+
+
+def _peft(cfg: Config, out: Path) -> None:
+  plan = plan_of(cfg)
+  assert plan.start is not None
+  own = _lora_exp(Path(str(cfg.run)) / "adapter")
+  base = base_for_peft(cfg)
+  with written(out) as directory:
+    theirs = lora.save_adapter(directory, plan.start, naming_of(cfg.model), own, base=base, dropout=cfg.lora.dropout)
+    why = _lora_exp(directory).get("reason")
+  if not theirs:
+    where = short(out)
+    screen.show_warning(f"PEFT cannot load {where}: {why}. The names in it are ours, for lora.init_from={where}")
+    return
+  screen.show(f"{short(out)}: the adapter, for PEFT")
+  if base is None or base == SMOLLM2:
+    screen.show(f"The base to put it on: python -m lora_exp task=export run={short(Path(str(cfg.run)))} format=base")
+
+
+def _lora_exp(adapter: Path) -> dict[str, Any]:
+  """What this program noted in an adapter's config."""
+  return json_object(adapter / "adapter_config.json").get("lora_exp", {})
+
+
+def base_for_peft(cfg: Config) -> str | None:
+  """Where PEFT finds the base: the directory that format=base wrote, or where the run took it from."""
+  exported = export_directory(replace(cfg, task="export", format="base", out=None))
+  if (exported / "config.json").is_file():
+    return str(exported)
+  return cfg.model.weights if cfg.model.base == "weights" else None
+
+
+def _note(directory: Path, cfg: Config, facts: Mapping[str, Any]) -> None:
+  write_json(directory / FACTS, {"version": __version__, "run": cfg.run, "method": cfg.lora.method, **facts})
+
+
+def _tell(out: Path, cfg: Config, what: str, theirs: bool) -> None:
+  screen.show(f"{short(out)}: {what}")
+  if theirs:
+    screen.show(f"Use it: {LOAD}({str(out)!r}), or model=hf model.weights={short(out)}")
+    return
+  screen.show_warning(
+    f"transformers has no such model (model.family={cfg.model.family}), so the tensors have our own names; "
+    f"use them with the model settings of the run and model.weights={short(out)}"
+  )
+
+
+# Directories of Hugging Face
+
+
+def write_model(directory: Path, plan: Plan, tree: Any) -> bool:
+  """Writes the model of `plan` with the arrays `tree`; returns whether transformers has such a model.
+
+  If not, the tensors have our own names, which `model.weights=DIR` reads.
+  """
+  dtype = plan.cfg.model.param_dtype
+  config = hf_config(plan)
+  names = models.FAMILIES[plan.cfg.model.family].names if config else None
+  arrays = flatten(tree)
+  with screen.progress("write", len(arrays), "tensors") as bar:
+    save_hf(directory, arrays, dtype, names, bar.advance)
+  if config is None:
+    return False
+  given = "dtype" if "dtype" in config else "torch_dtype"
+  write_json(directory / "config.json", config | {given: dtype})
+  return True
+
+
+def hf_config(plan: Plan) -> dict[str, Any] | None:
+  """config.json of the model: the base's own where it has one, else made; None where transformers has no such model."""
+  model = plan.cfg.model
+  if (source := source_of(model)) is not None and (source / "config.json").is_file():
+    config = json_object(source / "config.json")
+    if same_model(config, model, plan.vocab_size):
+      return config
+  made = to_hf(model, plan.vocab_size)
+  return made and made | token_ids(plan.tokenizer)
+
+
+def source_of(model: ModelConfig) -> Path | None:
+  """The directory that the base's weights came from."""
+  if model.base != "weights" or model.weights is None:
+    return None
+  place = located(model.weights)
+  return place if place.is_dir() else place.parent
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+  """The ids that config.json and generation_config.json name."""
+  bos = tokenizer.special_tokens.get(tokenizer.template_words.get("bos_token", ""), tokenizer.bos)
+  return {"bos_token_id": bos, "eos_token_id": tokenizer.eot, "pad_token_id": None}
+
+
+# The directory
+
+
+@contextmanager
+def written(out: Path) -> Iterator[Path]:
+  """A directory to write into, which becomes `out` when everything is in it.
+
+  Raises InputError or DiskError, by `cannot_write`, if it cannot be written, and leaves nothing then.
+  """
+  temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+  try:
+    temporary.mkdir(parents=True)
+    yield temporary
+    sync_all(temporary)
+    temporary.replace(out)  # an empty directory may be there
+  except OSError as error:
+    raise cannot_write(error, out, "out=DIR is where it goes") from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
