@@ -159,6 +159,7 @@ class LoraConfig:
   init: str = "kaiming"  # of A: see INITS; pissa and olora take A and B from the base's kernel
   init_std: float | None = None  # of init=normal; null: 1/sqrt(rank)
   lr_ratio: float = 1.0  # B's learning rate over A's (LoRA+)
+  lr_scale: float = 1.0  # the rate that suits the method, over the one that suits LoRA: see optim/adamw.yaml
   bias: str = "none"  # biases trained besides: none | all | lora_only (of the adapted modules)
   train_modules: Any = None  # patterns of modules trained in full, as a norm or the head
   quant: str | None = None  # how the adapted kernels are held: null (as they are) | int8 | int4 | nf4

@@ -24,6 +24,7 @@ ELSEWHERE = {  # other libraries' words
   "d_model": "model.width", "n_layers": "model.layers", "n_heads": "model.heads",
 }
 OmegaConf.register_new_resolver("least", lambda *numbers: min(numbers), replace=True)  # ${least:${model.max_len},256}
+OmegaConf.register_new_resolver("times", lambda a, b: float(f"{a * b:.6g}"), replace=True)  # 0.1 × 0.005 is 0.0005
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Any: "a value"}
 
 
