@@ -118,8 +118,11 @@ def inject_arms(
 
   `leaves[n]` are those of arm n; `full[path]` the values of a parameter trained in full, for each arm.
   """
-  rows = union(tables)
-  stacked = {row.path: _stack([own.get(row.path) for own in leaves], row) for row in rows}
+  rows, pairs = union(tables), [_pair(own) for own in leaves]
+  if any(pairs):  # one for all modules, and so is its rank
+    rows = [replace(row, rank=max(r.rank for r in rows)) for row in rows]
+  stacked = {row.path: _stack([own.get(row.path, pair) for own, pair in zip(leaves, pairs, strict=True)], row)
+             for row in rows}  # fmt: skip
   first = {path: {name: x[0] for name, x in own.items()} for path, own in stacked.items()}
   lora.place(model, rows, first, compute)
   lora.train_in_full(model, list(full))
@@ -137,21 +140,28 @@ def inject_arms(
   return jax.tree_util.tree_map_with_path(arms_of, own)
 
 
-def _stack(arms: Sequence[Mapping[str, jax.Array] | None], row: lora.Adapted) -> dict[str, jax.Array]:
-  """The leaves of one module for all arms; zeros pad each to the row's rank, and stand for an arm without them."""
-  like = next(own for own in arms if own is not None)
-  leaf = lambda own, name: _padded(None if own is None else own[name], name, like[name], row.rank)
-  return {name: jnp.stack([leaf(own, name) for own in arms]) for name in like}
+def _pair(leaves: Leaves) -> dict[str, jax.Array]:
+  """VeRA's random pair of one arm, which is every module's, also where the arm does not adapt it; else nothing."""
+  own = next(iter(leaves.values()), {})
+  return {name: own[name] for name in ("vera_a", "vera_b") if name in own}
 
 
-def _padded(x: jax.Array | None, name: str, like: jax.Array, rank: int) -> jax.Array:
-  axes = lora.LEAVES[name].axes
-  lead = like.ndim - len(axes)
-  shape = [rank if axis == "R" else size for axis, size in zip(axes, like.shape[lead:], strict=True)]
-  if x is None:
-    return jnp.zeros((*like.shape[:lead], *shape), like.dtype)
-  missing = [(0, whole - size) for whole, size in zip(shape, x.shape[lead:], strict=True)]
-  return jnp.pad(x, [(0, 0)] * lead + missing) if any(after for _, after in missing) else x
+def _stack(arms: Sequence[Mapping[str, jax.Array]], row: lora.Adapted) -> dict[str, jax.Array]:
+  """The leaves of one module for all arms; zeros pad each to the largest, and stand for an arm without them."""
+
+  def stacked(name: str) -> jax.Array:
+    found = [own[name] for own in arms if name in own]
+    shape = np.max([x.shape for x in found], axis=0)
+    if "R" in (axes := lora.LEAVES[name].axes):
+      shape[axes.index("R") - len(axes)] = row.rank
+    return jnp.stack([_padded(own[name], shape) if name in own else jnp.zeros(shape, found[0].dtype) for own in arms])
+
+  return {name: stacked(name) for name in max(arms, key=len)}
+
+
+def _padded(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+  missing = [(0, whole - size) for whole, size in zip(shape, x.shape, strict=True)]
+  return jnp.pad(x, missing) if any(after for _, after in missing) else x
 
 
 def take_arm(params: Tree, table: Table, full: Sequence[str], method: str, arm: int) -> lora.Adapter:
