@@ -85,6 +85,8 @@ class Layout:
     if ways == 1 or (gathered and axis == "fsdp"):
       return None
     pieces = self.units.get(logical or "", size)
+    if size % ways:  # as of a quantised kernel's scales, which are fewer than its inputs
+      pieces = size
     if pieces % ways:
       self.notes[path] = f"{logical} {pieces:,} does not divide over {axis} {ways}: replicated"
       return None
