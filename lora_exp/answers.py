@@ -9,6 +9,7 @@ import numpy as np
 
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.loop import Job
+from lora_exp.pack import Arms
 from lora_exp.step import Batch, LanguageModel, Tree, assemble, features
 
 MOST, LONGEST = 32, 48  # examples in the picture, and tokens of each
@@ -25,12 +26,14 @@ def chances(model: LanguageModel, batch: Batch) -> jax.Array:
   return jax.lax.map(at, places, batch_size=8).T
 
 
-def draw(run_dir: Path, job: Job, params: Tree, held: Sequence[Mapping[str, jax.Array]], tokenizer: Tokenizer) -> None:
+def draw(
+  run_dir: Path, job: Job, arms: Arms, params: Tree, held: Sequence[Mapping[str, jax.Array]], tokenizer: Tokenizer
+) -> None:
   """plots/answers.png: the first held-out examples, a row each, each token learned with its probability."""
   held = held[: -(-MOST // len(held[0]["tokens"]))]
   one = lambda tree: jax.tree.map(lambda x: x[0], tree)
   call = jax.jit(lambda params, arm, frozen, b: chances(assemble(job.program, params, arm, frozen, None), b))
-  found = [call(one(params), one(job.arms), job.frozen, dict(batch)) for batch in held]
+  found = [call(one(params), one(arms), job.frozen, dict(batch)) for batch in held]
   join = lambda arrays: np.concatenate([np.asarray(x) for x in arrays])
   rows = np.flatnonzero(join(batch["answers"].any(1) for batch in held))[:MOST]
   counted, targets = (join(batch[name] for batch in held)[rows] for name in ("weights", "targets"))

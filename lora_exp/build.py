@@ -1,8 +1,9 @@
 """From a config to a pack that can train: checks on shapes alone first, then arrays on the mesh."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,12 +138,17 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
   """A pack of the arms `cfgs` (default: the plan's own config alone) over one `base`; the step is not compiled yet."""
   plans = [plan] if cfgs is None else [_arm_of(plan, c) for c in cfgs]
   if any(_shared(p) != _shared(plan) for p in plans):
-    raise ValueError("the arms of a pack must agree on all but rank, alpha, targets, rates, decay and seeds")
+    raise ValueError(
+      "the arms of a pack must agree on all but rank, alpha, targets, rates, decay and seeds; on a quantised base, on "
+      "targets too"
+    )
   cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
   cfgs, tables = [p.cfg for p in plans], [p.table for p in plans]
   mapping = "map" if jax.default_backend() == "cpu" and layout.mesh.shape["arm"] == 1 else "vmap"
   # Merging needs a kernel of its own for every arm: only one arm at a time may do it.
   compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
+  if cfg.lora.quant:
+    found = _quantised(found, {row.path for table in tables for row in table}, layout, cfg.lora.quant)
   leaves = [_leaves(p, model, found) for p in plans]
   full = {path: [p.start.full[path] if p.start else found[path] for p in plans] for path in plan.full}
   own = inject_arms(model, tables, leaves, full, compute)
@@ -156,8 +162,6 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     layout=layout,
   )
   frozen = _by_path(lambda path, x: found[path.replace(lora.KEPT, "")], frozen)
-  if cfg.lora.quant:
-    frozen = _quantised(frozen, program, layout, cfg.lora.quant)
   put = lambda x: jax.device_put(x, layout.replicated)
   arms = jax.tree.map(put, make_arms(cfgs, tables, steps))
   if cfg.lora.method == "full":
@@ -187,21 +191,19 @@ def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Ma
   return first_leaves(model, plan.cfg, plan.table, found) if plan.table else {}
 
 
-def _quantised(frozen: Tree, program: Program, layout: Layout, kind: str) -> Tree:
-  """The base with the kernels of the adapted modules quantised, each laid out as it was."""
-  kernels = {f"{path}.kernel" for path in program.modules}
+def _quantised(base: Mapping[str, jax.Array], modules: Collection[str], layout: Layout, kind: str) -> dict[str, Any]:
+  """The base by dotted path with the kernels of `modules` quantised, each laid out as it was."""
+  make = lambda w: lora.quantise(w, kind)
 
   def one(path: str, w):
-    if path not in kernels:
-      return w
-    make = lambda w: lora.quantise(w, kind)
     shapes = jax.eval_shape(make, w)
     if isinstance(w, jax.ShapeDtypeStruct):
       return shapes
     place = lambda x: NamedSharding(layout.mesh, layout.spec(path, x.shape))
     return jax.jit(make, out_shardings=jax.tree.map(place, shapes))(w)
 
-  return _by_path(one, frozen)
+  kernels = {f"{path}.kernel" for path in modules}
+  return {path: one(path, w) if path in kernels else w for path, w in base.items()}
 
 
 def _shared(plan: Plan) -> tuple:
@@ -210,7 +212,8 @@ def _shared(plan: Plan) -> tuple:
   optim = replace(cfg.optim, lr=0.0, weight_decay=0.0, clip=None)
   sizes = (cfg.train.batch_size, cfg.data.seq_len, cfg.lora.method, cfg.lora.compute, cfg.lora.quant)
   begun = cfg.lora.init in lora.FROM_KERNEL or (plan.start is not None and plan.start.started)
-  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, begun, tuple(plan.full)
+  quantised = sorted(row.path for row in plan.table) if cfg.lora.quant else []  # the base's adapted kernels
+  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, begun, tuple(plan.full), quantised
 
 
 def _make(start: Callable[[Tree], State], program: Program, params: Tree) -> State:

@@ -101,7 +101,7 @@ class Hooks:
 def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, title: str) -> State:
   """Trains from `job.state` to `job.steps` and returns the last state; metrics are read while the next step runs.
 
-  Raises StoppedError on a signal, after a checkpoint, and DivergedError on a loss that is no finite number.
+  Raises StoppedError on a signal, after a checkpoint, and DivergedError when no arm's loss is a finite number.
   """
   state, steps = job.state, job.steps
   first = int(state.step)
@@ -118,7 +118,7 @@ def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, titl
     hooks.log(step, metrics, seconds)
     loss, tokens = float(metrics["loss"][0]), float(metrics["tokens"][0])
     bar.advance(loss=loss, **{f"{unit}/s": round(tokens / max(seconds, 1e-9))})
-    if not np.isfinite(metrics["loss"]).all():
+    if not np.isfinite(metrics["loss"]).any():
       raise DivergedError(
         f"the loss is {loss} at step {step}: lower optim.lr (now {job.program.optim.lr:g}) or lora.alpha, "
         "or set optim.clip; checkpoints before it remain"

@@ -13,12 +13,12 @@ from pathlib import Path
 import jax
 
 from lora_exp import lora, screen, weights
-from lora_exp.build import Plan, naming_of, trained_arm
+from lora_exp.build import Plan, naming_of
 from lora_exp.config import LoraExpError
 from lora_exp.loop import Job
 from lora_exp.pack import take_arm
 from lora_exp.plan import nbytes
-from lora_exp.step import State
+from lora_exp.step import Tree
 
 VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")
 
@@ -91,7 +91,6 @@ def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str,
     "scores": record.scores,
     "parameters": plan.parameters(),
     "targets": [asdict(row) for row in plan.table],
-    **({"kept_ranks": lora.kept_ranks(trained_arm(job.state, 0))} if plan.cfg.lora.method == "adalora" else {}),
     "seconds": {
       "compile": round(job.compile_seconds, 3) if compiled else 0.0,
       "train": round(record.train_seconds, 3),
@@ -126,25 +125,29 @@ def check_frozen(job: Job, before: str) -> None:
     raise LoraExpError("the frozen base changed during training; this is a bug of lora_exp, please report it")
 
 
-def export(run_dir: Path, plan: Plan, state: State, base_digest: str) -> None:
-  """adapter/ in PEFT's format; model.safetensors for lora=full; nothing for lora=frozen."""
+def export(run_dir: Path, plan: Plan, params: Tree, step: int, base_digest: str) -> lora.Adapter | None:
+  """adapter/ in PEFT's format, which is returned; model.safetensors for lora=full; nothing for lora=frozen.
+
+  `params` are one arm's (1, …).
+  """
   cfg = plan.cfg
   if cfg.lora.method == "full":
-    weights.save(run_dir, trained_arm(state, 0))
+    weights.save(run_dir, jax.tree.map(lambda x: x[0], params))
   if not plan.table and not plan.full:
-    return
+    return None
   metadata = {
     "family": cfg.model.family,
     "base": base_digest,
-    "step": int(state.step),
+    "step": step,
     "scaling": cfg.lora.scaling,
     "quant": cfg.lora.quant,
   }
-  adapter = take_arm(state.params, plan.table, plan.full, cfg.lora.method, 0)
+  adapter = take_arm(jax.device_get(params), plan.table, plan.full, cfg.lora.method, 0)
   where = cfg.model.weights if cfg.model.base == "weights" else None
   lora.save_adapter(
     run_dir / "adapter", adapter, naming_of(cfg.model), metadata, base=where, dropout=cfg.lora.dropout
   )
+  return adapter
 
 
 def write_json(path: Path, content: dict) -> None:

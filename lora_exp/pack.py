@@ -5,7 +5,7 @@ axis N. Ranks and targets need no masks: A is padded with zero columns and B wit
 does not target has scale 0; the gradients of the padding are exactly zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -175,3 +175,49 @@ def take_arm(params: Tree, table: Table, full: Sequence[str], method: str, arm: 
     cut = lambda name, x, sizes=sizes: x[(..., *(slice(sizes[a]) for a in lora.LEAVES[name].axes))]
     leaves[row.path] = {name: cut(name, x) for name, x in own.items() if x is not None}
   return lora.Adapter(method, tuple(table), leaves, {path: flat[path] for path in full})
+
+
+def solo_arm(named: Mapping[str, jax.Array], table: Table, whole: Table, arm: int) -> dict[str, jax.Array]:
+  """The arrays (1, …) of one arm's state, by dotted path, as a run of its own has them: its ranks, its modules alone.
+
+  `named` are those of the pack, whose modules are `whole`; what has no axis of arms is passed on.
+  """
+  ranks, known = {row.path: row.rank for row in table}, {row.path for row in whole}
+  found = {}
+  for name, x in named.items():
+    if x.ndim == 0:
+      found[name] = x
+      continue
+    path, leaf = _module(name, known)
+    if path is not None and path not in ranks:
+      continue
+    own = x[arm : arm + 1]
+    if path is not None and "R" in lora.LEAVES[leaf].axes:
+      axis = own.ndim - len(lora.LEAVES[leaf].axes) + lora.LEAVES[leaf].axes.index("R")
+      own = jax.lax.slice_in_dim(own, 0, ranks[path], axis=axis)
+    found[name] = own
+  return found
+
+
+def padded_arm(named: Mapping[str, jax.Array], pack: Mapping[str, Any]) -> dict[str, jax.Array]:
+  """The inverse of `solo_arm` for one arm: (1, …) in the shapes of the pack's arrays, zeros where it has nothing."""
+  padded = {}
+  for name, like in pack.items():
+    shape = like.shape if like.ndim == 0 else (1, *like.shape[1:])
+    x = named.get(name)
+    if x is None:
+      padded[name] = jnp.zeros(shape, like.dtype)
+    elif x.shape == shape:
+      padded[name] = x
+    else:
+      padded[name] = jnp.pad(x, [(0, b - a) for a, b in zip(x.shape, shape, strict=True)])
+  return padded
+
+
+def _module(name: str, known: Collection[str]) -> tuple[str | None, str]:
+  """(adapted module, leaf) that a dotted path of the state ends with; (None, leaf) for any other array."""
+  *segments, leaf = name.split(".")
+  if leaf not in lora.LEAVES:
+    return None, leaf
+  ends = (".".join(segments[i:]) for i in range(len(segments)))
+  return next((end for end in ends if end in known), None), leaf

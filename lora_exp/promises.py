@@ -22,7 +22,8 @@ from lora_exp import lora, screen
 from lora_exp.config import LoraExpError
 from lora_exp.loop import Job
 from lora_exp.outputs import frozen_digest
-from lora_exp.step import State, Tree, assemble, outputs
+from lora_exp.pack import Arms
+from lora_exp.step import Tree, assemble, outputs
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class End:
   """A finished run: what it trained, what it wrote."""
 
   job: Job
-  state: State  # the exported one
+  arms: Arms  # of the run, as a pack of one
+  params: Tree  # exported, (1, …)
   summary: Mapping[str, Any]  # summary.json
   dir: Path
   batch: Mapping[str, jax.Array]  # held-out rows
@@ -68,18 +70,18 @@ def outputs_of(end: End, params: Tree, around: Context = nullcontext) -> jax.Arr
     with around(model):
       return outputs(model, {name: x[rows] for name, x in batch.items()})
 
-  return call(one(params), one(end.job.arms), end.job.frozen, dict(end.batch))
+  return call(one(params), one(end.arms), end.job.frozen, dict(end.batch))
 
 
 def merged_differs(end: End) -> float:
   """The largest difference that merging makes to an output."""
-  trained = end.state.params
+  trained = end.params
   return float(jnp.abs(outputs_of(end, trained, lora.merged) - outputs_of(end, trained)).max())
 
 
 def off_differs(end: End) -> float:
   """The largest difference between an output with the adapters off and what it was before training, with B = 0."""
-  trained = end.state.params
+  trained = end.params
   start = jax.tree_util.tree_map_with_path(lambda p, x: jnp.zeros_like(x) if p[-1].key == "lora_b" else x, trained)
   return float(jnp.abs(outputs_of(end, trained, lora.disabled) - outputs_of(end, start)).max())
 

@@ -1,27 +1,25 @@
-"""One run: build, train, evaluate, and leave a directory that is complete without the program."""
+"""A pack in training: build, train, evaluate, and leave for every arm a directory that is complete by itself."""
 
-import json
-import math
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lora_exp import answers, checkpoint, outputs, promises, screen
+from lora_exp import checkpoint, outputs, screen
+from lora_exp.arm import Arm, Batches
 from lora_exp.base import make_base
 from lora_exp.build import Plan, check_built, make_job
-from lora_exp.config import Config, DataConfig, DivergedError, InputError, LoraExpError, NoCheckpointError, StoppedError
+from lora_exp.config import Config, DataConfig, DivergedError, LoraExpError, StoppedError
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.generate import make_sampler
-from lora_exp.logger import Metrics, make_logger
-from lora_exp.loop import Cadence, Hooks, Job, due, fit, held_out
+from lora_exp.loop import Cadence, Hooks, fit, held_out
 from lora_exp.mesh import keep_programs
-from lora_exp.outputs import Record
+from lora_exp.pack import union
 from lora_exp.plan import show_config, show_parameters, steps_of
-from lora_exp.promises import End
 from lora_exp.step import State, Tree
 
 
@@ -32,13 +30,11 @@ def run(cfg: Config, run_dir: Path) -> None:
   plan = check_built(cfg)
   show_config(cfg, run_dir)
   show_parameters(plan)
-  rows = rows_of(cfg.data, plan)
-  retain = rows_of(cfg.retain, plan) if cfg.retain else None
-  base, base_facts = make_base(plan)
-  job = make_job(plan, base, steps_of(cfg, rows.train_rows))
-  run = Run(plan, run_dir, job, rows, retain, began)
-  run.record.base = base_facts
-  run.train()
+  pack = Pack([plan], [run_dir], began)
+  pack.train(resumed=cfg.train.resume is not None)
+  [arm] = pack.arms
+  if arm.error is not None:
+    raise arm.error
 
 
 def rows_of(cfg: DataConfig, plan: Plan) -> Rows:
@@ -46,58 +42,103 @@ def rows_of(cfg: DataConfig, plan: Plan) -> Rows:
   return make_rows(cfg, plan.tokenizer, plan.cfg.cache)
 
 
-class Run:
-  """One arm in its directory: the loop's hooks and what they write."""
+class Pack:
+  """Arms that train in one program over one base and one stream of data; a run is a pack of one.
 
-  def __init__(self, plan: Plan, run_dir: Path, job: Job, rows: Rows, retain: Rows | None, began: float):
-    self.plan, self.cfg, self.dir, self.job = plan, plan.cfg, run_dir, job
-    self.rows, self.began = rows, began
-    self.held = self._put(rows, self.cfg.train.eval_tokens)
-    self.retain = self._put(retain, self.cfg.train.retain_tokens) if retain else []
-    self.sample = make_sampler(job.program, self.cfg, plan.tokenizer)
-    self.record = Record(steps=job.steps, data=rows.fingerprint)
+  `plans` agree on all that the program and the data take from a config (`build.make_job` checks the former). `alone`: a
+  run by itself, which shows its samples and its result.
+  """
 
-  def _put(self, rows: Rows, most: int | None) -> list[dict[str, jax.Array]]:
+  def __init__(self, plans: Sequence[Plan], run_dirs: Sequence[Path], began: float, alone: bool = True):
+    self.plan, self.cfg, self.alone = plans[0], plans[0].cfg, alone
+    cfg = self.cfg
+    self.rows = rows_of(cfg.data, self.plan)
+    retain = rows_of(cfg.retain, self.plan) if cfg.retain else None
+    base, base_facts = make_base(self.plan)
+    self.job = make_job(self.plan, base, steps_of(cfg, self.rows.train_rows), [plan.cfg for plan in plans])
+    self.held = self._put(self.rows, cfg.train.eval_tokens)
+    self.retain = self._put(retain, cfg.train.retain_tokens) if retain else []
+    self.sample = make_sampler(self.job.program, cfg, self.plan.tokenizer)
+    whole = union([plan.table for plan in plans])
+    pairs = enumerate(zip(plans, run_dirs, strict=True))
+    self.arms = [Arm(n, plan, path, self.job, whole, self.rows, began) for n, (plan, path) in pairs]
+    for arm in self.arms:
+      arm.record.base = base_facts
+
+  def _put(self, rows: Rows, most: int | None) -> Batches:
     batches = eval_batches(rows, self.cfg.train.batch_size, most)
     return [self.plan.layout.put_batch(b) for b in batches]
 
-  def train(self) -> None:
-    """Restores or starts, trains, and writes the outputs whatever the end is."""
-    cfg, resumed = self.cfg, self.cfg.train.resume is not None
-    if resumed:
-      step, self.job.state, meta = checkpoint.restore(self.dir, self.job.state)
-      self._check_same_data(meta)
-      self.record = Record(**{**meta["record"], "steps": self.job.steps})
-      if self._finished():
-        screen.show(f"The run is finished: all of its {step} steps are trained, and nothing is left to do.")
-        return
-      screen.show(f"Resumed at step {step} of {self.record.steps}.")
-    self.metrics = Metrics(self.dir, int(self.job.state.step) if resumed else None)
-    self.logger = make_logger(cfg.logger, self.dir, self.dir.name, asdict(cfg))
-    self.before = outputs.frozen_digest(self.job)
-    status, code = "failed", 1
+  @property
+  def live(self) -> list[Arm]:
+    """The arms that are written: a diverged one, and one that was done before, only go along in the program."""
+    return [arm for arm in self.arms if arm.error is None and not arm.ballast]
+
+  def train(self, resumed: bool = False) -> None:
+    """Restores or starts, trains, and writes the outputs whatever the end is.
+
+    What ends one arm alone is kept as its `error`; what ends all of them is raised.
+    """
+    if resumed and self._restore():
+      return
+    start = int(self.job.state.step)
+    before = outputs.frozen_digest(self.job)
+    writing = self.live
+    for arm in writing:
+      arm.open(start if resumed else None, before)
     try:
       state = self._train(resumed)
-      state = self._finish(state)
-      status, code = "done", 0
+      outputs.check_frozen(self.job, before)
+      for arm in self.live:
+        arm.finish(state, self.held)
     except StoppedError as error:
-      status, code = "stopped", error.code
-      raise StoppedError(f"{error}; go on with train.resume={outputs.short(self.dir)}") from None
+      self._mark("stopped", error)
+      where = outputs.short(self.arms[0].dir)
+      raise StoppedError(f"{error}; go on with train.resume={where}" if self.alone else str(error)) from None
     except LoraExpError as error:
-      status, code = "diverged" if isinstance(error, DivergedError) else "failed", error.code
+      self._mark("diverged" if isinstance(error, DivergedError) else "failed", error)
       raise
     finally:
-      self.metrics.close()
-      summary = self._summary(status)
-      outputs.write_json(self.dir / "summary.json", summary)
-      self.logger.summary(summary)
-      self.logger.finish(code)
-    asked = next((p.strip() for p in cfg.sample.prompts if '"' not in p), "Once upon a time")
-    outputs.show_result(summary, self.dir, None if cfg.data.numbers else asked)
-    if cfg.promises:
-      summary["promises"] = promises.check(cfg.promises, End(self.job, state, summary, self.dir, self.held[0]))
-      outputs.write_json(self.dir / "summary.json", summary)
-      promises.show(summary["promises"])
+      for arm in writing:
+        done = arm.status == "done"
+        arm.close(0 if done else arm.error.code if isinstance(arm.error, LoraExpError) else 1)
+    for arm in self.live:
+      self._show(arm)
+
+  def _mark(self, status: str, error: LoraExpError) -> None:
+    for arm in self.live:
+      if arm.status != "done":
+        arm.status, arm.error = status, error
+
+  def _show(self, arm: Arm) -> None:
+    if not self.alone:
+      return
+    asked = next((p.strip() for p in arm.cfg.sample.prompts if '"' not in p), "Once upon a time")
+    outputs.show_result(arm.summary, arm.dir, None if arm.cfg.data.numbers else asked)
+    arm.check_promises(self.held)
+
+  def _restore(self) -> bool:
+    """Puts the arms' checkpoints together as the pack's state; returns whether nothing is left to do."""
+    common = set.intersection(*(set(checkpoint.steps(arm.dir)) for arm in self.live))
+    step = None if self.alone else max(common)  # a kill may come between the checkpoints of two arms
+    like, found = checkpoint.named_leaves(self.job.state), []
+    for arm in self.arms:
+      if arm.ballast and step not in checkpoint.steps(arm.dir):  # it failed before; what it holds does not matter
+        found.append({name: x[arm.number : arm.number + 1] if x.ndim else x for name, x in like.items()})
+        continue
+      step, own, meta = arm.restore(step)
+      arm.resume(meta)
+      found.append(own)
+    scalar = found[self.live[0].number]
+    join = lambda name: scalar[name] if like[name].ndim == 0 else _stacked([own[name] for own in found])
+    state = jax.tree.unflatten(jax.tree.structure(self.job.state), [join(name) for name in like])
+    self.job.state = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), state, self.job.state)
+    assert step is not None
+    if step >= self.job.steps and all(arm.finished() for arm in self.arms):
+      screen.show(f"The run is finished: all of its {step} steps are trained, and nothing is left to do.")
+      return True
+    screen.show(f"Resumed at step {step} of {self.job.steps}.")
+    return False
 
   def _train(self, resumed: bool) -> State:
     cfg, job, start = self.cfg, self.job, int(self.job.state.step)
@@ -121,82 +162,39 @@ class Run:
     self.draw(job.steps, state.params)
     return state
 
-  def log(self, step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
-    """A line of metrics.jsonl for a training step."""
-    values = {k: float(v[0]) for k, v in metrics.items()}
-    counted = values.pop("tokens")
-    self.record.tokens += int(counted)
-    self.record.train_seconds += seconds
-    self.record.first = values["loss"] if self.record.first is None else self.record.first
-    if step == 1 or due(step, self.cfg.train.log_every) or not math.isfinite(values["loss"]):
-      self._row(step, "train", **values, tokens_per_s=round(counted / max(seconds, 1e-9), 1))
+  def log(self, step: int, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
+    """A line of metrics.jsonl for every arm; one whose loss is no number is marked, and the others go on."""
+    for arm in self.live:
+      arm.log(step, metrics, seconds / len(self.arms))
+      if not self.alone and not np.isfinite(loss := float(metrics["loss"][arm.number])):
+        arm.status = "diverged"
+        arm.error = DivergedError(f"the loss is {loss} at step {step}: lower optim.lr (now {arm.cfg.optim.lr:g})")
 
   def evaluate(self, step: int, params: Tree) -> bool:
-    """Held-out and retained loss; returns whether the held-out one is the best so far."""
-    [scores] = held_out(self.job, params, self.held)
-    self._row(step, "eval", **scores)
-    best = self.record.note(step, scores)
-    if self.retain:
-      [kept] = held_out(self.job, params, self.retain)
-      self._row(step, "retain", **kept)
-      self.record.retain_base = kept["loss"] if step == 0 else self.record.retain_base
-      self.record.retain_final = kept["loss"]
-    return best
+    """Held-out and retained loss of every arm; returns whether a held-out one is the best so far."""
+    scores = held_out(self.job, params, self.held)
+    kept = held_out(self.job, params, self.retain) if self.retain else [None] * len(scores)
+    best = [arm.evaluate(step, scores[arm.number], kept[arm.number]) for arm in self.live]
+    return any(best)
 
   def draw(self, step: int, params: Tree) -> None:
-    """Samples into samples.jsonl and onto the screen."""
+    """Samples of every arm."""
     prompts = self.cfg.sample.prompts
     if not prompts or self.cfg.data.numbers:
       return
-    arm = lambda tree: jax.tree.map(lambda x: x[0], tree)
-    texts = self.sample(arm(params), arm(self.job.arms), self.job.frozen, prompts)
-    outputs.add_samples(self.dir, step, prompts, texts)
-    outputs.show_samples(step, prompts, texts)
+    for arm in self.live:
+      one = lambda tree, n=arm.number: jax.tree.map(lambda x: x[n], tree)
+      texts = self.sample(one(params), one(self.job.arms), self.job.frozen, prompts)
+      arm.draw(step, prompts, texts, show=self.alone)
 
   def save(self, step: int, state: State) -> None:
-    """A checkpoint of the trained leaves, the optimizer, the step and the position in the data."""
-    meta = {"data": {"fingerprint": self.rows.fingerprint, "position": step}, "record": asdict(self.record)}
-    best = self.record.best_step if self.cfg.train.export == "best" else None
-    checkpoint.save(self.dir, step, state, meta, best_step=best)
+    """A checkpoint of every arm."""
+    for arm in self.live:
+      arm.save(step, state)
 
-  def _row(self, step: int, split: str, **values) -> None:
-    row = {"step": step, "tokens": self.record.tokens, "split": split, **values}
-    self.metrics.log(row)
-    self.logger.log(row)
 
-  def _finished(self) -> bool:
-    """Whether every step is trained and every output written: a kill may come between the two."""
-    file = self.dir / "summary.json"
-    whole = file.is_file() and json.loads(file.read_text())["status"] == "done"
-    return whole and int(self.job.state.step) >= self.job.steps
-
-  def _check_same_data(self, meta: dict) -> None:
-    if meta["data"]["fingerprint"] != self.rows.fingerprint:
-      raise InputError(
-        f"train.resume={self.cfg.train.resume}: the data is not what the run was trained on "
-        "(the file or the standard library changed); start a new run"
-      )
-
-  def _finish(self, state: State) -> State:
-    """adapter/ (or model.safetensors) from the best or the last state, after the base proved unchanged; that state."""
-    outputs.check_frozen(self.job, self.before)
-    best = self.record.best_step
-    if self.cfg.train.export == "best" and best not in (0, int(state.step)):
-      try:
-        _, state, _ = checkpoint.restore(self.dir, state, best)
-      except NoCheckpointError as error:
-        screen.show_warning(f"the last state is exported instead of the best: {error}")
-    self.record.exported_step = int(state.step)
-    outputs.export(self.dir, self.plan, state, self.before)
-    from lora_exp.report import plot_loss  # matplotlib takes half a second to import
-
-    plot_loss(self.dir)
-    if self.rows.eval_examples:
-      answers.draw(self.dir, self.job, state.params, self.held, self.plan.tokenizer)
-    return state
-
-  def _summary(self, status: str) -> dict:
-    return outputs.summary(status, self.plan, self.job, self.record, self.before, time.monotonic() - self.began)
+def _stacked(arms: Sequence[jax.Array]) -> jax.Array:
+  return arms[0] if len(arms) == 1 else jnp.concatenate(arms)
 
 
 def _again(first, batches):

@@ -313,6 +313,8 @@ def arm_config(case: str, n: int) -> Config:
   arm = {k: v for k, v in ARMS[n].items() if getattr(plain, k) is not None}
   if plain.method == "vera":
     arm.pop("lr_ratio")
+  if case == "qlora":  # a pack has one base
+    arm["targets"] = ["layers.*", "output"]
   if case == "train_modules":
     arm["targets"] = ("layers.0", "layers.*", "layers.1")[n]
   more = {f"lora__{k}": v for k, v in arm.items()} | {f"optim__{k}": v for k, v in RATES[n].items()}
@@ -347,7 +349,7 @@ def count_bits(leaves) -> int:
 @cache
 def pack(case: str, mapping: str):
   """Three arms after 20 steps of AdamW with clipping, decay and dropout: the job, its state before, and after."""
-  of = job_of(*(arm_config(case, n) for n in range(3)), mapping=mapping, steps=60)
+  of = job_of(*(arm_config(case, n) for n in range(3)), mapping=mapping, steps=400)
   before = jax.tree.map(jnp.array, of.state)
   return of, before, steps(of, before, 20)[0]
 
@@ -356,7 +358,7 @@ def pack(case: str, mapping: str):
 def test_an_arm_in_a_pack_starts_and_is_differentiated_as_it_would_be_alone(case, mapping):
   of, before, _ = pack(case, mapping)
   for n in range(3):
-    alone = job_of(arm_config(case, n), steps=60)
+    alone = job_of(arm_config(case, n), steps=400)
     start = taken(alone.state.params, n, case, 0)
     for path, x in taken(before.params, n, case, n).items():
       np.testing.assert_array_equal(x, start[path], err_msg=path)
@@ -500,6 +502,26 @@ def test_a_quantised_base_is_smaller_and_its_gradient_that_on_the_same_base_made
     found, wanted = by_path(grads(params, of.frozen)), by_path(grads(params, base))
   for path, g in wanted.items():
     assert g.any() and np.abs(found[path] - g).max() <= 1e-5 * np.abs(g).max(), path
+
+
+@pytest.mark.parametrize("case", ["dora", pytest.param("pissa", marks=pytest.mark.slow)])
+def test_what_is_taken_from_a_kernel_is_taken_from_the_quantised_one(case):
+  """DoRA's norm is that of the weights that answer, and PiSSA's directions are theirs."""
+  of = job_of(config(case, "mlp", lora__quant="nf4"))
+  params, base = flatten(only(of.state.params)), base_of(of)
+  for path in of.program.modules:
+    w = base[f"{path}.kernel"]
+    if case == "dora":
+      np.testing.assert_allclose(params[f"{path}.magnitude"], jnp.sqrt((w * w).sum(0)), rtol=1e-6)
+    else:
+      u = jnp.linalg.svd(w, full_matrices=False)[0][:, :4]
+      a = params[f"{path}.lora_a"]
+      np.testing.assert_allclose(u @ (u.T @ a), a, atol=1e-5)
+
+
+def test_arms_that_quantise_other_kernels_are_no_pack():
+  with pytest.raises(ValueError, match="must agree"):
+    job_of(*(config("qlora", "mlp", lora__targets=t) for t in ("all_linear", "head")))
 
 
 # Meshes, and bfloat16

@@ -11,6 +11,7 @@ from flax import nnx
 from lora_exp.config import InputError
 from lora_exp.lora import formula, kernels, layers, starts
 from lora_exp.lora.adapter import Adapted, Adapter
+from lora_exp.lora.quant import is_quantised
 from lora_exp.lora.targets import advice, as_list, matches, select_paths
 
 Presets = Mapping[str, Sequence[str]]
@@ -194,7 +195,10 @@ def place(
 def kernels_of(
   model: nnx.Module, table: Sequence[Adapted], base: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-  """W (…, I, O) of every row, or its shape; of an abstract model out of `base`, its parameters by dotted path."""
+  """W (…, I, O) of every row, quantised as it is held, or its shape.
+
+  Of an abstract model W is taken out of `base`, its parameters by dotted path.
+  """
   known = modules(model)
 
   def one(row: Adapted):
@@ -202,9 +206,9 @@ def kernels_of(
     w = kernels.of(module).get_value()
     if base is not None:
       w = base[f"{row.path}.{'embedding' if isinstance(module, nnx.Embed) else 'kernel'}"]
-    if isinstance(w, jax.ShapeDtypeStruct):
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(w)):
       return jax.ShapeDtypeStruct((*kernels.lead(module), *kernels.shape(module)), w.dtype)
-    return kernels.to_IO(module, w)
+    return w if is_quantised(w) else kernels.to_IO(module, w)
 
   return {row.path: one(row) for row in table}
 

@@ -16,8 +16,9 @@ from lora_exp.config import InputError
 from lora_exp.dropout import path_key
 from lora_exp.lora import formula
 from lora_exp.lora.adapter import Adapted
+from lora_exp.lora.quant import dense
 
-Kernels = Mapping[str, Any]  # path -> W (…, I, O) or its shape
+Kernels = Mapping[str, Any]  # path -> W (…, I, O), perhaps quantised, or its shape
 
 
 def _uniform(bound: Callable[[int, int], float]):
@@ -112,14 +113,14 @@ def complete(leaves: formula.Leaves, w: Any) -> dict[str, Any]:
   """`leaves` of one module with the norm that DoRA takes from its kernel W (…, I, O)."""
   if "magnitude" not in leaves or "kernel_norm2" in leaves:
     return dict(leaves)
-  norm2 = jnp.zeros(leaves["magnitude"].shape) if is_abstract(w) else formula.squared_norm(w)
+  norm2 = jnp.zeros(leaves["magnitude"].shape) if is_abstract(w) else formula.squared_norm(dense(w))
   return {**leaves, "kernel_norm2": norm2}
 
 
 def _of_method(method: str, row: Adapted, kernels: Kernels, key: jax.Array) -> dict[str, jax.Array]:
   w = kernels[row.path]
   if method == "dora":
-    norm2 = _zeros(row, kernels, "O") if is_abstract(w) else formula.squared_norm(w)
+    norm2 = _zeros(row, kernels, "O") if is_abstract(w) else formula.squared_norm(dense(w))
     return {"magnitude": jnp.sqrt(norm2), "kernel_norm2": norm2}
   if method == "adalora":
     shape = (*_lead(w), row.rank, row.fan_out)
@@ -151,7 +152,7 @@ def _from_kernel(init: str, row: Adapted, w: Any) -> dict[str, jax.Array]:
   if is_abstract(w):
     a, b = jnp.zeros((*_lead(w), row.fan_in, row.rank)), jnp.zeros((*_lead(w), row.rank, row.fan_out))
   else:
-    found_a, found_b = {"pissa": pissa, "olora": olora}[init](np.asarray(w, np.float32), row.rank, row.scale)
+    found_a, found_b = {"pissa": pissa, "olora": olora}[init](np.asarray(dense(w), np.float32), row.rank, row.scale)
     beyond = row.rank - found_a.shape[-1]  # a kernel has no more directions than its smaller side
     whole = [(0, 0)] * len(_lead(w))
     a = jnp.pad(found_a, [*whole, (0, 0), (0, beyond)])
