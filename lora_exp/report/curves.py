@@ -1,0 +1,79 @@
+"""Loss curves of all arms of a study: held out, and in training."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from lora_exp.report.loss import running_median
+from lora_exp.report.settings import Setting, Study
+from lora_exp.report.statistics import Estimate
+from lora_exp.report.style import FROZEN, FULL, MUTED, Colours, figure, legend, limits, loss_label
+
+RATIO = 8.0  # of the largest to the smallest loss from where a log scale helps
+
+
+def curves(study: Study) -> Figure | None:
+  """Held-out loss (left) and the running median of the training loss (right), a line an arm."""
+  arms = [arm for arm in study.arms if arm.curves["eval"] or arm.curves["train"]]
+  if not arms:
+    return None
+  made, (left, right) = figure(_title(study), panels=2, height=4.4)
+  colours = Colours(study)
+  alpha = 0.9 if len(arms) <= 12 else 0.65
+  for setting in study.settings:
+    for arm in setting.arms:
+      style = {"color": colours.of(setting), "alpha": alpha, "lw": 1.3, "zorder": 3 if setting.reference else 2,
+               "ls": "-" if arm.status == "done" else ":"}
+      if arm.curves["eval"] and setting.method != "frozen":
+        left.plot(*zip(*arm.curves["eval"], strict=True), marker=".", ms=4, **style)
+      if arm.curves["train"]:
+        steps, losses = np.array(arm.curves["train"], dtype=float).T
+        places, medians = running_median(losses, max(5, len(steps) // 20), 200)
+        right.plot(steps[places], medians, **style)
+  held = [y for arm in arms for _, y in arm.curves["eval"]]
+  train = [y for line in right.lines for y in np.asarray(line.get_ydata(), dtype=float)]
+  for axes, values, what in ((left, held, "held-out loss"), (right, train, "training loss, running median")):
+    _axis(axes, values)
+    axes.set_xlabel("step")
+    axes.set_ylabel(loss_label(study.unit, what))
+  if study.base is not None:
+    left.axhline(study.base, color=FROZEN, ls="--", lw=1)
+    left.annotate("base", (1, study.base), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  ha="right", fontsize=8, color=MUTED)
+  _legend(made, study, colours)
+  return made
+
+
+def _axis(axes: Axes, values: list[float]) -> None:
+  """Log scale where it helps; else without the few losses far above the others, which would flatten them."""
+  axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+  if not values:
+    return
+  if min(values) > 0 and max(values) > RATIO * min(values):
+    axes.set_yscale("log")
+    return
+  high = np.quantile(values, 0.98)
+  if found := limits([min(values), float(high)]):
+    axes.set_ylim(found)
+
+
+def _legend(made: Figure, study: Study, colours: Colours) -> None:
+  handles = colours.handles()
+  if any(s.method == "full" for s in study.settings):
+    handles.append(Line2D([], [], color=FULL, lw=2.4, label="full"))
+  if any(arm.metrics and arm.status != "done" for arm in study.arms):
+    handles.append(Line2D([], [], color=MUTED, ls=":", label="not finished"))
+  legend(made, handles)
+
+
+def _title(study: Study) -> str:
+  settings = [s for s in study.settings if s.seeds and s.method != "frozen"]
+  count = len([arm for arm in study.arms if arm.metrics])
+  text = f"Loss by step, a line for each of {count} arm{'s' * (count != 1)}"
+  if not settings:
+    return text
+  best: Setting = min(settings, key=lambda s: s.loss.mean)
+  mean: Estimate = best.loss
+  return f"{text}: {best.label} has the lowest held-out loss, {mean.text()}"

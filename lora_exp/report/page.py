@@ -1,0 +1,177 @@
+"""The report as a page without a network, as Markdown, and as a table on the terminal."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+from lora_exp import screen
+from lora_exp.report.arms import Arm
+from lora_exp.report.compare import TEST, TOLERANCE
+from lora_exp.report.finding import Finding
+from lora_exp.report.settings import Setting, Study
+from lora_exp.report.style import DPI
+
+COLUMNS = ("setting", "arms", "seeds", "held-out loss", "gain", "% of full", "trainable", "%")
+TERMINAL = 30  # settings on the screen; the page has all
+
+
+@dataclass
+class Plot:
+  """One picture of the report."""
+
+  title: str
+  file: Path  # PNG, 8-bit, at twice the size of the page
+
+  @property
+  def data(self) -> str:
+    return base64.b64encode(self.file.read_bytes()).decode()
+
+  @property
+  def width(self) -> int:
+    return int.from_bytes(self.file.read_bytes()[16:20], "big") * 96 // DPI
+
+  @property
+  def height(self) -> int:
+    return int.from_bytes(self.file.read_bytes()[20:24], "big") * 96 // DPI
+
+
+@dataclass
+class Part:
+  """What the report says of one study."""
+
+  study: Study
+  findings: list[Finding]
+  plots: list[Plot]
+  heading: str = ""  # if there are several studies
+  note: str = ""
+  columns: list[tuple[str, bool]] = field(default_factory=lambda: [(name, i > 0) for i, name in enumerate(COLUMNS)])
+
+  @property
+  def rows(self) -> list[list[str]]:
+    return [row(self.study, s) for s in self.study.settings]
+
+
+@dataclass
+class Report:
+  """Everything on the page."""
+
+  title: str
+  arms: list[Arm]
+  parts: list[Part]
+
+  @property
+  def summary(self) -> str:
+    counts: dict[str, int] = {}
+    for arm in self.arms:
+      counts[arm.status] = counts.get(arm.status, 0) + 1
+    words = ", ".join(f"{n} {status}" for status, n in counts.items())
+    settings = sum(len(part.study.settings) for part in self.parts)
+    return f"{len(self.arms)} arm{'s' * (len(self.arms) != 1)} ({words}) of {settings} setting{'s' * (settings != 1)}."
+
+  @property
+  def warnings(self) -> list[str]:
+    if len(self.parts) < 2:
+      return []
+    why = dict.fromkeys(part.study.why for part in self.parts if part.study.why)
+    return [f"The arms are of {len(self.parts)} groups that differ in {'; '.join(why)}. Their losses are not compared "
+            "with each other; each group has its own findings."]
+
+  @property
+  def lost(self) -> list[list[str]]:
+    """Arm, setting, status and reason of each arm that no mean holds."""
+    names = {id(arm): s.label for part in self.parts for s in part.study.settings for arm in s.arms}
+    return [[str(arm), names.get(id(arm), "-"), arm.status, arm.reason or "-"] for arm in self.arms if arm.loss is None]
+
+  @property
+  def method(self) -> list[str]:
+    return [
+      "The loss of an arm is the held-out loss of the state that it exports: the best of its evaluations, or the last "
+      "with train.export=last; that of a frozen base is its loss at step 0. Arms that differ in train.seed, data.seed "
+      "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
+      f"A setting is not measurably worse than the best if it passes this test: {TEST}. Fewer than three seeds decide "
+      "nothing, and neither does a best value on the edge of what was tried.",
+      f"The tolerance of {TOLERANCE * 100:g} % keeps a difference that is measurable but of no use from deciding.",
+      "Gain is the fall below the loss of the base. The share of full fine-tuning is 0 % at the base and 100 % at "
+      "lora=full. results.csv has a row for each arm, and every number here follows from it.",
+    ]
+
+
+def row(study: Study, s: Setting) -> list[str]:
+  """A setting in the table of the report."""
+  arm = next(iter(s.counted.values()), s.arms[0])
+  percent = arm.number_at("parameters", "percent")
+  return [s.label, ranges([a.number for a in s.arms]), f"{s.seeds}", s.loss.text(), s.gain.text(),
+          study.share(s).text(1, factor=100), f"{s.trainable:,}" if s.trainable is not None else "-",
+          f"{percent:.3g}" if percent is not None else "-"]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+  """As 0-2, 6."""
+  found: list[list[int]] = []
+  for n in sorted(numbers):
+    if found and n == found[-1][-1] + 1:
+      found[-1].append(n)
+    else:
+      found.append([n])
+  return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in found)
+
+
+def html(report: Report) -> str:
+  """The page: one file, its pictures inside."""
+  source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+  environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+  return environment.from_string(source).render(
+    title=report.title, summary=report.summary, warnings=report.warnings, parts=report.parts, lost=report.lost,
+    method=report.method)
+
+
+def markdown(report: Report) -> str:
+  """The same as Markdown; the pictures lie beside it in plots/."""
+  lines = [f"# {_escaped(report.title)}", "", report.summary, *(f"\n**{text}**" for text in report.warnings)]
+  for part in report.parts:
+    lines += ["", f"## {_escaped(part.heading or 'What it says')}", ""]
+    lines += [part.note, ""] if part.note else []
+    for f in part.findings:
+      lines += [f"- **{f.topic}{'' if f.concluded else ', not concluded'}.** {_escaped(f.text)}"
+                + (f" _Evidence: {_escaped(f.evidence)}_" if f.evidence else "")]
+    for plot in part.plots:
+      lines += ["", f"![{_escaped(plot.title)}](plots/{plot.file.name})"]
+    lines += ["", *_table(COLUMNS, part.rows, right=range(1, len(COLUMNS)))]
+  if report.lost:
+    lines += ["", "## Arms that are not counted", "", *_table(("arm", "setting", "status", "reason"), report.lost)]
+  return "\n".join([*lines, "", "## How to read this", "", *(f"{text}\n" for text in report.method)])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+  line = lambda cells: "| " + " | ".join(_escaped(c).replace("\n", " ") for c in cells) + " |"
+  return [line(columns), "|" + "|".join(" ---: " if i in right else " --- " for i in range(len(columns))) + "|",
+          *map(line, rows)]
+
+
+def _escaped(text: str) -> str:
+  """Text of people as Markdown shows it."""
+  for mark in ("\\", "|", "*", "_", "<", "`", "["):
+    text = text.replace(mark, f"\\{mark}")
+  return text
+
+
+def show(report: Report, page: Path) -> None:
+  """The settings, the sentences and where the page is, on the terminal."""
+  for part in report.parts:
+    rows = part.rows
+    keep = [0, 3, 4, 5, 6]
+    title = f"{part.heading or report.title}: {report.summary}"
+    screen.show_table(title, [COLUMNS[i] for i in keep], [[r[i] for i in keep] for r in rows[:TERMINAL]],
+                      right=[COLUMNS[i] for i in keep[1:]])
+    if len(rows) > TERMINAL:
+      screen.show(f"and {len(rows) - TERMINAL} more settings")
+    for f in part.findings:
+      screen.show(f"{f.topic}: {f.text}")
+  for text in report.warnings:
+    screen.show_warning(text)
+  for number, _, status, reason in report.lost:
+    screen.show_warning(f"arm {number}: {status}: {reason}")
+  screen.show(f"Report: {page}")

@@ -1,0 +1,84 @@
+"""`task=report run=SWEEP_DIR`: results.csv, plots/*.png, report.md and report.html, from the sweep's files alone."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lora_exp.config import Config, InputError
+from lora_exp.report import page, table
+from lora_exp.report.arms import Arm, read_sweep
+from lora_exp.report.curves import curves
+from lora_exp.report.findings import findings
+from lora_exp.report.grids import bars, parallel, surface
+from lora_exp.report.page import Part, Plot, Report
+from lora_exp.report.settings import Study, studies
+from lora_exp.report.style import save
+from lora_exp.report.tradeoffs import cost, forgetting, pareto, share
+
+PLOTS: dict[str, Callable[[Study], Figure | None]] = {
+  "pareto": pareto,
+  "share": share,
+  "rate": surface,
+  "targets": lambda study: bars(study, "lora.targets"),
+  "methods": lambda study: bars(study, "method"),
+  "curves": curves,
+  "forgetting": forgetting,
+  "cost": cost,
+  "parallel": parallel,
+}
+MOST_STUDIES = 4  # with plots of their own
+
+
+def run(cfg: Config) -> Path:
+  """Makes the report of the sweep in `cfg.run` and shows it."""
+  if cfg.run is None:
+    raise InputError("run=null: task=report needs the directory of a sweep, as outputs/sweeps/DAY/TIME-NAME")
+  path = Path(cfg.run) / "report.html"
+  report = make_report(path.parent)
+  page.show(report, path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+  return path
+
+
+def make_report(directory: Path) -> Report:
+  """Writes the report into `directory`. Raises InputError if it holds no runs."""
+  arms, found = make_table(directory)
+  plots = directory / "plots"
+  plots.mkdir(exist_ok=True)
+  parts = [_part(study, n, len(found), plots) for n, study in enumerate(found)]
+  report = Report(directory.absolute().name, arms, parts)
+  for name, make in (("report.md", page.markdown), ("report.html", page.html)):
+    _write(directory / name, partial(Path.write_text, data=make(report), encoding="utf-8"))
+  return report
+
+
+def make_table(directory: Path) -> tuple[list[Arm], list[Study]]:
+  """Writes results.csv; the arms of the sweep, and the studies that they are."""
+  arms = read_sweep(directory)
+  found = studies(arms)
+  _write(directory / "results.csv", lambda path: table.write(path, table.rows(arms, found)))
+  return arms, found
+
+
+def _part(study: Study, n: int, count: int, directory: Path) -> Part:
+  """The findings and plots of one study, the plots written."""
+  made = []
+  for name, draw in PLOTS.items() if n < MOST_STUDIES else ():
+    path = directory / (f"{name}.png" if count == 1 else f"{name}-{n}.png")
+    path.unlink(missing_ok=True)
+    if (figure := draw(study)) is not None:
+      save(figure, path)
+      made.append(Plot(" ".join(figure.get_suptitle().split()), path))
+  if count == 1:
+    return Part(study, findings(study), made)
+  arms = page.ranges([arm.number for arm in study.arms])
+  return Part(study, findings(study), made, f"Group {n}: arms {arms}", f"It differs from the others in {study.why}.")
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+  """Under a temporary name, then renamed."""
+  temporary = path.with_name(f".{path.name}.tmp")
+  write(temporary)
+  os.replace(temporary, path)

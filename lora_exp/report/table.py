@@ -1,0 +1,68 @@
+"""results.csv: a row for each arm, in an order of columns that a sweep of the same settings always has."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_exp.config.schema import ADAPTERS
+from lora_exp.report.arms import SEEDS, Arm
+from lora_exp.report.settings import Study, alpha_of, settings_of
+
+# Columns that differ between equal sweeps: times, memory, paths (a reason may name one).
+MEASURED = ("seconds_compile", "seconds_train", "seconds_total", "peak_memory_bytes", "tokens_per_s", "run")
+
+
+def rows(arms: Sequence[Arm], found: Sequence[Study]) -> list[dict[str, Any]]:
+  """A row for each arm, its columns in order; None where there is no value."""
+  columns = found[0].columns if found else []
+  place = {id(arm): (setting, n) for n, study in enumerate(found) for setting in study.settings for arm in setting.arms}
+  return [_row(arm, columns, *place.get(id(arm), (None, None))) for arm in arms]
+
+
+def _row(arm: Arm, columns: Sequence[str], setting, study: int | None) -> dict[str, Any]:
+  number = lambda *path: arm.number_at(*path)
+  config = settings_of(arm)
+  adapter = config.get("lora.method") in ADAPTERS
+  scales = {row.get("scale") for row in arm.summary.get("targets") or []}
+  gain = None if arm.base is None or arm.outcome is None else arm.base - arm.outcome
+  return {
+    "number": arm.number,
+    "name": arm.config.get("name"),
+    "setting": setting.label if setting else None,
+    "study": study,
+    **{key: config.get(key) for key in columns if key not in SEEDS},
+    "method": arm.method,
+    "rank": config.get("lora.rank") if adapter else None,
+    "alpha": alpha_of(arm),
+    "scale": scales.pop() if len(scales) == 1 else None,
+    "targets": config.get("lora.targets") if adapter else None,
+    "lr": config.get("optim.lr"),
+    **{f"seed_{key.partition('.')[0]}": arm.config.get(key) for key in SEEDS},
+    "trainable": number("parameters", "trainable"),
+    "percent": number("parameters", "percent"),
+    "loss": arm.outcome,
+    **{f"loss_{name}": number("losses", name) for name in ("base", "first", "final", "best")},
+    "best_step": number("losses", "best_step"),
+    "gain": gain,
+    **{name: number("losses", name) for name in ("retain_base", "retain_final", "forgetting")},
+    "steps": number("steps"),
+    "tokens": number("tokens"),
+    "status": arm.status,
+    "reason": arm.reason,
+    **{f"seconds_{name}": number("seconds", name) for name in ("compile", "train", "total")},
+    "peak_memory_bytes": number("peak_memory_bytes"),
+    "flops_per_token": number("flops_per_token"),
+    "tokens_per_s": number("tokens_per_s"),
+    "run": arm.path,
+  }
+
+
+
+
+def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
+  """The rows as CSV: floats in their shortest exact text, nothing for None."""
+  with open(path, "w", newline="", encoding="utf-8") as file:
+    writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
