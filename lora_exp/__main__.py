@@ -29,6 +29,7 @@ from lora_exp.screen import show, show_error, show_warning
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 MOST_LINES = 20  # of problems on the screen
+sys.path.append(str(Path(__file__).parent / "_plugins"))  # where Hydra finds our sweeper and launcher
 logging.getLogger("lora_exp").addHandler(logging.NullHandler())  # tasks without a log: no traceback on the screen
 
 Task = Callable[[Config, Path], object]
@@ -39,6 +40,7 @@ TASKS: dict[str, Task] = {
   "merge": lambda cfg, _: task("lora_exp.export", "run")(cfg),
   "export": lambda cfg, _: task("lora_exp.export", "run")(cfg),
   "plan": lambda cfg, _: task("lora_exp.plan", "run")(cfg),
+  "report": lambda cfg, _: task("lora_exp.report.sweep", "run")(cfg),
 }
 
 
@@ -154,6 +156,8 @@ class Session:
         stack.enter_context(hydra_arguments(self.line.hydra_argv(directory)))
         stack.enter_context(raising())
         main()
+        if claim and self.line.multirun:
+          self.summarise(claim.path)
       except KeyboardInterrupt:
         self.codes.append(INTERRUPTED)
         show("interrupted")
@@ -162,6 +166,13 @@ class Session:
           claim.undo()
     return self.exit_code()
 
+  def summarise(self, directory: Path) -> None:
+    """The report of a sweep, also where some of its runs failed."""
+    try:
+      task("lora_exp.report.sweep", "run")(Config(task="report", run=str(directory)))
+    except InputError as error:  # no run came so far that there is something to report
+      show_warning(str(error))
+
   def exit_code(self) -> int:
     """That of the one job; of a multirun 1 if any failed, unless it was stopped or interrupted."""
     if INTERRUPTED in self.codes:
@@ -169,6 +180,23 @@ class Session:
     if not self.line.multirun:
       return self.codes[0]
     return StoppedError.code if self.stopped else BUG if any(self.codes) else DONE
+
+  def pack(self, composed: Sequence[tuple[DictConfig, Path]], width: int) -> list[int]:
+    """The packed launcher's: all jobs of a sweep, in as few programs as they can share; returns their codes."""
+    jobs = []
+    for cfg, directory in composed:
+      overrides = parse(cfg.hydra.overrides.task, None)[0]
+      jobs.append((cfg.hydra.job.num, job_config(cfg, overrides), directory))
+    packed = import_module("lora_exp.sweep.packed")
+    points = [packed.Job(*job) for job in jobs]
+    try:
+      packed.train(points, width, packed.Ledger(Path(composed[0][0].hydra.sweep.dir)))
+    except StoppedError as error:
+      self.stopped = True
+      self.codes.append(report(error, self.full_error))
+    codes = [DONE if point.error is None else point.error.code for point in points]
+    self.codes += codes
+    return codes
 
   def job(self, composed: DictConfig) -> None:
     """Hydra's task function: one run; its outcome goes into `codes`."""

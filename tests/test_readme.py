@@ -34,7 +34,7 @@ def files(in_tmp_path, monkeypatch):
   (checkpoint / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **sizes}))
   save_file({"model.norm.weight": np.ones(8, np.float32)}, checkpoint / "model.safetensors")
   (checkpoint / "tokenizer.json").write_text("{}")
-  for name in ("DIR", "ADAPTER"):
+  for name in ("DIR", "ADAPTER", "SWEEP"):
     (in_tmp_path / name).mkdir()
   (in_tmp_path / "ADAPTER" / "adapter_config.json").write_text("{}")
   (in_tmp_path / "DIR" / "config.yaml").write_text("data:\n  view: docs\npretrain_data:\n  view: code\n")

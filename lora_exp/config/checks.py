@@ -24,7 +24,7 @@ from lora_exp.config.schema import (
 from lora_exp.config.typed import shown
 
 CHOICES = {
-  "task": ("train", "generate", "evaluate", "merge", "export", "plan"),
+  "task": ("train", "generate", "evaluate", "merge", "export", "plan", "report"),
   "format": ("peft", "merged", "base"),
   "model.family": ("minigpt", "gpt2", "llama", "mlp", "hf"),
   "model.dtype": ("float32", "bfloat16"),
@@ -159,6 +159,8 @@ def _task(cfg: Config) -> Iterator[str]:
   used = cfg.run if cfg.task in (*ON_A_RUN, "generate", "evaluate") else None
   if used is not None and (problem := run_directory_problem("run", used)):
     yield problem
+  if cfg.task == "report" and cfg.run is not None and not Path(cfg.run).is_dir():
+    yield f"run={cfg.run}: no such directory; give the directory of a sweep, as outputs/sweeps/DAY/TIME-NAME"
   if cfg.task == "train" and cfg.run:
     yield f"run={cfg.run}: task=train begins a new run; to go on with this one use train.resume={cfg.run}"
   if cfg.task in ON_A_RUN:

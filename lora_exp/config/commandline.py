@@ -52,7 +52,7 @@ class CommandLine:
 
   def claim(self) -> Claim | None:
     """Makes the directory of the run or sweep; None where there is none to make."""
-    return None if self.directory is None else claim(self.directory, self.typed_directory)
+    return None if self.directory is None else claim(self.directory, self.typed_directory, self.multirun)
 
   def hydra_argv(self, directory: Path | None) -> list[str]:
     """The arguments for `hydra.main`, with the run (or sweep) in `directory`."""

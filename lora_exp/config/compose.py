@@ -1,6 +1,5 @@
 """From overrides to composed configs, one for each job, without starting anything."""
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lora_exp.config import grid
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import InputError
 from lora_exp.config.overrides import Names, not_one_value, parse, quoted
@@ -83,22 +83,12 @@ class Composer:
     for name, package in chosen:
       yield from ((d / f"{name}.yaml", package) for d in self.directories if (d / f"{name}.yaml").is_file())
 
-  def jobs(self, master: DictConfig, overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """The overrides of each job, in the order of Hydra's sweeper: those of the sweep's file, then what was typed."""
-    params = master.hydra.sweeper.get("params") or {}
-    swept = self.parse([f"{key}={value}" for key, value in params.items()], several=True)
-    values: dict[str, list[str]] = {}
-    for override in [*swept, *overrides]:
-      key = override.get_key_element()
-      if override.is_delete() or override.is_hydra_override():
-        values[key] = [str(override.input_line)]
-      elif not override.is_sweep_override():
-        values[key] = [f"{key}={override.get_value_element_as_str()}"]
-      elif override.is_discrete_sweep():
-        values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-      elif master.hydra.runtime.choices["hydra/sweeper"] == "basic":
-        raise InputError(f"{override.input_line}: the basic sweeper takes lists, as {key}=1,2,3")
-    return map(list, itertools.product(*values.values()))
+  def jobs(self, master: DictConfig, overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of each job, as the sweeper will make them: those of the sweep's file, then what was typed."""
+    chosen = master.hydra.runtime.choices["hydra/sweeper"]
+    if chosen not in ("grid", "basic"):  # another makes them as it goes
+      return [[str(o.input_line) for o in overrides if not o.is_sweep_override()]]
+    return grid.jobs(master.hydra.sweeper, overrides, lambda texts: self.parse(texts, several=True))
 
 
 @contextmanager

@@ -46,20 +46,27 @@ def _entries(directory: Path) -> list[Path]:
   return list(directory.iterdir()) if directory.is_dir() else []
 
 
-def claim(path: Path, typed: bool) -> Claim:
+LEDGER = "sweep.jsonl"  # of a sweep that can go on
+
+
+def claim(path: Path, typed: bool, sweep: bool = False) -> Claim:
   """Makes `path`, or `path`-2, -3, … if another run was quicker; a `typed` path is taken as it is.
+
+  A sweep may go on in the directory of one (`sweep`).
 
   Raises InUseError if a typed path holds a run, InputError if it cannot be made, DiskError if the disk is full.
   """
   try:
-    return _claim(path.absolute(), typed)
+    return _claim(path.absolute(), typed, sweep)
   except OSError as error:
     raise cannot_write(error, path.absolute()) from error
 
 
-def _claim(path: Path, typed: bool) -> Claim:
+def _claim(path: Path, typed: bool, sweep: bool) -> Claim:
   if typed and path.is_dir():
     names = frozenset(entry.name for entry in _entries(path))
+    if sweep and LEDGER in names:
+      return Claim(path, None, names)
     if held := sorted(names & set(MARKS)):
       raise InUseError(f"{path}: holds a run already ({held[0]}); choose another directory, "
                        f"or go on with that run: train.resume={path}")

@@ -1,0 +1,1 @@
+"""What Hydra loads of lora_exp."""

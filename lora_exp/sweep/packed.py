@@ -1,0 +1,138 @@
+"""Jobs of a sweep in packs: each group of them that can share a program is trained as one."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lora_exp import checkpoint, screen
+from lora_exp.build import Plan, check_built
+from lora_exp.config import Config, InputError, LoraExpError, StoppedError
+from lora_exp.config.rundir import locked
+from lora_exp.config.saved import FILE, FREE, load, save
+from lora_exp.mesh import keep_programs
+from lora_exp.sweep.groups import groups
+from lora_exp.sweep.ledger import Ledger
+from lora_exp.train import Pack
+
+log = logging.getLogger("lora_exp")
+
+
+@dataclass
+class Job:
+  """One point of a sweep and where it is trained."""
+
+  number: int
+  cfg: Config
+  dir: Path
+  error: LoraExpError | None = None
+
+
+def train(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
+  """Trains every job that has not ended; what ended one of them is its `error`. Raises StoppedError on a signal.
+
+  A sweep that was begun goes on: the same packs are made again, arms that have ended go along in them as ballast, and
+  the others go on from their checkpoints. Raises InputError if a job was begun with other settings.
+  """
+  keep_programs(jobs[0].cfg.cache)
+  check_same(jobs)
+  for job in jobs:
+    if (reason := ledger.reason(job.number)) is not None:
+      job.error = LoraExpError(reason)
+  packs = groups([job.cfg for job in jobs], width)
+  show_packs(jobs, packs)
+  for number, members in enumerate(packs):
+    pack = [jobs[n] for n in members]
+    if all(ledger.ended(job.number) for job in pack):
+      screen.show(f"pack {number} of {len(packs)}: ended before")
+      continue
+    screen.show(f"\npack {number} of {len(packs)}: {len(pack)} arm{'s' if len(pack) > 1 else ''}")
+    ledger.add("pack", pack=number, arms=[job.number for job in pack])
+    _train_pack(pack, ledger)
+
+
+def check_same(jobs: Sequence[Job]) -> None:
+  """Raises InputError where a job's directory holds the config of another run."""
+  problems = []
+  for job in jobs:
+    if not (job.dir / FILE).is_file():
+      continue
+    before, now = asdict(load(str(job.dir))), asdict(job.cfg)
+    differ = [key for key in before if key not in FREE and before[key] != now[key]]
+    if differ:
+      problems.append(
+        f"hydra.sweep.dir={job.dir.parent}: run {job.number} was begun with another {', '.join(differ)}; give the same "
+        "command again, or another directory"
+      )
+  if problems:
+    raise InputError(problems)
+
+
+def _train_pack(pack: list[Job], ledger: Ledger) -> None:
+  began = time.monotonic()
+  built: list[tuple[Job, Plan]] = []
+  for job in pack:
+    try:
+      built.append((job, check_built(job.cfg)))
+    except InputError as error:
+      _failed(job, error, ledger)
+  if not built:
+    return
+  with ExitStack() as stack:
+    for job, _ in built:
+      job.dir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locked(job.dir))
+      save(job.cfg, job.dir)
+    try:
+      arms = Pack([plan for _, plan in built], [job.dir for job, _ in built], began, alone=False)
+      for arm, (job, _) in zip(arms.arms, built, strict=True):
+        arm.ballast = ledger.ended(job.number)
+      resumed = all(checkpoint.steps(arm.dir) for arm in arms.live)
+      for job, _ in built:
+        if not ledger.ended(job.number):
+          ledger.add("started", arm=job.number, resumed=resumed)
+          if not resumed:
+            (job.dir / "samples.jsonl").unlink(missing_ok=True)
+      arms.train(resumed)
+    except StoppedError:
+      raise
+    except LoraExpError as error:
+      for job, _ in built:
+        _failed(job, error, ledger)
+      return
+  for arm, (job, _) in zip(arms.arms, built, strict=True):
+    if arm.error is not None:
+      _failed(job, arm.error, ledger)
+    elif not arm.ballast:
+      ledger.add("done", arm=job.number)
+      losses = arm.summary["losses"]
+      screen.show(f"run {job.number}: {arm.summary['name']}  held-out loss {losses['best'] or losses['final']:.4f}")
+
+
+def _failed(job: Job, error: LoraExpError, ledger: Ledger) -> None:
+  if ledger.ended(job.number):
+    return
+  job.error = error
+  log.error("run %d: %s", job.number, error)
+  ledger.add("failed", arm=job.number, code=error.code, reason=str(error))
+  screen.show_error(LoraExpError(f"run {job.number}: {error}"))
+
+
+def show_packs(jobs: Sequence[Job], packs: Sequence[Sequence[int]]) -> None:
+  """Which arms train together."""
+  rows = []
+  for number, members in enumerate(packs):
+    cfgs = [jobs[n].cfg for n in members]
+    first = cfgs[0]
+    ranks = sorted({c.lora.rank for c in cfgs})
+    rows.append((number, len(members), first.lora.method, ranks, sorted({c.train.seed for c in cfgs}),
+                 sorted({c.optim.lr for c in cfgs}), _span(members)))  # fmt: skip
+  columns = ("pack", "arms", "lora", "ranks", "seeds", "lr", "runs")
+  screen.show_table("Packs: runs that train as one program", columns, rows)
+
+
+def _span(numbers: Sequence[int]) -> str:
+  whole = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+  return f"{numbers[0]}-{numbers[-1]}" if whole and len(numbers) > 1 else ", ".join(map(str, numbers))
