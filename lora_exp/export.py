@@ -1,5 +1,6 @@
 """What a run trained, as files for other programs: the adapter, the model with it merged and checked, or the base."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,18 +13,20 @@ from lora_exp import __version__, lora, models, screen
 from lora_exp.base import make_base
 from lora_exp.build import Plan, naming_of
 from lora_exp.cache import sync_all
-from lora_exp.config import Config, LoraConfig, ModelConfig
+from lora_exp.config import Config, InUseError, LoraConfig, ModelConfig
 from lora_exp.config.checks import export_directory, merges
 from lora_exp.config.hf_out import same_model, to_hf
 from lora_exp.config.rundir import cannot_write
-from lora_exp.config.weights import SMOLLM2, json_object, located
+from lora_exp.config.weights import SMOLLM2, is_path, json_object, located
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenizers.save import save_tokenizer
 from lora_exp.merge import checked
 from lora_exp.mesh import flatten, keep_programs
 from lora_exp.outputs import short, write_json
 from lora_exp.runs import plan_of
 from lora_exp.weights.hf import save_hf
 
+GENERATION = "generation_config.json"
 FACTS = "lora_exp.json"  # beside the files: what they were made from
 LOAD = "AutoModelForCausalLM.from_pretrained"
 
@@ -59,7 +62,7 @@ def _peft(cfg: Config, out: Path) -> None:
   plan = plan_of(cfg)
   assert plan.start is not None
   own = _lora_exp(Path(str(cfg.run)) / "adapter")
-  base = base_for_peft(cfg)
+  base, known = base_for_peft(cfg)
   with written(out) as directory:
     theirs = lora.save_adapter(directory, plan.start, naming_of(cfg.model), own, base=base, dropout=cfg.lora.dropout)
     why = _lora_exp(directory).get("reason")
@@ -68,7 +71,7 @@ def _peft(cfg: Config, out: Path) -> None:
     screen.show_warning(f"PEFT cannot load {where}: {why}. The names in it are ours, for lora.init_from={where}")
     return
   screen.show(f"{short(out)}: the adapter, for PEFT")
-  if base is None or base == SMOLLM2:
+  if not known:
     screen.show(f"The base to put it on: python -m lora_exp task=export run={short(Path(str(cfg.run)))} format=base")
 
 
@@ -77,12 +80,15 @@ def _lora_exp(adapter: Path) -> dict[str, Any]:
   return json_object(adapter / "adapter_config.json").get("lora_exp", {})
 
 
-def base_for_peft(cfg: Config) -> str | None:
-  """Where PEFT finds the base: the directory that format=base wrote, or where the run took it from."""
-  exported = export_directory(replace(cfg, task="export", format="base", out=None))
+def base_for_peft(cfg: Config) -> tuple[str | None, bool]:
+  """The directory that format=base wrote, or what the run took its base from; and whether transformers loads that."""
+  exported = export_directory(replace(cfg, format="base", out=None))
   if (exported / "config.json").is_file():
-    return str(exported)
-  return cfg.model.weights if cfg.model.base == "weights" else None
+    return str(exported), True
+  weights = cfg.model.weights if cfg.model.base == "weights" else None
+  if weights is None or weights == SMOLLM2:
+    return weights, False
+  return weights, not is_path(weights) or (Path(weights) / "config.json").is_file()
 
 
 def _note(directory: Path, cfg: Config, facts: Mapping[str, Any]) -> None:
@@ -118,6 +124,13 @@ def write_model(directory: Path, plan: Plan, tree: Any) -> bool:
     return False
   given = "dtype" if "dtype" in config else "torch_dtype"
   write_json(directory / "config.json", config | {given: dtype})
+  model, source = plan.cfg.model, source_of(plan.cfg.model)
+  save_tokenizer(directory, model.tokenizer, model.weights)
+  if source is not None and (source / GENERATION).is_file():
+    shutil.copyfile(source / GENERATION, directory / GENERATION)
+  else:
+    # Of a model that was tuned to chat, the end of a turn is an end too.
+    write_json(directory / GENERATION, token_ids(plan.tokenizer) | {"eos_token_id": list(plan.tokenizer.stops)})
   return True
 
 
@@ -153,15 +166,36 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 def written(out: Path) -> Iterator[Path]:
   """A directory to write into, which becomes `out` when everything is in it.
 
-  Raises InputError or DiskError, by `cannot_write`, if it cannot be written, and leaves nothing then.
+  Raises InputError or DiskError if it cannot be written, and InUseError if another process is writing it; nothing is
+  left then, and what a process that was killed had left is removed.
   """
-  temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+  temporary, parent = out.with_name(f".{out.name}.tmp"), out.parent.exists()
   try:
-    temporary.mkdir(parents=True)
-    yield temporary
-    sync_all(temporary)
-    temporary.replace(out)  # an empty directory may be there
+    temporary.mkdir(parents=True, exist_ok=True)
+    with _held(temporary):
+      try:
+        for old in temporary.iterdir():
+          old.unlink()
+        yield temporary
+        sync_all(temporary)
+        temporary.replace(out)  # an empty directory may be there
+      finally:
+        shutil.rmtree(temporary, ignore_errors=True)
   except OSError as error:
-    raise cannot_write(error, out, "out=DIR is where it goes") from error
+    raise cannot_write(error, out, "out=DIR says where it goes") from error
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    if not parent and out.parent.is_dir() and not any(out.parent.iterdir()):
+      out.parent.rmdir()
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+  """Holds a lock on the directory itself, which ends with the process."""
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  except BlockingIOError as error:
+    raise InUseError(f"{directory}: another process is writing here; wait for it, or choose another out=") from error
+  finally:
+    os.close(descriptor)

@@ -77,7 +77,7 @@ class Spelt(ABC):
     self.special_tokens, self.template_words = control.tokens, control.template_words
     self.chat_template = control.chat_template
     self.start_after_control = True
-    self._spelt, self._space_first = list(spelt), space_first
+    self.spelt, self._space_first = list(spelt), space_first
     self.byte_lengths = np.fromiter(map(len, spelt), np.int64, len(spelt))
     self.byte_lengths[list(control.tokens.values())] = 0
 
@@ -89,7 +89,7 @@ class Spelt(ABC):
 
   def decode(self, ids: Sequence[int], start: bool = True) -> str:
     # A model may know more ids than its tokenizer.
-    text = b"".join(self._spelt[i] if 0 <= i < self.vocab_size else REPLACEMENT for i in map(int, ids))
+    text = b"".join(self.spelt[i] if 0 <= i < self.vocab_size else REPLACEMENT for i in map(int, ids))
     if start and self._space_first:
       text = text.removeprefix(b" ")
     return text.decode(errors="replace")
@@ -110,6 +110,16 @@ def _bytes_by_character() -> dict[int, int]:
   plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
   rest = [b for b in range(256) if b not in plain]
   return dict.fromkeys(rest, 0xFFFD) | {256 + n: b for n, b in enumerate(rest)}
+
+
+def byte_level(text: bytes) -> str:
+  """Bytes in GPT-2's alphabet; the inverse of `bytes_of`."""
+  return text.decode("latin-1").translate(_characters_by_byte())
+
+
+@cache
+def _characters_by_byte() -> dict[int, int]:
+  return {b: character for character, b in _bytes_by_character().items() if b < 256}
 
 
 def bytes_of(token: str) -> bytes:

@@ -57,17 +57,18 @@ class Gguf(Spelt):
     # tiktoken dies at a byte without a rank: give it one, and drop it after encoding.
     absent = [bytes((b,)) for b in range(256) if bytes((b,)) not in ranks]
     ranks |= {byte: self.vocab_size + n for n, byte in enumerate(absent)}
+    self.split = settings["ggml.pre"]
     # Added tokens that are no control tokens are text like any other, and stand for themselves in it.
-    self._added = {token: i for i, (token, kind) in enumerate(kinds) if kind == USER_DEFINED}
+    self.added = {token: i for i, (token, kind) in enumerate(kinds) if kind == USER_DEFINED}
     self._encoding = tiktoken.Encoding(
-      file.name, pat_str=PATTERNS[settings["ggml.pre"]], mergeable_ranks=ranks, special_tokens=self._added)
+      file.name, pat_str=PATTERNS[settings["ggml.pre"]], mergeable_ranks=ranks, special_tokens=self.added)
 
   def encode(self, text: str, start: bool = True) -> list[int]:
-    return self._known(self._encoding.encode(text, allowed_special=set(self._added), disallowed_special=()))
+    return self._known(self._encoding.encode(text, allowed_special=set(self.added), disallowed_special=()))
 
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
     encoded = self._encoding.encode_batch(
-      list(texts), num_threads=os.cpu_count() or 1, allowed_special=set(self._added), disallowed_special=())
+      list(texts), num_threads=os.cpu_count() or 1, allowed_special=set(self.added), disallowed_special=())
     return list(map(self._known, encoded))
 
   def _known(self, ids: list[int]) -> list[int]:

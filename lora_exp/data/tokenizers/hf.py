@@ -90,7 +90,7 @@ class Json(Spelt):
     """`ids` with each control token that a model's vocabulary holds like a word (`</s>` of T5) in its letters."""
     if self._never.isdisjoint(ids):
       return ids
-    letters = lambda i: [t.id for letter in self._spelt[i].decode() for t in self._library.model.tokenize(letter)]
+    letters = lambda i: [t.id for letter in self.spelt[i].decode() for t in self._library.model.tokenize(letter)]
     return [j for i in ids for j in (letters(i) if i in self._never else [i])]
 
 
