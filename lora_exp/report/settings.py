@@ -210,12 +210,15 @@ def values_of(arm: Arm, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def telling(arms: Sequence[Arm], columns: Sequence[str]) -> list[str]:
-  """The keys that tell settings apart: MAIN ones, and of the rest those that no single other key decides."""
+  """The keys that tell settings apart: MAIN ones, and of the rest those that no single other key decides.
+
+  A rate that each method has one of tells nothing either: the reference arms have their own.
+  """
   methods = {arm.method for arm in arms} - set(REFERENCES)
-  keys = ["method"] if len(methods) > 1 else []
-  keys += [key for key in MAIN if key in columns]
-  order = [key for key in columns if key not in keys]
   tables = [settings_of(arm) | {"method": arm.method} for arm in arms]
+  keys = ["method"] if len(methods) > 1 else []
+  keys += [key for key in MAIN if key in columns and not (key == "optim.lr" and _decides("method", key, tables))]
+  order = [key for key in columns if key not in keys]
   for key in order:
     if not any(_decides(other, key, tables) for other in ["method", *keys]):
       keys.append(key)
