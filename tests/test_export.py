@@ -17,8 +17,8 @@ from test_weights import CONFIG, directory, load, published, same, tensors
 from tokenizers import Tokenizer
 
 from lora_exp import __main__ as entry
-from lora_exp import export, models
-from lora_exp.build import check_built
+from lora_exp import export, lora, models
+from lora_exp.build import check_built, naming_of
 from lora_exp.config import ArchConfig, Config, InputError, ModelConfig
 from lora_exp.config.commandline import check_command_line
 from lora_exp.config.hf import from_hf
@@ -28,6 +28,7 @@ from lora_exp.data.tokenizers.save import save_tokenizer
 from lora_exp.lora import formula
 from lora_exp.merge import Answers, answers, compare, merge
 from lora_exp.mesh import flatten
+from lora_exp.pack import take_arm
 from lora_exp.runs import Opened
 from lora_exp.weights.hf import save_hf
 
@@ -165,6 +166,18 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
   assert rounding.shares()["update_kept"] == pytest.approx(1, abs=1e-3)
   save_hf(tmp_path, flatten(plain.frozen), "float32", models.FAMILIES["llama"].names)
   same(load(tmp_path, replace(cfg.model, vocab_size=257)), {p: np.asarray(x) for p, x in flatten(plain.frozen).items()})
+
+
+def test_a_vera_run_is_opened_though_its_first_module_is_not_the_largest(tmp_path):
+  cfg = small(**LLAMA, lora__method="vera", lora__targets=["all_linear"])
+  plan, job = check_built(cfg), job_of(cfg)
+  run = Opened(plan, job, moved(job.state.params), job.frozen)
+  adapter = take_arm(run.params, plan.table, [], "vera", 0)
+  lora.save_adapter(tmp_path, adapter, naming_of(cfg.model), {})
+  cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(tmp_path)))
+  again = job_of(cfg)
+  found = Opened(check_built(cfg), again, again.state.params, again.frozen)
+  assert compare(*(answers(r, [rows()], "float32") for r in (run, found))).logit < 1e-5
 
 
 def test_small_updates_are_lost_in_bfloat16_and_the_share_says_so():

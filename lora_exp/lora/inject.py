@@ -1,7 +1,7 @@
 """From target patterns to adapters on a model: `resolve` the table, `inject` it, `eject` it again."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -180,16 +180,16 @@ def place(
 ) -> None:
   """Puts an adapter with the leaves given on every module of `table`; VeRA's random pair is one for all of them."""
   known = modules(model)
-  pairs = [leaves[row.path] for row in table if "vera_a" in leaves[row.path]]
-  shared = {}
-  if pairs:
-    largest = {
-      "vera_a": max((own["vera_a"] for own in pairs), key=lambda x: x.shape[0]),
-      "vera_b": max((own["vera_b"] for own in pairs), key=lambda x: x.shape[1]),
-    }
-    shared = {name: layers.Constant(jnp.asarray(x)) for name, x in largest.items()}
+  pair = largest_pair([leaves[row.path] for row in table])
+  shared = {name: layers.Constant(jnp.asarray(x)) for name, x in pair.items()}
   for row in table:
     layers.attach(known[row.path], {**leaves[row.path], **shared}, row.scale, compute)
+
+
+def largest_pair(leaves: Iterable[formula.Leaves]) -> dict[str, Any]:
+  """VeRA's random pair, which is one for all modules, out of those that were cut to a module's size; {} without."""
+  pairs = [own for own in leaves if "vera_a" in own]
+  return {name: max((own[name] for own in pairs), key=lambda x: x.size) for name in ("vera_a", "vera_b") if pairs}
 
 
 def kernels_of(
@@ -289,7 +289,8 @@ def eject(model: nnx.Module) -> Adapter:
 
 def completed(adapter: Adapter, kernels_IO: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """The leaves of `adapter` with what files leave out because the base's kernels (…, I, O) tell it."""
-  return {path: starts.complete(own, kernels_IO[path]) for path, own in adapter.leaves.items()}
+  pair = largest_pair(adapter.leaves.values())
+  return {path: {**starts.complete(own, kernels_IO[path]), **pair} for path, own in adapter.leaves.items()}
 
 
 def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:
