@@ -47,6 +47,11 @@ class AdapterLayer(nnx.Module):
       found |= {"vera_a": found["vera_a"][:fan_in], "vera_b": found["vera_b"][:, :fan_out]}
     return found
 
+  def lead_scale(self) -> jax.Array:
+    """The scale with an axis for each one before (I, O): a stack has as many as layers, and heads share theirs."""
+    shared = len(kernels.lead(self)) - len(kernels.stack(self))
+    return self.scale[...].reshape(*self.scale[...].shape, *[1] * shared)
+
   def adapted(self, x: jax.Array, w_IO: Any) -> jax.Array:
     """g ⊙ (x·W + s·(dropout(x)·A)·B − s·(x·A₀)·B₀) for x (..., I)."""
     leaves, scale = self.leaves(), self.scale[...]
@@ -61,7 +66,7 @@ class AdapterLayer(nnx.Module):
 
   def through_kernel(self, x: jax.Array, *args, **kwargs) -> jax.Array:
     """The base's own call with g ⊙ (W + ΔW) for a kernel: for modules that are no plain product of x and W."""
-    w_IO, leaves, scale = kernels.to_IO(self, kernels.of(self)[...]), self.leaves(), self.scale[...]
+    w_IO, leaves, scale = kernels.to_IO(self, kernels.of(self)[...]), self.leaves(), self.lead_scale()
     if self.deterministic:
       return self._base_call(formula.merged_kernel(w_IO, leaves, scale), True, x, *args, **kwargs)
     g = formula.gate(leaves, w_IO, scale)

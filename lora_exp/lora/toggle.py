@@ -102,9 +102,8 @@ def unmerge(model: nnx.Module, kept: Kept) -> None:
 
 def merged_value(module: Any, kernel: Any) -> jax.Array:
   """The kernel of an adapted module with its update added, in the shape that the module's base class takes."""
-  scale = module.scale[...]
   w_IO = kernels.to_IO(module, dense(kernel, module.param_dtype))
-  return kernels.from_IO(module, formula.merged_kernel(w_IO, module.leaves(), scale))
+  return kernels.from_IO(module, formula.merged_kernel(w_IO, module.leaves(), module.lead_scale()))
 
 
 def _at(model: nnx.Module, path: str) -> Any:
