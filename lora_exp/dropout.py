@@ -6,6 +6,7 @@ module's mask.
 """
 
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,11 @@ def placeholder() -> DropKey:
 def path_key(key: jax.Array, path: str) -> jax.Array:
   """`key` folded with a stable hash of a dotted module path."""
   return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def path_keys(key: jax.Array, paths: Sequence[str]) -> jax.Array:
+  """`path_key` of each of `paths`, at once."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array([zlib.crc32(p.encode()) for p in paths], jnp.uint32))
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:

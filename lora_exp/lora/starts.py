@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import InputError
-from lora_exp.dropout import path_key
+from lora_exp.dropout import path_key, path_keys
 from lora_exp.lora import formula
 from lora_exp.lora.adapter import Adapted
 from lora_exp.lora.quant import dense
@@ -94,19 +94,27 @@ def draw(
 
 
 def _drawn(table, fans, kernels, key, init, std, method) -> dict[str, jax.Array]:
-  """A of every row; one compiled program. Each kernel of a stack has its own."""
+  """A of every row. Each kernel of a stack has its own; modules alike are drawn as one, so that layers compile once."""
+  how, spread = ("normal", ADALORA_STD) if method == "adalora" else (init, std)
+  alike: dict[tuple, list[str]] = {}
+  for row in table:
+    alike.setdefault((_lead(kernels[row.path]), fans[row.path], row.fan_in, row.rank), []).append(row.path)
 
-  def one(row: Adapted, key: jax.Array) -> jax.Array:
-    lead = _lead(kernels[row.path])
-    how, spread = ("normal", ADALORA_STD) if method == "adalora" else (init, std)
-    draw_one = lambda k: draw_a(k, how, fans[row.path], row.fan_in, row.rank, spread)
-    own = path_key(key, row.path)
+  def one(key: jax.Array, lead: tuple[int, ...], *sizes: int) -> jax.Array:
+    draw_one = lambda k: draw_a(k, how, *sizes, spread)
     if not lead:
-      return draw_one(own)
-    stacked = jax.vmap(draw_one)(jax.random.split(own, math.prod(lead)))
+      return draw_one(key)
+    stacked = jax.vmap(draw_one)(jax.random.split(key, math.prod(lead)))
     return stacked.reshape(*lead, *stacked.shape[1:])
 
-  return jax.jit(lambda key: {row.path: one(row, key) for row in table})(key)
+  def every(key: jax.Array) -> dict[str, jax.Array]:
+    found = {}
+    for kind, paths in alike.items():
+      drawn = jax.vmap(lambda k, kind=kind: one(k, *kind))(path_keys(key, paths))
+      found |= dict(zip(paths, drawn, strict=True))
+    return found
+
+  return jax.jit(every)(key)
 
 
 def complete(leaves: formula.Leaves, w: Any) -> dict[str, Any]:
