@@ -100,15 +100,15 @@ def _drawn(table, fans, kernels, key, init, std, method) -> dict[str, jax.Array]
   for row in table:
     alike.setdefault((_lead(kernels[row.path]), fans[row.path], row.fan_in, row.rank), []).append(row.path)
 
-  def one(key: jax.Array, lead: tuple[int, ...], *sizes: int) -> jax.Array:
-    draw_one = lambda k: draw_a(k, how, *sizes, spread)
+  def one(key: jax.Array, lead: tuple[int, ...], fan: int, features: int, rank: int) -> jax.Array:
+    draw_one = lambda k: draw_a(k, how, fan, features, rank, spread)
     if not lead:
       return draw_one(key)
     stacked = jax.vmap(draw_one)(jax.random.split(key, math.prod(lead)))
     return stacked.reshape(*lead, *stacked.shape[1:])
 
   def every(key: jax.Array) -> dict[str, jax.Array]:
-    found = {}
+    found: dict[str, jax.Array] = {}
     for kind, paths in alike.items():
       drawn = jax.vmap(lambda k, kind=kind: one(k, *kind))(path_keys(key, paths))
       found |= dict(zip(paths, drawn, strict=True))
