@@ -57,10 +57,14 @@ def test_the_first_console_block_holds_the_two_commands():
   assert block.splitlines() == ["$ pip install -e . && python -m lora_exp", "$ pip install -e '.[test]' && pytest"]
 
 
-@pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])
-def test_every_snippet_runs(code, capsys):
-  exec(compile(code, "README.md", "exec"), {})
-  assert "('layers.2', 144)" in capsys.readouterr().out
+@pytest.mark.parametrize(
+  ("number", "prints"), [(0, "('layers.2', 144)"), (1, "'attention.query', 'attention.value', 'conv'")]
+)
+def test_every_snippet_runs(number, prints, in_tmp_path, capsys):
+  snippets = [block for kind, block in BLOCKS if kind == "python"]
+  assert len(snippets) == 2
+  exec(compile(snippets[number], "README.md", "exec"), {})
+  assert prints in capsys.readouterr().out
 
 
 def test_the_table_of_groups_is_that_of_conf():

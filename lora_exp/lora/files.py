@@ -32,7 +32,7 @@ SHOWN = 20  # problems that are listed
 
 
 def save_adapter(
-  directory: Path,
+  directory: str | Path,
   adapter: Adapter,
   naming: Naming | None,
   metadata: Mapping,
@@ -58,6 +58,7 @@ def save_adapter(
   config = peft.config(made, adapter.full, naming, rslora, dropout, base) | {"peft": why is None, "lora_exp": own}
   exact = _exact(adapter, PeftConfig(config, CONFIG), made, naming)
   own |= {"exact": exact} if exact else {}
+  directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   tensors = peft.arrays(adapter, made, places)
   _replace(directory / WEIGHTS, lambda p: save_file(tensors, p, metadata={"format": "pt"}))
@@ -86,7 +87,7 @@ def _scaled(config: PeftConfig, name: str, rank: int) -> tuple[float, float, int
 
 
 def load_adapter(
-  directory: Path,
+  directory: str | Path,
   naming: Naming | None,
   shapes: Mapping[str, tuple[int, int]],
   full_shapes: Mapping[str, tuple[int, ...]] = {},
@@ -97,6 +98,7 @@ def load_adapter(
   come as float32 (float64 stays). AdaLoRA comes back as the LoRA that it was written as; DoRA's `kernel_norm2` is the
   base's and is not in a file. Raises InputError that lists every key, name, shape or value amiss.
   """
+  directory = Path(directory)
   config, found = _opened(directory)
   weights = directory / WEIGHTS
   naming = naming if config.foreign else None
