@@ -156,7 +156,7 @@ class Session:
         stack.enter_context(hydra_arguments(self.line.hydra_argv(directory)))
         stack.enter_context(raising())
         main()
-        if claim and self.line.multirun:
+        if claim and self.line.multirun and not self.stopped:
           self.summarise(claim.path)
       except KeyboardInterrupt:
         self.codes.append(INTERRUPTED)

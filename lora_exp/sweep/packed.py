@@ -13,6 +13,7 @@ from lora_exp.config import Config, InputError, LoraExpError, StoppedError
 from lora_exp.config.rundir import locked
 from lora_exp.config.saved import FILE, FREE, load, save
 from lora_exp.mesh import keep_programs
+from lora_exp.outputs import short
 from lora_exp.sweep.groups import groups
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.train import Pack
@@ -96,8 +97,9 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
           if not resumed:
             (job.dir / "samples.jsonl").unlink(missing_ok=True)
       arms.train(resumed)
-    except StoppedError:
-      raise
+    except StoppedError as error:
+      again = f"go on with the same command and hydra.sweep.dir={short(pack[0].dir.parent)}"
+      raise StoppedError(f"{error}; {again}") from None
     except LoraExpError as error:
       for job, _ in built:
         _failed(job, error, ledger)
