@@ -132,7 +132,7 @@ def test_the_picture_shows_each_token_with_its_probability(small, tmp_path, monk
   held = [plan.layout.put_batch(batch) for batch in eval_batches(rows, 8, None)]
   drawn: list = []
   monkeypatch.setattr("lora_exp.report.plot_answers", lambda *given: drawn.append(given))
-  answers.draw(tmp_path, job, job.state.params, held, plan.tokenizer)
+  answers.draw(tmp_path, job, job.arms, job.state.params, held, plan.tokenizer)
   _, texts, chances = drawn[0]
   assert len(texts) == rows.eval_examples == 12
   batch = next(eval_batches(rows, 8, None))

@@ -76,7 +76,7 @@ def test_answers_to_one_question_are_held_out_together(corpus):
 @pytest.mark.parametrize("tokenizer", ["bytes", "gpt2_4096", "gpt2"])
 def test_of_chatterbot_the_answer_alone_is_learned_with_any_tokenizer(corpus, tokenizer, tmp_path):
   ids = get_tokenizer(tokenizer)
-  rows = make_rows(of_conf("chatterbot", limit=40), ids, tmp_path)
+  rows = make_rows(of_conf("chatterbot", limit=40, eval_fraction=0.1), ids, tmp_path)
   learned = batch_of(rows, "train")
   answers = [d.text for d in corpus.documents() if d.key < 40 and d.key % 10 != 9]
   spelt = ids.decode(learned["targets"][learned["weights"] > 0].tolist())
