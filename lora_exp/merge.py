@@ -74,7 +74,7 @@ def merge(run: Opened, dtype: str | None = None) -> tuple[Opened, Rounding]:
     else:
       return kept.astype(to)
     sums = Rounding(*(a + b for a, b in zip(sums, part, strict=True)))
-    return new
+    return new.block_until_ready()  # only then its base is let go
 
   with jax.default_matmul_precision("highest"):
     frozen = jax.tree_util.tree_map_with_path(one, plan.base)
@@ -146,7 +146,12 @@ def checked(cfg: Config) -> tuple[Opened, dict[str, Any]]:
     run, rounding = merge(run, dtype)
     found = compare(before, answers(run, batches, dtype, bar.advance))
   _show(found, rounding, dtype, bound, "examples" if cfg.data.numbers else "tokens")
-  if not found.logit <= bound:
+  if not math.isfinite(found.logit):
+    raise LoraExpError(
+      f"in {dtype} the model's logits are not finite, merged or before, and nothing is written; "
+      f"use merge.dtype={'bfloat16' if dtype == 'float16' else 'float32'}"
+    )
+  if found.logit > bound:
     raise LoraExpError(
       f"merging changes a logit by {found.logit:.4g}, more than {bound:g}, and nothing is written; "
       f"{'merge.dtype=float32 rounds less, and ' if dtype != 'float32' else ''}merge.bound= sets what is allowed"

