@@ -47,7 +47,7 @@ GEMMA = {
   "embed_scale": True, "query_scale": 5.0, "logit_softcap": 9.0,
 }  # fmt: skip
 FAMILIES: dict[str, dict] = {
-  "mlp": {"model__family": "mlp", "model__mlp": MlpConfig(inputs=6, hidden=[12, 10], outputs=5)},
+  "mlp": {"model__family": "mlp", "model__mlp": MlpConfig(inputs=8, hidden=[16, 12], outputs=8)},
   "minigpt": {},
   "llama": {"model__family": "llama", "model__arch": ArchConfig(kv_heads=1, head_dim=8)},
   "untied": {"model__family": "llama", "model__arch": ArchConfig(kv_heads=2, head_dim=8, tied=False, qkv_bias=True)},
@@ -56,9 +56,9 @@ FAMILIES: dict[str, dict] = {
 
 
 TARGETS = {"mlp": ["all_linear", "head"], "minigpt": EVERY, "untied": EVERY, "llama": EVERY[:2], "gemma": EVERY[:2]}
-OTHER_NUMBERS = ("rslora", "loraplus", "olora", "bitfit", "bias_lora_only")  # programs like another's
+QUICK = ("dora", "pissa", "vera", "adalora", "qlora", "train_modules")  # programs that are each another
 EACH = [  # case by case: a multi-layer perceptron compiles quickly, and MiniGPT has a head whose loss is chunked
-  pytest.param(family, case, marks=[] if family == "mlp" and case not in OTHER_NUMBERS else pytest.mark.slow)
+  pytest.param(family, case, marks=[] if family == "mlp" and case in QUICK else pytest.mark.slow)
   for family in ("mlp", "minigpt")
   for case in CASES
 ]
@@ -97,8 +97,8 @@ def batch_of(family: str, seed: int = 0) -> dict[str, np.ndarray]:
 def numbers(seed: int = 0) -> dict[str, np.ndarray]:
   """A batch of examples for a multi-layer perceptron."""
   rng = np.random.default_rng(seed)
-  y = rng.integers(0, 5, 12)
-  return {"x": rng.normal(size=(12, 6)).astype(np.float32) + y[:, None], "y": y, "weights": np.ones(12, np.float32)}
+  y = rng.integers(0, 8, 12)
+  return {"x": rng.normal(size=(12, 8)).astype(np.float32) + y[:, None], "y": y, "weights": np.ones(12, np.float32)}
 
 
 def steps(job, state, count: int):
@@ -299,9 +299,8 @@ RATES = (
   {"lr": 2e-2, "weight_decay": 0.3, "clip": 0.1},
 )
 PACKED = ["lora", "dora", "pissa", "vera", "adalora", "qlora", "bias_all", "train_modules"]
-SLOW_PACKS = ("qlora", "bias_all", "lora")
 PACKS = [
-  pytest.param(c, how, marks=pytest.mark.slow if how == "vmap" or c in SLOW_PACKS else [])
+  pytest.param(c, how, marks=[] if how == "map" and c in ("dora", "vera") else pytest.mark.slow)
   for how in ("map", "vmap")
   for c in PACKED
 ]
@@ -405,14 +404,16 @@ def only_arm(state, n: int):
 # The chunked loss under adapted heads
 
 
-HEADS = ["lora", "dora", "pissa", "olora", "vera", "adalora", "qlora", "train_modules", "bias_all"]
+HEADS = [(case, False) for case in ("lora", "dora", "pissa", "olora", "vera", "adalora", "qlora", "bias_all")]
+HEADS += [(case, True) for case in ("lora", "dora", "pissa", "olora", "vera", "adalora", "train_modules")]
+HEADS += [("train_modules", False)]
+SLOW_HEADS = [("lora", False), ("lora", True), ("olora", False), ("olora", True), ("adalora", False), ("adalora", True)]
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize(
+  ("case", "tied"), [pytest.param(*h, marks=pytest.mark.slow if h in SLOW_HEADS else []) for h in HEADS]
+)
 def test_the_chunked_loss_under_an_adapted_head_is_that_of_all_logits(case, tied, monkeypatch):
-  if tied and case in ("qlora", "bias_all"):
-    pytest.skip("a table has no bias, and is not quantised")
   monkeypatch.setattr(loss, "CHUNK_LOGITS", 3 * 2 * 40)
   chosen, rngs = config(case).lora, nnx.Rngs(0)
   head = nnx.Embed(40, 8, rngs=rngs) if tied else nnx.Linear(8, 40, rngs=rngs)
@@ -533,30 +534,29 @@ import json, sys
 from test_methods import losses_on
 print(json.dumps([losses_on(*args) for args in json.loads(sys.argv[1])]))
 """
+FEW = [("mlp", "dora", "tutorial"), ("mlp", "qlora", "fsdp"), ("mlp", "train_modules", "tutorial")]
+ALL = [(family, case, mesh) for family in ("mlp", "minigpt") for case in CASES for mesh in MESHES]
 
 
-def losses_on(case: str, mesh: dict) -> list[float]:
-  """The losses of five steps of MiniGPT on a mesh."""
-  from packs import train
-
-  sizes = {f"mesh__{axis}": ways for axis, ways in mesh.items()}
-  of = job_of(config(case, train__batch_size=8, optim__lr=1e-3, **sizes))
-  with quickly():
-    return train(of, 5, batch=8)[:, 0].tolist()
+def losses_on(family: str, case: str, mesh: str | None) -> list[float]:
+  """The losses of five steps on a mesh, or on one device."""
+  sizes = {f"mesh__{axis}": ways for axis, ways in MESHES[mesh].items()} if mesh else {}
+  of = job_of(config(case, family, train__batch_size=4, optim__lr=1e-3, **sizes))
+  return steps(of, of.state, 5)[1][:, 0].tolist()
 
 
-FAST_MESH = [("dora", "tutorial"), ("qlora", "fsdp")]
-SLOW_MESH = [(c, m) for m in MESHES for c in CASES if (c, m) not in FAST_MESH]
+@pytest.mark.parametrize("chosen", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_every_mesh_has_the_losses_of_one_device(chosen):
+  many = json.loads(child(LOSSES, json.dumps(chosen)))
+  for (family, case, mesh), found in zip(chosen, many, strict=True):
+    assert found == pytest.approx(losses_on(family, case, None), rel=1e-5), (family, case, mesh)
 
 
-@pytest.mark.parametrize("pairs", [FAST_MESH, pytest.param(SLOW_MESH, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_every_mesh_has_the_losses_of_one_device(pairs):
-  many = json.loads(child(LOSSES, json.dumps([(case, MESHES[mesh]) for case, mesh in pairs])))
-  for (case, mesh), found in zip(pairs, many, strict=True):
-    assert found == pytest.approx(losses_on(case, {"data": 1}), rel=1e-5), (case, mesh)
+LOW = [pytest.param(f, c, marks=[] if (f, c) == ("mlp", "dora") else pytest.mark.slow) for f in TARGETS for c in CASES
+       if f in ("mlp", "minigpt")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "case"), EACH)
+@pytest.mark.parametrize(("family", "case"), LOW)
 def test_on_a_bfloat16_base_every_method_stays_finite_and_learns(family, case):
   of = job_of(config(case, family, model__dtype="bfloat16", model__param_dtype="bfloat16"))
   state, losses = steps(of, of.state, 5)
