@@ -113,7 +113,8 @@ class Arm:
   def finished(self) -> bool:
     """Whether every output is written: a kill may come between the last step and them."""
     file = self.dir / "summary.json"
-    return file.is_file() and json.loads(file.read_text())["status"] == "done"
+    self.summary = json.loads(file.read_text()) if file.is_file() else {}
+    return self.summary.get("status") == "done"
 
   # the end
 

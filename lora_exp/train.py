@@ -19,7 +19,7 @@ from lora_exp.generate import make_sampler
 from lora_exp.loop import Cadence, Hooks, fit, held_out
 from lora_exp.mesh import keep_programs
 from lora_exp.pack import union
-from lora_exp.plan import show_config, show_parameters, steps_of
+from lora_exp.plan import abstract_batch, show_config, show_parameters, steps_of
 from lora_exp.step import State, Tree
 
 
@@ -148,6 +148,8 @@ class Pack:
         self.evaluate(0, job.state.params)
         self.draw(0, job.state.params)
       if start >= job.steps:
+        if resumed and job.steps:  # killed before its outputs were written: they tell of the compiled step too
+          job.compile(abstract_batch(self.plan))
         return job.state
       first = next(batches)
       job.compile(self.plan.layout.put_batch(first))
