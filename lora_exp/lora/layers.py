@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.dropout import DropKey, dropout, placeholder
+from lora_exp.fusion import apart
 from lora_exp.lora import formula, kernels, product, starts
 from lora_exp.lora.quant import dense, is_quantised
 
@@ -62,7 +63,7 @@ class AdapterLayer(nnx.Module):
     else:
       y = product.dropped(x, dropout(x, self.rate[...], self.key[...]), w_IO, a, b, scale, start)
     g = formula.gate(leaves, dense(w_IO, a.dtype), scale)
-    return y if g is None else y * g.astype(y.dtype)
+    return apart(y if g is None else y * g.astype(y.dtype))
 
   def through_kernel(self, x: jax.Array, *args, **kwargs) -> jax.Array:
     """The base's own call with g ⊙ (W + ΔW) for a kernel: for modules that are no plain product of x and W."""

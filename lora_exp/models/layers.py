@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lora_exp.fusion import apart
+
 Array = jax.Array
 Cache = dict[str, Array]  # key and value, each (B, S, K, h): S slots, filled from the left
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -77,7 +79,7 @@ def run_blocks(
   """
   call = lambda block, *args: block(*args)
   run = jax.checkpoint(call) if remat else call
-  kept = []
+  x_BTD, kept = apart(x_BTD), []  # an adapted embedding is added up before the first norm, as the base's is
   for i, (block, seen) in enumerate(zip(blocks, sees, strict=True)):
     x_BTD, cache = run(block, x_BTD, seen, caches and caches[i], slot)
     kept.append(cache)
