@@ -18,6 +18,8 @@ from lora_exp.loop import Job
 from lora_exp.mesh import Layout, dotted, flatten, make_mesh
 from lora_exp.pack import Table, first_leaves, full_of, inject_arms, make_arms, table_of, union
 from lora_exp.step import Program, State, Tree, init_state, split_model, state_shardings
+from lora_exp.teacher import make_teacher
+from lora_exp.teacher import table_of as teacher_table
 
 
 @dataclass
@@ -81,6 +83,8 @@ def check_built(cfg: Config) -> Plan:
     cfg = replace(cfg, lora=replace(cfg.lora, method=start.method, init="kaiming", alpha=None))
   table = list(start.rows) if start else collect(lambda: table_of(model, cfg, family.presets)) or []
   full = list(start.full) if start else collect(lambda: full_of(model, table, cfg)) or []
+  if cfg.data.teacher is not None:
+    collect(lambda: teacher_table(model, cfg))
   if mesh is not None:
     layout = Layout(mesh, family.axes, family.units(cfg.model))
     problems += _batch_problems(cfg, layout.batch_ways)
@@ -144,6 +148,7 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     )
   cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
   cfgs, tables = [p.cfg for p in plans], [p.table for p in plans]
+  teacher = make_teacher(cfg, plan.model(), found, layout)
   mapping = "map" if jax.default_backend() == "cpu" and layout.mesh.shape["arm"] == 1 else "vmap"
   # Merging needs a kernel of its own for every arm: only one arm at a time may do it.
   compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
@@ -170,7 +175,7 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     state = _make(start, program, _by_path(lambda path, x: found[path], params))
   else:
     state = _make(lambda params: init_state(program, params, arms), program, own)
-  return Job(program, steps, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")))
+  return Job(program, steps, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")), teacher)
 
 
 def _arm_of(plan: Plan, cfg: Config) -> Plan:

@@ -101,11 +101,12 @@ def scores(run: Opened, source: DataConfig, most: int | None, with_trained: bool
   lengths = plan.tokenizer.byte_lengths
   spelt = None if source.numbers else int(sum(lengths[b["targets"][b["weights"] > 0]].sum() for b in batches))
   tokens = np.array([b["weights"].sum(dtype=np.float64) for b in batches])
+  put = plan.layout.put_batch if source.teacher is None else job.put
   models: list[tuple[Tree, Arms, Tree]] = [run.base()]
   if with_trained:
     models.append((run.params, job.arms, run.frozen))
   for params, arms, frozen in models:
-    sums = [job.evaluate(params, arms, frozen, plan.layout.put_batch(b)) for b in batches]
+    sums = [job.evaluate(params, arms, frozen, put(b)) for b in batches]
     column = lambda name, sums=sums: np.array([np.asarray(getattr(s, name), np.float64)[0] for s in sums])
     correct = None if sums[0].correct is None else column("correct")
     yield Score(column("loss"), correct, tokens, spelt)

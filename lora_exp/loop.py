@@ -29,6 +29,7 @@ class Job:
   frozen: Tree
   state: State
   key: jax.Array  # of dropout
+  teacher: Any = None  # whose words are learned, or None: a Teacher
   step: Callable[[State, dict], tuple[State, dict]] = field(init=False)
   compiled: Any = field(init=False)
   compile_seconds: float = field(init=False)
@@ -41,6 +42,8 @@ class Job:
     """Compiles the train step for batches like `batch`, with donated state."""
     began = time.monotonic()
     out = (state_shardings(self.program, self.state), self.program.layout.replicated)
+    if self.teacher is not None and "teacher" not in batch:
+      batch = self.teacher.abstract(batch)
     function = lambda state, arms, frozen, batch, key: train_step(self.program, state, arms, frozen, batch, key)
     jitted = jax.jit(function, donate_argnums=0, out_shardings=out)
     traced = jitted.trace(self.state, self.arms, self.frozen, batch, self.key)
@@ -48,6 +51,11 @@ class Job:
     self.compiled = traced.lower().compile()
     self.step = lambda state, batch: self.compiled(state, self.arms, self.frozen, batch, self.key)
     self.compile_seconds = time.monotonic() - began
+
+  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A batch on the devices, with what the teacher says of it if there is one."""
+    placed = self.program.layout.put_batch(batch)
+    return placed if self.teacher is None else self.teacher(placed)
 
   @property
   def peak_memory_bytes(self) -> int:
@@ -59,14 +67,14 @@ class Job:
 def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> list[dict[str, Any]]:
   """Loss, perplexity and accuracy of every arm on `batches`, each token (or example) weighing the same.
 
-  No perplexity but of text, and no accuracy of a regression. Where rows are prompts and answers, also `exact`: the
-  share of them whose whole answer is likeliest, its end included.
+  No perplexity but of text's own words, and no accuracy of a regression. Where rows are prompts and answers, also
+  `exact`: the share of them whose whole answer is likeliest, its end included.
   """
   sums = [(job.evaluate(params, job.arms, job.frozen, b), b["weights"].sum()) for b in batches]
   tokens = float(sum(np.asarray(count, np.float64) for _, count in sums))
   total = lambda name: np.sum([np.asarray(getattr(s, name), np.float64) for s, _ in sums], axis=0) / tokens
   scores = {"loss": total("loss")}
-  if "tokens" in batches[0]:
+  if "tokens" in batches[0] and "teacher" not in batches[0]:
     scores["perplexity"] = np.array([math.exp(min(loss, 700.0)) for loss in scores["loss"]])
   if sums[0][0].correct is not None:
     scores["accuracy"] = total("correct")
@@ -125,7 +133,7 @@ def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, titl
       )
 
   with signals() as stop, screen.progress(title, steps, "steps", start=first) as bar:
-    put, batch = job.program.layout.put_batch, {}
+    put, batch = job.put, {}
     if first < steps:
       batch = put(next(batches))
     unit = "examples" if "x" in batch else "tokens"

@@ -35,11 +35,18 @@ class Head(NamedTuple):
   scale: Any = None
 
 
+class Taught(NamedTuple):
+  """What a teacher says instead of the text's own words: its features, and the head that makes them logits."""
+
+  x_BTD: Any
+  head: Head
+
+
 class Sums(NamedTuple):
   """Sums over the tokens that count."""
 
   loss: Array  # nats; of a regression the squared error, its mean over the outputs
-  correct: Array | None  # tokens (or examples) whose target is the likeliest; None of a regression
+  correct: Array | None  # tokens (or examples) whose target, or the teacher's likeliest, is likeliest; or None
 
 
 class Static(NamedTuple):
@@ -51,9 +58,11 @@ class Static(NamedTuple):
 
 
 def head_loss(
-  module, x_BTD: Array, targets_BT: Array, weights_BT: Array, *, train_all=False, softcap: float | None = None
+  module, x_BTD: Array, targets: Array | Taught, weights_BT: Array, *, train_all=False, softcap: float | None = None
 ) -> Sums:
   """`Sums` of the next-token loss of features `x_BTD` under the head `module`: a Linear or a tied Embed.
+
+  `targets` are words (B, T), or what a teacher says: the loss is then KL(teacher ‖ model).
 
   `train_all`: every parameter is trained; else those that the module itself says. Reverse mode only; `correct` has no
   gradient.
@@ -62,13 +71,13 @@ def head_loss(
   kernel, bias = trains(module)
   static = Static(train_all or kernel, train_all or bias, softcap)
   if head.a is None:
-    return _vocab_loss(static, x_BTD, None, head, targets_BT, weights_BT)
+    return _vocab_loss(static, x_BTD, None, head, targets, weights_BT)
   if not module.deterministic and not isinstance(module, nnx.Embed):  # as in PEFT, nothing is dropped before a table
     dropped = dropout(x_BTD, module.rate[...], module.key[...])
-    return _vocab_loss(static, x_BTD, dropped, head, targets_BT, weights_BT)
-  if not product.merges(module.compute, targets_BT.size, head.kernel, head.a):
-    return _vocab_loss(static, x_BTD, x_BTD, head, targets_BT, weights_BT)
-  return _merged_loss(static, x_BTD, head, targets_BT, weights_BT)
+    return _vocab_loss(static, x_BTD, dropped, head, targets, weights_BT)
+  if not product.merges(module.compute, weights_BT.size, head.kernel, head.a):
+    return _vocab_loss(static, x_BTD, x_BTD, head, targets, weights_BT)
+  return _merged_loss(static, x_BTD, head, targets, weights_BT)
 
 
 def trains(module) -> tuple[bool, bool]:
@@ -123,9 +132,9 @@ def _unchunk(x: Array, length: int) -> Array:
   return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def _chunk_count(targets_BT: Array, vocab: int) -> int:
+def _chunk_count(weights_BT: Array, vocab: int) -> int:
   """Chunks of a power of two positions: common lengths then need no padding."""
-  rows, length = targets_BT.shape
+  rows, length = weights_BT.shape
   size = max(1, CHUNK_LOGITS // (vocab * rows))
   return math.ceil(length / min(length, 2 ** (size.bit_length() - 1)))
 
@@ -145,13 +154,28 @@ def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float |
   return Sums((nats * weights_M).sum(), ((label >= top[:, 0]) * weights_M).sum()), dz
 
 
+def _divergence(z_MV: Array, taught_MV: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
+  """KL(p ‖ q) summed over M rows, p and q the distributions of the logits `taught_MV` and z; and d(loss)/dz."""
+  z_MV, taught_MV = capped(z_MV, cap), capped(taught_MV, cap)
+  log_q, log_p = jax.nn.log_softmax(z_MV), jax.nn.log_softmax(taught_MV)
+  p = jnp.exp(log_p)
+  nats = (p * (log_p - log_q)).sum(-1)
+  label = jnp.take_along_axis(z_MV, taught_MV.argmax(-1)[:, None], axis=1)[:, 0]
+  dz = (jnp.exp(log_q) - p) * weights_M[:, None]
+  if cap is not None:
+    dz *= 1 - (z_MV / cap) ** 2
+  return Sums((nats * weights_M).sum(), ((label >= z_MV.max(-1)) * weights_M).sum()), dz
+
+
 def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradients: bool):
   """One pass over the chunks: sums, and (dx, g, dhead) if `gradients`. `kernel` is W, or W + s·A·B with `x_lora` None.
 
   g = s·dz·Bᵀ (B, T, R) is what the adapter's A needs; dA = xᵀ·g is formed once, outside.
   """
-  length, wide = targets.shape[1], jnp.float32
-  count = _chunk_count(targets, kernel.shape[1])
+  length, wide = weights.shape[1], jnp.float32
+  count = _chunk_count(weights, kernel.shape[1])
+  taught = targets.head if isinstance(targets, Taught) else None
+  said = targets.x_BTD if isinstance(targets, Taught) else targets
   adapted = head.a is not None
   zero = Head(
     kernel=jnp.zeros(kernel.shape, wide) if static.train_kernel else None,
@@ -161,7 +185,7 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
 
   def body(carry, chunk):
     sums, grads = carry
-    xs, targets_c, weights_c = chunk[0], chunk[-2].reshape(-1), chunk[-1].reshape(-1)
+    xs, said_c, weights_c = chunk[0], chunk[-2], chunk[-1].reshape(-1)
     rows = xs.reshape(-1, xs.shape[-1])
     lora_rows = chunk[1].reshape(rows.shape) if x_lora is not None else rows
     z = jax.lax.dot(rows, kernel, preferred_element_type=wide)
@@ -170,7 +194,10 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
       z += head.scale * jax.lax.dot(h, head.b.astype(rows.dtype), preferred_element_type=wide)
     if head.bias is not None:
       z += head.bias
-    new, dz = _cross_entropy(z, targets_c, weights_c, static.softcap)
+    if taught is None:
+      new, dz = _cross_entropy(z, said_c.reshape(-1), weights_c, static.softcap)
+    else:
+      new, dz = _divergence(z, _logits(said_c.reshape(-1, said_c.shape[-1]), taught), weights_c, static.softcap)
     sums = Sums(sums.loss + new.loss, sums.correct + new.correct)
     if not gradients:
       return (sums, grads), None
@@ -185,10 +212,16 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
       grads = grads._replace(bias=grads.bias + dz.sum(0, dtype=wide))
     return (sums, grads), out
 
-  parts = [x, targets, weights] if x_lora is None else [x, x_lora, targets, weights]
+  parts = [x, said, weights] if x_lora is None else [x, x_lora, said, weights]
   start = (Sums(jnp.zeros((), wide), jnp.zeros((), wide)), zero)
   (sums, grads), out = jax.lax.scan(body, start, [_chunks(p, count) for p in parts])
   return sums, grads, [_unchunk(o, length) for o in out] if gradients else None
+
+
+def _logits(rows: Array, head: Head) -> Array:
+  """Of a head without an adapter, in float32."""
+  z = jax.lax.dot(rows, head.kernel, preferred_element_type=jnp.float32)
+  return z if head.bias is None else z + head.bias
 
 
 def _grad_a(x, g, head: Head) -> Array:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import resource
@@ -14,7 +13,7 @@ import jax
 
 from lora_exp import lora, screen, weights
 from lora_exp.build import Plan, naming_of
-from lora_exp.config import LoraExpError
+from lora_exp.config import DataConfig, LoraExpError
 from lora_exp.loop import Job
 from lora_exp.pack import take_arm
 from lora_exp.plan import nbytes
@@ -86,7 +85,7 @@ def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str,
       "retain_final": record.retain_final,
       "forgetting": record.forgetting,
     },
-    "perplexity": None if final is None or plan.cfg.data.numbers else math.exp(min(final, 700.0)),
+    "perplexity": record.scores.get("final", {}).get("perplexity"),
     "held_out_tokens": record.held_out_tokens,
     "scores": record.scores,
     "parameters": plan.parameters(),
@@ -170,19 +169,21 @@ def show_samples(step: int, prompts: Sequence[str], texts: Sequence[str]) -> Non
     screen.show(f"step {step}: {prompt}│{' '.join(text.split())}", style="dim")
 
 
-def show_result(found: dict, run_dir: Path, prompt: str | None) -> None:
+def show_result(found: dict, run_dir: Path, data: DataConfig, prompt: str) -> None:
   """The table that closes a run, and how to go on: with `prompt`, if it makes text."""
   losses, counts, seconds = found["losses"], found["parameters"], found["seconds"]
   nats = lambda value: "-" if value is None else f"{value:.4f}"
   against = lambda gain: f"{abs(gain):.4f} {'below' if gain > 0 else 'above'} the base"
   gain = None if losses["base"] is None or losses["best"] is None else losses["base"] - losses["best"]
-  text = found["perplexity"] is not None  # and not numbers
+  text = not data.numbers
   counted, unit = ("nats a token over", "tokens") if text else ("over", "examples")
   loss = "held-out loss" if text else "loss"  # examples are evaluated on what they teach
+  perplexity = f", perplexity {found['perplexity']:.4g}" if found["perplexity"] else ""
+  loss = "held-out KL from the teacher" if data.teacher else loss
   facts = {
     f"{loss}, base": f"{nats(losses['base'])} {counted} {found['held_out_tokens']:,} {unit}",
     "first training loss": nats(losses["first"]),
-    f"{loss}, final": nats(losses["final"]) + (f", perplexity {found['perplexity']:.4g}" if text else ""),
+    f"{loss}, final": nats(losses["final"]) + perplexity,
     f"{loss}, best": "-"
     if gain is None
     else f"{nats(losses['best'])} at step {losses['best_step']}, {against(gain)}",
@@ -200,7 +201,7 @@ def show_result(found: dict, run_dir: Path, prompt: str | None) -> None:
     base, after = found["scores"]["base"], found["scores"]["final"]
     facts["answers that are right"] = f"{base['exact']:.1%} → {after['exact']:.1%} of {after['examples']:,} held out"
   screen.show_facts("Result", facts)
-  use = f"task=generate run={short(run_dir)} 'prompt=\"{prompt}\"'" if prompt else f"task=evaluate run={short(run_dir)}"
+  use = f"task=generate run={short(run_dir)} 'prompt=\"{prompt}\"'" if text else f"task=evaluate run={short(run_dir)}"
   screen.show(f"Use it: python -m lora_exp {use}")
 
 

@@ -16,14 +16,14 @@ from flax import nnx, traverse_util
 from lora_exp.config import OptimConfig
 from lora_exp.dropout import DropKey, Dropout, path_key
 from lora_exp.lora import AdapterLayer, Constant, Hyper, adalora
-from lora_exp.loss import Sums, example_loss, head_loss
+from lora_exp.loss import Sums, Taught, example_loss, head_loss
 from lora_exp.mesh import Layout, dotted
 from lora_exp.models.family import LanguageModel
 from lora_exp.models.layers import causal_mask
 from lora_exp.pack import Arms
 
 Tree = Any  # nested dicts of arrays
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # arrays (B, …); with a teacher also its head, see teacher.py
 ADAPTER = nnx.Any(nnx.LoRAParam, Constant)  # what an arm has of its own beside the base
 OWN: dict[str, Any] = {"full": nnx.Param, "frozen": False}  # of the other methods
 
@@ -119,7 +119,8 @@ def batch_loss(program: Program, params: Tree, arm: Arms, frozen: Tree, batch: B
 
 def _token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: Batch) -> Sums:
   train = program.method == "full"
-  targets, weights = batch["targets"], batch["weights"]
+  targets: Any = Taught(batch["teacher"], batch["teacher_head"]) if "teacher" in batch else batch["targets"]
+  weights = batch["weights"]
   return head_loss(model.head, x_BTD, targets, weights, train_all=train, softcap=model.softcap)
 
 
@@ -146,13 +147,14 @@ def gradient(
     grads, sums = part_gradient(batch, key)
     return grads, sums, tokens
   # Every device keeps its own rows: a part takes each `parts`-th of them.
-  cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+  whole = {name: batch[name] for name in ("teacher_head",) if name in batch}
+  cut = {k: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for k, x in batch.items() if k not in whole}
 
   def add(total, numbered):
     i, part = numbered
-    return jax.tree.map(jnp.add, total, part_gradient(part, jax.random.fold_in(key, i))), None
+    return jax.tree.map(jnp.add, total, part_gradient(part | whole, jax.random.fold_in(key, i))), None
 
-  like = jax.eval_shape(part_gradient, jax.tree.map(lambda x: x[0], cut), key)
+  like = jax.eval_shape(part_gradient, {name: x[0] for name, x in cut.items()} | whole, key)
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
   (grads, sums), _ = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
   return grads, sums, tokens

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp import checkpoint, outputs, screen
-from lora_exp.arm import Arm, Batches
+from lora_exp.arm import Arm
 from lora_exp.base import make_base
 from lora_exp.build import Plan, check_built, make_job
 from lora_exp.config import Config, DataConfig, DivergedError, LoraExpError, StoppedError
@@ -56,18 +56,15 @@ class Pack:
     retain = rows_of(cfg.retain, self.plan) if cfg.retain else None
     base, base_facts = make_base(self.plan)
     self.job = make_job(self.plan, base, steps_of(cfg, self.rows.train_rows), [plan.cfg for plan in plans])
-    self.held = self._put(self.rows, cfg.train.eval_tokens)
-    self.retain = self._put(retain, cfg.train.retain_tokens) if retain else []
+    self.held = [self.job.put(b) for b in eval_batches(self.rows, cfg.train.batch_size, cfg.train.eval_tokens)]
+    kept = eval_batches(retain, cfg.train.batch_size, cfg.train.retain_tokens) if retain else ()
+    self.retain = [self.plan.layout.put_batch(b) for b in kept]
     self.sample = make_sampler(self.job.program, cfg, self.plan.tokenizer)
     whole = union([plan.table for plan in plans])
     pairs = enumerate(zip(plans, run_dirs, strict=True))
     self.arms = [Arm(n, plan, path, self.job, whole, self.rows, began) for n, (plan, path) in pairs]
     for arm in self.arms:
       arm.record.base = base_facts
-
-  def _put(self, rows: Rows, most: int | None) -> Batches:
-    batches = eval_batches(rows, self.cfg.train.batch_size, most)
-    return [self.plan.layout.put_batch(b) for b in batches]
 
   @property
   def live(self) -> list[Arm]:
@@ -114,7 +111,7 @@ class Pack:
     if not self.alone:
       return
     asked = next((p.strip() for p in arm.cfg.sample.prompts if '"' not in p), "Once upon a time")
-    outputs.show_result(arm.summary, arm.dir, None if arm.cfg.data.numbers else asked)
+    outputs.show_result(arm.summary, arm.dir, arm.cfg.data, asked)
     arm.check_promises(self.held)
 
   def _restore(self) -> bool:
@@ -152,7 +149,7 @@ class Pack:
           job.compile(abstract_batch(self.plan))
         return job.state
       first = next(batches)
-      job.compile(self.plan.layout.put_batch(first))
+      job.compile(job.put(first))
       stop_at = None if cfg.train.stop_at is not None and cfg.train.stop_at <= start else cfg.train.stop_at
       cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, stop_at)
       hooks = Hooks(self.log, self.evaluate, self.save, self.draw)

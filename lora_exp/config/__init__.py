@@ -29,6 +29,7 @@ from lora_exp.config.schema import (
   OptimConfig,
   PretrainConfig,
   SampleConfig,
+  TeacherConfig,
   TrainConfig,
 )
 from lora_exp.config.typed import to_config
@@ -54,6 +55,7 @@ __all__ = [
   "PretrainConfig",
   "SampleConfig",
   "StoppedError",
+  "TeacherConfig",
   "TrainConfig",
   "check",
   "did_you_mean",

@@ -10,7 +10,7 @@ from typing import Any
 from lora_exp.config import weights
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import did_you_mean
-from lora_exp.config.lora_checks import lora_problems
+from lora_exp.config.lora_checks import lora_problems, pattern_problems
 from lora_exp.config.schema import (
   ADAPTERS,
   EXAMPLES,
@@ -71,7 +71,7 @@ NUMBERS: dict[str, Allowed] = {
   "model.pretrain.warmup": NOT_NEGATIVE, "model.pretrain.weight_decay": NOT_NEGATIVE, "model.pretrain.clip": POSITIVE,
   "model.pretrain.dropout": RATE,
   "data.eval_fraction": SHARE, "data.seq_len": COUNT, "data.limit": COUNT, "data.repeat": COUNT,
-  "data.seed": SEED,
+  "data.seed": SEED, "data.teacher.rank": COUNT, "data.teacher.strength": POSITIVE, "data.teacher.seed": SEED,
   "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE,
   "mesh.arm": (lambda x: x == 1, "1: only a packed sweep has more arms"),
   "lora.rank": COUNT, "lora.alpha": POSITIVE, "lora.dropout": RATE, "lora.init_std": POSITIVE,
@@ -127,7 +127,7 @@ def run_directory_problem(path: str, directory: str) -> str | None:
 def _value(cfg: Config, path: str) -> Any:
   node: Any = cfg
   for name in path.split("."):
-    node = getattr(node, name)
+    node = getattr(node, name, None)  # a group may be null
   return node
 
 
@@ -253,6 +253,8 @@ def _sources(cfg: Config) -> Iterator[str]:
     if (cfg.model.family == "mlp") != data.numbers:
       yield _other_kind(name, data, cfg.model.family)
       continue
+    if data.teacher is not None:
+      yield from _teacher(cfg, name, data)
     if data.numbers:
       yield from _sizes(cfg, name, data)
       continue
@@ -274,6 +276,16 @@ def _sources(cfg: Config) -> Iterator[str]:
       for key in ("prompt_field", "response_field"):
         if not getattr(data, key):
           yield f"{name}.{key}: must be the name of a field"
+
+
+def _teacher(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
+  if name != "data":
+    yield f"{name}.teacher: only what is learned has a teacher; choose data@{name}={data.source} without one"
+  elif data.numbers:
+    yield f"data.teacher: {data.source} is numbers, and a teacher says words; leave it null"
+  else:
+    assert data.teacher is not None
+    yield from pattern_problems("data.teacher.targets", data.teacher.targets)
 
 
 def _other_kind(name: str, data: DataConfig, family: str) -> str:

@@ -15,7 +15,7 @@ def lora_problems(cfg: Config) -> Iterator[str]:
   """Problems of the group `lora`, a line each."""
   lora = cfg.lora
   for name in ("targets", "exclude", "train_modules"):
-    yield from _patterns(f"lora.{name}", getattr(lora, name))
+    yield from pattern_problems(f"lora.{name}", getattr(lora, name))
   if lora.method in ADAPTERS and not lora.targets:
     yield "lora.targets: must name at least one module; lora=frozen trains nothing"
   if lora.compute == "merged" and lora.dropout:
@@ -28,7 +28,7 @@ def lora_problems(cfg: Config) -> Iterator[str]:
   for name, table, words, smallest in (("rank_pattern", lora.rank_pattern, "at least 1", 1),
                                        ("alpha_pattern", lora.alpha_pattern, "above 0", math.ulp(0.0))):
     for pattern, value in (table or {}).items():
-      yield from _patterns(f"lora.{name}", pattern)
+      yield from pattern_problems(f"lora.{name}", pattern)
       if value < smallest:
         yield f"lora.{name}.{pattern}={value}: must be {words}"
   yield from _method(lora)
@@ -81,7 +81,8 @@ def _init_from(lora: LoraConfig) -> Iterator[str]:
     yield f"lora.init_from={lora.init_from}: holds no adapter_config.json{inner}"
 
 
-def _patterns(path: str, patterns: Any) -> Iterator[str]:
+def pattern_problems(path: str, patterns: Any) -> Iterator[str]:
+  """What is wrong with target patterns."""
   items = patterns if isinstance(patterns, list) else [] if patterns is None else [patterns]
   for item in items:
     if not isinstance(item, str) or not item:

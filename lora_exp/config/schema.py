@@ -91,6 +91,16 @@ EXAMPLES = {"xor": (2, 2), "regression": (16, 10)}  # sources without tokens: fe
 
 
 @dataclass
+class TeacherConfig:
+  """A teacher with a known answer: the base with an update of this rank on these targets, whose words are learned."""
+
+  rank: int = 4  # of the update of each kernel, all of its directions alike
+  targets: Any = "attention"  # as lora.targets; not the head
+  strength: float = 0.3  # Frobenius norm of the update over that of its kernel
+  seed: int = 0  # of its directions
+
+
+@dataclass
 class DataConfig:
   """One source of text, and how it becomes rows of tokens; or one of numbers, whose rows are examples."""
 
@@ -112,6 +122,7 @@ class DataConfig:
   shuffle: bool = True  # a new order of the rows each epoch
   seed: int = 0  # of that order; of arithmetic: also of the examples
   prompts: list[str] = field(default_factory=list)  # that suit it: what sample.prompts are by default
+  teacher: TeacherConfig | None = None  # its distribution over the next token is learned instead of the text's own
 
   @property
   def numbers(self) -> bool:
