@@ -5,7 +5,7 @@ rank and the targets are. All k directions of an update are alike: a student of 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +29,14 @@ Values = Mapping[str, Any]  # a model's parameters by dotted path
 class Teacher:
   """The teacher's model on the mesh. Called, it adds its features `teacher` (B, T, D) and `teacher_head` to a batch."""
 
-  graph: nnx.GraphDef
+  model: Callable[[Tree], LanguageModel]  # of its parameters
   params: Tree
   head: Head
   layout: Layout
 
   def __post_init__(self):
     whole = self.layout.gather_fsdp
-    self._features = jax.jit(lambda params, batch: features(_model(self.graph, whole(params)), batch))
+    self._features = jax.jit(lambda params, batch: features(self.model(whole(params)), batch))
 
   def __call__(self, batch: Batch) -> Batch:
     return batch | {"teacher": self._features(self.params, batch), "teacher_head": self.head}
@@ -77,18 +77,15 @@ def make_teacher(cfg: Config, model: nnx.Module, base: Values, layout: Layout) -
     return None
   table = table_of(model, cfg)
   values = {**base, **planted(model, table, asked, base)}
-  graph, state = nnx.split(model, nnx.Param)
+  parts: Any = nnx.split(model, nnx.Param, ...)
+  graph, state, keys = parts  # the keys are of dropout, which a teacher does without
   params = jax.tree_util.tree_map_with_path(lambda path, _: values[dotted(path)], nnx.to_pure_dict(state))
-  like = jnp.zeros((), cfg.model.dtype)  # the features' dtype
-  make_head = lambda params: head_of(_model(graph, params).head, like)
+  keys = jax.tree.map(lambda _: jax.random.key(0), nnx.to_pure_dict(keys))
+  taught: Callable[[Tree], Any] = lambda params: nnx.merge(graph, params, keys)
+  make_head = lambda params: head_of(taught(params).head, jnp.zeros((), cfg.model.dtype))
   abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
   head = jax.eval_shape(make_head, params) if abstract else make_head(params)
-  return Teacher(graph, params, head, layout)
-
-
-def _model(graph: nnx.GraphDef, params: Tree) -> LanguageModel:
-  model: Any = nnx.merge(graph, params)
-  return model
+  return Teacher(taught, params, head, layout)
 
 
 def planted(
