@@ -74,7 +74,7 @@ NUMBERS: dict[str, Allowed] = {
   "data.seed": SEED,
   "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE,
   "mesh.arm": (lambda x: x == 1, "1: only a packed sweep has more arms"),
-  "lora.rank": COUNT, "lora.alpha": POSITIVE, "lora.dropout": RATE, "lora.init_std": POSITIVE,
+  "lora.rank": COUNT, "lora.parameters": POSITIVE, "lora.alpha": POSITIVE, "lora.dropout": RATE, "lora.init_std": POSITIVE,
   "lora.lr_ratio": POSITIVE, "lora.lr_scale": POSITIVE, "lora.budget": POSITIVE,
   "optim.lr": POSITIVE, "optim.warmup": NOT_NEGATIVE, "optim.weight_decay": NOT_NEGATIVE, "optim.eps": POSITIVE,
   "optim.momentum": RATE, "optim.clip": POSITIVE, "optim.accumulate": COUNT,

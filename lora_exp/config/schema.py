@@ -148,6 +148,7 @@ class LoraConfig:
 
   method: str = "lora"  # lora | dora | vera | adalora | bitfit (biases alone) | full (all) | frozen (none)
   rank: int = 8  # R
+  parameters: float | None = None  # how many to train in adapters, or below 1 a share of the base's: it sets the rank
   alpha: float | None = None  # scale = alpha/rank; null: 2 * rank
   scaling: str = "standard"  # standard: alpha/rank | rslora: alpha/sqrt(rank)
   targets: Any = "all_linear"  # presets, paths or re:expressions, one or a list
