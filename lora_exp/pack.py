@@ -73,10 +73,10 @@ def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str
   wanted = budget if budget >= 1 else budget * base
   least, step = count(1), count(2) - count(1)  # a straight line in the rank, whatever the method
   if wanted < least:
-    share = f" ({wanted:,.0f} of the base's {base:,} parameters)" if budget < 1 else ""
+    given = f"{budget:.0f}" if budget >= 1 else f"{budget} ({wanted:,.0f} of the base's {base:,} parameters)"
     raise InputError(
-      f"lora.parameters={shown(int(budget) if budget >= 1 else budget)}{share}: rank 1 on lora.targets={shown(cfg.lora.targets)} takes {least:,}; "
-      "give at least that, or fewer targets"
+      f"lora.parameters={given}: rank 1 on lora.targets={shown(cfg.lora.targets)} takes {least:,}; give at least that, "
+      "or fewer targets"
     )
   return ranked(1 + round((wanted - least) / step))
 
