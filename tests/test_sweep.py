@@ -119,7 +119,7 @@ def test_the_budget_sweep_spends_one_budget_and_ranks_share_programs():
   found = [c for c in cfgs("sweep=budget") if c.lora.method == "lora"]
   assert {c.lora.parameters for c in found} == {0.03}
   assert {c.lora.targets for c in found} == {"qv", "attention", "mlp", "all_linear"} and len(found) == 12
-  for other, said in (("lora=adalora", "AdaLoRA chooses ranks"), ("lora.rank_pattern={query: 2}", "_pattern.* does too")):
+  for other, said in (("lora=adalora", "AdaLoRA chooses"), ("lora.rank_pattern={query: 2}", "_pattern.* does too")):
     with pytest.raises(InputError, match=said):
       check_command_line(["lora.parameters=0.03", other])
 
