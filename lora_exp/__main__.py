@@ -41,6 +41,7 @@ TASKS: dict[str, Task] = {
   "export": lambda cfg, _: task("lora_exp.export", "run")(cfg),
   "plan": lambda cfg, _: task("lora_exp.plan", "run")(cfg),
   "report": lambda cfg, _: task("lora_exp.report.sweep", "run")(cfg),
+  "dashboard": lambda cfg, _: task("lora_exp.dashboard", "run")(cfg),
 }
 
 

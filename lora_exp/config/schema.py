@@ -242,9 +242,9 @@ class LoggerConfig:
 class Config:
   """One run."""
 
-  task: str = "train"  # train | generate | evaluate | merge | export | plan | report
+  task: str = "train"  # train | generate | evaluate | merge | export | plan | report | dashboard
   name: str = "run"  # ends the run directory's name
-  run: str | None = None  # the run (of report: the sweep) that a task works on; null: the base alone
+  run: str | None = None  # the run (of report: the sweep; of dashboard: either) that a task works on; null: the base
   cache: str = "~/.cache/lora_exp"  # rows, bases and compiled programs, each under the hash of what made it
   prompt: str | None = None  # of task=generate
   prompt_file: str | None = None  # of task=generate: a file of prompts, one a line
