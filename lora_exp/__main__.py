@@ -77,7 +77,7 @@ def train(cfg: Config, run_dir: Path) -> None:
   A run that cannot go on as asked keeps the config that it had.
   """
   with locked(run_dir):
-    cfg = task("lora_exp.build", "resolved")(cfg)
+    cfg = import_module("lora_exp.build").resolved(cfg)
     before = save(cfg, run_dir)
     try:
       task("lora_exp.train", "run")(cfg, run_dir)

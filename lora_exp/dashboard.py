@@ -120,7 +120,7 @@ def workspace(subject: Subject, entity: str) -> Any:
     ],
     settings=ws.WorkspaceSettings(x_axis="step", max_runs=MOST_RUNS),
     runset_settings=ws.RunsetSettings(
-      filters=[expr.Metric(attribute) == value],
+      filters=expr.And(expr.Metric(attribute) == value),
       groupby=[expr.Config(key) for key in subject.settings],
       order=[expr.Ordering(expr.Summary(LOSS), ascending=True)],
       pinned_columns=[
@@ -208,6 +208,7 @@ def within(seconds: float, work: Callable[[], str]) -> str:
   if isinstance(result, InputError):
     raise result
   if isinstance(result, Exception):
-    raise LoraExpError(f"wandb: the workspace could not be saved ({result}); it is in {SPEC}, give this command again "
+    why = " ".join(str(result).split())
+    raise LoraExpError(f"wandb: the workspace could not be saved ({why}); it is in {SPEC}; give this command again "
                        "when the server can be reached and has the runs")
   return result

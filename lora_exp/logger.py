@@ -122,12 +122,12 @@ def make_logger(cfg: LoggerConfig, run_dir: Path, name: str, config: dict) -> Lo
     return Logger()
   run_dir = Path(run_dir).absolute()
   place = place_of(run_dir)
-  method = config["lora"]["method"] if place else None
+  method = str(config["lora"]["method"]) if place else ""
   name = place.name(method) if place else name
   digest = hashlib.sha256(str(run_dir).encode()).hexdigest()[:8]  # resumed there, the same run
   settings = {
     "mode": mode, "dir": str(place.sweep if place else run_dir), "name": name, "config": config,
-    "project": cfg.project, "group": cfg.group or (place.sweep.name if place else None), "job_type": method,
+    "project": cfg.project, "group": cfg.group or (place.sweep.name if place else None), "job_type": method or None,
     "tags": list(cfg.tags), "id": re.sub(r"[^\w-]+", "-", name)[:100] + "-" + digest,
     "resume": "allow" if mode == "online" else None,
   }  # fmt: skip
