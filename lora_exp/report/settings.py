@@ -114,8 +114,7 @@ class Setting:
   @property
   def budget(self) -> float | None:
     """`lora.parameters`, by which its rank was chosen; None where the rank was given."""
-    found = settings_of(self.arms[0]).get("lora.parameters")
-    return found if isinstance(found, int | float) else None
+    return settings_of(self.arms[0]).get("lora.parameters")
 
   @property
   def names(self) -> str:
