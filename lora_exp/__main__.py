@@ -41,6 +41,7 @@ TASKS: dict[str, Task] = {
   "export": lambda cfg, _: task("lora_exp.export", "run")(cfg),
   "plan": lambda cfg, _: task("lora_exp.plan", "run")(cfg),
   "report": lambda cfg, _: task("lora_exp.report.sweep", "run")(cfg),
+  "dashboard": lambda cfg, _: task("lora_exp.dashboard", "run")(cfg),
 }
 
 
@@ -76,6 +77,7 @@ def train(cfg: Config, run_dir: Path) -> None:
   A run that cannot go on as asked keeps the config that it had.
   """
   with locked(run_dir):
+    cfg = import_module("lora_exp.build").resolved(cfg)
     before = save(cfg, run_dir)
     try:
       task("lora_exp.train", "run")(cfg, run_dir)

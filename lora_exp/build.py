@@ -16,7 +16,7 @@ from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
 from lora_exp.dropout import stream_key
 from lora_exp.loop import Job
 from lora_exp.mesh import Layout, dotted, flatten, make_mesh
-from lora_exp.pack import Table, first_leaves, full_of, inject_arms, make_arms, table_of, union
+from lora_exp.pack import Table, first_leaves, full_of, inject_arms, make_arms, table_of, union, with_rank
 from lora_exp.step import Program, State, Tree, init_state, split_model, state_shardings
 from lora_exp.teacher import make_teacher
 from lora_exp.teacher import table_of as teacher_table
@@ -81,7 +81,10 @@ def check_built(cfg: Config) -> Plan:
   start = collect(lambda: given_adapter(cfg, model))
   if start is not None:
     cfg = replace(cfg, lora=replace(cfg.lora, method=start.method, init="kaiming", alpha=None))
-  table = list(start.rows) if start else collect(lambda: table_of(model, cfg, family.presets)) or []
+  else:
+    ranked = collect(lambda: with_rank(model, cfg, family.presets))
+    cfg = ranked or cfg
+  table = list(start.rows) if start else (ranked and collect(lambda: table_of(model, cfg, family.presets))) or []
   full = list(start.full) if start else collect(lambda: full_of(model, table, cfg)) or []
   if cfg.data.teacher is not None:
     collect(lambda: teacher_table(model, cfg))
@@ -91,6 +94,11 @@ def check_built(cfg: Config) -> Plan:
   if problems:
     raise InputError(problems)
   return Plan(cfg, tokenizer, layout, nnx.to_pure_dict(nnx.state(model, nnx.Param)), table, full, start)
+
+
+def resolved(cfg: Config) -> Config:
+  """`cfg` with the rank that `lora.parameters` asks for. Raises InputError as `check_built` does."""
+  return cfg if cfg.lora.parameters is None else check_built(cfg).cfg
 
 
 def naming_of(cfg: ModelConfig) -> lora.Naming | None:

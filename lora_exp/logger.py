@@ -12,6 +12,9 @@ import os
 import queue
 import re
 import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -19,6 +22,7 @@ from urllib.parse import urlparse
 from lora_exp import screen
 from lora_exp.config.errors import DiskError, InputError
 from lora_exp.config.schema import LoggerConfig
+from lora_exp.config.sweepdir import place_of
 
 METRICS = "metrics.jsonl"
 
@@ -94,21 +98,39 @@ class Logger:
     """What the run came to, by name."""
 
   def finish(self, exit_code: int) -> None:
-    """The run ended; waits a bounded time."""
+    """The run ended."""
+
+  def wait(self, until: float) -> None:
+    """Returns when everything is written, or at the time `until` (of time.monotonic)."""
+
+
+def wait_for(loggers: Sequence[Logger]) -> None:
+  """Returns when all of them have written everything, or after a bounded time that they share."""
+  until = time.monotonic() + WandbLogger.finish_seconds
+  for one in loggers:
+    one.wait(until)
 
 
 def make_logger(cfg: LoggerConfig, run_dir: Path, name: str, config: dict) -> Logger:
-  """The logger that `cfg` asks for; `config` is the run's whole configuration, `name` its name on the dashboard."""
+  """The logger that `cfg` asks for; `config` is the run's whole configuration, `name` its name on the dashboard.
+
+  The arms of a sweep lie in one directory, SWEEP/wandb, for `wandb leet` looks no deeper; they are a group, and each is
+  called by its number and what is its own.
+  """
   mode = wandb_mode(cfg.mode) if cfg.name == "wandb" else "disabled"
   if mode == "disabled":
     return Logger()
   run_dir = Path(run_dir).absolute()
+  place = place_of(run_dir)
+  method = str(config["lora"]["method"]) if place else ""
+  name = place.name(method) if place else name
   digest = hashlib.sha256(str(run_dir).encode()).hexdigest()[:8]  # resumed there, the same run
   settings = {
-    "mode": mode, "dir": str(run_dir), "name": name, "config": config, "project": cfg.project, "group": cfg.group,
-    "tags": list(cfg.tags), "id": re.sub(r"[^\w-]", "-", name)[:100] + "-" + digest,
+    "mode": mode, "dir": str(place.sweep if place else run_dir), "name": name, "config": config,
+    "project": cfg.project, "group": cfg.group or (place.sweep.name if place else None), "job_type": method or None,
+    "tags": list(cfg.tags), "id": re.sub(r"[^\w-]+", "-", name)[:100] + "-" + digest,
     "resume": "allow" if mode == "online" else None,
-  }
+  }  # fmt: skip
   return WandbLogger(settings)
 
 
@@ -138,15 +160,16 @@ def _has_key() -> bool:
 
 
 class WandbLogger(Logger):
-  """Hands rows to the thread that owns wandb; never raises, never waits (`finish` alone, and a bounded time)."""
+  """Hands rows to the thread that owns wandb; never raises, never waits (`wait` alone, and a bounded time)."""
 
   init_seconds = 20.0  # of waiting for the server when the run starts
-  finish_seconds = 60.0  # of waiting for the import, the queue and the upload
+  finish_seconds = 60.0  # of waiting for the import, the queue and the upload, of all arms together
   queue_rows = 10_000  # rows waiting; more are dropped
 
   def __init__(self, settings: dict):
     self.settings = settings
     self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(self.queue_rows)
+    self.last: tuple[str, Any] | None = None  # what has not found its place in the queue
     self.warned = False
     self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
     self.thread.start()
@@ -158,11 +181,19 @@ class WandbLogger(Logger):
     self._put("summary", dict(values))
 
   def finish(self, exit_code: int) -> None:
-    try:
-      self.queue.put(("finish", exit_code), timeout=self.finish_seconds if self.thread.is_alive() else 0.001)
-    except queue.Full:
-      return self._warn("it did not keep up")
-    self.thread.join(self.finish_seconds)
+    self.last = ("finish", exit_code)
+    with suppress(queue.Full):  # `wait` tries again
+      self.queue.put_nowait(self.last)
+      self.last = None
+
+  def wait(self, until: float) -> None:
+    left = lambda: max(0.001, until - time.monotonic())
+    if self.last is not None and self.thread.is_alive():
+      try:
+        self.queue.put(self.last, timeout=left())
+      except queue.Full:
+        return self._warn("it did not keep up")
+    self.thread.join(left())
     if self.thread.is_alive():
       self._warn(f"it did not finish within {self.finish_seconds:.0f} s")
     return None

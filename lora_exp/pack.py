@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 
 from lora_exp import lora, screen
-from lora_exp.config import ADAPTERS, Config
+from lora_exp.config import ADAPTERS, Config, InputError
+from lora_exp.config.typed import shown
 from lora_exp.dropout import stream_key
 from lora_exp.mesh import dotted, flatten
 
@@ -56,6 +57,28 @@ def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]
     alpha_pattern=c.alpha_pattern,
     presets=presets,
   )
+
+
+def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Config:
+  """`cfg` with the whole rank whose adapters come nearest to `lora.parameters`; itself where that is not set.
+
+  Raises InputError if rank 1 takes more.
+  """
+  budget = cfg.lora.parameters
+  if budget is None or cfg.lora.method not in ADAPTERS:
+    return cfg
+  ranked = lambda rank: replace(cfg, lora=replace(cfg.lora, rank=rank))
+  count = lambda rank: sum(row.parameters for row in table_of(model, ranked(rank), presets))
+  base = sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
+  wanted = budget if budget >= 1 else budget * base
+  least, step = count(1), count(2) - count(1)  # a straight line in the rank, whatever the method
+  if wanted < least:
+    given = f"{budget:.0f}" if budget >= 1 else f"{budget} ({wanted:,.0f} of the base's {base:,} parameters)"
+    raise InputError(
+      f"lora.parameters={given}: rank 1 on lora.targets={shown(cfg.lora.targets)} takes {least:,}; give at least that, "
+      "or fewer targets"
+    )
+  return ranked(1 + round((wanted - least) / step))
 
 
 def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:

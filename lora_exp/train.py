@@ -16,6 +16,7 @@ from lora_exp.config import Config, DataConfig, DivergedError, LoraExpError, Sto
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.generate import make_sampler
+from lora_exp.logger import wait_for
 from lora_exp.loop import Cadence, Hooks, fit, held_out
 from lora_exp.mesh import keep_programs
 from lora_exp.pack import union
@@ -99,6 +100,7 @@ class Pack:
       for arm in writing:
         done = arm.status == "done"
         arm.close(0 if done else arm.error.code if isinstance(arm.error, LoraExpError) else 1)
+      wait_for([arm.logger for arm in writing])
     for arm in self.live:
       self._show(arm)
 

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import TINY, on_stories
 
+from lora_exp import __main__ as entry
 from lora_exp import logger
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import LoggerConfig
+from lora_exp.config.sweepdir import place_of
 
 REPOSITORY = Path(logger.__file__).parents[1]
 CREDENTIALS = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC")
@@ -83,6 +86,7 @@ def test_no_logger_does_nothing(tmp_path, no_key, monkeypatch):
     log.log(row(1))
     log.summary({"x": 1})
     log.finish(0)
+    logger.wait_for([log])
   assert list(tmp_path.iterdir()) == []
 
 
@@ -123,6 +127,7 @@ for step in range(1, 301):
     log.log({"step": step, "tokens": 8 * step, "split": "eval", "loss": 5 / step, "perplexity": 2.0})
 log.summary({"parameters": {"trainable": 12}})
 log.finish(5)
+logger.wait_for([log])
 """
 
 
@@ -137,9 +142,10 @@ def run_wandb(run_dir: Path, mode: str, port: int) -> subprocess.CompletedProces
                         capture_output=True, text=True, timeout=120)
 
 
-def inspect(run_dir: Path, *options: str) -> str:
-  [path] = (run_dir / "wandb").glob("offline-run-*/*.wandb")
-  command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(path)]
+def inspect(place: Path, *options: str) -> str:
+  """What `wandb leet` reads in a run's file, or in the one file of a run directory."""
+  [file] = [place] if place.is_file() else (place / "wandb").glob("offline-run-*/*.wandb")
+  command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(file)]
   return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
@@ -193,6 +199,75 @@ def test_a_server_that_is_not_there_costs_a_warning_and_the_run_is_kept(tmp_path
   assert json.loads(inspect(tmp_path, "--summary"))["step"] == 300
 
 
+# --- the arms of a sweep
+
+
+def arms(sweep: Path, *argv: str) -> dict[str, list[dict]]:
+  """Trains a sweep in this process; what wandb has of each arm, by its name: the records of its one file."""
+  short = [*TINY, "logger=wandb", "train.steps=2", "train.eval_every=1", "train.eval_tokens=128", "train.save_every=0"]
+  assert entry.run(["-m", f"hydra.sweep.dir={sweep}", *short, *on_stories(sweep.parent), *argv]) == 0
+  assert not list(sweep.glob("*/wandb")), "an arm has no directory of its own there"
+  found = {}
+  for file in (sweep / "wandb").glob("offline-run-*/*.wandb"):
+    records = [json.loads(line) for line in inspect(file).splitlines()]
+    [run] = [r["run"] for r in records if r["type"] == "run"]
+    assert file.parent.name.endswith(run["run_id"]) and run["run_id"].startswith(run["display_name"])
+    found[run["display_name"]] = records
+  return found
+
+
+def of_kind(records: list[dict], kind: str) -> list[dict]:
+  return [r[kind] for r in records if r["type"] == kind]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+  sweep = tmp_path_factory.mktemp("wandb") / "08-29-18-rank"
+  return sweep, arms(sweep, "hydra/launcher=packed", "lora.rank=1,4", "lora.targets=mlp,all_linear")
+
+
+def test_a_sweep_is_a_group_whose_arms_lie_in_one_directory_under_readable_names(packed):
+  sweep, found = packed
+  assert sorted(found) == ["0-lora-r1-mlp", "1-lora-r1-all_linear", "2-lora-r4-mlp", "3-lora-r4-all_linear"]
+  for records in found.values():
+    [run] = of_kind(records, "run")
+    assert (run["run_group"], run["job_type"], run["project"]) == ("08-29-18-rank", "lora", "lora_exp")
+  told = inspect(next((sweep / "wandb").glob("*2-lora-r4-mlp*/*.wandb")), "--summary")
+  assert json.loads(told)["config"]["lora"]["rank"] == 4 and json.loads(told)["summary"]["status"] == "done"
+
+
+def test_what_wandb_has_of_an_arm_is_its_metrics_against_steps_and_tokens(packed):
+  sweep, found = packed
+  for name, records in found.items():
+    for split in ("train", "eval"):
+      rows = [row for row in logger.read_metrics(sweep / name[0]) if row["split"] == split]
+      theirs = [item["item"] for item in of_kind(records, "history") if f"{split}/loss" in item["item"]]
+      for key in ("step", "tokens", "loss"):
+        names = {"loss": f"{split}/loss"}
+        assert [item[names.get(key, key)] for item in theirs] == [row[key] for row in rows], (name, split, key)
+      assert [item[f"loss_by_tokens/{split}"] for item in theirs] == [row["loss"] for row in rows]
+
+
+def test_arms_that_are_run_one_after_another_are_a_group_too(tmp_path):
+  found = arms(tmp_path / "seeds", "hydra/launcher=basic", "lora=frozen", "model.seed=0,1", "logger.group=mine")
+  assert sorted(found) == ["0-frozen-base0", "1-frozen-base1"]
+  assert {of_kind(records, "run")[0]["run_group"] for records in found.values()} == {"mine"}
+
+
+def test_what_is_alike_in_every_arm_is_in_no_name(tmp_path):
+  (tmp_path / "3" / ".hydra").mkdir(parents=True)
+  hydra = {"sweeper": {"params": {"lora.parameters": 0.03, "train.seed": "0,1"}},
+           "overrides": {"task": ["sweep=budget", "lora.targets=qv,mlp", "data=text", 'data.path="a b.txt"']}}
+  (tmp_path / "multirun.yaml").write_text(json.dumps({"hydra": hydra}))
+  own = ["sweep=budget", "data=text", 'data.path="a b.txt"', "lora.parameters=0.03", "lora.targets=qv", "train.seed=1"]
+  (tmp_path / "3" / ".hydra" / "overrides.yaml").write_text(json.dumps(own))
+  assert place_of(tmp_path / "3").name("dora") == "3-dora-qv-s1"
+  assert place_of(tmp_path / "3").sweep == tmp_path
+  (tmp_path / "3" / ".hydra" / "overrides.yaml").write_text(json.dumps(["lora=full", "optim.lr=0.1"]))
+  assert place_of(tmp_path / "3").name("full") == "3-full-lr0.1"
+  assert place_of(tmp_path) is None
+
+
 # --- a wandb that misbehaves
 
 
@@ -239,6 +314,7 @@ def use(log: logger.Logger, rows: int = 3) -> None:
     log.log(row(step))
   log.summary({"x": 1})
   log.finish(0)
+  logger.wait_for([log])
 
 
 def test_a_wandb_that_works_gets_every_row(fake):

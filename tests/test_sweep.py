@@ -12,9 +12,11 @@ from runs import TINY, command, curve, environment, on_stories, process, rows, s
 from safetensors.numpy import load_file
 
 from lora_exp import __main__ as entry
+from lora_exp.config import InputError
 from lora_exp.config.commandline import check_command_line
 from lora_exp.config.grid import jobs as grid_jobs
 from lora_exp.config.overrides import parse
+from lora_exp.config.saved import load
 from lora_exp.sweep.groups import groups
 from lora_exp.sweep.ledger import Ledger
 
@@ -95,6 +97,31 @@ def test_ranks_targets_and_rates_share_a_program_and_what_is_static_does_not():
 
 def test_with_dropout_arms_of_another_seed_train_apart():
   assert groups(cfgs(*TINY, "model.dropout=0.1", "train.seed=0,1", "lora.rank=1,2"), 32) == [[0, 1], [2, 3]]
+
+
+# ---- a budget of parameters
+
+
+def test_a_budget_chooses_the_rank_of_each_place_and_below_rank_1_says_the_least_it_takes(tmp_path, capfd):
+  short = [*TINY, *on_stories(tmp_path), "train.steps=1", "train.eval_tokens=128", "lora.parameters=300"]
+  sweep(tmp_path / "sweep", *short, "lora.targets=qv,attention,all_linear", code=1)  # 128, 256 and 384 for each rank
+  assert [load(str(tmp_path / "sweep" / n)).lora.rank for n in "01"] == [2, 1]
+  assert [summary(tmp_path / "sweep" / n)["parameters"]["trainable"] for n in "01"] == [256, 256]
+  assert "rank 1 on lora.targets=all_linear takes 384; give at least that" in capfd.readouterr().err
+  alone = train(tmp_path / "run", *short, "lora.targets=qv")
+  assert load(str(alone)).lora.rank == 2 and adapter(alone) == adapter(tmp_path / "sweep" / "0")
+  train(tmp_path / "none", *short, "lora.targets=all_linear", code=2)
+  assert not (tmp_path / "none").exists()
+  sweep(tmp_path / "sweep", *short, "lora.targets=qv,attention,all_linear", code=1)  # goes on, with nothing left to do
+
+
+def test_the_budget_sweep_spends_one_budget_and_ranks_share_programs():
+  found = [c for c in cfgs("sweep=budget") if c.lora.method == "lora"]
+  assert {c.lora.parameters for c in found} == {0.03}
+  assert {c.lora.targets for c in found} == {"qv", "attention", "mlp", "all_linear"} and len(found) == 12
+  for other, said in (("lora=adalora", "AdaLoRA chooses"), ("lora.rank_pattern={query: 2}", "_pattern.* does too")):
+    with pytest.raises(InputError, match=said):
+      check_command_line(["lora.parameters=0.03", other])
 
 
 # ---- each is what it would be alone

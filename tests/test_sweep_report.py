@@ -321,6 +321,20 @@ def test_targets_are_compared_at_equal_parameters(tmp_path):
   assert f"attention {2.8 - 0.3 * math.log(place / 500) + 0.01:.4f}" in equal.text
 
 
+def test_a_budget_spent_in_several_places_says_where_it_pays_and_asks_for_no_other_rank(tmp_path):
+  n = 0
+  for place, rank, loss in (("mlp", 13, 2.4), ("attention", 6, 2.0), ("all_linear", 4, 2.002)):
+    for seed in range(3):
+      arm(tmp_path, n, loss + 0.01 * seed + 1e-4 * ((n * 7) % 3), lora__targets=place, lora__rank=rank,
+          lora__parameters=0.03, train__seed=seed, trainable=49152 if rank == 4 else 53248)
+      n += 1
+  [made] = said(tmp_path, "Targets")
+  assert made.concluded and made.facts["targets"] == "attention"
+  assert made.text.startswith("With 49,152 to 53,248 trainable parameters each, attention has the lowest loss: ")
+  assert "Not measurably worse: all_linear, rank 4" in made.text and "Measurably worse: mlp, rank 13" in made.text
+  assert said(tmp_path, "Rank") == [] and "rank" not in said(tmp_path, "Next")[0].text
+
+
 def test_methods_are_told_apart_by_what_makes_them(tmp_path):
   kinds = {"lora": {}, "pissa": {"lora__init": "pissa"}, "rslora": {"lora__scaling": "rslora"},
            "dora": {"lora__method": "dora"}}

@@ -1,5 +1,6 @@
 """What is allowed. `check` looks at every setting and returns every problem, a line each; it imports no jax."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from lora_exp.config.schema import (
 from lora_exp.config.typed import shown
 
 CHOICES = {
-  "task": ("train", "generate", "evaluate", "merge", "export", "plan", "report"),
+  "task": ("train", "generate", "evaluate", "merge", "export", "plan", "report", "dashboard"),
   "format": ("peft", "merged", "base"),
   "model.family": ("minigpt", "gpt2", "llama", "mlp", "hf"),
   "model.dtype": ("float32", "bfloat16"),
@@ -74,8 +75,8 @@ NUMBERS: dict[str, Allowed] = {
   "data.seed": SEED, "data.teacher.rank": COUNT, "data.teacher.strength": POSITIVE, "data.teacher.seed": SEED,
   "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE,
   "mesh.arm": (lambda x: x == 1, "1: only a packed sweep has more arms"),
-  "lora.rank": COUNT, "lora.alpha": POSITIVE, "lora.dropout": RATE, "lora.init_std": POSITIVE,
-  "lora.lr_ratio": POSITIVE, "lora.lr_scale": POSITIVE, "lora.budget": POSITIVE,
+  "lora.rank": COUNT, "lora.parameters": POSITIVE, "lora.alpha": POSITIVE, "lora.dropout": RATE,
+  "lora.init_std": POSITIVE, "lora.lr_ratio": POSITIVE, "lora.lr_scale": POSITIVE, "lora.budget": POSITIVE,
   "optim.lr": POSITIVE, "optim.warmup": NOT_NEGATIVE, "optim.weight_decay": NOT_NEGATIVE, "optim.eps": POSITIVE,
   "optim.momentum": RATE, "optim.clip": POSITIVE, "optim.accumulate": COUNT,
   "train.steps": COUNT, "train.epochs": POSITIVE, "train.batch_size": COUNT, "train.log_every": COUNT,
@@ -159,6 +160,8 @@ def _task(cfg: Config) -> Iterator[str]:
   used = cfg.run if cfg.task in (*ON_A_RUN, "generate", "evaluate") else None
   if used is not None and (problem := run_directory_problem("run", used)):
     yield problem
+  if cfg.task == "dashboard":
+    yield from _dashboard(cfg)
   if cfg.task == "report" and cfg.run is not None and not Path(cfg.run).is_dir():
     yield f"run={cfg.run}: no such directory; give the directory of a sweep, as outputs/sweeps/DAY/TIME-NAME"
   if cfg.task == "train" and cfg.run:
@@ -172,6 +175,15 @@ def _task(cfg: Config) -> Iterator[str]:
       yield from _file("prompt_file", cfg.prompt_file)
     if cfg.prompt == "":
       yield "prompt: is empty; give a text to go on from, as 'prompt=\"Once upon a time\"'"
+
+
+def _dashboard(cfg: Config) -> Iterator[str]:
+  if cfg.run is None:
+    yield "run=null: task=dashboard needs a sweep or a run; add run=outputs/sweeps/DAY/TIME-NAME"
+  elif not Path(cfg.run).is_dir():
+    yield f"run={cfg.run}: no such directory; give that of a sweep or a run, as outputs/sweeps/DAY/TIME-NAME"
+  if importlib.util.find_spec("wandb_workspaces") is None:
+    yield "task=dashboard: needs wandb-workspaces: pip install 'lora_exp[dashboard]'"
 
 
 def _export(cfg: Config) -> Iterator[str]:

@@ -32,6 +32,7 @@ def lora_problems(cfg: Config) -> Iterator[str]:
       if value < smallest:
         yield f"lora.{name}.{pattern}={value}: must be {words}"
   yield from _method(lora)
+  yield from _parameters(lora)
   yield from _init_from(lora)
 
 
@@ -66,6 +67,18 @@ def _method(lora: LoraConfig) -> Iterator[str]:
     for name, standard in (("bias", "none"), ("train_modules", None)):
       if getattr(lora, name) != standard:
         yield f"lora.{name}={shown(getattr(lora, name))}: has no meaning with lora.method={lora.method}; remove it"
+
+
+def _parameters(lora: LoraConfig) -> Iterator[str]:
+  """`lora.parameters` chooses the rank, and nothing else may; methods without adapters have no use for either."""
+  if lora.parameters is None or lora.method not in ADAPTERS:
+    return
+  budget = f"lora.parameters={shown(lora.parameters)}"
+  if lora.method == "adalora":
+    yield f"{budget}: AdaLoRA chooses ranks itself, lora.budget on average; remove one of them"
+  for name in ("rank_pattern", "init_from"):
+    if getattr(lora, name) is not None:
+      yield f"{budget}: chooses the rank, and lora.{name}={shown(getattr(lora, name))} does too; remove one of them"
 
 
 def _init_from(lora: LoraConfig) -> Iterator[str]:

@@ -160,6 +160,9 @@ class Names:
     for value in values:
       if value not in choices:
         key, word = override.get_key_element(), "null" if value is None else str(value)
+        if word.startswith("wandb/") and key == "sweep":
+          yield f"sweep={word}: is for wandb's own agents: wandb sweep sweeps/{word.removesuffix('.yaml')}.yaml"
+          continue
         off = f"; to switch it off, leave {key} out" if value is None and key in GLOBAL_GROUPS else \
           "; did you mean none?" if value is None and "none" in choices else ""
         yield f"{key}={word}: choose {', '.join(choices)}{did_you_mean(word, choices)}{off}"

@@ -63,7 +63,7 @@ def job_config(composed: DictConfig, overrides: Sequence[Override]) -> Config:
   cfg = to_config(composed)
   if cfg.train.resume is not None:
     return _resumed(load(cfg.train.resume, "train.resume"), composed, overrides, cfg.train.resume)
-  if cfg.run is not None and cfg.task not in ("train", "report"):  # a report is of a sweep, which has no config
+  if cfg.run is not None and cfg.task not in ("train", "report", "dashboard"):  # of a sweep, which has no config
     return _on_top(load(cfg.run), composed, overrides)
   return cfg
 

@@ -159,6 +159,7 @@ class LoraConfig:
 
   method: str = "lora"  # lora | dora | vera | adalora | bitfit (biases alone) | full (all) | frozen (none)
   rank: int = 8  # R
+  parameters: float | None = None  # how many to train in adapters, or below 1 a share of the base's: it sets the rank
   alpha: float | None = None  # scale = alpha/rank; null: 2 * rank
   scaling: str = "standard"  # standard: alpha/rank | rslora: alpha/sqrt(rank)
   targets: Any = "all_linear"  # presets, paths or re:expressions, one or a list
@@ -252,9 +253,9 @@ class LoggerConfig:
 class Config:
   """One run."""
 
-  task: str = "train"  # train | generate | evaluate | merge | export | plan | report
+  task: str = "train"  # train | generate | evaluate | merge | export | plan | report | dashboard
   name: str = "run"  # ends the run directory's name
-  run: str | None = None  # the run (of report: the sweep) that a task works on; null: the base alone
+  run: str | None = None  # the run (of report: the sweep; of dashboard: either) that a task works on; null: the base
   cache: str = "~/.cache/lora_exp"  # rows, bases and compiled programs, each under the hash of what made it
   prompt: str | None = None  # of task=generate
   prompt_file: str | None = None  # of task=generate: a file of prompts, one a line

@@ -25,6 +25,7 @@ ELSEWHERE = {  # other libraries' words
 }
 OmegaConf.register_new_resolver("least", lambda *numbers: min(numbers), replace=True)  # ${least:${model.max_len},256}
 OmegaConf.register_new_resolver("times", lambda a, b: float(f"{a * b:.6g}"), replace=True)  # 0.1 × 0.005 is 0.0005
+OmegaConf.register_new_resolver("size", lambda rank, n: f"r{rank}" if n is None else f"p{n:g}", replace=True)
 WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Any: "a value"}
 
 

@@ -206,7 +206,7 @@ def next_steps(study: Study) -> Iterator[Finding]:
   edge = dict.fromkeys(e for s in settings for e in edges(study, s, tolerance_of(study.adapted)))
   steps += [f"extend the grid: {e}" for e in edge]
   ranks = study.levels(RANK)
-  if len(ranks) > 1:
+  if len(ranks) > 1 and all(s.budget is None for s in study.adapted):  # a budget chooses the rank
     top = list(best_by([s for s in study.adapted if RANK in s.values], RANK).values())
     if len(top) > 1 and best_of(top) is top[-1] and not not_worse(difference(top[-2].losses, top[-1].losses),
                                                                  tolerance_of(top)):

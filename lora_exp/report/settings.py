@@ -112,6 +112,11 @@ class Setting:
     return next((arm.trainable for arm in [*self.counted.values(), *self.arms] if arm.trainable is not None), None)
 
   @property
+  def budget(self) -> float | None:
+    """`lora.parameters`, by which its rank was chosen; None where the rank was given."""
+    return settings_of(self.arms[0]).get("lora.parameters")
+
+  @property
   def names(self) -> str:
     """The counted arms, for an evidence line."""
     return ", ".join(str(arm) for arm in self.counted.values())

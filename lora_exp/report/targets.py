@@ -13,8 +13,10 @@ from lora_exp.report.statistics import difference
 def targets(study: Study) -> Iterator[Finding]:
   """Which targets pay: the fewest parameters that are enough, gain by parameter, loss at equal parameters."""
   for where, settings in contexts(study, TARGETS, [RANK])[:MOST_CONTEXTS]:
-    best = best_by(settings, TARGETS)
-    levels = list(best.values())
+    levels = list(best_by(settings, TARGETS).values())
+    if levels[0].budget is not None and len({s.budget for s in settings}) == 1:
+      yield _one_budget(study, levels, where)
+      continue
     verdict = enough(study, levels, lambda s: s.trainable or 0, TARGETS)
     at = f" ({where})" if where else ""
     chosen = verdict.chosen
@@ -40,6 +42,28 @@ def targets(study: Study) -> Iterator[Finding]:
       yield Finding("Targets", f"Gain below the base for each thousand parameters{at}: {words}.",
                     f"arms {'; '.join(s.names for _, s in rates)}")
     yield from _equal_parameters(study, settings, at)
+
+
+def _one_budget(study: Study, levels: Sequence[Setting], where: str) -> Finding:
+  """Where one number of parameters does most; ranks are whole, so that each place holds nearly as many."""
+  verdict = enough(study, levels, lambda s: s.loss.mean, TARGETS)
+  least, most = (f"{pick(s.trainable or 0 for s in levels):,}" for pick in (min, max))
+  each = f"{most if least == most else f'{least} to {most}'} trainable parameters each"
+  at = f" ({where})" if where else ""
+  facts = {"targets": verdict.best.values[TARGETS], "best": verdict.best.values[TARGETS], "where": where}
+  if verdict.doubts:
+    return Finding("Targets", f"Which targets pay with {each} is not concluded{at}: {joined(verdict.doubts)}. "
+                   f"{lowest(verdict.best)}", evidence(verdict), False, facts)
+  order = sorted(verdict.against, key=lambda pair: pair[0].loss.mean)
+  said = lambda tied: "; ".join(f"{s.label} {d.text(sign=True)}" for s, d in order
+                                if not_worse(d, verdict.tolerance) == tied)
+  ties, worse = said(True), said(False)
+  place = verdict.best.values[TARGETS]
+  pays = f"{place} has the lowest loss" if ties else f"it pays to adapt {place}"
+  text = f"With {each}{at}, {pays}: {verdict.best.label} reaches {verdict.best.loss.text()}."
+  text += f" Not measurably worse: {ties}." if ties else ""
+  text += f" Measurably worse: {worse}." if worse else ""
+  return Finding("Targets", text, evidence(verdict), True, facts)
 
 
 def _equal_parameters(study: Study, settings: Sequence[Setting], at: str) -> Iterator[Finding]:

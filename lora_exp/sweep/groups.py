@@ -11,8 +11,8 @@ from lora_exp.config import ADAPTERS, Config
 OWN = {
   "": ("name",),
   "lora": (
-    "rank", "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "scaling", "init_std", "lr_ratio",
-    "budget",
+    "rank", "parameters", "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "scaling",
+    "init_std", "lr_ratio", "budget",
   ),
   "optim": ("lr", "weight_decay"),
 }  # fmt: skip

@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lora_exp import checkpoint, screen
-from lora_exp.build import Plan, check_built
+from lora_exp.build import Plan, check_built, resolved
 from lora_exp.config import Config, InputError, LoraExpError, StoppedError
 from lora_exp.config.rundir import locked
 from lora_exp.config.saved import FILE, FREE, load, save
@@ -38,6 +38,9 @@ def train(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
   the others go on from their checkpoints. Raises InputError if a job was begun with other settings.
   """
   keep_programs(jobs[0].cfg.cache)
+  for job in jobs:
+    with suppress(InputError):  # told when its pack is built
+      job.cfg = resolved(job.cfg)
   check_same(jobs)
   for job in jobs:
     if (reason := ledger.reason(job.number)) is not None:
