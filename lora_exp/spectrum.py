@@ -14,7 +14,7 @@ ROUNDING = 1e-13  # a singular value below this share of its factors' norms is f
 ENERGY = 0.9  # share of ‖ΔW‖² that counts as most of it
 INTRUDER = 0.5  # largest |cosine| to W's own directions below which one of W + ΔW is new (arXiv 2410.21228)
 EXAMINED = 10  # directions of W + ΔW, the largest, that may be intruders (ibid., k)
-LARGEST = 4096 * 4096  # elements of a kernel whose every direction is still sought: a minute or two on two cores
+LARGEST = 4096  # smaller side of a kernel whose every direction is still sought: half a minute on two cores
 Svd = tuple[np.ndarray, np.ndarray, np.ndarray]  # U (…, I, K), σ (…, K), Vᵀ (…, K, O)
 
 
@@ -95,21 +95,20 @@ def amplification(svd: Svd, w: np.ndarray) -> np.ndarray:
   return np.where((there > 0) & (here > 0), _share(there, here), np.nan)
 
 
-def output_directions(w: np.ndarray, most: int | None = None) -> np.ndarray:
-  """V (…, O, K): singular vectors of W on the side of its outputs, the largest first, `most` of them or all.
+def output_side(w: np.ndarray, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """σ (…, K) and V (…, O, K), the singular vectors on the side of W's outputs: the `most` largest, or all.
 
-  Through W·Wᵀ or Wᵀ·W, whichever is smaller: five times as fast as an SVD. Directions with less than 1e-7 of the
-  largest singular value, which these lose, are zeros.
+  Through W·Wᵀ or Wᵀ·W, whichever is smaller: five times as fast as an SVD. What that loses, singular values below 1e-7
+  of the largest, is 0, and so are their directions.
   """
   w = np.asarray(w, np.float64)
   wide, turned = w.shape[-2] < w.shape[-1], np.swapaxes(w, -1, -2)
   value, vectors = np.linalg.eigh(w @ turned if wide else turned @ w)
-  value, vectors = value[..., ::-1][..., :most], vectors[..., ::-1][..., :most]
-  sigma = np.sqrt(np.maximum(value, 0))
-  kept = sigma > 1e-7 * sigma[..., :1]
+  sigma, vectors = np.sqrt(np.maximum(value[..., ::-1][..., :most], 0)), vectors[..., ::-1][..., :most]
+  sigma = np.where(sigma > 1e-7 * sigma[..., :1], sigma, 0)
   if wide:
-    vectors = (turned @ vectors) / np.where(kept, sigma, 1.0)[..., None, :]
-  return vectors * kept[..., None, :]
+    vectors = (turned @ vectors) / np.where(sigma > 0, sigma, 1.0)[..., None, :]
+  return sigma, vectors * (sigma > 0)[..., None, :]
 
 
 def intruders(own: np.ndarray, tuned: np.ndarray, threshold: float = INTRUDER) -> np.ndarray:

@@ -15,6 +15,7 @@ PERCENT = f"{ENERGY * 100:g} %"
 COLUMNS = ("setting", "effective rank", "stable rank", f"{PERCENT} in", "largest", "‖ΔW‖", "outputs shared",
            "inputs shared")
 WITH_W = ("‖ΔW‖/‖W‖", "amplification", "intruders")
+USED = "Used rank"  # topic of the finding
 HEADING = "What the adapters learned"
 NOTE = (
   "Of ΔW, what an adapter adds to a kernel, over the modules of an arm and the seeds of a setting. Effective rank: the "
@@ -103,7 +104,7 @@ def used_rank(study: Study) -> Iterator[Finding]:
       text += f" {agreement(top.overlap)}"
     few = min(e.n for e in used.values()) < SEEDS_NEEDED
     text += " Fewer than three seeds: no order is concluded." if few else ""
-    yield Finding("Used rank", text, f"arms {joined([s.names for s in known])}; means over modules, ± over seeds",
+    yield Finding(USED, text, f"arms {joined([s.names for s in known])}; means over modules, ± over seeds",
                   not few, {"rank": given(top), "effective_rank": e.mean, "where": where})
 
 
@@ -114,5 +115,6 @@ def given(s: Setting) -> float:
 
 def agreement(o: Overlap) -> str:
   """What two seeds share, in words."""
-  return (f"Of these, two seeds share {o.outputs:.0%} on the side of the outputs (random ones would {o.outputs_random:.0%}) "
-          f"and {o.inputs:.0%} on that of the inputs (random: {o.inputs_random:.0%}).".replace("%", " %"))
+  part = lambda x: f"{x * 100:.0f} %"
+  return (f"Of these, two seeds share {part(o.outputs)} on the side of the outputs (random ones would "
+          f"{part(o.outputs_random)}) and {part(o.inputs)} on that of the inputs (random: {part(o.inputs_random)}).")

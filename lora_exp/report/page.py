@@ -11,11 +11,12 @@ from lora_exp import screen
 from lora_exp.report.arms import Arm
 from lora_exp.report.compare import TEST, TOLERANCE
 from lora_exp.report.finding import Finding
-from lora_exp.report.learned import HEADING
+from lora_exp.report.learned import HEADING, USED
 from lora_exp.report.settings import Setting, Study
 from lora_exp.report.style import DPI
 
 COLUMNS = ("setting", "arms", "seeds", "held-out loss", "gain", "% of full", "trainable", "%")
+WIDE = ("stable rank", "largest", "‖ΔW‖", "inputs shared")  # columns that a terminal has no room for
 UNREAD = "Not read: {}."  # of a damaged adapter
 TERMINAL = 30  # settings on the screen; the page has all
 
@@ -199,4 +200,22 @@ def show(report: Report, page: Path) -> None:
     screen.show_warning(text)
   for number, _, status, reason in report.lost:
     screen.show_warning(f"arm {number}: {status}: {reason}")
+  screen.show(f"Report: {page}")
+
+
+def show_learned(report: Report, page: str) -> None:
+  """What the adapters learned and where the page is, on the terminal."""
+  for part in report.parts:
+    if part.learned is None:
+      continue
+    title = f"{part.heading or report.title}: {part.learned.heading[:1].lower()}{part.learned.heading[1:]}"
+    keep = [i for i, name in enumerate(part.learned.columns) if name not in WIDE]
+    columns = [part.learned.columns[i] for i in keep]
+    rows = [[row[i] for i in keep] for row in part.learned.rows[:TERMINAL]]
+    screen.show_table(title, columns, rows, right=columns[1:])
+    for f in part.findings:
+      if f.topic == USED:
+        screen.show(f"{f.topic}: {f.text}")
+    for text in part.learned.unread:
+      screen.show_warning(UNREAD.format(text))
   screen.show(f"Report: {page}")

@@ -59,7 +59,7 @@ def spectrum_figure(title: str, lines: Sequence[Line]) -> Figure:
     seen = sigma > 1e-6 * max(float(sigma.max(initial=0.0)), 1e-300)  # below it is float32's rounding
     left.plot(x[seen], sigma[seen], **style)
     right.plot(x, 100 * share, **style)
-  left.set_yscale("log")
+  log_axis(left.yaxis, [float(y) for line in left.lines for y in np.asarray(line.get_ydata())], integers=False)
   left.set_ylabel("singular value of ΔW")
   right.set_ylabel("share of ‖ΔW‖² in the largest directions (%)")
   right.axhline(100 * ENERGY, color=MUTED, lw=1, ls="--", zorder=1)
@@ -91,8 +91,8 @@ def overlaps(study: Study, directory: Path) -> Figure | None:
   if not maps:
     return None
   rows, columns, phi = maps[0]
-  title = (f"Of the outputs that the largest direction of {rows} writes to, {phi[0, -1]:.0%} lies within those of "
-           f"{columns}")
+  title = (f"{phi[0, -1] * 100:.0f} % of the largest direction of {rows} lies within all those of {columns} (overlap "
+           "of the directions among the outputs: 1 where one subspace holds the other)")
   made, axes = figure(title, panels=len(maps), height=4.3 if len(maps) > 1 else 4.6)
   for ax, (down, across, grid) in zip(axes, maps, strict=True):
     image = ax.imshow(grid, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto",
@@ -102,11 +102,11 @@ def overlaps(study: Study, directory: Path) -> Figure | None:
     ax.set_ylabel(f"i largest directions of {down}")
     for axis, size in ((ax.xaxis, grid.shape[1]), (ax.yaxis, grid.shape[0])):
       axis.set_major_locator(MaxNLocator(min(8, size), integer=True, min_n_ticks=1))
-    if grid.size <= 64:
+    if grid.shape[1] <= 8 >= grid.shape[0]:
       for i, j in np.ndindex(grid.shape):
         ax.text(j + 1, i + 1, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7.5,
                 color=INK if grid[i, j] > 0.55 else "white")
-  made.colorbar(image, ax=axes, label="overlap φ(i, j): 1 where one holds the other", shrink=0.9)
+  made.colorbar(image, ax=axes, label="overlap φ(i, j)", shrink=0.9)
   return made
 
 
