@@ -76,12 +76,14 @@ def rows(study: Study) -> list[list[str]]:
 
 
 def row(s: Setting, needing_w: tuple[str, ...]) -> list[str]:
-  of = lambda name, digits=2, factor=1.0: s.of(lambda arm: arm.learned_mean(name)).text(digits, factor=factor)
-  both = lambda share, chance: f"{share:.3f} ({chance:.3f})"
+  """A setting in the table; intervals where ranks are compared, means elsewhere."""
+  of = lambda name: s.of(lambda arm: arm.learned_mean(name))
+  short = lambda name: f"{of(name).mean:.3g}" if of(name).n else "-"
+  both = lambda share, chance: f"{share:.2f} ({chance:.2f})"
   o = s.overlap
-  return [s.label, of("effective_rank"), of("stable_rank"), of("directions"), f"{of('energy_first', 1, 100)} %",
-          of("norm", 3), both(o.outputs, o.outputs_random) if o else "-", both(o.inputs, o.inputs_random) if o else "-",
-          *(of(name, 3) for name in needing_w)]
+  return [s.label, of("effective_rank").text(2), short("stable_rank"), of("directions").text(2),
+          f"{of('energy_first').mean * 100:.0f} %", short("norm"), both(o.outputs, o.outputs_random) if o else "-",
+          both(o.inputs, o.inputs_random) if o else "-", *map(short, needing_w)]
 
 
 def used_rank(study: Study) -> Iterator[Finding]:
@@ -116,5 +118,5 @@ def given(s: Setting) -> float:
 def agreement(o: Overlap) -> str:
   """What two seeds share, in words."""
   part = lambda x: f"{x * 100:.0f} %"
-  return (f"Of these, two seeds share {part(o.outputs)} on the side of the outputs (random ones would "
-          f"{part(o.outputs_random)}) and {part(o.inputs)} on that of the inputs (random: {part(o.inputs_random)}).")
+  return (f"Of these, two seeds share {part(o.outputs)} on the side of the outputs (random ones: "
+          f"{part(o.outputs_random)}) and {part(o.inputs)} on that of the inputs ({part(o.inputs_random)}).")

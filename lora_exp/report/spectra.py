@@ -15,7 +15,7 @@ from lora_exp.report.compare import best_by, best_of, is_tuned
 from lora_exp.report.finding import RANK
 from lora_exp.report.learned import PERCENT, given, read, shown
 from lora_exp.report.settings import Setting, Study
-from lora_exp.report.style import FULL, INK, MUTED, Colours, few, figure, legend, log_axis
+from lora_exp.report.style import FULL, INK, MUTED, Colours, colour_bar, few, figure, legend, log_axis
 from lora_exp.spectrum import ENERGY, overlap
 
 MOST_LINES = 12
@@ -106,39 +106,42 @@ def overlaps(study: Study, directory: Path) -> Figure | None:
       for i, j in np.ndindex(grid.shape):
         ax.text(j + 1, i + 1, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7.5,
                 color=INK if grid[i, j] > 0.55 else "white")
-  made.colorbar(image, ax=axes, label="overlap φ(i, j)", shrink=0.9)
+  colour_bar(made, image, axes, "overlap φ(i, j)")
   return made
 
 
 def _between_ranks(study: Study, directory: Path) -> Map | None:
-  top = _top(study)
-  if top is None or RANK not in top.values:
-    return None
-  same = lambda s: all(s.values.get(k) == v for k, v in top.values.items() if k != RANK and not is_tuned(k))
-  lines = [s for s in shown(study) if not s.reference and RANK in s.values and s.values[RANK] < top.values[RANK]
-           and same(s)]
-  if not lines:
-    return None
-  middle = np.sqrt(min(s.values[RANK] for s in lines) * top.values[RANK])
-  level = min({s.values[RANK] for s in lines}, key=lambda r: (abs(np.log(r / middle)), -r))
-  small = best_of([s for s in lines if s.values[RANK] == level])
-  one = next(iter(small.counted.values()))
-  # Of another seed: A of the same one begins as the first columns of the larger rank's.
-  others = list(top.counted.values())
-  other = next((arm for arm in others if arm.config.get("train.seed") != one.config.get("train.seed")), others[0])
-  return _map(directory, small.label, one, top.label, other)
+  """A middling rank against the largest that was tried beside it."""
+  known = _by_rank(study)
+  for top in known:
+    same = lambda s, top=top: all(s.values.get(k) == v for k, v in top.values.items() if k != RANK and not is_tuned(k))
+    lines = [s for s in known if RANK in s.values and RANK in top.values and s.values[RANK] < top.values[RANK]
+             and same(s)]
+    if not lines:
+      continue
+    middle = np.sqrt(min(s.values[RANK] for s in lines) * top.values[RANK])
+    level = min({s.values[RANK] for s in lines}, key=lambda r: (abs(np.log(r / middle)), -r))
+    small = best_of([s for s in lines if s.values[RANK] == level])
+    one = next(iter(small.counted.values()))
+    # Of another seed: A of the same one begins as the first columns of the larger rank's.
+    others = list(top.counted.values())
+    other = next((arm for arm in others if arm.config.get("train.seed") != one.config.get("train.seed")), others[0])
+    return _map(directory, small.label, one, top.label, other)
+  return None
 
 
 def _between_seeds(study: Study, directory: Path) -> Map | None:
-  top = _top(study)
-  arms = [] if top is None else list({arm.config.get("train.seed"): arm for arm in top.counted.values()}.values())
-  return _map(directory, f"{top.label}, a seed", arms[0], "another seed", arms[1]) if top and len(arms) > 1 else None
+  """Two seeds of the largest rank that has two."""
+  for s in _by_rank(study):
+    arms = list({arm.config.get("train.seed"): arm for arm in s.counted.values()}.values())
+    if len(arms) > 1:
+      return _map(directory, f"{s.label}, a seed", arms[0], "another seed", arms[1])
+  return None
 
 
-def _top(study: Study) -> Setting | None:
-  """The setting of the largest rank; of several the best."""
-  found = [s for s in shown(study) if not s.reference]
-  return best_of([s for s in found if given(s) == max(map(given, found))]) if found else None
+def _by_rank(study: Study) -> list[Setting]:
+  """The adapters of which something is known, the largest rank first and of equal ones the best."""
+  return sorted((s for s in shown(study) if not s.reference), key=lambda s: (-given(s), s.loss.mean))
 
 
 def _map(directory: Path, down: str, one: Arm, across: str, other: Arm) -> Map | None:
