@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from threadpoolctl import threadpool_limits
 
 from lora_exp.report.arms import Arm
 from lora_exp.spectrum import Facts, Svd, directions, facts, overlap, random_overlap, thin_svd
@@ -24,6 +25,9 @@ ADAPTER, WHOLE = Path("adapter") / "adapter_model.safetensors", Path("model.safe
 PREFIXES = tuple(f"base_model.model.{name}" for name in ("", "model.", "transformer."))  # before our module paths
 PAIRS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
 NEED_W = ("relative_norm", "amplification", "intruders")
+
+# Many small matrices: a second thread of BLAS costs more than it gives, and on a busy machine fifteen times as much.
+one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
 class Overlap(NamedTuple):

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_exp.report.adapters import NEED_W, Overlap, Update, learned, seeds_overlap, updates
+from lora_exp import screen
+from lora_exp.report.adapters import NEED_W, Overlap, Update, learned, one_thread, seeds_overlap, updates
 from lora_exp.report.arms import Arm
 from lora_exp.report.compare import SEEDS_NEEDED, best_by, contexts
 from lora_exp.report.finding import MOST_CONTEXTS, MOST_LINES, RANK, Finding, joined, listed
@@ -33,6 +34,7 @@ NOTE_W = (
 )
 
 
+@one_thread
 def learn(directory: Path, study: Study) -> None:
   """Reads what the arms of `study` in the sweep `directory` learned into them, and what the seeds of each share."""
   for setting in study.settings:
@@ -78,7 +80,7 @@ def rows(study: Study) -> list[list[str]]:
 def row(s: Setting, needing_w: tuple[str, ...]) -> list[str]:
   """A setting in the table; intervals where ranks are compared, means elsewhere."""
   of = lambda name: s.of(lambda arm: arm.learned_mean(name))
-  short = lambda name: f"{of(name).mean:.3g}" if of(name).n else "-"
+  short = lambda name: screen.cell(float(f"{of(name).mean:.3g}")) if of(name).n else "-"
   both = lambda share, chance: f"{share:.2f} ({chance:.2f})"
   o = s.overlap
   return [s.label, of("effective_rank").text(2), short("stable_rank"), of("directions").text(2),

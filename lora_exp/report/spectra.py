@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from lora_exp.report.adapters import Update
+from lora_exp.report.adapters import Update, one_thread
 from lora_exp.report.arms import Arm
 from lora_exp.report.compare import best_by, best_of, is_tuned
 from lora_exp.report.finding import RANK
@@ -85,6 +85,7 @@ def _mean(modules: Sequence[Sequence[float]], last: bool = False) -> np.ndarray:
   return np.array([[*m, *fill(m)] for m in modules]).mean(0) if modules else np.zeros(0)
 
 
+@one_thread
 def overlaps(study: Study, directory: Path) -> Figure | None:
   """φ of the output directions, between two ranks and between two seeds of the largest (Hu et al., figures 3 and 4)."""
   maps = [found for found in (_between_ranks(study, directory), _between_seeds(study, directory)) if found]
