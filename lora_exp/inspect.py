@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
 from lora_exp import __version__, lora, screen, weights
 from lora_exp.base import make_base
@@ -47,6 +48,7 @@ MEANS = ("rank", "effective_rank", "stable_rank", "directions", "energy_first", 
 MOST = f"{ENERGY * 100:.0f} %"
 COLUMNS = {"rank": "rank", "effective_rank": "used", "stable_rank": "stable", "directions": f"{MOST} in",
            "energy_first": "first", "relative_norm": "ΔW/W", "amplification": "amplified", "intruders": "intruders"}
+SMALL = 2**20  # elements of a kernel up to which a second thread of BLAS costs more than it gives
 MOST_LINES = 12  # of the picture
 
 
@@ -146,17 +148,19 @@ def look(arms: Sequence[Trained]) -> list[list[Facts]]:
       having = [(n, arm, arm.rows[path]) for n, arm in enumerate(arms) if path in arm.rows]
       row = having[0][2]
       w = kernel_of(model, row, base)
-      own = output_side(w)[1] if min(row.fan_in, row.fan_out) <= LARGEST else None
-      if own is None:
+      sought = min(row.fan_in, row.fan_out) <= LARGEST
+      if not sought:
         bar.print(f"{path} is {row.fan_in:,}×{row.fan_out:,}: its intruders are not sought, and of lora=full nothing")
-      for n, arm, own_row in having:
-        if arm.cfg.lora.method != "full":
-          svd, tuned = arm.adapted(own_row, w)
-          found[n].append(facts_of(own_row, svd[1], w, tuned, own, number(amplification(svd, w))))
-        elif own is not None:
-          tuned = arm.whole(model, own_row, base)
-          found[n].append(facts_of(own_row, output_side(tuned - w)[0], w, tuned, own, None))
-        bar.advance()
+      with threadpool_limits(1 if w.size <= SMALL else None, "blas"):
+        own = output_side(w)[1] if sought else None
+        for n, arm, own_row in having:
+          if arm.cfg.lora.method != "full":
+            svd, tuned = arm.adapted(own_row, w)
+            found[n].append(facts_of(own_row, svd[1], w, tuned, own, number(amplification(svd, w))))
+          elif sought:
+            tuned = arm.whole(model, own_row, base)
+            found[n].append(facts_of(own_row, output_side(tuned - w)[0], w, tuned, own, None))
+          bar.advance()
   return found
 
 
