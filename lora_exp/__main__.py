@@ -39,6 +39,7 @@ TASKS: dict[str, Task] = {
   "evaluate": lambda cfg, _: task("lora_exp.evaluate", "run")(cfg),
   "merge": lambda cfg, _: task("lora_exp.export", "run")(cfg),
   "export": lambda cfg, _: task("lora_exp.export", "run")(cfg),
+  "inspect": lambda cfg, _: task("lora_exp.inspect", "run")(cfg),
   "plan": lambda cfg, _: task("lora_exp.plan", "run")(cfg),
   "report": lambda cfg, _: task("lora_exp.report.sweep", "run")(cfg),
   "dashboard": lambda cfg, _: task("lora_exp.dashboard", "run")(cfg),

@@ -21,6 +21,8 @@ from lora_exp.step import Program, State, Tree, init_state, split_model, state_s
 from lora_exp.teacher import make_teacher
 from lora_exp.teacher import table_of as teacher_table
 
+NOT_TRAINING = ("generate", "evaluate", "merge", "export", "inspect")  # tasks whose batches divide as they like
+
 
 @dataclass
 class Plan:
@@ -122,7 +124,7 @@ def given_adapter(cfg: Config, model: nnx.Module) -> lora.Adapter | None:
 def _batch_problems(cfg: Config, ways: int) -> list[str]:
   parts = cfg.optim.accumulate
   name = f"train.batch_size={cfg.train.batch_size}" + (f" / optim.accumulate={parts}" if parts > 1 else "")
-  sizes = {} if cfg.task in ("generate", "evaluate", "merge", "export") else {name: cfg.train.batch_size // parts}
+  sizes = {} if cfg.task in NOT_TRAINING else {name: cfg.train.batch_size // parts}
   if cfg.model.base == "pretrain":
     sizes[f"model.pretrain.batch_size={cfg.model.pretrain.batch_size}"] = cfg.model.pretrain.batch_size
   return [

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,21 +81,30 @@ def show_parameters(plan: Plan) -> None:
 
 
 def _folded(rows: list[tuple]) -> list[tuple]:
-  """Rows that differ only in the number of their block, as one: `blocks.0-3.linear1`."""
-  groups: dict[tuple, list[tuple]] = {}
-  for row in rows:
-    kind = ".".join("*" if s.isdigit() else s for s in row[0].split("."))
-    groups.setdefault((kind, *row[1:]), []).append(row)
-  folded = []
-  for (kind, *rest), members in groups.items():
-    numbers = [next((s for s in m[0].split(".") if s.isdigit()), "") for m in members]
-    if len(members) == 1:
-      folded.append(members[0])
+  """Rows that differ only in the number of their block, as one: `blocks.{0-3}.linear1`, its last column their sum."""
+  found = []
+  for name, places in folded(rows):
+    _, *rest = rows[places[0]]
+    found.append((name, *rest[:-1], rest[-1] * len(places)))
+  return found
+
+
+def folded(keys: Sequence[tuple]) -> list[tuple[str, list[int]]]:
+  """(name, places) of the keys, a module's path first, that differ only in the number of its block."""
+  groups: dict[tuple, list[int]] = {}
+  for place, key in enumerate(keys):
+    kind = ".".join("*" if s.isdigit() else s for s in key[0].split("."))
+    groups.setdefault((kind, *key[1:]), []).append(place)
+  found = []
+  for (kind, *_), places in groups.items():
+    numbers = [next((s for s in keys[p][0].split(".") if s.isdigit()), "") for p in places]
+    if len(places) == 1:
+      found.append((keys[places[0]][0], places))
       continue
     whole = [str(n) for n in range(int(numbers[0]), int(numbers[-1]) + 1)] == numbers
     name = f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(numbers)
-    folded.append((kind.replace("*", f"{{{name}}}", 1), *rest[:-1], rest[-1] * len(members)))
-  return folded
+    found.append((kind.replace("*", f"{{{name}}}", 1), places))
+  return found
 
 
 def abstract_batch(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:

@@ -476,7 +476,8 @@ def test_a_real_sweep_is_reported_from_the_command_line(in_tmp_path, capfd):
   assert entry.run(["-m", "lora.rank=1,2", "train.seed=0,1", *argv, "hydra.sweep.dir=sweep"]) == 0
   sweep = in_tmp_path / "sweep"
   assert "Report: sweep/report.html" in capfd.readouterr().out  # by itself, at the end
-  made = {"results.csv", "report.md", "report.html", "plots/pareto.png", "plots/curves.png", "plots/cost.png"}
+  made = {"results.csv", "report.md", "report.html", "plots/pareto.png", "plots/curves.png", "plots/cost.png",
+          "plots/spectrum.png", "plots/overlap.png"}
   before = {name: (sweep / name).read_bytes() for name in made}
   assert entry.run(["task=report", "run=sweep"]) == 0
   shown = capfd.readouterr().out

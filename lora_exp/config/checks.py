@@ -25,7 +25,7 @@ from lora_exp.config.schema import (
 from lora_exp.config.typed import shown
 
 CHOICES = {
-  "task": ("train", "generate", "evaluate", "merge", "export", "plan", "report", "dashboard"),
+  "task": ("train", "generate", "evaluate", "inspect", "merge", "export", "plan", "report", "dashboard"),
   "format": ("peft", "merged", "base"),
   "model.family": ("minigpt", "gpt2", "llama", "mlp", "hf"),
   "model.dtype": ("float32", "bfloat16"),
@@ -52,6 +52,7 @@ CHOICES = {
 MLP_CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_normal", "xavier_uniform")}
 
 ON_A_RUN = ("merge", "export")  # tasks that need a run
+NO_UPDATE = {"frozen": "nothing", "bitfit": "biases alone"}  # what methods trained that change no kernel
 
 PROMISES = ("trainable", "total", "adapter_bytes", "loss_falls", "accuracy", "exact", "behind_best", "base_changed",
             "merged_differs", "off_differs")
@@ -125,6 +126,12 @@ def run_directory_problem(path: str, directory: str) -> str | None:
   return None
 
 
+def is_sweep(directory: str) -> bool:
+  """Whether `directory` holds runs, and is none itself."""
+  path = Path(directory)
+  return not (path / "config.yaml").is_file() and any(path.glob("*/config.yaml"))
+
+
 def _value(cfg: Config, path: str) -> Any:
   node: Any = cfg
   for name in path.split("."):
@@ -168,6 +175,8 @@ def _task(cfg: Config) -> Iterator[str]:
     yield f"run={cfg.run}: task=train begins a new run; to go on with this one use train.resume={cfg.run}"
   if cfg.task in ON_A_RUN:
     yield from _export(cfg)
+  if cfg.task == "inspect":
+    yield from _inspect(cfg)
   if cfg.task == "generate":
     if cfg.prompt is not None and cfg.prompt_file is not None:
       yield "prompt, prompt_file: both are given; remove one"
@@ -184,6 +193,17 @@ def _dashboard(cfg: Config) -> Iterator[str]:
     yield f"run={cfg.run}: no such directory; give that of a sweep or a run, as outputs/sweeps/DAY/TIME-NAME"
   if importlib.util.find_spec("wandb_workspaces") is None:
     yield "task=dashboard: needs wandb-workspaces: pip install 'lora_exp[dashboard]'"
+
+
+def _inspect(cfg: Config) -> Iterator[str]:
+  if cfg.run is None:
+    yield "run=null: task=inspect looks into a run, or every run of a sweep; add run=outputs/DAY/TIME-NAME"
+  elif is_sweep(cfg.run):
+    return
+  elif problem := run_directory_problem("run", cfg.run):
+    yield problem
+  elif cfg.lora.method in NO_UPDATE:
+    yield f"run={cfg.run}: lora={cfg.lora.method} trained {NO_UPDATE[cfg.lora.method]}; there is no ΔW to look into"
 
 
 def _export(cfg: Config) -> Iterator[str]:

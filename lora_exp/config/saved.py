@@ -10,7 +10,7 @@ import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from lora_exp.config.checks import run_directory_problem
+from lora_exp.config.checks import is_sweep, run_directory_problem
 from lora_exp.config.errors import InputError
 from lora_exp.config.overrides import GLOBAL_GROUPS
 from lora_exp.config.schema import Config
@@ -63,7 +63,8 @@ def job_config(composed: DictConfig, overrides: Sequence[Override]) -> Config:
   cfg = to_config(composed)
   if cfg.train.resume is not None:
     return _resumed(load(cfg.train.resume, "train.resume"), composed, overrides, cfg.train.resume)
-  if cfg.run is not None and cfg.task not in ("train", "report", "dashboard"):  # of a sweep, which has no config
+  of_sweep = cfg.task in ("report", "dashboard") or (cfg.task == "inspect" and is_sweep(str(cfg.run)))
+  if cfg.run is not None and cfg.task != "train" and not of_sweep:  # a sweep has no config
     return _on_top(load(cfg.run), composed, overrides)
   return cfg
 

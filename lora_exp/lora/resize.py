@@ -1,8 +1,8 @@
 """Adapters of another rank: `resize` an adapter by SVD, or `extract` one out of a checkpoint that was tuned whole.
 
-All of it in float64, through the thin factors: ΔW = P·Q with P (I, K) and Q (K, O) has the singular values of the
-small matrix R_P·R_Qᵀ of their QR decompositions, so that a resize never forms I×O. Leading axes (of stacked kernels)
-stay in front, each kernel of a stack with its own directions; an error is that of the whole stack.
+All of it in float64, through the thin factors P (I, K) and Q (K, O) of ΔW = P·Q, so that a resize never forms I×O
+(spectrum.py). Leading axes (of stacked kernels) stay in front, each kernel of a stack with its own directions; an
+error is that of the whole stack.
 """
 
 import math
@@ -16,10 +16,9 @@ from lora_exp.config import InputError
 from lora_exp.lora import formula
 from lora_exp.lora.adapter import Adapted, Adapter
 from lora_exp.lora.targets import select_paths
+from lora_exp.spectrum import thin_svd, whole_svd
 
 KERNELS = ("kernel", "embedding")  # what NNX calls the parameter that an adapter adapts
-ROUNDING = 1e-13  # a singular value below this share of its factors' norms is float64's rounding: it is 0
-Svd = tuple[np.ndarray, np.ndarray, np.ndarray]  # U (…, I, K), σ (…, K), Vᵀ (…, K, O)
 
 
 class Extracted(NamedTuple):
@@ -113,23 +112,6 @@ def columns(leaves: formula.Leaves, scale: float) -> tuple[np.ndarray, np.ndarra
   if (began := formula.start(wide)) is None:
     return a, scale * b
   return np.concatenate([a, began[0]], -1), scale * np.concatenate([b, -began[1]], -2)
-
-
-def thin_svd(p: np.ndarray, q: np.ndarray) -> Svd:
-  """U, σ and Vᵀ of P·Q (…, I, O) without forming it, σ falling; no more of them than P has columns."""
-  u, core_left = np.linalg.qr(p)
-  v, core_right = np.linalg.qr(np.swapaxes(q, -1, -2))
-  # Of an A·B − A₀·B₀ that has not moved only rounding is left; it must not pass for an update.
-  size = np.linalg.norm(core_left, axis=(-2, -1)) * np.linalg.norm(core_right, axis=(-2, -1))
-  left, sigma, right = whole_svd(core_left @ np.swapaxes(core_right, -1, -2), size)
-  return u @ left, sigma, right @ np.swapaxes(v, -1, -2)
-
-
-def whole_svd(w: np.ndarray, size: np.ndarray | None = None) -> Svd:
-  """U, σ and Vᵀ of a matrix or a stack of them; a σ that is rounding (beside `size`, by default ‖W‖) is 0."""
-  u, sigma, vt = np.linalg.svd(w, full_matrices=False)
-  size = np.linalg.norm(w, axis=(-2, -1)) if size is None else size
-  return u, np.where(sigma > ROUNDING * size[..., None], sigma, 0), vt
 
 
 def balanced(

@@ -13,6 +13,7 @@ import yaml
 from lora_exp.config import InputError
 from lora_exp.config.schema import EXAMPLES
 from lora_exp.logger import read_metrics
+from lora_exp.spectrum import Facts
 
 SEEDS = ("train.seed", "data.seed", "model.seed")
 TABLES = ("lora.rank_pattern", "lora.alpha_pattern", "model.arch.rope_scaling")  # settings whose value is a mapping
@@ -31,6 +32,7 @@ class Arm:
   config: dict[str, Any] = field(default_factory=dict)  # by dotted path
   summary: dict[str, Any] = field(default_factory=dict)
   metrics: list[dict] = field(default_factory=list)
+  learned: list[Facts] = field(default_factory=list)  # of each module; none where there is no adapter to read
 
   def __str__(self) -> str:
     return str(self.number)
@@ -41,6 +43,11 @@ class Arm:
     for name in path:
       node = node.get(name) if isinstance(node, dict) else None
     return node if isinstance(node, int | float) and not isinstance(node, bool) and math.isfinite(node) else None
+
+  def learned_mean(self, name: str) -> float | None:
+    """The mean over modules of a field of Facts."""
+    found = [value for f in self.learned if (value := getattr(f, name)) is not None]
+    return sum(found) / len(found) if found else None
 
   @property
   def method(self) -> str | None:

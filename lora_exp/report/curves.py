@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from lora_exp.report.loss import running_median
 from lora_exp.report.settings import Setting, Study
 from lora_exp.report.statistics import Estimate
-from lora_exp.report.style import FROZEN, FULL, MUTED, Colours, figure, legend, limits, loss_label
+from lora_exp.report.style import FROZEN, FULL, MUTED, Colours, figure, legend, limits, log_axis, loss_label
 
 RATIO = 8.0  # of the largest to the smallest loss from where a log scale helps
 
@@ -52,7 +52,7 @@ def _axis(axes: Axes, values: list[float]) -> None:
   if not values:
     return
   if min(values) > 0 and max(values) > RATIO * min(values):
-    axes.set_yscale("log")
+    log_axis(axes.yaxis, values, integers=False)
     return
   high = np.quantile(values, 0.98)
   if found := limits([min(values), float(high)]):

@@ -17,7 +17,7 @@ RANK, ALPHA, RATE, TARGETS = "lora.rank", "lora.alpha", "optim.lr", "lora.target
 class Finding:
   """One answer."""
 
-  topic: str  # Rank | Targets | Alpha | Rate | Methods | Full fine-tuning | Forgetting | Next
+  topic: str  # Rank | Targets | Alpha | Rate | Methods | Full fine-tuning | Forgetting | Used rank | Next
   text: str
   evidence: str = ""
   concluded: bool = True

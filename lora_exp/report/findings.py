@@ -29,6 +29,7 @@ from lora_exp.report.finding import (
   listed,
   lowest,
 )
+from lora_exp.report.learned import used_rank
 from lora_exp.report.settings import Setting, Study, say, word
 from lora_exp.report.statistics import difference, parabola
 from lora_exp.report.targets import targets
@@ -37,7 +38,7 @@ from lora_exp.report.targets import targets
 def findings(study: Study) -> list[Finding]:
   """Every finding of a study, in the order of a reader's questions."""
   parts: list[Callable[[Study], Iterator[Finding]]] = [
-    rank, targets, alpha, rate, methods, full, forgetting, next_steps]
+    rank, targets, alpha, rate, methods, full, forgetting, used_rank, next_steps]
   if not study.adapted:
     return [Finding("Result", "No adapter finished, so there is nothing to compare.", concluded=False)]
   return [finding for part in parts for finding in part(study)]

@@ -14,6 +14,7 @@ from lora_exp.report.style import (
   INK,
   MUTED,
   Colours,
+  colour_bar,
   figure,
   legend,
   level_ticks,
@@ -94,7 +95,7 @@ def _map(made, axes, study: Study, cells: dict, ranks: list, rates: list, best: 
         axes.text(j, i, f"{grid[i, j]:.3f}", ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
       if best.get(r) == lr:
         axes.add_patch(matplotlib.patches.Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec="#d55e00", lw=1.8))
-  made.colorbar(image, ax=axes, label=loss_label(study.unit), shrink=0.9)
+  colour_bar(made, image, axes, loss_label(study.unit))
 
 
 def bars(study: Study, key: str) -> Figure | None:

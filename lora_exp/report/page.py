@@ -11,10 +11,13 @@ from lora_exp import screen
 from lora_exp.report.arms import Arm
 from lora_exp.report.compare import TEST, TOLERANCE
 from lora_exp.report.finding import Finding
+from lora_exp.report.learned import HEADING, USED
 from lora_exp.report.settings import Setting, Study
 from lora_exp.report.style import DPI
 
 COLUMNS = ("setting", "arms", "seeds", "held-out loss", "gain", "% of full", "trainable", "%")
+WIDE = ("stable rank", "largest", "‖ΔW‖", "inputs shared")  # columns that a terminal has no room for
+UNREAD = "Not read: {}."  # of a damaged adapter
 TERMINAL = 30  # settings on the screen; the page has all
 
 
@@ -39,6 +42,18 @@ class Plot:
 
 
 @dataclass
+class Learned:
+  """The section on what the adapters learned."""
+
+  notes: list[str]
+  unread: list[str]
+  columns: list[str]
+  rows: list[list[str]]
+  plots: list[Plot]
+  heading: str = HEADING
+
+
+@dataclass
 class Part:
   """What the report says of one study."""
 
@@ -47,6 +62,7 @@ class Part:
   plots: list[Plot]
   heading: str = ""  # if there are several studies
   note: str = ""
+  learned: Learned | None = None
   columns: list[tuple[str, bool]] = field(default_factory=lambda: [(name, i > 0) for i, name in enumerate(COLUMNS)])
 
   @property
@@ -125,7 +141,7 @@ def html(report: Report) -> str:
   environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
   return environment.from_string(source).render(
     title=report.title, summary=report.summary, warnings=report.warnings, parts=report.parts, lost=report.lost,
-    method=report.method)
+    method=report.method, unread=UNREAD)
 
 
 def markdown(report: Report) -> str:
@@ -140,9 +156,19 @@ def markdown(report: Report) -> str:
     for plot in part.plots:
       lines += ["", f"![{_escaped(plot.title)}](plots/{plot.file.name})"]
     lines += ["", *_table(COLUMNS, part.rows, right=range(1, len(COLUMNS)))]
+    lines += _learned(part.learned) if part.learned else []
   if report.lost:
     lines += ["", "## Arms that are not counted", "", *_table(("arm", "setting", "status", "reason"), report.lost)]
   return "\n".join([*lines, "", "## How to read this", "", *(f"{text}\n" for text in report.method)])
+
+
+def _learned(section: Learned) -> list[str]:
+  """What the adapters learned, as Markdown."""
+  lines = ["", f"### {section.heading}", ""]
+  for plot in section.plots:
+    lines += [f"![{_escaped(plot.title)}](plots/{plot.file.name})", ""]
+  lines += _table(section.columns, section.rows, right=range(1, len(section.columns))) if section.rows else []
+  return [*lines, "", *(f"{_escaped(text)}\n" for text in (*section.notes, *map(UNREAD.format, section.unread)))]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
@@ -174,4 +200,22 @@ def show(report: Report, page: Path) -> None:
     screen.show_warning(text)
   for number, _, status, reason in report.lost:
     screen.show_warning(f"arm {number}: {status}: {reason}")
+  screen.show(f"Report: {page}")
+
+
+def show_learned(report: Report, page: str) -> None:
+  """What the adapters learned and where the page is, on the terminal."""
+  for part in report.parts:
+    if part.learned is None:
+      continue
+    title = f"{part.heading or report.title}: {part.learned.heading[:1].lower()}{part.learned.heading[1:]}"
+    keep = [i for i, name in enumerate(part.learned.columns) if name not in WIDE]
+    columns = [part.learned.columns[i] for i in keep]
+    rows = [[row[i] for i in keep] for row in part.learned.rows[:TERMINAL]]
+    screen.show_table(title, columns, rows, right=columns[1:])
+    for f in part.findings:
+      if f.topic == USED:
+        screen.show(f"{f.topic}: {f.text}")
+    for text in part.learned.unread:
+      screen.show_warning(UNREAD.format(text))
   screen.show(f"Report: {page}")

@@ -1,10 +1,11 @@
 """Arms that differ in their seeds alone are one setting; settings of the same steps, data and base are compared."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_exp.config.schema import ADAPTERS
+from lora_exp.report.adapters import Overlap
 from lora_exp.report.arms import SEEDS, Arm
 from lora_exp.report.statistics import Estimate, estimate
 
@@ -67,6 +68,7 @@ class Setting:
   label: str
   values: dict[str, Any]  # of the keys that tell settings apart
   arms: list[Arm]  # by number
+  overlap: Overlap | None = None  # of what its seeds learned
 
   @property
   def method(self) -> str:
@@ -130,6 +132,7 @@ class Study:
   keys: list[str]  # that tell them apart
   columns: list[str]  # every key whose values differ in the sweep
   why: str = ""  # what sets it apart from the sweep's other studies
+  unread: list[str] = field(default_factory=list)  # adapters that are damaged, a sentence each
 
   @property
   def arms(self) -> list[Arm]:

@@ -150,11 +150,21 @@ def limits(values: Sequence[float], margin: float = 0.08) -> tuple[float, float]
 
 
 def legend(made: Figure, handles: Sequence[Line2D]) -> None:
-  """A legend below the picture, its rows of about the same length."""
+  """A legend below the picture, its rows of about the same length, and no longer than the picture is wide."""
   if handles:
-    lines = -(-len(handles) // 8)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    most = max(1, min(8, int(WIDTH * 72 / (5.2 * longest + 42))))  # points: a letter; a line and the space around it
+    lines = -(-len(handles) // most)
     across = -(-len(handles) // lines)
     made.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=8.5)
+
+
+def colour_bar(made: Figure, image: Any, axes: Any, label: str) -> None:
+  """The scale of an image's colours, its words as large as the axes'."""
+  bar = made.colorbar(image, ax=axes, shrink=0.9)
+  bar.set_label(label, size=SIZE, color=INK)
+  bar.ax.tick_params(labelsize=8.5, color=MUTED, labelcolor=MUTED)
+  bar.outline.set_edgecolor(MUTED)
 
 
 def name_points(axes: Axes, points: Sequence[tuple[float, float, str]], size: float = 8.0) -> None:

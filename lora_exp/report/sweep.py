@@ -8,27 +8,30 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lora_exp.config import Config, InputError
-from lora_exp.report import page, table
+from lora_exp.report import learned, page, table
 from lora_exp.report.arms import Arm, read_sweep
 from lora_exp.report.curves import curves
 from lora_exp.report.findings import findings
 from lora_exp.report.grids import bars, parallel, surface
-from lora_exp.report.page import Part, Plot, Report
+from lora_exp.report.page import Learned, Part, Plot, Report
 from lora_exp.report.settings import Study, studies
+from lora_exp.report.spectra import overlaps, spectrum
 from lora_exp.report.style import save
 from lora_exp.report.tradeoffs import cost, forgetting, pareto, share
 
-PLOTS: dict[str, Callable[[Study], Figure | None]] = {
-  "pareto": pareto,
-  "share": share,
-  "rate": surface,
-  "targets": lambda study: bars(study, "lora.targets"),
-  "methods": lambda study: bars(study, "method"),
-  "curves": curves,
-  "forgetting": forgetting,
-  "cost": cost,
-  "parallel": parallel,
+Draw = Callable[[Study, Path], Figure | None]  # of a study and the sweep's directory
+PLOTS: dict[str, Draw] = {
+  "pareto": lambda study, _: pareto(study),
+  "share": lambda study, _: share(study),
+  "rate": lambda study, _: surface(study),
+  "targets": lambda study, _: bars(study, "lora.targets"),
+  "methods": lambda study, _: bars(study, "method"),
+  "curves": lambda study, _: curves(study),
+  "forgetting": lambda study, _: forgetting(study),
+  "cost": lambda study, _: cost(study),
+  "parallel": lambda study, _: parallel(study),
 }
+SPECTRA: dict[str, Draw] = {"spectrum": lambda study, _: spectrum(study), "overlap": overlaps}
 MOST_STUDIES = 4  # with plots of their own
 
 
@@ -48,6 +51,8 @@ def make_report(directory: Path) -> Report:
   plots = directory / "plots"
   plots.mkdir(exist_ok=True)
   parts = [_part(study, n, len(found), plots) for n, study in enumerate(found)]
+  for n, part in enumerate(parts):
+    part.learned = _learned(part.study, n, len(found), plots)
   report = Report(directory.absolute().name, arms, parts)
   for name, make in (("report.md", page.markdown), ("report.html", page.html)):
     _write(directory / name, partial(Path.write_text, data=make(report), encoding="utf-8"))
@@ -58,23 +63,41 @@ def make_table(directory: Path) -> tuple[list[Arm], list[Study]]:
   """Writes results.csv; the arms of the sweep, and the studies that they are."""
   arms = read_sweep(directory)
   found = studies(arms)
+  for study in found:
+    learned.learn(directory, study)
   _write(directory / "results.csv", lambda path: table.write(path, table.rows(arms, found)))
   return arms, found
 
 
 def _part(study: Study, n: int, count: int, directory: Path) -> Part:
   """The findings and plots of one study, the plots written."""
-  made = []
-  for name, draw in PLOTS.items() if n < MOST_STUDIES else ():
-    path = directory / (f"{name}.png" if count == 1 else f"{name}-{n}.png")
-    path.unlink(missing_ok=True)
-    if (figure := draw(study)) is not None:
-      save(figure, path)
-      made.append(Plot(" ".join(figure.get_suptitle().split()), path))
+  made = _drawn(PLOTS, study, n, count, directory)
   if count == 1:
     return Part(study, findings(study), made)
   arms = page.ranges([arm.number for arm in study.arms])
   return Part(study, findings(study), made, f"Group {n}: arms {arms}", f"It differs from the others in {study.why}.")
+
+
+def _learned(study: Study, n: int, count: int, directory: Path) -> Learned | None:
+  """The section on what the adapters of a study learned; None where there is none to read."""
+  plots = _drawn(SPECTRA, study, n, count, directory)
+  if not learned.shown(study) and not study.unread:
+    return None
+  columns = learned.columns(study)
+  notes = [learned.NOTE, *([learned.NOTE_W] if len(columns) > len(learned.COLUMNS) else [])]
+  return Learned(notes, study.unread, columns, learned.rows(study), plots)
+
+
+def _drawn(draws: dict[str, Draw], study: Study, n: int, count: int, directory: Path) -> list[Plot]:
+  """The plots that there are, written; what an earlier report had of the others is taken away."""
+  made = []
+  for name, draw in draws.items() if n < MOST_STUDIES else ():
+    path = directory / (f"{name}.png" if count == 1 else f"{name}-{n}.png")
+    path.unlink(missing_ok=True)
+    if (figure := draw(study, directory.parent)) is not None:
+      save(figure, path)
+      made.append(Plot(" ".join(figure.get_suptitle().split()), path))
+  return made
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

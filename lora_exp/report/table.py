@@ -12,6 +12,10 @@ from lora_exp.report.settings import Study, alpha_of, settings_of
 # Columns that differ between equal sweeps: times, memory, paths (a reason may name one).
 MEASURED = ("seconds_compile", "seconds_train", "seconds_total", "peak_memory_bytes", "tokens_per_s", "run")
 
+# Means over an arm's modules (Facts of spectrum.py); the last three only where task=inspect was run.
+LEARNED = ("effective_rank", "stable_rank", "directions", "energy_first", "norm", "relative_norm", "amplification",
+           "intruders")
+
 
 def rows(arms: Sequence[Arm], found: Sequence[Study]) -> list[dict[str, Any]]:
   """A row for each arm, its columns in order; None where there is no value."""
@@ -46,6 +50,7 @@ def _row(arm: Arm, columns: Sequence[str], setting, study: int | None) -> dict[s
     "best_step": number("losses", "best_step"),
     "gain": gain,
     **{name: number("losses", name) for name in ("retain_base", "retain_final", "forgetting")},
+    **{name: arm.learned_mean(name) for name in LEARNED},
     "steps": number("steps"),
     "tokens": number("tokens"),
     "status": arm.status,
@@ -56,8 +61,6 @@ def _row(arm: Arm, columns: Sequence[str], setting, study: int | None) -> dict[s
     "tokens_per_s": number("tokens_per_s"),
     "run": arm.path,
   }
-
-
 
 
 def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
