@@ -172,6 +172,7 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     cfg.lora.method,
     tuple(row.path for row in union(tables)),
     dropout=any(c.lora.dropout > 0 for c in cfgs),
+    base_dropout=teacher is None,
     optim=cfg.optim,
     mapping=mapping,
     layout=layout,

@@ -56,16 +56,17 @@ class Program:
 
 
 def split_model(
-  model: nnx.Module, method: str, modules: tuple[str, ...], dropout: bool, **rest: Any
+  model: nnx.Module, method: str, modules: tuple[str, ...], dropout: bool, base_dropout: bool, **rest: Any
 ) -> tuple[Program, Tree, Tree]:
   """`(program, params, frozen)` of an injected model, by Variable type and never by a name.
 
-  `dropout` (static): whether any arm drops inputs of its adapters; the base drops as its own rates say.
+  `dropout` (static): whether any arm drops inputs of its adapters; `base_dropout`: whether the base drops as its own
+  rates say.
   """
   parts: Any = (OWN.get(method, ADAPTER), Hyper, DropKey, ...)
   eval_graph = nnx.graphdef(model)
   for _, module in nnx.iter_modules(model):
-    if isinstance(module, Dropout) or (dropout and isinstance(module, AdapterLayer)):
+    if (base_dropout and isinstance(module, Dropout)) or (dropout and isinstance(module, AdapterLayer)):
       module.deterministic = False
   train_graph, (params, hyper, keys, frozen) = nnx.graphdef(model), nnx.state(model, *parts)
   paths = lambda state: tuple(traverse_util.flatten_dict(nnx.to_pure_dict(state)))

@@ -73,7 +73,7 @@ NUMBERS: dict[str, Allowed] = {
   "model.pretrain.warmup": NOT_NEGATIVE, "model.pretrain.weight_decay": NOT_NEGATIVE, "model.pretrain.clip": POSITIVE,
   "model.pretrain.dropout": RATE,
   "data.eval_fraction": SHARE, "data.seq_len": COUNT, "data.limit": COUNT, "data.repeat": COUNT,
-  "data.seed": SEED, "data.teacher.rank": COUNT, "data.teacher.strength": POSITIVE, "data.teacher.seed": SEED,
+  "data.seed": SEED, "data.steps": COUNT, "data.teacher.rank": COUNT, "data.teacher.strength": POSITIVE, "data.teacher.seed": SEED,
   "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE,
   "mesh.arm": (lambda x: x == 1, "1: only a packed sweep has more arms"),
   "lora.rank": COUNT, "lora.parameters": POSITIVE, "lora.alpha": POSITIVE, "lora.dropout": RATE,

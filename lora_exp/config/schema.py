@@ -92,7 +92,10 @@ EXAMPLES = {"xor": (2, 2), "regression": (16, 10)}  # sources without tokens: fe
 
 @dataclass
 class TeacherConfig:
-  """A teacher with a known answer: the base with an update of this rank on these targets, whose words are learned."""
+  """A teacher with a known answer: the base with an update of this rank on these targets, whose words are learned.
+
+  Its students' base drops nothing, as the teacher's does not.
+  """
 
   rank: int = 4  # of the update of each kernel, all of its directions alike
   targets: Any = "attention"  # as lora.targets; not the head
@@ -122,6 +125,7 @@ class DataConfig:
   shuffle: bool = True  # a new order of the rows each epoch
   seed: int = 0  # of that order; of arithmetic: also of the examples
   prompts: list[str] = field(default_factory=list)  # that suit it: what sample.prompts are by default
+  steps: int = 32  # optimizer steps that suit it: what train.steps is by default
   teacher: TeacherConfig | None = None  # its distribution over the next token is learned instead of the text's own
 
   @property

@@ -37,7 +37,8 @@ def shared(cfg: Config) -> str:
   for group, names in OWN.items():
     for name in names:
       (node[group] if group else node).pop(name)
-  lora, dropout = cfg.lora, max(cfg.lora.dropout, cfg.model.dropout) > 0
+  lora = cfg.lora
+  dropout = lora.dropout > 0 or (cfg.model.dropout > 0 and cfg.data.teacher is None)
   node["lora"]["dropout"] = lora.dropout > 0
   node["lora"]["init"] = lora.init if lora.init in ("pissa", "olora") else None
   node["optim"]["clip"] = cfg.optim.clip is None
