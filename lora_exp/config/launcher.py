@@ -1,26 +1,38 @@
-"""Launchers that come with a package of their own: whether it is installed."""
+"""Launchers that are Hydra plugins with a package of their own: which one places the runs, and whether it is there."""
 
 import importlib.util
+import warnings
 
 from omegaconf import DictConfig
 
-EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
+# Our class (in _plugins) -> the plugin's, and the extra that installs it.
+PLUGINS = {
+  "Joblib": ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "joblib"),
+  "Ray": ("hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher", "ray"),
+  "Slurm": ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "slurm"),
+  "Local": ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", "slurm"),
+}
+# Hydra holds our files against the plugin's own settings of the same name, as is meant, and warns that it does.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+
+
+def plugin_of(node: DictConfig) -> tuple[str, str] | None:
+  """The plugin's class, and its extra, that the node of a launcher places runs with; None: they stay here."""
+  module, _, name = str(node._target_).rpartition(".")
+  return PLUGINS.get(name) if module == "hydra_plugins.lora_exp.placed" else None
 
 
 def launcher_problems(hydra: DictConfig) -> list[str]:
   """What is missing for the launcher that runs the jobs, or that places a packed launcher's packs."""
-  node = hydra.launcher.get("place") or hydra.launcher
-  package = str(node.get("plugin", "")).split(".")[1:2]
-  if not package or _installed(f"hydra_plugins.{package[0]}"):
+  found = plugin_of(hydra.launcher.get("place") or hydra.launcher)
+  if found is None or _installed(found[0].rpartition(".")[0]):
     return []
-  name = hydra.runtime.choices["hydra/launcher"]
-  extra = EXTRAS.get(package[0])
-  install = f"pip install 'lora_exp[{extra}]'" if extra else f"install the package that has {package[0]}"
-  return [f"hydra/launcher={name}: needs {package[0]}: {install}"]
+  name, package = hydra.runtime.choices["hydra/launcher"], found[0].split(".")[1].replace("_", "-")
+  return [f"hydra/launcher={name}: needs {package}: pip install 'lora_exp[{found[1]}]'"]
 
 
 def _installed(module: str) -> bool:
   try:
     return importlib.util.find_spec(module) is not None
-  except ModuleNotFoundError:  # no plugin at all
+  except ModuleNotFoundError:
     return False

@@ -16,6 +16,7 @@ from omegaconf import open_dict
 
 from lora_exp.config import LoraExpError
 from lora_exp.config.errors import BUG
+from lora_exp.config.launcher import PLUGINS
 from lora_exp.sweep.ledger import Ledger, Outcome
 
 Jobs = Sequence[Sequence[str]]  # the overrides of each
@@ -24,13 +25,10 @@ End = JobReturn | Exception  # an exception: what took the job's process away
 
 def launch(launcher: Any, jobs: Jobs, first: int) -> list[End]:
   """Runs `jobs`, numbered from `first`, through a plugin's launcher that is set up."""
-  gather = {"RayLauncher": _ray, "LocalLauncher": _submitit, "SlurmLauncher": _submitit, "JoblibLauncher": _joblib}
-  found: list[End] = gather.get(type(launcher).__name__, _any)(launcher, jobs, first)
-  return found
-
-
-def _any(launcher: Any, jobs: Jobs, first: int) -> list[End]:
-  return list(launcher.launch(jobs, first))
+  gather = {"Joblib": _joblib, "Ray": _ray, "Slurm": _submitit, "Local": _submitit}
+  kind = f"{type(launcher).__module__}.{type(launcher).__qualname__}"
+  [found] = [gather[name] for name, (plugin, _) in PLUGINS.items() if plugin == kind]
+  return found(launcher, jobs, first)
 
 
 def _joblib(launcher: Any, jobs: Jobs, first: int) -> list[End]:

@@ -9,13 +9,13 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 
 class PlacedLauncher(Launcher):
-  """Has the launcher `plugin` run the jobs, set as the rest of the node says; the session is told how each ended."""
+  """Has a plugin's launcher, with the same settings, run the jobs; the session is told how each ended."""
 
-  def __init__(self, plugin: str, **settings: Any):
+  def __init__(self, **settings: Any):
     pass
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -38,10 +38,27 @@ def job_return(texts: Sequence[str], outcome: Any) -> JobReturn:
   return done
 
 
+class Joblib(PlacedLauncher):
+  """`hydra/launcher=joblib`."""
+
+
+class Ray(PlacedLauncher):
+  """`hydra/launcher=ray`."""
+
+
+class Slurm(PlacedLauncher):
+  """`hydra/launcher=submitit_slurm`."""
+
+
+class Local(PlacedLauncher):
+  """`hydra/launcher=submitit_local`."""
+
+
 def placing(context: HydraContext, task: TaskFunction, config: DictConfig, node: DictConfig) -> Launcher:
-  """The plugin's own launcher that `node` names, set up to call `task`."""
+  """The plugin's own launcher for `node`, set up to call `task`."""
+  from lora_exp.config.launcher import PLUGINS
+
   config = copy.deepcopy(config)
-  with open_dict(config.hydra):
-    config.hydra.launcher = copy.deepcopy(node)
-    config.hydra.launcher._target_ = config.hydra.launcher.pop("plugin")
+  config.hydra.launcher = copy.deepcopy(node)
+  config.hydra.launcher._target_ = PLUGINS[node._target_.rpartition(".")[2]][0]
   return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
