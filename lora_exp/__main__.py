@@ -28,7 +28,7 @@ from lora_exp.config.errors import BUG, DONE
 from lora_exp.config.overrides import parse
 from lora_exp.config.rundir import cannot_write, is_disk_error, locked
 from lora_exp.config.saved import check_same, job_config, save
-from lora_exp.screen import show, show_error, show_warning
+from lora_exp.screen import share, show, show_error, show_warning
 from lora_exp.sweep.ledger import Ledger, Outcome
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -168,8 +168,13 @@ class Session:
     self.stopped = False  # by a signal: no further job is started
 
   def __getstate__(self) -> dict[str, object]:
-    """What a copy that runs one job elsewhere needs: not the configs of all jobs."""
+    """What a copy that runs one job in another process needs: not the configs of all jobs."""
     return {**self.__dict__, "line": replace(self.line, jobs=[]), "outcomes": {}}
+
+  def __setstate__(self, state: dict[str, object]) -> None:
+    """A copy, which may share the terminal with others."""
+    self.__dict__.update(state)
+    share()
 
   def run(self) -> int:
     """Claims the directory, starts Hydra, and returns the exit code."""
@@ -227,8 +232,7 @@ class Session:
     """The placed launcher's: has `launcher` run the jobs of the sweep in `directory`; returns how they ended."""
     placing = import_module("lora_exp.sweep.place")
     runs = [Outcome(n, asked=" ".join(texts)) for n, texts in enumerate(jobs, first)]
-    ends = placing.launch(launcher, jobs, first)
-    found = [placing.outcomes(end, [run], Ledger(directory))[0] for end, run in zip(ends, runs, strict=True)]
+    found: list[Outcome] = placing.launch(launcher, jobs, first, [[run] for run in runs], directory)
     self.outcomes |= {outcome.number: outcome for outcome in found}
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from lora_exp import screen
 from lora_exp.config import Config, StoppedError
 from lora_exp.sweep import packed, place
 from lora_exp.sweep.groups import groups
@@ -43,9 +44,7 @@ class Packs:
     packed.show_packs([packed.Job(*job) for job in self.jobs], packs)
     parts = [replace(self, jobs=[self.jobs[n] for n in pack], runs=[self.runs[n] for n in pack]) for pack in packs]
     asked = [[f"hydra.sweep.subdir={DIRECTORY}/{n}", "hydra.output_subdir=null"] for n in range(len(packs))]
-    ends = place.launch(placing(PackTask(parts)), asked, 0)
-    ledger = Ledger(self.directory)
-    found = [o for end, part in zip(ends, parts, strict=True) for o in place.outcomes(end, part.runs, ledger)]
+    found = place.launch(placing(PackTask(parts)), asked, 0, [part.runs for part in parts], self.directory)
     return sorted(found, key=lambda outcome: outcome.number)
 
 
@@ -54,6 +53,11 @@ class PackTask:
   """Hydra's task function where a job is a pack: trains the one that the job's number names, wherever it is called."""
 
   packs: list[Packs]
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """A copy in another process, which may share the terminal with others."""
+    self.__dict__.update(state)
+    screen.share()
 
   def __call__(self, _: Any) -> list[Outcome]:
     try:

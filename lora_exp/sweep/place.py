@@ -5,17 +5,19 @@ process of one dies; here that one is lost, and the others count.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import open_dict
 
+from lora_exp import screen
 from lora_exp.config import LoraExpError
-from lora_exp.config.errors import BUG
+from lora_exp.config.errors import BUG, DONE
 from lora_exp.config.launcher import PLUGINS
 from lora_exp.sweep.ledger import Ledger, Outcome
 
@@ -23,15 +25,26 @@ Jobs = Sequence[Sequence[str]]  # the overrides of each
 End = JobReturn | Exception  # an exception: what took the job's process away
 
 
-def launch(launcher: Any, jobs: Jobs, first: int) -> list[End]:
-  """Runs `jobs`, numbered from `first`, through a plugin's launcher that is set up."""
+def launch(launcher: Any, jobs: Jobs, first: int, runs: Sequence[Sequence[Outcome]], sweep: Path) -> list[Outcome]:
+  """Runs `jobs`, numbered from `first`, through a plugin's launcher that is set up; shows and returns how they ended.
+
+  `runs` are those that each job trains into the directory `sweep`.
+  """
   gather = {"Joblib": _joblib, "Ray": _ray, "Slurm": _submitit, "Local": _submitit}
   kind = f"{type(launcher).__module__}.{type(launcher).__qualname__}"
-  [found] = [gather[name] for name, (plugin, _) in PLUGINS.items() if plugin == kind]
-  return found(launcher, jobs, first)
+  [ends] = [gather[name] for name, (plugin, _) in PLUGINS.items() if plugin == kind]
+  found = []
+  for end, own in zip(ends(launcher, jobs, first), runs, strict=True):
+    for outcome in outcomes(end, own, Ledger(sweep)):
+      found.append(outcome)
+      if outcome.code == DONE:
+        screen.show(f"run {outcome.number}: done")
+      else:
+        screen.show_error(LoraExpError(f"run {outcome.number}: {outcome.reason}"))
+  return found
 
 
-def _joblib(launcher: Any, jobs: Jobs, first: int) -> list[End]:
+def _joblib(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
   """A process that dies breaks the pool with all jobs in it: each half runs again, where what has ended is not trained
   again, until the one that died is alone."""
   from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -42,10 +55,10 @@ def _joblib(launcher: Any, jobs: Jobs, first: int) -> list[End]:
     if len(jobs) == 1:
       return [error]
     half = len(jobs) // 2
-    return _joblib(launcher, jobs[:half], first) + _joblib(launcher, jobs[half:], first + half)
+    return [*_joblib(launcher, jobs[:half], first), *_joblib(launcher, jobs[half:], first + half)]
 
 
-def _ray(launcher: Any, jobs: Jobs, first: int) -> list[End]:
+def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
   import ray
   from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
@@ -61,7 +74,8 @@ def _ray(launcher: Any, jobs: Jobs, first: int) -> list[End]:
         cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
       task, state = launcher.task_function, Singleton.get_state()
       tasks.append(launch_job_on_ray(context, launcher.ray_cfg.remote, cfg, task, state))
-    return [_end(partial(ray.get, task)) for task in tasks]
+    for task in tasks:
+      yield _end(partial(ray.get, task))
   except KeyboardInterrupt:
     for task in tasks:
       ray.cancel(task)  # as Ctrl-C: after a checkpoint
@@ -71,7 +85,7 @@ def _ray(launcher: Any, jobs: Jobs, first: int) -> list[End]:
     ray.shutdown()
 
 
-def _submitit(launcher: Any, jobs: Jobs, first: int) -> list[End]:
+def _submitit(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
   import submitit
   from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
@@ -84,7 +98,8 @@ def _submitit(launcher: Any, jobs: Jobs, first: int) -> list[End]:
   state = Singleton.get_state()
   each = [(list(texts), "hydra.sweep.dir", number, str(number), state) for number, texts in enumerate(jobs, first)]
   queued = executor.map_array(launcher, *zip(*each, strict=True))
-  return [_end(job.task(0).result) for job in queued]
+  for job in queued:
+    yield _end(job.task(0).result)
 
 
 def _end(get: Callable[[], Any]) -> End:
