@@ -121,6 +121,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(basic, tmp_path, cap
   assert curve(tmp_path / "sweep" / "0") == curve(directory / "0"), "as if it had not been stopped"
 
 
+@pytest.mark.slow
 def test_packed_runs_that_failed_are_repeated_if_asked_and_the_others_stay(tmp_path):
   argv = [*SHORT, *on_stories(tmp_path), *NAN, "optim.lr=1e-3,1e38,2e-3", "hydra/launcher=packed"]
   directory = sweep(tmp_path / "sweep", *argv, code=1)
@@ -181,8 +182,9 @@ def kill_once(run_dir: Path, times: int = 1) -> threading.Thread:
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
   """Two Ray nodes on this machine, a processor each; the head's address."""
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the nodes, where lora_exp is to be this one
   pytest.importorskip("hydra_plugins.hydra_ray_launcher")
   utils = pytest.importorskip("ray.cluster_utils")
   node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}

@@ -5,6 +5,7 @@ process of one dies; here that one is lost, and the others count.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -128,6 +129,8 @@ def outcomes(end: End, runs: Sequence[Outcome], ledger: Ledger) -> list[Outcome]
 
 
 def sentence(error: BaseException) -> str:
-  """The kind of an error and the first line that it says."""
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  """The kind of an error and the first line that it says; where that is a traceback of elsewhere, its last."""
+  lines = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines() if line.strip()]
+  if any(line.endswith("Traceback (most recent call last):") for line in lines):
+    return lines[-1][:300]
   return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
