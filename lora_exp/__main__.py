@@ -119,8 +119,8 @@ def report(error: LoraExpError | OSError, full_error: bool) -> int:
   return error.code
 
 
-def show_failures(outcomes: Sequence[Outcome]) -> None:
-  """Which runs of a multirun failed, what each was asked beside the others, and why; and which can go on."""
+def show_failures(outcomes: Sequence[Outcome], directory: Path | None) -> None:
+  """Which runs of a multirun failed, what each was asked beside the others, and why; and how those stopped go on."""
   common = set.intersection(*(set(o.asked.split()) for o in outcomes)) if len(outcomes) > 1 else set()
   failed = [o for o in outcomes if o.code not in (DONE, StoppedError.code)]
   stopped = sum(o.code == StoppedError.code for o in outcomes)
@@ -130,7 +130,8 @@ def show_failures(outcomes: Sequence[Outcome]) -> None:
     own = " ".join(word for word in o.asked.split() if word not in common)
     show_error(LoraExpError(f"run {o.number}{f' ({own})' if own else ''}: {o.reason}"))
   if stopped:
-    show_warning(f"{stopped} of {len(outcomes)} runs are not at their end: the same command with hydra.sweep.dir=SWEEP")
+    show_warning(f"{stopped} of {len(outcomes)} runs stopped before the end; go on with the same command and "
+                 f"hydra.sweep.dir={directory}")
 
 
 @contextmanager
@@ -203,7 +204,7 @@ class Session:
         if claim and all(outcome.code == InputError.code for outcome in self.outcomes.values()):
           claim.undo()
     if self.line.multirun:
-      show_failures(list(self.outcomes.values()))
+      show_failures(list(self.outcomes.values()), directory)
     return self.exit_code()
 
   def summarise(self, directory: Path) -> None:

@@ -1,6 +1,7 @@
 """Launchers that are Hydra plugins with a package of their own: which one places the runs, and whether it is there."""
 
 import importlib.util
+import shutil
 import warnings
 
 from omegaconf import DictConfig
@@ -25,10 +26,16 @@ def plugin_of(node: DictConfig) -> tuple[str, str] | None:
 def launcher_problems(hydra: DictConfig) -> list[str]:
   """What is missing for the launcher that runs the jobs, or that places a packed launcher's packs."""
   found = plugin_of(hydra.launcher.get("place") or hydra.launcher)
-  if found is None or _installed(found[0].rpartition(".")[0]):
+  if found is None:
     return []
-  name, package = hydra.runtime.choices["hydra/launcher"], found[0].split(".")[1].replace("_", "-")
-  return [f"hydra/launcher={name}: needs {package}: pip install 'lora_exp[{found[1]}]'"]
+  plugin, extra = found
+  name, package = hydra.runtime.choices["hydra/launcher"], plugin.split(".")[1].replace("_", "-")
+  if not _installed(plugin.rpartition(".")[0]):
+    return [f"hydra/launcher={name}: needs {package}: pip install 'lora_exp[{extra}]'"]
+  if plugin == PLUGINS["Slurm"][0] and shutil.which("srun") is None:
+    local = name.replace("slurm", "local")
+    return [f"hydra/launcher={name}: no srun here: type it on a machine of the cluster, or try hydra/launcher={local}"]
+  return []
 
 
 def _installed(module: str) -> bool:

@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import open_dict
 
 from lora_exp import screen
-from lora_exp.config import LoraExpError
+from lora_exp.config import InputError, LoraExpError, StoppedError
 from lora_exp.config.errors import BUG, DONE
 from lora_exp.config.launcher import PLUGINS
 from lora_exp.sweep.ledger import Ledger, Outcome
@@ -40,6 +40,8 @@ def launch(launcher: Any, jobs: Jobs, first: int, runs: Sequence[Sequence[Outcom
       found.append(outcome)
       if outcome.code == DONE:
         screen.show(f"run {outcome.number}: done")
+      elif outcome.code == StoppedError.code:
+        screen.show_warning(f"run {outcome.number}: {outcome.reason}")
       else:
         screen.show_error(LoraExpError(f"run {outcome.number}: {outcome.reason}"))
   return found
@@ -52,7 +54,7 @@ def _joblib(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
 
   try:
     return list(launcher.launch(jobs, first))
-  except BrokenProcessPool as error:
+  except (BrokenProcessPool, TimeoutError) as error:
     if len(jobs) == 1:
       return [error]
     half = len(jobs) // 2
@@ -66,7 +68,12 @@ def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
 
   setup_globals()
   context = launcher.hydra_context
-  start_ray(launcher.ray_cfg.init)
+  try:
+    start_ray(launcher.ray_cfg.init)
+  except ConnectionError as error:
+    address = launcher.ray_cfg.init.get("address") or os.environ.get("RAY_ADDRESS")
+    raise InputError(f"{address}: no Ray cluster answers there ({sentence(error)}); start one with ray start --head, "
+                     "or leave the address out") from error
   tasks = []
   try:
     for number, texts in enumerate(jobs, first):
