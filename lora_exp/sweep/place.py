@@ -6,6 +6,7 @@ process of one dies; here that one is lost, and the others count.
 
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -68,12 +69,8 @@ def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
 
   setup_globals()
   context = launcher.hydra_context
-  try:
-    start_ray(launcher.ray_cfg.init)
-  except ConnectionError as error:
-    address = launcher.ray_cfg.init.get("address") or os.environ.get("RAY_ADDRESS")
-    raise InputError(f"{address}: no Ray cluster answers there ({sentence(error)}); start one with ray start --head, "
-                     "or leave the address out") from error
+  _check_answers(launcher.ray_cfg.init.get("address") or os.environ.get("RAY_ADDRESS") or "")
+  start_ray(launcher.ray_cfg.init)
   tasks = []
   try:
     for number, texts in enumerate(jobs, first):
@@ -91,6 +88,18 @@ def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
     raise
   finally:
     ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+  """Raises InputError at once where Ray would try for minutes."""
+  host, _, port = address.removeprefix("ray://").rpartition(":")
+  if not port.isdecimal():  # local, auto, or none
+    return
+  try:
+    socket.create_connection((host, int(port)), timeout=10).close()
+  except OSError as error:
+    start = f"ray start --head --port={port}"
+    raise InputError(f"{address}: no Ray cluster answers ({error}); {start}, or leave the address out") from error
 
 
 def _submitit(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
