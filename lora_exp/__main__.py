@@ -199,7 +199,8 @@ class Session:
           self.summarise(claim.path)
       except KeyboardInterrupt:
         self.interrupted = True
-        show("interrupted")
+        again = f"; go on with the same command and hydra.sweep.dir={directory}" if claim and self.line.multirun else ""
+        show(f"interrupted{again}")
       finally:
         if claim and all(outcome.code == InputError.code for outcome in self.outcomes.values()):
           claim.undo()

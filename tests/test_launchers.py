@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -71,6 +72,16 @@ def test_a_launcher_without_its_package_is_one_sentence_before_anything_is_made(
   for line, (name, extra) in zip(said, names.items(), strict=True):
     assert line.startswith(f"error: hydra/launcher={name}: needs ") and line.endswith(f"'lora_exp[{extra}]'")
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ray_cluster_that_does_not_answer_is_one_sentence(in_tmp_path, capfd):
+  pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]  # nobody's, once this is closed
+  argv = ["-m", "hydra/launcher=ray", f"hydra.launcher.ray.init.address='127.0.0.1:{port}'", *SHORT, "lora.rank=1,2"]
+  assert entry.run(argv) == 2
+  assert capfd.readouterr().err.startswith(f"error: 127.0.0.1:{port}: no Ray cluster answers")
+  assert list(in_tmp_path.iterdir()) == []
 
 
 # ---- one run after another: hydra/launcher=basic

@@ -63,13 +63,13 @@ def _joblib(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
 
 
 def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
+  _check_answers(launcher.ray_cfg.init.get("address") or os.environ.get("RAY_ADDRESS") or "")
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
   import ray
   from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
 
   setup_globals()
   context = launcher.hydra_context
-  _check_answers(launcher.ray_cfg.init.get("address") or os.environ.get("RAY_ADDRESS") or "")
   start_ray(launcher.ray_cfg.init)
   tasks = []
   try:
