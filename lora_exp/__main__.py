@@ -29,7 +29,7 @@ from lora_exp.config.overrides import parse
 from lora_exp.config.rundir import cannot_write, is_disk_error, locked
 from lora_exp.config.saved import check_same, job_config, save
 from lora_exp.screen import share, show, show_error, show_warning
-from lora_exp.sweep.ledger import Ledger, Outcome
+from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 MOST_LINES = 20  # of problems on the screen
@@ -117,21 +117,6 @@ def report(error: LoraExpError | OSError, full_error: bool) -> int:
   else:
     show_error(error)
   return error.code
-
-
-def show_failures(outcomes: Sequence[Outcome], directory: Path | None) -> None:
-  """Which runs of a multirun failed, what each was asked beside the others, and why; and how those stopped go on."""
-  common = set.intersection(*(set(o.asked.split()) for o in outcomes)) if len(outcomes) > 1 else set()
-  failed = [o for o in outcomes if o.code not in (DONE, StoppedError.code)]
-  stopped = sum(o.code == StoppedError.code for o in outcomes)
-  if failed:
-    show_warning(f"{len(failed)} of {len(outcomes)} runs failed")
-  for o in sorted(failed, key=lambda o: o.number):
-    own = " ".join(word for word in o.asked.split() if word not in common)
-    show_error(LoraExpError(f"run {o.number}{f' ({own})' if own else ''}: {o.reason}"))
-  if stopped:
-    show_warning(f"{stopped} of {len(outcomes)} runs stopped before the end; go on with the same command and "
-                 f"hydra.sweep.dir={directory}")
 
 
 @contextmanager

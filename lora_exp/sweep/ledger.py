@@ -8,11 +8,13 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED
+from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED, LoraExpError
+from lora_exp.screen import show_error, show_warning
 
 FILE = "sweep.jsonl"
 
@@ -84,3 +86,18 @@ def _cut_torn(file: Any) -> None:
   content = file.read()
   if not content.endswith(b"\n"):
     file.truncate(content.rfind(b"\n") + 1)
+
+
+def show_failures(outcomes: Sequence[Outcome], directory: Path | None) -> None:
+  """Which runs of a multirun failed, what each was asked beside the others, and why; and how those stopped go on."""
+  common = set.intersection(*(set(o.asked.split()) for o in outcomes)) if len(outcomes) > 1 else set()
+  failed = [o for o in outcomes if o.code not in (DONE, STOPPED)]
+  stopped = sum(o.code == STOPPED for o in outcomes)
+  if failed:
+    show_warning(f"{len(failed)} of {len(outcomes)} runs failed")
+  for o in sorted(failed, key=lambda o: o.number):
+    own = " ".join(word for word in o.asked.split() if word not in common)
+    show_error(LoraExpError(f"run {o.number}{f' ({own})' if own else ''}: {o.reason}"))
+  if stopped:
+    show_warning(f"{stopped} of {len(outcomes)} runs stopped before the end; go on with the same command and "
+                 f"hydra.sweep.dir={directory}")
