@@ -10,12 +10,15 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora_exp import __version__
@@ -24,8 +27,9 @@ from lora_exp.config.commandline import CommandLine, check_command_line
 from lora_exp.config.errors import BUG, DONE
 from lora_exp.config.overrides import parse
 from lora_exp.config.rundir import cannot_write, is_disk_error, locked
-from lora_exp.config.saved import job_config, save
-from lora_exp.screen import show, show_error, show_warning
+from lora_exp.config.saved import check_same, job_config, save
+from lora_exp.screen import share, show, show_error, show_warning
+from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 MOST_LINES = 20  # of problems on the screen
@@ -88,6 +92,16 @@ def train(cfg: Config, run_dir: Path) -> None:
       raise
 
 
+def begin(number: int, cfg: Config, directory: Path, ledger: Ledger) -> Ledger:
+  """A run of a sweep goes on from its checkpoint if it has one, wherever it was begun; the ledger is told."""
+  if import_module("lora_exp.checkpoint").steps(directory):
+    cfg.train.resume = str(directory)
+  else:
+    (directory / "samples.jsonl").unlink(missing_ok=True)
+  ledger.add("started", arm=number, resumed=cfg.train.resume is not None)
+  return ledger
+
+
 def report(error: LoraExpError | OSError, full_error: bool) -> int:
   """Shows an error without its traceback (HYDRA_FULL_ERROR=1: with it) and returns its exit code."""
   if full_error:
@@ -138,8 +152,18 @@ class Session:
 
   def __init__(self, line: CommandLine, full_error: bool):
     self.line, self.full_error = line, full_error
-    self.codes: list[int] = []  # of the jobs, in order
+    self.outcomes: dict[int, Outcome] = {}  # of the jobs, by number
+    self.interrupted = False
     self.stopped = False  # by a signal: no further job is started
+
+  def __getstate__(self) -> dict[str, object]:
+    """What a copy that runs one job in another process needs: not the configs of all jobs."""
+    return {**self.__dict__, "line": replace(self.line, jobs=[]), "outcomes": {}}
+
+  def __setstate__(self, state: dict[str, object]) -> None:
+    """A copy, which may share the terminal with others."""
+    self.__dict__.update(state)
+    share()
 
   def run(self) -> int:
     """Claims the directory, starts Hydra, and returns the exit code."""
@@ -162,11 +186,14 @@ class Session:
         if claim and self.line.multirun and not self.stopped:
           self.summarise(claim.path)
       except KeyboardInterrupt:
-        self.codes.append(INTERRUPTED)
-        show("interrupted")
+        self.interrupted = True
+        again = f"; go on with the same command and hydra.sweep.dir={directory}" if claim and self.line.multirun else ""
+        show(f"interrupted{again}")
       finally:
-        if claim and (not self.codes or set(self.codes) <= {InputError.code, INTERRUPTED}):
+        if claim and all(outcome.code == InputError.code for outcome in self.outcomes.values()):
           claim.undo()
+    if self.line.multirun:
+      show_failures(list(self.outcomes.values()), directory)
     return self.exit_code()
 
   def summarise(self, directory: Path) -> None:
@@ -177,49 +204,86 @@ class Session:
       show_warning(str(error))
 
   def exit_code(self) -> int:
-    """That of the one job; of a multirun 1 if any failed, unless it was stopped or interrupted."""
-    if INTERRUPTED in self.codes:
+    """That of the one job; of a multirun 1 if any failed, unless it was interrupted or stopped by a signal."""
+    codes = {outcome.code for outcome in self.outcomes.values()}
+    if self.interrupted:
       return INTERRUPTED
     if not self.line.multirun:
-      return self.codes[0]
-    return StoppedError.code if self.stopped else BUG if any(self.codes) else DONE
-
-  def pack(self, composed: Sequence[tuple[DictConfig, Path]], width: int) -> list[int]:
-    """The packed launcher's: all jobs of a sweep, in as few programs as they can share; returns their codes."""
-    jobs = []
-    for cfg, directory in composed:
-      overrides = parse(cfg.hydra.overrides.task, None)[0]
-      jobs.append((cfg.hydra.job.num, job_config(cfg, overrides), directory))
-    packed = import_module("lora_exp.sweep.packed")
-    points = [packed.Job(*job) for job in jobs]
-    try:
-      packed.train(points, width, packed.Ledger(Path(composed[0][0].hydra.sweep.dir)))
-    except StoppedError as error:
-      self.stopped = True
-      self.codes.append(report(error, self.full_error))
-    codes = [DONE if point.error is None else point.error.code for point in points]
-    self.codes += codes
-    return codes
-
-  def job(self, composed: DictConfig) -> None:
-    """Hydra's task function: one run; its outcome goes into `codes`."""
-    node = HydraConfig.get()
+      return codes.pop()
     if self.stopped:
-      return
+      return StoppedError.code
+    return BUG if codes - {DONE, StoppedError.code} else max(codes, default=DONE)
+
+  def check_same(self, directory: Path) -> None:
+    """Raises InputError where the sweep in `directory`, which is to go on, was begun with other jobs."""
+    check_same((n, cfg, directory / str(n)) for n, cfg in enumerate(self.line.jobs))
+
+  def place(self, launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, directory: Path) -> list[Outcome]:
+    """The placed launcher's: has `launcher` run the jobs of the sweep in `directory`; returns how they ended."""
+    placing = import_module("lora_exp.sweep.place")
+    runs = [Outcome(n, asked=" ".join(texts)) for n, texts in enumerate(jobs, first)]
+    found: list[Outcome] = placing.launch(launcher, jobs, first, [[run] for run in runs], directory)
+    self.outcomes |= {outcome.number: outcome for outcome in found}
+    return found
+
+  def pack(
+    self, composed: Sequence[tuple[DictConfig, Path]], width: int, place: Callable[[object], Launcher] | None
+  ) -> list[Outcome]:
+    """The packed launcher's: trains all jobs in as few programs as they can share; returns how they ended.
+
+    `place` makes the launcher that has a task called for each pack; None: they are trained here.
+    """
+    packs, node = import_module("lora_exp.sweep.packs"), composed[0][0].hydra
+    jobs, runs = [], []
+    for cfg, directory in composed:
+      texts = cfg.hydra.overrides.task
+      jobs.append((cfg.hydra.job.num, job_config(cfg, parse(texts, None)[0]), directory))
+      runs.append(Outcome(cfg.hydra.job.num, asked=" ".join(texts)))
+    sweep = packs.Packs(jobs, runs, width, Path(node.sweep.dir), bool(node.sweeper.get("repeat_failed")))
+    found: list[Outcome] = sweep.train() if place is None else sweep.train_placed(place)
+    if place is None and (reasons := {o.reason for o in found if o.code == StoppedError.code}):
+      self.stopped = True
+      show_warning(str(reasons.pop()))
+    self.outcomes |= {outcome.number: outcome for outcome in found}
+    return found
+
+  def job(self, composed: DictConfig) -> Outcome:
+    """Hydra's task function: one run. How it ended is kept, and returned too, as this may be a copy elsewhere."""
+    node = HydraConfig.get()
+    run = Outcome(node.job.num if self.line.multirun else 0, asked=" ".join(node.overrides.task))
+    if self.stopped:
+      return replace(run, code=StoppedError.code, reason="not begun")
     if self.line.multirun:
-      show(f"run {node.job.num}: {' '.join(node.overrides.task)}")
+      show(f"run {run.number}: {run.asked}")
+    with chdir(node.runtime.cwd):  # where it was typed, also in a process that was started elsewhere
+      outcome = self.outcomes[run.number] = self.attempt(composed, node, run)
+    return outcome
+
+  def attempt(self, composed: DictConfig, node: HydraConf, run: Outcome) -> Outcome:
+    """Runs one job, of a sweep unless it has ended before, and tells the sweep's ledger; returns how it ended."""
+    directory, ledger = Path(node.runtime.output_dir), None
     try:
       cfg = job_config(composed, parse(node.overrides.task, None)[0])
-      TASKS[cfg.task](cfg, Path(node.runtime.output_dir))
-      self.codes.append(DONE)
+      if self.line.multirun and cfg.task == "train":
+        check_same([(run.number, cfg, directory)])
+        before = Ledger(Path(node.sweep.dir))
+        past = before.outcome(run.number, run.asked)
+        if past and not (past.code and node.sweeper.get("repeat_failed")):
+          show(f"run {run.number}: ended before")
+          return past
+        ledger = begin(run.number, cfg, directory, before)
+      TASKS[cfg.task](cfg, directory)
     except (LoraExpError, OSError) as error:
       logging.getLogger("lora_exp").error("%s", error, exc_info=True)
-      self.codes.append(report(error, self.full_error))
+      run = replace(run, code=report(error, self.full_error), reason=str(error))
       self.stopped = isinstance(error, StoppedError) and cfg.train.stop_at is None
-    except Exception:  # a bug: told in full, and the other runs of a multirun go on
+    except Exception as error:  # a bug: told in full, and the other runs of a multirun go on
       logging.getLogger("lora_exp").exception("bug")
       traceback.print_exc()
-      self.codes.append(BUG)
+      run = replace(run, code=BUG, reason=f"a bug: {type(error).__name__}: {error}")
+    if ledger is not None:
+      ledger.end(run)
+    return run
 
 
 if __name__ == "__main__":

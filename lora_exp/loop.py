@@ -169,13 +169,16 @@ def due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # a queue warns with one of the last two
+
+
 class _Stop:
   requested = False
 
 
 @contextmanager
 def signals() -> Iterator[_Stop]:
-  """SIGTERM and the first Ctrl-C ask for a stop after the current step; a second Ctrl-C interrupts at once."""
+  """SIGTERM, the first Ctrl-C and a queue's warning ask for a stop after this step; a second Ctrl-C ends it at once."""
   stop, old = _Stop(), {}
 
   def ask(number, frame):
@@ -185,7 +188,7 @@ def signals() -> Iterator[_Stop]:
     screen.show("stopping after this step; Ctrl-C again to stop at once and lose it")
 
   with suppress(ValueError):  # not the main thread: whoever runs us there handles signals
-    old = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    old = {s: signal.signal(s, ask) for s in STOPS}
   try:
     yield stop
   finally:

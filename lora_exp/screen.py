@@ -28,6 +28,12 @@ _stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
 _live: Progress | None = None  # the display that inner bars join: a terminal can draw one
 
 
+def share() -> None:
+  """Lines alone from now on, also in a terminal: other processes write to it too."""
+  global console
+  console = Console(markup=False, highlight=False, emoji=False, width=WIDTH, force_terminal=False)
+
+
 class Bar(Protocol):
   """What `progress` yields."""
 

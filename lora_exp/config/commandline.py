@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_exp.config.checks import check
 from lora_exp.config.compose import MOST_CHECKED, Composer, composer, conf_directory, speaking
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.config.launcher import launcher_problems
 from lora_exp.config.otherwise import instead
 from lora_exp.config.overrides import credentials, not_one_value, parse, quoted
 from lora_exp.config.rundir import Claim, claim
@@ -108,6 +109,7 @@ def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
   task = [o for o in overrides if not o.is_hydra_override()]
   found: dict[str, None] = {}  # in order, each once
   if line.multirun:
+    found |= dict.fromkeys(launcher_problems(master.hydra))
     for job in itertools.islice(composing.jobs(master, task), MOST_CHECKED):
       found |= dict.fromkeys(_job(line, composing, composing.compose([*hydra, *job]), parse(job, composing.loader)[0]))
   else:

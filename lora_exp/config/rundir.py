@@ -13,7 +13,7 @@ from pathlib import Path
 from lora_exp.config.errors import DiskError, InputError, InUseError
 
 MARKS = ("config.yaml", "metrics.jsonl", "checkpoints", "multirun.yaml")  # of a directory that holds a run or a sweep
-TRAINED = ("metrics.jsonl", "checkpoints")  # of a run in which training began
+TRAINED = ("metrics.jsonl", "checkpoints", ".submitit")  # of a run in which training began, or that waits in a queue
 LOCK = ".lock"
 
 

@@ -1,7 +1,7 @@
 """`run=DIR` and `train.resume=DIR`: the config saved in DIR, with only what was typed on top."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,20 @@ def job_config(composed: DictConfig, overrides: Sequence[Override]) -> Config:
   return cfg
 
 
+def check_same(jobs: Iterable[tuple[int, Config, Path]]) -> None:
+  """Raises InputError where the directory of a job (number, config, directory) of a sweep holds a run of another
+  config."""
+  problems = []
+  for number, cfg, directory in jobs:
+    if (directory / FILE).is_file() and (differ := _differ(load(str(directory)), cfg)):
+      problems.append(
+        f"hydra.sweep.dir={directory.parent}: run {number} was begun with another {', '.join(differ)}; give the same "
+        "command again, or another directory"
+      )
+  if problems:
+    raise InputError(problems)
+
+
 def _on_top(saved: Config, composed: DictConfig, overrides: Sequence[Override]) -> Config:
   """`saved` with the nodes of the typed groups, and the typed values, of `composed`.
 
@@ -112,10 +126,8 @@ def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override],
   cfg = _on_top(saved, composed, overrides)
   before, after = _flat(asdict(saved)), _flat(asdict(cfg))
   problems = []
-  for path in sorted(before.keys() | after.keys()):
+  for path in _differ(saved, cfg):
     old, new = before.get(path), after.get(path)
-    if old == new or any(f"{path}.".startswith(f"{free}.") for free in FREE):
-      continue
     if path != "train.steps":
       problems.append(f"{path}={shown(new)}: the run in {directory} has {shown(old)}, and a run goes on as it began; "
                       "leave it out, or start a new run")
@@ -127,6 +139,13 @@ def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override],
   if problems:
     raise InputError(problems)
   return cfg
+
+
+def _differ(saved: Config, cfg: Config) -> list[str]:
+  """The settings in which `cfg` is not as saved, but for those that may change while a run goes on."""
+  before, after = _flat(asdict(saved)), _flat(asdict(cfg))
+  differ = [path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
+  return [path for path in differ if not any(f"{path}.".startswith(f"{free}.") for free in FREE)]
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

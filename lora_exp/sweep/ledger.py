@@ -1,16 +1,36 @@
-"""sweep.jsonl: what happened to each arm of a sweep, a line each, so that the same command can go on."""
+"""sweep.jsonl: what happened to each arm of a sweep, a line each, so that the same command can go on.
 
+Whoever trains an arm writes its lines, in whichever process or on whichever machine that is: each line under the file's
+lock, at the end, and on the disk before the lock is given back.
+"""
+
+import fcntl
 import json
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED, LoraExpError
+from lora_exp.screen import show_error, show_warning
 
 FILE = "sweep.jsonl"
 
 
+@dataclass(frozen=True)
+class Outcome:
+  """How a run of a sweep ended: what travels back from the process that trained it."""
+
+  number: int
+  code: int = DONE
+  reason: str | None = None  # why it is not done
+  asked: str = ""  # its overrides
+
+
 class Ledger:
-  """The ledger of the sweep in `directory`; a last line that a kill tore is cut off."""
+  """The ledger of the sweep in `directory`, as it is now; a last line that a kill tore counts for nothing."""
 
   def __init__(self, directory: Path):
     self.path = directory / FILE
@@ -18,26 +38,66 @@ class Ledger:
     if self.path.exists():
       whole = self.path.read_bytes().rpartition(b"\n")[0]
       self.rows = [json.loads(line) for line in whole.decode().splitlines()]
-      os.truncate(self.path, len(whole) + bool(whole))
 
   def add(self, event: str, **facts: Any) -> None:
-    """A line: `started`, `done` or `failed` of an arm; `pack` of several."""
+    """A line: `started`, `done` or `failed` of an arm; `lost` with its process; `pack` of several."""
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
-    with self.path.open("a", encoding="utf-8") as file:
-      file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with self.path.open("ab+") as file:
+      fcntl.flock(file, fcntl.LOCK_EX)  # its holder is alive: what is torn now was torn by a dead one
+      _cut_torn(file)
+      file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
       file.flush()
       os.fsync(file.fileno())
 
+  def end(self, outcome: Outcome) -> None:
+    """The line of an arm that ended; none of one that was stopped, or that another process trains."""
+    if outcome.code == DONE:
+      self.add("done", arm=outcome.number)
+    elif outcome.code not in (STOPPED, IN_USE):
+      self.add("failed", arm=outcome.number, code=outcome.code, reason=outcome.reason)
+
+  def _last(self, arm: int) -> dict[str, Any]:
+    return next((row for row in reversed(self.rows) if row.get("arm") == arm), {})
+
   def state(self, arm: int) -> str | None:
     """The latest event of an arm, or None."""
-    return next((row["event"] for row in reversed(self.rows) if row.get("arm") == arm), None)
+    return self._last(arm).get("event")
 
   def ended(self, arm: int) -> bool:
     """Whether an arm is trained and written, or failed for a reason of its own."""
     return self.state(arm) in ("done", "failed")
 
+  def outcome(self, arm: int, asked: str = "") -> Outcome | None:
+    """How an arm ended, or None."""
+    last = self._last(arm)
+    if not self.ended(arm):
+      return None
+    return Outcome(arm, last.get("code", BUG) if last["event"] == "failed" else DONE, last.get("reason"), asked)
+
   def reason(self, arm: int) -> str | None:
     """Why an arm failed, or None."""
-    last: dict[str, Any] = next((row for row in reversed(self.rows) if row.get("arm") == arm), {})
+    last = self._last(arm)
     return last["reason"] if last.get("event") == "failed" else None
+
+
+def _cut_torn(file: Any) -> None:
+  file.seek(0)
+  content = file.read()
+  if not content.endswith(b"\n"):
+    file.truncate(content.rfind(b"\n") + 1)
+
+
+def show_failures(outcomes: Sequence[Outcome], directory: Path | None) -> None:
+  """Which runs of a multirun failed, what each was asked beside the others, and why; and how those stopped go on."""
+  common = set.intersection(*(set(o.asked.split()) for o in outcomes)) if len(outcomes) > 1 else set()
+  failed = [o for o in outcomes if o.code not in (DONE, STOPPED)]
+  stopped = sum(o.code == STOPPED for o in outcomes)
+  if failed:
+    show_warning(f"{len(failed)} of {len(outcomes)} runs failed")
+  for o in sorted(failed, key=lambda o: o.number):
+    own = " ".join(word for word in o.asked.split() if word not in common)
+    show_error(LoraExpError(f"run {o.number}{f' ({own})' if own else ''}: {o.reason}"))
+  if stopped:
+    show_warning(f"{stopped} of {len(outcomes)} runs stopped before the end; go on with the same command and "
+                 f"hydra.sweep.dir={directory}")

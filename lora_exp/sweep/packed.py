@@ -4,14 +4,14 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_exp import checkpoint, screen
 from lora_exp.build import Plan, check_built, resolved
 from lora_exp.config import Config, InputError, LoraExpError, StoppedError
 from lora_exp.config.rundir import locked
-from lora_exp.config.saved import FILE, FREE, load, save
+from lora_exp.config.saved import check_same, save
 from lora_exp.mesh import keep_programs
 from lora_exp.outputs import short
 from lora_exp.sweep.groups import groups
@@ -31,20 +31,30 @@ class Job:
   error: LoraExpError | None = None
 
 
-def train(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
+def train(jobs: Sequence[Job], width: int, ledger: Ledger, repeat_failed: bool = False) -> None:
   """Trains every job that has not ended; what ended one of them is its `error`. Raises StoppedError on a signal.
 
   A sweep that was begun goes on: the same packs are made again, arms that have ended go along in them as ballast, and
-  the others go on from their checkpoints. Raises InputError if a job was begun with other settings.
+  the others go on from their checkpoints. With `repeat_failed`, those that had failed then train once more, in packs
+  of their own. Raises InputError if a job was begun with other settings.
   """
   keep_programs(jobs[0].cfg.cache)
   for job in jobs:
     with suppress(InputError):  # told when its pack is built
       job.cfg = resolved(job.cfg)
-  check_same(jobs)
-  for job in jobs:
-    if (reason := ledger.reason(job.number)) is not None:
-      job.error = LoraExpError(reason)
+  check_same((job.number, job.cfg, job.dir) for job in jobs)
+  failed = [job for job in jobs if ledger.state(job.number) == "failed"]
+  for job in failed:
+    job.error = LoraExpError(str(ledger.reason(job.number)))
+  _train_packs(jobs, width, ledger)
+  if failed and repeat_failed:
+    for job in failed:
+      job.error = None
+      ledger.add("repeated", arm=job.number)
+    _train_packs(failed, width, ledger)
+
+
+def _train_packs(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
   packs = groups([job.cfg for job in jobs], width)
   show_packs(jobs, packs)
   for number, members in enumerate(packs):
@@ -57,23 +67,6 @@ def train(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
     _train_pack(pack, ledger)
 
 
-def check_same(jobs: Sequence[Job]) -> None:
-  """Raises InputError where a job's directory holds the config of another run."""
-  problems = []
-  for job in jobs:
-    if not (job.dir / FILE).is_file():
-      continue
-    before, now = asdict(load(str(job.dir))), asdict(job.cfg)
-    differ = [key for key in before if key not in FREE and before[key] != now[key]]
-    if differ:
-      problems.append(
-        f"hydra.sweep.dir={job.dir.parent}: run {job.number} was begun with another {', '.join(differ)}; give the same "
-        "command again, or another directory"
-      )
-  if problems:
-    raise InputError(problems)
-
-
 def _train_pack(pack: list[Job], ledger: Ledger) -> None:
   began = time.monotonic()
   built: list[tuple[Job, Plan]] = []
@@ -82,7 +75,7 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
       built.append((job, check_built(job.cfg)))
     except InputError as error:
       _failed(job, error, ledger)
-  if not built:
+  if all(ledger.ended(job.number) for job, _ in built):
     return
   with ExitStack() as stack:
     for job, _ in built:
@@ -93,7 +86,7 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
       arms = Pack([plan for _, plan in built], [job.dir for job, _ in built], began, alone=False)
       for arm, (job, _) in zip(arms.arms, built, strict=True):
         arm.ballast = ledger.ended(job.number)
-      resumed = all(checkpoint.steps(arm.dir) for arm in arms.live)
+      resumed = bool(set.intersection(*(set(checkpoint.steps(arm.dir)) for arm in arms.live)))
       for job, _ in built:
         if not ledger.ended(job.number):
           ledger.add("started", arm=job.number, resumed=resumed)

@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 class GridSweeper(Sweeper):
   """Launches the jobs of `params`, `zip` and `extra` at once; the launcher decides how they run."""
 
-  def __init__(self, params: Any, zip: Any, extra: Any):  # the names of hydra.sweeper
+  def __init__(self, params: Any, zip: Any, extra: Any, repeat_failed: bool):  # the names of hydra.sweeper
     self.node = {"params": params, "zip": zip, "extra": extra}
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
     """What Hydra gives before `sweep`."""
-    self.config, self.hydra_context = config, hydra_context
+    self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
     self.launcher = Plugins.instance().instantiate_launcher(
       hydra_context=hydra_context, task_function=task_function, config=config
     )
@@ -32,6 +32,7 @@ class GridSweeper(Sweeper):
     parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
     jobs = grid.jobs(self.node, parser.parse_overrides(arguments), parser.parse_overrides)
     directory = Path(self.config.hydra.sweep.dir)
+    self.task_function.__self__.check_same(directory)  # type: ignore[attr-defined]
     directory.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(self.config, directory / "multirun.yaml")
     self.validate_batch_is_legal(jobs)

@@ -1,21 +1,26 @@
-"""Hydra's door to lora_exp/sweep/packed.py: `hydra/launcher=packed`, for sweeps that train as one program."""
+"""Hydra's door to lora_exp/sweep/packed.py: `hydra/launcher=packed`, for sweeps that train as one program.
+
+`packed_joblib`, `packed_ray` and the like: each pack is one job of that launcher.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import JobReturn, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.lora_exp.placed import job_return, placing
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 class PackedLauncher(Launcher):
   """Gives all jobs at once to the session, which is the task function's own object."""
 
-  def __init__(self, width: int):
-    self.width = width
+  def __init__(self, width: int, place: Any):
+    self.width, self.place = width, place
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
     """What Hydra gives before `launch`."""
@@ -27,13 +32,13 @@ class PackedLauncher(Launcher):
     state = Singleton.get_state()
     composed = [self._compose(list(texts), initial_job_idx + n) for n, texts in enumerate(job_overrides)]
     Singleton.set_state(state)
-    codes = self.task_function.__self__.pack(composed, self.width)  # type: ignore[attr-defined]
-    returns = []
-    for (cfg, _), texts, code in zip(composed, job_overrides, codes, strict=True):
-      done = JobReturn(overrides=texts, cfg=cfg, hydra_cfg=cfg, task_name="lora_exp", status=JobStatus.COMPLETED)
-      done.return_value = code
-      returns.append(done)
-    return returns
+    place = None if self.place is None else self._placing
+    outcomes = self.task_function.__self__.pack(composed, self.width, place)  # type: ignore[attr-defined]
+    return [job_return(texts, outcome) for texts, outcome in zip(job_overrides, outcomes, strict=True)]
+
+  def _placing(self, task: TaskFunction) -> Launcher:
+    """The launcher that has `task` called for each pack elsewhere."""
+    return placing(self.hydra_context, task, self.config, self.place)
 
   def _compose(self, texts: list[str], number: int) -> tuple[DictConfig, Path]:
     cfg = self.hydra_context.config_loader.load_sweep_config(self.config, texts)
