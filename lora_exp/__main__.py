@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lora_exp import __version__
-from lora_exp.config import Config, InputError, LoraExpError, StoppedError
+from lora_exp.config import Config, InputError, LoraExpError, ReachedError, StoppedError
 from lora_exp.config.commandline import CommandLine, check_command_line
 from lora_exp.config.errors import BUG, DONE
 from lora_exp.config.overrides import parse
@@ -174,12 +174,13 @@ class Session:
       show_warning(str(error))
 
   def exit_code(self) -> int:
-    """That of the one job; of a multirun 1 if any failed, unless it was stopped or interrupted."""
+    """That of the one job; of a multirun 1 if any failed, unless it was stopped or interrupted, or stops at stop_at."""
     if INTERRUPTED in self.codes:
       return INTERRUPTED
     if not self.line.multirun:
       return self.codes[0]
-    return StoppedError.code if self.stopped else BUG if any(self.codes) else DONE
+    failed = any(code not in (DONE, StoppedError.code) for code in self.codes)
+    return StoppedError.code if self.stopped else BUG if failed else max(self.codes, default=DONE)
 
   def pack(self, composed: Sequence[tuple[DictConfig, Path]], width: int) -> list[int]:
     """The packed launcher's: all jobs of a sweep, in as few programs as they can share; returns their codes."""
@@ -212,7 +213,7 @@ class Session:
     except (LoraExpError, OSError) as error:
       logging.getLogger("lora_exp").error("%s", error, exc_info=True)
       self.codes.append(report(error, self.full_error))
-      self.stopped = isinstance(error, StoppedError) and cfg.train.stop_at is None
+      self.stopped = isinstance(error, StoppedError) and not isinstance(error, ReachedError)
     except Exception:  # a bug: told in full, and the other runs of a multirun go on
       logging.getLogger("lora_exp").exception("bug")
       traceback.print_exc()

@@ -109,12 +109,8 @@ def _copy(path: str, source: Any, target: dict[str, Any]) -> None:
 
 def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override], directory: str) -> Config:
   cfg = _on_top(saved, composed, overrides)
-  before, after = _flat(asdict(saved)), _flat(asdict(cfg))
   problems = []
-  for path in sorted(before.keys() | after.keys()):
-    old, new = before.get(path), after.get(path)
-    if old == new or any(f"{path}.".startswith(f"{free}.") for free in FREE):
-      continue
+  for path, old, new in changed(saved, cfg):
     if path != "train.steps":
       problems.append(f"{path}={shown(new)}: the run in {directory} has {shown(old)}, and a run goes on as it began; "
                       "leave it out, or start a new run")
@@ -126,6 +122,14 @@ def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override],
   if problems:
     raise InputError(problems)
   return cfg
+
+
+def changed(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
+  """(path, before, after) of every setting that differs, apart from the FREE ones."""
+  old, new = _flat(asdict(before)), _flat(asdict(after))
+  paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
+  free = lambda path: any(f"{path}.".startswith(f"{name}.") for name in FREE)
+  return [(path, old.get(path), new.get(path)) for path in paths if not free(path)]
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

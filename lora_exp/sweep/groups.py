@@ -12,7 +12,7 @@ OWN = {
   "": ("name",),
   "lora": (
     "rank", "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "scaling", "init_std", "lr_ratio",
-    "budget",
+    "lr_scale", "budget",
   ),
   "optim": ("lr", "weight_decay"),
 }  # fmt: skip

@@ -21,7 +21,7 @@ class Ledger:
       os.truncate(self.path, len(whole) + bool(whole))
 
   def add(self, event: str, **facts: Any) -> None:
-    """A line: `started`, `done` or `failed` of an arm; `pack` of several."""
+    """A line: `started`, `stopped`, `done`, `failed` or `pruned` of an arm; `pack` of several; `trial` of a study."""
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
     with self.path.open("a", encoding="utf-8") as file:
@@ -34,8 +34,8 @@ class Ledger:
     return next((row["event"] for row in reversed(self.rows) if row.get("arm") == arm), None)
 
   def ended(self, arm: int) -> bool:
-    """Whether an arm is trained and written, or failed for a reason of its own."""
-    return self.state(arm) in ("done", "failed")
+    """Whether an arm is trained and written, or failed for a reason of its own, or was pruned by a study."""
+    return self.state(arm) in ("done", "failed", "pruned")
 
   def reason(self, arm: int) -> str | None:
     """Why an arm failed, or None."""

@@ -4,16 +4,17 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_exp import checkpoint, screen
 from lora_exp.build import Plan, check_built
-from lora_exp.config import Config, InputError, LoraExpError, StoppedError
+from lora_exp.config import Config, InputError, LoraExpError, ReachedError, StoppedError
 from lora_exp.config.rundir import locked
-from lora_exp.config.saved import FILE, FREE, load, save
+from lora_exp.config.saved import FILE, changed, load, save
 from lora_exp.mesh import keep_programs
 from lora_exp.outputs import short
+from lora_exp.pack import union
 from lora_exp.sweep.groups import groups
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.train import Pack
@@ -60,9 +61,7 @@ def check_same(jobs: Sequence[Job]) -> None:
   for job in jobs:
     if not (job.dir / FILE).is_file():
       continue
-    before, now = asdict(load(str(job.dir))), asdict(job.cfg)
-    differ = [key for key in before if key not in FREE and before[key] != now[key]]
-    if differ:
+    if differ := [path for path, _, _ in changed(load(str(job.dir)), job.cfg)]:
       problems.append(
         f"hydra.sweep.dir={job.dir.parent}: run {job.number} was begun with another {', '.join(differ)}; give the same "
         "command again, or another directory"
@@ -79,6 +78,7 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
       built.append((job, check_built(job.cfg)))
     except InputError as error:
       _failed(job, error, ledger)
+  built = _without_pruned(built, ledger)
   if not built:
     return
   with ExitStack() as stack:
@@ -97,6 +97,14 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
           if not resumed:
             (job.dir / "samples.jsonl").unlink(missing_ok=True)
       arms.train(resumed)
+    except ReachedError:
+      for arm, (job, _) in zip(arms.arms, built, strict=True):
+        if isinstance(arm.error, ReachedError):
+          job.error = arm.error
+          ledger.add("stopped", arm=job.number, step=job.cfg.train.stop_at)
+        elif arm.error is not None:
+          _failed(job, arm.error, ledger)
+      return
     except StoppedError as error:
       again = f"go on with the same command and hydra.sweep.dir={short(pack[0].dir.parent)}"
       raise StoppedError(f"{error}; {again}") from None
@@ -111,6 +119,20 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
       ledger.add("done", arm=job.number)
       losses = arm.summary["losses"]
       screen.show(f"run {job.number}: {arm.summary['name']}  held-out loss {losses['best'] or losses['final']:.4f}")
+
+
+def _without_pruned(built: list[tuple[Job, Plan]], ledger: Ledger) -> list[tuple[Job, Plan]]:
+  """`built` without the arms that a study pruned, but for those that the pack owes its shapes to.
+
+  So the arrays of the others, and with them their losses, are what they are in the whole pack.
+  """
+  shapes = lambda pairs: {row.path: row.rank for row in union([plan.table for _, plan in pairs])}
+  left = built
+  for pair in built:
+    fewer = [other for other in left if other is not pair]
+    if ledger.state(pair[0].number) == "pruned" and len(fewer) > 1 and shapes(fewer) == shapes(built):
+      left = fewer
+  return left
 
 
 def _failed(job: Job, error: LoraExpError, ledger: Ledger) -> None:
@@ -130,7 +152,7 @@ def show_packs(jobs: Sequence[Job], packs: Sequence[Sequence[int]]) -> None:
     first = cfgs[0]
     ranks = sorted({c.lora.rank for c in cfgs})
     rows.append((number, len(members), first.lora.method, ranks, sorted({c.train.seed for c in cfgs}),
-                 sorted({c.optim.lr for c in cfgs}), _span(members)))  # fmt: skip
+                 sorted({c.optim.lr for c in cfgs}), _span([jobs[n].number for n in members])))  # fmt: skip
   columns = ("pack", "arms", "lora", "ranks", "seeds", "lr", "runs")
   screen.show_table("Packs: runs that train as one program", columns, rows)
 

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 class PackedLauncher(Launcher):
   """Gives all jobs at once to the session, which is the task function's own object."""
 
+  resumes = True  # it leaves out what has ended, and goes on with the rest
+
   def __init__(self, width: int):
     self.width = width
 
