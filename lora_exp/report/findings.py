@@ -218,7 +218,7 @@ def next_steps(study: Study) -> Iterator[Finding]:
   late = [s for s in study.adapted if all(_still_falling(arm) for arm in s.counted.values())]
   if len(late) > len(study.adapted) / 2:
     steps.append("train longer: most settings were at their best at the last step")
-  lost = [arm for arm in study.arms if arm.loss is None]
+  lost = [arm for arm in study.arms if arm.loss is None and arm.status != "pruned"]
   if lost:
     steps.append(f"repeat or leave out what did not finish: arms {', '.join(map(str, lost))}")
   if steps:

@@ -50,7 +50,9 @@ def train(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
     if all(ledger.ended(job.number) for job in pack):
       screen.show(f"pack {number} of {len(packs)}: ended before")
       continue
-    screen.show(f"\npack {number} of {len(packs)}: {len(pack)} arm{'s' if len(pack) > 1 else ''}")
+    left = sum(not ledger.ended(job.number) for job in pack)
+    ended = f", {len(pack) - left} of them ended" if left < len(pack) else ""
+    screen.show(f"\npack {number} of {len(packs)}: {len(pack)} arm{'s' if len(pack) > 1 else ''}{ended}")
     ledger.add("pack", pack=number, arms=[job.number for job in pack])
     _train_pack(pack, ledger)
 

@@ -176,8 +176,7 @@ class Going:
     best = sorted(losses, key=lambda n: (losses[n], n))[:count]
     for trial in self._running(numbers):
       if trial.number not in best:
-        reason = f"pruned at step {rung}: not among the best {count} of {len(losses)}, held-out loss " \
-                 f"{losses[trial.number]:.4f}"  # fmt: skip
+        reason = f"at step {rung}, not among the best {count} of {len(losses)}: held-out loss {losses[trial.number]:.4f}"
         for arm in self._arms(trial.number):
           self._prune(arm, reason)
         self._end(trial, PRUNED, None, reason)
@@ -213,7 +212,7 @@ class Going:
     if trial.state == COMPLETE:
       return "  ".join(_said(n, v) for n, v in zip(self.cfg.objectives, trial.values, strict=True))
     reason = str(trial.user_attrs.get("reason"))
-    return reason if trial.state == PRUNED else f"failed: {reason}"
+    return f"pruned {reason}" if trial.state == PRUNED else f"failed: {reason}"
 
   def show(self) -> None:
     """The best trial and those after it, or the Pareto front."""
