@@ -87,8 +87,8 @@ class Report:
 
   @property
   def method(self) -> list[str]:
-    pruned = ("A pruned arm was stopped by its study, because its loss was among the worst of its batch at that step. It "
-              "is no failure, and no result to compare at full length.")  # fmt: skip
+    pruned = ("A pruned arm was stopped by its study, because its loss was among the worst of its batch at that step: "
+              "no failure, and no result to compare at full length.")  # fmt: skip
     return [
       *([pruned] if any(arm.status == "pruned" for arm in self.arms) else []),
       "The loss of an arm is the held-out loss of the state that it exports: the best of its evaluations, or the last "

@@ -176,7 +176,8 @@ class Going:
     best = sorted(losses, key=lambda n: (losses[n], n))[:count]
     for trial in self._running(numbers):
       if trial.number not in best:
-        reason = f"at step {rung}, not among the best {count} of {len(losses)}: held-out loss {losses[trial.number]:.4f}"
+        loss = losses[trial.number]
+        reason = f"at step {rung}, not among the best {count} of {len(losses)}: held-out loss {loss:.4f}"
         for arm in self._arms(trial.number):
           self._prune(arm, reason)
         self._end(trial, PRUNED, None, reason)

@@ -48,8 +48,8 @@ class Trials:
     if before is None:
       self.study.set_user_attr("study", before := now)
     if differ := [key for key, value in now.items() if before.get(key) != value]:
-      raise InputError(f"hydra.sweep.dir={directory}: the study was begun with another {', '.join(differ)}; give the "
-                       "same command again, or another directory")
+      raise InputError(f"hydra.sweep.dir={directory}: the study was begun otherwise ({', '.join(differ)}); give "
+                       "the same command again, or another directory")
     if self.cfg.n_trials < len(self.all):
       raise InputError(f"hydra.sweeper.n_trials={self.cfg.n_trials}: is the total, and the study in {directory} has "
                        f"{len(self.all)} trials already; give more, or leave it out")
