@@ -178,52 +178,59 @@ def unpruned(tmp_path_factory):
   return run_study(directory / "study", *argv, report=False)
 
 
-def halved(unpruned: Path, directory: Path, launcher: str = "packed") -> Path:
-  """The same study, with rungs."""
+def halved(unpruned: Path, directory: Path, rungs: str, launcher: str = "packed") -> Path:
+  """The same study, with `rungs`."""
   stories = ["data=text", f"data.path={unpruned.parent / 'lora_exp_test_stories.txt'}"]
-  argv = [*SHORT, *stories, *SPACE, "hydra.sweeper.width=4", "hydra.sweeper.n_trials=4", "hydra.sweeper.rungs=[4,8]"]
+  argv = [*SHORT, *stories, *SPACE, "hydra.sweeper.width=4", "hydra.sweeper.n_trials=4", f"hydra.sweeper.rungs={rungs}"]
   return run_study(directory, *argv, launcher=launcher)
 
 
-def check_halved(study: Path, unpruned: Path) -> None:
-  """Half of the trials stop at 4, half of the rest at 8, the worst each time; the last equals its unpruned run."""
-  at = lambda step: {n: min(r["loss"] for r in rows(unpruned / str(n), "eval") if 0 < r["step"] <= step)
-                     for n in range(4)}  # fmt: skip
-  first = sorted(range(4), key=at(4).get)
-  [best, second] = sorted(first[:2], key=at(8).get)
-  reached = {n: max(row["step"] for row in rows(study / str(n))) for n in range(4)}
-  assert reached == {first[2]: 4, first[3]: 4, second: 8, best: 12}
+def check_halved(study: Path, unpruned: Path, rungs: list[int]) -> None:
+  """At each rung the worse half stops, and what goes on to the end equals its unpruned run."""
+  left, reached = list(range(4)), {}
+  for rung in rungs:
+    at = {n: min(r["loss"] for r in rows(unpruned / str(n), "eval") if 0 < r["step"] <= rung) for n in left}
+    left.sort(key=at.get)
+    reached |= dict.fromkeys(left[len(left) // 2 :], rung)
+    left = left[: len(left) // 2]
+  reached |= dict.fromkeys(left, 12)
   for n in range(4):
     assert curve(study / str(n)) == [row for row in curve(unpruned / str(n)) if row["step"] <= reached[n]], n
-    assert summary(study / str(n))["status"] == ("done" if n == best else "pruned")
-    assert (study / str(n) / "adapter").exists() == (n == best)
-  assert adapter(study / str(best)) == adapter(unpruned / str(best))
+    assert max(row["step"] for row in rows(study / str(n))) == reached[n]
+    assert summary(study / str(n))["status"] == ("done" if n in left else "pruned")
+    assert (study / str(n) / "adapter").exists() == (n in left)
+  assert [adapter(study / str(n)) for n in left] == [adapter(unpruned / str(n)) for n in left]
   states = {trial.number: trial.state for trial in trials_of(study)}
-  assert states == {n: TrialState.COMPLETE if n == best else TrialState.PRUNED for n in range(4)}
+  assert states == {n: TrialState.COMPLETE if n in left else TrialState.PRUNED for n in range(4)}
   ledger = [json.loads(line) for line in (study / "sweep.jsonl").read_text().splitlines()]
-  assert sorted(row["arm"] for row in ledger if row["event"] == "pruned") == sorted({*range(4)} - {best})
+  assert sorted(row["arm"] for row in ledger if row["event"] == "pruned") == sorted({*range(4)} - {*left})
 
 
 def test_pruned_runs_stop_early_and_the_best_ends_as_if_there_had_been_no_rung(unpruned, tmp_path, capfd, monkeypatch):
   whole, sizes = packed.Pack, []
   spy = lambda plans, *rest, **more: sizes.append(len(plans)) or whole(plans, *rest, **more)
   monkeypatch.setattr(packed, "Pack", spy)
-  study = halved(unpruned, tmp_path / "study")
-  assert sizes[0] == 4 > sizes[1] >= sizes[2] >= 2, "pruned runs cost nothing, but for one that the pack's shape needs"
-  check_halved(study, unpruned)
+  study = halved(unpruned, tmp_path / "study", "[4]")
+  assert sizes[0] == 4 > sizes[1] >= 2, "pruned runs cost nothing, but for one that the pack's shape needs"
+  check_halved(study, unpruned, [4])
   shown = capfd.readouterr()
-  assert "1 complete, 3 pruned" in shown.out and "warning" not in shown.err
+  assert "2 complete, 2 pruned" in shown.out and "warning" not in shown.err
   arms = read_sweep(study)
-  assert sorted(arm.status for arm in arms) == ["done", "pruned", "pruned", "pruned"]
+  assert sorted(arm.status for arm in arms) == ["done", "done", "pruned", "pruned"]
   assert all(arm.loss is None and arm.reason.startswith("at step") for arm in arms if arm.status == "pruned")
   page = (study / "report.md").read_text()
   assert "no result to compare at full length" in page and "did not finish" not in page
 
 
 @pytest.mark.slow
+def test_of_several_rungs_each_halves_what_is_left(unpruned, tmp_path):
+  check_halved(halved(unpruned, tmp_path / "study", "[4,8]"), unpruned, [4, 8])
+
+
+@pytest.mark.slow
 def test_runs_that_are_launched_one_by_one_are_pruned_alike(unpruned, tmp_path):
   stories = ["data=text", f"data.path={unpruned.parent / 'lora_exp_test_stories.txt'}"]
-  study = halved(unpruned, tmp_path / "study", launcher="basic")
+  study = halved(unpruned, tmp_path / "study", "[4,8]", launcher="basic")
   [best] = [t for t in trials_of(study) if t.state == TrialState.COMPLETE]
   own = [f"{key}={value}" for key, value in best.params.items()]
   alone = train(tmp_path / "alone", *SHORT, *stories, *own)

@@ -14,7 +14,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from lora_exp import checkpoint, outputs, screen
-from lora_exp.config.errors import BUG, DONE
+from lora_exp.config.errors import BUG, DONE, StoppedError
 from lora_exp.config.overrides import quoted
 from lora_exp.config.rundir import locked
 from lora_exp.config.study import Study
@@ -106,7 +106,7 @@ class Going:
     """The overrides of a run, or those that take it up from its checkpoint."""
     directory = self.directory / str(run)
     if checkpoint.steps(directory):
-      return [f"train.resume={quoted(str(directory))}"]
+      return [f"train.resume={quoted(str(directory))}", "hydra.output_subdir=null"]
     (directory / "samples.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first
     return job
 
@@ -117,6 +117,9 @@ class Going:
         continue
       if arm.status == "done":
         ledger.add("done", arm=arm.number)
+      elif arm.status == "stopped" and not _there(arm, ledger, step):  # by a signal that another process got
+        where = outputs.short(self.directory)
+        raise StoppedError(f"run {arm.number}: {arm.reason}; go on with the same command and hydra.sweep.dir={where}")
       elif not _there(arm, ledger, step):
         ledger.add("failed", arm=arm.number, reason=arm.reason or "it left no reason")
 
