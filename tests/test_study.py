@@ -18,9 +18,12 @@ from lora_exp.config import InputError
 from lora_exp.config.overrides import parse
 from lora_exp.config.study import Choice, Span, read
 from lora_exp.report.arms import read_sweep
+from lora_exp.report.findings import findings
+from lora_exp.report.settings import studies
 from lora_exp.sweep import packed
 from lora_exp.sweep.study import stretches
 from lora_exp.sweep.trials import JOURNAL, NAME, Trials
+from sweeps import arm, ranks
 
 SHORT = [*TINY, "model.dropout=0", "train.steps=12", "train.eval_every=4", "train.eval_tokens=512", "optim.warmup=2"]
 SPACE = ["lora.rank=choice(1,2,4,8)", "optim.lr=tag(log,interval(1e-3,1e-1))"]
@@ -76,7 +79,7 @@ def test_what_is_typed_wins_and_seeds_repeat_a_trial():
   assert found.extra == [["lora.rank=8", "lora=full", "train.seed=0"], ["lora.rank=8", "lora=full", "train.seed=1"]]
 
 
-@pytest.mark.parametrize(("argv", "said"), [
+@pytest.mark.parametrize(("argv", "sentence"), [
   (["hydra.sweeper.objectives=[los]", *SPACE], "no such objective los; choose loss, trainable, forgetting; did"),
   ([], "nothing to search"),
   (["train.seed=0,1"], "nothing to search"),
@@ -95,10 +98,10 @@ def test_what_is_typed_wins_and_seeds_repeat_a_trial():
   (["hydra.sweeper.objectives=[forgetting]", *SPACE], "data@retain=none"),
   (["hydra/sweeper=grid", *SPACE], "searched by hydra/sweeper=study"),
 ])  # fmt: skip
-def test_a_study_that_cannot_be_is_refused_with_a_sentence(argv, said, tmp_path, capfd):
+def test_a_study_that_cannot_be_is_refused_with_a_sentence(argv, sentence, tmp_path, capfd):
   sweeper = [] if any(text.startswith("hydra/sweeper") for text in argv) else ["hydra/sweeper=study"]
   assert entry.run(["-m", *sweeper, f"hydra.sweep.dir={tmp_path / 'study'}", *SHORT, *argv]) == 2
-  assert said in capfd.readouterr().err
+  assert sentence in capfd.readouterr().err
   assert not (tmp_path / "study").exists()
 
 
@@ -297,3 +300,28 @@ def test_a_killed_study_goes_on_with_the_same_command_and_ends_as_if_it_had_not_
   assert ended(killed) == ended(unbroken)
   for n in range(7):
     assert curve(killed / str(n)) == curve(unbroken / str(n)), n
+
+
+# ---- what the report says of it
+
+
+def said(directory: Path, topic: str) -> list:
+  [found] = studies(read_sweep(directory))
+  return [finding for finding in findings(found) if finding.topic == topic]
+
+
+def test_ranks_that_had_a_rate_of_their_own_each_are_not_ranked(tmp_path):
+  for n, (rank, lr, loss) in enumerate([(2, 1e-3, 2.5), (8, 3e-3, 2.4)]):
+    ranks(tmp_path, {rank: loss}, first=3 * n, optim__lr=lr)
+  [rank] = said(tmp_path, "Rank")
+  assert not rank.concluded and "tried at its own values of lr, which were as few as 1" in rank.text
+
+
+def test_a_pruned_run_is_no_failure_and_no_result(tmp_path):
+  ranks(tmp_path, {2: 2.4, 8: 2.4})
+  arm(tmp_path, 6, 2.9, status="pruned", lora__rank=4, change={"reason": "at step 4, not among the best 2 of 4"})
+  pruned = read_sweep(tmp_path)[6]
+  assert (pruned.status, pruned.loss, pruned.reason) == ("pruned", None, "at step 4, not among the best 2 of 4")
+  assert not any("did not finish" in finding.text for finding in said(tmp_path, "Next"))
+  [rank] = said(tmp_path, "Rank")
+  assert rank.concluded and rank.facts["rank"] == 2

@@ -129,8 +129,8 @@ def untuned(study: Study, settings: Sequence[Setting], apart_from: str) -> list[
 
 def _line(study: Study, setting: Setting, key: str) -> list[Setting]:
   """The settings that differ from `setting` in `key` at most."""
-  same = lambda s: all(s.values.get(k) == v for k, v in setting.values.items() if k != key)
-  return [s for s in study.settings if key in s.values and same(s)]
+  rest = lambda s: {k: v for k, v in s.values.items() if k != key}
+  return [s for s in study.settings if key in s.values and rest(s) == rest(setting)]
 
 
 def edges(study: Study, setting: Setting, tolerance: float = 0.0, apart_from: str = "") -> list[str]:

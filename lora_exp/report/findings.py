@@ -15,6 +15,7 @@ from lora_exp.report.compare import (
   is_tuned,
   not_worse,
   tolerance_of,
+  untuned,
 )
 from lora_exp.report.finding import (
   ALPHA,
@@ -208,7 +209,9 @@ def next_steps(study: Study) -> Iterator[Finding]:
   ranks = study.levels(RANK)
   if len(ranks) > 1:
     top = list(best_by([s for s in study.adapted if RANK in s.values], RANK).values())
-    if len(top) > 1 and best_of(top) is top[-1] and not not_worse(difference(top[-2].losses, top[-1].losses),
+    if alike := untuned(study, top, RANK):
+      steps.append(f"try more values for each rank (sweep=rank_lr, or a larger study): {joined(alike)}")
+    elif len(top) > 1 and best_of(top) is top[-1] and not not_worse(difference(top[-2].losses, top[-1].losses),
                                                                  tolerance_of(top)):
       steps.append(f"try a rank above {top[-1].values[RANK]}: the loss still falls from rank {top[-2].values[RANK]}")
     if RATE not in study.keys:
