@@ -22,7 +22,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora_exp import __version__
-from lora_exp.config import Config, InputError, LoraExpError, StoppedError
+from lora_exp.config import Config, InputError, LoraExpError, ReachedError, StoppedError
 from lora_exp.config.commandline import CommandLine, check_command_line
 from lora_exp.config.errors import BUG, DONE
 from lora_exp.config.overrides import parse
@@ -241,9 +241,9 @@ class Session:
       runs.append(Outcome(cfg.hydra.job.num, asked=" ".join(texts)))
     sweep = packs.Packs(jobs, runs, width, Path(node.sweep.dir), bool(node.sweeper.get("repeat_failed")))
     found: list[Outcome] = sweep.train() if place is None else sweep.train_placed(place)
-    if place is None and (reasons := {o.reason for o in found if o.code == StoppedError.code}):
+    if sweep.stopped is not None:
       self.stopped = True
-      show_warning(str(reasons.pop()))
+      show_warning(str(sweep.stopped))
     self.outcomes |= {outcome.number: outcome for outcome in found}
     return found
 
@@ -276,7 +276,7 @@ class Session:
     except (LoraExpError, OSError) as error:
       logging.getLogger("lora_exp").error("%s", error, exc_info=True)
       run = replace(run, code=report(error, self.full_error), reason=str(error))
-      self.stopped = isinstance(error, StoppedError) and cfg.train.stop_at is None
+      self.stopped = isinstance(error, StoppedError) and not isinstance(error, ReachedError)
     except Exception as error:  # a bug: told in full, and the other runs of a multirun go on
       logging.getLogger("lora_exp").exception("bug")
       traceback.print_exc()

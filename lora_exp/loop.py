@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from lora_exp import screen
-from lora_exp.config import DivergedError, StoppedError
+from lora_exp.config import DivergedError, ReachedError, StoppedError
 from lora_exp.data.records import Batch
 from lora_exp.flops import count_flops
 from lora_exp.pack import Arms
@@ -159,7 +159,8 @@ def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, titl
       if saving:
         hooks.save(step, state)
       if stopping:
-        raise StoppedError(f"stopped after step {step} of {steps}; its checkpoint is saved")
+        kind = StoppedError if stop.requested else ReachedError
+        raise kind(f"stopped after step {step} of {steps}; its checkpoint is saved")
       clock = time.monotonic()
   return state
 

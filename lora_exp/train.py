@@ -12,7 +12,7 @@ from lora_exp import checkpoint, outputs, screen
 from lora_exp.arm import Arm
 from lora_exp.base import make_base
 from lora_exp.build import Plan, check_built, make_job
-from lora_exp.config import Config, DataConfig, DivergedError, LoraExpError, StoppedError
+from lora_exp.config import Config, DataConfig, DivergedError, LoraExpError, ReachedError, StoppedError
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.generate import make_sampler
@@ -92,7 +92,7 @@ class Pack:
     except StoppedError as error:
       self._mark("stopped", error)
       where = outputs.short(self.arms[0].dir)
-      raise StoppedError(f"{error}; go on with train.resume={where}" if self.alone else str(error)) from None
+      raise type(error)(f"{error}; go on with train.resume={where}" if self.alone else str(error)) from None
     except LoraExpError as error:
       self._mark("diverged" if isinstance(error, DivergedError) else "failed", error)
       raise
@@ -150,10 +150,11 @@ class Pack:
         if resumed and job.steps:  # killed before its outputs were written: they tell of the compiled step too
           job.compile(abstract_batch(self.plan))
         return job.state
+      if resumed and cfg.train.stop_at is not None and start >= cfg.train.stop_at:
+        raise ReachedError(f"stopped after step {start} of {job.steps} already, at train.stop_at={cfg.train.stop_at}")
       first = next(batches)
       job.compile(job.put(first))
-      stop_at = None if cfg.train.stop_at is not None and cfg.train.stop_at <= start else cfg.train.stop_at
-      cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, stop_at)
+      cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, cfg.train.stop_at)
       hooks = Hooks(self.log, self.evaluate, self.save, self.draw)
       state = fit(job, _again(first, batches), cadence, hooks, "train")
     finally:

@@ -112,6 +112,7 @@ def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
     found |= dict.fromkeys(launcher_problems(master.hydra))
     for job in itertools.islice(composing.jobs(master, task), MOST_CHECKED):
       found |= dict.fromkeys(_job(line, composing, composing.compose([*hydra, *job]), parse(job, composing.loader)[0]))
+    found |= dict.fromkeys(composing.sweep_problems(master, task, line.jobs))
   else:
     found |= dict.fromkeys(_job(line, composing, master, task))
   found |= dict.fromkeys(_directory(line, master, [o.key_or_group for o in overrides]))

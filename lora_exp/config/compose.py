@@ -15,10 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config import grid
+from lora_exp.config import grid, study
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.errors import InputError
 from lora_exp.config.overrides import Names, not_one_value, parse, quoted
+from lora_exp.config.schema import Config
 
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 LOG_HANDLERS = ("logging.FileHandler", "logging.StreamHandler", "logging.NullHandler")
@@ -86,9 +87,21 @@ class Composer:
   def jobs(self, master: DictConfig, overrides: Sequence[Override]) -> list[list[str]]:
     """The overrides of each job, as the sweeper will make them: those of the sweep's file, then what was typed."""
     chosen = master.hydra.runtime.choices["hydra/sweeper"]
+    if chosen == "study":
+      return self._study(master, overrides).examples()
     if chosen not in ("grid", "basic"):  # another makes them as it goes
       return [[str(o.input_line) for o in overrides if not o.is_sweep_override()]]
     return grid.jobs(master.hydra.sweeper, overrides, lambda texts: self.parse(texts, several=True))
+
+  def sweep_problems(self, master: DictConfig, overrides: Sequence[Override], cfgs: Sequence[Config]) -> list[str]:
+    """What the sweeper cannot do with the runs `cfgs`."""
+    if master.hydra.runtime.choices["hydra/sweeper"] != "study":
+      return []
+    found = self._study(master, overrides)
+    return [problem for cfg in cfgs for problem in study.run_problems(found, cfg)]
+
+  def _study(self, master: DictConfig, overrides: Sequence[Override]) -> study.Study:
+    return study.read(master.hydra.sweeper, overrides, lambda texts: self.parse(texts, several=True))
 
 
 @contextmanager

@@ -56,6 +56,10 @@ class StoppedError(LoraExpError):
   code = STOPPED
 
 
+class ReachedError(StoppedError):
+  """Stopped at `train.stop_at`, as was asked: no reason for a sweep to stop as well."""
+
+
 def nearest(word: str, choices: Iterable[str], n: int = 1) -> list[str]:
   """The `n` of `choices` spelt most like `word`, best first; empty if none is near."""
   return difflib.get_close_matches(word, list(choices), n=n, cutoff=0.5)

@@ -26,10 +26,10 @@ def jobs(sweeper: Mapping[str, Any], typed: Sequence[Override], parse: Parse) ->
   """The overrides of each job, in order; `sweeper` is the node hydra.sweeper. Raises InputError for unequal lists."""
   last = {o.get_key_element(): o for o in typed}  # of a key that is typed twice
   lists = {key: o for key, o in last.items() if o.is_sweep_override()}
-  single = {key: _one(o) for key, o in last.items() if not o.is_sweep_override()}
+  single = {key: one(o) for key, o in last.items() if not o.is_sweep_override()}
   found = _product(sweeper, lists, single, parse)
   for point in sweeper.get("extra") or []:
-    found += _extra(point, lists, single, parse)
+    found += points(point, lists, single, parse)
   unique: dict[frozenset[str], list[str]] = {}
   for job in found:
     unique.setdefault(frozenset(job), job)
@@ -40,10 +40,10 @@ def _product(sweeper: Mapping, lists: Mapping[str, Override], single: Mapping[st
   dimensions: list[Dimension] = []
   for group in sweeper.get("zip") or []:
     dimensions += _zipped({k: v for k, v in group.items() if k not in lists and k not in single}, parse)
-  params = {o.get_key_element(): o for o in parse(_texts(sweeper.get("params") or {}))}
+  params = {o.get_key_element(): o for o in parse(texts(sweeper.get("params") or {}))}
   for key, override in {**params, **lists}.items():
     if key not in single:
-      dimensions.append([(text,) for text in _values(override)])
+      dimensions.append([(text,) for text in values(override)])
   given: Dimension = [tuple(single.values())]
   return [list(itertools.chain(*choice)) for choice in itertools.product(given, *dimensions)]
 
@@ -51,34 +51,39 @@ def _product(sweeper: Mapping, lists: Mapping[str, Override], single: Mapping[st
 def _zipped(group: Mapping[str, Any], parse: Parse) -> Iterator[Dimension]:
   if not group:
     return
-  columns = [_values(override) for override in parse(_texts(group))]
+  columns = [values(override) for override in parse(texts(group))]
   if len({len(column) for column in columns}) > 1:
     sizes = ", ".join(f"{key} has {len(column)}" for key, column in zip(group, columns, strict=True))
     raise InputError(f"hydra.sweeper.zip: lists that go together are of one length; {sizes}")
   yield list(zip(*columns, strict=True))
 
 
-def _extra(point: Mapping[str, Any], lists: Mapping[str, Override], single: Mapping[str, str], parse: Parse) -> list:
-  own = {o.get_key_element(): o for o in parse(_texts(point))}
+def points(point: Mapping[str, Any], lists: Mapping[str, Override], single: Mapping[str, str], parse: Parse) -> list:
+  """The jobs of an entry of `extra`, with the lists and single values that were typed."""
+  own = {o.get_key_element(): o for o in parse(texts(point))}
   replaced = {key: lists[key] if key in lists and o.is_sweep_override() else o for key, o in own.items()}
   fixed = [[text] for key, text in single.items() if key not in own]
-  return [list(job) for job in itertools.product(*fixed, *(_values(o) for o in replaced.values()))]
+  return [list(job) for job in itertools.product(*fixed, *(values(o) for o in replaced.values()))]
 
 
-def _texts(node: Mapping[str, Any]) -> list[str]:
+def texts(node: Mapping[str, Any]) -> list[str]:
+  """The overrides that a mapping in a sweep's file stands for."""
   return [f"{key}={'null' if value is None else value}" for key, value in node.items()]
 
 
-def _values(override: Override) -> list[str]:
+def values(override: Override) -> list[str]:
+  """An override for each value of a list. Raises InputError for an interval."""
   key = override.get_key_element()
   if not override.is_sweep_override():
-    return [_one(override)]
+    return [one(override)]
   if not override.is_discrete_sweep():
-    raise InputError(f"{override.input_line}: this sweeper takes lists, as {key}=1,2,3")
+    raise InputError(f"{override.input_line}: this sweeper takes lists, as {key}=1,2,3; an interval is searched by "
+                     "hydra/sweeper=study")
   return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def _one(override: Override) -> str:
+def one(override: Override) -> str:
+  """An override of one value, as text."""
   if override.is_delete() or override.is_hydra_override():
     return str(override.input_line)
   return f"{override.get_key_element()}={override.get_value_element_as_str()}"

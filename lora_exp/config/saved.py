@@ -74,7 +74,7 @@ def check_same(jobs: Iterable[tuple[int, Config, Path]]) -> None:
   config."""
   problems = []
   for number, cfg, directory in jobs:
-    if (directory / FILE).is_file() and (differ := _differ(load(str(directory)), cfg)):
+    if (directory / FILE).is_file() and (differ := [path for path, _, _ in changed(load(str(directory)), cfg)]):
       problems.append(
         f"hydra.sweep.dir={directory.parent}: run {number} was begun with another {', '.join(differ)}; give the same "
         "command again, or another directory"
@@ -124,10 +124,8 @@ def _copy(path: str, source: Any, target: dict[str, Any]) -> None:
 
 def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override], directory: str) -> Config:
   cfg = _on_top(saved, composed, overrides)
-  before, after = _flat(asdict(saved)), _flat(asdict(cfg))
   problems = []
-  for path in _differ(saved, cfg):
-    old, new = before.get(path), after.get(path)
+  for path, old, new in changed(saved, cfg):
     if path != "train.steps":
       problems.append(f"{path}={shown(new)}: the run in {directory} has {shown(old)}, and a run goes on as it began; "
                       "leave it out, or start a new run")
@@ -141,11 +139,12 @@ def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override],
   return cfg
 
 
-def _differ(saved: Config, cfg: Config) -> list[str]:
-  """The settings in which `cfg` is not as saved, but for those that may change while a run goes on."""
-  before, after = _flat(asdict(saved)), _flat(asdict(cfg))
-  differ = [path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
-  return [path for path in differ if not any(f"{path}.".startswith(f"{free}.") for free in FREE)]
+def changed(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
+  """(path, before, after) of every setting that differs, apart from the FREE ones."""
+  old, new = _flat(asdict(before)), _flat(asdict(after))
+  paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
+  free = lambda path: any(f"{path}.".startswith(f"{name}.") for name in FREE)
+  return [(path, old.get(path), new.get(path)) for path in paths if not free(path)]
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

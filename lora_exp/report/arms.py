@@ -27,7 +27,7 @@ class Arm:
 
   number: int
   path: str  # relative to the sweep
-  status: str  # done | stopped | diverged | failed | unfinished | missing
+  status: str  # done | pruned | stopped | diverged | failed | unfinished | missing
   reason: str | None = None  # why it is not done, or not counted
   config: dict[str, Any] = field(default_factory=dict)  # by dotted path
   summary: dict[str, Any] = field(default_factory=dict)
@@ -112,16 +112,17 @@ def read_sweep(directory: Path) -> list[Arm]:
   numbered = {int(path.name): path for path in folders if path.name.isdecimal()}
   named = [path for path in folders if not path.name.isdecimal()]
   count = max(numbered, default=-1) + 1
-  arms = [_read(n, numbered[n]) if n in numbered else Arm(n, str(n), "missing", "there is no such folder")
+  arms = [read_arm(n, numbered[n]) if n in numbered else Arm(n, str(n), "missing", "there is no such folder")
           for n in range(count)]
-  return arms + [_read(count + n, path) for n, path in enumerate(named)]
+  return arms + [read_arm(count + n, path) for n, path in enumerate(named)]
 
 
 def _is_run(path: Path) -> bool:
   return path.name.isdecimal() or any((path / name).exists() for name in ("config.yaml", "summary.json"))
 
 
-def _read(number: int, path: Path) -> Arm:
+def read_arm(number: int, path: Path) -> Arm:
+  """The arm in the directory `path`, as far as its files go."""
   problems: list[str] = []
   config = flat(_file(path / "config.yaml", partial(yaml.load, Loader=LOADER), problems))
   found = (path / "summary.json").is_file()
@@ -166,6 +167,8 @@ def _reason(arm: Arm, path: Path, problems: list[str]) -> str | None:
     return "; ".join([*([told] if told else []), *problems])
   if arm.status == "done":
     return None if arm.outcome is not None else "its held-out loss is not a finite number"
+  if arm.status == "pruned":
+    return str(arm.summary.get("reason"))
   if arm.status == "stopped":
     return f"stopped at step {last} of {arm.summary.get('steps', '?')}"
   if told:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_exp.report.settings import Setting, Study, say
+from lora_exp.report.settings import Setting, Study, say, word
 from lora_exp.report.statistics import Difference, difference
 
 SEEDS_NEEDED = 3
+VALUES_NEEDED = 3  # of a rate, where each setting was tried at its own
 TOLERANCE = 0.02  # of the best setting's gain: a smaller difference is none in practice
 NOISE = 0.25  # of that gain: where a difference as large cannot be excluded, nothing is said
 # What is tuned, as a rate is: settings are compared at their own best of these.
@@ -101,6 +102,7 @@ def enough(study: Study, settings: Sequence[Setting], cost: Callable[[Setting], 
     doubts.append(f"no setting is better than the base ({best.label} is the best, "
                   f"{best.gain.text(sign=True)} below it)")
   doubts += [edge for s in settings for edge in edges(study, s, tolerance, key)]
+  doubts += untuned(study, settings, key)
   return Verdict(best, chosen, against, tolerance, doubts, [s for s in settings if s not in tested])
 
 
@@ -113,6 +115,24 @@ def _few(settings: Sequence[Setting]) -> str:
   return f"{len(settings)} of the settings have {number} seed{plural}"
 
 
+def untuned(study: Study, settings: Sequence[Setting], apart_from: str) -> list[str]:
+  """Where settings were tried at other rates (or other tuned numbers) each, and some at too few to find their best."""
+  found = []
+  for key in (k for k in study.keys if is_tuned(k) and k != apart_from):
+    tried = [(s, {repr(t.values[key]) for t in _line(study, s, key)}) for s in settings if key in s.values]
+    least = min(tried, key=lambda pair: len(pair[1]), default=None)
+    if least and len(least[1]) < VALUES_NEEDED and any(values != least[1] for _, values in tried):
+      found.append(f"each was tried at its own values of {word(key)}, which were as few as {len(least[1])}, and "
+                   f"{VALUES_NEEDED} are needed to find a best one")  # fmt: skip
+  return found
+
+
+def _line(study: Study, setting: Setting, key: str) -> list[Setting]:
+  """The settings that differ from `setting` in `key` at most."""
+  rest = lambda s: {k: v for k, v in s.values.items() if k != key}
+  return [s for s in study.settings if key in s.values and rest(s) == rest(setting)]
+
+
 def edges(study: Study, setting: Setting, tolerance: float = 0.0, apart_from: str = "") -> list[str]:
   """Where the best rate (or another tuned number) lies on the edge of what was tried, and still improves there.
 
@@ -121,8 +141,7 @@ def edges(study: Study, setting: Setting, tolerance: float = 0.0, apart_from: st
   found = []
   for key in (k for k in setting.values if is_tuned(k) and k != apart_from):
     value = setting.values[key]
-    line = [s for s in study.settings if key in s.values
-            and all(s.values.get(k) == v for k, v in setting.values.items() if k != key)]
+    line = _line(study, setting, key)
     numeric = sorted({s.values[key] for s in line if isinstance(s.values[key], int | float)})
     if len(numeric) < 2 or value not in (numeric[0], numeric[-1]):
       continue

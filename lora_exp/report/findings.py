@@ -15,6 +15,7 @@ from lora_exp.report.compare import (
   is_tuned,
   not_worse,
   tolerance_of,
+  untuned,
 )
 from lora_exp.report.finding import (
   ALPHA,
@@ -209,7 +210,9 @@ def next_steps(study: Study) -> Iterator[Finding]:
   ranks = study.levels(RANK)
   if len(ranks) > 1 and all(s.budget is None for s in study.adapted):  # a budget chooses the rank
     top = list(best_by([s for s in study.adapted if RANK in s.values], RANK).values())
-    if len(top) > 1 and best_of(top) is top[-1] and not not_worse(difference(top[-2].losses, top[-1].losses),
+    if alike := untuned(study, top, RANK):
+      steps.append(f"try more values for each rank (sweep=rank_lr, or a larger study): {joined(alike)}")
+    elif len(top) > 1 and best_of(top) is top[-1] and not not_worse(difference(top[-2].losses, top[-1].losses),
                                                                  tolerance_of(top)):
       steps.append(f"try a rank above {top[-1].values[RANK]}: the loss still falls from rank {top[-2].values[RANK]}")
     if RATE not in study.keys:
@@ -219,7 +222,7 @@ def next_steps(study: Study) -> Iterator[Finding]:
   late = [s for s in study.adapted if all(_still_falling(arm) for arm in s.counted.values())]
   if len(late) > len(study.adapted) / 2:
     steps.append("train longer: most settings were at their best at the last step")
-  lost = [arm for arm in study.arms if arm.loss is None]
+  lost = [arm for arm in study.arms if arm.loss is None and arm.status != "pruned"]
   if lost:
     steps.append(f"repeat or leave out what did not finish: arms {', '.join(map(str, lost))}")
   if steps:

@@ -23,6 +23,7 @@ from lora_exp.report.style import (
 )
 
 MOST_BARS = 24
+MOST_NAMES = 12  # of values along one axis
 
 
 def surface(study: Study) -> Figure | None:
@@ -155,7 +156,8 @@ def parallel(study: Study) -> Figure | None:
               alpha=1.0 if is_best else 0.75, zorder=5 if is_best else 2)
   for x, k in enumerate(keys):
     axes.axvline(x, color=MUTED, lw=0.8)
-    for value, place in places[k].items():
+    every = -(-len(places[k]) // MOST_NAMES)
+    for value, place in list(places[k].items())[::every]:
       name = value if isinstance(value, str) else say(k, value).rpartition(" ")[2]
       axes.annotate(name, (x, place), (5, 0),
                     textcoords="offset points", va="center", fontsize=8, color=INK,

@@ -103,7 +103,10 @@ class Report:
 
   @property
   def method(self) -> list[str]:
+    pruned = ("A pruned arm was stopped by its study, because its loss was among the worst of its batch at that step: "
+              "no failure, and no result to compare at full length.")  # fmt: skip
     return [
+      *([pruned] if any(arm.status == "pruned" for arm in self.arms) else []),
       "The loss of an arm is the held-out loss of the state that it exports: the best of its evaluations, or the last "
       "with train.export=last; that of a frozen base is its loss at step 0. Arms that differ in train.seed, data.seed "
       "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
@@ -199,6 +202,8 @@ def show(report: Report, page: Path) -> None:
   for text in report.warnings:
     screen.show_warning(text)
   for number, _, status, reason in report.lost:
+    if status == "pruned":  # as was asked
+      continue
     screen.show_warning(f"arm {number}: {status}: {reason}")
   screen.show(f"Report: {page}")
 

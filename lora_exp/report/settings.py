@@ -256,7 +256,7 @@ def label(arms: Sequence[Arm], keys: Sequence[str]) -> str:
 
 def say(key: str, value: Any) -> str:
   """One setting in words: 'rank 4', 'attention', 'steps 100'."""
-  text = f"{value:g}" if isinstance(value, float) else str(value)
+  text = f"{value:.4g}" if isinstance(value, float) else str(value)
   return text if key in ("method", "lora.targets") else f"{word(key)} {text}"
 
 

@@ -12,7 +12,7 @@ OWN = {
   "": ("name",),
   "lora": (
     "rank", "parameters", "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "scaling",
-    "init_std", "lr_ratio", "budget",
+    "init_std", "lr_ratio", "lr_scale", "budget",
   ),
   "optim": ("lr", "weight_decay"),
 }  # fmt: skip

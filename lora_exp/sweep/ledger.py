@@ -40,7 +40,8 @@ class Ledger:
       self.rows = [json.loads(line) for line in whole.decode().splitlines()]
 
   def add(self, event: str, **facts: Any) -> None:
-    """A line: `started`, `done` or `failed` of an arm; `lost` with its process; `pack` of several."""
+    """A line: `started`, `stopped`, `done`, `failed` or `pruned` of an arm; `lost` with its process; `pack` of several;
+    `trial` of a study."""
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
     with self.path.open("ab+") as file:
@@ -65,8 +66,8 @@ class Ledger:
     return self._last(arm).get("event")
 
   def ended(self, arm: int) -> bool:
-    """Whether an arm is trained and written, or failed for a reason of its own."""
-    return self.state(arm) in ("done", "failed")
+    """Whether an arm is trained and written, or failed for a reason of its own, or was pruned by a study."""
+    return self.state(arm) in ("done", "failed", "pruned")
 
   def outcome(self, arm: int, asked: str = "") -> Outcome | None:
     """How an arm ended, or None."""

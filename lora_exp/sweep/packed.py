@@ -9,11 +9,12 @@ from pathlib import Path
 
 from lora_exp import checkpoint, screen
 from lora_exp.build import Plan, check_built, resolved
-from lora_exp.config import Config, InputError, LoraExpError, StoppedError
+from lora_exp.config import Config, InputError, LoraExpError, ReachedError, StoppedError
 from lora_exp.config.rundir import locked
 from lora_exp.config.saved import check_same, save
 from lora_exp.mesh import keep_programs
 from lora_exp.outputs import short
+from lora_exp.pack import union
 from lora_exp.sweep.groups import groups
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.train import Pack
@@ -62,7 +63,9 @@ def _train_packs(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
     if all(ledger.ended(job.number) for job in pack):
       screen.show(f"pack {number} of {len(packs)}: ended before")
       continue
-    screen.show(f"\npack {number} of {len(packs)}: {len(pack)} arm{'s' if len(pack) > 1 else ''}")
+    left = sum(not ledger.ended(job.number) for job in pack)
+    ended = f", {len(pack) - left} of them ended" if left < len(pack) else ""
+    screen.show(f"\npack {number} of {len(packs)}: {len(pack)} arm{'s' if len(pack) > 1 else ''}{ended}")
     ledger.add("pack", pack=number, arms=[job.number for job in pack])
     _train_pack(pack, ledger)
 
@@ -75,6 +78,7 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
       built.append((job, check_built(job.cfg)))
     except InputError as error:
       _failed(job, error, ledger)
+  built = _without_pruned(built, ledger)
   if all(ledger.ended(job.number) for job, _ in built):
     return
   with ExitStack() as stack:
@@ -93,6 +97,14 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
           if not resumed:
             (job.dir / "samples.jsonl").unlink(missing_ok=True)
       arms.train(resumed)
+    except ReachedError:
+      for arm, (job, _) in zip(arms.arms, built, strict=True):
+        if isinstance(arm.error, ReachedError):
+          job.error = arm.error
+          ledger.add("stopped", arm=job.number, step=job.cfg.train.stop_at)
+        elif arm.error is not None:
+          _failed(job, arm.error, ledger)
+      return
     except StoppedError as error:
       again = f"go on with the same command and hydra.sweep.dir={short(pack[0].dir.parent)}"
       raise StoppedError(f"{error}; {again}") from None
@@ -107,6 +119,20 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
       ledger.add("done", arm=job.number)
       losses = arm.summary["losses"]
       screen.show(f"run {job.number}: {arm.summary['name']}  held-out loss {losses['best'] or losses['final']:.4f}")
+
+
+def _without_pruned(built: list[tuple[Job, Plan]], ledger: Ledger) -> list[tuple[Job, Plan]]:
+  """`built` without the arms that a study pruned, but for those that the pack owes its shapes to.
+
+  So the arrays of the others, and with them their losses, are what they are in the whole pack.
+  """
+  shapes = lambda pairs: {row.path: row.rank for row in union([plan.table for _, plan in pairs])}
+  left = built
+  for pair in built:
+    fewer = [other for other in left if other is not pair]
+    if ledger.state(pair[0].number) == "pruned" and len(fewer) > 1 and shapes(fewer) == shapes(built):
+      left = fewer
+  return left
 
 
 def _failed(job: Job, error: LoraExpError, ledger: Ledger) -> None:
@@ -126,7 +152,7 @@ def show_packs(jobs: Sequence[Job], packs: Sequence[Sequence[int]]) -> None:
     first = cfgs[0]
     ranks = sorted({c.lora.rank for c in cfgs})
     rows.append((number, len(members), first.lora.method, ranks, sorted({c.train.seed for c in cfgs}),
-                 sorted({c.optim.lr for c in cfgs}), _span(members)))  # fmt: skip
+                 sorted({c.optim.lr for c in cfgs}), _span([jobs[n].number for n in members])))  # fmt: skip
   columns = ("pack", "arms", "lora", "ranks", "seeds", "lr", "runs")
   screen.show_table("Packs: runs that train as one program", columns, rows)
 

@@ -26,16 +26,17 @@ class Packs:
   width: int
   directory: Path
   repeat_failed: bool
+  stopped: StoppedError | None = None  # by a signal
 
   def train(self) -> list[Outcome]:
     """Trains all jobs in this process; returns how each ended."""
-    jobs, stopped = [packed.Job(*job) for job in self.jobs], None
+    jobs = [packed.Job(*job) for job in self.jobs]
     try:
       packed.train(jobs, self.width, Ledger(self.directory), self.repeat_failed)
     except StoppedError as error:
-      stopped = error
+      self.stopped = error
     ledger = Ledger(self.directory)
-    return [_ended(job, run, ledger, stopped) for job, run in zip(jobs, self.runs, strict=True)]
+    return [_ended(job, run, ledger, self.stopped) for job, run in zip(jobs, self.runs, strict=True)]
 
   def train_placed(self, placing: Callable[[Any], Any]) -> list[Outcome]:
     """Has each pack trained where the launcher puts it that `placing` makes for a task; returns how each job ended."""
