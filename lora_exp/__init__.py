@@ -9,8 +9,8 @@ on it, `step` is the pure compiled step over a pack of arms, `train` the visible
 run into tables and plots. A module imports only from the modules to its left:
 
     config < screen < cache < logger < report < mesh < dropout < lora < models < weights < data < loss < pack < flops
-    < step < loop < build < base < plan < checkpoint < outputs < runs < evaluate < merge < export < decode < generate
-    < promises < answers < arm < train < sweep < __main__
+    < step < loop < build < base < memory < plan < checkpoint < outputs < runs < evaluate < merge < export < decode
+    < generate < promises < answers < arm < train < sweep < __main__
 """
 
 __version__ = "0.1.0"

@@ -181,7 +181,7 @@ class Session:
       return self.codes[0]
     return StoppedError.code if self.stopped else BUG if any(self.codes) else DONE
 
-  def pack(self, composed: Sequence[tuple[DictConfig, Path]], width: int) -> list[int]:
+  def pack(self, composed: Sequence[tuple[DictConfig, Path]], width: int | None) -> list[int]:
     """The packed launcher's: all jobs of a sweep, in as few programs as they can share; returns their codes."""
     jobs = []
     for cfg, directory in composed:

@@ -134,9 +134,14 @@ def loaded_base(plan: Plan, source: Path) -> Tree:
   return weights.load(source, plan.base, places, names, cfg.cache)
 
 
-def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None = None) -> Job:
-  """A pack of the arms `cfgs` (default: the plan's own config alone) over one `base`; the step is not compiled yet."""
-  plans = [plan] if cfgs is None else [_arm_of(plan, c) for c in cfgs]
+def mapping_of(layout: Layout) -> str:
+  """How a step goes over its arms: one after another, which is best on a CPU, or side by side."""
+  return "map" if jax.default_backend() == "cpu" and layout.mesh.shape["arm"] == 1 else "vmap"
+
+
+def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = None) -> Job:
+  """A pack of the arms `plans` (default: `plan` alone) over one `base`; the step is not compiled yet."""
+  plans = plans or [plan]
   if any(_shared(p) != _shared(plan) for p in plans):
     raise ValueError(
       "the arms of a pack must agree on all but rank, alpha, targets, rates, decay and seeds; on a quantised base, on "
@@ -144,7 +149,7 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     )
   cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
   cfgs, tables = [p.cfg for p in plans], [p.table for p in plans]
-  mapping = "map" if jax.default_backend() == "cpu" and layout.mesh.shape["arm"] == 1 else "vmap"
+  mapping = mapping_of(layout)
   # Merging needs a kernel of its own for every arm: only one arm at a time may do it.
   compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
   if cfg.lora.quant:
@@ -171,17 +176,6 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
   else:
     state = _make(lambda params: init_state(program, params, arms), program, own)
   return Job(program, steps, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")))
-
-
-def _arm_of(plan: Plan, cfg: Config) -> Plan:
-  """The plan of one arm of a pack: its own table and start on the model of `plan`."""
-  if cfg == plan.cfg:
-    return plan
-  model = plan.model()
-  start = given_adapter(cfg, model)
-  table = list(start.rows) if start else table_of(model, cfg, models.FAMILIES[cfg.model.family].presets)
-  full = list(start.full) if start else full_of(model, table, cfg)
-  return replace(plan, cfg=cfg, table=table, full=full, start=start)
 
 
 def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Mapping:

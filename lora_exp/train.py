@@ -17,6 +17,7 @@ from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.generate import make_sampler
 from lora_exp.loop import Cadence, Hooks, fit, held_out
+from lora_exp.memory import check_fits, telling
 from lora_exp.mesh import keep_programs
 from lora_exp.pack import union
 from lora_exp.plan import abstract_batch, show_config, show_parameters, steps_of
@@ -30,8 +31,9 @@ def run(cfg: Config, run_dir: Path) -> None:
   plan = check_built(cfg)
   show_config(cfg, run_dir)
   show_parameters(plan)
-  pack = Pack([plan], [run_dir], began)
-  pack.train(resumed=cfg.train.resume is not None)
+  with telling(plan):
+    pack = Pack([plan], [run_dir], began)
+    pack.train(resumed=cfg.train.resume is not None)
   [arm] = pack.arms
   if arm.error is not None:
     raise arm.error
@@ -55,7 +57,7 @@ class Pack:
     self.rows = rows_of(cfg.data, self.plan)
     retain = rows_of(cfg.retain, self.plan) if cfg.retain else None
     base, base_facts = make_base(self.plan)
-    self.job = make_job(self.plan, base, steps_of(cfg, self.rows.train_rows), [plan.cfg for plan in plans])
+    self.job = make_job(self.plan, base, steps_of(cfg, self.rows.train_rows), _filled(plans))
     self.held = self._put(self.rows, cfg.train.eval_tokens)
     self.retain = self._put(retain, cfg.train.retain_tokens) if retain else []
     self.sample = make_sampler(self.job.program, cfg, self.plan.tokenizer)
@@ -122,13 +124,15 @@ class Pack:
     common = set.intersection(*(set(checkpoint.steps(arm.dir)) for arm in self.live))
     step = None if self.alone else max(common)  # a kill may come between the checkpoints of two arms
     like, found = checkpoint.named_leaves(self.job.state), []
+    fresh = lambda n: {name: x[n : n + 1] if x.ndim else x for name, x in like.items()}
     for arm in self.arms:
       if arm.ballast and step not in checkpoint.steps(arm.dir):  # it failed before; what it holds does not matter
-        found.append({name: x[arm.number : arm.number + 1] if x.ndim else x for name, x in like.items()})
+        found.append(fresh(arm.number))
         continue
       step, own, meta = arm.restore(step)
       arm.resume(meta)
       found.append(own)
+    found += [fresh(n) for n in range(len(self.arms), len(self.job.arms.lr))]
     scalar = found[self.live[0].number]
     join = lambda name: scalar[name] if like[name].ndim == 0 else _stacked([own[name] for own in found])
     state = jax.tree.unflatten(jax.tree.structure(self.job.state), [join(name) for name in like])
@@ -153,6 +157,8 @@ class Pack:
         return job.state
       first = next(batches)
       job.compile(self.plan.layout.put_batch(first))
+      if len(self.arms) > 1:  # narrower ones can do with less
+        check_fits(job)
       stop_at = None if cfg.train.stop_at is not None and cfg.train.stop_at <= start else cfg.train.stop_at
       cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, stop_at)
       hooks = Hooks(self.log, self.evaluate, self.save, self.draw)
@@ -193,6 +199,12 @@ class Pack:
     """A checkpoint of every arm."""
     for arm in self.live:
       arm.save(step, state)
+
+
+def _filled(plans: Sequence[Plan]) -> list[Plan]:
+  """`plans`, and the last one again until the mesh axis `arm` divides several: nobody reads what these become."""
+  ways = plans[0].layout.mesh.shape["arm"]
+  return [*plans, *[plans[-1]] * (-len(plans) % ways if len(plans) > 1 else 0)]
 
 
 def _stacked(arms: Sequence[jax.Array]) -> jax.Array:

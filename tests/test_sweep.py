@@ -87,7 +87,7 @@ def test_ranks_targets_and_rates_share_a_program_and_what_is_static_does_not():
     *TINY, "model.dropout=0", "lora.rank=1,8", "lora.targets=mlp,attention", "optim.lr=1e-3,1e-2", "train.seed=0,1"
   )
   assert groups(found, 32) == [list(range(16))]
-  assert [len(group) for group in groups(found, 5)] == [5, 5, 5, 1]
+  assert [len(group) for group in groups(found, 5)] == [4, 4, 4, 4]  # alike, so that they share a program too
   for other in ("train.batch_size=4,8", "data.seed=0,1", "lora=lora,dora", "optim.warmup=1,2", "lora.dropout=0,0.1",
                 "lora.init=kaiming,pissa", "lora.rank=8,9", "lora.bias=none,all", "model.dropout=0,0.1"):  # fmt: skip
     assert groups(cfgs(*TINY, "model.dropout=0", other), 32) == [[0], [1]], other

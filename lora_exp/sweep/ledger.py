@@ -21,7 +21,7 @@ class Ledger:
       os.truncate(self.path, len(whole) + bool(whole))
 
   def add(self, event: str, **facts: Any) -> None:
-    """A line: `started`, `done` or `failed` of an arm; `pack` of several."""
+    """A line: `started`, `done` or `failed` of an arm; `pack` of several, `split` where they were too many."""
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
     with self.path.open("a", encoding="utf-8") as file:
@@ -32,6 +32,11 @@ class Ledger:
   def state(self, arm: int) -> str | None:
     """The latest event of an arm, or None."""
     return next((row["event"] for row in reversed(self.rows) if row.get("arm") == arm), None)
+
+  def packs(self) -> list[list[int]]:
+    """The arms that train together since the latest change, in the order in which their packs were begun."""
+    latest = {arm: number for number, row in enumerate(self.rows) if row["event"] == "pack" for arm in row["arms"]}
+    return [[arm for arm in latest if latest[arm] == number] for number in dict.fromkeys(latest.values())]
 
   def ended(self, arm: int) -> bool:
     """Whether an arm is trained and written, or failed for a reason of its own."""

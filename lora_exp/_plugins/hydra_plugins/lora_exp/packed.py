@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 class PackedLauncher(Launcher):
   """Gives all jobs at once to the session, which is the task function's own object."""
 
-  def __init__(self, width: int):
+  def __init__(self, width: int | None):
     self.width = width
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
