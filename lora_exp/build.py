@@ -164,6 +164,7 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
     dropout=any(c.lora.dropout > 0 for c in cfgs),
     optim=cfg.optim,
     mapping=mapping,
+    one_key=not max(cfg.model.dropout, *(c.lora.dropout for c in cfgs)) or len({c.train.seed for c in cfgs}) == 1,
     layout=layout,
   )
   frozen = _by_path(lambda path, x: found[path.replace(lora.KEPT, "")], frozen)
@@ -175,7 +176,8 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
     state = _make(start, program, _by_path(lambda path, x: found[path], params))
   else:
     state = _make(lambda params: init_state(program, params, arms), program, own)
-  return Job(program, steps, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")))
+  keys = put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]))
+  return Job(program, steps, arms, frozen, state, keys)
 
 
 def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Mapping:

@@ -28,7 +28,7 @@ class Job:
   arms: Arms
   frozen: Tree
   state: State
-  key: jax.Array  # of dropout
+  keys: jax.Array  # (N,) of dropout
   step: Callable[[State, dict], tuple[State, dict]] = field(init=False)
   compiled: Any = field(init=False)
   compile_seconds: float = field(init=False)
@@ -41,12 +41,12 @@ class Job:
     """Compiles the train step for batches like `batch`, with donated state."""
     began = time.monotonic()
     out = (state_shardings(self.program, self.state), self.program.layout.replicated)
-    function = lambda state, arms, frozen, batch, key: train_step(self.program, state, arms, frozen, batch, key)
+    function = lambda state, arms, frozen, batch, keys: train_step(self.program, state, arms, frozen, batch, keys)
     jitted = jax.jit(function, donate_argnums=0, out_shardings=out)
-    traced = jitted.trace(self.state, self.arms, self.frozen, batch, self.key)
+    traced = jitted.trace(self.state, self.arms, self.frozen, batch, self.keys)
     self.flops = count_flops(traced.jaxpr.jaxpr)
     self.compiled = traced.lower().compile()
-    self.step = lambda state, batch: self.compiled(state, self.arms, self.frozen, batch, self.key)
+    self.step = lambda state, batch: self.compiled(state, self.arms, self.frozen, batch, self.keys)
     self.compile_seconds = time.monotonic() - began
 
   @property

@@ -197,6 +197,8 @@ class Pack:
 
   def save(self, step: int, state: State) -> None:
     """A checkpoint of every arm."""
+    if len(self.arms) > 1:
+      state = jax.device_get(state)  # at once: each arm's part of each array would be fetched by itself
     for arm in self.live:
       arm.save(step, state)
 

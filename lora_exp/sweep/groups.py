@@ -18,8 +18,10 @@ OWN = {
     "budget",
   ),
   "optim": ("lr", "weight_decay"),
+  "train": ("seed",),
 }  # fmt: skip
-BUCKETS = (8, 32, 128)  # ranks are padded to the largest of their bucket: far above it a small rank costs too much
+# Ranks are padded to the largest of their bucket: far above it a small rank costs too much, and every bucket compiles.
+BUCKETS = (16, 64, 256)
 
 
 def groups(cfgs: Sequence[Config], width: int | None = None) -> list[list[int]]:
@@ -59,21 +61,15 @@ def cut(members: Sequence[int], most: int, ways: int = 1) -> list[list[int]]:
 
 
 def shared(cfg: Config) -> str:
-  """What must be equal within a pack, as text: all settings but the arm's own.
-
-  Dropout draws one mask for all arms of a pack, from train.seed: with dropout, arms of other seeds train apart, so that
-  each is what it would be alone.
-  """
+  """What must be equal within a pack, as text: all settings but the arm's own."""
   node: dict[str, Any] = asdict(cfg)
   for group, names in OWN.items():
     for name in names:
       (node[group] if group else node).pop(name)
-  lora, dropout = cfg.lora, max(cfg.lora.dropout, cfg.model.dropout) > 0
+  lora = cfg.lora
   node["lora"]["dropout"] = lora.dropout > 0
   node["lora"]["init"] = lora.init if lora.init in ("pissa", "olora") else None
   node["optim"]["clip"] = cfg.optim.clip is None
-  if not dropout:
-    node["train"]["seed"] = None
   if lora.method in ADAPTERS:
     node["bucket"] = bucket(max([lora.rank, *(lora.rank_pattern or {}).values()]))
   if lora.method == "vera":  # its matrices are as large as the largest target
