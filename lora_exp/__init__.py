@@ -9,9 +9,9 @@ on it, `step` is the pure compiled step over a pack of arms, `train` the visible
 run into tables and plots. A module imports only from the modules to its left:
 
     config < screen < cache < logger < spectrum < report < dashboard < mesh < fusion < dropout < lora < models
-    < weights < data < loss < pack < flops < step < loop < teacher < build < base < plan < checkpoint < outputs
-    < runs < evaluate < merge < inspect < export < decode < generate < promises < answers < arm < train < sweep
-    < __main__
+    < weights < data < loss < pack < flops < step < loop < teacher < build < base < memory < plan < checkpoint
+    < outputs < runs < evaluate < merge < inspect < export < decode < generate < promises < answers < arm < train
+    < sweep < __main__
 """
 
 __version__ = "0.1.0"

@@ -227,7 +227,7 @@ class Session:
     return found
 
   def pack(
-    self, composed: Sequence[tuple[DictConfig, Path]], width: int, place: Callable[[object], Launcher] | None
+    self, composed: Sequence[tuple[DictConfig, Path]], width: int | None, place: Callable[[object], Launcher] | None
   ) -> list[Outcome]:
     """The packed launcher's: trains all jobs in as few programs as they can share; returns how they ended.
 

@@ -148,9 +148,14 @@ def loaded_base(plan: Plan, source: Path) -> Tree:
   return weights.load(source, plan.base, places, names, cfg.cache)
 
 
-def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None = None) -> Job:
-  """A pack of the arms `cfgs` (default: the plan's own config alone) over one `base`; the step is not compiled yet."""
-  plans = [plan] if cfgs is None else [_arm_of(plan, c) for c in cfgs]
+def mapping_of(layout: Layout) -> str:
+  """How a step goes over its arms: one after another, which is best on a CPU, or side by side."""
+  return "map" if jax.default_backend() == "cpu" and layout.mesh.shape["arm"] == 1 else "vmap"
+
+
+def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = None) -> Job:
+  """A pack of the arms `plans` (default: `plan` alone) over one `base`; the step is not compiled yet."""
+  plans = plans or [plan]
   if any(_shared(p) != _shared(plan) for p in plans):
     raise ValueError(
       "the arms of a pack must agree on all but rank, alpha, targets, rates, decay and seeds; on a quantised base, on "
@@ -159,13 +164,14 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
   cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
   cfgs, tables = [p.cfg for p in plans], [p.table for p in plans]
   teacher = make_teacher(cfg, plan.model(), found, layout)
-  mapping = "map" if jax.default_backend() == "cpu" and layout.mesh.shape["arm"] == 1 else "vmap"
+  mapping = mapping_of(layout)
   # Merging needs a kernel of its own for every arm: only one arm at a time may do it.
   compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
   if cfg.lora.quant:
     found = _quantised(found, {row.path for table in tables for row in table}, layout, cfg.lora.quant)
   leaves = [_leaves(p, model, found) for p in plans]
   full = {path: [p.start.full[path] if p.start else found[path] for p in plans] for path in plan.full}
+  drops = (cfg.model.dropout if teacher is None else 0) or max(c.lora.dropout for c in cfgs)
   own = inject_arms(model, tables, leaves, full, compute)
   program, params, frozen = split_model(
     model,
@@ -175,6 +181,7 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     base_dropout=teacher is None,
     optim=cfg.optim,
     mapping=mapping,
+    one_key=not drops or len({c.train.seed for c in cfgs}) == 1,
     layout=layout,
   )
   frozen = _by_path(lambda path, x: found[path.replace(lora.KEPT, "")], frozen)
@@ -186,18 +193,8 @@ def make_job(plan: Plan, base: Tree, steps: int, cfgs: Sequence[Config] | None =
     state = _make(start, program, _by_path(lambda path, x: found[path], params))
   else:
     state = _make(lambda params: init_state(program, params, arms), program, own)
-  return Job(program, steps, arms, frozen, state, put(stream_key(cfg.train.seed, "dropout")), teacher)
-
-
-def _arm_of(plan: Plan, cfg: Config) -> Plan:
-  """The plan of one arm of a pack: its own table and start on the model of `plan`."""
-  if cfg == plan.cfg:
-    return plan
-  model = plan.model()
-  start = given_adapter(cfg, model)
-  table = list(start.rows) if start else table_of(model, cfg, models.FAMILIES[cfg.model.family].presets)
-  full = list(start.full) if start else full_of(model, table, cfg)
-  return replace(plan, cfg=cfg, table=table, full=full, start=start)
+  keys = put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]))
+  return Job(program, steps, arms, frozen, state, keys, teacher)
 
 
 def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Mapping:

@@ -38,7 +38,7 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
   """
   root = Path(run_dir) / "checkpoints"
   temporary = root / f"{TEMPORARY}{step}"
-  arrays = {n: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for n, leaf in named_leaves(state).items()}
+  arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}  # of jax's, orbax takes twice as long
   meta = {"meta": meta, "arrays": {name: _spec(leaf) for name, leaf in arrays.items()}}
   with _disk_errors(root):
     root.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ class Job:
   arms: Arms
   frozen: Tree
   state: State
-  key: jax.Array  # of dropout
+  keys: jax.Array  # (N,) of dropout
   teacher: Any = None  # whose words are learned, or None: a Teacher
   step: Callable[[State, dict], tuple[State, dict]] = field(init=False)
   compiled: Any = field(init=False)
@@ -44,12 +44,12 @@ class Job:
     out = (state_shardings(self.program, self.state), self.program.layout.replicated)
     if self.teacher is not None and "teacher" not in batch:
       batch = self.teacher.abstract(batch)
-    function = lambda state, arms, frozen, batch, key: train_step(self.program, state, arms, frozen, batch, key)
+    function = lambda state, arms, frozen, batch, keys: train_step(self.program, state, arms, frozen, batch, keys)
     jitted = jax.jit(function, donate_argnums=0, out_shardings=out)
-    traced = jitted.trace(self.state, self.arms, self.frozen, batch, self.key)
+    traced = jitted.trace(self.state, self.arms, self.frozen, batch, self.keys)
     self.flops = count_flops(traced.jaxpr.jaxpr)
     self.compiled = traced.lower().compile()
-    self.step = lambda state, batch: self.compiled(state, self.arms, self.frozen, batch, self.key)
+    self.step = lambda state, batch: self.compiled(state, self.arms, self.frozen, batch, self.keys)
     self.compile_seconds = time.monotonic() - began
 
   def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -60,8 +60,13 @@ class Job:
   @property
   def peak_memory_bytes(self) -> int:
     """XLA's own figure for the step: arguments, outputs that are not donated, and temporaries, on one device."""
+    return self.compiled.memory_analysis().argument_size_in_bytes + self.working_bytes
+
+  @property
+  def working_bytes(self) -> int:
+    """The same without the arguments: what a step takes beside the arrays that are there."""
     m = self.compiled.memory_analysis()
-    return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    return m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
 
 
 def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> list[dict[str, Any]]:
@@ -70,13 +75,13 @@ def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> lis
   No perplexity but of text's own words, and no accuracy of a regression. Where rows are prompts and answers, also
   `exact`: the share of them whose whole answer is likeliest, its end included.
   """
-  sums = [(job.evaluate(params, job.arms, job.frozen, b), b["weights"].sum()) for b in batches]
-  tokens = float(sum(np.asarray(count, np.float64) for _, count in sums))
-  total = lambda name: np.sum([np.asarray(getattr(s, name), np.float64) for s, _ in sums], axis=0) / tokens
+  sums = [job.evaluate(params, job.arms, job.frozen, b) for b in batches]
+  tokens = float(sum(np.asarray(b["weights"]).sum(dtype=np.float64) for b in batches))
+  total = lambda name: np.sum([np.asarray(getattr(s, name), np.float64) for s in sums], axis=0) / tokens
   scores = {"loss": total("loss")}
   if "tokens" in batches[0] and "teacher" not in batches[0]:
     scores["perplexity"] = np.array([math.exp(min(loss, 700.0)) for loss in scores["loss"]])
-  if sums[0][0].correct is not None:
+  if sums[0].correct is not None:
     scores["accuracy"] = total("correct")
   counts = {"counted": int(tokens)}
   if "answers" in batches[0]:

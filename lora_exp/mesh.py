@@ -65,7 +65,8 @@ class Layout:
     body = tuple(shape[1:]) if arms else tuple(shape)
     names = self._logical(path, len(body))
     split = [self._mesh_axis(path, name, size, gathered) for name, size in zip(names, body, strict=True)]
-    return P("arm" if self.mesh.shape["arm"] > 1 else None, *split) if arms else P(*split)
+    ways = self.mesh.shape["arm"]
+    return P("arm" if ways > 1 and shape[0] % ways == 0 else None, *split) if arms else P(*split)
 
   def _logical(self, path: str, rank: int) -> Sequence[str | None]:
     path = path.replace(".frozen_", ".")  # the base's own value of a parameter that is trained in full

@@ -15,8 +15,8 @@ from lora_exp import lora, screen, weights
 from lora_exp.build import Plan, naming_of
 from lora_exp.config import DataConfig, LoraExpError
 from lora_exp.loop import Job
+from lora_exp.memory import nbytes
 from lora_exp.pack import take_arm
-from lora_exp.plan import nbytes
 from lora_exp.step import Tree
 
 VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")

@@ -173,18 +173,16 @@ def _stack(arms: Sequence[Mapping[str, jax.Array]], row: lora.Adapted) -> dict[s
   """The leaves of one module for all arms; zeros pad each to the largest, and stand for an arm without them."""
 
   def stacked(name: str) -> jax.Array:
-    found = [own[name] for own in arms if name in own]
-    shape = np.max([x.shape for x in found], axis=0)
+    found = {n: np.asarray(own[name]) for n, own in enumerate(arms) if name in own}
+    shape = np.max([x.shape for x in found.values()], axis=0)
     if "R" in (axes := lora.LEAVES[name].axes):
       shape[axes.index("R") - len(axes)] = row.rank
-    return jnp.stack([_padded(own[name], shape) if name in own else jnp.zeros(shape, found[0].dtype) for own in arms])
+    whole = np.zeros((len(arms), *shape), next(iter(found.values())).dtype)
+    for n, x in found.items():
+      whole[n][tuple(slice(size) for size in x.shape)] = x
+    return jnp.asarray(whole)  # not padded in jax, where each shape would be a program of its own
 
   return {name: stacked(name) for name in max(arms, key=len)}
-
-
-def _padded(x: jax.Array, shape: Sequence[int]) -> jax.Array:
-  missing = [(0, whole - size) for whole, size in zip(shape, x.shape, strict=True)]
-  return jnp.pad(x, missing) if any(after for _, after in missing) else x
 
 
 def take_arm(params: Tree, table: Table, full: Sequence[str], method: str, arm: int) -> lora.Adapter:
@@ -217,7 +215,7 @@ def solo_arm(named: Mapping[str, jax.Array], table: Table, whole: Table, arm: in
     own = x[arm : arm + 1]
     if path is not None and "R" in lora.LEAVES[leaf].axes:
       axis = own.ndim - len(lora.LEAVES[leaf].axes) + lora.LEAVES[leaf].axes.index("R")
-      own = jax.lax.slice_in_dim(own, 0, ranks[path], axis=axis)
+      own = own[(*[slice(None)] * axis, slice(ranks[path]))]
     found[name] = own
   return found
 

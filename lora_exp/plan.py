@@ -1,7 +1,6 @@
 """Parameters, bytes and FLOPs of a config before anything is allocated."""
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from lora_exp.config import Config
 from lora_exp.config.typed import shown
 from lora_exp.data.numbers import batch_shapes
 from lora_exp.loop import Job
+from lora_exp.memory import Need, device_memory, estimate, nbytes
 from lora_exp.mesh import flatten, keep_programs
 
 
@@ -27,10 +27,10 @@ def run(cfg: Config) -> None:
   solo, memory = compiled_job(plan, 1), device_memory()
   # From two arms to four: a pack of one is compiled without the loop over arms, so it is no measure of the next.
   growth = (compiled_job(plan, 4).peak_memory_bytes - compiled_job(plan, 2).peak_memory_bytes) // 2
-  per_arm = max(growth, arm_bytes(solo))
+  need = estimate(plan).at_least(Need(solo.peak_memory_bytes, growth))  # as a sweep's packs are measured
   tokens = cfg.train.batch_size * cfg.data.seq_len
   base_bytes = sum(x.size * x.dtype.itemsize for x in flatten(plan.base).values())
-  arms = max(0, 1 + (memory - solo.peak_memory_bytes) // max(1, per_arm))
+  arms = need.most(memory)
   screen.show_facts(
     "One optimizer step",
     {
@@ -39,7 +39,7 @@ def run(cfg: Config) -> None:
       "FLOPs a token": solo.flops / tokens,
       "base": nbytes(base_bytes),
       "memory of the step": nbytes(solo.peak_memory_bytes),
-      "and for each further arm": nbytes(per_arm),
+      "and for each further arm": nbytes(need.further),
       "memory there is": nbytes(memory),
       "largest pack that fits": f"{arms:,} arms" if arms else "none: try optim.accumulate, or a larger mesh",
     },
@@ -122,7 +122,7 @@ def abstract_job(plan: Plan, arms: int = 1) -> Job:
   """A pack of `arms` arms alike over an abstract base: it compiles, and holds no weight."""
   places = plan.layout.shardings(plan.base)
   base = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plan.base, places)
-  return make_job(plan, base, steps_of(plan.cfg, 1), [plan.cfg] * arms)
+  return make_job(plan, base, steps_of(plan.cfg, 1), [plan] * arms)
 
 
 def compiled_job(plan: Plan, arms: int) -> Job:
@@ -137,25 +137,3 @@ def steps_of(cfg: Config, train_rows: int) -> int:
   if cfg.lora.method == "frozen":
     return 0
   return cfg.train.steps or max(1, math.ceil((cfg.train.epochs or 0) * train_rows / cfg.train.batch_size))
-
-
-def device_memory() -> int:
-  """Bytes that programs may use on one device: what an accelerator reports, or the machine's free memory."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if "bytes_limit" in stats:
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-  return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-
-
-def arm_bytes(job: Job) -> int:
-  """What one arm keeps between steps: its trained leaves and their optimizer state."""
-  return sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in jax.tree.leaves((job.state.params, job.state.opt)))
-
-
-def nbytes(count: float) -> str:
-  """A number of bytes as people write it."""
-  for unit in ("B", "KiB", "MiB", "GiB"):
-    if abs(count) < 1024:
-      return f"{count:.4g} {unit}"
-    count /= 1024
-  return f"{count:.4g} TiB"

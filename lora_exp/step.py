@@ -52,6 +52,7 @@ class Program:
   method: str
   optim: OptimConfig
   mapping: str  # of the arms: map (a loop; best on a CPU) | vmap
+  one_key: bool  # all arms drop alike: the masks of a step are made once for all of them
   layout: Layout
 
 
@@ -222,12 +223,15 @@ def state_shardings(program: Program, state: State) -> State:
 
 
 def train_step(
-  program: Program, state: State, arms: Arms, frozen: Tree, batch: Batch, seed_key: jax.Array
+  program: Program, state: State, arms: Arms, frozen: Tree, batch: Batch, seed_keys: jax.Array
 ) -> tuple[State, dict[str, jax.Array]]:
-  """One optimizer step of every arm; metrics are (N,). One dropout key serves all arms: paired noise, made once."""
-  key = jax.random.fold_in(seed_key, state.step)
+  """One optimizer step of every arm; metrics are (N,), `seed_keys` (N,) those of dropout.
 
-  def one_arm(arm: Arms, params: Tree, opt: Tree):
+  Arms of one seed drop alike (paired noise), and as they would alone.
+  """
+  keys = jax.vmap(jax.random.fold_in, (0, None))(seed_keys, state.step)
+
+  def one_arm(arm: Arms, params: Tree, opt: Tree, key: jax.Array):
     factor = schedule(program.optim, arm.steps, state.step)
     grads, sums, tokens = gradient(program, params, arm, frozen, batch, key)
     trained, constants = separate(program, params)
@@ -242,7 +246,11 @@ def train_step(
     }
     return together(optax.apply_updates(trained, updates), constants), opt, metrics
 
-  params, opt, metrics = over_arms(one_arm, program.mapping, arms, state.params, state.opt)
+  if program.one_key:
+    alike = lambda arm, params, opt: one_arm(arm, params, opt, keys[0])
+    params, opt, metrics = over_arms(alike, program.mapping, arms, state.params, state.opt)
+  else:
+    params, opt, metrics = over_arms(one_arm, program.mapping, arms, state.params, state.opt, keys)
   return State(state.step + 1, params, opt), metrics
 
 

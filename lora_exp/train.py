@@ -18,6 +18,7 @@ from lora_exp.data.rows import Rows, make_rows
 from lora_exp.generate import make_sampler
 from lora_exp.logger import wait_for
 from lora_exp.loop import Cadence, Hooks, fit, held_out
+from lora_exp.memory import check_fits, telling
 from lora_exp.mesh import keep_programs
 from lora_exp.pack import union
 from lora_exp.plan import abstract_batch, show_config, show_parameters, steps_of
@@ -31,8 +32,9 @@ def run(cfg: Config, run_dir: Path) -> None:
   plan = check_built(cfg)
   show_config(cfg, run_dir)
   show_parameters(plan)
-  pack = Pack([plan], [run_dir], began)
-  pack.train(resumed=cfg.train.resume is not None)
+  with telling(plan):
+    pack = Pack([plan], [run_dir], began)
+    pack.train(resumed=cfg.train.resume is not None)
   [arm] = pack.arms
   if arm.error is not None:
     raise arm.error
@@ -56,7 +58,8 @@ class Pack:
     self.rows = rows_of(cfg.data, self.plan)
     retain = rows_of(cfg.retain, self.plan) if cfg.retain else None
     base, base_facts = make_base(self.plan)
-    self.job = make_job(self.plan, base, steps_of(cfg, self.rows.train_rows), [plan.cfg for plan in plans])
+    steps = steps_of(cfg, self.rows.train_rows)
+    self.job = make_job(self.plan, base, steps, _filled(plans))
     self.held = [self.job.put(b) for b in eval_batches(self.rows, cfg.train.batch_size, cfg.train.eval_tokens)]
     kept = eval_batches(retain, cfg.train.batch_size, cfg.train.retain_tokens) if retain else ()
     self.retain = [self.plan.layout.put_batch(b) for b in kept]
@@ -121,13 +124,15 @@ class Pack:
     common = set.intersection(*(set(checkpoint.steps(arm.dir)) for arm in self.live))
     step = None if self.alone else max(common)  # a kill may come between the checkpoints of two arms
     like, found = checkpoint.named_leaves(self.job.state), []
+    fresh = lambda n: {name: x[n : n + 1] if x.ndim else x for name, x in like.items()}
     for arm in self.arms:
       if arm.ballast and step not in checkpoint.steps(arm.dir):  # it failed before; what it holds does not matter
-        found.append({name: x[arm.number : arm.number + 1] if x.ndim else x for name, x in like.items()})
+        found.append(fresh(arm.number))
         continue
       step, own, meta = arm.restore(step)
       arm.resume(meta)
       found.append(own)
+    found += [fresh(n) for n in range(len(self.arms), len(self.job.arms.lr))]
     scalar = found[self.live[0].number]
     join = lambda name: scalar[name] if like[name].ndim == 0 else _stacked([own[name] for own in found])
     state = jax.tree.unflatten(jax.tree.structure(self.job.state), [join(name) for name in like])
@@ -154,6 +159,8 @@ class Pack:
         raise ReachedError(f"stopped after step {start} of {job.steps} already, at train.stop_at={cfg.train.stop_at}")
       first = next(batches)
       job.compile(job.put(first))
+      if len(self.arms) > 1:  # narrower ones can do with less
+        check_fits(job)
       cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, cfg.train.stop_at)
       hooks = Hooks(self.log, self.evaluate, self.save, self.draw)
       state = fit(job, _again(first, batches), cadence, hooks, "train")
@@ -191,8 +198,16 @@ class Pack:
 
   def save(self, step: int, state: State) -> None:
     """A checkpoint of every arm."""
+    if len(self.arms) > 1:
+      state = jax.device_get(state)  # at once: each arm's part of each array would be fetched by itself
     for arm in self.live:
       arm.save(step, state)
+
+
+def _filled(plans: Sequence[Plan]) -> list[Plan]:
+  """`plans`, and the last one again until the mesh axis `arm` divides several: nobody reads what these become."""
+  ways = plans[0].layout.mesh.shape["arm"]
+  return [*plans, *[plans[-1]] * (-len(plans) % ways if len(plans) > 1 else 0)]
 
 
 def _stacked(arms: Sequence[jax.Array]) -> jax.Array:

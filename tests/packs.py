@@ -69,7 +69,7 @@ def job_of(*cfgs: Config, steps: int = 20, mapping: str | None = None) -> Job:
   name = repr((cfgs[0].model, cfgs[0].mesh))
   _plans[name] = plan
   with quickly():
-    job = make_job(plan, _base(name), steps=steps, cfgs=list(cfgs))
+    job = make_job(plan, _base(name), steps, [check_built(cfg) for cfg in cfgs])
   if mapping is not None:
     job.program = replace(job.program, mapping=mapping)
   return job

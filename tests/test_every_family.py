@@ -86,7 +86,7 @@ def gradients(family: str, **mesh: int) -> dict[str, list]:
   targets = ["all_linear", "embeddings"]
   of = job_of(config(family, model__vocab_size=264, train__batch_size=8, lora__targets=targets, **sizes))
   params, arm = jax.tree.map(lambda x: x[0], (bent(of.state.params), of.arms))
-  found = jax.jit(lambda *args: gradient(of.program, *args, of.key)[0])
+  found = jax.jit(lambda *args: gradient(of.program, *args, of.keys[0])[0])
   grads = found(params, arm, of.frozen, of.program.layout.put_batch(rows(batch=8, length=14)))
   return {path: np.asarray(x).tolist() for path, x in flatten(grads).items()}
 

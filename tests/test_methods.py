@@ -222,7 +222,7 @@ def gradients(family: str, case: str):
   of = job(family, case)
   trained, constants = separate(of.program, of.state.params)
   arm, batch = only(of.arms._replace(dropout=0 * of.arms.dropout)), batch_of(family)
-  found = jax.jit(lambda params, frozen: gradient(of.program, params, arm, frozen, batch, of.key)[0])
+  found = jax.jit(lambda params, frozen: gradient(of.program, params, arm, frozen, batch, of.keys[0])[0])
   points = {"start": trained, "moved": bent(trained)}
   with quickly():
     whole = {name: only(together(point, constants)) for name, point in points.items()}
@@ -500,7 +500,7 @@ def test_a_quantised_base_is_smaller_and_its_gradient_that_on_the_same_base_made
   assert saved > kernels / 2
   base = jax.tree.map(lambda x: dense(x), of.frozen, is_leaf=is_quantised)
   with quickly():
-    grads = jax.jit(lambda p, frozen: gradient(of.program, p, only(of.arms), frozen, numbers(), of.key)[0])
+    grads = jax.jit(lambda p, frozen: gradient(of.program, p, only(of.arms), frozen, numbers(), of.keys[0])[0])
     params = only(bent(of.state.params))
     found, wanted = by_path(grads(params, of.frozen)), by_path(grads(params, base))
   for path, g in wanted.items():

@@ -77,7 +77,7 @@ def test_loss_and_gradient_are_those_of_the_divergence_written_out(head):
     return ((jnp.exp(log_p) * (log_p - log_q)).sum(-1) * batch["weights"]).sum() / batch["weights"].sum()
 
   expected, wanted = jax.value_and_grad(divergence)(params)
-  grads, sums, tokens = gradient(job.program, params, numbers, job.frozen, batch, job.key)
+  grads, sums, tokens = gradient(job.program, params, numbers, job.frozen, batch, job.keys[0])
   assert float(expected) > 1e-3 and float(sums.loss / tokens) == pytest.approx(float(expected), rel=1e-5)
   agree = (say(params).argmax(-1) == teacher.argmax(-1)) * batch["weights"]
   assert float(sums.correct) == float(agree.sum())
@@ -121,7 +121,7 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_one_rank_less_has():
 
 def test_parts_of_a_batch_add_up():
   jobs = [job_of(config(model__dropout=0.0, optim__accumulate=parts)) for parts in (1, 2)]
-  one, two = (gradient(j.program, arm(bent(j.state.params), 0), arm(j.arms, 0), j.frozen, j.put(rows()), j.key)[0]
+  one, two = (gradient(j.program, arm(bent(j.state.params), 0), arm(j.arms, 0), j.frozen, j.put(rows()), j.keys[0])[0]
               for j in jobs)
   for path, g in flatten(one).items():
     assert np.abs(np.asarray(flatten(two)[path] - g)).max() <= 1e-5 * np.abs(g).max(), path

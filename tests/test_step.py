@@ -60,7 +60,7 @@ def gradients(job, params, batch):
     return over_arms(one, job.program.mapping, arms, params)
 
   with quickly():
-    return jax.jit(all_arms)(params, job.arms, job.frozen, batch, job.key)
+    return jax.jit(all_arms)(params, job.arms, job.frozen, batch, job.keys[0])
 
 
 @cache
@@ -142,7 +142,7 @@ def test_one_arm_that_breaks_leaves_the_others_their_bits():
   job, _, start, early = pack("map")
   arms, state = job.arms._replace(lr=job.arms.lr.at[1].set(jnp.nan)), start
   for i in range(10):
-    state, metrics = job.compiled(state, arms, job.frozen, rows(i), job.key)
+    state, metrics = job.compiled(state, arms, job.frozen, rows(i), job.keys)
   assert np.isnan(metrics["loss"][1])
   for path, x in flatten(state.params).items():
     for n in (0, 2):
@@ -219,7 +219,7 @@ def test_another_lr_alpha_dropout_or_length_runs_in_the_same_program():
   assert instructions(one) == instructions(two)
   state = start
   for i, loss in enumerate(own_losses):
-    state, metrics = one.compiled(state, two.arms, two.frozen, rows(i), two.key)
+    state, metrics = one.compiled(state, two.arms, two.frozen, rows(i), two.keys)
     assert metrics["loss"][0] == loss
 
 

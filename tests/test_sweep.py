@@ -89,15 +89,15 @@ def test_ranks_targets_and_rates_share_a_program_and_what_is_static_does_not():
     *TINY, "model.dropout=0", "lora.rank=1,8", "lora.targets=mlp,attention", "optim.lr=1e-3,1e-2", "train.seed=0,1"
   )
   assert groups(found, 32) == [list(range(16))]
-  assert [len(group) for group in groups(found, 5)] == [5, 5, 5, 1]
+  assert [len(group) for group in groups(found, 5)] == [4, 4, 4, 4]  # alike, so that they share a program too
   assert groups(cfgs(*TINY, "lora.lr_scale=0.5,1,2"), 32) == [[0, 1, 2]]
   for other in ("train.batch_size=4,8", "data.seed=0,1", "lora=lora,dora", "optim.warmup=1,2", "lora.dropout=0,0.1",
-                "lora.init=kaiming,pissa", "lora.rank=8,9", "lora.bias=none,all", "model.dropout=0,0.1"):  # fmt: skip
+                "lora.init=kaiming,pissa", "lora.rank=16,17", "lora.bias=none,all", "model.dropout=0,0.1"):  # fmt: skip
     assert groups(cfgs(*TINY, "model.dropout=0", other), 32) == [[0], [1]], other
 
 
-def test_with_dropout_arms_of_another_seed_train_apart():
-  assert groups(cfgs(*TINY, "model.dropout=0.1", "train.seed=0,1", "lora.rank=1,2"), 32) == [[0, 1], [2, 3]]
+def test_arms_of_several_seeds_train_together_with_dropout_too():
+  assert groups(cfgs(*TINY, "model.dropout=0.1", "train.seed=0,1", "lora.rank=1,2"), 32) == [[0, 1, 2, 3]]
 
 
 # ---- a budget of parameters
@@ -201,7 +201,7 @@ def test_a_torn_last_line_of_the_ledger_is_cut_off(tmp_path):
 # ---- killed, and gone on with
 
 
-KILLED = ["train.steps=40", "lora.rank=1,2,4", "train.seed=0,1", "model.dropout=0.1"]
+KILLED = ["train.steps=40", "lora.rank=1,2,4", "train.seed=0,1", "model.dropout=0.1", "hydra.launcher.width=3"]
 
 
 def results(directory) -> list[dict]:

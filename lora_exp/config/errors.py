@@ -44,6 +44,10 @@ class DivergedError(LoraExpError):
   code = DIVERGED
 
 
+class MemoryFullError(LoraExpError):
+  """A program does not fit in the memory there is: exit code 1."""
+
+
 class DiskError(LoraExpError):
   """The disk is full or failed while writing: exit code 6."""
 

@@ -6,7 +6,8 @@ A₀·B₀ is subtracted, and W is not touched.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ INITS: dict[str, Callable[..., jax.Array]] = {
   "gaussian": _normal(lambda fan, rank, std: 1 / rank),  # PEFT's
   "orthogonal": _orthogonal,
 }
+ANY_RANK, DRAWN = ("kaiming", "he_uniform"), 16  # inits whose numbers do not depend on the rank; its multiples drawn
 FROM_KERNEL = ("pissa", "olora")  # inits that take both A and B from W
 LAMBDA_D = 0.1  # what VeRA's d starts as, in its paper (arXiv 2310.11454) and in PEFT
 ADALORA_STD = 0.02  # of AdaLoRA's A and B (arXiv 2303.10512), as in PEFT
@@ -94,27 +96,49 @@ def draw(
 
 
 def _drawn(table, fans, kernels, key, init, std, method) -> dict[str, jax.Array]:
-  """A of every row. Each kernel of a stack has its own; modules alike are drawn as one, so that layers compile once."""
+  """A of every row. Each kernel of a stack has its own; modules alike are drawn as one, so that layers compile once.
+
+  Where the rank decides no number, more of them are drawn than are kept: then one program serves all arms of a sweep.
+  """
   how, spread = ("normal", ADALORA_STD) if method == "adalora" else (init, std)
-  alike: dict[tuple, list[str]] = {}
+  alike: dict[Kind, list[str]] = {}
   for row in table:
-    alike.setdefault((_lead(kernels[row.path]), fans[row.path], row.fan_in, row.rank), []).append(row.path)
+    drawn_rank = -(-row.rank // DRAWN) * DRAWN if how in ANY_RANK else row.rank
+    kind = Kind(_lead(kernels[row.path]), fans[row.path], row.fan_in, drawn_rank)
+    alike.setdefault(kind, []).append(row.path)
+  found = _draw_alike(key, tuple((kind, tuple(paths)) for kind, paths in alike.items()), how, spread)
+  return {row.path: _first_columns(found[row.path], row.rank) for row in table}
 
-  def one(key: jax.Array, lead: tuple[int, ...], fan: int, features: int, rank: int) -> jax.Array:
-    draw_one = lambda k: draw_a(k, how, fan, features, rank, spread)
-    if not lead:
+
+class Kind(NamedTuple):
+  """What modules have in common whose A is drawn at once."""
+
+  lead: tuple[int, ...]  # axes of a stack of kernels
+  fan: int
+  features: int
+  rank: int
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _draw_alike(key: jax.Array, alike, init: str, std: float | None) -> dict[str, jax.Array]:
+  def one(kind: Kind, key: jax.Array) -> jax.Array:
+    draw_one = lambda k: draw_a(k, init, kind.fan, kind.features, kind.rank, std)
+    if not kind.lead:
       return draw_one(key)
-    stacked = jax.vmap(draw_one)(jax.random.split(key, math.prod(lead)))
-    return stacked.reshape(*lead, *stacked.shape[1:])
+    stacked = jax.vmap(draw_one)(jax.random.split(key, math.prod(kind.lead)))
+    return stacked.reshape(*kind.lead, *stacked.shape[1:])
 
-  def every(key: jax.Array) -> dict[str, jax.Array]:
-    found: dict[str, jax.Array] = {}
-    for kind, paths in alike.items():
-      drawn = jax.vmap(lambda k, kind=kind: one(k, *kind))(path_keys(key, paths))
-      found |= dict(zip(paths, drawn, strict=True))
-    return found
+  found: dict[str, jax.Array] = {}
+  for kind, paths in alike:
+    found |= dict(zip(paths, jax.vmap(partial(one, kind))(path_keys(key, paths)), strict=True))
+  return found
 
-  return jax.jit(every)(key)
+
+def _first_columns(a: jax.Array, rank: int) -> jax.Array:
+  """A (…, I, rank); cut outside of jax where there are numbers, as each shape would be a program of its own."""
+  if a.shape[-1] == rank:
+    return a
+  return a[..., :rank] if isinstance(a, jax.core.Tracer) else jnp.asarray(np.asarray(a)[..., :rank])
 
 
 def complete(leaves: formula.Leaves, w: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Model families. Each gives NNX modules, target presets and logical axes; none knows adapters or meshes."""
 
+from dataclasses import asdict
+
 from flax import nnx
 
 from lora_exp.config import ModelConfig
@@ -20,8 +22,16 @@ def build(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
 
 
 def abstract(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
-  """The same model with shapes in place of weights; nothing is allocated."""
-  return nnx.eval_shape(lambda: build(cfg, vocab_size))
+  """The same model with shapes in place of weights; nothing is allocated. Traced once, and new at each call."""
+  key = repr((asdict(cfg), vocab_size))
+  if key not in _traced:
+    _traced.clear()  # the arms of a sweep ask for one and the same
+    _traced[key] = nnx.split(nnx.eval_shape(lambda: build(cfg, vocab_size)))
+  model: nnx.Module = nnx.merge(*_traced[key])
+  return model
+
+
+_traced: dict[str, tuple[nnx.GraphDef, nnx.State]] = {}
 
 
 __all__ = ["FAMILIES", "Family", "LanguageModel", "Names", "abstract", "build"]

@@ -40,8 +40,8 @@ class Ledger:
       self.rows = [json.loads(line) for line in whole.decode().splitlines()]
 
   def add(self, event: str, **facts: Any) -> None:
-    """A line: `started`, `stopped`, `done`, `failed` or `pruned` of an arm; `lost` with its process; `pack` of several;
-    `trial` of a study."""
+    """A line: `started`, `stopped`, `done`, `failed` or `pruned` of an arm; `lost` with its process; `pack` of several,
+    `split` where they were too many; `trial` of a study."""
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
     with self.path.open("ab+") as file:
@@ -64,6 +64,11 @@ class Ledger:
   def state(self, arm: int) -> str | None:
     """The latest event of an arm, or None."""
     return self._last(arm).get("event")
+
+  def packs(self) -> list[list[int]]:
+    """The arms that train together since the latest change, in the order in which their packs were begun."""
+    latest = {arm: number for number, row in enumerate(self.rows) if row["event"] == "pack" for arm in row["arms"]}
+    return [[arm for arm in latest if latest[arm] == number] for number in dict.fromkeys(latest.values())]
 
   def ended(self, arm: int) -> bool:
     """Whether an arm is trained and written, or failed for a reason of its own, or was pruned by a study."""

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from lora_exp import checkpoint, screen
 from lora_exp.build import Plan, check_built, resolved
-from lora_exp.config import Config, InputError, LoraExpError, ReachedError, StoppedError
+from lora_exp.config import Config, InputError, LoraExpError, MemoryFullError, ReachedError, StoppedError
 from lora_exp.config.rundir import locked
 from lora_exp.config.saved import check_same, save
+from lora_exp.memory import device_memory, nbytes, telling
 from lora_exp.mesh import keep_programs
 from lora_exp.outputs import short
 from lora_exp.pack import union
-from lora_exp.sweep.groups import groups
+from lora_exp.sweep.groups import groups, needed
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.train import Pack
 
@@ -32,7 +33,7 @@ class Job:
   error: LoraExpError | None = None
 
 
-def train(jobs: Sequence[Job], width: int, ledger: Ledger, repeat_failed: bool = False) -> None:
+def train(jobs: Sequence[Job], width: int | None, ledger: Ledger, repeat_failed: bool = False) -> None:
   """Trains every job that has not ended; what ended one of them is its `error`. Raises StoppedError on a signal.
 
   A sweep that was begun goes on: the same packs are made again, arms that have ended go along in them as ballast, and
@@ -55,8 +56,8 @@ def train(jobs: Sequence[Job], width: int, ledger: Ledger, repeat_failed: bool =
     _train_packs(failed, width, ledger)
 
 
-def _train_packs(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
-  packs = groups([job.cfg for job in jobs], width)
+def _train_packs(jobs: Sequence[Job], width: int | None, ledger: Ledger) -> None:
+  packs = packs_of(jobs, width, ledger)
   show_packs(jobs, packs)
   for number, members in enumerate(packs):
     pack = [jobs[n] for n in members]
@@ -66,11 +67,41 @@ def _train_packs(jobs: Sequence[Job], width: int, ledger: Ledger) -> None:
     left = sum(not ledger.ended(job.number) for job in pack)
     ended = f", {len(pack) - left} of them ended" if left < len(pack) else ""
     screen.show(f"\npack {number} of {len(packs)}: {len(pack)} arm{'s' if len(pack) > 1 else ''}{ended}")
-    ledger.add("pack", pack=number, arms=[job.number for job in pack])
-    _train_pack(pack, ledger)
+    _train_pack(pack, number, ledger)
 
 
-def _train_pack(pack: list[Job], ledger: Ledger) -> None:
+def packs_of(jobs: Sequence[Job], width: int | None, ledger: Ledger) -> list[list[int]]:
+  """Places in `jobs` of each pack's arms: packs of a sweep that was begun as they were, others as wide as fits.
+
+  Raises InputError for a width that is no number of arms.
+  """
+  if width is not None and (not isinstance(width, int) or width < 1):
+    raise InputError(f"hydra.launcher.width={width}: is no number of arms; give one from 1 on, or null for what fits")
+  place = {job.number: n for n, job in enumerate(jobs)}
+  begun = [[place[arm] for arm in arms if arm in place] for arms in ledger.packs()]
+  rest = [n for n in range(len(jobs)) if not any(n in pack for pack in begun)]
+  anew = groups([jobs[n].cfg for n in rest], width)
+  return [pack for pack in begun if pack] + [[rest[n] for n in pack] for pack in anew]
+
+
+def _train_pack(pack: list[Job], number: int, ledger: Ledger) -> None:
+  """Trains a pack; where it does not fit in memory, its halves one after the other, each from its last checkpoints."""
+  ledger.add("pack", pack=number, arms=[job.number for job in pack])
+  if (full := _try_pack(pack, ledger)) is None:
+    return
+  left = [job for job in pack if not ledger.ended(job.number)]
+  half = (len(left) + 1) // 2
+  parts = [part for part in (left[:half], left[half:]) if part]
+  sizes = " and ".join(str(len(part)) for part in parts)
+  log.warning("pack %d: %s", number, full)
+  screen.show_warning(f"pack {number}: {len(pack)} arms do not fit in memory; they go on as packs of {sizes}: {full}")
+  ledger.add("split", pack=number, arms=[job.number for job in left], reason=str(full))
+  for part in parts:
+    _train_pack(part, number, ledger)
+
+
+def _try_pack(pack: list[Job], ledger: Ledger) -> MemoryFullError | None:
+  """Trains a pack of several, or of one; what is returned says that several do not fit in memory together."""
   began = time.monotonic()
   built: list[tuple[Job, Plan]] = []
   for job in pack:
@@ -80,23 +111,16 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
       _failed(job, error, ledger)
   built = _without_pruned(built, ledger)
   if all(ledger.ended(job.number) for job, _ in built):
-    return
+    return None
   with ExitStack() as stack:
     for job, _ in built:
       job.dir.mkdir(parents=True, exist_ok=True)
       stack.enter_context(locked(job.dir))
       save(job.cfg, job.dir)
     try:
-      arms = Pack([plan for _, plan in built], [job.dir for job, _ in built], began, alone=False)
-      for arm, (job, _) in zip(arms.arms, built, strict=True):
-        arm.ballast = ledger.ended(job.number)
-      resumed = bool(set.intersection(*(set(checkpoint.steps(arm.dir)) for arm in arms.live)))
-      for job, _ in built:
-        if not ledger.ended(job.number):
-          ledger.add("started", arm=job.number, resumed=resumed)
-          if not resumed:
-            (job.dir / "samples.jsonl").unlink(missing_ok=True)
-      arms.train(resumed)
+      with telling(built[0][1], len(built)):
+        arms, resumed = _begun(built, began, ledger)
+        arms.train(resumed)
     except ReachedError:
       for arm, (job, _) in zip(arms.arms, built, strict=True):
         if isinstance(arm.error, ReachedError):
@@ -104,14 +128,16 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
           ledger.add("stopped", arm=job.number, step=job.cfg.train.stop_at)
         elif arm.error is not None:
           _failed(job, arm.error, ledger)
-      return
+      return None
     except StoppedError as error:
       again = f"go on with the same command and hydra.sweep.dir={short(pack[0].dir.parent)}"
       raise StoppedError(f"{error}; {again}") from None
     except LoraExpError as error:
+      if isinstance(error, MemoryFullError) and len(built) > 1:
+        return MemoryFullError(str(error))  # the error itself holds the frames, and they the arrays
       for job, _ in built:
         _failed(job, error, ledger)
-      return
+      return None
   for arm, (job, _) in zip(arms.arms, built, strict=True):
     if arm.error is not None:
       _failed(job, arm.error, ledger)
@@ -119,6 +145,21 @@ def _train_pack(pack: list[Job], ledger: Ledger) -> None:
       ledger.add("done", arm=job.number)
       losses = arm.summary["losses"]
       screen.show(f"run {job.number}: {arm.summary['name']}  held-out loss {losses['best'] or losses['final']:.4f}")
+  return None
+
+
+def _begun(built: Sequence[tuple[Job, Plan]], began: float, ledger: Ledger) -> tuple[Pack, bool]:
+  """The pack, and whether it goes on from checkpoints that its live arms share; the ledger is told."""
+  arms = Pack([plan for _, plan in built], [job.dir for job, _ in built], began, alone=False)
+  for arm, (job, _) in zip(arms.arms, built, strict=True):
+    arm.ballast = ledger.ended(job.number)
+  resumed = bool(set.intersection(*(set(checkpoint.steps(arm.dir)) for arm in arms.live)))
+  for job, _ in built:
+    if not ledger.ended(job.number):
+      ledger.add("started", arm=job.number, resumed=resumed)
+      if not resumed:
+        (job.dir / "samples.jsonl").unlink(missing_ok=True)
+  return arms, resumed
 
 
 def _without_pruned(built: list[tuple[Job, Plan]], ledger: Ledger) -> list[tuple[Job, Plan]]:
@@ -145,16 +186,18 @@ def _failed(job: Job, error: LoraExpError, ledger: Ledger) -> None:
 
 
 def show_packs(jobs: Sequence[Job], packs: Sequence[Sequence[int]]) -> None:
-  """Which arms train together."""
+  """Which arms train together, and the memory that they are estimated to take together."""
   rows = []
   for number, members in enumerate(packs):
     cfgs = [jobs[n].cfg for n in members]
-    first = cfgs[0]
+    first, need = cfgs[0], needed(cfgs)
     ranks = sorted({c.lora.rank for c in cfgs})
     rows.append((number, len(members), first.lora.method, ranks, sorted({c.train.seed for c in cfgs}),
-                 sorted({c.optim.lr for c in cfgs}), _span([jobs[n].number for n in members])))  # fmt: skip
-  columns = ("pack", "arms", "lora", "ranks", "seeds", "lr", "runs")
+                 sorted({c.optim.lr for c in cfgs}), "-" if need is None else nbytes(need.of(len(members))),
+                 _span([jobs[n].number for n in members])))  # fmt: skip
+  columns = ("pack", "arms", "lora", "ranks", "seeds", "lr", "memory", "runs")
   screen.show_table("Packs: runs that train as one program", columns, rows)
+  screen.show(f"Memory there is: {nbytes(device_memory())}; a pack is as wide as fits, by the estimate of task=plan.")
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -23,7 +23,7 @@ class Packs:
 
   jobs: Sequence[tuple[int, Config, Path]]
   runs: Sequence[Outcome]
-  width: int
+  width: int | None
   directory: Path
   repeat_failed: bool
   stopped: StoppedError | None = None  # by a signal

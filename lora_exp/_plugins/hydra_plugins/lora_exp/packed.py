@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 class PackedLauncher(Launcher):
   """Gives all jobs at once to the session, which is the task function's own object."""
 
-  def __init__(self, width: int, place: Any):
+  def __init__(self, width: int | None, place: Any):
     self.width, self.place = width, place
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
