@@ -143,7 +143,8 @@ def changed(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
   """(path, before, after) of every setting that differs, apart from the FREE ones."""
   old, new = _flat(asdict(before)), _flat(asdict(after))
   paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
-  free = lambda path: any(f"{path}.".startswith(f"{name}.") for name in FREE)
+  chosen = () if before.lora.parameters is None else ("lora.rank",)  # which then follows from the budget
+  free = lambda path: any(f"{path}.".startswith(f"{name}.") for name in (*FREE, *chosen))
   return [(path, old.get(path), new.get(path)) for path in paths if not free(path)]
 
 
