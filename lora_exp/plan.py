@@ -25,8 +25,10 @@ def run(cfg: Config) -> None:
   plan = check_built(cfg)
   show_parameters(plan)
   solo, memory = compiled_job(plan, 1), device_memory()
-  # From two arms to four: a pack of one is compiled without the loop over arms, so it is no measure of the next.
-  growth = (compiled_job(plan, 4).peak_memory_bytes - compiled_job(plan, 2).peak_memory_bytes) // 2
+  # From two arms to four (a device): one alone is compiled without the loop over arms, and is no measure of the next.
+  ways = plan.layout.mesh.shape["arm"]
+  two, four = (compiled_job(plan, n * ways).peak_memory_bytes for n in (2, 4))
+  growth = (four - two) // 2
   need = estimate(plan).at_least(Need(solo.peak_memory_bytes, growth))  # as a sweep's packs are measured
   tokens = cfg.train.batch_size * cfg.data.seq_len
   base_bytes = sum(x.size * x.dtype.itemsize for x in flatten(plan.base).values())

@@ -187,13 +187,15 @@ class Pack:
     return any(best)
 
   def draw(self, step: int, params: Tree) -> None:
-    """Samples of every arm."""
+    """Samples of every arm; before the first step all are the base, which is asked once."""
     prompts = self.cfg.sample.prompts
     if not prompts or self.cfg.data.numbers:
       return
+    texts: list[str] = []
     for arm in self.live:
       one = lambda tree, n=arm.number: jax.tree.map(lambda x: x[n], tree)
-      texts = self.sample(one(params), one(self.job.arms), self.job.frozen, prompts)
+      if not texts or step > 0 or arm.plan.start is not None:
+        texts = self.sample(one(params), one(self.job.arms), self.job.frozen, prompts)
       arm.draw(step, prompts, texts, show=self.alone)
 
   def save(self, step: int, state: State) -> None:

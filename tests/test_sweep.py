@@ -154,6 +154,28 @@ def test_an_arm_leaves_what_its_own_run_would_have_left(packed, tmp_path, number
   assert names(arm) == names(alone)
 
 
+def test_with_dropout_an_arm_among_other_seeds_is_what_it_is_alone(tmp_path):
+  argv = [*SHORT, *on_stories(tmp_path), "model.dropout=0.1", "lora.dropout=0.1"]
+  directory = sweep(tmp_path / "sweep", *argv, "train.seed=0,1", "lora.rank=2,16")
+  assert sum('"pack"' in line for line in (directory / "sweep.jsonl").read_text().splitlines()) == 1
+  alone = train(tmp_path / "run", *argv, "train.seed=1", "lora.rank=2")
+  losses = lambda d: [row["loss"] for row in rows(d)]
+  np.testing.assert_allclose(losses(directory / "2"), losses(alone), rtol=1e-4)
+  assert losses(directory / "2") != pytest.approx(losses(directory / "0"), rel=1e-3)
+
+
+def test_arms_are_spread_over_the_devices_of_a_mesh(tmp_path):
+  argv = ["-m", "hydra/launcher=packed", *SHORT, *on_stories(tmp_path), "train.batch_size=4", "lora.rank=1,2,4"]
+  for name, mesh in (("one", ["mesh.data=1"]), ("spread", ["mesh.arm=2", "mesh.data=2", "mesh.tensor=2"])):
+    done = process(*argv, *mesh, f"hydra.sweep.dir={tmp_path / name}", cwd=tmp_path, devices=1 if name == "one" else 8)
+    assert done.returncode == 0, done.stderr
+  for n in range(3):  # three over two: a fourth that nobody reads goes along
+    one, spread = tmp_path / "one" / str(n), tmp_path / "spread" / str(n)
+    assert summary(spread)["mesh"]["arm"] == 2
+    np.testing.assert_allclose(*([row["loss"] for row in rows(d)] for d in (spread, one)), rtol=1e-5)
+  assert not (tmp_path / "spread" / "3").exists()
+
+
 def test_an_arm_can_be_used_like_any_run(packed, capfd):
   assert entry.run(["task=evaluate", f"run={packed / '3'}"]) == 0
   assert "nats below the base" in capfd.readouterr().out

@@ -123,10 +123,17 @@ def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
 def _job(line: CommandLine, composing: Composer, composed: DictConfig, overrides: Sequence[Override]) -> list[str]:
   """Adds one job to `line`; returns its problems."""
   try:
-    line.jobs.append(job_config(composed, overrides))
-    return check(line.jobs[-1])
+    cfg = job_config(composed, overrides)
+    line.jobs.append(cfg)
+    return [*check(cfg), *_arms_problems(cfg, str(composed.hydra.launcher.get("_target_")))]
   except InputError as error:
     return composing.located(error.problems, composed)
+
+
+def _arms_problems(cfg: Config, launcher: str) -> list[str]:
+  if cfg.mesh.arm == 1 or cfg.task != "train" or cfg.train.resume or launcher.endswith(".PackedLauncher"):
+    return []
+  return [f"mesh.arm={cfg.mesh.arm}: must be 1: only a sweep with hydra/launcher=packed has more arms to spread"]
 
 
 def _directory(line: CommandLine, master: DictConfig, typed: list[str]) -> list[str]:

@@ -140,7 +140,7 @@ def memory() -> bool:
 def main() -> int:
   """Runs what is asked and prints it; 1 where a promise does not hold."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("parts", nargs="*", default=[*MODELS, "step", "memory"], help="which (default: all)")
+  parser.add_argument("parts", nargs="*", default=[*MODELS, "step", "memory"], help="some of these alone")
   parser.add_argument("--turns", type=int, default=1, help="turns of both launchers, of which the median counts")
   parser.add_argument("--scratch", type=Path, help="where rows, bases and runs are made; kept if given")
   args = parser.parse_args()
