@@ -4,10 +4,9 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from packs import small
-from runs import TINY, curve, environment, on_stories, rows, summary
+from runs import TINY, curve, environment, on_stories, summary
 
 from lora_exp import __main__ as entry
 from lora_exp import memory
@@ -119,8 +118,7 @@ def test_a_pack_that_exhausts_memory_goes_on_in_halves_from_its_last_checkpoints
   assert entry.run([*argv, f"hydra.sweep.dir={tmp_path / 'whole'}"]) == 0
   for n in range(4):
     halved, whole = tmp_path / "halved" / str(n), tmp_path / "whole" / str(n)
-    np.testing.assert_allclose(*([row["loss"] for row in rows(d)] for d in (halved, whole)), rtol=1e-5)
-    assert [row["step"] for row in curve(halved)] == [row["step"] for row in curve(whole)]
+    assert curve(halved) == curve(whole), n  # bit for bit: the loop over arms runs the same body
     assert summary(halved)["status"] == "done"
   events = [json.loads(line) for line in (tmp_path / "halved" / "sweep.jsonl").read_text().splitlines()]
   assert [row["arms"] for row in events if row["event"] in ("pack", "split")] == [[0, 1, 2, 3]] * 2 + [[0, 1], [2, 3]]

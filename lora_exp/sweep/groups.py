@@ -18,7 +18,6 @@ OWN = {
     "init_std", "lr_ratio", "lr_scale", "budget",
   ),
   "optim": ("lr", "weight_decay"),
-  "train": ("seed",),
 }  # fmt: skip
 # Ranks are padded to the largest of their bucket: far above it a small rank costs too much, and every bucket compiles.
 BUCKETS = (16, 64, 256)
@@ -61,7 +60,11 @@ def cut(members: Sequence[int], most: int, ways: int = 1) -> list[list[int]]:
 
 
 def shared(cfg: Config) -> str:
-  """What must be equal within a pack, as text: all settings but the arm's own."""
+  """What must be equal within a pack, as text: all settings but the arm's own.
+
+  Arms of one seed drop alike, and their masks are made once for all of them. Where every adapter drops its input, masks
+  for each seed cost a fifth of a step, so that seeds train apart; those of the base alone cost too little to measure.
+  """
   node: dict[str, Any] = asdict(cfg)
   for group, names in OWN.items():
     for name in names:
@@ -70,6 +73,8 @@ def shared(cfg: Config) -> str:
   node["lora"]["dropout"] = lora.dropout > 0
   node["lora"]["init"] = lora.init if lora.init in ("pissa", "olora") else None
   node["optim"]["clip"] = cfg.optim.clip is None
+  if lora.dropout == 0:
+    node["train"]["seed"] = None
   if lora.method in ADAPTERS:
     node["bucket"] = bucket(max([lora.rank, *(lora.rank_pattern or {}).values()]))
   if lora.method == "vera":  # its matrices are as large as the largest target

@@ -93,7 +93,6 @@ def _train_pack(pack: list[Job], number: int, ledger: Ledger) -> None:
   half = (len(left) + 1) // 2
   parts = [part for part in (left[:half], left[half:]) if part]
   sizes = " and ".join(str(len(part)) for part in parts)
-  log.warning("pack %d: %s", number, full)
   screen.show_warning(f"pack {number}: {len(pack)} arms do not fit in memory; they go on as packs of {sizes}: {full}")
   ledger.add("split", pack=number, arms=[job.number for job in left], reason=str(full))
   for part in parts:
