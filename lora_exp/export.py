@@ -14,7 +14,8 @@ from lora_exp.base import make_base
 from lora_exp.build import Plan, naming_of
 from lora_exp.cache import sync_all
 from lora_exp.config import Config, InUseError, LoraConfig, ModelConfig
-from lora_exp.config.checks import export_directory, merges
+from lora_exp.config.checks import export_directory
+from lora_exp.config.data_checks import merges
 from lora_exp.config.hf_out import same_model, to_hf
 from lora_exp.config.rundir import cannot_write
 from lora_exp.config.weights import SMOLLM2, is_path, json_object, located

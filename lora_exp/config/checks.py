@@ -1,7 +1,6 @@
 """What is allowed. `check` looks at every setting and returns every problem, a line each; it imports no jax."""
 
 import importlib.util
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -10,16 +9,15 @@ from typing import Any
 
 from lora_exp.config import weights
 from lora_exp.config.credentials import credential_problem
+from lora_exp.config.data_checks import data_problems, file_problems, sources
 from lora_exp.config.errors import did_you_mean
-from lora_exp.config.lora_checks import lora_problems, pattern_problems
+from lora_exp.config.lora_checks import lora_problems
 from lora_exp.config.schema import (
   ADAPTERS,
   EXAMPLES,
-  FILE_SOURCES,
   INITS,
   TOKENIZERS,
   Config,
-  DataConfig,
   ModelConfig,
 )
 from lora_exp.config.typed import shown
@@ -92,24 +90,9 @@ NUMBERS: dict[str, Allowed] = {
 
 def check(cfg: Config) -> list[str]:
   """Every problem of `cfg`, each one line 'path=value: what is allowed'; empty if there is none. Reads no data."""
-  parts = (_choices, _numbers, _task, _name, _credentials, _model, _mlp, _sources, lora_problems, _optim, _train,
+  parts = (_choices, _numbers, _task, _name, _credentials, _model, _mlp, data_problems, lora_problems, _optim, _train,
            _sample, _promises)
   return [problem for part in parts for problem in part(cfg)]
-
-
-def sources(cfg: Config) -> dict[str, DataConfig]:
-  """The data that this run reads, by the path of its settings."""
-  found = {"data": cfg.data}
-  if cfg.pretrain_data is not None and cfg.model.base == "pretrain":
-    found["pretrain_data"] = cfg.pretrain_data
-  if cfg.retain is not None:
-    found["retain"] = cfg.retain
-  return found
-
-
-def merges(cfg: Config) -> bool:
-  """Whether the task merges what a run trained, which reads the run's data."""
-  return cfg.task == "merge" or (cfg.task == "export" and cfg.format == "merged")
 
 
 def export_directory(cfg: Config) -> Path:
@@ -181,7 +164,7 @@ def _task(cfg: Config) -> Iterator[str]:
     if cfg.prompt is not None and cfg.prompt_file is not None:
       yield "prompt, prompt_file: both are given; remove one"
     if cfg.prompt_file is not None:
-      yield from _file("prompt_file", cfg.prompt_file)
+      yield from file_problems("prompt_file", cfg.prompt_file)
     if cfg.prompt == "":
       yield "prompt: is empty; give a text to go on from, as 'prompt=\"Once upon a time\"'"
 
@@ -280,65 +263,6 @@ def _tokenizer(model: ModelConfig) -> Iterator[str]:
            f"tokenizer{did_you_mean(name, TOKENIZERS)}")
 
 
-def _sources(cfg: Config) -> Iterator[str]:
-  for name, data in sources(cfg).items():
-    if (cfg.model.family == "mlp") != data.numbers:
-      yield _other_kind(name, data, cfg.model.family)
-      continue
-    if data.teacher is not None:
-      yield from _teacher(cfg, name, data)
-    if data.numbers:
-      yield from _sizes(cfg, name, data)
-      continue
-    if data.seq_len > cfg.model.max_len:
-      yield f"{name}.seq_len={data.seq_len}: must be at most model.max_len={cfg.model.max_len}"
-    if data.pad_in_loss and data.packing != "pad":
-      yield f"{name}.pad_in_loss=true: needs {name}.packing=pad"
-    if data.source == "stdlib" and data.view is None:
-      yield f"{name}.view=null: stdlib needs one: choose code, docs"
-    if data.source == "sentences" and (len(set(data.sentences)) < 2 or not all(map(str.strip, data.sentences))):
-      yield f"{name}.sentences: must be two different texts or more, none of them blank"
-    if data.source in FILE_SOURCES:
-      if cfg.task in ("train", "evaluate") or (name == "data" and merges(cfg)):
-        yield from _paths(name, data)
-    elif data.path is not None or data.eval_path is not None:
-      group = "data" if name == "data" else f"data@{name}"
-      yield f"{name}.path={data.path}: {data.source} reads no such file; add {group}=text or {group}=jsonl"
-    if data.source == "jsonl":
-      for key in ("prompt_field", "response_field"):
-        if not getattr(data, key):
-          yield f"{name}.{key}: must be the name of a field"
-
-
-def _teacher(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
-  if name != "data":
-    yield f"{name}.teacher: only what is learned has a teacher; choose data@{name}={data.source} without one"
-  elif data.numbers:
-    yield f"data.teacher: {data.source} is numbers, and a teacher says words; leave it null"
-  else:
-    assert data.teacher is not None
-    yield from pattern_problems("data.teacher.targets", data.teacher.targets)
-
-
-def _other_kind(name: str, data: DataConfig, family: str) -> str:
-  """A source of text for a model of numbers, or the reverse."""
-  group = "data" if name == "data" else f"data@{name}"
-  if data.numbers:
-    return f"{name}.source={data.source}: holds numbers, and model.family={family} reads text; add model=mlp"
-  choices = [f"{group}={source}" for source in EXAMPLES] + [f"{group}=none"] * (name != "data")
-  return f"{name}.source={data.source}: is text, and model.family=mlp reads numbers; add {' or '.join(choices)}"
-
-
-def _sizes(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
-  if data.seq_len != 1:
-    yield f"{name}.seq_len={data.seq_len}: must be 1, as an example of {data.source} is a row"
-  if cfg.model.mlp is None:
-    return  # told by _mlp
-  for key, size in zip(("inputs", "outputs"), EXAMPLES[data.source], strict=True):
-    if getattr(cfg.model.mlp, key) != size:
-      yield f"model.mlp.{key}={getattr(cfg.model.mlp, key)}: must be {size} with {name}.source={data.source}"
-
-
 def _mlp(cfg: Config) -> Iterator[str]:
   mlp = cfg.model.mlp
   if cfg.model.family != "mlp":
@@ -356,28 +280,6 @@ def _mlp(cfg: Config) -> Iterator[str]:
   for key, choices in MLP_CHOICES.items():
     if (value := getattr(mlp, key)) not in choices:
       yield f"model.mlp.{key}={value}: choose {', '.join(choices)}{did_you_mean(value, choices)}"
-
-
-def _paths(name: str, data: DataConfig) -> Iterator[str]:
-  if not data.path:
-    what = "a file of JSON lines" if data.source == "jsonl" else \
-      "a text file (TinyStories, for example), documents separated by <|endoftext|>"
-    yield f"{name}.path=null: give {name}.path=FILE, {what}"
-  else:
-    yield from _file(f"{name}.path", data.path)
-  if data.eval_path is not None:
-    yield from _file(f"{name}.eval_path", data.eval_path)
-
-
-def _file(path: str, value: str) -> Iterator[str]:
-  file = Path(value)
-  if not file.exists():
-    near = did_you_mean(file.name, os.listdir(file.parent)) if file.parent.is_dir() else ""
-    yield f"{path}={value}: no such file{near}"
-  elif not file.is_file():
-    yield f"{path}={value}: is a directory; give a file"
-  elif not os.access(file, os.R_OK):
-    yield f"{path}={value}: cannot be read (permission denied)"
 
 
 def _optim(cfg: Config) -> Iterator[str]:
