@@ -53,7 +53,7 @@ def is_setting(path: str) -> bool:
 
 def suggestion(path: str) -> str:
   """'; did you mean X?' for an unknown setting: where its word is used, or the nearest spelling; or ''."""
-  known = [name for name, _ in settings() if not name.startswith(("pretrain_data.", "retain."))]
+  known = [name for name, _ in settings() if not name.startswith(("pretrain_data.", "retain.", "data.teacher."))]
   group, _, word = path.rpartition(".")
   places = sorted((name for name in known if name.rsplit(".", 1)[-1] == word), key=lambda name: name.count("."))
   if word in ELSEWHERE or places:

@@ -61,6 +61,12 @@ FAULTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  """A cache that no test beside these writes to."""
+  monkeypatch.setenv("LORA_EXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def made() -> set:
   """What the cache holds of tokens and bases."""
   return {path for kind in ("rows", "base") for path in everything(cache() / kind)}
