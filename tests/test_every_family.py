@@ -6,7 +6,7 @@ from functools import cache, partial
 import jax
 import numpy as np
 import pytest
-from packs import bent, job_of, quickly, rows, small
+from packs import bent, job_of, rows, small
 from test_mesh import child
 
 from lora_exp.config import ArchConfig, Config
@@ -28,12 +28,6 @@ FAMILIES = {
   },
   "gemma": {"model__family": "llama", "model__arch": ArchConfig(**GEMMA)},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quick():
-  with quickly():
-    yield
 
 
 def config(family: str, **more) -> Config:
@@ -94,10 +88,8 @@ def gradients(family: str, **mesh: int) -> dict[str, list]:
 MESHES = {"gpt2": {"data": 2, "fsdp": 2, "tensor": 2}, "llama": {"data": 1, "fsdp": 2, "tensor": 4}}
 CHILD = """
 import json
-from packs import quickly
 from test_every_family import MESHES, gradients
-with quickly():
-  print(json.dumps({family: gradients(family, **mesh) for family, mesh in MESHES.items()}))
+print(json.dumps({family: gradients(family, **mesh) for family, mesh in MESHES.items()}))
 """
 
 

@@ -303,6 +303,7 @@ def test_a_multirun_leaves_complete_runs_and_one_that_fails_stops_no_other(data,
 # ---- the first command of all
 
 
+@pytest.mark.slow
 def test_the_default_run_lowers_the_loss_of_a_capable_base_and_makes_that_base_once(tmp_path):
   first = process("hydra.run.dir=first", cwd=tmp_path)
   assert first.returncode == 0, first.stderr

@@ -111,7 +111,8 @@ def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
   if line.multirun:
     found |= dict.fromkeys(launcher_problems(master.hydra))
     for job in itertools.islice(composing.jobs(master, task), MOST_CHECKED):
-      found |= dict.fromkeys(_job(line, composing, composing.compose([*hydra, *job]), parse(job, composing.loader)[0]))
+      composed = composing.compose_job([*hydra, *job])
+      found |= dict.fromkeys(_job(line, composing, composed, parse(job, composing.loader)[0]))
     found |= dict.fromkeys(composing.sweep_problems(master, task, line.jobs))
   else:
     found |= dict.fromkeys(_job(line, composing, master, task))

@@ -1,0 +1,108 @@
+"""SmolLM2 in a pack: each arm has the gradients and the losses of its solo run, and PEFT loads it at its own rank."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from packs import rows as batch_of
+from runs import QUIET, on_stories, rows, train
+from test_export_hf import exported, our_logits
+from test_families import their_logits
+
+from lora_exp import __main__ as entry
+from lora_exp.base import make_base
+from lora_exp.build import check_built, make_job
+from lora_exp.config.commandline import check_command_line
+from lora_exp.mesh import dotted, flatten
+from lora_exp.step import gradient, over_arms
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("smollm2_package")]
+
+SETTINGS = ["model=smollm2_135m", *QUIET, "data.seq_len=32", "train.batch_size=2", "train.steps=20", "optim.warmup=2",
+            "train.eval_every=0", "train.save_every=0", "train.export=last", "train.eval_tokens=64",
+            "train.log_every=1"]  # fmt: skip
+RANKS, TARGETS = (2, 5), ("qv", "all_linear")
+ARMS = [(rank, targets) for rank in RANKS for targets in TARGETS]
+SOLO = (1, 2)  # the arms that are run alone too: each rank and each choice of targets once
+
+
+def settings_of(arm: int) -> list[str]:
+  rank, targets = ARMS[arm]
+  return [f"lora.rank={rank}", f"lora.targets={targets}"]
+
+
+@cache
+def base_and_plans(data: tuple[str, ...]):
+  plans = [check_built(check_command_line([*SETTINGS, *data, *settings_of(n)]).jobs[0]) for n in range(len(ARMS))]
+  return make_base(plans[0])[0], plans
+
+
+def moved(params):
+  """`params` with every row of B that an arm has moved off zero, so that A has a gradient too."""
+  leaves = flatten(params)
+
+  def move(path, x):
+    if not (name := dotted(path)).endswith("lora_b"):
+      return x
+    has_NR = np.asarray(leaves[name.removesuffix("b") + "a"]).any(1)
+    return jnp.where(has_NR[..., None], jnp.float32(1e-3), x)
+
+  return jax.tree_util.tree_map_with_path(move, params)
+
+
+def first_gradients(base, plans) -> list[dict[str, np.ndarray]]:
+  """For each arm, every leaf of the gradient near the adapter that it starts from."""
+  job = make_job(plans[0], base, 20, plans)
+  batch = job.program.layout.put_batch(batch_of(7, batch=2, length=32, vocab=49_152))
+  one = lambda arm, own, frozen, batch, key: gradient(job.program, own, arm, frozen, batch, key)[0]
+  every = lambda params, arms, *rest: over_arms(lambda a, p: one(a, p, *rest), job.program.mapping, arms, params)
+  found = flatten(jax.jit(every)(moved(job.state.params), job.arms, job.frozen, batch, job.keys[0]))
+  return [{path: np.asarray(x[n]) for path, x in found.items()} for n in range(len(plans))]
+
+
+def test_every_leaf_of_the_first_gradient_is_that_of_the_solo_run(tmp_path):
+  base, plans = base_and_plans(tuple(on_stories(tmp_path)))
+  packed = first_gradients(base, plans)
+  for n in SOLO:
+    (alone,) = first_gradients(base, [plans[n]])
+    assert len(alone) == 2 * len(plans[n].table)
+    for path, g in alone.items():
+      own = packed[n][path][tuple(slice(s) for s in g.shape)]
+      assert np.abs(g).max() > 0, path
+      assert np.abs(own - g).max() <= 1e-5 * np.abs(g).max(), f"arm {n}: {path}"
+
+
+def test_twenty_losses_are_those_of_the_solo_run_and_peft_loads_every_rank(tmp_path):
+  data = on_stories(tmp_path)
+  lists = [f"lora.rank={','.join(map(str, RANKS))}", f"lora.targets={','.join(TARGETS)}"]
+  sweep = tmp_path / "sweep"
+  assert entry.run(["-m", "hydra/launcher=packed", f"hydra.sweep.dir={sweep}", *SETTINGS, *data, *lists]) == 0
+  packs = [json.loads(line) for line in (sweep / "sweep.jsonl").read_text().splitlines() if '"pack"' in line]
+  assert [sorted(row["arms"]) for row in packs] == [[0, 1, 2, 3]], "the arms were not trained as one program"
+  losses = lambda run: [row["loss"] for row in rows(run, "train")]
+  for n in SOLO:
+    alone = train(tmp_path / f"alone{n}", *SETTINGS, *data, *settings_of(n))
+    assert len(losses(alone)) == 20
+    np.testing.assert_allclose(losses(sweep / str(n)), losses(alone), rtol=1e-4)
+  base = exported(sweep / "0", "task=export", "format=base", out="base")
+  tokens = np.random.default_rng(0).integers(0, 49_152, (1, 24), dtype=np.int32)
+  for n, (rank, _) in enumerate(ARMS):
+    adapted = their_adapted(base, sweep / str(n))
+    assert {x.shape[0] for name, x in adapted.named_parameters() if "lora_A" in name} == {rank}
+    np.testing.assert_allclose(their_logits(adapted, tokens), our_logits(sweep / str(n), tokens), atol=2e-4, rtol=0)
+
+
+def their_adapted(base: Path, run: Path):
+  """PEFT's model of the adapter in `run`, which must fill every tensor that PEFT expects."""
+  from transformers import AutoModelForCausalLM
+
+  model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+  adapted = peft.PeftModel.from_pretrained(model, exported(run, "task=export", out="peft")).eval()
+  assert all(x.abs().max() > 0 for name, x in adapted.named_parameters() if "lora_B" in name)
+  return adapted
