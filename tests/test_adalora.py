@@ -170,6 +170,7 @@ def padded_pack():
   return stack(arms), stack(active), jnp.array([1.0, 1.5, 2.0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
 def test_padding_stays_zero_and_an_arm_of_a_pack_is_as_it_would_be_alone(mapping):
   packed, active, budget = padded_pack()

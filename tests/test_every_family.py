@@ -57,6 +57,7 @@ def test_an_untrained_adapter_on_all_linear_layers_changes_nothing(family):
   assert np.abs(logits(trained, of.frozen, tokens) - base).max() > 1e-2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_and_recomputed_blocks_give_nearly_the_gradient_of_float32(family):
   wide = job(family, lora__targets="all_linear")
@@ -93,6 +94,7 @@ print(json.dumps({family: gradients(family, **mesh) for family, mesh in MESHES.i
 """
 
 
+@pytest.mark.thorough
 def test_the_gradient_on_eight_devices_is_that_of_one():
   """Also where the tensor axis cuts the fused kernel through the keys, and where key heads are fewer than its ways."""
   for family, many in json.loads(child(CHILD)).items():

@@ -146,6 +146,7 @@ def moved(params):
   return jax.tree_util.tree_map_with_path(lambda p, x, new: x if constant(p) else new, params, bent(params))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_merged_and_read_back(method, tmp_path):
   if method == "nf4":

@@ -385,6 +385,7 @@ def test_a_run_that_did_not_end_says_how_to_go_on(run, capfd, tmp_path):
   assert "no UTF-8 text: byte 3" in said(capfd, f"run={run}", f"prompt_file={file}", code=2)
 
 
+@pytest.mark.thorough
 def test_eight_devices_say_what_one_does(run, capfd, tmp_path):
   file = tmp_path / "prompts.txt"
   file.write_text("\n".join(["Once", "a little dog", "the", "Tom saw"] * 2))

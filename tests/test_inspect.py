@@ -188,6 +188,7 @@ def table(directory):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.thorough
 def test_a_run_is_looked_into(swept, capfd):
   run = swept / "2"
   assert entry.run(["task=inspect", f"run={run}"]) == 0

@@ -122,6 +122,7 @@ def test_another_command_is_refused_before_a_file_changes(basic, capfd):
   assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(basic, tmp_path, capfd):
   directory, argv = basic
   argv = [*argv[:-1], "optim.lr=1e-3"]
@@ -146,6 +147,7 @@ def test_packed_runs_that_failed_are_repeated_if_asked_and_the_others_stay(tmp_p
 # ---- processes of this machine: hydra/launcher=joblib
 
 
+@pytest.mark.thorough
 def test_joblib_one_that_fails_is_told_of_and_the_others_are_done(tmp_path):
   pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
   argv = ["-m", "hydra/launcher=joblib", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, *on_stories(tmp_path),

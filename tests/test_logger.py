@@ -226,6 +226,7 @@ def packed(tmp_path_factory):
   return sweep, arms(sweep, "hydra/launcher=packed", "lora.rank=1,4", "lora.targets=mlp,all_linear")
 
 
+@pytest.mark.thorough
 def test_a_sweep_is_a_group_whose_arms_lie_in_one_directory_under_readable_names(packed):
   sweep, found = packed
   assert sorted(found) == ["0-lora-r1-mlp", "1-lora-r1-all_linear", "2-lora-r4-mlp", "3-lora-r4-all_linear"]

@@ -30,6 +30,7 @@ def test_the_estimate_of_an_arm_is_within_a_factor_of_two_of_what_xla_says(setti
   assert said / 2 < estimate(plan).solo < 2 * said
 
 
+@pytest.mark.thorough
 def test_each_further_arm_takes_its_own_state_twice_and_no_base():
   plan = planned(lora__rank=16)
   two, four = (compiled_job(plan, arms).peak_memory_bytes for arms in (2, 4))
@@ -107,6 +108,7 @@ def bounded(directory, *argv: str) -> subprocess.CompletedProcess[str]:
                         capture_output=True, timeout=600)  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not bound a process's memory")
 def test_a_pack_that_exhausts_memory_goes_on_in_halves_from_its_last_checkpoints(tmp_path):
   argv = ["-m", "hydra/launcher=packed", *LARGE, *on_stories(tmp_path), "train.batch_size=4"]

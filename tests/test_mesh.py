@@ -76,6 +76,7 @@ def gathered(program: str) -> list[list[int]]:
   return [[int(n) for n in dims.split(",") if n] for result in found for dims in re.findall(r"\w+\[([\d,]*)\]", result)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mesh", [m for m in MESHES if m != "one"])
 def test_every_mesh_has_the_losses_of_one_device_with_dropout_on(mesh):
   one, many = trained("one")["losses"], trained(mesh)["losses"]
@@ -196,6 +197,7 @@ print(json.dumps([*losses, [(x.shape[0], [p.data.shape[0] for p in x.addressable
 """
 
 
+@pytest.mark.thorough
 def test_arms_may_be_split_over_the_mesh():
   split, together, sizes = json.loads(child(ARMS))
   assert [x for row in split for x in row] == pytest.approx([x for row in together for x in row], rel=1e-5)

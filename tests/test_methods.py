@@ -351,6 +351,7 @@ def pack(case: str, mapping: str):
   return of, before, steps(of, before, 20)[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("case", "mapping"), PACKS)
 def test_an_arm_in_a_pack_starts_and_is_differentiated_as_it_would_be_alone(case, mapping):
   of, before, _ = pack(case, mapping)
@@ -541,6 +542,7 @@ def losses_on(family: str, case: str, mesh: str | None) -> list[float]:
   return steps(of, of.state, 5)[1][:, 0].tolist()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chosen", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
 def test_every_mesh_has_the_losses_of_one_device(chosen):
   many = json.loads(child(LOSSES, json.dumps(chosen)))

@@ -143,6 +143,7 @@ def life(case: str) -> dict:
   return seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", EACH)
 def test_nothing_changes_before_the_first_step(case):
   np.testing.assert_array_equal(life(case)["start"], base()[2])

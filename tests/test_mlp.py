@@ -213,6 +213,7 @@ def test_full_training_works_too(tmp_path):
   assert (run_dir / "model.safetensors").is_file()
 
 
+@pytest.mark.thorough
 def test_eight_devices_train_as_one(tmp_path):
   few = [FREE, "train.steps=5", "train.eval_every=0"]
   one = train(tmp_path / "one", *BLOX, *few)

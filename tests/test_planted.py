@@ -128,6 +128,7 @@ def planted(directory) -> list[str]:
   return [*PLANTED, *on_stories(directory)[1:]]
 
 
+@pytest.mark.thorough
 def test_a_run_tells_what_it_is_held_to_and_goes_on_to_the_same_bits(tmp_path, capsys):
   typed = [*planted(tmp_path), "train.steps=6", "train.batch_size=4", "train.eval_every=3", "train.save_every=3"]
   whole = train(tmp_path / "whole", *typed)

@@ -127,6 +127,7 @@ def long_unbroken(long_settings, tmp_path_factory):
   return train(tmp_path_factory.mktemp("long") / "run", *long_settings)
 
 
+@pytest.mark.thorough
 def test_sigterm_ends_with_75_and_the_run_goes_on_bit_for_bit(long_settings, long_unbroken, tmp_path):
   run_dir = tmp_path / "run"
   metrics = run_dir / "metrics.jsonl"

@@ -177,6 +177,7 @@ def test_frozen_trains_nothing_and_is_measured_by_the_same_step():
   assert sums[0].loss == sums[1].loss and np.isfinite(sums[0].loss).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_accumulating_parts_gives_the_gradient_of_the_whole_batch(method):
   batch = rows(5, batch=4)

@@ -204,6 +204,7 @@ def check_halved(study: Path, unpruned: Path, rungs: list[int]) -> None:
   assert sorted(row["arm"] for row in ledger if row["event"] == "pruned") == sorted({*range(4)} - {*left})
 
 
+@pytest.mark.thorough
 def test_pruned_runs_stop_early_and_the_best_ends_as_if_there_had_been_no_rung(unpruned, tmp_path, capfd, monkeypatch):
   whole, sizes = packed.Pack, []
   spy = lambda plans, *rest, **more: sizes.append(len(plans)) or whole(plans, *rest, **more)
@@ -239,6 +240,7 @@ def test_runs_that_are_launched_one_by_one_are_pruned_alike(unpruned, tmp_path):
 # ---- several objectives, runs beside, failures, going on
 
 
+@pytest.mark.thorough
 def test_a_pareto_study_goes_on_to_its_total_and_what_fails_is_told(tmp_path, capfd):
   argv = [*SHORT, *on_stories(tmp_path), "lora.rank=choice(1,2,4)", "lora.targets=choice(mlp,qv,no_such_module)",
           "optim.lr=0.03", "train.steps=4", "hydra.sweeper.objectives=[loss,trainable]",

@@ -105,6 +105,7 @@ def test_arms_of_several_seeds_train_together_though_the_base_drops():
 # ---- a budget of parameters
 
 
+@pytest.mark.thorough
 def test_a_budget_chooses_the_rank_of_each_place_and_below_rank_1_says_the_least_it_takes(tmp_path, capfd):
   short = [*TINY, *on_stories(tmp_path), "train.steps=1", "train.eval_tokens=128", "lora.parameters=300"]
   sweep(tmp_path / "sweep", *short, "lora.targets=qv,attention,all_linear", code=1)  # 128, 256 and 384 for each rank
@@ -156,6 +157,7 @@ def test_an_arm_leaves_what_its_own_run_would_have_left(packed, tmp_path, number
   assert names(arm) == names(alone)
 
 
+@pytest.mark.thorough
 def test_with_dropout_an_arm_among_other_seeds_is_what_it_is_alone(tmp_path):
   argv = [*SHORT, *on_stories(tmp_path), "model.dropout=0.1"]
   directory = sweep(tmp_path / "sweep", *argv, "train.seed=0,1", "lora.rank=2,16")
@@ -166,6 +168,7 @@ def test_with_dropout_an_arm_among_other_seeds_is_what_it_is_alone(tmp_path):
   assert losses(directory / "2") != pytest.approx(losses(directory / "0"), rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_arms_are_spread_over_the_devices_of_a_mesh(tmp_path):
   argv = ["-m", "hydra/launcher=packed", *SHORT, *on_stories(tmp_path), "train.batch_size=4", "lora.rank=1,2,4"]
   for name, mesh in (("one", ["mesh.data=1"]), ("spread", ["mesh.arm=2", "mesh.data=2", "mesh.tensor=2"])):
@@ -257,6 +260,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("moment", [
   pytest.param(name, marks=[] if name == "in the first pack" else [pytest.mark.slow]) for name in MOMENTS
 ])  # fmt: skip

@@ -471,6 +471,7 @@ def test_a_sweep_in_which_nothing_finished_has_a_page_too(tmp_path):
   assert not make_report(tmp_path).parts and "there is no config.yaml" in Page(tmp_path).text
 
 
+@pytest.mark.thorough
 def test_a_real_sweep_is_reported_from_the_command_line(in_tmp_path, capfd):
   argv = [*TINY, "train=quick", "train.steps=4", "data=sentences"]
   assert entry.run(["-m", "lora.rank=1,2", "train.seed=0,1", *argv, "hydra.sweep.dir=sweep"]) == 0

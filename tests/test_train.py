@@ -178,6 +178,7 @@ def test_evaluating_a_run_gives_the_losses_of_its_summary(finished, capfd):
 # ---- which modules, at which rank
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("settings", "ranks"), [
   (["lora.rank=128"], dict.fromkeys(["mha.query", "mha.key", "mha.value", "mha.out", "linear1", "linear2"], 128)),
   (["lora.targets=[blocks.*.mha.query,blocks.*.mha.value]", "lora.layers=[0]"], {"mha.query": 8, "mha.value": 8}),
@@ -255,6 +256,7 @@ def test_of_json_lines_only_the_responses_are_learned(tmp_path, capfd):
   assert f"{summary(run_dir)['losses']['best']:.4g}" in capfd.readouterr().out
 
 
+@pytest.mark.thorough
 def test_the_jax_tutorial_runs_on_a_small_file_of_stories(tmp_path, capfd):
   run_dir = train(tmp_path / "run", "experiment=jax_tutorial", *on_stories(tmp_path)[1:], "train.batch_size=8",
                   "train.epochs=null", "train.steps=2", "logger=none", "sample.max_tokens=4", "train.eval_tokens=500")
@@ -273,6 +275,7 @@ def test_the_jax_tutorial_runs_on_a_small_file_of_stories(tmp_path, capfd):
 # ---- meshes
 
 
+@pytest.mark.thorough
 def test_eight_devices_train_as_one_does(data, tmp_path):
   settings = [*TINY, *data, "train.steps=4", "train.batch_size=8", "train.eval_tokens=300", "train.save_every=0"]
   done = process(*settings, "mesh.data=4", "mesh.tensor=2", "hydra.run.dir=eight", cwd=tmp_path, devices=8)
@@ -303,7 +306,7 @@ def test_a_multirun_leaves_complete_runs_and_one_that_fails_stops_no_other(data,
 # ---- the first command of all
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_default_run_lowers_the_loss_of_a_capable_base_and_makes_that_base_once(tmp_path):
   first = process("hydra.run.dir=first", cwd=tmp_path)
   assert first.returncode == 0, first.stderr

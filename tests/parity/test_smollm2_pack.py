@@ -1,6 +1,7 @@
 """SmolLM2 in a pack: each arm has the gradients and the losses of its solo run, and PEFT loads it at its own rank."""
 
 import json
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packs import optimised
 from packs import rows as batch_of
 from runs import QUIET, on_stories, rows, train
 from test_export_hf import exported, our_logits
@@ -66,16 +68,18 @@ def first_gradients(base, plans) -> list[dict[str, np.ndarray]]:
   return [{path: np.asarray(x[n]) for path, x in found.items()} for n in range(len(plans))]
 
 
-def test_every_leaf_of_the_first_gradient_is_that_of_the_solo_run(tmp_path):
+@pytest.mark.parametrize(("compiled", "most"), [(nullcontext, 1e-5), (optimised, 5e-5)])
+def test_every_leaf_of_the_first_gradient_is_that_of_the_solo_run(compiled, most, tmp_path):
+  """LLVM adds in another order in each of the two programs, and thirty layers enlarge that: hence two bounds."""
   base, plans = base_and_plans(tuple(on_stories(tmp_path)))
-  packed = first_gradients(base, plans)
-  for n in SOLO:
-    (alone,) = first_gradients(base, [plans[n]])
-    assert len(alone) == 2 * len(plans[n].table)
-    for path, g in alone.items():
+  with compiled():
+    packed, alone = first_gradients(base, plans), {n: first_gradients(base, [plans[n]])[0] for n in SOLO}
+  for n, leaves in alone.items():
+    assert len(leaves) == 2 * len(plans[n].table)
+    for path, g in leaves.items():
       own = packed[n][path][tuple(slice(s) for s in g.shape)]
       assert np.abs(g).max() > 0, path
-      assert np.abs(own - g).max() <= 1e-5 * np.abs(g).max(), f"arm {n}: {path}"
+      assert np.abs(own - g).max() <= most * np.abs(g).max(), f"arm {n}: {path}"
 
 
 def test_twenty_losses_are_those_of_the_solo_run_and_peft_loads_every_rank(tmp_path):
@@ -95,7 +99,8 @@ def test_twenty_losses_are_those_of_the_solo_run_and_peft_loads_every_rank(tmp_p
   for n, (rank, _) in enumerate(ARMS):
     adapted = their_adapted(base, sweep / str(n))
     assert {x.shape[0] for name, x in adapted.named_parameters() if "lora_A" in name} == {rank}
-    np.testing.assert_allclose(their_logits(adapted, tokens), our_logits(sweep / str(n), tokens), atol=2e-4, rtol=0)
+    want = our_logits(sweep / str(n), tokens)  # of 16 at the most
+    np.testing.assert_allclose(their_logits(adapted, tokens), want, atol=1e-3, rtol=0)
 
 
 def their_adapted(base: Path, run: Path):
