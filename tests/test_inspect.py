@@ -220,6 +220,7 @@ def test_a_run_of_every_method_is_looked_into(tmp_path, method):
     assert row["singular_values"] == pytest.approx(read[row["module"]].svd[1], rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.thorough
 def test_full_fine_tuning_is_the_difference_of_its_kernels_from_the_base(swept):
   run = swept / "5"
   assert entry.run(["task=inspect", f"run={run}"]) == 0
@@ -239,6 +240,7 @@ def test_full_fine_tuning_is_the_difference_of_its_kernels_from_the_base(swept):
     assert rows[path]["amplification"] is None and rows[path]["rank"] == min(update.shape)
 
 
+@pytest.mark.thorough
 def test_a_sweep_is_looked_into_and_its_report_says_so(swept, capfd):
   assert "effective rank" in (swept / "report.html").read_text()  # by itself, when the sweep ended
   before = table(swept)
@@ -258,6 +260,7 @@ def test_a_sweep_is_looked_into_and_its_report_says_so(swept, capfd):
   assert {"spectrum.png", "overlap.png"} <= {path.name for path in (swept / "plots").iterdir()}
 
 
+@pytest.mark.thorough
 def test_what_was_seen_of_other_weights_is_not_reported(swept, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(swept / "0", run, ignore=shutil.ignore_patterns("checkpoints", "wandb"))
@@ -269,6 +272,7 @@ def test_what_was_seen_of_other_weights_is_not_reported(swept, tmp_path):
   assert not list(inspected(run))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("run", "words"), [
   ("4", "lora=frozen trained nothing; there is no ΔW to look into"),
   ("nowhere", "no such directory"),

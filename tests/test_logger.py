@@ -237,6 +237,7 @@ def test_a_sweep_is_a_group_whose_arms_lie_in_one_directory_under_readable_names
   assert json.loads(told)["config"]["lora"]["rank"] == 4 and json.loads(told)["summary"]["status"] == "done"
 
 
+@pytest.mark.thorough
 def test_what_wandb_has_of_an_arm_is_its_metrics_against_steps_and_tokens(packed):
   sweep, found = packed
   for name, records in found.items():

@@ -84,6 +84,7 @@ def test_every_mesh_has_the_losses_of_one_device_with_dropout_on(mesh):
   assert many == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mesh", ["data", "tutorial"])
 def test_nothing_is_gathered_where_no_parameter_is_split_over_the_batch(mesh):
   program = trained(mesh)["program"]

@@ -58,7 +58,9 @@ HEADS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+  "head", [pytest.param(head, marks=[] if head == "plain" else pytest.mark.thorough) for head in HEADS]
+)
 def test_loss_and_gradient_are_those_of_the_divergence_written_out(head):
   job = job_of(config(model__dropout=0.0, **HEADS[head]))
   batch = job.put(rows())

@@ -282,6 +282,7 @@ def test_a_killed_sweep_goes_on_with_the_same_command_and_ends_as_if_it_had_not_
   assert sorted(ends) == list(range(6)), "each arm is trained once"
 
 
+@pytest.mark.thorough
 def test_a_sweep_goes_on_only_as_it_began(unbroken, capfd):
   before = {p: p.read_bytes() for p in unbroken.rglob("*") if p.is_file()}
   stories = ["data=text", f"data.path={unbroken.parent / 'lora_exp_test_stories.txt'}"]
