@@ -2,7 +2,7 @@
 machine in this minute; what an arm's step costs inside a pack; and what a pack takes of the memory.
 
     python tests/bench/packed.py            # all of it: half an hour on two quiet cores
-    python tests/bench/packed.py small      # or default, large (V 50,257), step, memory
+    python tests/bench/packed.py small      # or default, step, memory; or large (V 50,257), an hour by itself
 
 Ranks 1 to 16. Rows and base are made before and shared; each side begins with an empty cache of compiled programs, and
 runs once more with the one that it filled (warm). Sides take turns, so that whatever else the machine does slows both
@@ -141,7 +141,7 @@ def memory() -> bool:
 def main() -> int:
   """Runs what is asked and prints it; 1 where a promise does not hold."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("parts", nargs="*", default=[*MODELS, "step", "memory"], help="some of these alone")
+  parser.add_argument("parts", nargs="*", default=["small", "default", "step", "memory"], help="some of these alone")
   parser.add_argument("--turns", type=int, default=1, help="turns of both launchers, of which the median counts")
   parser.add_argument("--scratch", type=Path, help="where rows, bases and runs are made; kept if given")
   args = parser.parse_args()
