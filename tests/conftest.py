@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import pytest
 from absl import logging as absl_logging
 
@@ -19,9 +18,6 @@ absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Most of a test's time is compiling: without LLVM's optimisations it is half as long (packs.optimised: with them).
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start
-jax.config.update("jax_disable_most_optimizations", True)
 _session = None if "LORA_EXP_CACHE" in os.environ else tempfile.TemporaryDirectory(prefix="lora_exp_cache_")
 if _session is not None:  # set while test modules are imported, so that subprocesses share it too
   os.environ["LORA_EXP_CACHE"] = _session.name

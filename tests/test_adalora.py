@@ -76,6 +76,13 @@ def first_update(around, grads, params):
   return jax.jit(lambda grads, params: around.update(grads, around.init(params), params)[0])(grads, params)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 def run(params, budget, steps=STEPS, taken=None, orthogonal=0.1):
   """One arm's params, its state, and its values of e after every step (steps, R) of each module."""
   settings = {"steps": jnp.float32(steps), "budget": jnp.float32(budget), "orthogonal": jnp.float32(orthogonal)}

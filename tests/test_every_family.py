@@ -6,7 +6,7 @@ from functools import cache, partial
 import jax
 import numpy as np
 import pytest
-from packs import bent, job_of, rows, small
+from packs import bent, job_of, quickly, rows, small
 from test_mesh import child
 
 from lora_exp.config import ArchConfig, Config
@@ -28,6 +28,12 @@ FAMILIES = {
   },
   "gemma": {"model__family": "llama", "model__arch": ArchConfig(**GEMMA)},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick():
+  with quickly():
+    yield
 
 
 def config(family: str, **more) -> Config:
@@ -89,8 +95,10 @@ def gradients(family: str, **mesh: int) -> dict[str, list]:
 MESHES = {"gpt2": {"data": 2, "fsdp": 2, "tensor": 2}, "llama": {"data": 1, "fsdp": 2, "tensor": 4}}
 CHILD = """
 import json
+from packs import quickly
 from test_every_family import MESHES, gradients
-print(json.dumps({family: gradients(family, **mesh) for family, mesh in MESHES.items()}))
+with quickly():
+  print(json.dumps({family: gradients(family, **mesh) for family, mesh in MESHES.items()}))
 """
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from packs import bent, job_of, rows, small
+from packs import bent, job_of, quickly, rows, small
 from runs import QUIET, TINY, everything, on_stories, train
 from safetensors.numpy import load_file, save_file
 from test_weights import CONFIG, directory, load, published, same, tensors
@@ -37,6 +37,12 @@ FEW = ["train.steps=3", "optim.lr=0.05", "optim.warmup=0", "train.eval_every=0",
        "train.export=last", "train.batch_size=4", "data.seq_len=32"]
 
 
+@pytest.fixture(autouse=True)
+def quick():
+  with quickly():
+    yield
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Path:
   """A run on a published Llama with a tied table, which is adapted with every kernel."""
@@ -46,14 +52,16 @@ def llama(tmp_path_factory) -> Path:
   (base / "tokenizer_config.json").write_text("{}")
   (base / "generation_config.json").write_text('{"eos_token_id": 256}')
   model = ["model=hf", "model.tokenizer=bytes", f"model.weights={base}", *QUIET, *on_stories(at)]
-  return train(at / "run", *model, *FEW, "lora.targets=[all_linear,embeddings]", "lora.bias=lora_only")
+  with quickly():
+    return train(at / "run", *model, *FEW, "lora.targets=[all_linear,embeddings]", "lora.bias=lora_only")
 
 
 @pytest.fixture(scope="module")
 def minigpt(tmp_path_factory) -> Path:
   """A run on a model that is of no family that others publish."""
   at = tmp_path_factory.mktemp("minigpt")
-  return train(at / "run", *TINY, *on_stories(at), *FEW)
+  with quickly():
+    return train(at / "run", *TINY, *on_stories(at), *FEW)
 
 
 def scores(capfd, *argv: str) -> list[str]:

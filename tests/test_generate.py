@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packs import bent, job_of, small
+from packs import bent, job_of, quickly, small
 from runs import TINY, everything, on_stories, process, train
 
 from lora_exp import __main__ as entry
@@ -41,8 +41,9 @@ GREEDY = {"temperature": 0.0, "max_tokens": 24}
 def made(family: str, **more):
   """(job, params, arm) of a small model whose adapter was moved."""
   settings = {"model__max_len": MAX_LEN, "model__dropout": 0.0, **FAMILIES[family], **more}
-  job = job_of(small(**settings))
-  params, arm = jax.tree.map(lambda x: x[0], (bent(job.state.params), job.arms))
+  with quickly():
+    job = job_of(small(**settings))
+    params, arm = jax.tree.map(lambda x: x[0], (bent(job.state.params), job.arms))
   return job, params, arm
 
 
@@ -57,7 +58,8 @@ def sample(prompts: list[str], family: str = "minigpt", seed: int = 0, stop: tup
   job, params, arm = made(family)
   draws = sampler(family, **drawn)
   draws.cfg = replace(draws.cfg, seed=seed, stop=list(stop))
-  return draws(params, arm, job.frozen, prompts)
+  with quickly():
+    return draws(params, arm, job.frozen, prompts)
 
 
 @cache
@@ -71,7 +73,8 @@ def logits(family: str, ids: list[int]) -> np.ndarray:
   """After the last of `ids`, without a cache."""
   row = np.zeros((1, MAX_LEN), np.int32)
   row[0, : len(ids)] = ids
-  return np.asarray(whole(family)(row)[len(ids) - 1])
+  with quickly():
+    return np.asarray(whole(family)(row)[len(ids) - 1])
 
 
 # ---- the cache
@@ -92,9 +95,10 @@ def test_padded_prompts_and_a_cache_give_the_logits_of_each_row_alone(family):
     return decoder._forward(model, part, rows, first, model.empty_cache(3, 32) if cache is None else cache)
 
   logits_of, store = [], None
-  for first, part in [(0, tokens), *((16 + i, more[:, i : i + 1]) for i in range(6))]:
-    z, store = forward(part, np.int32(first), store)
-    logits_of.append(np.asarray(z))
+  with quickly():
+    for first, part in [(0, tokens), *((16 + i, more[:, i : i + 1]) for i in range(6))]:
+      z, store = forward(part, np.int32(first), store)
+      logits_of.append(np.asarray(z))
   found = np.stack(logits_of, axis=1)
   for b, prompt in enumerate(prompts):
     for i in range(7):
@@ -131,8 +135,9 @@ def test_more_prompts_than_fit_in_one_batch_are_all_answered(monkeypatch):
 def test_other_lengths_compile_nothing_anew():
   job, params, arm = made("minigpt")
   fresh = Sampler(job.program, SampleConfig(**{**GREEDY, "max_tokens": 40}), TOKENIZER, MAX_LEN)
-  for prompt in ("a", "a dog", "0123456789", "fifteen letters"):
-    fresh(params, arm, job.frozen, [prompt])
+  with quickly():
+    for prompt in ("a", "a dog", "0123456789", "fifteen letters"):
+      fresh(params, arm, job.frozen, [prompt])
   assert (fresh.decoder._prefill._cache_size(), fresh.decoder._decode._cache_size()) == (1, 1)
 
 
@@ -192,7 +197,8 @@ def test_long_prompts_go_through_the_model_in_parts(monkeypatch):
   at_once = sample(prompts)
   monkeypatch.setattr("lora_exp.decode.PREFILL", 8)
   job, params, arm = made("minigpt")
-  parts = Sampler(job.program, SampleConfig(**GREEDY), TOKENIZER, MAX_LEN)(params, arm, job.frozen, prompts)
+  with quickly():
+    parts = Sampler(job.program, SampleConfig(**GREEDY), TOKENIZER, MAX_LEN)(params, arm, job.frozen, prompts)
   assert parts == at_once
 
 
@@ -211,7 +217,8 @@ def stopped_at(monkeypatch, tokens: set[int], prompts: list[str]) -> list[str]:
   """Greedy completions where each of `tokens` ends a text."""
   monkeypatch.setattr(TOKENIZER, "stops", (TOKENIZER.eot, *tokens), raising=False)
   job, params, arm = made("minigpt")
-  return Sampler(job.program, SampleConfig(**GREEDY), TOKENIZER, MAX_LEN)(params, arm, job.frozen, prompts)
+  with quickly():
+    return Sampler(job.program, SampleConfig(**GREEDY), TOKENIZER, MAX_LEN)(params, arm, job.frozen, prompts)
 
 
 def test_a_stop_token_ends_its_own_row_alone(monkeypatch):
@@ -301,16 +308,17 @@ def test_text_after_text_keeps_its_space():
 def test_merging_changes_no_logit(family, targets):
   settings = {"model__max_len": MAX_LEN, "model__dropout": 0.0, **FAMILIES[family], "lora__targets": targets}
   cfg = small(**settings)
-  job = job_of(cfg)
-  before = Opened(check_built(cfg), job, bent(job.state.params), job.frozen)
-  after, _ = merge(replace(before, job=copy(job)))
-  found = []
-  for run in (before, after):
-    params, arm, frozen = arm_of(run)
-    assert bool(jax.tree.leaves(params)) is (run is before)
-    model = jax.jit(lambda p, a, f, run=run: assemble(run.job.program, p, a, f, None)(jnp.arange(40)[None]))
-    found.append(np.asarray(model(params, arm, frozen)))
-  plain = np.asarray(model({}, arm, job.frozen))
+  with quickly():
+    job = job_of(cfg)
+    before = Opened(check_built(cfg), job, bent(job.state.params), job.frozen)
+    after, _ = merge(replace(before, job=copy(job)))
+    found = []
+    for run in (before, after):
+      params, arm, frozen = arm_of(run)
+      assert bool(jax.tree.leaves(params)) is (run is before)
+      model = jax.jit(lambda p, a, f, run=run: assemble(run.job.program, p, a, f, None)(jnp.arange(40)[None]))
+      found.append(np.asarray(model(params, arm, frozen)))
+    plain = np.asarray(model({}, arm, job.frozen))
   np.testing.assert_allclose(found[1], found[0], atol=1e-4)
   assert np.abs(plain - found[0]).max() > 1e-2
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from packs import quickly
 from runs import TINY, train
 from test_adapter_files import KINDS, adapter
 
@@ -74,9 +75,10 @@ class Kinds(nnx.Module):
 
 
 def test_kernels_of_every_shape_have_the_figures_of_their_matrices():
-  model = Kinds(nnx.Rngs(0))
-  rows = [lora.Adapted(path, *lora.kernel_shape(module), 3, 6.0, 2.0) for path, module in lora.modules(model).items()]
-  kernels = {path: np.asarray(w, np.float64) for path, w in lora.kernels_of(model, rows).items()}
+  with quickly():
+    model = Kinds(nnx.Rngs(0))
+    rows = [lora.Adapted(path, *lora.kernel_shape(module), 3, 6.0, 2.0) for path, module in lora.modules(model).items()]
+    kernels = {path: np.asarray(w, np.float64) for path, w in lora.kernels_of(model, rows).items()}
   assert {path: w.ndim for path, w in kernels.items()} == {"plain": 2, "heads": 2, "each": 3, "stack": 3}
   for row in rows:
     w = kernels[row.path]

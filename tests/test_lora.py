@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from packs import SIZES
+from packs import SIZES, quickly
 
 from lora_exp import lora, models
 from lora_exp.config import InputError, ModelConfig
@@ -23,6 +23,12 @@ from lora_exp.mesh import flatten
 PRESETS = models.FAMILIES["minigpt"].presets
 PATHS = list(lora.modules(models.abstract(ModelConfig(**SIZES), 97)))
 X = jax.random.normal(jax.random.key(9), (2, 5, 12))
+
+
+@pytest.fixture(autouse=True)
+def quick():
+  with quickly():
+    yield
 
 
 class Small(nnx.Module):
@@ -254,7 +260,8 @@ def test_another_target_changes_no_other_modules_start():
 @cache
 def after_five_steps(filtered: str):
   """MiniGPT before and after five steps of Adam on the leaves that a filter selects; its first gradient, too."""
-  model = models.build(ModelConfig(**(SIZES | {"layers": 1})), 97)
+  with quickly():
+    model = models.build(ModelConfig(**(SIZES | {"layers": 1})), 97)
   lora.inject(model, ["all_linear", "head"], rank=4, presets=PRESETS)
   chosen = {
     "tutorial": nnx.All(nnx.Param, nnx.PathContains("lora_a") or nnx.PathContains("lora_b")),

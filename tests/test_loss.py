@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from packs import quickly
 
 from lora_exp import loss as loss_module
 from lora_exp.dropout import dropout
@@ -19,6 +20,12 @@ from lora_exp.loss import head_loss
 
 B, T, D, V, R = 3, 7, 12, 37, 4
 SCALE, RATE = 1.5, 0.3
+
+
+@pytest.fixture(autouse=True)
+def quick():
+  with quickly():
+    yield
 
 
 @dataclass

@@ -46,12 +46,13 @@ def child(script: str, *args: str, devices: int = 8) -> str:
 
 TRAIN = """
 import json, sys
-from packs import job_of, small, train
+from packs import job_of, quickly, small, train
 from lora_exp.mesh import flatten
 meshes, settings, shape = json.loads(sys.argv[1])
 def result(mesh):
   job = job_of(small(**settings, **{f"mesh__{k}": v for k, v in mesh.items()}))
-  losses = train(job, 20, **shape)[:, 0].tolist()
+  with quickly():
+    losses = train(job, 20, **shape)[:, 0].tolist()
   where = lambda tree: {path: [list(x.sharding.spec), list(x.shape)] for path, x in flatten(tree).items()}
   program = job.compiled.as_text()
   return {"losses": losses, "program": program, "state": where(job.state.params), "frozen": where(job.frozen)}
@@ -118,11 +119,12 @@ def test_arrays_lie_as_the_rules_say():
 
 ODD = """
 import json
-from packs import job_of, small, train
+from packs import job_of, quickly, small, train
 from lora_exp.build import check_built
 cfg = small(mesh__data=4, mesh__tensor=2, lora__targets="head", model__layers=1)
 plan, job = check_built(cfg), job_of(cfg)
-train(job, 1, batch=4)
+with quickly():
+  train(job, 1, batch=4)
 table = {path: [shape, split, note] for path, shape, split, note in plan.layout.table(plan.base)}
 print(json.dumps([table, list(job.frozen["output_layer"]["kernel"].sharding.spec)]))
 """
@@ -189,10 +191,11 @@ def test_a_random_base_and_its_adapters_have_the_same_bits_on_every_mesh():
 ARMS = """
 import json
 import jax
-from packs import job_of, small, train
+from packs import job_of, quickly, small, train
 cfgs = lambda **mesh: [small(model__layers=1, lora__rank=r, lora__dropout=0.1, **mesh) for r in (2, 4)]
 split, together = job_of(*cfgs(mesh__arm=2, mesh__data=4)), job_of(*cfgs(mesh__data=4, mesh__tensor=2))
-losses = [train(job, 3, batch=4).tolist() for job in (split, together)]
+with quickly():
+  losses = [train(job, 3, batch=4).tolist() for job in (split, together)]
 leaves = jax.tree.leaves((split.state.params, split.state.opt))
 print(json.dumps([*losses, [(x.shape[0], [p.data.shape[0] for p in x.addressable_shards]) for x in leaves if x.ndim]]))
 """

@@ -11,7 +11,7 @@ import optax
 import pytest
 import yaml
 from flax import nnx
-from packs import bent, job_of, optimised, rows, small
+from packs import bent, job_of, quickly, rows, small
 from test_mesh import child
 
 from lora_exp import checkpoint, lora, loss
@@ -107,7 +107,8 @@ def steps(job, state, count: int):
   batch = job.program.layout.put_batch(batch_of(family))
   state, losses = jax.tree.map(jnp.array, state), []
   if not hasattr(job, "compiled"):
-    job.compile(batch)
+    with quickly():
+      job.compile(batch)
   for _ in range(count):
     state, metrics = job.step(state, batch)
     losses.append(np.asarray(metrics["loss"]))
@@ -193,8 +194,9 @@ def test_the_model_answers_as_its_base_to_the_last_bit_before_the_first_step(fam
   """Head and embeddings are adapted too, tied or not. Without LLVM's optimisations, to be quick: see the next test."""
   cfg = config(case, family, **({"lora__init": init} if init else {}))
   of = job_of(cfg) if init else job(family, case)
-  found = start_logits(of, family)
-  expected = logits_of(check_built(cfg), family, base_of(of))
+  with quickly():
+    found = start_logits(of, family)
+    expected = logits_of(check_built(cfg), family, base_of(of))
   np.testing.assert_array_equal(found, expected)
   assert len(np.unique(expected)) > 50  # not one number everywhere
 
@@ -208,9 +210,7 @@ def test_optimised_it_answers_as_its_base_to_the_last_bit_too(family, case):
   """What an adapter gives is not fused into the norm that follows, where LLVM would add a sum in another order."""
   cfg = config(case, family)
   of = job_of(cfg)
-  with optimised():
-    found, expected = start_logits(of, family), logits_of(check_built(cfg), family, base_of(of))
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(start_logits(of, family), logits_of(check_built(cfg), family, base_of(of)))
 
 
 # Gradients
@@ -224,8 +224,9 @@ def gradients(family: str, case: str):
   arm, batch = only(of.arms._replace(dropout=0 * of.arms.dropout)), batch_of(family)
   found = jax.jit(lambda params, frozen: gradient(of.program, params, arm, frozen, batch, of.keys[0])[0])
   points = {"start": trained, "moved": bent(trained)}
-  whole = {name: only(together(point, constants)) for name, point in points.items()}
-  return {name: (params, by_path(found(params, of.frozen))) for name, params in whole.items()}
+  with quickly():
+    whole = {name: only(together(point, constants)) for name, point in points.items()}
+    return {name: (params, by_path(found(params, of.frozen))) for name, params in whole.items()}
 
 
 WAITS = {"lora": ("lora_a",), "dora": ("lora_a",), "adalora": ("lora_a", "lora_b"), "vera": ("lambda_d",)}
@@ -253,7 +254,8 @@ def test_every_gradient_leaf_is_that_of_the_formula_written_out(family, case):
   loss_of = lambda trained, base: mean_loss(
     plain(plan, effective(base, trained | constants, plan.table)), batch_of(family)
   )
-  wanted = by_path(jax.jit(jax.grad(loss_of))(trained, base_of(of)))
+  with quickly():
+    wanted = by_path(jax.jit(jax.grad(loss_of))(trained, base_of(of)))
   assert found.keys() == wanted.keys()
   largest = max(np.abs(g).max() for g in wanted.values())
   for path, g in wanted.items():
@@ -280,7 +282,8 @@ def test_five_steps_lower_the_loss_and_leave_the_base_and_the_constants(family, 
   for path, x in by_path(state.params).items():
     assert (x.tobytes() == before[path].tobytes()) == (path in constants), path
   batch, arms = batch_of(family), of.arms
-  seen = [of.evaluate(state.params, arms._replace(dropout=arms.dropout + r), of.frozen, batch) for r in (0, 0, 0.8)]
+  with quickly():
+    seen = [of.evaluate(state.params, arms._replace(dropout=arms.dropout + r), of.frozen, batch) for r in (0, 0, 0.8)]
   assert len({float(s.loss[0]) for s in seen}) == 1
   assert seen[0].loss[0] / batch["weights"].sum() < losses[0]
 
@@ -326,7 +329,8 @@ def arm_gradients(of, params) -> dict:
     one = lambda arm, params: gradient(of.program, params, arm, frozen, batch, key)[0]
     return over_arms(one, of.program.mapping, arms, params)
 
-  return jax.jit(all_arms)(params, of.arms, of.frozen, numbers(), jax.random.key(3))
+  with quickly():
+    return jax.jit(all_arms)(params, of.arms, of.frozen, numbers(), jax.random.key(3))
 
 
 def taken(tree, n: int, case: str, arm: int) -> dict[str, np.ndarray]:
@@ -447,9 +451,10 @@ def test_the_chunked_loss_under_an_adapted_head_is_that_of_all_logits(case, tied
     nats = optax.softmax_cross_entropy_with_integer_labels(4.0 * jnp.tanh(logits / 4.0), targets_BT)
     return (nats * weights_BT).sum()
 
-  (found, grads), (wanted, expected) = (
-    jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(trained, x_BTD) for f in (chunked, whole)
-  )
+  with quickly():
+    (found, grads), (wanted, expected) = (
+      jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(trained, x_BTD) for f in (chunked, whole)
+    )
   assert float(found) == pytest.approx(float(wanted), rel=1e-5)
   pairs = [("x", grads[1], expected[1])]
   pairs += [(p, g, flatten(expected[0])[p]) for p, g in flatten(grads[0]).items() if p.startswith("head")]
@@ -495,9 +500,10 @@ def test_a_quantised_base_is_smaller_and_its_gradient_that_on_the_same_base_made
   saved = size(job("mlp", case).frozen) - size(of.frozen)
   assert saved > kernels / 2
   base = jax.tree.map(lambda x: dense(x), of.frozen, is_leaf=is_quantised)
-  grads = jax.jit(lambda p, frozen: gradient(of.program, p, only(of.arms), frozen, numbers(), of.keys[0])[0])
-  params = only(bent(of.state.params))
-  found, wanted = by_path(grads(params, of.frozen)), by_path(grads(params, base))
+  with quickly():
+    grads = jax.jit(lambda p, frozen: gradient(of.program, p, only(of.arms), frozen, numbers(), of.keys[0])[0])
+    params = only(bent(of.state.params))
+    found, wanted = by_path(grads(params, of.frozen)), by_path(grads(params, base))
   for path, g in wanted.items():
     assert g.any() and np.abs(found[path] - g).max() <= 1e-5 * np.abs(g).max(), path
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from packs import quickly
 
 from lora_exp import lora
 from lora_exp.config import InputError
@@ -46,6 +47,12 @@ def untouched() -> Mixed:
 
 def fresh() -> Mixed:
   return nnx.clone(untouched())
+
+
+@pytest.fixture(autouse=True)
+def quick():
+  with quickly():
+    yield
 
 
 CASES: dict[str, dict] = {

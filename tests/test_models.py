@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from packs import SIZES, bent, job_of, rows, small
+from packs import SIZES, bent, job_of, quickly, rows, small
 
 from lora_exp import models
 from lora_exp.config import ArchConfig, ModelConfig
@@ -30,14 +30,22 @@ MODELS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def quick():
+  with quickly():
+    yield
+
+
 @cache
 def made(name: str) -> models.LanguageModel:
-  return jax.jit(lambda: models.build(ModelConfig(**(SIZES | MODELS[name])), VOCAB))()
+  with quickly():
+    return jax.jit(lambda: models.build(ModelConfig(**(SIZES | MODELS[name])), VOCAB))()
 
 
 @cache
 def minigpt(**more):
-  return jax.jit(lambda: models.build(ModelConfig(**(SIZES | more)), VOCAB))()
+  with quickly():
+    return jax.jit(lambda: models.build(ModelConfig(**(SIZES | more)), VOCAB))()
 
 
 @jax.jit

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from packs import arm, bent, job_of, rows, small
+from packs import arm, bent, job_of, quickly, rows, small
 from runs import QUIET, on_stories, resume, summary, train
 from runs import rows as lines
 
@@ -20,6 +20,12 @@ from lora_exp.mesh import dotted, flatten
 from lora_exp.step import assemble, gradient, outputs
 
 TEACHER = TeacherConfig(rank=3, targets="attention", strength=0.5)
+
+
+@pytest.fixture(autouse=True)
+def quick():
+  with quickly():
+    yield
 
 
 def config(**more):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from packs import arm, bent, job_of, kept, rows, small, train
+from packs import arm, bent, job_of, kept, quickly, rows, small, train
 
 from lora_exp.build import check_built
 from lora_exp.mesh import dotted, flatten
@@ -48,7 +48,8 @@ def solo(n: int):
   """Arm n alone after 10 steps: the job, its losses, and its state before them."""
   job = job_of(config(n))
   start = kept(job.state)
-  return job, train(job, 10), start
+  with quickly():
+    return job, train(job, 10), start
 
 
 def gradients(job, params, batch):
@@ -58,7 +59,8 @@ def gradients(job, params, batch):
     one = lambda arm, params: gradient(job.program, params, arm, frozen, batch, key)[0]
     return over_arms(one, job.program.mapping, arms, params)
 
-  return jax.jit(all_arms)(params, job.arms, job.frozen, batch, job.keys[0])
+  with quickly():
+    return jax.jit(all_arms)(params, job.arms, job.frozen, batch, job.keys[0])
 
 
 @cache
@@ -164,7 +166,8 @@ def test_full_trains_every_parameter():
   job = job_of(small(lora__method="full", model__layers=1, optim__weight_decay=0.0))
   assert flatten(job.state.params).keys() == flatten(solo(0)[0].frozen).keys() and not flatten(job.frozen)
   before = kept(job.state.params)
-  train(job, 2)
+  with quickly():
+    train(job, 2)
   for path, x in flatten(job.state.params).items():
     assert (np.asarray(x) != flatten(before)[path]).any(), f"{path} did not train"
 
@@ -173,7 +176,8 @@ def test_frozen_trains_nothing_and_is_measured_by_the_same_step():
   job = job_of(small(lora__method="frozen", model__layers=1))
   assert flatten(job.frozen).keys() == flatten(solo(0)[0].frozen).keys() and not flatten(job.state.params)
   batch = rows()
-  sums = [job.evaluate(job.state.params, job.arms, job.frozen, batch) for _ in range(2) if len(train(job, 1))]
+  with quickly():
+    sums = [job.evaluate(job.state.params, job.arms, job.frozen, batch) for _ in range(2) if len(train(job, 1))]
   assert sums[0].loss == sums[1].loss and np.isfinite(sums[0].loss).all()
 
 
@@ -209,7 +213,8 @@ def test_another_lr_alpha_dropout_or_length_runs_in_the_same_program():
   cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.clip = 5e-3, 0.0, 3.0
   two = job_of(cfg, steps=7)
   start = kept(two.state)
-  own_losses = train(two, 3)[:, 0]
+  with quickly():
+    own_losses = train(two, 3)[:, 0]
   assert (own_losses[1:] != losses[1:3, 0]).all()  # the numbers do enter
   # The same program, so what is compiled for one run is found in the cache for the other.
   assert instructions(one) == instructions(two)
@@ -224,13 +229,14 @@ def test_a_step_of_other_data_traces_nothing_again(monkeypatch):
   real = MiniGPT.hidden
   monkeypatch.setattr(MiniGPT, "hidden", lambda *args: traces.append(1) or real(*args))
   job = job_of(config(0))
-  train(job, 1)
-  assert traces
-  first = len(traces)
-  train(job, 3)
-  assert len(traces) == first
-  for seed in range(3):
-    job.evaluate(job.state.params, job.arms, job.frozen, job.program.layout.put_batch(rows(seed)))
+  with quickly():
+    train(job, 1)
+    assert traces
+    first = len(traces)
+    train(job, 3)
+    assert len(traces) == first
+    for seed in range(3):
+      job.evaluate(job.state.params, job.arms, job.frozen, job.program.layout.put_batch(rows(seed)))
   assert len(traces) == first + 1
 
 
@@ -248,7 +254,8 @@ def test_nothing_is_dropped_in_evaluation():
   rates = [config(2) for _ in range(2)]
   rates[0].lora.dropout, rates[1].lora.dropout = 0.0, 0.7
   job = job_of(*rates)
-  sums = job.evaluate(bent(job.state.params), job.arms, job.frozen, rows())
+  with quickly():
+    sums = job.evaluate(bent(job.state.params), job.arms, job.frozen, rows())
   assert sums.loss[0] == sums.loss[1] and sums.correct[0] == sums.correct[1]
 
 
@@ -283,7 +290,8 @@ def test_the_clip_is_each_arms_own_and_metrics_are_of_the_gradient_before_it():
   job = job_of(tight, loose)
   before = kept(job.state.params)
   batch = job.program.layout.put_batch(rows())
-  job.compile(batch)
+  with quickly():
+    job.compile(batch)
   job.state, metrics = job.step(job.state, batch)
   step = jax.tree.map(lambda x, y: np.asarray(x) - y, job.state.params, before)
   moved = [float(optax.tree.norm(arm(step, n))) for n in range(2)]

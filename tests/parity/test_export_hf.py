@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packs import quickly
 from runs import QUIET, on_stories, train
 from test_families import CASES, reference, their_logits, tokens_of
 
@@ -38,8 +39,10 @@ METHODS = {  # of the base: what is trained on it
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def quick():
   torch.set_num_threads(1)
+  with quickly():
+    yield
 
 
 def our_logits(run_dir: Path, tokens: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packs import quickly
 from safetensors.numpy import load_file, save_file
 
 from lora_exp.build import check_built, loaded_base, make_job
@@ -95,8 +96,10 @@ class Pair:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def quick():
   torch.set_num_threads(1)
+  with quickly():
+    yield
 
 
 def reference(kind: str, arguments: dict[str, Any], seed: int):
@@ -132,7 +135,8 @@ def loaded(directory: Path, *overrides: str) -> Job:
 
 @cache
 def case(name: str) -> Pair:
-  return pair(*CASES[name], Path(mkdtemp(prefix="lora_exp_parity_")), len(name))
+  with quickly():
+    return pair(*CASES[name], Path(mkdtemp(prefix="lora_exp_parity_")), len(name))
 
 
 def tokens_of(seed: int, batch: int = 2) -> np.ndarray:

@@ -42,8 +42,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], lora.Naming]] = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def quick():
   torch.set_num_threads(1)
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @dataclass
