@@ -10,6 +10,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from lora_exp.config import Config, InputError, check, to_config
 from lora_exp.config import saved as saved_config
@@ -80,6 +81,19 @@ def test_every_sweep_passes_the_checks_and_is_more_than_one_run(name):
   line = check_command_line([f"sweep={name}"])
   assert line.multirun and len(line.jobs) > 1
   assert len({yaml.safe_dump(asdict(job)) for job in line.jobs}) == len(line.jobs), "two runs of the sweep are equal"
+
+
+@pytest.mark.parametrize("texts", [
+  ["lora.rank=4", "optim.lr=1e-3", "lora.targets=[query,mlp]"], ["lora=dora", "lora.rank=4", "data.seq_len=64"],
+  ["+lora.rank_pattern.query=3", "lora.rank=2"], ["data=chatterbot", "sample.prompts=[a,'b c']", "name='x y'"],
+  ["optim.clip=null", "lora.rank=8", "optim.clip=2.0"],
+])  # fmt: skip
+def test_a_job_whose_files_were_read_for_another_is_what_it_is_alone(texts):
+  with composer(CONF) as composing:
+    whole = lambda cfg: {key: x for key, x in OmegaConf.to_container(cfg).items() if key != "hydra"}
+    before = whole(composing.compose_job([], parse(["lora.rank=99", "optim.lr=9.0"], composing.loader)[0]))
+    jobs = [whole(composing.compose_job([], parse(texts, composing.loader)[0])) for _ in range(2)]
+    assert jobs == [whole(composing.compose(texts))] * 2 and jobs[0] != before
 
 
 @pytest.mark.parametrize(("name", "overrides"), [

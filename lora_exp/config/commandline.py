@@ -111,8 +111,8 @@ def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
   if line.multirun:
     found |= dict.fromkeys(launcher_problems(master.hydra))
     for job in itertools.islice(composing.jobs(master, task), MOST_CHECKED):
-      composed = composing.compose_job([*hydra, *job])
-      found |= dict.fromkeys(_job(line, composing, composed, parse(job, composing.loader)[0]))
+      asked = parse(job, composing.loader)[0]
+      found |= dict.fromkeys(_job(line, composing, composing.compose_job(hydra, asked), asked))
     found |= dict.fromkeys(composing.sweep_problems(master, task, line.jobs))
   else:
     found |= dict.fromkeys(_job(line, composing, master, task))

@@ -70,12 +70,11 @@ class Composer:
       raise InputError(problems)
     return cfg
 
-  def compose_job(self, texts: Sequence[str]) -> DictConfig:
+  def compose_job(self, hydra: Sequence[str], overrides: Sequence[Override]) -> DictConfig:
     """The config of one job of several, as `compose` makes it; files that an earlier job chose are not read again."""
-    overrides = parse(texts, self.loader)[0]
     values = [o for o in overrides if o.type == OverrideType.CHANGE and "." in o.key_or_group and not o.package
               and not o.is_hydra_override()]  # fmt: skip
-    choices = tuple(str(o.input_line) for o in overrides if o not in values)
+    choices = (*hydra, *(str(o.input_line) for o in overrides if o not in values))
     if choices not in self.chosen:
       self.chosen[choices] = self.compose(choices)
     cfg = copy.deepcopy(self.chosen[choices])
@@ -83,7 +82,7 @@ class Composer:
       for override in values:
         OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException:
-      return self.compose(texts)  # which says what is wrong
+      return self.compose([*hydra, *(str(o.input_line) for o in overrides)])  # which says what is wrong
     return cfg
 
   def located(self, problems: Sequence[str], cfg: DictConfig) -> list[str]:
