@@ -58,14 +58,18 @@ def test_every_file_of_a_group_has_every_setting_so_that_any_override_fits_any_c
 @pytest.mark.parametrize("group", [*GROUPS, "task"])
 def test_every_choice_composes_and_passes_the_checks(group, text_file):
   """Sources need their file, numbers their model, model=hf a checkpoint (test_weights.py), three tasks a run
-  (test_export.py, test_dashboard.py, test_inspect.py); no more is missing."""
+  (test_export.py, test_dashboard.py, test_inspect.py), SmolLM2 its package (below); no more is missing."""
   numbers = ["data@retain=none", "model=mlp"]
   sizes = ["model.mlp.inputs=16", "model.mlp.outputs=10"]
   needs = {"text": [f"data.path={text_file}"], "jsonl": [f"data.path={text_file}"], "xor": numbers,
            "regression": [*numbers, *sizes], "mlp": ["data@retain=none", "data=xor"]}
-  others = ("hf", "merge", "export", "dashboard", "inspect")
+  others = ("hf", "smollm2_135m", "merge", "export", "dashboard", "inspect")
   for path in (path for path in files(group) if path.stem not in others):
     assert check(config(f"{group}={path.stem}", *needs.get(path.stem, ()))) == [], path
+
+
+def test_smollm2_composes_and_passes_the_checks(smollm2_package):
+  assert check(config("model=smollm2_135m")) == []
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (CONF / "experiment").glob("*.yaml")])
