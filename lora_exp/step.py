@@ -15,6 +15,7 @@ from flax import nnx, traverse_util
 
 from lora_exp.config import OptimConfig
 from lora_exp.dropout import DropKey, Dropout, path_key
+from lora_exp.fusion import compiled_alone
 from lora_exp.lora import AdapterLayer, Constant, Hyper, adalora
 from lora_exp.loss import Sums, Taught, example_loss, head_loss
 from lora_exp.mesh import Layout, dotted
@@ -67,7 +68,7 @@ def split_model(
   parts: Any = (OWN.get(method, ADAPTER), Hyper, DropKey, ...)
   eval_graph = nnx.graphdef(model)
   for _, module in nnx.iter_modules(model):
-    if (base_dropout and isinstance(module, Dropout)) or (dropout and isinstance(module, AdapterLayer)):
+    if (base_dropout and isinstance(module, Dropout) and module.rate) or (dropout and isinstance(module, AdapterLayer)):
       module.deterministic = False
   train_graph, (params, hyper, keys, frozen) = nnx.graphdef(model), nnx.state(model, *parts)
   paths = lambda state: tuple(traverse_util.flatten_dict(nnx.to_pure_dict(state)))
@@ -201,13 +202,18 @@ def faster_b(ratio: jax.Array) -> optax.GradientTransformation:
   return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(faster, updates))
 
 
-def over_arms(function: Callable, mapping: str, *trees: Tree) -> Tree:
-  """`function` mapped over the leading axis of `trees`; a pack of one is called as it is."""
-  if jax.tree.leaves(trees)[0].shape[0] == 1:
-    return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], trees)))
-  if mapping == "vmap":
+def over_arms(function: Callable, mapping: str, *trees: Tree, inline: bool = False) -> Tree:
+  """`function` mapped over the leading axis of `trees`; a pack of one is called as it is.
+
+  In a loop it is compiled by itself, so that an arm has the bits of its solo run; `inline` shows XLA into it, which
+  then computes once for all arms what is equal for them.
+  """
+  if mapping == "vmap" and jax.tree.leaves(trees)[0].shape[0] > 1:
     return jax.vmap(function)(*trees)
-  return jax.lax.map(lambda arm: function(*arm), trees)
+  one = function if inline else compiled_alone(function)
+  if jax.tree.leaves(trees)[0].shape[0] == 1:
+    return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], trees)))
+  return jax.lax.map(lambda arm: one(*arm), trees)
 
 
 def init_state(program: Program, params: Tree, arms: Arms) -> State:
@@ -246,11 +252,13 @@ def train_step(
     }
     return together(optax.apply_updates(trained, updates), constants), opt, metrics
 
+  drops = program.train_graph != program.eval_graph  # masks cost more to draw than to keep for all arms
+  own = (arms, state.params, state.opt)
   if program.one_key:
     alike = lambda arm, params, opt: one_arm(arm, params, opt, keys[0])
-    params, opt, metrics = over_arms(alike, program.mapping, arms, state.params, state.opt)
+    params, opt, metrics = over_arms(alike, program.mapping, *own, inline=drops)
   else:
-    params, opt, metrics = over_arms(one_arm, program.mapping, arms, state.params, state.opt, keys)
+    params, opt, metrics = over_arms(one_arm, program.mapping, *own, keys, inline=drops)
   return State(state.step + 1, params, opt), metrics
 
 

@@ -1,14 +1,12 @@
 """SmolLM2 in a pack: each arm has the gradients and the losses of its solo run, and PEFT loads it at its own rank."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from packs import quickly
 from packs import rows as batch_of
 from runs import QUIET, on_stories, rows, train
 from test_export_hf import exported, our_logits
@@ -66,18 +64,16 @@ def first_gradients(base, plans) -> list[dict[str, np.ndarray]]:
   return [{path: np.asarray(x[n]) for path, x in found.items()} for n in range(len(plans))]
 
 
-@pytest.mark.parametrize(("compiled", "most"), [(quickly, 1e-5), (nullcontext, 5e-5)])
-def test_every_leaf_of_the_first_gradient_is_that_of_the_solo_run(compiled, most, tmp_path):
-  """LLVM adds in another order in each of the two programs, and thirty layers enlarge that: hence two bounds."""
+def test_every_leaf_of_the_first_gradient_is_that_of_the_solo_run(tmp_path):
+  """Thirty layers make 1e-4 of the last bit: the loop over arms and the solo step must call one compiled function."""
   base, plans = base_and_plans(on_stories(tmp_path))
-  with compiled():
-    packed, alone = first_gradients(base, plans), {n: first_gradients(base, [plans[n]])[0] for n in SOLO}
+  packed, alone = first_gradients(base, plans), {n: first_gradients(base, [plans[n]])[0] for n in SOLO}
   for n, leaves in alone.items():
     assert len(leaves) == 2 * len(plans[n].table)
     for path, g in leaves.items():
       own = packed[n][path][tuple(slice(s) for s in g.shape)]
       assert np.abs(g).max() > 0, path
-      assert np.abs(own - g).max() <= most * np.abs(g).max(), f"arm {n}: {path}"
+      assert np.abs(own - g).max() <= 1e-5 * np.abs(g).max(), f"arm {n}: {path}"
 
 
 def test_twenty_losses_are_those_of_the_solo_run_and_peft_loads_every_rank(tmp_path):
