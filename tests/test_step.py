@@ -11,6 +11,7 @@ import pytest
 from packs import arm, bent, job_of, kept, quickly, rows, small, train
 
 from lora_exp.build import check_built
+from lora_exp.config import ArchConfig
 from lora_exp.mesh import dotted, flatten
 from lora_exp.models.minigpt import MiniGPT
 from lora_exp.pack import take_arm
@@ -104,6 +105,19 @@ def test_an_arm_in_a_pack_has_the_losses_of_its_solo_run(mapping):
   for n in range(3):
     np.testing.assert_allclose(losses[:10, n], solo(n)[1][:, 0], rtol=1e-5)
   assert len({float(x) for x in losses[9]}) == 3  # three arms, not one three times
+
+
+@pytest.mark.thorough
+def test_where_nothing_drops_an_arm_in_a_pack_has_the_bits_of_its_solo_run():
+  """In the program that a person runs, and wide enough for LLVM to add the norms' sums in several ways."""
+  sizes = {"family": "llama", "layers": 3, "width": 192, "heads": 4, "ff": 512, "dropout": 0.0}
+  of = {f"model__{k}": v for k, v in sizes.items()} | {"model__arch": ArchConfig(kv_heads=2, head_dim=48)}
+  cfgs = [small(lora__rank=4, lora__targets=targets, optim__lr=1e-2, **of) for targets in ("qv", "all_linear")]
+  packed, alone = job_of(*cfgs), job_of(cfgs[0])
+  np.testing.assert_array_equal(train(packed, 3)[:, 0], train(alone, 3)[:, 0])
+  leaves = flatten(packed.state.params)
+  for path, x in flatten(alone.state.params).items():
+    assert np.array_equal(leaves[path][0], x[0]), path
 
 
 @pytest.mark.parametrize("mapping", ["map", "vmap"])
