@@ -19,8 +19,10 @@ from lora_exp.config.overrides import parse
 from lora_exp.config.study import Choice, Span, read
 from lora_exp.report.arms import read_sweep
 from lora_exp.report.findings import findings
+from lora_exp.report.history import history
 from lora_exp.report.settings import studies
 from lora_exp.sweep import packed
+from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.trials import JOURNAL, NAME, Trials
 from sweeps import arm, ranks
 
@@ -322,3 +324,19 @@ def test_a_pruned_run_is_no_failure_and_no_result(tmp_path):
   assert not any("did not finish" in finding.text for finding in said(tmp_path, "Next"))
   [rank] = said(tmp_path, "Rank")
   assert rank.concluded and rank.facts["rank"] == 2
+
+
+def test_its_history_is_drawn_trial_by_trial_from_the_ledger(tmp_path):
+  losses, ledger = [2.5, 2.3, 2.4, 2.2, 2.6], Ledger(tmp_path)
+  for n, loss in enumerate(losses):
+    arm(tmp_path, n, loss, status="pruned" if n == 4 else "done", lora__rank=n + 1)
+    ledger.add("trial", trial=n, runs=[n], params={})
+  (study,) = studies(read_sweep(tmp_path))
+  drawn = history(study, tmp_path)
+  assert drawn is not None and drawn.get_suptitle() == "Trial 3 of 0-4 has the lowest held-out loss, 2.2000"
+  *points, so_far = drawn.axes[0].get_lines()
+  assert sorted((p.get_xdata()[0], p.get_ydata()[0]) for p in points)[:4] == list(enumerate(losses[:4]))
+  assert [p.get_markerfacecolor() == "white" for p in points] == [False] * 4 + [True]
+  assert list(so_far.get_ydata()) == [2.5, 2.3, 2.3, 2.2, 2.2]
+  ledger.path.unlink()
+  assert history(study, tmp_path) is None  # a sweep that is no study

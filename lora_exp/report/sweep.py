@@ -13,6 +13,7 @@ from lora_exp.report.arms import Arm, read_sweep
 from lora_exp.report.curves import curves
 from lora_exp.report.findings import findings
 from lora_exp.report.grids import bars, parallel, surface
+from lora_exp.report.history import history
 from lora_exp.report.page import Learned, Part, Plot, Report
 from lora_exp.report.settings import Study, studies
 from lora_exp.report.spectra import overlaps, spectrum
@@ -29,6 +30,7 @@ PLOTS: dict[str, Draw] = {
   "curves": lambda study, _: curves(study),
   "forgetting": lambda study, _: forgetting(study),
   "cost": lambda study, _: cost(study),
+  "history": history,
   "parallel": lambda study, _: parallel(study),
 }
 SPECTRA: dict[str, Draw] = {"spectrum": lambda study, _: spectrum(study), "overlap": overlaps}
