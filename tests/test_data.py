@@ -318,6 +318,7 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path):
   assert sources.LONGEST // 2 < max(lengths) <= sources.LONGEST
 
 
+@pytest.mark.thorough
 def test_rows_are_made_in_memory_that_does_not_grow_with_the_file(tmp_path, monkeypatch):
   monkeypatch.setattr(rows_module, "BATCH", 2**16)
   document = "A line of the story.\n" * 200

@@ -45,6 +45,7 @@ def job(family: str, **more):
   return job_of(config(family, **more))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_untrained_adapter_on_all_linear_layers_changes_nothing(family):
   of = job(family, lora__targets="all_linear")

@@ -142,6 +142,7 @@ def test_the_picture_shows_each_token_with_its_probability(small, tmp_path, monk
   np.testing.assert_allclose(chances[0], expected, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_run_on_arithmetic_scores_answers_and_draws_them(tmp_path):
   run = runs.train(tmp_path / "run", *runs.TINY, "data=arithmetic", "data.limit=40", "train=quick", "train.steps=2")
   assert [row["examples"] for row in runs.rows(run, "eval")] == [8, 8]

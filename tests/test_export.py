@@ -175,6 +175,7 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
   same(load(tmp_path, replace(cfg.model, vocab_size=257)), {p: np.asarray(x) for p, x in flatten(plain.frozen).items()})
 
 
+@pytest.mark.thorough
 def test_a_vera_run_is_opened_though_its_first_module_is_not_the_largest(tmp_path):
   cfg = small(**LLAMA, lora__method="vera", lora__targets=["all_linear"])
   plan, job = check_built(cfg), job_of(cfg)
@@ -233,6 +234,7 @@ def test_an_adapter_is_written_anew_and_names_its_base(llama, tmp_path, capfd):
   assert config(tmp_path / "one")["base_model_name_or_path"] == str(llama.parent / "base")
 
 
+@pytest.mark.thorough
 def test_what_others_do_not_know_has_our_names_and_says_so(minigpt, tmp_path, capfd):
   merged, adapter = tmp_path / "merged", tmp_path / "adapter"
   assert entry.run(["task=merge", f"run={minigpt}", f"out={merged}"]) == 0
@@ -256,6 +258,7 @@ def test_numbers_are_merged_too(tmp_path, capfd):
   assert (run / "export/merged/model.safetensors").is_file()
 
 
+@pytest.mark.thorough
 def test_a_model_that_was_trained_whole_is_written_and_is_no_adapter(tmp_path, capfd):
   run = train(tmp_path / "run", *TINY, *on_stories(tmp_path), *FEW, "lora=full")
   assert entry.run(["task=merge", f"run={run}"]) == 0

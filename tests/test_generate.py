@@ -362,6 +362,7 @@ def test_a_merged_adapter_says_the_same_and_the_base_something_else(run, capfd):
   assert base != unmerged and base.startswith("Once")
 
 
+@pytest.mark.thorough
 def test_what_was_trained_in_full_speaks_without_its_base(run, capfd, tmp_path):
   data = on_stories(tmp_path)
   full = train(tmp_path / "full", *TINY, *data, "lora=full", "train.steps=3", "train.eval_every=0",

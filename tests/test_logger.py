@@ -250,6 +250,7 @@ def test_what_wandb_has_of_an_arm_is_its_metrics_against_steps_and_tokens(packed
       assert [item[f"loss_by_tokens/{split}"] for item in theirs] == [row["loss"] for row in rows]
 
 
+@pytest.mark.thorough
 def test_arms_that_are_run_one_after_another_are_a_group_too(tmp_path):
   found = arms(tmp_path / "seeds", "hydra/launcher=basic", "lora=frozen", "model.seed=0,1", "logger.group=mine")
   assert sorted(found) == ["0-frozen-base0", "1-frozen-base1"]

@@ -184,6 +184,7 @@ print(json.dumps(digest(mesh__data=8) == digest(mesh__data=1, mesh__fsdp=4, mesh
 """
 
 
+@pytest.mark.thorough
 def test_a_random_base_and_its_adapters_have_the_same_bits_on_every_mesh():
   assert json.loads(child(RANDOM)) is True
 

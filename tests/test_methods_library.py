@@ -68,7 +68,8 @@ CASES: dict[str, dict] = {
   "train_modules": {"alpha": 5.0, "train_modules": ["norm", "stack"], "exclude": "stack"},
 }
 SLOW = ("merged", "rslora", "olora", "adalora", "bias", "train_modules")
-EACH = [pytest.param(case, marks=pytest.mark.slow if case in SLOW else []) for case in CASES]
+LONG = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(("dora", "vera"), pytest.mark.thorough)
+EACH = [pytest.param(case, marks=LONG.get(case, [])) for case in CASES]
 TOKENS = np.random.default_rng(0).integers(0, 20, (4, 7))
 
 

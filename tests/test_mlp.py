@@ -197,6 +197,7 @@ def test_the_adapter_is_written_in_pefts_format_and_says_that_peft_has_no_such_m
   assert tensors["base_model.model.layers.0.lora_A.weight"].shape == (4, 16)
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
   settings = [*XOR, FREE, "data.shuffle=true", "train.batch_size=3",
               "train.steps=8", "train.eval_every=4", "optim.accumulate=3"]

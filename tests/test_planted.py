@@ -64,22 +64,22 @@ HEADS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-  "head", [pytest.param(head, marks=[] if head == "plain" else pytest.mark.thorough) for head in HEADS]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("head", HEADS)
 def test_loss_and_gradient_are_those_of_the_divergence_written_out(head):
   job = job_of(config(model__dropout=0.0, **HEADS[head]))
   batch = job.put(rows())
   params, numbers = arm(bent(job.state.params), 0), arm(job.arms, 0)
-  say = lambda params: outputs(assemble(job.program, params, numbers, job.frozen, None), rows())
-  teacher = outputs(job.teacher.model(job.teacher.params), rows())
+  say = jax.jit(lambda params: outputs(assemble(job.program, params, numbers, job.frozen, None), rows()))
+  teacher = jax.jit(lambda: outputs(job.teacher.model(job.teacher.params), rows()))()
 
   def divergence(params):
     log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(say(params))
     return ((jnp.exp(log_p) * (log_p - log_q)).sum(-1) * batch["weights"]).sum() / batch["weights"].sum()
 
-  expected, wanted = jax.value_and_grad(divergence)(params)
-  grads, sums, tokens = gradient(job.program, params, numbers, job.frozen, batch, job.keys[0])
+  expected, wanted = jax.jit(jax.value_and_grad(divergence))(params)
+  found = jax.jit(lambda params, batch: gradient(job.program, params, numbers, job.frozen, batch, job.keys[0]))
+  grads, sums, tokens = found(params, batch)
   assert float(expected) > 1e-3 and float(sums.loss / tokens) == pytest.approx(float(expected), rel=1e-5)
   agree = (say(params).argmax(-1) == teacher.argmax(-1)) * batch["weights"]
   assert float(sums.correct) == float(agree.sum())
@@ -101,6 +101,7 @@ def test_the_divergence_is_the_same_in_one_chunk_and_in_many(monkeypatch):
   np.testing.assert_array_equal(whole[1][1, 5:], 0)
 
 
+@pytest.mark.thorough
 def test_a_student_that_is_the_teacher_has_no_loss_and_one_rank_less_has():
   """A and B of ΔW itself, cut to ranks 3 and 2; nothing is dropped although the base has dropout."""
   losses = {}

@@ -206,6 +206,7 @@ def test_an_arm_that_diverges_is_marked_and_changes_no_byte_of_the_others(tmp_pa
   assert row["arm"] == 1 and "lower optim.lr" in row["reason"]
 
 
+@pytest.mark.thorough
 def test_a_job_that_cannot_be_built_fails_alone_with_its_reason(tmp_path, capfd):
   argv = [*SHORT, *on_stories(tmp_path), "lora.targets=mlp,no_such_module"]
   directory = sweep(tmp_path / "sweep", *argv, code=1)

@@ -290,6 +290,7 @@ def test_eight_devices_train_as_one_does(data, tmp_path):
 # ---- several runs
 
 
+@pytest.mark.thorough
 def test_a_multirun_leaves_complete_runs_and_one_that_fails_stops_no_other(data, in_tmp_path, capfd):
   assert entry.run(["-m", *TINY, *data, *SHORT, "lora.targets=qv,nosuch,mlp"]) == 1
   said = capfd.readouterr()
