@@ -25,6 +25,7 @@ from lora_exp.config.schema import LoggerConfig
 from lora_exp.config.sweepdir import place_of
 
 METRICS = "metrics.jsonl"
+LEDGER = "sweep.jsonl"
 
 
 class Metrics:
@@ -65,6 +66,12 @@ def read_metrics(run_dir: Path) -> list[dict]:
   if not path.is_file():
     raise InputError(f"{path} does not exist; name the directory of a run")
   return [row for _, row in _parse(path)]
+
+
+def read_ledger(sweep: Path) -> list[dict]:
+  """The rows of a sweep's ledger, in order, without a torn last line; none where there is none. Raises InputError."""
+  path = Path(sweep) / LEDGER
+  return [row for _, row in _parse(path)] if path.is_file() else []
 
 
 def _parse(path: Path) -> list[tuple[str, dict]]:

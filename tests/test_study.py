@@ -338,5 +338,7 @@ def test_its_history_is_drawn_trial_by_trial_from_the_ledger(tmp_path):
   assert sorted((p.get_xdata()[0], p.get_ydata()[0]) for p in points)[:4] == list(enumerate(losses[:4]))
   assert [p.get_markerfacecolor() == "white" for p in points] == [False] * 4 + [True]
   assert list(so_far.get_ydata()) == [2.5, 2.3, 2.3, 2.2, 2.2]
+  ledger.path.write_text("no JSON\n")
+  assert history(study, tmp_path) is None  # and no error
   ledger.path.unlink()
   assert history(study, tmp_path) is None  # a sweep that is no study

@@ -1,6 +1,6 @@
 """The trials of a study in the order in which they were chosen."""
 
-import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from lora_exp.config import InputError
+from lora_exp.logger import read_ledger
 from lora_exp.report.settings import Setting, Study
 from lora_exp.report.style import FROZEN, FULL, MUTED, Colours, figure, legend, limits, loss_label
-
-LEDGER = "sweep.jsonl"
 
 
 def history(study: Study, directory: Path) -> Figure | None:
@@ -50,10 +50,10 @@ def history(study: Study, directory: Path) -> Figure | None:
 
 def _trials(study: Study, directory: Path) -> dict[int, Setting]:
   """The setting of each trial by its number, from the ledger of the sweep; none where it is no study."""
-  path = directory / LEDGER
-  whole = path.read_bytes().rpartition(b"\n")[0].decode() if path.is_file() else ""
+  rows: list[dict] = []
+  with suppress(InputError):  # a damaged ledger costs this picture, and not the report
+    rows = [row for row in read_ledger(directory) if row.get("event") == "trial"]
   of = {arm.number: setting for setting in study.settings for arm in setting.arms}
-  rows = [row for line in whole.splitlines() if (row := json.loads(line))["event"] == "trial"]
   return {row["trial"]: of[row["runs"][0]] for row in rows if row["runs"][0] in of}
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED, LoraExpError
+from lora_exp.logger import LEDGER, read_ledger
 from lora_exp.screen import show_error, show_warning
-
-FILE = "sweep.jsonl"
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,8 @@ class Ledger:
   """The ledger of the sweep in `directory`, as it is now; a last line that a kill tore counts for nothing."""
 
   def __init__(self, directory: Path):
-    self.path = directory / FILE
-    self.rows: list[dict[str, Any]] = []
-    if self.path.exists():
-      whole = self.path.read_bytes().rpartition(b"\n")[0]
-      self.rows = [json.loads(line) for line in whole.decode().splitlines()]
+    self.path = directory / LEDGER
+    self.rows = read_ledger(directory)
 
   def add(self, event: str, **facts: Any) -> None:
     """A line: `started`, `stopped`, `done`, `failed` or `pruned` of an arm; `lost` with its process; `pack` of several,
