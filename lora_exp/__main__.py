@@ -22,31 +22,31 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora_exp import __version__
+from lora_exp.cli.command_line import CommandLine, check_command_line
+from lora_exp.cli.overrides import parse
+from lora_exp.cli.saved_config import check_same, job_config, save
 from lora_exp.config import Config, InputError, LoraExpError, ReachedError, StoppedError
-from lora_exp.config.commandline import CommandLine, check_command_line
 from lora_exp.config.errors import BUG, DONE
-from lora_exp.config.overrides import parse
-from lora_exp.config.rundir import cannot_write, is_disk_error, locked
-from lora_exp.config.saved import check_same, job_config, save
-from lora_exp.screen import share, show, show_error, show_warning
+from lora_exp.runtime.console import share, show, show_error, show_warning
+from lora_exp.runtime.run_directory import is_disk_error, locked, write_error
 from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 MOST_LINES = 20  # of problems on the screen
-sys.path.append(str(Path(__file__).parent / "_plugins"))  # where Hydra finds our sweeper and launcher
+sys.path.append(str(Path(__file__).parent / "cli" / "hydra_plugins_path"))  # where Hydra finds our sweeper and launcher
 logging.getLogger("lora_exp").addHandler(logging.NullHandler())  # tasks without a log: no traceback on the screen
 
 Task = Callable[[Config, Path], object]
 TASKS: dict[str, Task] = {
   "train": lambda cfg, run_dir: train(cfg, run_dir),
-  "generate": lambda cfg, _: task("lora_exp.generate", "run")(cfg),
-  "evaluate": lambda cfg, _: task("lora_exp.evaluate", "run")(cfg),
-  "merge": lambda cfg, _: task("lora_exp.export", "run")(cfg),
-  "export": lambda cfg, _: task("lora_exp.export", "run")(cfg),
-  "inspect": lambda cfg, _: task("lora_exp.inspect", "run")(cfg),
-  "plan": lambda cfg, _: task("lora_exp.plan", "run")(cfg),
-  "report": lambda cfg, _: task("lora_exp.report.sweep", "run")(cfg),
-  "dashboard": lambda cfg, _: task("lora_exp.dashboard", "run")(cfg),
+  "generate": lambda cfg, _: task("lora_exp.tasks.generate", "run")(cfg),
+  "evaluate": lambda cfg, _: task("lora_exp.tasks.evaluate", "run")(cfg),
+  "merge": lambda cfg, _: task("lora_exp.tasks.export", "run")(cfg),
+  "export": lambda cfg, _: task("lora_exp.tasks.export", "run")(cfg),
+  "inspect": lambda cfg, _: task("lora_exp.tasks.inspect", "run")(cfg),
+  "plan": lambda cfg, _: task("lora_exp.tasks.plan", "run")(cfg),
+  "report": lambda cfg, _: task("lora_exp.report.build", "run")(cfg),
+  "dashboard": lambda cfg, _: task("lora_exp.tasks.dashboard", "run")(cfg),
 }
 
 
@@ -82,10 +82,10 @@ def train(cfg: Config, run_dir: Path) -> None:
   A run that cannot go on as asked keeps the config that it had.
   """
   with locked(run_dir):
-    cfg = import_module("lora_exp.build").resolved(cfg)
+    cfg = import_module("lora_exp.train.build").resolved(cfg)
     before = save(cfg, run_dir)
     try:
-      task("lora_exp.train", "run")(cfg, run_dir)
+      task("lora_exp.train.pack", "run")(cfg, run_dir)
     except InputError:
       if before is not None:
         save(before, run_dir)
@@ -94,11 +94,11 @@ def train(cfg: Config, run_dir: Path) -> None:
 
 def begin(number: int, cfg: Config, directory: Path, ledger: Ledger) -> Ledger:
   """A run of a sweep goes on from its checkpoint if it has one, wherever it was begun; the ledger is told."""
-  if import_module("lora_exp.checkpoint").steps(directory):
+  if import_module("lora_exp.train.checkpoint").steps(directory):
     cfg.train.resume = str(directory)
   else:
     (directory / "samples.jsonl").unlink(missing_ok=True)
-  ledger.add("started", arm=number, resumed=cfg.train.resume is not None)
+  ledger.add("started", trial=number, resumed=cfg.train.resume is not None)
   return ledger
 
 
@@ -114,7 +114,7 @@ def report(error: LoraExpError | OSError, full_error: bool) -> int:
       if not full_error:
         traceback.print_exception(error)
       return BUG
-    error = cannot_write(error, Path(os.fsdecode(error.filename or ".")))
+    error = write_error(error, Path(os.fsdecode(error.filename or ".")))
   if isinstance(error, StoppedError):
     show_warning(str(error))
   else:
@@ -199,7 +199,7 @@ class Session:
   def summarise(self, directory: Path) -> None:
     """The report of a sweep, also where some of its runs failed."""
     try:
-      task("lora_exp.report.sweep", "run")(Config(task="report", run=str(directory)))
+      task("lora_exp.report.build", "run")(Config(task="report", run=str(directory)))
     except InputError as error:  # no run came so far that there is something to report
       show_warning(str(error))
 
@@ -220,7 +220,7 @@ class Session:
 
   def place(self, launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, directory: Path) -> list[Outcome]:
     """The placed launcher's: has `launcher` run the jobs of the sweep in `directory`; returns how they ended."""
-    placing = import_module("lora_exp.sweep.place")
+    placing = import_module("lora_exp.sweep.placed_launcher")
     runs = [Outcome(n, asked=" ".join(texts)) for n, texts in enumerate(jobs, first)]
     found: list[Outcome] = placing.launch(launcher, jobs, first, [[run] for run in runs], directory)
     self.outcomes |= {outcome.number: outcome for outcome in found}
@@ -233,7 +233,7 @@ class Session:
 
     `place` makes the launcher that has a task called for each pack; None: they are trained here.
     """
-    packs, node = import_module("lora_exp.sweep.packs"), composed[0][0].hydra
+    packs, node = import_module("lora_exp.sweep.packed_launcher"), composed[0][0].hydra
     jobs, runs = [], []
     for cfg, directory in composed:
       texts = cfg.hydra.overrides.task

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_exp import models
-from lora_exp.build import check_built
+from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import Config
-from lora_exp.config.commandline import check_command_line
+from lora_exp.train.build import check_built
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -4,6 +4,7 @@
 """
 
 from lora_exp.config.checks import check
+from lora_exp.config.conversion import to_config
 from lora_exp.config.errors import (
   DiskError,
   DivergedError,
@@ -34,7 +35,6 @@ from lora_exp.config.schema import (
   TeacherConfig,
   TrainConfig,
 )
-from lora_exp.config.typed import to_config
 
 __all__ = [
   "ADAPTERS",

@@ -7,20 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config import weights
+from lora_exp.config.conversion import shown
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.data_checks import data_problems, file_problems, sources
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.lora_checks import lora_problems
-from lora_exp.config.schema import (
-  ADAPTERS,
-  EXAMPLES,
-  INITS,
-  TOKENIZERS,
-  Config,
-  ModelConfig,
-)
-from lora_exp.config.typed import shown
+from lora_exp.config.schema import ADAPTERS, EXAMPLES, INITS, TOKENIZERS, Config, ModelConfig
 
 CHOICES = {
   "task": ("train", "generate", "evaluate", "inspect", "merge", "export", "plan", "report", "dashboard"),
@@ -52,7 +44,7 @@ MLP_CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("le
 ON_A_RUN = ("merge", "export")  # tasks that need a run
 NO_UPDATE = {"frozen": "nothing", "bitfit": "biases alone"}  # what methods trained that change no kernel
 
-PROMISES = ("trainable", "total", "adapter_bytes", "loss_falls", "accuracy", "exact", "behind_best", "base_changed",
+EXPECTATIONS = ("trainable", "total", "adapter_bytes", "loss_falls", "accuracy", "exact", "behind_best", "base_changed",
             "merged_differs", "off_differs")
 
 Allowed = tuple[Callable[[Any], bool], str]
@@ -73,7 +65,7 @@ NUMBERS: dict[str, Allowed] = {
   "data.eval_fraction": SHARE, "data.seq_len": COUNT, "data.limit": COUNT, "data.repeat": COUNT,
   "data.seed": SEED, "data.steps": COUNT,
   "data.teacher.rank": COUNT, "data.teacher.strength": POSITIVE, "data.teacher.seed": SEED,
-  "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE, "mesh.arm": SIZE,
+  "mesh.data": SIZE, "mesh.fsdp": SIZE, "mesh.tensor": SIZE, "mesh.trial": SIZE,
   "lora.rank": COUNT, "lora.parameters": POSITIVE, "lora.alpha": POSITIVE, "lora.dropout": RATE,
   "lora.init_std": POSITIVE, "lora.lr_ratio": POSITIVE, "lora.lr_scale": POSITIVE, "lora.budget": POSITIVE,
   "optim.lr": POSITIVE, "optim.warmup": NOT_NEGATIVE, "optim.weight_decay": NOT_NEGATIVE, "optim.eps": POSITIVE,
@@ -242,7 +234,7 @@ def _model(cfg: Config) -> Iterator[str]:
   if model.base == "weights":
     if not model.weights:
       yield "model.weights=null: model.base=weights needs a directory, a file, or a hub id"
-    elif problem := weights.problem(model.weights):
+    elif problem := _weights_problem(model.weights):
       yield problem
   yield from _tokenizer(model)
   if model.base == "pretrain":
@@ -251,6 +243,12 @@ def _model(cfg: Config) -> Iterator[str]:
       yield "pretrain_data=null: model.base=pretrain learns from it; add data@pretrain_data=stdlib_code"
     if warmup > steps:
       yield f"model.pretrain.warmup={warmup}: must be at most model.pretrain.steps={steps}"
+
+
+def _weights_problem(weights: str) -> str | None:
+  from lora_exp.models.weights import locate
+
+  return locate.problem(weights)
 
 
 def _tokenizer(model: ModelConfig) -> Iterator[str]:
@@ -309,5 +307,5 @@ def _sample(cfg: Config) -> Iterator[str]:
 
 def _promises(cfg: Config) -> Iterator[str]:
   for name in cfg.promises or {}:
-    if name not in PROMISES:
-      yield f"promises.{name}: choose {', '.join(PROMISES)}{did_you_mean(name, PROMISES)}"
+    if name not in EXPECTATIONS:
+      yield f"promises.{name}: choose {', '.join(EXPECTATIONS)}{did_you_mean(name, EXPECTATIONS)}"

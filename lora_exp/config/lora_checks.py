@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lora_exp.config.conversion import shown
 from lora_exp.config.schema import ADAPTERS, Config, LoraConfig
-from lora_exp.config.typed import shown
 
 
 def lora_problems(cfg: Config) -> Iterator[str]:

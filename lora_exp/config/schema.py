@@ -141,7 +141,7 @@ class MeshConfig:
   data: int = -1  # splits the batch
   fsdp: int = 1  # splits the batch and the base's parameters
   tensor: int = 1  # splits heads, feed-forward and vocabulary
-  arm: int = 1  # splits the arms of a pack
+  trial: int = 1  # splits the trials of a pack
 
 
 ADAPTERS = ("lora", "dora", "vera", "adalora")  # methods that put low-rank factors beside kernels

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import numbers
+from lora_exp.data import examples
 from lora_exp.data.records import Batch, decode
 from lora_exp.data.rows import Rows, damage_explained, read
 
@@ -60,5 +60,5 @@ def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
 
 def _decoder(rows: Rows, answers: bool = False) -> partial[Batch]:
   if rows.features:
-    return partial(numbers.decode, features=rows.features, classes=rows.classes)
+    return partial(examples.decode, features=rows.features, classes=rows.classes)
   return partial(decode, seq_len=rows.seq_len, vocab_size=rows.vocab_size, answers=answers)

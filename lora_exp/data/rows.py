@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from lora_exp import screen
-from lora_exp.cache import fingerprint, get_or_make
 from lora_exp.config.errors import DiskError, InputError
 from lora_exp.config.schema import FILE_SOURCES, DataConfig
-from lora_exp.data import numbers, records
+from lora_exp.data import examples, records
 from lora_exp.data.documents import Document, Source
 from lora_exp.data.encode import encode_documents
 from lora_exp.data.sources import get_source
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.runtime import console
+from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records; part of the cache's key
 BATCH = 2**20  # characters, or positions of padded rows, made at once: bounds the memory and feeds every thread
@@ -88,15 +88,15 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
 
 def _make_examples(cfg: DataConfig, cache: str | Path) -> Rows:
   """The rows of a source of numbers; both splits hold all of them."""
-  key = numbers.table_key(cfg, FORMAT)
+  key = examples.table_key(cfg, FORMAT)
 
   def make(directory: Path) -> None:
     with _disk_errors():
       for split in ("train", "eval"):
         with closing(ArrayRecordWriter(str(directory / f"{split}.array_record"), WRITER)) as writer:
-          for record in numbers.encode(*numbers.table(cfg)):
+          for record in examples.encode(*examples.table(cfg)):
             writer.write(record)
-    numbers.write_meta(directory, cfg, key)
+    examples.write_meta(directory, cfg, key)
 
   return _open(get_or_make(cache, "rows", key, make))
 
@@ -128,7 +128,7 @@ def _read_documents(source: Source, cfg: DataConfig, maker: "Maker", every: int 
   """Give all documents to `maker`, each `every`-th to be held out; returns how many units (files) there were."""
   units = read = 0
   with ExitStack() as stack:
-    bar = stack.enter_context(screen.progress("tokenise", source.size, "bytes")) if progress else None
+    bar = stack.enter_context(console.progress("tokenise", source.size, "bytes")) if progress else None
     documents = stack.enter_context(closing(source.documents()))
     for batch in _batches(documents, cfg):
       maker.add(batch, [every is not None and document.key % every == every - 1 for document in batch])

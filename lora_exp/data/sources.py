@@ -16,7 +16,7 @@ from lora_exp.config.schema import DataConfig
 from lora_exp.data import python_text
 from lora_exp.data.chatterbot import Chatterbot
 from lora_exp.data.documents import Document, Source
-from lora_exp.data.made import Arithmetic, Sentences
+from lora_exp.data.synthetic import Arithmetic, Sentences
 
 SEPARATOR = b"<|endoftext|>"
 LONGEST = 2**20  # bytes of a document before it is cut at a newline

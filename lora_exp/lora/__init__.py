@@ -37,10 +37,10 @@ stacks of them.
 """
 
 from lora_exp.lora.adalora import kept_ranks
-from lora_exp.lora.adapter import Adapted, Adapter
+from lora_exp.lora.adapter import AdaptedModule, Adapter
 from lora_exp.lora.combine import combine_adapters
-from lora_exp.lora.files import Naming, load_adapter, save_adapter
 from lora_exp.lora.formula import LEAVES
+from lora_exp.lora.initialization import KERNEL_INITS, draw
 from lora_exp.lora.inject import (
   adapted_modules,
   attach,
@@ -58,26 +58,26 @@ from lora_exp.lora.inject import (
   train_in_full,
 )
 from lora_exp.lora.kernels import shape as kernel_shape
-from lora_exp.lora.layers import KEPT, AdapterLayer, Constant, Hyper, LoRALinear, Trained
-from lora_exp.lora.named import Adapters
-from lora_exp.lora.quant import quantise
+from lora_exp.lora.layers import FROZEN_PREFIX, AdapterLayer, Constant, Hyper, LoRALinear, Trained
+from lora_exp.lora.merging import MergeUndo, disabled, merge, merged, unmerge
+from lora_exp.lora.multi_adapter import Adapters
+from lora_exp.lora.peft.files import Naming, load_adapter, save_adapter
+from lora_exp.lora.quantization import quantise
 from lora_exp.lora.resize import Extracted, extract, resize
-from lora_exp.lora.starts import FROM_KERNEL, draw
 from lora_exp.lora.targets import matches, select_paths
-from lora_exp.lora.toggle import Kept, disabled, merge, merged, unmerge
 
 __all__ = [
-  "FROM_KERNEL",
-  "KEPT",
+  "KERNEL_INITS",
+  "FROZEN_PREFIX",
   "LEAVES",
-  "Adapted",
+  "AdaptedModule",
   "Adapter",
   "AdapterLayer",
   "Adapters",
   "Constant",
   "Extracted",
   "Hyper",
-  "Kept",
+  "MergeUndo",
   "LoRALinear",
   "Naming",
   "Trained",

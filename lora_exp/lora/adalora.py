@@ -50,7 +50,7 @@ def allocate(
   begin: float = 0.1,
   end: float = 0.3,
 ) -> optax.GradientTransformation:
-  """`inner`, and then AdaLoRA's choice of the ranks of one arm (arXiv 2303.10512, Algorithm 1).
+  """`inner`, and then AdaLoRA's choice of the ranks of one trial (arXiv 2303.10512, Algorithm 1).
 
   `steps`: length of the run. `budget`: ranks that a module keeps on average: round(budget·modules) values of e in all
   are left at the end, from all of them at the start. In the share `begin` of the steps (t_i) nothing is pruned; then
@@ -106,7 +106,7 @@ def allocate(
 
 
 def kept_ranks(params: Tree) -> dict[str, int]:
-  """Values of e that are not zero, of each adapted module by its dotted path; `params` are one arm's."""
+  """Values of e that are not zero, of each adapted module by its dotted path; `params` are one trial's."""
   return {".".join(map(str, path)): int((leaves["lora_e"] != 0).sum()) for path, leaves in adapters(params).items()}
 
 

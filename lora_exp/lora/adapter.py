@@ -10,7 +10,7 @@ from lora_exp.lora import formula
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedModule:
   """One adapted module: a row of the table that every run prints."""
 
   path: str
@@ -31,7 +31,7 @@ class Adapter:
   """
 
   method: str  # of formula.METHODS
-  rows: tuple[Adapted, ...]
+  rows: tuple[AdaptedModule, ...]
   leaves: Mapping[str, Mapping[str, Any]]
   full: Mapping[str, Any] = field(default_factory=dict)
 

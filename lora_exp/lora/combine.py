@@ -8,7 +8,7 @@ from lora_exp.config import InputError
 from lora_exp.config.errors import did_you_mean
 from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.resize import as_dtype, balanced, columns, not_finite, rank_problems, row_of
-from lora_exp.spectrum import thin_svd, whole_svd
+from lora_exp.runtime.spectrum import thin_svd, whole_svd
 
 WAYS = ("exact", "svd", "ties")
 Pair = tuple[np.ndarray, np.ndarray]  # P (…, I, K) and Q (…, K, O) of one weighted update P·Q

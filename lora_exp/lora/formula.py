@@ -92,7 +92,7 @@ def gate(leaves: Leaves, w_IO: Array, scale: Array) -> Array | None:
   """DoRA's g (…, O), without forming A·B; None for other methods. The norm is detached (arXiv 2402.09353, section 4.3).
 
   ‖W + s·A·B‖² = ‖W‖² + 2s·Σ (AᵀW) ⊙ B + s²·Σ (AᵀA·B) ⊙ B, sums over the rank. With B = 0 it is the kept ‖W‖² to the
-  last bit, so that g is 1. Where an arm does not adapt the module (scale 0) g is 1 too.
+  last bit, so that g is 1. Where a trial does not adapt the module (scale 0) g is 1 too.
   """
   if "magnitude" not in leaves:
     return None

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.config import InputError
-from lora_exp.lora import formula, kernels, layers, starts
-from lora_exp.lora.adapter import Adapted, Adapter
-from lora_exp.lora.quant import is_quantised
+from lora_exp.lora import formula, initialization, kernels, layers
+from lora_exp.lora.adapter import AdaptedModule, Adapter
+from lora_exp.lora.quantization import is_quantised
 from lora_exp.lora.targets import advice, as_list, matches, select_paths
 
 Presets = Mapping[str, Sequence[str]]
@@ -20,7 +20,7 @@ BIASES = ("none", "all", "lora_only")  # which biases are trained besides, as in
 
 def modules(model: nnx.Module) -> dict[str, Any]:
   """Every module that can carry an adapter (or does), by dotted path, in reading order."""
-  kinds = tuple(layers.ADAPTED)
+  kinds = tuple(layers.LORA_CLASSES)
   found = [(path, m) for path, m in nnx.iter_modules(model) if isinstance(m, kinds)]
   found.sort(key=lambda item: [(isinstance(s, str), s) for s in item[0]])
   return {".".join(map(str, path)): m for path, m in found}
@@ -49,7 +49,7 @@ def resolve(
   rank_pattern: Mapping[str, int] | None = None,
   alpha_pattern: Mapping[str, float] | None = None,
   presets: Presets | None = None,
-) -> list[Adapted]:
+) -> list[AdaptedModule]:
   """The table of modules that these settings adapt; alpha defaults to twice the module's rank.
 
   The first matching pattern of `rank_pattern` and of `alpha_pattern` wins. VeRA has no alpha: its scale is 1. Raises
@@ -75,7 +75,7 @@ def resolve(
     scale = 1.0 if method == "vera" else scale_of(a, r, scaling)
     fan_in, fan_out = kernels.shape(known[path])
     count = math.prod(kernels.lead(known[path])) * formula.trainable(method, fan_in, fan_out, r)
-    table.append(Adapted(path, fan_in, fan_out, r, float(r) if method == "vera" else a, scale, count))
+    table.append(AdaptedModule(path, fan_in, fan_out, r, float(r) if method == "vera" else a, scale, count))
   return table
 
 
@@ -109,7 +109,7 @@ def _first(patterns: Mapping | None, path: str, presets: Presets, default):
 
 def full_paths(
   model: nnx.Module,
-  table: Sequence[Adapted],
+  table: Sequence[AdaptedModule],
   bias: str = "none",
   train_modules: str | Sequence[str] | None = None,
 ) -> list[str]:
@@ -154,7 +154,7 @@ def train_in_full(model: nnx.Module, paths: Sequence[str]) -> None:
     value = base.get_value()
     if isinstance(value, jax.ShapeDtypeStruct):
       value = jnp.zeros(value.shape, jnp.float32)  # filled in with the base's weights, once there are any
-    setattr(owner, layers.KEPT + name, base)
+    setattr(owner, layers.FROZEN_PREFIX + name, base)
     setattr(owner, name, layers.Trained(value.astype(jnp.promote_types(value.dtype, jnp.float32))))
 
 
@@ -176,7 +176,7 @@ def _owner(model: nnx.Module, path: str) -> tuple[Any, str]:
 
 
 def place(
-  model: nnx.Module, table: Sequence[Adapted], leaves: Mapping[str, formula.Leaves], compute: str = "auto"
+  model: nnx.Module, table: Sequence[AdaptedModule], leaves: Mapping[str, formula.Leaves], compute: str = "auto"
 ) -> None:
   """Puts an adapter with the leaves given on every module of `table`; VeRA's random pair is one for all of them."""
   known = modules(model)
@@ -193,7 +193,7 @@ def largest_pair(leaves: Iterable[formula.Leaves]) -> dict[str, Any]:
 
 
 def kernels_of(
-  model: nnx.Module, table: Sequence[Adapted], base: Mapping[str, Any] | None = None
+  model: nnx.Module, table: Sequence[AdaptedModule], base: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
   """W (…, I, O) of every row, quantised as it is held, or its shape.
 
@@ -201,7 +201,7 @@ def kernels_of(
   """
   known = modules(model)
 
-  def one(row: Adapted):
+  def one(row: AdaptedModule):
     module = known[row.path]
     w = kernels.of(module).get_value()
     if base is not None:
@@ -213,7 +213,7 @@ def kernels_of(
   return {row.path: one(row) for row in table}
 
 
-def fans_of(model: nnx.Module, table: Sequence[Adapted]) -> dict[str, int]:
+def fans_of(model: nnx.Module, table: Sequence[AdaptedModule]) -> dict[str, int]:
   """Inputs that add up in one output of A, for every row."""
   known = modules(model)
   return {row.path: kernels.fan_in(known[row.path]) for row in table}
@@ -231,7 +231,7 @@ def inject(
   bias: str = "none",
   train_modules: str | Sequence[str] | None = None,
   **settings,
-) -> list[Adapted]:
+) -> list[AdaptedModule]:
   """Adapts `model` in place and returns the table of what it adapted; outputs do not change until a step was taken.
 
   `settings` are those of `resolve`: rank, alpha, scaling, exclude, layers_, rank_pattern, alpha_pattern, presets. The
@@ -245,7 +245,7 @@ def inject(
   table = resolve(model, targets, method=method, **settings)
   full = full_paths(model, table, bias, train_modules)
   key = jax.random.key(0) if key is None else key
-  leaves = starts.draw(
+  leaves = initialization.draw(
     table, fans_of(model, table), kernels_of(model, table), key, method=method, init=init, std=init_std
   )
   place(model, table, leaves, compute)
@@ -270,7 +270,7 @@ def extract_adapter(model: nnx.Module) -> Adapter:
     first = module.scale[...].reshape(-1)[0]
     scale: Any = first if isinstance(first, jax.core.Tracer) else float(first)
     count = sum(x.size for name, x in own.items() if formula.LEAVES[name].trained)
-    rows.append(Adapted(path, fan_in, fan_out, rank, scale * rank, scale, count))
+    rows.append(AdaptedModule(path, fan_in, fan_out, rank, scale * rank, scale, count))
   full = {path: getattr(owner, name)[...] for path, (owner, name) in trained_in_full(model).items()}
   method = method_of(next(iter(leaves.values()))) if leaves else "lora"
   return Adapter(method, tuple(rows), leaves, full)
@@ -282,15 +282,15 @@ def eject(model: nnx.Module) -> Adapter:
   for module in adapted_modules(model).values():
     layers.detach(module)
   for owner, name in trained_in_full(model).values():
-    setattr(owner, name, getattr(owner, layers.KEPT + name))
-    delattr(owner, layers.KEPT + name)
+    setattr(owner, name, getattr(owner, layers.FROZEN_PREFIX + name))
+    delattr(owner, layers.FROZEN_PREFIX + name)
   return adapter
 
 
 def completed(adapter: Adapter, kernels_IO: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """The leaves of `adapter` with what files leave out because the base's kernels (…, I, O) tell it."""
   pair = largest_pair(adapter.leaves.values())
-  return {path: {**starts.complete(own, kernels_IO[path]), **pair} for path, own in adapter.leaves.items()}
+  return {path: {**initialization.complete(own, kernels_IO[path]), **pair} for path, own in adapter.leaves.items()}
 
 
 def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_exp.dropout import DropKey, dropout, placeholder
-from lora_exp.fusion import apart
-from lora_exp.lora import formula, kernels, product, starts
-from lora_exp.lora.quant import dense, is_quantised
+from lora_exp.lora import formula, initialization, kernels, matmul
+from lora_exp.lora.quantization import dense, is_quantised
+from lora_exp.runtime.dropout import DropKey, dropout, placeholder
+from lora_exp.runtime.fusion import apart
 
 
 class Hyper(nnx.Variable):
-  """A number of an arm (scale, dropout rate) that enters the compiled step as an array."""
+  """A number of a trial (scale, dropout rate) that enters the compiled step as an array."""
 
 
 class Constant(nnx.Variable):
@@ -28,7 +28,7 @@ class Trained(nnx.LoRAParam):
   """A parameter of the base itself (a bias, a norm, a whole module) that is trained in full, from the base's value."""
 
 
-KEPT = "frozen_"  # before the name of a parameter that is trained in full: the base's own, which stays
+FROZEN_PREFIX = "frozen_"  # before the name of a parameter that is trained in full: the base's own, which stays
 
 
 class AdapterLayer(nnx.Module):
@@ -59,9 +59,9 @@ class AdapterLayer(nnx.Module):
     a, b = formula.factors(leaves)
     start = formula.start(leaves)
     if self.deterministic:
-      y = product.lora_dot(x, w_IO, a, b, scale, start, self.compute)
+      y = matmul.lora_dot(x, w_IO, a, b, scale, start, self.compute)
     else:
-      y = product.dropped(x, dropout(x, self.rate[...], self.key[...]), w_IO, a, b, scale, start)
+      y = matmul.dropped(x, dropout(x, self.rate[...], self.key[...]), w_IO, a, b, scale, start)
     g = formula.gate(leaves, dense(w_IO, a.dtype), scale)
     return apart(y if g is None else y * g.astype(y.dtype))
 
@@ -106,7 +106,7 @@ class LoRALinear(AdapterLayer, nnx.Linear):
     **linear,
   ):
     super().__init__(in_features, out_features, rngs=rngs, **linear)
-    a_IR = starts.draw_a(rngs.params(), init, in_features, in_features, rank)
+    a_IR = initialization.draw_a(rngs.params(), init, in_features, in_features, rank)
     leaves = {"lora_a": a_IR, "lora_b": jnp.zeros((rank, out_features))}
     _add(self, leaves, 2.0 if alpha is None else alpha / rank)
 
@@ -181,7 +181,7 @@ class LoRAEmbed(AdapterLayer, nnx.Embed):
     return y if g is None else y * g.astype(y.dtype)
 
 
-ADAPTED: dict[type, type] = {
+LORA_CLASSES: dict[type, type] = {
   nnx.Linear: LoRALinear,
   nnx.LinearGeneral: LoRALinearGeneral,
   nnx.Einsum: LoRAEinsum,
@@ -196,12 +196,12 @@ def _value(variable):
 
 def adaptable(module) -> bool:
   """Whether `module` is of a kind that can carry an adapter (exact types: an adapted module is not adapted twice)."""
-  return type(module) in ADAPTED and (not isinstance(module, nnx.Einsum) or module.einsum_str is not None)
+  return type(module) in LORA_CLASSES and (not isinstance(module, nnx.Einsum) or module.einsum_str is not None)
 
 
 def base_class(module) -> type:
   """The class that an adapted module had before."""
-  return next(kind for kind, adapted in ADAPTED.items() if adapted is type(module))
+  return next(kind for kind, adapted in LORA_CLASSES.items() if adapted is type(module))
 
 
 def attach(module, leaves: formula.Leaves, scale: float, compute: str = "auto") -> None:
@@ -210,7 +210,7 @@ def attach(module, leaves: formula.Leaves, scale: float, compute: str = "auto") 
   A leaf that is a Variable already (VeRA's shared directions) is kept as it is, and so stays shared.
   """
   # nnx's own __setattr__ would record the class as static data, and the graph would never equal the base's again.
-  object.__setattr__(module, "__class__", ADAPTED[type(module)])
+  object.__setattr__(module, "__class__", LORA_CLASSES[type(module)])
   _add(module, leaves, scale, compute)
 
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from lora_exp.config import InputError
 from lora_exp.lora import formula
-from lora_exp.lora.adapter import Adapted, Adapter
+from lora_exp.lora.adapter import AdaptedModule, Adapter
 from lora_exp.lora.targets import select_paths
-from lora_exp.spectrum import thin_svd, whole_svd
+from lora_exp.runtime.spectrum import thin_svd, whole_svd
 
 KERNELS = ("kernel", "embedding")  # what NNX calls the parameter that an adapter adapts
 
@@ -133,10 +133,10 @@ def balanced(
   return leaves, math.sqrt(float(np.square(sigma[..., kept:]).sum()) / total) if total else 0.0
 
 
-def row_of(path: str, fan_in: int, fan_out: int, rank: int, scale: float, leaves: formula.Leaves) -> Adapted:
+def row_of(path: str, fan_in: int, fan_out: int, rank: int, scale: float, leaves: formula.Leaves) -> AdaptedModule:
   """The row of the table for these leaves; alpha is what makes alpha/rank the scale."""
   count = sum(x.size for name, x in leaves.items() if formula.LEAVES[name].trained)
-  return Adapted(path, fan_in, fan_out, rank, scale * rank, scale, count)
+  return AdaptedModule(path, fan_in, fan_out, rank, scale * rank, scale, count)
 
 
 def as_dtype(leaves: Mapping[str, np.ndarray], like) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ def abstract(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
   """The same model with shapes in place of weights; nothing is allocated. Traced once, and new at each call."""
   key = repr((asdict(cfg), vocab_size))
   if key not in _traced:
-    _traced.clear()  # the arms of a sweep ask for one and the same
+    _traced.clear()  # the trials of a sweep ask for one and the same
     _traced[key] = nnx.split(nnx.eval_shape(lambda: build(cfg, vocab_size)))
   model: nnx.Module = nnx.merge(*_traced[key])
   return model

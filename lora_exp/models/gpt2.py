@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.config import ArchConfig, ModelConfig
-from lora_exp.dropout import Dropout
 from lora_exp.models.family import Family, LanguageModel, Names
 from lora_exp.models.layers import ACTIVATIONS, Cache, attend, empty_cache, fill_cache, run_blocks
+from lora_exp.runtime.dropout import Dropout
 
 Array = jax.Array
 

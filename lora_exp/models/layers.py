@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_exp.fusion import apart
+from lora_exp.runtime.fusion import apart
 
 Array = jax.Array
 Cache = dict[str, Array]  # key and value, each (B, S, K, h): S slots, filled from the left

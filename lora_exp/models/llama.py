@@ -17,7 +17,7 @@ from lora_exp.models.layers import ACTIVATIONS, Cache, attend, empty_cache, fill
 Array = jax.Array
 
 
-class Seen(NamedTuple):
+class AttentionMasks(NamedTuple):
   """What a kind of layer (global, or with a window) knows of the positions."""
 
   cos_BT1h: Array
@@ -54,7 +54,7 @@ class Attention(nnx.Module):
     norm = lambda: RMSNorm(arch.head_dim, arch, param_dtype=made["param_dtype"]) if arch.qk_norm else None
     self.q_norm, self.k_norm = norm(), norm()
 
-  def __call__(self, x_BTD: Array, seen: Seen, cache: Cache | None, slot) -> tuple[Array, Cache | None]:
+  def __call__(self, x_BTD: Array, seen: AttentionMasks, cache: Cache | None, slot) -> tuple[Array, Cache | None]:
     split = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)
     q, k, v = split(self.q_proj(x_BTD)), split(self.k_proj(x_BTD)), split(self.v_proj(x_BTD))
     if self.q_norm is not None and self.k_norm is not None:
@@ -91,7 +91,7 @@ class Layer(nnx.Module):
       self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
     self.self_attn, self.mlp = Attention(cfg, arch, **made), MLP(cfg, arch, **made)
 
-  def __call__(self, x_BTD: Array, seen: Seen, cache: Cache | None, slot) -> tuple[Array, Cache | None]:
+  def __call__(self, x_BTD: Array, seen: AttentionMasks, cache: Cache | None, slot) -> tuple[Array, Cache | None]:
     y, cache = self.self_attn(self.input_layernorm(x_BTD), seen, cache, slot)
     if not self.post_norms:
       x_BTD = x_BTD + y
@@ -155,15 +155,15 @@ class _Arch:
     return hash(repr(self.values))
 
 
-def seen(arch: ArchConfig, positions_BT: Array, mask_BTS: Array, slot) -> tuple[Seen, Seen]:
+def seen(arch: ArchConfig, positions_BT: Array, mask_BTS: Array, slot) -> tuple[AttentionMasks, AttentionMasks]:
   """What layers without and with the window know of the positions."""
-  wide = Seen(*angles(positions_BT, arch.head_dim, arch.rope_theta, arch.rope_scaling), mask_BTS)
+  wide = AttentionMasks(*angles(positions_BT, arch.head_dim, arch.rope_theta, arch.rope_scaling), mask_BTS)
   if arch.window is None:
     return wide, wide
   T, S = mask_BTS.shape[1:]
   behind = slot + jnp.arange(T)[:, None] - jnp.arange(S)
   near = wide if arch.rope_local_theta is None else angles(positions_BT, arch.head_dim, arch.rope_local_theta, None)
-  return wide, Seen(near[0], near[1], mask_BTS & (behind < arch.window))
+  return wide, AttentionMasks(near[0], near[1], mask_BTS & (behind < arch.window))
 
 
 def angles(positions_BT: Array, head_dim: int, theta: float, scaling: dict | None) -> tuple[Array, Array]:
@@ -185,7 +185,7 @@ def angles(positions_BT: Array, head_dim: int, theta: float, scaling: dict | Non
   return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTHh: Array, seen: Seen) -> Array:
+def rotate(x_BTHh: Array, seen: AttentionMasks) -> Array:
   """Each pair (i, i + h/2) of features turned by its position's angle."""
   first, second = jnp.split(x_BTHh.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([-second, first], axis=-1)

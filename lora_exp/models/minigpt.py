@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.config import ModelConfig
-from lora_exp.dropout import Dropout
 from lora_exp.models.family import Family, LanguageModel
 from lora_exp.models.layers import Attention, Cache, empty_cache, run_blocks
+from lora_exp.runtime.dropout import Dropout
 
 Array = jax.Array
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.config import ModelConfig
-from lora_exp.dropout import Dropout
 from lora_exp.models.family import Family
 from lora_exp.models.layers import ACTIVATIONS
+from lora_exp.runtime.dropout import Dropout
 
 KERNELS = {"lecun_normal": nnx.initializers.lecun_normal, "xavier_uniform": nnx.initializers.xavier_uniform}
 

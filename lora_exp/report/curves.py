@@ -1,4 +1,4 @@
-"""Loss curves of all arms of a study: held out, and in training."""
+"""Loss curves of all trials of a study: held out, and in training."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lora_exp.report.loss import running_median
-from lora_exp.report.settings import Setting, Study
+from lora_exp.report.groups import Setting, Study
+from lora_exp.report.loss_plots import running_median
 from lora_exp.report.statistics import Estimate
 from lora_exp.report.style import FROZEN, FULL, MUTED, Colours, figure, legend, limits, log_axis, loss_label
 
@@ -15,24 +15,24 @@ RATIO = 8.0  # of the largest to the smallest loss from where a log scale helps
 
 
 def curves(study: Study) -> Figure | None:
-  """Held-out loss (left) and the running median of the training loss (right), a line an arm."""
-  arms = [arm for arm in study.arms if arm.curves["eval"] or arm.curves["train"]]
-  if not arms:
+  """Held-out loss (left) and the running median of the training loss (right), a line a trial."""
+  trials = [trial for trial in study.trials if trial.curves["eval"] or trial.curves["train"]]
+  if not trials:
     return None
   made, (left, right) = figure(_title(study), panels=2, height=4.4)
   colours = Colours(study)
-  alpha = 0.9 if len(arms) <= 12 else 0.65
+  alpha = 0.9 if len(trials) <= 12 else 0.65
   for setting in study.settings:
-    for arm in setting.arms:
+    for trial in setting.trials:
       style = {"color": colours.of(setting), "alpha": alpha, "lw": 1.3, "zorder": 3 if setting.reference else 2,
-               "ls": "-" if arm.status == "done" else ":"}
-      if arm.curves["eval"] and setting.method != "frozen":
-        left.plot(*zip(*arm.curves["eval"], strict=True), marker=".", ms=4, **style)
-      if arm.curves["train"]:
-        steps, losses = np.array(arm.curves["train"], dtype=float).T
+               "ls": "-" if trial.status == "done" else ":"}
+      if trial.curves["eval"] and setting.method != "frozen":
+        left.plot(*zip(*trial.curves["eval"], strict=True), marker=".", ms=4, **style)
+      if trial.curves["train"]:
+        steps, losses = np.array(trial.curves["train"], dtype=float).T
         places, medians = running_median(losses, max(5, len(steps) // 20), 200)
         right.plot(steps[places], medians, **style)
-  held = [y for arm in arms for _, y in arm.curves["eval"]]
+  held = [y for trial in trials for _, y in trial.curves["eval"]]
   train = [y for line in right.lines for y in np.asarray(line.get_ydata(), dtype=float)]
   for axes, values, what in ((left, held, "held-out loss"), (right, train, "training loss, running median")):
     _axis(axes, values)
@@ -63,15 +63,15 @@ def _legend(made: Figure, study: Study, colours: Colours) -> None:
   handles = colours.handles()
   if any(s.method == "full" for s in study.settings):
     handles.append(Line2D([], [], color=FULL, lw=2.4, label="full"))
-  if any(arm.metrics and arm.status != "done" for arm in study.arms):
+  if any(trial.metrics and trial.status != "done" for trial in study.trials):
     handles.append(Line2D([], [], color=MUTED, ls=":", label="not finished"))
   legend(made, handles)
 
 
 def _title(study: Study) -> str:
   settings = [s for s in study.settings if s.seeds and s.method != "frozen"]
-  count = len([arm for arm in study.arms if arm.metrics])
-  text = f"Loss by step, a line for each of {count} arm{'s' * (count != 1)}"
+  count = len([trial for trial in study.trials if trial.metrics])
+  text = f"Loss by step, a line for each of {count} trial{'s' * (count != 1)}"
   if not settings:
     return text
   best: Setting = min(settings, key=lambda s: s.loss.mean)

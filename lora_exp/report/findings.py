@@ -4,20 +4,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lora_exp.report.arms import Arm
-from lora_exp.report.compare import (
-  SEEDS_NEEDED,
-  best_by,
-  best_of,
-  contexts,
-  edges,
-  enough,
-  is_tuned,
-  not_worse,
-  tolerance_of,
-  untuned,
-)
-from lora_exp.report.finding import (
+from lora_exp.report.groups import Setting, Study, say, word
+from lora_exp.report.sentences import (
   ALPHA,
   MOST_CONTEXTS,
   MOST_LINES,
@@ -30,10 +18,22 @@ from lora_exp.report.finding import (
   listed,
   lowest,
 )
-from lora_exp.report.learned import used_rank
-from lora_exp.report.settings import Setting, Study, say, word
 from lora_exp.report.statistics import difference, parabola
-from lora_exp.report.targets import targets
+from lora_exp.report.target_findings import targets
+from lora_exp.report.trials import TrialRecord
+from lora_exp.report.update_findings import used_rank
+from lora_exp.report.verdicts import (
+  SEEDS_NEEDED,
+  best_by,
+  best_of,
+  contexts,
+  edges,
+  enough,
+  is_tuned,
+  not_worse,
+  tolerance_of,
+  untuned,
+)
 
 
 def findings(study: Study) -> list[Finding]:
@@ -114,7 +114,7 @@ def rate(study: Study) -> Iterator[Finding]:
   for s in study.adapted:
     if RATE in s.values:
       groups.setdefault(tuple((k, s.values.get(k)) for k in held), []).append(s)
-  lines, edge, arms = [], [], []
+  lines, edge, trials = [], [], []
   for at, settings in groups.items():
     by_rate = best_by(settings, RATE)
     if len(by_rate) < 2:
@@ -126,12 +126,12 @@ def rate(study: Study) -> Iterator[Finding]:
     fitted = f" (fitted {np.exp(fit.place):.2g})" if fit and inside else ""
     lines.append(f"{name + ': ' if name else ''}{best.values[RATE]:g}{fitted}")
     edge += edges(study, best, tolerance_of(settings))
-    arms.append(best.names)
+    trials.append(best.names)
   if lines:
     rest = f"; and of {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
     text = f"Best learning rate by held-out loss: {'; '.join(lines[:MOST_LINES])}{rest}."
     yield Finding("Rate", text + (f" Not settled: {joined(list(dict.fromkeys(edge)))}." if edge else ""),
-                  f"arms {'; '.join(arms)}", not edge)
+                  f"trials {'; '.join(trials)}", not edge)
 
 
 def methods(study: Study) -> Iterator[Finding]:
@@ -158,7 +158,7 @@ def full(study: Study) -> Iterator[Finding]:
   """How much of full fine-tuning's gain the best adapter, and the smallest sufficient one, recover."""
   top = study.full
   if top is None:
-    yield Finding("Full fine-tuning", "There is no arm with lora=full, so the share of its gain that adapters recover "
+    yield Finding("Full fine-tuning", "There is no trial with lora=full, so the share of its gain that adapters recover "
                   "is not known; add one.", concluded=False)
     return
   best = best_of(study.adapted)
@@ -168,7 +168,7 @@ def full(study: Study) -> Iterator[Finding]:
   share = study.share(best)
   if not share.n:
     yield Finding("Full fine-tuning", f"Full fine-tuning ({top.loss.text()}) is not better than the base "
-                  f"({study.base or float('nan'):.4f}), so there is no gain to recover.", f"arms {top.names}", False)
+                  f"({study.base or float('nan'):.4f}), so there is no gain to recover.", f"trials {top.names}", False)
     return
   text = f"Of the gain of full fine-tuning, {best.label} recovers {share.text(1, factor=100)} %"
   if best.trainable and top.trainable:
@@ -179,13 +179,13 @@ def full(study: Study) -> Iterator[Finding]:
     text += " One of them has fewer than three seeds."
   if edge := edges(study, top, tolerance_of([top])):
     text += f" {capital(joined(edge))}, so full fine-tuning may do better."
-  yield Finding("Full fine-tuning", text, f"arms {best.names} against {top.names}", not few and not edge,
+  yield Finding("Full fine-tuning", text, f"trials {best.names} against {top.names}", not few and not edge,
                 {"share": share.mean})
 
 
 def forgetting(study: Study) -> Iterator[Finding]:
   """What the settings lost on `retain`."""
-  losses = [(s, s.of(lambda arm: arm.number_at("losses", "forgetting"))) for s in study.settings if s.seeds]
+  losses = [(s, s.of(lambda trial: trial.number_at("losses", "forgetting"))) for s in study.settings if s.seeds]
   losses = [(s, e) for s, e in losses if e.n and s.method != "frozen"]
   if len(losses) < 2:
     return
@@ -194,7 +194,7 @@ def forgetting(study: Study) -> Iterator[Finding]:
   yield Finding("Forgetting", f"The loss on the retained text changed by {least[1].text(sign=True)} ({least[0].label}) "
                 f"at the least and by {most[1].text(sign=True)} ({most[0].label}) at the most."
                 + (" Fewer than three seeds: no order is concluded." if few else ""),
-                f"arms {least[0].names}; {most[0].names}", not few)
+                f"trials {least[0].names}; {most[0].names}", not few)
 
 
 def next_steps(study: Study) -> Iterator[Finding]:
@@ -219,15 +219,15 @@ def next_steps(study: Study) -> Iterator[Finding]:
       steps.append("sweep optim.lr as well (sweep=rank_lr): one rate for every rank favours some of them")
   if study.full is None:
     steps.append("add lora=full for the upper reference line")
-  late = [s for s in study.adapted if all(_still_falling(arm) for arm in s.counted.values())]
+  late = [s for s in study.adapted if all(_still_falling(trial) for trial in s.counted.values())]
   if len(late) > len(study.adapted) / 2:
     steps.append("train longer: most settings were at their best at the last step")
-  lost = [arm for arm in study.arms if arm.loss is None and arm.status != "pruned"]
+  lost = [trial for trial in study.trials if trial.loss is None and trial.status != "pruned"]
   if lost:
-    steps.append(f"repeat or leave out what did not finish: arms {', '.join(map(str, lost))}")
+    steps.append(f"repeat or leave out what did not finish: trials {', '.join(map(str, lost))}")
   if steps:
     yield Finding("Next", f"{capital('; '.join(steps))}.")
 
 
-def _still_falling(arm: Arm) -> bool:
-  return arm.number_at("losses", "best_step") == arm.number_at("steps")
+def _still_falling(trial: TrialRecord) -> bool:
+  return trial.number_at("losses", "best_step") == trial.number_at("steps")

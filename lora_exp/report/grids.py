@@ -5,8 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_exp.report.compare import best_by, best_of
-from lora_exp.report.settings import Study, say, word
+from lora_exp.report.groups import Study, say, word
 from lora_exp.report.statistics import parabola
 from lora_exp.report.style import (
   FROZEN,
@@ -21,6 +20,7 @@ from lora_exp.report.style import (
   limits,
   loss_label,
 )
+from lora_exp.report.verdicts import best_by, best_of
 
 MOST_BARS = 24
 MOST_NAMES = 12  # of values along one axis

@@ -9,9 +9,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lora_exp.config import InputError
-from lora_exp.logger import read_ledger
-from lora_exp.report.settings import Setting, Study
+from lora_exp.report.groups import Setting, Study
 from lora_exp.report.style import FROZEN, FULL, MUTED, Colours, figure, legend, limits, loss_label
+from lora_exp.train.logger import read_ledger
 
 
 def history(study: Study, directory: Path) -> Figure | None:
@@ -53,13 +53,13 @@ def _trials(study: Study, directory: Path) -> dict[int, Setting]:
   rows: list[dict] = []
   with suppress(InputError):  # a damaged ledger costs this picture, and not the report
     rows = [row for row in read_ledger(directory) if row.get("event") == "trial"]
-  of = {arm.number: setting for setting in study.settings for arm in setting.arms}
+  of = {trial.number: setting for setting in study.settings for trial in setting.trials}
   return {row["trial"]: of[row["runs"][0]] for row in rows if row["runs"][0] in of}
 
 
 def _last(setting: Setting) -> float | None:
-  """The held-out loss of a setting whose arms were pruned, where they were."""
-  losses = [arm.curves["eval"][-1][1] for arm in setting.arms if arm.status == "pruned" and arm.curves["eval"]]
+  """The held-out loss of a setting whose trials were pruned, where they were."""
+  losses = [trial.curves["eval"][-1][1] for trial in setting.trials if trial.status == "pruned" and trial.curves["eval"]]
   return float(np.mean(losses)) if losses else None
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import jinja2
 
-from lora_exp import screen
-from lora_exp.report.arms import Arm
-from lora_exp.report.compare import TEST, TOLERANCE
-from lora_exp.report.finding import Finding
-from lora_exp.report.learned import HEADING, USED
-from lora_exp.report.settings import Setting, Study
+from lora_exp.report.groups import Setting, Study
+from lora_exp.report.sentences import Finding
 from lora_exp.report.style import DPI
+from lora_exp.report.trials import TrialRecord
+from lora_exp.report.update_findings import HEADING, USED
+from lora_exp.report.verdicts import TEST, TOLERANCE
+from lora_exp.runtime import console
 
-COLUMNS = ("setting", "arms", "seeds", "held-out loss", "gain", "% of full", "trainable", "%")
+COLUMNS = ("setting", "trials", "seeds", "held-out loss", "gain", "% of full", "trainable", "%")
 WIDE = ("stable rank", "largest", "‖ΔW‖", "inputs shared")  # columns that a terminal has no room for
 UNREAD = "Not read: {}."  # of a damaged adapter
 TERMINAL = 30  # settings on the screen; the page has all
@@ -75,54 +75,54 @@ class Report:
   """Everything on the page."""
 
   title: str
-  arms: list[Arm]
+  trials: list[TrialRecord]
   parts: list[Part]
 
   @property
   def summary(self) -> str:
     counts: dict[str, int] = {}
-    for arm in self.arms:
-      counts[arm.status] = counts.get(arm.status, 0) + 1
+    for trial in self.trials:
+      counts[trial.status] = counts.get(trial.status, 0) + 1
     words = ", ".join(f"{n} {status}" for status, n in counts.items())
     settings = sum(len(part.study.settings) for part in self.parts)
-    return f"{len(self.arms)} arm{'s' * (len(self.arms) != 1)} ({words}) of {settings} setting{'s' * (settings != 1)}."
+    return f"{len(self.trials)} trial{'s' * (len(self.trials) != 1)} ({words}) of {settings} setting{'s' * (settings != 1)}."
 
   @property
   def warnings(self) -> list[str]:
     if len(self.parts) < 2:
       return []
     why = dict.fromkeys(part.study.why for part in self.parts if part.study.why)
-    return [f"The arms are of {len(self.parts)} groups that differ in {'; '.join(why)}. Their losses are not compared "
+    return [f"The trials are of {len(self.parts)} groups that differ in {'; '.join(why)}. Their losses are not compared "
             "with each other; each group has its own findings."]
 
   @property
   def lost(self) -> list[list[str]]:
-    """Arm, setting, status and reason of each arm that no mean holds."""
-    names = {id(arm): s.label for part in self.parts for s in part.study.settings for arm in s.arms}
-    return [[str(arm), names.get(id(arm), "-"), arm.status, arm.reason or "-"] for arm in self.arms if arm.loss is None]
+    """TrialRecord, setting, status and reason of each trial that no mean holds."""
+    names = {id(trial): s.label for part in self.parts for s in part.study.settings for trial in s.trials}
+    return [[str(trial), names.get(id(trial), "-"), trial.status, trial.reason or "-"] for trial in self.trials if trial.loss is None]
 
   @property
   def method(self) -> list[str]:
-    pruned = ("A pruned arm was stopped by its study, because its loss was among the worst of its batch at that step: "
+    pruned = ("A pruned trial was stopped by its study, because its loss was among the worst of its batch at that step: "
               "no failure, and no result to compare at full length.")  # fmt: skip
     return [
-      *([pruned] if any(arm.status == "pruned" for arm in self.arms) else []),
-      "The loss of an arm is the held-out loss of the state that it exports: the best of its evaluations, or the last "
-      "with train.export=last; that of a frozen base is its loss at step 0. Arms that differ in train.seed, data.seed "
+      *([pruned] if any(trial.status == "pruned" for trial in self.trials) else []),
+      "The loss of a trial is the held-out loss of the state that it exports: the best of its evaluations, or the last "
+      "with train.export=last; that of a frozen base is its loss at step 0. Trials that differ in train.seed, data.seed "
       "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
       f"A setting is not measurably worse than the best if it passes this test: {TEST}. Fewer than three seeds decide "
       "nothing, and neither does a best value on the edge of what was tried.",
       f"The tolerance of {TOLERANCE * 100:g} % keeps a difference that is measurable but of no use from deciding.",
       "Gain is the fall below the loss of the base. The share of full fine-tuning is 0 % at the base and 100 % at "
-      "lora=full. results.csv has a row for each arm, and every number here follows from it.",
+      "lora=full. results.csv has a row for each trial, and every number here follows from it.",
     ]
 
 
 def row(study: Study, s: Setting) -> list[str]:
   """A setting in the table of the report."""
-  arm = next(iter(s.counted.values()), s.arms[0])
-  percent = arm.number_at("parameters", "percent")
-  return [s.label, ranges([a.number for a in s.arms]), f"{s.seeds}", s.loss.text(), s.gain.text(),
+  trial = next(iter(s.counted.values()), s.trials[0])
+  percent = trial.number_at("parameters", "percent")
+  return [s.label, ranges([a.number for a in s.trials]), f"{s.seeds}", s.loss.text(), s.gain.text(),
           study.share(s).text(1, factor=100), f"{s.trainable:,}" if s.trainable is not None else "-",
           f"{percent:.3g}" if percent is not None else "-"]
 
@@ -161,7 +161,7 @@ def markdown(report: Report) -> str:
     lines += ["", *_table(COLUMNS, part.rows, right=range(1, len(COLUMNS)))]
     lines += _learned(part.learned) if part.learned else []
   if report.lost:
-    lines += ["", "## Arms that are not counted", "", *_table(("arm", "setting", "status", "reason"), report.lost)]
+    lines += ["", "## Trials that are not counted", "", *_table(("trial", "setting", "status", "reason"), report.lost)]
   return "\n".join([*lines, "", "## How to read this", "", *(f"{text}\n" for text in report.method)])
 
 
@@ -193,19 +193,19 @@ def show(report: Report, page: Path) -> None:
     rows = part.rows
     keep = [0, 3, 4, 5, 6]
     title = f"{part.heading or report.title}: {report.summary}"
-    screen.show_table(title, [COLUMNS[i] for i in keep], [[r[i] for i in keep] for r in rows[:TERMINAL]],
+    console.show_table(title, [COLUMNS[i] for i in keep], [[r[i] for i in keep] for r in rows[:TERMINAL]],
                       right=[COLUMNS[i] for i in keep[1:]])
     if len(rows) > TERMINAL:
-      screen.show(f"and {len(rows) - TERMINAL} more settings")
+      console.show(f"and {len(rows) - TERMINAL} more settings")
     for f in part.findings:
-      screen.show(f"{f.topic}: {f.text}")
+      console.show(f"{f.topic}: {f.text}")
   for text in report.warnings:
-    screen.show_warning(text)
+    console.show_warning(text)
   for number, _, status, reason in report.lost:
     if status == "pruned":  # as was asked
       continue
-    screen.show_warning(f"arm {number}: {status}: {reason}")
-  screen.show(f"Report: {page}")
+    console.show_warning(f"trial {number}: {status}: {reason}")
+  console.show(f"Report: {page}")
 
 
 def show_learned(report: Report, page: str) -> None:
@@ -217,10 +217,10 @@ def show_learned(report: Report, page: str) -> None:
     keep = [i for i, name in enumerate(part.learned.columns) if name not in WIDE]
     columns = [part.learned.columns[i] for i in keep]
     rows = [[row[i] for i in keep] for row in part.learned.rows[:TERMINAL]]
-    screen.show_table(title, columns, rows, right=columns[1:])
+    console.show_table(title, columns, rows, right=columns[1:])
     for f in part.findings:
       if f.topic == USED:
-        screen.show(f"{f.topic}: {f.text}")
+        console.show(f"{f.topic}: {f.text}")
     for text in part.learned.unread:
-      screen.show_warning(UNREAD.format(text))
-  screen.show(f"Report: {page}")
+      console.show_warning(UNREAD.format(text))
+  console.show(f"Report: {page}")

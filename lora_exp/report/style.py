@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from lora_exp.report.loss import _short
-from lora_exp.report.settings import Setting, Study, say, word
+from lora_exp.report.groups import Setting, Study, say, word
+from lora_exp.report.loss_plots import _short
 
 INK, MUTED, GRID = "#222222", "#666666", "#d9d9d9"
 WORDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f6000", "#555555")  # Okabe and Ito

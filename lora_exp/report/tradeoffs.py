@@ -10,9 +10,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_exp.report.arms import Arm
-from lora_exp.report.loss import _short
-from lora_exp.report.settings import Setting, Study, say
+from lora_exp.report.groups import Setting, Study, say
+from lora_exp.report.loss_plots import _short
 from lora_exp.report.statistics import Estimate, front
 from lora_exp.report.style import (
   FROZEN,
@@ -29,6 +28,7 @@ from lora_exp.report.style import (
   name_points,
   second_key,
 )
+from lora_exp.report.trials import TrialRecord
 
 MOST_LABELS = 8  # on the front; the colours tell the rest
 
@@ -67,7 +67,7 @@ def pareto(study: Study) -> Figure | None:
 
 
 def share(study: Study) -> Figure | None:
-  """Share of full fine-tuning's gain against trainable parameters; None without a full arm."""
+  """Share of full fine-tuning's gain against trainable parameters; None without a full trial."""
   found = [(s, study.share(s)) for s in study.adapted if s.trainable]
   found = [(s, e) for s, e in found if e.n]
   if not found or study.full is None:
@@ -93,7 +93,7 @@ def share(study: Study) -> Figure | None:
 
 def forgetting(study: Study) -> Figure | None:
   """Rise of the loss on `retain` against the gain; None without it."""
-  cost = lambda s: s.of(lambda arm: arm.number_at("losses", "forgetting"))
+  cost = lambda s: s.of(lambda trial: trial.number_at("losses", "forgetting"))
   settings = [s for s in [*study.adapted, *([study.full] if study.full else [])] if cost(s).n and s.gain.n]
   if not settings:
     return None
@@ -113,16 +113,16 @@ def forgetting(study: Study) -> Figure | None:
 def cost(study: Study) -> Figure | None:
   """Time, FLOPs and memory against held-out loss, a panel each; what was not measured has none."""
   settings = [*study.adapted, *([study.full] if study.full else [])]
-  panels: list[tuple[str, Callable[[Arm], float | None]]] = [
-    ("training time (s)", lambda arm: arm.number_at("seconds", "train")),
+  panels: list[tuple[str, Callable[[TrialRecord], float | None]]] = [
+    ("training time (s)", lambda trial: trial.number_at("seconds", "train")),
     ("training FLOPs", _flops),
-    ("memory of a step (MiB)", lambda arm: _times(arm.number_at("peak_memory_bytes"), 2**-20)),
+    ("memory of a step (MiB)", lambda trial: _times(trial.number_at("peak_memory_bytes"), 2**-20)),
   ]
   panels = [(name, value) for name, value in panels if any(_positive(s, value) for s in settings)]
   if not panels or len(settings) < 2:
     return None
   low = min(settings, key=lambda s: s.loss.mean)
-  words = [f"{s.text(1)} s" for s in [low.of(lambda arm: arm.number_at("seconds", "train"))] if s.n]
+  words = [f"{s.text(1)} s" for s in [low.of(lambda trial: trial.number_at("seconds", "train"))] if s.n]
   took = words[0] if words else "no known time"
   made, axes = figure(f"What the losses cost: the lowest, of {low.label}, took {took} of training",
                       panels=len(panels), height=3.9)
@@ -143,15 +143,15 @@ def cost(study: Study) -> Figure | None:
   return made
 
 
-def _flops(arm: Arm) -> float | None:
-  return _times(arm.number_at("flops_per_token"), arm.number_at("tokens"))
+def _flops(trial: TrialRecord) -> float | None:
+  return _times(trial.number_at("flops_per_token"), trial.number_at("tokens"))
 
 
 def _times(a: float | None, b: float | None) -> float | None:
   return None if a is None or b is None else a * b
 
 
-def _positive(setting: Setting, value: Callable[[Arm], float | None]) -> bool:
+def _positive(setting: Setting, value: Callable[[TrialRecord], float | None]) -> bool:
   found = setting.of(value)
   return found.n > 0 and found.mean > 0
 

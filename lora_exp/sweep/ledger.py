@@ -1,6 +1,6 @@
-"""sweep.jsonl: what happened to each arm of a sweep, a line each, so that the same command can go on.
+"""sweep.jsonl: what happened to each trial of a sweep, a line each, so that the same command can go on.
 
-Whoever trains an arm writes its lines, in whichever process or on whichever machine that is: each line under the file's
+Whoever trains a trial writes its lines, in whichever process or on whichever machine that is: each line under the file's
 lock, at the end, and on the disk before the lock is given back.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED, LoraExpError
-from lora_exp.logger import LEDGER, read_ledger
-from lora_exp.screen import show_error, show_warning
+from lora_exp.runtime.console import show_error, show_warning
+from lora_exp.train.logger import LEDGER, read_ledger
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Ledger:
     self.rows = read_ledger(directory)
 
   def add(self, event: str, **facts: Any) -> None:
-    """A line: `started`, `stopped`, `done`, `failed` or `pruned` of an arm; `lost` with its process; `pack` of several,
+    """A line: `started`, `stopped`, `done`, `failed` or `pruned` of a trial; `lost` with its process; `pack` of several,
     `split` where they were too many; `trial` of a study."""
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
@@ -48,38 +48,38 @@ class Ledger:
       os.fsync(file.fileno())
 
   def end(self, outcome: Outcome) -> None:
-    """The line of an arm that ended; none of one that was stopped, or that another process trains."""
+    """The line of a trial that ended; none of one that was stopped, or that another process trains."""
     if outcome.code == DONE:
-      self.add("done", arm=outcome.number)
+      self.add("done", trial=outcome.number)
     elif outcome.code not in (STOPPED, IN_USE):
-      self.add("failed", arm=outcome.number, code=outcome.code, reason=outcome.reason)
+      self.add("failed", trial=outcome.number, code=outcome.code, reason=outcome.reason)
 
-  def _last(self, arm: int) -> dict[str, Any]:
-    return next((row for row in reversed(self.rows) if row.get("arm") == arm), {})
+  def _last(self, trial: int) -> dict[str, Any]:
+    return next((row for row in reversed(self.rows) if row.get("trial") == trial), {})
 
-  def state(self, arm: int) -> str | None:
-    """The latest event of an arm, or None."""
-    return self._last(arm).get("event")
+  def state(self, trial: int) -> str | None:
+    """The latest event of a trial, or None."""
+    return self._last(trial).get("event")
 
   def packs(self) -> list[list[int]]:
-    """The arms that train together since the latest change, in the order in which their packs were begun."""
-    latest = {arm: number for number, row in enumerate(self.rows) if row["event"] == "pack" for arm in row["arms"]}
-    return [[arm for arm in latest if latest[arm] == number] for number in dict.fromkeys(latest.values())]
+    """The trials that train together since the latest change, in the order in which their packs were begun."""
+    latest = {trial: number for number, row in enumerate(self.rows) if row["event"] == "pack" for trial in row["trials"]}
+    return [[trial for trial in latest if latest[trial] == number] for number in dict.fromkeys(latest.values())]
 
-  def ended(self, arm: int) -> bool:
-    """Whether an arm is trained and written, or failed for a reason of its own, or was pruned by a study."""
-    return self.state(arm) in ("done", "failed", "pruned")
+  def ended(self, trial: int) -> bool:
+    """Whether a trial is trained and written, or failed for a reason of its own, or was pruned by a study."""
+    return self.state(trial) in ("done", "failed", "pruned")
 
-  def outcome(self, arm: int, asked: str = "") -> Outcome | None:
-    """How an arm ended, or None."""
-    last = self._last(arm)
-    if not self.ended(arm):
+  def outcome(self, trial: int, asked: str = "") -> Outcome | None:
+    """How a trial ended, or None."""
+    last = self._last(trial)
+    if not self.ended(trial):
       return None
-    return Outcome(arm, last.get("code", BUG) if last["event"] == "failed" else DONE, last.get("reason"), asked)
+    return Outcome(trial, last.get("code", BUG) if last["event"] == "failed" else DONE, last.get("reason"), asked)
 
-  def reason(self, arm: int) -> str | None:
-    """Why an arm failed, or None."""
-    last = self._last(arm)
+  def reason(self, trial: int) -> str | None:
+    """Why a trial failed, or None."""
+    last = self._last(trial)
     return last["reason"] if last.get("event") == "failed" else None
 
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_exp.build import check_built, make_job, random_base
+from lora_exp.cli.compose import composer, conf_directory
 from lora_exp.config import LoraConfig, to_config
-from lora_exp.config.compose import composer, conf_directory
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.generate import Sampler
+from lora_exp.tasks.generate import Sampler
+from lora_exp.train.build import check_built, make_job, random_base
 
 LENGTH, VOCAB, WIDTH, HEADS, BLOCKS, TOP_K = 256, 50_257, 256, 8, 4, 10
 PROMPT = "Once upon a time there was a little dog"
@@ -82,8 +82,8 @@ def ours(count: int, *typed: str, adapted: bool = False):
   job = make_job(plan, random_base(plan), steps=0)
   sampler = Sampler(job.program, cfg.sample, plan.tokenizer, cfg.model.max_len)
   sampler.decoder.stops = ()  # a random model may say anything: so that all tokens are drawn
-  params, arm = jax.tree.map(lambda x: x[0], (job.state.params, job.arms))
-  return lambda: sampler(params, arm, job.frozen, [PROMPT])
+  params, trial = jax.tree.map(lambda x: x[0], (job.state.params, job.trials))
+  return lambda: sampler(params, trial, job.frozen, [PROMPT])
 
 
 def seconds(draw, count: int) -> float:

@@ -1,5 +1,5 @@
-"""Eight arms of 100 steps, packed against Hydra's basic launcher: wall-clock time of whole command lines, on this
-machine in this minute; what an arm's step costs inside a pack; and what a pack takes of the memory.
+"""Eight trials of 100 steps, packed against Hydra's basic launcher: wall-clock time of whole command lines, on this
+machine in this minute; what a trial's step costs inside a pack; and what a pack takes of the memory.
 
     python tests/bench/packed.py            # all of it: half an hour on two quiet cores
     python tests/bench/packed.py small      # or default, step, memory; or large (V 50,257), twenty minutes by itself
@@ -78,10 +78,10 @@ def sweeps(name: str, turns: int, scratch: Path) -> bool:
 def jobs(settings: list[str], packs: list[tuple[int, ...]]) -> list:
   """A compiled job for each tuple of ranks, on a random base; and its plan."""
   sys.path.insert(0, str(ROOT))
-  from lora_exp.build import check_built, make_job, random_base
+  from lora_exp.cli.compose import composer, conf_directory
   from lora_exp.config import to_config
-  from lora_exp.config.compose import composer, conf_directory
-  from lora_exp.plan import abstract_batch
+  from lora_exp.tasks.plan import abstract_batch
+  from lora_exp.train.build import check_built, make_job, random_base
 
   found = []
   with composer(conf_directory()) as composing:
@@ -95,7 +95,7 @@ def jobs(settings: list[str], packs: list[tuple[int, ...]]) -> list:
 
 
 def steps() -> bool:
-  """An arm's step inside a pack of eight beside that of a run alone at the bucket's rank, in turns."""
+  """A trial's step inside a pack of eight beside that of a run alone at the bucket's rank, in turns."""
   import jax
   import numpy as np
 
@@ -116,16 +116,16 @@ def steps() -> bool:
         for _ in range(count):
           job.state, _ = job.step(job.state, batch)
         jax.block_until_ready(job.state)
-        times.append((time.perf_counter() - began) / (count * len(job.arms.lr)))
+        times.append((time.perf_counter() - began) / (count * len(job.trials.lr)))
     packed, solo = (statistics.median(times[1:]) for times in seconds)  # the first turn warms up
     holds &= packed / solo <= MOST_STEP
-    print(f"{name}: an arm's step in a pack of {len(RANKS)} {1e3 * packed:.2f} ms, alone at rank {max(RANKS)} "
+    print(f"{name}: a trial's step in a pack of {len(RANKS)} {1e3 * packed:.2f} ms, alone at rank {max(RANKS)} "
           f"{1e3 * solo:.2f} ms: {packed / solo:.2f} times, promised at most {MOST_STEP}")  # fmt: skip
   return holds
 
 
 def memory() -> bool:
-  """What packs of 2, 4 and 8 arms take, by XLA's figure: the base once, and for each arm its own state twice."""
+  """What packs of 2, 4 and 8 trials take, by XLA's figure: the base once, and for each trial its own state twice."""
   import jax
 
   sides = jobs(MODELS["default"][0], [RANKS[-n:] for n in (2, 4, 8)])
@@ -133,8 +133,8 @@ def memory() -> bool:
   own = sum(x.nbytes for x in jax.tree.leaves((sides[0][0].state.params, sides[0][0].state.opt))) / 2
   taken = [job.peak_memory_bytes for job, _ in sides]
   each = (taken[-1] - taken[0]) / 6
-  print(f"base {base / 1e6:.1f} MB, an arm's adapter and optimizer {own / 1e6:.2f} MB; packs of 2, 4, 8 take "
-        f"{', '.join(f'{x / 1e6:.1f}' for x in taken)} MB: {each / 1e6:.2f} MB for each further arm, {each / own:.2f} "
+  print(f"base {base / 1e6:.1f} MB, a trial's adapter and optimizer {own / 1e6:.2f} MB; packs of 2, 4, 8 take "
+        f"{', '.join(f'{x / 1e6:.1f}' for x in taken)} MB: {each / 1e6:.2f} MB for each further trial, {each / own:.2f} "
         "times its own state")  # fmt: skip
   return each < 2.5 * own
 

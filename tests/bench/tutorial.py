@@ -80,9 +80,9 @@ def ours():
   import jax
   import numpy as np
 
-  from lora_exp.build import check_built, make_job, random_base
+  from lora_exp.cli.compose import composer, conf_directory
   from lora_exp.config import to_config
-  from lora_exp.config.compose import composer, conf_directory
+  from lora_exp.train.build import check_built, make_job, random_base
 
   with composer(conf_directory()) as composing:
     typed = ["experiment=jax_tutorial", f"train.batch_size={ROWS}", "data.path=unread", "mesh.data=1"]

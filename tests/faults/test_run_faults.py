@@ -8,7 +8,7 @@ import yaml
 from runs import TINY, cache, everything, on_stories, process, rows, stories, summary, train
 
 from lora_exp import __main__ as entry
-from lora_exp import checkpoint
+from lora_exp.train import checkpoint
 
 TEXT = ["data=text", "data.path=stories.txt"]
 

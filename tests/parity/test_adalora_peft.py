@@ -18,7 +18,7 @@ RANK, ALPHA, STEPS, EVERY, BEGIN, END = 4, 8.0, 40, 4, 6, 12
 NAMES = {"lora_a": "lora_A", "lora_b": "lora_B", "lora_e": "lora_E"}
 
 
-class Theirs(torch.nn.Module):
+class StoredTensor(torch.nn.Module):
   """Three layers that answer with a loss, to which `base_model` of PEFT adds its regulariser."""
 
   def __init__(self):
@@ -45,7 +45,7 @@ def pair(target=2, orthogonal=0.5):
     deltaT=EVERY,
     orth_reg_weight=orthogonal,
   )
-  theirs = peft.get_peft_model(Theirs(), config)
+  theirs = peft.get_peft_model(StoredTensor(), config)
   kernels, params = {}, {}
   for name in SIZES:
     module = layer(theirs, name)

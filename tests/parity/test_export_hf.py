@@ -12,15 +12,15 @@ from runs import QUIET, on_stories, train
 from test_families import CASES, reference, their_logits, tokens_of
 
 from lora_exp import __main__ as entry
+from lora_exp.cli.saved_config import load
 from lora_exp.config import ArchConfig, ModelConfig
-from lora_exp.config.hf import from_hf
-from lora_exp.config.hf_out import to_hf
-from lora_exp.config.saved import load
 from lora_exp.data.chat import encode_chat
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.generate import arm_of
-from lora_exp.runs import open_run
-from lora_exp.step import assemble
+from lora_exp.models.hf_config import from_hf
+from lora_exp.models.hf_export import to_hf
+from lora_exp.tasks.generate import trial_of
+from lora_exp.train.loaded_run import open_run
+from lora_exp.train.step import assemble
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -50,8 +50,8 @@ def our_logits(run_dir: Path, tokens: np.ndarray) -> np.ndarray:
   cfg = load(str(run_dir))
   cfg.run, cfg.task = str(run_dir), "evaluate"
   run = open_run(cfg)
-  call = lambda params, arm, frozen: assemble(run.job.program, params, arm, frozen, None)(jnp.asarray(tokens))
-  return np.asarray(jax.jit(call)(*arm_of(run)))
+  call = lambda params, trial, frozen: assemble(run.job.program, params, trial, frozen, None)(jnp.asarray(tokens))
+  return np.asarray(jax.jit(call)(*trial_of(run)))
 
 
 def theirs(directory: Path, **more):

@@ -13,13 +13,13 @@ import pytest
 from packs import quickly
 from safetensors.numpy import load_file, save_file
 
-from lora_exp.build import check_built, loaded_base, make_job
+from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import SampleConfig
-from lora_exp.config.commandline import check_command_line
-from lora_exp.config.weights import located
-from lora_exp.generate import Sampler
-from lora_exp.loop import Job
-from lora_exp.step import assemble
+from lora_exp.models.weights.locate import located
+from lora_exp.tasks.generate import Sampler
+from lora_exp.train.build import check_built, loaded_base, make_job
+from lora_exp.train.loop import Job
+from lora_exp.train.step import assemble
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -91,8 +91,8 @@ class Pair:
 
   def model(self, frozen) -> Any:
     """Ours, inside a trace that gets `job.frozen` from outside."""
-    arm = jax.tree.map(lambda x: x[0], self.job.arms)
-    return assemble(self.job.program, {}, arm, frozen, None)
+    trial = jax.tree.map(lambda x: x[0], self.job.trials)
+    return assemble(self.job.program, {}, trial, frozen, None)
 
 
 @pytest.fixture(autouse=True)
@@ -199,8 +199,8 @@ def test_greedy_tokens_are_those_of_transformers_for_prompts_of_different_length
   prompts = [row[:length].tolist() for row, length in zip(tokens_of(2, 3), (3, 18, 11), strict=True)]
   cfg = SampleConfig(max_tokens=NEW, temperature=0.0)
   sample = Sampler(found.job.program, cfg, Numbers(), 64)
-  arm = jax.tree.map(lambda x: x[0], found.job.arms)
-  texts = sample(found.job.state.params, arm, found.job.frozen, [Numbers().decode(prompt) for prompt in prompts])
+  trial = jax.tree.map(lambda x: x[0], found.job.trials)
+  texts = sample(found.job.state.params, trial, found.job.frozen, [Numbers().decode(prompt) for prompt in prompts])
   for prompt, text in zip(prompts, texts, strict=True):
     want = found.theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :]
     assert Numbers().encode(text) == want.tolist()

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import pytest
 
-from lora_exp.config.hf import from_hf
+from lora_exp.models.hf_config import from_hf
 
 transformers = pytest.importorskip("transformers")
 SMALL = {"num_hidden_layers": 5, "hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 100,

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from lora_exp import lora
-from lora_exp.lora import starts
+from lora_exp.lora import initialization
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -30,7 +30,7 @@ class Ours(nnx.Module):
     return self.linear2(nnx.relu(self.linear1(x)))
 
 
-class Theirs(torch.nn.Module):
+class StoredTensor(torch.nn.Module):
   """The same in torch."""
 
   def __init__(self):
@@ -44,7 +44,7 @@ class Theirs(torch.nn.Module):
 
 def pair(tmp_path, rank=3, alpha=7.0, scaling="standard", compute="factored", **settings):
   """Our adapted model with B drawn at random, and PEFT's from our file on the same base."""
-  ours, theirs = Ours(nnx.Rngs(0)), Theirs()
+  ours, theirs = Ours(nnx.Rngs(0)), StoredTensor()
   for name in SIZES:
     module = getattr(theirs, name)
     module.weight.data = torch.tensor(np.asarray(getattr(ours, name).kernel[...]).T.copy())
@@ -121,9 +121,9 @@ def test_twenty_adamw_steps_follow_pefts(tmp_path):
 
 def test_a_starts_as_pefts_does():
   """The same distribution, U(±1/sqrt(in)): equal bounds and equal standard deviations over many draws."""
-  theirs = peft.get_peft_model(Theirs(), peft.LoraConfig(r=256, target_modules=["linear1"]))
+  theirs = peft.get_peft_model(StoredTensor(), peft.LoraConfig(r=256, target_modules=["linear1"]))
   want = theirs.get_submodule("base_model.model.linear1").lora_A["default"].weight.detach().numpy()
-  got = np.asarray(starts.draw_a(jax.random.key(0), "kaiming", 24, 24, 256))
+  got = np.asarray(initialization.draw_a(jax.random.key(0), "kaiming", 24, 24, 256))
   bound = 1 / np.sqrt(24)
   assert np.abs(got).max() <= bound >= np.abs(want).max()
   assert abs(got.std() - want.std()) < 0.03 * want.std()

@@ -17,11 +17,12 @@ import pytest
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from lora_exp import lora, models, weights
+from lora_exp import lora, models
 from lora_exp.config import ArchConfig, ModelConfig
-from lora_exp.config.hf import from_hf
 from lora_exp.lora import formula, kernels
 from lora_exp.lora.inject import full_paths, kernels_of
+from lora_exp.models import weights
+from lora_exp.models.hf_config import from_hf
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""SmolLM2 in a pack: each arm has the gradients and the losses of its solo run, and PEFT loads it at its own rank."""
+"""SmolLM2 in a pack: each trial has the gradients and the losses of its solo run, and PEFT loads it at its own rank."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from test_export_hf import exported, our_logits
 from test_families import their_logits
 
 from lora_exp import __main__ as entry
-from lora_exp.base import make_base
-from lora_exp.build import check_built, make_job
-from lora_exp.config.commandline import check_command_line
-from lora_exp.mesh import dotted, flatten
-from lora_exp.step import gradient, over_arms
+from lora_exp.cli.command_line import check_command_line
+from lora_exp.runtime.mesh import dotted, flatten
+from lora_exp.train.base import make_base
+from lora_exp.train.build import check_built, make_job
+from lora_exp.train.step import gradient, over_trials
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -27,22 +27,22 @@ SETTINGS = ["model=smollm2_135m", *QUIET, "data.seq_len=32", "train.batch_size=2
             "train.eval_every=0", "train.save_every=0", "train.export=last", "train.eval_tokens=64",
             "train.log_every=1"]  # fmt: skip
 RANKS, TARGETS = (2, 5), ("qv", "all_linear")
-ARMS = [(rank, targets) for rank in RANKS for targets in TARGETS]
-SOLO = (1, 2)  # the arms that are run alone too: each rank and each choice of targets once
+TRIALS = [(rank, targets) for rank in RANKS for targets in TARGETS]
+SOLO = (1, 2)  # the trials that are run alone too: each rank and each choice of targets once
 
 
-def settings_of(arm: int) -> list[str]:
-  rank, targets = ARMS[arm]
+def settings_of(trial: int) -> list[str]:
+  rank, targets = TRIALS[trial]
   return [f"lora.rank={rank}", f"lora.targets={targets}"]
 
 
 def base_and_plans(data: list[str]):
-  plans = [check_built(check_command_line([*SETTINGS, *data, *settings_of(n)]).jobs[0]) for n in range(len(ARMS))]
+  plans = [check_built(check_command_line([*SETTINGS, *data, *settings_of(n)]).jobs[0]) for n in range(len(TRIALS))]
   return make_base(plans[0])[0], plans
 
 
 def moved(params):
-  """`params` with every row of B that an arm has moved off zero, so that A has a gradient too."""
+  """`params` with every row of B that a trial has moved off zero, so that A has a gradient too."""
   leaves = flatten(params)
 
   def move(path, x):
@@ -55,17 +55,17 @@ def moved(params):
 
 
 def first_gradients(base, plans) -> list[dict[str, np.ndarray]]:
-  """For each arm, every leaf of the gradient near the adapter that it starts from."""
+  """For each trial, every leaf of the gradient near the adapter that it starts from."""
   job = make_job(plans[0], base, 20, plans)
   batch = job.program.layout.put_batch(batch_of(7, batch=2, length=32, vocab=49_152))
-  one = lambda arm, own, frozen, batch, key: gradient(job.program, own, arm, frozen, batch, key)[0]
-  every = lambda params, arms, *rest: over_arms(lambda a, p: one(a, p, *rest), job.program.mapping, arms, params)
-  found = flatten(jax.jit(every)(moved(job.state.params), job.arms, job.frozen, batch, job.keys[0]))
+  one = lambda trial, own, frozen, batch, key: gradient(job.program, own, trial, frozen, batch, key)[0]
+  every = lambda params, trials, *rest: over_trials(lambda a, p: one(a, p, *rest), job.program.mapping, trials, params)
+  found = flatten(jax.jit(every)(moved(job.state.params), job.trials, job.frozen, batch, job.keys[0]))
   return [{path: np.asarray(x[n]) for path, x in found.items()} for n in range(len(plans))]
 
 
 def test_every_leaf_of_the_first_gradient_is_that_of_the_solo_run(tmp_path):
-  """Thirty layers make 1e-4 of the last bit: the loop over arms and the solo step must call one compiled function."""
+  """Thirty layers make 1e-4 of the last bit: the loop over trials and the solo step must call one compiled function."""
   base, plans = base_and_plans(on_stories(tmp_path))
   packed, alone = first_gradients(base, plans), {n: first_gradients(base, [plans[n]])[0] for n in SOLO}
   for n, leaves in alone.items():
@@ -73,7 +73,7 @@ def test_every_leaf_of_the_first_gradient_is_that_of_the_solo_run(tmp_path):
     for path, g in leaves.items():
       own = packed[n][path][tuple(slice(s) for s in g.shape)]
       assert np.abs(g).max() > 0, path
-      assert np.abs(own - g).max() <= 1e-5 * np.abs(g).max(), f"arm {n}: {path}"
+      assert np.abs(own - g).max() <= 1e-5 * np.abs(g).max(), f"trial {n}: {path}"
 
 
 def test_twenty_losses_are_those_of_the_solo_run_and_peft_loads_every_rank(tmp_path):
@@ -82,7 +82,7 @@ def test_twenty_losses_are_those_of_the_solo_run_and_peft_loads_every_rank(tmp_p
   sweep = tmp_path / "sweep"
   assert entry.run(["-m", "hydra/launcher=packed", f"hydra.sweep.dir={sweep}", *SETTINGS, *data, *lists]) == 0
   packs = [json.loads(line) for line in (sweep / "sweep.jsonl").read_text().splitlines() if '"pack"' in line]
-  assert [sorted(row["arms"]) for row in packs] == [[0, 1, 2, 3]], "the arms were not trained as one program"
+  assert [sorted(row["trials"]) for row in packs] == [[0, 1, 2, 3]], "the trials were not trained as one program"
   losses = lambda run: [row["loss"] for row in rows(run, "train")]
   for n in SOLO:
     alone = train(tmp_path / f"alone{n}", *SETTINGS, *data, *settings_of(n))
@@ -90,7 +90,7 @@ def test_twenty_losses_are_those_of_the_solo_run_and_peft_loads_every_rank(tmp_p
     np.testing.assert_allclose(losses(sweep / str(n)), losses(alone), rtol=1e-4)
   base = exported(sweep / "0", "task=export", "format=base", out="base")
   tokens = np.random.default_rng(0).integers(0, 49_152, (1, 24), dtype=np.int32)
-  for n, (rank, _) in enumerate(ARMS):
+  for n, (rank, _) in enumerate(TRIALS):
     adapted = their_adapted(base, sweep / str(n))
     assert {x.shape[0] for name, x in adapted.named_parameters() if "lora_A" in name} == {rank}
     want = our_logits(sweep / str(n), tokens)  # of 16 at the most

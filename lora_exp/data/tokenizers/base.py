@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lora_exp.cache import fingerprint
+from lora_exp.runtime.cache import fingerprint
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>")  # a model tuned with such a template stops there
@@ -65,7 +65,7 @@ class Control:
   template_words: Mapping[str, str] = field(default_factory=dict)
 
 
-class Spelt(ABC):
+class BpeTokenizer(ABC):
   """A tokenizer whose ids each spell bytes: all but its `encode_batch`."""
 
   def __init__(self, name: str, fingerprint: str, spelt: Sequence[bytes], control: Control, space_first: bool = False):

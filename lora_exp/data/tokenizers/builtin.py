@@ -16,12 +16,12 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import END_OF_TEXT, Control, Spelt, bytes_of
+from lora_exp.data.tokenizers.base import END_OF_TEXT, BpeTokenizer, Control, bytes_of
 
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 
-class Bytes(Spelt):
+class Bytes(BpeTokenizer):
   """256 bytes and the end of a document."""
 
   def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Bytes(Spelt):
     return [list(text.encode(errors="replace")) for text in texts]
 
 
-class Bpe(Spelt):
+class Bpe(BpeTokenizer):
   """GPT-2's BPE with its first `vocab_size - 1` tokens; the last id ends a document."""
 
   def __init__(self, name: str, vocab_size: int):

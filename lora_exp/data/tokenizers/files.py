@@ -4,8 +4,8 @@ import importlib
 from pathlib import Path
 
 from lora_exp.config.errors import InputError
-from lora_exp.config.weights import SMOLLM2, located
 from lora_exp.data.tokenizers.base import Tokenizer
+from lora_exp.models.weights.locate import SMOLLM2, located
 
 FROM_WEIGHTS = "from_weights"
 READERS = {".json": "hf", ".model": "spm", ".spm": "spm", ".gguf": "gguf"}

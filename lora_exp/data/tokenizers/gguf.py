@@ -8,10 +8,10 @@ from typing import Any
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from lora_exp.cache import fingerprint
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import Control, Spelt, bytes_of
+from lora_exp.data.tokenizers.base import BpeTokenizer, Control, bytes_of
 from lora_exp.data.tokenizers.gguf_header import read_header
+from lora_exp.runtime.cache import fingerprint
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
           r"\s+(?!\S)|\s+")
@@ -42,7 +42,7 @@ def read(file: Path) -> "Gguf":
   return Gguf(file, settings)
 
 
-class Gguf(Spelt):
+class Gguf(BpeTokenizer):
   """Byte-level BPE. Bytes that have no token (SmolLM2 lacks 21, all rare) vanish after merging."""
 
   def __init__(self, file: Path, settings: Mapping[str, Any]):

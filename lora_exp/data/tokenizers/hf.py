@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import Spelt, bytes_of, fingerprint_of, piece_bytes, valid
-from lora_exp.data.tokenizers.beside import Beside, read_beside
+from lora_exp.data.tokenizers.base import BpeTokenizer, bytes_of, fingerprint_of, piece_bytes, valid
+from lora_exp.data.tokenizers.sidecar_files import SidecarFiles, read_sidecar_files
 
 try:
   import tokenizers as library
@@ -19,7 +19,7 @@ GPT2 = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
 def read(file: Path) -> "Json":
   """The tokenizer in `file`: a tokenizer.json, or a vocab.json with merges.txt beside it. InputError if it is none."""
-  beside = read_beside(file.parent)
+  beside = read_sidecar_files(file.parent)
   try:
     text = _gpt2(file, beside) if file.name == "vocab.json" else file.read_text(encoding="utf-8")
   except UnicodeDecodeError as error:
@@ -37,7 +37,7 @@ def _load(file: Path, text: str) -> "library.Tokenizer":
   return loaded
 
 
-def _gpt2(file: Path, beside: Beside) -> str:
+def _gpt2(file: Path, beside: SidecarFiles) -> str:
   """GPT-2's two files as a tokenizer.json: other models with such files split text in other ways."""
   if beside.tokenizer_class not in GPT2:
     raise InputError(f"{file}: vocab.json and merges.txt are read for GPT-2 alone, this is {beside.tokenizer_class}; "
@@ -51,10 +51,10 @@ def _gpt2(file: Path, beside: Beside) -> str:
   return made.to_str()
 
 
-class Json(Spelt):
+class Json(BpeTokenizer):
   """A tokenizer.json. Added tokens that are not special (Qwen's `<think>`) are text like any other."""
 
-  def __init__(self, file: Path, text: str, beside: Beside):
+  def __init__(self, file: Path, text: str, beside: SidecarFiles):
     self._library = tokenizer = _load(file, text)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}

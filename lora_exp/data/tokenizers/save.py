@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.data.tokenizers.base import Spelt, byte_level
+from lora_exp.data.tokenizers.base import BpeTokenizer, byte_level
 from lora_exp.data.tokenizers.files import find
 from lora_exp.data.tokenizers.gguf import PATTERNS, Gguf
 
@@ -26,7 +26,7 @@ def save_tokenizer(directory: Path, name: str, weights: str | None) -> None:
   file = find(name, weights)
   if file is None or file.suffix == ".gguf":
     tokenizer = get_tokenizer(name, weights)
-    assert isinstance(tokenizer, Spelt)
+    assert isinstance(tokenizer, BpeTokenizer)
     _write(directory / "tokenizer.json", _json(tokenizer))
     _write(directory / "tokenizer_config.json", _settings(tokenizer))
     return
@@ -41,7 +41,7 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
   file.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _settings(tokenizer: Spelt) -> dict[str, Any]:
+def _settings(tokenizer: BpeTokenizer) -> dict[str, Any]:
   """tokenizer_config.json; the class is the one that takes tokenizer.json as it is."""
   eos = next(token for token, i in tokenizer.special_tokens.items() if i == tokenizer.eot)
   words = {"eos_token": eos} | {key: tokenizer.template_words[key] for key in ("bos_token",)
@@ -50,7 +50,7 @@ def _settings(tokenizer: Spelt) -> dict[str, Any]:
   return {"tokenizer_class": "PreTrainedTokenizerFast", **words, "clean_up_tokenization_spaces": False, **template}
 
 
-def _json(tokenizer: Spelt) -> dict[str, Any]:
+def _json(tokenizer: BpeTokenizer) -> dict[str, Any]:
   """tokenizer.json of byte-level BPE."""
   text = tokenizer.added if isinstance(tokenizer, Gguf) else {}  # stand for themselves in a text, and are no controls
   added = {**tokenizer.special_tokens, **text}
@@ -81,7 +81,7 @@ def _merges(ranks: Mapping[bytes, int]) -> Iterator[list[str]]:
       yield [byte_level(left), byte_level(right)]
 
 
-def _split(tokenizer: Spelt) -> dict[str, Any]:
+def _split(tokenizer: BpeTokenizer) -> dict[str, Any]:
   """How text is cut before merging, in the parts that the published tokenizer.json of such a model has."""
   kind = tokenizer.split if isinstance(tokenizer, Gguf) else tokenizer.name
   if kind == "bytes":

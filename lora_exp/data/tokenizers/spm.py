@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import Spelt, fingerprint_of, piece_bytes, valid
-from lora_exp.data.tokenizers.beside import read_beside
+from lora_exp.data.tokenizers.base import BpeTokenizer, fingerprint_of, piece_bytes, valid
+from lora_exp.data.tokenizers.sidecar_files import read_sidecar_files
 
 try:
   import sentencepiece
@@ -50,11 +50,11 @@ def read(file: Path) -> "SentencePiece":
     raise InputError(f"{file} is no sentencepiece model: {error}") from error
 
 
-class SentencePiece(Spelt):
+class SentencePiece(BpeTokenizer):
   """A sentencepiece model. Its control pieces, and those that mark turns of a chat, are never read in a text."""
 
   def __init__(self, file: Path, content: bytes, model: Any):
-    beside, whole = read_beside(file.parent), _load(model)
+    beside, whole = read_sidecar_files(file.parent), _load(model)
     ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
     for piece in model.pieces:
       turn = piece.type == USER_DEFINED and TURN.fullmatch(piece.piece)

@@ -1,0 +1,44 @@
+"""Hydra's door to lora_exp/sweep/study.py: `hydra/sweeper=study`, which chooses settings as it goes."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class StudySweeper(Sweeper):
+  """Launches batches of trials, and goes on with a study that is there already."""
+
+  def __init__(self, **node: Any):  # hydra.sweeper
+    self.node = node
+
+  def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    """What Hydra gives before `sweep`."""
+    self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
+    self.launcher = Plugins.instance().instantiate_launcher(
+      hydra_context=hydra_context, task_function=task_function, config=config
+    )
+
+  def sweep(self, arguments: list[str]) -> Any:
+    """Runs the study; `arguments` is what was typed. The session's outcomes are then those of the trials."""
+    from lora_exp.cli.study_space import read
+    from lora_exp.sweep import study_runner
+
+    assert self.hydra_context and self.config and self.launcher, "Hydra calls `setup` first"
+    parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+    cfg = read(self.node, parser.parse_overrides(arguments), parser.parse_overrides)
+    directory = Path(self.config.hydra.sweep.dir).absolute()
+    session = self.task_function.__self__  # type: ignore[attr-defined]
+    session.outcomes = study_runner.run(cfg, directory, self._launch, lambda: session.stopped)
+
+  def _launch(self, jobs: list[list[str]], first: int) -> Any:
+    assert self.config and self.launcher
+    file = Path(self.config.hydra.sweep.dir) / "multirun.yaml"
+    if not file.exists():
+      OmegaConf.save(self.config, file)
+    self.validate_batch_is_legal(jobs)
+    return self.launcher.launch(jobs, initial_job_idx=first)

@@ -1,0 +1,159 @@
+"""Gemma's Flax checkpoints (Kaggle's layout): orbax directories whose tensors are shown under Hugging Face's names.
+
+`transformer/layer_0/attn/q_einsum` w (H, D, h) and `kv_einsum` w (2, K, D, h), or `qkv_einsum` w (3, H, D, h) where
+H = K; `attn_vec_einsum` w (H, h, D); `mlp/gating_einsum` w (2, D, F), later (2, F, D); `mlp/linear` w (F, D);
+norms store an offset from 1, as Hugging Face's do. The tokens' table may have more rows than there are tokens.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lora_exp.config import InputError
+from lora_exp.models.weights.locate import json_object, orbax_directory
+from lora_exp.models.weights.safetensors import Part, Tensor
+
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+NORMS = {  # where there are norms after attention and feed-forward too, and where there are none
+  True: {"pre_attention_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
+         "pre_ffw_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
+  False: {"pre_attention_norm": "input_layernorm", "pre_ffw_norm": "post_attention_layernorm"},
+}
+TABLE = "model.embed_tokens.weight"
+VISION = ("SigLiPFromPatches_0", "vision_encoder", "embedder/mm_")
+
+
+@dataclass(frozen=True)
+class View:
+  """A Hugging Face tensor as a part of a stored one: `stored[index]`, axes reordered, as a matrix of `shape`."""
+
+  stored: str
+  shape: tuple[int, ...]
+  index: tuple[int, ...] = ()
+  axes: tuple[int, ...] = ()  # () leaves them
+
+
+class Orbax:
+  """The tensors of an orbax checkpoint of Gemma, read one at a time."""
+
+  def __init__(self, directory: Path):
+    self.directory = directory
+    self.files = sorted(path for path in directory.rglob("*") if path.is_file())
+    metadata = json_object(directory / "_METADATA")
+    self.stores = {path: _open(directory, metadata, keys) for path, keys in _paths(directory, metadata).items()}
+    self.views = _views({path: tuple(store.shape) for path, store in self.stores.items()})
+    dtype = lambda view: CODES.get(self.stores[view.stored].dtype.name, self.stores[view.stored].dtype.name)
+    self.tensors = {
+      name: Tensor(view.shape, dtype(view), directory, padded=name == TABLE) for name, view in self.views.items()
+    }
+
+  def read(self, name: str, parts: Sequence[Part]) -> None:
+    view = self.views[name]
+    try:
+      whole = np.asarray(self.stores[view.stored][view.index].read().result())
+    except ValueError as error:
+      raise InputError(f"{self.directory}: {view.stored} cannot be read: {str(error).splitlines()[0]}") from None
+    whole = (whole.transpose(view.axes) if view.axes else whole).reshape(view.shape)
+    for index, out in parts:
+      out[...] = whole[index]
+
+
+def open_gemma(path: Path) -> Orbax:
+  """The checkpoint in `path` or its only subdirectory. Raises InputError if it cannot be read as one of Gemma's."""
+  return Orbax(orbax_directory(path) or path)
+
+
+def _paths(directory: Path, metadata: Mapping) -> dict[str, tuple[str, ...]]:
+  """The keys of each stored array by its path: transformer/layer_0/attn/q_einsum/w."""
+  try:
+    keys = [tuple(key["key"] for key in entry["key_metadata"]) for entry in metadata["tree_metadata"].values()]
+    found = {"/".join(parts): parts for parts in keys}
+  except (KeyError, TypeError, AttributeError):
+    found = {}
+  if not found or any(".." in path for path in found):
+    raise InputError(f"{directory / '_METADATA'}: lists no tensors as orbax does; get the checkpoint again")
+  return found
+
+
+def _open(directory: Path, metadata: Mapping, keys: Sequence[str]):
+  """The tensorstore of one array; nothing of it is read yet."""
+  import tensorstore as ts
+
+  path = ".".join(keys) + "/"
+  at = lambda end: {"driver": "file", "path": f"{directory.absolute()}/{end}"}
+  ocdbt = metadata.get("use_ocdbt", (directory / "manifest.ocdbt").is_file())
+  store = {"driver": "ocdbt", "base": at(""), "path": path} if ocdbt else at(path)
+  driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+  # Older orbax leaves out what is all zeros; where it says that it does not, an absent chunk is a lost one.
+  filled = not metadata.get("store_array_data_equal_to_fill_value", False)
+  spec = {"driver": driver, "kvstore": store, "fill_missing_data_reads": filled}
+  try:
+    return ts.open(spec, read=True, open=True).result()
+  except ValueError as error:
+    raise InputError(f"{directory}: {'/'.join(keys)} cannot be opened: {str(error).splitlines()[0]}") from None
+
+
+def _views(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, View]:
+  short = {path: re.sub(r"^(params/)?(transformer/)?", "", path) for path in shapes}
+  norms = NORMS[any("post_ffw_norm" in path for path in shapes)]
+  width = next((shapes[path][-1] for path, name in short.items() if name == "embedder/input_embedding"), 0)
+  found: dict[str, View] = {}
+  for path, name in short.items():
+    if not name.startswith(VISION):
+      found |= _views_of(name, path, shapes[path], norms, width)
+  return found
+
+
+def _views_of(name: str, path: str, shape: tuple[int, ...], norms: Mapping[str, str], width: int) -> dict[str, View]:
+  """The views of one stored array; one that is not known keeps its own name, and is reported when it is loaded."""
+  if name == "embedder/input_embedding":
+    return {TABLE: View(path, shape)}
+  if name == "final_norm/scale":
+    return {"model.norm.weight": View(path, shape)}
+  layer = re.fullmatch(r"layer_(\d+)/(.*?)(/w|/scale)?", name)
+  if layer is None:
+    return {path: View(path, shape)}
+  if layer[2] == "mlp/gating_einsum" and len(shape) == 3:
+    parts = _gating(path, shape, width)
+  elif len(shape) == LAYER.get(layer[2], (0,))[0]:
+    parts = LAYER[layer[2]][1](path, shape)
+  elif layer[2] in norms:
+    parts = {norms[layer[2]]: View(path, shape)}
+  else:
+    return {path: View(path, shape)}
+  return {f"model.layers.{layer[1]}.{part}.weight": view for part, view in parts.items()}
+
+
+Make = Callable[[str, tuple[int, ...]], dict[str, View]]
+
+
+def _projections(*names: str) -> Make:
+  """Stacked (n, H, D, h), or one (H, D, h), as matrices (H·h, D)."""
+
+  def make(path: str, shape: tuple[int, ...]) -> dict[str, View]:
+    H, D, h = shape[-3:]
+    index = [(i,) for i in range(len(names))] if len(shape) == 4 else [()]
+    return {name: View(path, (H * h, D), i, (0, 2, 1)) for name, i in zip(names, index, strict=True)}
+
+  return make
+
+
+def _gating(path: str, shape: tuple[int, ...], width: int) -> dict[str, View]:
+  """(2, D, F) or (2, F, D) as two matrices (F, D)."""
+  turned = shape[1] == width != shape[2]
+  matrix, axes = (shape[:0:-1], (1, 0)) if turned else (shape[1:], ())
+  return {name: View(path, matrix, (i,), axes) for i, name in enumerate(("mlp.gate_proj", "mlp.up_proj"))}
+
+
+LAYER: Mapping[str, tuple[int, Make]] = {  # number of axes, and the views
+  "attn/q_einsum": (3, _projections("self_attn.q_proj")),
+  "attn/kv_einsum": (4, _projections("self_attn.k_proj", "self_attn.v_proj")),
+  "attn/qkv_einsum": (4, _projections("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+  "attn/attn_vec_einsum": (3, lambda path, s: {"self_attn.o_proj": View(path, (s[2], s[0] * s[1]), (), (2, 0, 1))}),
+  "attn/_query_norm": (1, lambda path, shape: {"self_attn.q_norm": View(path, shape)}),
+  "attn/_key_norm": (1, lambda path, shape: {"self_attn.k_norm": View(path, shape)}),
+  "mlp/linear": (2, lambda path, shape: {"mlp.down_proj": View(path, shape[::-1], (), (1, 0))}),
+}

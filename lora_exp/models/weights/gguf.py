@@ -1,0 +1,81 @@
+"""GGUF files of the Llama family, dequantised once into the cache as safetensors with Hugging Face's names."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_exp.config import InputError
+from lora_exp.models.weights.safetensors import write
+from lora_exp.runtime import cache, console
+
+FORMAT = 1  # raised when the same file would become other tensors
+NAMES = {  # {i}: the block's number
+  "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
+  "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
+  "blk.{i}.attn_q": "model.layers.{i}.self_attn.q_proj", "blk.{i}.attn_k": "model.layers.{i}.self_attn.k_proj",
+  "blk.{i}.attn_v": "model.layers.{i}.self_attn.v_proj", "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
+  "blk.{i}.ffn_norm": "model.layers.{i}.post_attention_layernorm",
+  "blk.{i}.ffn_gate": "model.layers.{i}.mlp.gate_proj", "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",
+  "blk.{i}.ffn_down": "model.layers.{i}.mlp.down_proj",
+}
+
+
+def dequantised(path: Path, root: str | Path) -> Path:
+  """The directory of the cache `root` with the tensors of the GGUF file `path` in float32."""
+  with open(path, "rb") as file:
+    key = cache.fingerprint(format=FORMAT, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+  return cache.get_or_make(root, "gguf", key, lambda directory: _make(path, directory / "model.safetensors"))
+
+
+def _make(path: Path, out: Path) -> None:
+  try:
+    import gguf
+  except ImportError:
+    raise InputError(f"{path}: reading a GGUF file needs the package gguf: pip install gguf") from None
+  try:
+    reader = gguf.GGUFReader(path)
+    architecture = str(reader.fields["general.architecture"].contents())
+    if architecture != "llama":
+      raise InputError(f"{path}: holds a model of architecture {architecture}; of GGUF files only llama is supported")
+    heads = {part: int(reader.fields[f"llama.attention.{part}"].contents()) for part in ("head_count", "head_count_kv")}
+  except (ValueError, KeyError, IndexError) as error:
+    raise InputError(f"{path} is not a whole GGUF file: {error}; get it again") from None
+  with console.progress("dequantise once", len(reader.tensors), "tensors") as bar:
+    write(out, _entries(reader.tensors, heads, bar), "F32")
+
+
+def _entries(tensors: Iterable[Any], heads: dict[str, int], bar: console.Bar):
+  for tensor in (t for t in tensors if t.name != "rope_freqs.weight"):  # follows from the settings
+    name, shape = theirs(tensor.name), tuple(int(n) for n in reversed(tensor.shape))
+    yield name, shape, lambda t=tensor, name=name: _floats(t, name, heads, bar)
+
+
+def _floats(tensor: Any, name: str, heads: dict[str, int], bar: console.Bar) -> np.ndarray:
+  from gguf.quants import dequantize
+
+  values = dequantize(tensor.data, tensor.tensor_type)
+  bar.advance()
+  if name.endswith(("q_proj.weight", "k_proj.weight")):
+    return paired_halves(values, heads["head_count" if "q_proj" in name else "head_count_kv"])
+  return values
+
+
+def theirs(name: str) -> str:
+  """Hugging Face's name of the GGUF tensor `name`; one that has none keeps its own, and is reported when it is loaded.
+
+  >>> theirs("blk.11.attn_q.weight")
+  'model.layers.11.self_attn.q_proj.weight'
+  """
+  stem, _, kind = name.rpartition(".")
+  number = re.search(r"\.(\d+)\.", stem)
+  found = NAMES.get(re.sub(r"\.\d+\.", ".{i}.", stem))
+  return f"{found.replace('{i}', number[1] if number else '')}.{kind}" if found else name
+
+
+def paired_halves(w: np.ndarray, heads: int) -> np.ndarray:
+  """Rows of q or k from ggml's order, in which a rotated pair lies side by side, to halves (i, i + h/2)."""
+  return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)

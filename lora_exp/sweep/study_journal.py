@@ -1,0 +1,156 @@
+"""The trials of a study in Optuna's journal: chosen by number, never twice the same, and known again after a kill."""
+
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from lora_exp.cli.saved_config import FREE
+from lora_exp.cli.study_space import Choice, Span, Study
+from lora_exp.config import InputError
+
+JOURNAL = "study.jsonl"  # in the directory of the sweep
+NAME = "lora_exp"  # of the study in it
+TRIES = 20  # draws of the sampler that may repeat a trial
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class StudyJournal:
+  """The journal of the study `cfg` in `directory`, which this process holds the lock of.
+
+  Raises InputError if it was begun as another study, or has more trials than it is to have.
+  """
+
+  def __init__(self, cfg: Study, directory: Path):
+    self.cfg, path = cfg, directory / JOURNAL
+    _cut_torn(path)
+    path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed
+    self.storage = JournalStorage(JournalFileBackend(str(path)))
+    directions = [StudyDirection.MINIMIZE] * len(cfg.objectives)
+    self.study = optuna.create_study(study_name=NAME, storage=self.storage, directions=directions, load_if_exists=True)
+    self.space = {key: distribution(part) for key, part in cfg.space.items()}
+    self._check(directory)
+
+  def _check(self, directory: Path) -> None:
+    now = facts(self.cfg)
+    before = self.study.user_attrs.get("study")
+    if before is None:
+      self.study.set_user_attr("study", before := now)
+    if differ := [key for key, value in now.items() if before.get(key) != value]:
+      raise InputError(f"hydra.sweep.dir={directory}: the study was begun otherwise ({', '.join(differ)}); give "
+                       "the same command again, or another directory")
+    if self.cfg.n_trials < len(self.all):
+      raise InputError(f"hydra.sweeper.n_trials={self.cfg.n_trials}: is the total, and the study in {directory} has "
+                       f"{len(self.all)} trials already; give more, or leave it out")
+
+  @property
+  def all(self) -> list[FrozenTrial]:
+    """Every trial, by number."""
+    return self.study.get_trials(deepcopy=False)
+
+  def batch(self) -> list[FrozenTrial]:
+    """The trials to train now: those that a kill interrupted, or new ones; none where there are enough."""
+    begun = [t for t in self.all if not t.state.is_finished()]
+    start = begun[0].user_attrs["batch"][0] if begun else len(self.all)
+    end = begun[0].user_attrs["batch"][1] if begun else min(start + self.cfg.width, self.cfg.n_trials)
+    while len(self.all) < end and len(self.all) < self.cfg.points:
+      self._add([start, end])
+    return self.all[start:end]
+
+  def _add(self, batch: list[int]) -> None:
+    """Chooses a trial and writes it as one line of the journal, so that none is ever half chosen."""
+    chosen = self._choose(len(self.all))
+    self.study.add_trial(create_trial(
+      state=TrialState.RUNNING, params=chosen.params, distributions=chosen.distributions,
+      system_attrs=chosen.system_attrs, user_attrs={"batch": batch}))  # fmt: skip
+
+  def _choose(self, number: int) -> FrozenTrial:
+    """A function of the seed, the number and the trials before it: a study that goes on chooses as an unbroken one."""
+    tried = {_key(t.params) for t in self.all}
+    for attempt in range(TRIES):
+      copy = optuna.create_study(directions=self.study.directions, sampler=sampler(self.cfg, number, attempt))
+      copy.add_trials(self.all)
+      copy.ask(self.space)
+      chosen = copy.trials[-1]
+      if _key(chosen.params) not in tried:
+        return chosen
+    draw = random.Random(f"{self.cfg.seed} {number}")  # few points are left, all of them of the lists
+    while _key(params := {k: draw.choice(_values(d)) for k, d in self.space.items()}) in tried:
+      pass
+    return create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
+
+  def report(self, number: int, step: int, loss: float) -> None:
+    """The loss at a rung, once."""
+    trial = self.all[number]
+    if step not in trial.intermediate_values:
+      self.storage.set_trial_intermediate_value(trial._trial_id, step, loss)
+
+  def tell(self, number: int, values: Sequence[float] | None, state: TrialState, reason: str | None = None) -> None:
+    """How a trial ended."""
+    if reason is not None:
+      self.storage.set_trial_user_attr(self.all[number]._trial_id, "reason", reason)
+    self.study.tell(number, values, state)
+
+
+def facts(cfg: Study) -> dict[str, Any]:
+  """What must not change while a study goes on."""
+  fixed = [text for text in cfg.fixed if not any(f"{_path(text)}.".startswith(f"{free}.") for free in FREE)]
+  space = {key: list(part.values) if isinstance(part, Choice) else asdict(part) for key, part in cfg.space.items()}
+  names = ("repeats", "extra", "width", "sampler", "seed", "objectives", "rungs", "keep")
+  return {"params": space, "settings": sorted(fixed), **{name: getattr(cfg, name) for name in names}}
+
+
+def _cut_torn(path: Path) -> None:
+  """Cuts off a last line that a kill tore."""
+  if path.exists():
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def _path(text: str) -> str:
+  return text.partition("=")[0].lstrip("+~")
+
+
+def distribution(part: Choice | Span) -> BaseDistribution:
+  """A part of the space in Optuna's terms."""
+  if isinstance(part, Choice):
+    return CategoricalDistribution(part.values)
+  if part.whole:
+    return IntDistribution(int(part.low), int(part.high), log=part.log, step=int(part.step or 1))
+  return FloatDistribution(part.low, part.high, log=part.log, step=part.step)
+
+
+def _values(part: BaseDistribution) -> Sequence[Any]:
+  """All of a part of the space that has an end."""
+  if isinstance(part, CategoricalDistribution):
+    return part.choices
+  assert isinstance(part, IntDistribution | FloatDistribution) and part.step
+  count = round((part.high - part.low) / part.step) + 1
+  return [min(part.low + i * part.step, part.high) for i in range(count)]
+
+
+def sampler(cfg: Study, number: int, attempt: int) -> BaseSampler:
+  """What chooses trial `number`, seeded by it."""
+  seed = int(np.random.SeedSequence([cfg.seed, number, attempt]).generate_state(1)[0])
+  if cfg.sampler == "nsga2":
+    return NSGAIISampler(population_size=max(2, cfg.width), seed=seed)
+  return TPESampler(seed=seed, multivariate=True) if cfg.sampler == "tpe" else RandomSampler(seed=seed)
+
+
+def _key(params: Mapping[str, Any]) -> tuple:
+  return tuple(sorted(params.items()))
+
+
+def finished(trials: Iterable[FrozenTrial], state: TrialState) -> list[FrozenTrial]:
+  """The trials that ended so."""
+  return [trial for trial in trials if trial.state == state]

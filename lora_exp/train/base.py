@@ -1,0 +1,100 @@
+"""The frozen base: random, loaded, or pretrained once and kept in the cache under the hash of what made it."""
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_exp.config import Config, InputError, LoraConfig, OptimConfig, StoppedError
+from lora_exp.data.ngram import bigram_loss
+from lora_exp.data.pipeline import eval_batches, train_batches
+from lora_exp.data.rows import Rows, make_rows
+from lora_exp.models import weights
+from lora_exp.models.weights.locate import located
+from lora_exp.runtime import cache, console
+from lora_exp.train.build import Plan, loaded_base, make_job, random_base, trained_trial
+from lora_exp.train.loop import Cadence, Hooks, fit, held_out
+from lora_exp.train.step import Tree
+
+FORMAT = 1  # raised when the same settings would train another base
+NOT_THE_BASE = ("base", "weights", "dropout", "remat", "adapter_lr")  # settings that change nothing in its weights
+HELD_OUT = 65_536  # tokens that the base is scored on
+
+
+def make_base(plan: Plan) -> tuple[Tree, dict]:
+  """Every parameter of the base in its place on the mesh, and what is known of it: kind, and losses if pretrained."""
+  cfg = plan.cfg
+  if cfg.model.base == "random":
+    return random_base(plan), {"kind": "random", "seed": cfg.model.seed}
+  if cfg.model.base == "weights":
+    source = located(str(cfg.model.weights))
+    facts = {"kind": "weights", "source": cfg.model.weights, "digest": weights.file_digest(source)}
+    return loaded_base(plan, source), facts
+  directory = pretrained(plan)
+  return loaded_base(plan, directory), {"kind": "pretrain", **json.loads((directory / "base.json").read_text())}
+
+
+def pretrained(plan: Plan) -> Path:
+  """The cache's directory of the pretrained base, trained now if it is not there."""
+  cfg = plan.cfg
+  making = pretrain_config(cfg)
+  rows = make_rows(making.data, plan.tokenizer, cfg.cache)
+  shape = {k: v for k, v in asdict(cfg.model).items() if k not in NOT_THE_BASE}
+  order = {"seed": making.data.seed, "shuffle": making.data.shuffle}
+  key = cache.fingerprint(format=FORMAT, model=shape, rows=rows.fingerprint, order=order)
+  making_plan = replace(plan, cfg=making, table=[], full=[], start=None)
+  return cache.get_or_make(cfg.cache, "base", key, lambda directory: _pretrain(making_plan, rows, directory))
+
+
+def pretrain_config(cfg: Config) -> Config:
+  """The run that makes the base: every parameter trained, on `pretrain_data`, with the settings of `model.pretrain`."""
+  p, data = cfg.model.pretrain, cfg.pretrain_data
+  if data is None:
+    raise InputError("model.base=pretrain needs pretrain_data: choose data@pretrain_data=stdlib_code, or another base")
+  return replace(
+    cfg,
+    model=replace(cfg.model, dropout=p.dropout),
+    data=data,
+    lora=LoraConfig(method="full"),
+    optim=OptimConfig(
+      lr=p.lr, warmup=p.warmup, weight_decay=p.weight_decay, clip=p.clip, betas=[0.9, 0.95], schedule="cosine"
+    ),
+    train=replace(cfg.train, steps=p.steps, epochs=None, batch_size=p.batch_size, seed=cfg.model.seed, stop_at=None),
+  )
+
+
+def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
+  cfg, began = plan.cfg, time.monotonic()
+  job = make_job(plan, random_base(plan), cfg.model.pretrain.steps)
+  console.show("The base is pretrained once; later runs take it from the cache.")
+  batches = train_batches(rows, cfg.data, cfg.train.batch_size)
+  try:
+    job.compile(plan.layout.put_batch(next(batches)))
+    batches.close()
+    batches = train_batches(rows, cfg.data, cfg.train.batch_size)
+    nothing: Any = lambda *_: False
+    quiet = Hooks(nothing, nothing, nothing, nothing)
+    state = fit(job, batches, Cadence(0, 0, 0), quiet, "pretrain the base")
+  except StoppedError:
+    raise StoppedError("stopped while the base was pretrained; nothing of it is kept, so start again") from None
+  finally:
+    batches.close()
+  held = [plan.layout.put_batch(b) for b in eval_batches(rows, cfg.train.batch_size, HELD_OUT)]
+  [scores] = held_out(job, state.params, held)
+  trained = jax.tree.map(lambda x, like: np.asarray(x).astype(like.dtype), trained_trial(state, 0), plan.base)
+  weights.save(directory, trained)
+  facts = {
+    "steps": job.steps,
+    "tokens": job.steps * cfg.train.batch_size * cfg.data.seq_len,
+    "seconds": round(time.monotonic() - began, 1),
+    "loss": scores["loss"],
+    "bigram_loss": bigram_loss(rows) if rows.vocab_size else None,
+    "nats_per_byte": scores["loss"] * rows.eval_tokens / rows.eval_bytes if rows.eval_bytes else None,
+    "held_out_tokens": scores["counted"],
+    "data": rows.fingerprint,
+  }
+  (directory / "base.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,0 +1,77 @@
+"""A run opened for use: what it trained beside its base; or a base alone."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lora_exp import lora
+from lora_exp.config import Config, InputError, LoraConfig
+from lora_exp.models import weights
+from lora_exp.runtime.mesh import dotted, flatten
+from lora_exp.train.base import make_base
+from lora_exp.train.build import Plan, check_built, make_job
+from lora_exp.train.loop import Job
+from lora_exp.train.step import Tree
+from lora_exp.train.trials import TrialHypers
+
+
+@dataclass
+class LoadedRun:
+  """A pack of one. `job` holds the base's frozen arrays."""
+
+  plan: Plan
+  job: Job
+  params: Tree  # what was trained, with the axis of trials; {} where that is in `frozen`, and for a base alone
+  frozen: Tree  # every other array
+
+  def base(self) -> tuple[Tree, TrialHypers, Tree]:
+    """(params, trials, frozen) with which the job's program answers as the base: scales of 0, and kept parameters."""
+    kept = flatten(self.job.frozen) if self.plan.full else {}
+
+    def one(key_path, x):
+      path = dotted(key_path)
+      module, _, name = path.rpartition(".")
+      return kept[f"{module}.{lora.FROZEN_PREFIX}{name}"][None].astype(x.dtype) if path in self.plan.full else x
+
+    params = jax.tree_util.tree_map_with_path(one, self.job.state.params)
+    return params, self.job.trials._replace(scale=jnp.zeros_like(self.job.trials.scale)), self.job.frozen
+
+
+def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> LoadedRun:
+  """The run in `cfg.run`, or without one the base of `cfg`; it computes in `dtype`, or as `model.dtype` says.
+
+  With lora=full the trained model is a base of its own; the one it began as is made only `with_base`.
+  """
+  full = cfg.run is not None and cfg.lora.method == "full"
+  plan = plan_of(cfg)
+  places = plan.layout.shardings(plan.base)
+  trained = weights.load(Path(str(cfg.run)) / weights.FILE, plan.base, places) if full else None
+  base = make_base(plan)[0] if with_base or trained is None else trained
+  if dtype is not None:  # not before: a pretrained base is named by the settings that made it
+    plan = replace(plan, cfg=replace(plan.cfg, model=replace(plan.cfg.model, dtype=dtype)))
+  job = make_job(plan, base, 0)
+  return LoadedRun(plan, job, job.state.params, job.frozen if trained is None else trained)
+
+
+def plan_of(cfg: Config) -> Plan:
+  """The plan of the run in `cfg.run` with its adapter, which is read, or of the base alone. Makes no base."""
+  method = cfg.lora.method if cfg.run or cfg.lora.init_from else "frozen"
+  directory = Path(str(cfg.run))
+  if cfg.run:
+    _check_finished(directory, method)
+  if method in ("full", "frozen"):
+    cfg = replace(cfg, lora=LoraConfig(method="frozen"))
+  elif cfg.run:
+    cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(directory / "adapter")))
+  return check_built(cfg)
+
+
+def _check_finished(directory: Path, method: str) -> None:
+  """Raises InputError if the run has not left what it was to train: before a base is made for it."""
+  left = {"full": weights.FILE, "frozen": None}.get(method, "adapter")
+  if left is not None and not (directory / left).exists():
+    raise InputError(
+      f"run={directory}: has no {left}, as the run did not end; go on with it: train.resume={directory}"
+    )

@@ -1,0 +1,156 @@
+"""The memory of a pack: what there is, what its step is estimated to take, and what is said when it was not enough.
+
+The estimate is a formula, so that a sweep knows how wide its packs can be before anything is compiled. What XLA says of
+the compiled step is then held against the memory there is: a pack that is too wide is cut.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding
+
+from lora_exp.config import MemoryFullError
+from lora_exp.runtime.mesh import flatten
+from lora_exp.train.build import Plan, mapping_of
+from lora_exp.train.loop import Job
+from lora_exp.train.loss import CHUNK_LOGITS
+
+HOST, ACCELERATOR = 0.8, 0.95  # shares of the memory there is: a process holds more than the arrays of its step
+WORKING = 1.25  # XLA's temporaries over the kernels' inputs and outputs and the attention's weights, measured
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+  """Bytes on one device that a step takes."""
+
+  solo: int  # of one trial: base, adapter, optimizer, and what a step works with
+  further: int  # of each further trial on that device
+  ways: int = 1  # pieces that trials are split into: the mesh axis `trial`
+
+  def of(self, trials: int) -> int:
+    """What a pack of `trials` takes."""
+    return self.solo + (math.ceil(trials / self.ways) - 1) * self.further
+
+  def most(self, memory: int) -> int:
+    """The most trials whose step fits in `memory`; 0 where one does not."""
+    return 0 if memory < self.solo else self.ways * (1 + (memory - self.solo) // max(1, self.further))
+
+  def at_least(self, other: "MemoryEstimate") -> "MemoryEstimate":
+    """The larger of both, figure by figure."""
+    return MemoryEstimate(max(self.solo, other.solo), max(self.further, other.further), self.ways)
+
+
+def estimate(plan: Plan) -> MemoryEstimate:
+  """What the step of trials like `plan` takes, by a formula; within a factor of two of XLA's figure for one trial.
+
+  Trials mapped in a loop are worked on one at a time, and the loop keeps their state twice (what it reads and what it
+  writes); trials side by side each need their own working memory.
+  """
+  cfg = plan.cfg
+  base = sum(_local(plan, path, x) for path, x in flatten(plan.base).items())
+  trained = 4 * int(plan.parameters()["trainable"])
+  state = trained * (1 + (cfg.optim.momentum > 0 if cfg.optim.name == "sgd" else 2))  # and the optimizer's moments
+  work = trained + _working(plan)  # a gradient, and what is kept for it
+  beside = work if mapping_of(plan.layout) == "vmap" else 0
+  return MemoryEstimate(base + state + work, 2 * state + beside, plan.layout.mesh.shape["trial"])
+
+
+def _local(plan: Plan, path: str, x) -> int:
+  """Bytes of an array of the base on one device."""
+  place = NamedSharding(plan.layout.mesh, plan.layout.spec(path, x.shape))
+  return math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def _working(plan: Plan) -> int:
+  """Bytes that a gradient works with on one device: a row of each kernel's input and output for every token, the
+  attention's weights twice, and a chunk of logits."""
+  cfg = plan.cfg
+  rows = max(1, cfg.train.batch_size // (plan.layout.batch_ways * cfg.optim.accumulate))
+  length = 1 if cfg.data.numbers else cfg.data.seq_len
+  kernels = [x.shape for path, x in flatten(plan.base).items() if path.endswith("kernel")]
+  wide = sum(shape[-2] + shape[-1] for shape in kernels if len(shape) > 1 and plan.vocab_size not in shape)
+  attention = 0 if cfg.data.numbers else 2 * cfg.model.layers * cfg.model.heads * length
+  if cfg.model.remat:
+    wide, attention = wide // cfg.model.layers, attention // cfg.model.layers
+  each = (wide + attention) * (2 if cfg.model.dtype == "bfloat16" else 4)
+  logits = 0 if cfg.data.numbers else min(CHUNK_LOGITS, rows * length * plan.vocab_size)
+  return int(WORKING * rows * length * each + 1.5 * 4 * logits)
+
+
+def widest(plans: Sequence[Plan]) -> MemoryEstimate:
+  """What packs of `plans` take: the largest of all trials, figure by figure."""
+  need = estimate(plans[0])
+  for plan in plans[1:]:
+    need = need.at_least(estimate(plan))
+  return need
+
+
+def device_memory() -> int:
+  """Bytes that programs may yet use on one device: what an accelerator reports, or a share of the machine's."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "bytes_limit" in stats:
+    return int(ACCELERATOR * stats["bytes_limit"]) - stats.get("bytes_in_use", 0)
+  return int(HOST * min(_available(), _allowed())) // jax.local_device_count()
+
+
+def _available() -> int:
+  """Bytes that the machine can give: caches of files count as free."""
+  try:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+  except (OSError, StopIteration):  # not Linux
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _allowed() -> float:
+  """Bytes that the container may take yet, of control groups of version 2; without a limit infinity."""
+  try:
+    most, held = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()).get("inactive_file", 0)
+    return math.inf if most == "max" else max(0, int(most) - int(held) + int(cached))
+  except (OSError, ValueError):
+    return math.inf
+
+
+def check_fits(job: Job) -> None:
+  """Raises MemoryFullError if XLA says that the compiled step of several trials needs more than there is yet."""
+  needed, there = job.working_bytes, device_memory()
+  if needed > there:
+    raise MemoryFullError(f"the step needs {nbytes(needed)} beside its arrays, and there is {nbytes(there)}")
+
+
+@contextmanager
+def memory_errors(plan: Plan, trials: int = 1) -> Iterator[None]:
+  """Raises MemoryFullError in place of what jax raises where memory is exhausted; of one trial, with what can be done."""
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    said = (str(error).splitlines() or ["out of memory"])[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+    raise MemoryFullError(said if trials > 1 else f"it does not fit in memory ({said}): {advice(plan)}") from None
+
+
+def advice(plan: Plan) -> str:
+  """What makes one trial smaller."""
+  cfg = plan.cfg
+  return (
+    f"cut the batch into parts (optim.accumulate={2 * cfg.optim.accumulate}), lower train.batch_size="
+    f"{cfg.train.batch_size} or data.seq_len={cfg.data.seq_len}, set model.remat=true, or split the base over more "
+    "devices (mesh.fsdp); task=plan says what a step takes"
+  )
+
+
+def nbytes(count: float) -> str:
+  """A number of bytes as people write it."""
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if abs(count) < 1024:
+      return f"{count:.4g} {unit}"
+    count /= 1024
+  return f"{count:.4g} TiB"

@@ -1,0 +1,111 @@
+"""A teacher with a known answer: the base plus an update of rank k on named targets (`data=planted`).
+
+Students learn its distribution over the next token, not the text's own word, so that no sampling noise hides what the
+rank and the targets are. All k directions of an update are alike: a student of rank k - 1 must leave one of them out.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lora_exp import lora, models
+from lora_exp.config import Config, InputError, TeacherConfig
+from lora_exp.lora import kernels
+from lora_exp.models.family import LanguageModel
+from lora_exp.runtime.dropout import path_key, stream_key
+from lora_exp.runtime.mesh import Layout, dotted
+from lora_exp.train.loss import Head, head_of
+from lora_exp.train.step import Batch, Tree, features
+
+Values = Mapping[str, Any]  # a model's parameters by dotted path
+
+
+@dataclass
+class Teacher:
+  """The teacher's model on the mesh. Called, it adds its features `teacher` (B, T, D) and `teacher_head` to a batch."""
+
+  model: Callable[[Tree], LanguageModel]  # of its parameters
+  params: Tree
+  head: Head
+  layout: Layout
+
+  def __post_init__(self):
+    whole = self.layout.gather_fsdp
+    self._features = jax.jit(lambda params, batch: features(self.model(whole(params)), batch))
+
+  def __call__(self, batch: Batch) -> Batch:
+    return batch | {"teacher": self._features(self.params, batch), "teacher_head": self.head}
+
+  def abstract(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a batch of shapes alone."""
+    x = jax.eval_shape(self._features, self.params, batch)
+    x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.batch)
+    return {**batch, "teacher": x, "teacher_head": self.head}
+
+
+def table_of(model: nnx.Module, cfg: Config) -> list[lora.AdaptedModule]:
+  """The modules that the teacher of `cfg.data` differs in. Raises InputError for targets that it cannot have."""
+  asked = cfg.data.teacher
+  assert asked is not None
+  family = models.FAMILIES[cfg.model.family]
+  try:
+    table = lora.resolve(model, asked.targets, rank=asked.rank, presets=family.presets)
+  except InputError as error:
+    raise InputError([problem.replace("lora.targets", "data.teacher.targets") for problem in error.problems]) from None
+  heads = {path for path, module in lora.modules(model).items() if module is getattr(model, "head", None)}
+  problems = []
+  for row in table:
+    most = min(row.fan_in, row.fan_out)
+    if row.path in heads:
+      problems.append(f"data.teacher.targets: {row.path} is the head, which teacher and students share; leave it out")
+    if row.rank > most:
+      problems.append(f"data.teacher.rank={row.rank}: {row.path} is {row.fan_in}×{row.fan_out}; at most {most}")
+  if problems:
+    raise InputError(problems)
+  return table
+
+
+def make_teacher(cfg: Config, model: nnx.Module, base: Values, layout: Layout) -> Teacher | None:
+  """The teacher that `cfg.data` names on the base with the parameters `base`, or None; `model` is abstract."""
+  asked = cfg.data.teacher
+  if asked is None:
+    return None
+  table = table_of(model, cfg)
+  values = {**base, **planted(model, table, asked, base)}
+  parts: Any = nnx.split(model, nnx.Param, ...)
+  graph, state, keys = parts  # the keys are of dropout, which a teacher does without
+  params = jax.tree_util.tree_map_with_path(lambda path, _: values[dotted(path)], nnx.to_pure_dict(state))
+  keys = jax.tree.map(lambda _: jax.random.key(0), nnx.to_pure_dict(keys))
+  taught: Callable[[Tree], Any] = lambda params: nnx.merge(graph, params, keys)
+  make_head = lambda params: head_of(taught(params).head, jnp.zeros((), cfg.model.dtype))
+  abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
+  head = jax.eval_shape(make_head, params) if abstract else make_head(params)
+  return Teacher(taught, params, head, layout)
+
+
+def planted(
+  model: nnx.Module, table: list[lora.AdaptedModule], asked: TeacherConfig, base: Values
+) -> dict[str, jax.Array]:
+  """The teacher's kernels W + ΔW; ΔW = strength·‖W‖/√k · U·Vᵀ with k orthonormal directions U (I, k) and V (O, k)."""
+  root, found = stream_key(asked.seed, "teacher"), {}
+  for row in table:
+    module = lora.modules(model)[row.path]
+    w = lora.kernels_of(model, [row], base)[row.path]
+    name = f"{row.path}.{'embedding' if isinstance(module, nnx.Embed) else 'kernel'}"
+    if isinstance(w, jax.ShapeDtypeStruct):
+      continue  # of an abstract base: shapes stay
+    sides = jax.random.split(path_key(root, row.path))
+    u, v = (_orthonormal(key, (*w.shape[:-2], size, row.rank)) for key, size in zip(sides, w.shape[-2:], strict=True))
+    norm = jnp.linalg.norm(w.astype(jnp.float32), axis=(-2, -1), keepdims=True)
+    update = asked.strength / math.sqrt(row.rank) * norm * (u @ jnp.swapaxes(v, -1, -2))
+    found[name] = kernels.from_IO(module, (w + update).astype(w.dtype))
+  return found
+
+
+def _orthonormal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  return jnp.linalg.qr(jax.random.normal(key, shape))[0]

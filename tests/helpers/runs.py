@@ -1,0 +1,98 @@
+"""Whole runs for the tests: text to train on, the command line, and what a run directory holds."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from lora_exp import __main__ as entry
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["the", "a", "little", "dog", "cat", "ran", "saw", "big", "red", "ball", "and", "was", "happy", "Tom", "Lily"]
+QUIET = ["logger=none", "sample=none", "data@retain=none"]
+TINY = ["model=minigpt_tiny", "model.layers=1", "model.width=32", "model.ff=32", *QUIET]
+TEXT = "lora_exp_test_stories.txt"
+
+
+def story(number: int) -> str:
+  """Thirty words, others for each number."""
+  return " ".join(random.Random(number).choices(WORDS, k=30)).capitalize() + "."
+
+
+def stories(file: Path, count: int = 60) -> Path:
+  """A file in the format of TinyStories."""
+  file.write_text("\n<|endoftext|>\n".join(map(story, range(count))), encoding="utf-8")
+  return file
+
+
+def on_stories(directory: Path) -> list[str]:
+  """The overrides that train on a file of stories in `directory`."""
+  file = directory / TEXT
+  return ["data=text", f"data.path={file if file.exists() else stories(file)}"]
+
+
+def train(run_dir: Path, *argv: str, code: int = 0) -> Path:
+  """Runs the command line in this process, with `run_dir` for its directory, and checks its exit code."""
+  assert entry.run([f"hydra.run.dir={run_dir}", *argv]) == code
+  return run_dir
+
+
+def resume(run_dir: Path, *argv: str, code: int = 0) -> None:
+  """Goes on with a run, in this process."""
+  assert entry.run([f"train.resume={run_dir}", *argv]) == code
+
+
+def command(*argv: str) -> list[str]:
+  """The command line as a person types it."""
+  return [sys.executable, "-m", "lora_exp", *argv]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  """The environment of a process that runs this checkout on `devices` virtual devices."""
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def process(*argv: str, cwd: Path, devices: int = 1) -> subprocess.CompletedProcess[str]:
+  """Runs the command line in a process of its own."""
+  env = environment(devices)
+  return subprocess.run(command(*argv), cwd=cwd, env=env, text=True, capture_output=True, timeout=900)
+
+
+def rows(run_dir: Path, split: str | None = None) -> list[dict]:
+  """The lines of metrics.jsonl, of one split or all."""
+  found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+  return [row for row in found if split in (None, row["split"])]
+
+
+def curve(run_dir: Path) -> list[dict]:
+  """Every line of metrics.jsonl without what a clock measured: the floats are those of their shortest exact text."""
+  return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows(run_dir)]
+
+
+def summary(run_dir: Path) -> dict:
+  return json.loads((run_dir / "summary.json").read_text())
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+  """SHA-256 over the sorted names, shapes, dtypes and bytes, written anew here: nothing of the program's is used."""
+  total = hashlib.sha256()
+  for name in sorted(arrays):
+    x = np.ascontiguousarray(arrays[name])
+    total.update(f"{name} {x.shape} {x.dtype}".encode() + x.tobytes())
+  return total.hexdigest()
+
+
+def everything(root: Path) -> set[Path]:
+  """Every path under `root`, apart from lock files: they stay so that two processes never hold two."""
+  return {path for path in root.rglob("*") if not path.name.endswith(".lock")}
+
+
+def cache() -> Path:
+  """The cache that all tests of a session share."""
+  return Path(os.environ["LORA_EXP_CACHE"])

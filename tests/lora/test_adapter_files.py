@@ -1,0 +1,448 @@
+"""Adapters on disk: they come back bit for bit, and a file that is damaged or does not fit is refused in a sentence."""
+
+import json
+import pickle
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lora_exp import lora
+from lora_exp.config import InputError
+from lora_exp.lora import formula
+from lora_exp.lora.inject import scale_of
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LLAMA = lora.Naming("model.", tied=("embed_tokens", "lm_head"), model_type="llama")
+GPT2 = lora.Naming("transformer.", conv1d=True, tied=("wte", "lm_head"), model_type="gpt2")
+SHAPES = {
+  "embed_tokens": (31, 14), "layers.1.self_attn.q_proj": (14, 22), "layers.1.mlp.down_proj": (26, 14),
+  "layers.11.self_attn.q_proj": (14, 22), "layers.11.mlp.down_proj": (26, 14),
+}  # fmt: skip
+FULL = {f"{path}.kernel": shape for path, shape in SHAPES.items() if path != "embed_tokens"} | {
+  "embed_tokens.embedding": (31, 14), "norm.scale": (14,), "layers.1.input_layernorm.scale": (14,),
+  "layers.1.self_attn.q_proj.bias": (22,), "layers.11.self_attn.q_proj.bias": (22,),
+}  # fmt: skip
+Q, DOWN, FAR = "layers.1.self_attn.q_proj", "layers.1.mlp.down_proj", "layers.11.self_attn.q_proj"
+
+
+def adapter(method: str, ranks: dict[str, int], *, start=False, full=(), scaling="standard", dtype=np.float32, seed=0):
+  """One with every leaf at random."""
+  rng = np.random.default_rng(seed)
+  names = [*formula.METHODS[method], *(["start_a", "start_b"] if start else [])]
+  shared = {"vera_a": rng.normal(size=(40, 9)).astype(dtype), "vera_b": rng.normal(size=(9, 40)).astype(dtype)}
+  rows, leaves = [], {}
+  for i, (path, rank) in enumerate(ranks.items()):
+    fan_in, fan_out = SHAPES[path]
+    sizes = {"I": fan_in, "O": fan_out, "R": rank}
+    own = {name: rng.normal(size=[sizes[x] for x in formula.LEAVES[name].axes]).astype(dtype) for name in names}
+    if method == "vera":
+      own |= {"vera_a": shared["vera_a"][:fan_in, :rank], "vera_b": shared["vera_b"][:rank, :fan_out]}
+    if method == "adalora":
+      own["lora_e"][i % rank] = 0
+    alpha = float(rank) if method == "vera" else 5.0 + i / 3
+    scale = 1.0 if method == "vera" else scale_of(alpha, rank, scaling)
+    count = formula.trainable(method, fan_in, fan_out, rank)
+    rows.append(lora.AdaptedModule(path, fan_in, fan_out, rank, alpha, scale, count))
+    leaves[path] = own
+  return lora.Adapter(method, tuple(rows), leaves, {path: rng.normal(size=FULL[path]).astype(dtype) for path in full})
+
+
+MIXED = {Q: 3, DOWN: 4, FAR: 3}
+KINDS: dict[str, tuple[lora.Adapter, lora.Naming | None, dict[str, Any]]] = {
+  "lora": (adapter("lora", MIXED), LLAMA, {}),
+  "rslora": (adapter("lora", MIXED, scaling="rslora"), LLAMA, {"scaling": "rslora"}),
+  "dora": (adapter("dora", {Q: 2, DOWN: 3}), LLAMA, {}),
+  "pissa": (adapter("lora", {Q: 2, DOWN: 3}, start=True), LLAMA, {}),
+  "olora, rslora": (adapter("lora", {Q: 2, DOWN: 3}, start=True, scaling="rslora"), LLAMA, {"scaling": "rslora"}),
+  "vera": (adapter("vera", {Q: 9, DOWN: 9}), LLAMA, {}),
+  "tied table": (adapter("lora", {"embed_tokens": 2, Q: 3}), LLAMA, {}),
+  "biases and modules": (adapter("lora", {Q: 3}, full=["norm.scale", f"{DOWN}.kernel", f"{Q}.bias"]), LLAMA, {}),
+  "all biases": (adapter("lora", {Q: 3}, full=[f"{Q}.bias", f"{FAR}.bias"]), LLAMA, {}),
+  "whole table": (adapter("dora", {Q: 3}, full=["embed_tokens.embedding"]), LLAMA, {}),
+  "float64": (adapter("lora", MIXED, dtype=np.float64), LLAMA, {}),
+  "our own names": (adapter("lora", MIXED, full=["norm.scale", f"{Q}.bias", f"{FAR}.bias"]), None, {}),
+  "our own vera of a table": (adapter("vera", {"embed_tokens": 4, Q: 9}), LLAMA, {}),
+  "our own dora with a start": (adapter("dora", {Q: 2, DOWN: 3}, start=True), LLAMA, {}),
+}
+
+
+def load(directory: Path, kind: str = "lora", naming: Any = LLAMA) -> lora.Adapter:
+  return lora.load_adapter(directory, KINDS[kind][1] and naming, SHAPES, FULL)
+
+
+def same(found: lora.Adapter, wanted: lora.Adapter) -> None:
+  """Every bit, but for the norms of the base's own kernels, which no file has."""
+  assert (found.method, found.rows, found.full.keys()) == (wanted.method, wanted.rows, wanted.full.keys())
+  for path, own in wanted.leaves.items():
+    assert found.leaves[path].keys() == own.keys() - {"kernel_norm2"}
+    for name, x in found.leaves[path].items():
+      assert x.dtype == own[name].dtype and x.tobytes() == np.ascontiguousarray(own[name]).tobytes(), (path, name)
+  for path, x in wanted.full.items():
+    assert found.full[path].tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_comes_back_from_its_files_bit_for_bit(tmp_path, kind):
+  wanted, naming, metadata = KINDS[kind]
+  peft = lora.save_adapter(tmp_path / "adapter", wanted, naming, metadata, base="some/base", dropout=0.1)
+  assert peft is not kind.startswith("our own")
+  assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [CONFIG, WEIGHTS]
+  same(load(tmp_path / "adapter", kind), wanted)
+  config = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+  assert config["peft"] is peft and ("reason" in config["lora_exp"]) is not peft
+  assert (config["base_model_name_or_path"], config["lora_exp"]["method"]) == ("some/base", wanted.method)
+
+
+def test_adalora_comes_back_as_the_lora_that_it_is_without_its_pruned_directions(tmp_path):
+  wanted = adapter("adalora", {Q: 3, DOWN: 1, FAR: 2})
+  assert lora.save_adapter(tmp_path, wanted, LLAMA, {})
+  found = load(tmp_path)
+  assert [(row.path, row.rank, row.scale) for row in found.rows] == [
+    (row.path, row.rank - 1, row.scale) for row in wanted.rows if row.path != DOWN
+  ]
+  for path in (Q, FAR):
+    np.testing.assert_allclose(found.update_IO(path), wanted.update_IO(path), atol=1e-5)
+  lora.save_adapter(tmp_path / "again", found, LLAMA, {})
+  same(load(tmp_path / "again"), found)
+
+
+def test_scales_that_are_float32_numbers_come_back_with_their_last_digit(tmp_path):
+  wanted = adapter("lora", {Q: 3, DOWN: 7})
+  scale = float(np.float32(5 / 7))
+  wanted = replace(wanted, rows=tuple(replace(row, scale=scale, alpha=0.3) for row in wanted.rows))
+  lora.save_adapter(tmp_path, wanted, LLAMA, {"scaling": "rslora"})
+  same(load(tmp_path), wanted)
+
+
+def test_stacked_kernels_come_back_with_their_leading_axes(tmp_path):
+  rng = np.random.default_rng(0)
+  leaves = {Q: {"lora_a": np.float32(rng.normal(size=(5, 14, 3))), "lora_b": np.float32(rng.normal(size=(5, 3, 22)))}}
+  wanted = lora.Adapter("lora", (lora.AdaptedModule(Q, 14, 22, 3, 6.0, 2.0, 5 * 3 * 36),), leaves)
+  assert lora.save_adapter(tmp_path, wanted, LLAMA, {}) is False
+  same(load(tmp_path), wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_as_float32(tmp_path, dtype):
+  wanted = KINDS["lora"][0]
+  lora.save_adapter(tmp_path, wanted, LLAMA, {})
+  save_file({name: x.astype(dtype) for name, x in load_file(tmp_path / WEIGHTS).items()}, tmp_path / WEIGHTS)
+  found = load(tmp_path).leaves[Q]["lora_a"]
+  assert found.dtype == np.float32
+  np.testing.assert_array_equal(found, wanted.leaves[Q]["lora_a"].astype(dtype).astype(np.float32))
+
+
+# Damage: each takes (rng, directory) and spoils what lies there
+
+
+def edit_config(change: Callable[[np.random.Generator, dict], Any]):
+  def damage(rng, directory):
+    config = json.loads((directory / CONFIG).read_text())
+    changed = change(rng, config)
+    (directory / CONFIG).write_text(json.dumps(config if changed is None else changed))
+
+  return damage
+
+
+def put(*values: Any, **keys: list):
+  """One of the values for one of the keys, by their names; `put("x", r=[0, 1])`."""
+
+  def change(rng, config):
+    name = list(keys)[rng.integers(len(keys))]
+    config[name] = keys[name][rng.integers(len(keys[name]))]
+
+  return edit_config(change)
+
+
+def edit_tensors(change: Callable[[np.random.Generator, dict, str], Any], axes: int = 0):
+  """Changes a tensor at random, of `axes` axes that differ in size."""
+
+  def damage(rng, directory):
+    tensors = load_file(directory / WEIGHTS)
+    names = [n for n, x in sorted(tensors.items()) if not axes or x.ndim == axes and x.shape[0] != x.shape[1]]
+    change(rng, tensors, names[rng.integers(len(names))])
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, directory / WEIGHTS)
+
+  return damage
+
+
+def set_at(value: float):
+  def change(rng, tensors, name):
+    x = tensors[name] = tensors[name].copy()
+    x.flat[rng.integers(x.size)] = value
+
+  return edit_tensors(change)
+
+
+def edit_bytes(change: Callable[[np.random.Generator, bytes], bytes], file: str = WEIGHTS):
+  return lambda rng, directory: (directory / file).write_bytes(change(rng, (directory / file).read_bytes()))
+
+
+def edit_header(change: Callable[[np.random.Generator, dict, str], Any]):
+  """Changes the header, of which `change` may return the new text."""
+
+  def damage(rng, whole):
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    names = sorted(name for name in header if name != "__metadata__")
+    text = change(rng, header, names[rng.integers(len(names))])
+    data = (json.dumps(header) if text is None else text).encode()
+    return len(data).to_bytes(8, "little") + data + whole[8 + length :]
+
+  return edit_bytes(damage)
+
+
+def drop_module(rng, tensors, name):
+  module = name.rsplit(".lora", 1)[0].rsplit(".vera", 1)[0]
+  for other in [n for n in tensors if n.startswith(module)]:
+    del tensors[other]
+
+
+def whole(rng, directory):
+  (directory / WEIGHTS).unlink()
+
+
+def only_a_pickle(rng, directory):
+  (directory / WEIGHTS).rename(directory / "adapter_model.bin")
+
+
+def rename_to(*names: str):
+  return lambda rng, tensors, name: tensors.__setitem__(names[rng.integers(len(names))], tensors.pop(name))
+
+
+def transposed(rng, tensors, name):
+  tensors[name] = tensors[name].T
+
+
+class Loud:
+  """Unpickling it would be noticed."""
+
+  def __reduce__(self):
+    return (pytest.fail, ("a pickle was run",))
+
+
+FEATURES = {
+  "use_qalora": True, "layer_replication": [[0, 1]], "lora_bias": True, "alora_invocation_tokens": [1, 2],
+  "megatron_config": {"a": 1}, "target_parameters": ["w"], "trainable_token_indices": [1], "use_bdlora": {"a": 1},
+  "kasa_config": {"beta": 1}, "monteclora_config": {"a": 1}, "velora_config": {"a": 1}, "arrow_config": {"k": 2},
+  "loftq_config": {"bits": 4}, "corda_config": {"a": 1}, "something_new": 1, "nested": {"a": {"b": [1]}},
+}  # fmt: skip
+EVIL = ["(a+)+$", "(.|.)" * 40, ".*.*.*.*.*.*x", "(", "[", "a{99999999999}", "*", "(?P<x>", "x" * 3_000_000 + "("]
+LORAS = ("lora", "rslora", "dora", "pissa", "tied table", "biases and modules", "our own names")
+DAMAGES: dict[str, tuple[Callable, tuple[str, ...]]] = {
+  "a tensor is missing": (edit_tensors(lambda rng, t, name: t.pop(name)), tuple(KINDS)),
+  "a module is missing": (edit_tensors(drop_module), ("lora", "rslora", "dora", "pissa")),
+  "a tensor is doubled": (edit_tensors(lambda rng, t, name: t.update({name + ".x": t[name] * 1})), tuple(KINDS)),
+  "a tensor is renamed": (edit_tensors(rename_to("a", "base_model.model.x.lora_A.weight", "lora_A")), tuple(KINDS)),
+  "a tensor has a path for a name": (edit_tensors(rename_to("../../x", "/etc/passwd", "")), tuple(KINDS)),
+  "a tensor is transposed": (edit_tensors(transposed, axes=2), LORAS),
+  "a tensor is shorter": (edit_tensors(lambda rng, t, name: t.update({name: t[name][:-1]})), tuple(KINDS)),
+  "a tensor has an axis more": (edit_tensors(lambda rng, t, name: t.update({name: t[name][None]})), tuple(KINDS)),
+  "a tensor is of integers": (edit_tensors(lambda rng, t, name: t.update({name: t[name].astype(np.int32)})), LORAS),
+  "NaN": (set_at(np.nan), tuple(KINDS)),
+  "infinity": (set_at(-np.inf), tuple(KINDS)),
+  "cut short": (edit_bytes(lambda rng, x: x[: rng.integers(len(x))]), tuple(KINDS)),
+  "longer": (edit_bytes(lambda rng, x: x + b"\0" * int(rng.integers(1, 99))), tuple(KINDS)),
+  "empty": (edit_bytes(lambda rng, x: b""), LORAS),
+  "no tensors at all": (edit_bytes(lambda rng, x: b"\2" + bytes(7) + b"{}"), LORAS),
+  "a pickle": (edit_bytes(lambda rng, x: pickle.dumps(Loud())), LORAS),
+  "a header of 1 GB": (edit_bytes(lambda rng, x: (2**30).to_bytes(8, "little") + x[8:]), LORAS),
+  "a header of 16 EB": (edit_bytes(lambda rng, x: b"\xff" * 8 + x[8:]), LORAS),
+  "a header that is no JSON": (edit_header(lambda rng, h, name: json.dumps(h)[:-1]), LORAS),
+  "a header that is a list": (edit_header(lambda rng, h, name: json.dumps([h])), LORAS),
+  "a header of nested lists": (edit_header(lambda rng, h, name: "[" * 200_000), LORAS),
+  "a name twice": (edit_header(lambda rng, h, name: f'{json.dumps(h)[:-1]}, "{name}": {json.dumps(h[name])}}}'), LORAS),
+  "an entry without a shape": (edit_header(lambda rng, h, name: h[name].pop("shape") and None), LORAS),
+  "an entry that is a number": (edit_header(lambda rng, h, name: h.update({name: 7})), LORAS),
+  "a shape of words": (edit_header(lambda rng, h, name: h[name].update(shape=["3", True])), LORAS),
+  "a negative offset": (edit_header(lambda rng, h, name: h[name].update(data_offsets=[-4, 0])), LORAS),
+  "three offsets": (edit_header(lambda rng, h, name: h[name].update(data_offsets=[0, 4, 8])), LORAS),
+  "tensors that overlap": (edit_header(lambda rng, h, name: [h[n].update(data_offsets=h[name]["data_offsets"]) for n in
+                                                           h if n != "__metadata__"] and None), LORAS),
+  "a huge shape": (edit_header(lambda rng, h, name: h[name].update(shape=[2**62, 2**62])), LORAS),
+  "an odd dtype": (edit_header(lambda rng, h, name: h[name].update(dtype="F8_E4M3")), LORAS),
+  "no weights": (whole, LORAS),
+  "only a pickle": (only_a_pickle, LORAS),
+  "no config": (lambda rng, d: (d / CONFIG).unlink(), LORAS),
+  "a config that is no JSON": (edit_bytes(lambda rng, x: x[: rng.integers(len(x) - 2)], CONFIG), tuple(KINDS)),
+  "a config that is no text": (edit_bytes(lambda rng, x: b"\xff\xfe" + x, CONFIG), LORAS),
+  "a config that is a list": (edit_config(lambda rng, c: [[c], "x", 3][rng.integers(3)]), LORAS),
+  "a config of nested lists": (edit_bytes(lambda rng, x: b"[" * 200_000, CONFIG), LORAS),
+  "a huge config": (edit_bytes(lambda rng, x: x + b" " * 2**24, CONFIG), ("lora",)),
+  "a huge number": (edit_bytes(lambda rng, x: b'{"r": ' + b"9" * 9999 + b"}", CONFIG), ("lora",)),
+  "a key twice": (edit_bytes(lambda rng, x: x.replace(b'"r":', b'"r": 3, "r":'), CONFIG), LORAS),
+  "a peft_type unknown": (put(peft_type=["LOHA", "IA3", None, "lora", ["LORA"], 3]), LORAS),
+  "a rank that is none": (put(r=[0, -1, None, "3", True, 2.0, 10**9, [3]]), tuple(KINDS)),
+  "another rank": (put(r=[17, 1]), ("lora", "dora", "vera")),
+  "another rank by a pattern": (put(rank_pattern=[{"q_proj": 17}, {"^.*$": 17}]), ("lora", "dora", "pissa")),
+  "rank_pattern that is none": (put(rank_pattern=[[1], "x", {"q_proj": "3"}, {"q_proj": 0}]), LORAS),
+  "alpha that is none": (put(lora_alpha=[None, 0, -1, "8", True, float("nan"), float("inf"), 1e31, [8]]), LORAS),
+  "alpha missing": (edit_config(lambda rng, c: c.pop("lora_alpha") and None), LORAS),
+  "alpha_pattern that is none": (put(alpha_pattern=[[1], {"q": None}, {"q": 0}, {"q": float("nan")}]), LORAS),
+  "a pattern that never ends": (put(rank_pattern=[{x: 3} for x in EVIL], alpha_pattern=[{x: 3} for x in EVIL]),
+                                ("lora", "dora")),
+  "targets that never end": (put(target_modules=EVIL, exclude_modules=EVIL), ("lora", "dora", "vera")),
+  "targets that are none": (put(target_modules=[None, 0, False, [], ["x"], [3], {"a": 1}, "x", "../..", ["../q_proj"],
+                                                "all-linear"]), ("lora", "dora", "vera")),
+  "a target too many": (edit_config(lambda rng, c: c["target_modules"].append("11.mlp.down_proj")), ("lora", "vera")),
+  "a target too few": (edit_config(lambda rng, c: c["target_modules"].pop() and None), ("lora", "vera", "dora")),
+  "layers that are none": (put(layers_to_transform=["x", [True]], exclude_modules=[["q_proj"], 3, [3]]), ("dora",)),
+  "a feature that we have not": (put(**{name: [value] for name, value in FEATURES.items()}), LORAS),
+  "a base that was rewritten": (put(init_lora_weights=["pissa", "pissa_niter_4", "olora", "loftq", 3, []]), LORAS),
+  "biases that are not there": (put(bias=["all", "lora_only", "some", None, 3]), ("lora", "dora", "pissa")),
+  "modules that are not there": (put(modules_to_save=[["norm"], ["nrom"], "norm", [3], {"a": 1}, ["../norm"]]),
+                                 ("lora", "dora")),
+  "another method": (edit_config(lambda rng, c: c.update(use_dora=not c["use_dora"])), ("lora", "dora", "pissa")),
+  "flags of words": (put(use_dora=["yes", 1], use_rslora=["no", 0], peft=["x", 1], lora_exp=[[], "x"]), LORAS),
+  "VeRA's pair not saved": (put(save_projection=[False, None, 1]), ("vera",)),
+  "our part is changed": (put(lora_exp=[{"start": "x"}, {"exact": {Q: [1, 9]}}, {"exact": {Q: 3}}, {"leads": [3]},
+                                        {"exact": {Q: [None, None]}}, {"leads": {Q: [-1]}}]),
+                          ("lora", "rslora", "dora")),
+  "a start of odd rank": (put(lora_exp=[{"start": True}]), ("lora",)),
+}  # fmt: skip
+
+
+@cache
+def saved_in(root: Path, kind: str) -> Path:
+  wanted, naming, metadata = KINDS[kind]
+  lora.save_adapter(root / kind, wanted, naming, metadata)
+  return root / kind
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+  return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_adapter_is_refused_in_a_sentence_that_names_its_file(root, tmp_path, name):
+  damage, kinds = DAMAGES[name]
+  rng = np.random.default_rng(len(name))
+  for i in range(4):
+    kind = kinds[rng.integers(len(kinds))]
+    directory = shutil.copytree(saved_in(root, kind), tmp_path / str(i))
+    same(load(directory, kind), KINDS[kind][0])
+    damage(rng, directory)
+    begun = time.monotonic()
+    with pytest.raises(InputError) as error:
+      load(directory, kind)
+    assert time.monotonic() - begun < 5
+    assert len(error.value.problems) <= 21
+    for problem in error.value.problems:
+      assert str(directory) in problem or problem.startswith("… and "), problem
+      assert len(problem) < 1000 and "\n" not in problem and "Error(" not in problem
+
+
+def test_at_least_two_hundred_damaged_adapters_are_tried():
+  assert 4 * len(DAMAGES) >= 200
+
+
+# What a refusal says, and what is no damage
+
+
+def refusal(directory: Path, **more) -> list[str]:
+  with pytest.raises(InputError) as error:
+    load(directory, **more)
+  return error.value.problems
+
+
+@pytest.fixture
+def directory(root, tmp_path) -> Path:
+  return shutil.copytree(saved_in(root, "lora"), tmp_path / "adapter")
+
+
+def rewrite(directory: Path, **keys: Any) -> None:
+  config = json.loads((directory / CONFIG).read_text())
+  (directory / CONFIG).write_text(json.dumps(config | keys))
+
+
+def test_all_differences_are_named_at_once_the_first_twenty_of_many(directory):
+  tensors = load_file(directory / WEIGHTS)
+  name = f"base_model.model.model.{Q}.lora_A.weight"
+  tensors[name.replace("lora_A", "lora_a")] = tensors.pop(name)
+  tensors[f"base_model.model.model.{DOWN}.lora_B.weight"] = np.zeros((14, 9), np.float32)
+  save_file(tensors, directory / WEIGHTS)
+  problems = refusal(directory)
+  assert len(problems) == 3
+  assert any(f"{name} is missing" in p for p in problems)
+  assert any(f"did you mean {name}?" in p for p in problems)
+  assert any("is (14, 9), expected (14, 4) (r is 4 in " in p for p in problems)
+  save_file({f"x{i}": np.zeros(1, np.float32) for i in range(70)}, directory / WEIGHTS)
+  problems = refusal(directory)
+  assert len(problems) == 21 and problems[-1] == f"… and {70 + 6 - 20} more"
+
+
+def test_problems_of_both_files_are_named_together(directory):
+  rewrite(directory, r=0, lora_alpha=None)
+  (directory / WEIGHTS).write_bytes(b"")
+  problems = refusal(directory)
+  assert all(any(words in p for p in problems) for words in ("r=0", "lora_alpha=null", "not a whole safetensors file"))
+  assert len(problems) == 3
+
+
+def test_an_adapter_of_another_family_is_refused_with_the_nearest_name(root, tmp_path):
+  shapes = {"wte": (31, 14), "h.1.attn.c_attn": (14, 42), "h.1.attn.c_proj": (14, 14)}
+  with pytest.raises(InputError, match="names no module of this gpt2 model.*another family"):
+    lora.load_adapter(saved_in(root, "lora"), GPT2, shapes)
+  directory = shutil.copytree(saved_in(root, "lora"), tmp_path / "adapter")
+  rewrite(directory, target_modules=["k_proj"])
+  assert any("target_modules=k_proj names no module" in p and "did you mean q_proj?" in p for p in refusal(directory))
+
+
+def test_layer_1_is_not_layer_11_in_either_direction(tmp_path):
+  wanted = adapter("lora", {Q: 3, FAR: 5})
+  lora.save_adapter(tmp_path, wanted, LLAMA, {})
+  config = json.loads((tmp_path / CONFIG).read_text())
+  assert config["target_modules"] == [f"model.{Q}", f"model.{FAR}"]
+  same(load(tmp_path), wanted)
+  lora.save_adapter(tmp_path, adapter("lora", {FAR: 5}), replace(LLAMA, prefix=""), {})
+  assert "11" in json.loads((tmp_path / CONFIG).read_text())["target_modules"]  # a pattern: there are no whole names
+  same(load(tmp_path, naming=replace(LLAMA, prefix="")), adapter("lora", {FAR: 5}))
+
+
+def test_an_adapter_of_one_use_of_a_tied_table_is_refused(root, tmp_path):
+  directory = shutil.copytree(saved_in(root, "tied table"), tmp_path / "adapter")
+  same(load(directory), KINDS["tied table"][0])
+  rewrite(directory, target_modules=["model.embed_tokens", f"model.{Q}"], ensure_weight_tying=False)
+  assert any("only one of them is adapted" in p for p in refusal(directory))
+  directory = shutil.copytree(saved_in(root, "tied table"), tmp_path / "other")
+  tensors = load_file(directory / WEIGHTS)
+  tensors["base_model.model.lm_head.lora_A.weight"][0, 0] += 1
+  save_file(tensors, directory / WEIGHTS)
+  [problem] = refusal(directory)
+  assert "lm_head.lora_A.weight is not what the table has" in problem
+
+
+def test_the_bases_table_that_peft_stores_beside_an_adapter_must_have_the_models_size(root, tmp_path):
+  directory = shutil.copytree(saved_in(root, "tied table"), tmp_path / "adapter")
+  tensors, name = load_file(directory / WEIGHTS), "base_model.model.model.embed_tokens.base_layer.weight"
+  save_file(tensors | {name: np.zeros((31, 14), np.float32)}, directory / WEIGHTS)
+  same(load(directory), KINDS["tied table"][0])
+  save_file(tensors | {name: np.zeros((32, 14), np.float32)}, directory / WEIGHTS)
+  assert "the vocabulary was resized" in refusal(directory)[0]
+
+
+def test_harmless_keys_symlinks_and_a_new_alpha_are_no_damage(directory, tmp_path):
+  rewrite(directory, auto_mapping=None, use_qalora=False, loftq_config={}, something_new=None, peft_version="9.9",
+          base_model_name_or_path="/home/of/another", lora_dropout=0.3, megatron_core="megatron.core")  # fmt: skip
+  (tmp_path / "elsewhere").mkdir()
+  for name in (CONFIG, WEIGHTS):
+    (tmp_path / "elsewhere" / name).symlink_to(directory / name)
+  same(load(tmp_path / "elsewhere"), KINDS["lora"][0])
+  rewrite(directory, lora_alpha=12, alpha_pattern={})
+  assert {(row.alpha, row.scale) for row in load(directory).rows} == {(12.0, 4.0), (12.0, 3.0)}
+
+
+def test_a_directory_without_an_adapter_is_refused(tmp_path):
+  for path in (tmp_path, tmp_path / "absent"):
+    [problem] = refusal(path)
+    assert f"{path} holds no adapter: {WEIGHTS} is missing" in problem

@@ -1,0 +1,75 @@
+"""Evaluation: any run or base on any data, beside its base, with an error that says what a difference is worth."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from runs import TINY, on_stories, rows, stories, story, train
+
+from lora_exp import __main__ as entry
+from lora_exp.tasks.evaluate import Score, difference
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("evaluate")
+  return train(directory / "run", *TINY, *on_stories(directory), "train.steps=6", "optim.lr=0.02", "train.eval_every=0",
+               "train.save_every=0", "train.eval_tokens=null", "train.export=last", "train.batch_size=2")
+
+
+def lines(run) -> list[dict]:
+  return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_scored_beside_its_base_and_the_scores_are_kept(run, capfd):
+  assert entry.run(["task=evaluate", f"run={run}"]) == 0
+  said = capfd.readouterr().out
+  base, lora = lines(run)[-2:]
+  for score, row in ((base, rows(run, "eval")[0]), (lora, rows(run, "eval")[-1])):
+    assert score["loss"] == pytest.approx(row["loss"], rel=1e-5) and score["tokens"] == row["counted"]
+    assert score["perplexity"] == pytest.approx(math.exp(row["loss"]), rel=1e-5)
+    assert f"{score['loss']:.4g}" in said
+    # A token is a byte, and the end of each of six documents none.
+    assert score["nats_per_byte"] == pytest.approx(score["loss"] * score["tokens"] / (score["tokens"] - 6))
+  assert (base["model"], lora["model"]) == ("base", "lora")
+  assert lora["above_base"] == pytest.approx(lora["loss"] - base["loss"]) and lora["above_base"] < 0
+  assert 0 < lora["standard_error"] < abs(lora["above_base"])
+  assert f"{-lora['above_base']:.4f} ± " in said and "below the base" in said
+
+
+def test_other_data_is_evaluated_when_it_is_named(run, tmp_path):
+  file = stories(tmp_path / "other.txt", count=20)
+  argv = ["task=evaluate", f"run={run}", "data=text", f"data.path={file}"]
+  assert entry.run(argv) == 0
+  assert lines(run)[-1]["data"]["path"] == str(file) and lines(run)[-1]["tokens"] < lines(run)[0]["tokens"]
+  assert entry.run([*argv, f"data.eval_path={file}"]) == 0  # every document of it
+  ends = 2 * 19  # newlines around the separators; a document's first byte is not predicted, its end is
+  assert lines(run)[-1]["tokens"] == sum(len(story(i)) for i in range(20)) + ends
+
+
+def test_a_base_alone_is_scored_and_leaves_nothing(run, in_tmp_path, capfd):
+  entry.run(["task=evaluate", f"run={run}"])
+  file = on_stories(run.parent)
+  before = lines(run)
+  capfd.readouterr()
+  assert entry.run(["task=evaluate", *TINY, *file, "train.eval_tokens=null"]) == 0
+  said = capfd.readouterr().out
+  assert f"{before[-2]['loss']:.4g}" in said and "lora" not in said and "Trained against base" not in said
+  assert list(in_tmp_path.iterdir()) == [] and lines(run) == before
+
+
+def test_the_error_of_a_difference_is_that_of_repeated_draws():
+  rng = np.random.default_rng(0)
+
+  def drawn() -> tuple[float, float]:
+    tokens = rng.integers(50, 100, 40).astype(float)
+    hard = rng.normal(3, 1, 40)  # batches differ much more than the two models do
+    base = Score(tokens * hard, tokens, tokens, 1)
+    return difference(Score(tokens * (hard - 0.2 + rng.normal(0, 0.1, 40)), tokens, tokens, 1), base)
+
+  gains, errors = np.array([drawn() for _ in range(400)]).T
+  assert gains.mean() == pytest.approx(-0.2, abs=0.003)
+  assert errors.mean() == pytest.approx(gains.std(), rel=0.15)
+  one = Score(np.ones(1), np.ones(1), np.ones(1), 1)
+  assert difference(one, one) == (0, None)

@@ -1,0 +1,210 @@
+"""A run that was stopped goes on as if it had never stopped, bit for bit; and what must not be mixed is refused."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import jax.numpy as jnp
+import pytest
+from runs import TINY, command, curve, environment, on_stories, resume, stories, story, summary, train
+
+from lora_exp.cli.saved_config import load
+from lora_exp.train import build, checkpoint
+from lora_exp.train import pack as training
+
+# Everything that remembers or draws: dropout in the base and on A, the order of rows, decay, clipping, the schedule.
+FULL = [*TINY, "lora.dropout=0.1", "model.dropout=0.1", "data.shuffle=true", "optim.weight_decay=0.1", "optim.clip=0.5",
+        "optim.schedule=cosine", "train.steps=40", "train.eval_every=8", "train.save_every=16", "train.eval_tokens=500"]
+LONG = [*FULL, "train.steps=200", "train.eval_every=50", "train.save_every=20"]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+  return [*FULL, *on_stories(tmp_path_factory.mktemp("stories"))]
+
+
+@pytest.fixture(scope="module")
+def unbroken(settings, tmp_path_factory):
+  return train(tmp_path_factory.mktemp("unbroken") / "run", *settings)
+
+
+@pytest.fixture(scope="module")
+def stopped(settings, tmp_path_factory):
+  """The same run, stopped after step 10."""
+  return train(tmp_path_factory.mktemp("stopped") / "run", *settings, "train.stop_at=10", code=75)
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+  """A stopped run of the test's own."""
+  return shutil.copytree(stopped, tmp_path / "run")
+
+
+def test_a_stopped_run_says_how_it_goes_on_and_its_files_are_whole(stopped):
+  assert summary(stopped)["status"] == "stopped"
+  assert [row["step"] for row in curve(stopped) if row["split"] == "train"] == list(range(1, 11))
+  assert checkpoint.steps(stopped)[-1] == 10 and not (stopped / "adapter").exists()
+
+
+def test_what_is_left_after_a_stop_equals_the_unbroken_run_bit_for_bit(unbroken, copy):
+  resume(copy, "train.stop_at=25", code=75)
+  resume(copy)
+  assert curve(copy) == curve(unbroken)
+  assert len([row for row in curve(copy) if row["split"] == "train" and row["step"] > 10]) == 30
+  for part in ("losses", "tokens", "steps", "status", "parameters", "fingerprints", "held_out_tokens"):
+    assert summary(copy)[part] == summary(unbroken)[part], part
+  adapter = "adapter/adapter_model.safetensors"
+  assert (copy / adapter).read_bytes() == (unbroken / adapter).read_bytes()
+
+
+# ---- the comparison above has teeth: each of these broken restores must show in it
+
+
+def no_optimizer(monkeypatch):
+  whole = checkpoint.restore
+
+  def restore(*args):
+    step, state, meta = whole(*args)
+    return step, {n: jnp.zeros_like(x) if n.startswith("opt.") else x for n, x in state.items()}, meta
+
+  monkeypatch.setattr(checkpoint, "restore", restore)
+
+
+def rounded_params(monkeypatch):
+  whole = checkpoint.restore
+
+  def restore(*args):
+    step, state, meta = whole(*args)
+    rounded = lambda x: x.astype(jnp.bfloat16).astype(x.dtype)
+    return step, {n: rounded(x) if n.startswith("params.") else x for n, x in state.items()}, meta
+
+  monkeypatch.setattr(checkpoint, "restore", restore)
+
+
+def other_dropout(monkeypatch):
+  whole = build.stream_key
+  monkeypatch.setattr(build, "stream_key", lambda seed, stream: whole(seed + 1, stream))
+
+
+def late_data(monkeypatch):
+  whole = training.train_batches
+  monkeypatch.setattr(training, "train_batches", lambda rows, cfg, size, start: whole(rows, cfg, size, start + 1))
+
+
+@pytest.mark.parametrize("broken", [no_optimizer, rounded_params, other_dropout, late_data])
+def test_a_broken_restore_would_be_seen(broken, unbroken, copy, monkeypatch):
+  broken(monkeypatch)
+  resume(copy, "train.stop_at=13", code=75)
+  reached = [row for row in curve(unbroken) if row["step"] <= 13]
+  assert len(curve(copy)) == len(reached)
+  assert curve(copy) != reached and curve(copy)[:12] == reached[:12]  # of the ten steps before it nothing changed
+
+
+# ---- real signals
+
+
+def start(settings, run_dir, enough) -> subprocess.Popen:
+  """A run in a process of its own that has come so far that `enough()`."""
+  argv = command(*settings, f"hydra.run.dir={run_dir}")
+  started = subprocess.Popen(argv, env=environment(), cwd=run_dir.parent, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  deadline = time.monotonic() + 240
+  while not enough():
+    assert started.poll() is None and time.monotonic() < deadline, started.stdout.read()
+    time.sleep(0.002)
+  return started
+
+
+@pytest.fixture(scope="module")
+def long_settings(tmp_path_factory):
+  return [*LONG, *on_stories(tmp_path_factory.mktemp("stories"))]
+
+
+@pytest.fixture(scope="module")
+def long_unbroken(long_settings, tmp_path_factory):
+  return train(tmp_path_factory.mktemp("long") / "run", *long_settings)
+
+
+@pytest.mark.thorough
+def test_sigterm_ends_with_75_and_the_run_goes_on_bit_for_bit(long_settings, long_unbroken, tmp_path):
+  run_dir = tmp_path / "run"
+  metrics = run_dir / "metrics.jsonl"
+  started = start(long_settings, run_dir, lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 8)
+  started.terminate()
+  said, _ = started.communicate(timeout=120)
+  assert started.returncode == 75, said
+  assert "Traceback" not in said and f"train.resume={os.path.relpath(run_dir, tmp_path)}" in said
+  last = curve(run_dir)[-1]["step"]
+  assert checkpoint.steps(run_dir)[-1] == last < 200
+  resume(run_dir)
+  assert curve(run_dir) == curve(long_unbroken)
+
+
+def test_after_sigkill_the_run_goes_on_from_its_latest_checkpoint_bit_for_bit(long_settings, long_unbroken, tmp_path):
+  run_dir = tmp_path / "run"
+  started = start(long_settings, run_dir, lambda: bool(checkpoint.steps(run_dir)))
+  started.send_signal(signal.SIGKILL)
+  started.communicate(timeout=120)
+  assert started.returncode == -signal.SIGKILL and not (run_dir / "summary.json").exists()
+  assert checkpoint.steps(run_dir)[-1] < 200
+  resume(run_dir)
+  assert curve(run_dir) == curve(long_unbroken)
+  assert summary(run_dir)["losses"] == summary(long_unbroken)["losses"]
+
+
+# ---- what is refused, and what changes nothing
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_loses_nothing(unbroken, tmp_path, capfd):
+  run_dir = shutil.copytree(unbroken, tmp_path / "run")
+  before, curves = summary(run_dir), curve(run_dir)
+  resume(run_dir)
+  assert "is finished" in capfd.readouterr().out
+  assert curve(run_dir) == curves
+  assert summary(run_dir) == before
+
+
+def refused(run_dir, *argv, capfd, code=2) -> str:
+  """What is said by a resume that is refused and changes no file."""
+  content = lambda path: load(str(run_dir)) if path.name == "config.yaml" else path.read_bytes()
+  before = {path: content(path) for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log"}
+  capfd.readouterr()
+  resume(run_dir, *argv, code=code)
+  assert {path: content(path) for path in before} == before
+  said = capfd.readouterr()
+  assert "Traceback" not in said.err + said.out and said.err.startswith("error: ")
+  return said.err
+
+
+def test_another_rank_is_another_run(copy, capfd):
+  said = refused(copy, "lora.rank=4", capfd=capfd)
+  assert "lora.rank=4" in said and "has 8" in said
+
+
+def test_a_changed_data_file_is_refused(settings, tmp_path, capfd):
+  file = stories(tmp_path / "stories.txt")
+  run_dir = train(tmp_path / "run", *settings, f"data.path={file}", "train.stop_at=3", code=75)
+  file.write_text(file.read_text().replace(story(7), story(77)))
+  said = refused(run_dir, capfd=capfd)
+  assert "changed" in said and str(run_dir) in said
+  file.unlink()
+  assert "no such file" in refused(run_dir, capfd=capfd)
+
+
+def test_damaged_checkpoints_end_with_4_and_a_damaged_latest_one_is_passed_over(copy, capfd):
+  newest = checkpoint.steps(copy)[-1]
+  (copy / "checkpoints" / str(newest) / "meta.json").write_text("{}")
+  if len(checkpoint.steps(copy)) > 1:
+    resume(copy, "train.stop_at=12", code=75)
+    assert "damaged" in capfd.readouterr().err
+  for step in checkpoint.steps(copy):
+    (copy / "checkpoints" / str(step) / "meta.json").write_text("{}")
+  assert "damaged" in refused_with_warnings(copy, capfd)
+
+
+def refused_with_warnings(run_dir, capfd) -> str:
+  capfd.readouterr()
+  resume(run_dir, code=4)
+  return capfd.readouterr().err
