@@ -17,7 +17,8 @@ from lora_exp.models import weights
 from lora_exp.models.weights.locate import located
 from lora_exp.runtime import cache, console
 from lora_exp.train.build import Plan, loaded_base, make_job, random_base, trained_trial
-from lora_exp.train.loop import Cadence, Hooks, fit, held_out
+from lora_exp.train.evaluation import held_out, put_eval_batches
+from lora_exp.train.loop import Cadence, Hooks, fit
 from lora_exp.train.step import Tree
 
 FORMAT = 1  # raised when the same settings would train another base
@@ -83,8 +84,9 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
     raise StoppedError("stopped while the base was pretrained; nothing of it is kept, so start again") from None
   finally:
     batches.close()
-  held = [plan.layout.put_batch(b) for b in eval_batches(rows, cfg.train.batch_size, HELD_OUT)]
-  [scores] = held_out(job, state.params, held)
+  held = put_eval_batches(eval_batches(rows, cfg.train.batch_size, HELD_OUT), plan.layout.put_batch)
+  [evaluation] = held_out(job.evaluate, state.params, job.trials, job.frozen, held)
+  scores = evaluation.row()
   trained = jax.tree.map(lambda x, like: np.asarray(x).astype(like.dtype), trained_trial(state, 0), plan.base)
   weights.save(directory, trained)
   facts = {

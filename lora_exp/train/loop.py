@@ -1,6 +1,5 @@
 """The visible loop, for the base and for the adapters alike, and the compiled programs that it runs."""
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,8 @@ from lora_exp.config import DivergedError, ReachedError, StoppedError
 from lora_exp.data.records import Batch
 from lora_exp.runtime import console
 from lora_exp.runtime.flops import count_flops
-from lora_exp.train.step import Program, State, Tree, eval_step, state_shardings, train_step
+from lora_exp.train.evaluation import eval_step
+from lora_exp.train.step import Program, State, Tree, state_shardings, train_step
 from lora_exp.train.trials import TrialHypers
 
 
@@ -67,28 +67,6 @@ class Job:
     """The same without the arguments: what a step takes beside the arrays that are there."""
     m = self.compiled.memory_analysis()
     return m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-
-
-def held_out(job: Job, params: Tree, batches: list[dict[str, jax.Array]]) -> list[dict[str, Any]]:
-  """Loss, perplexity and accuracy of every trial on `batches`, each token (or example) weighing the same.
-
-  No perplexity but of text's own words, and no accuracy of a regression. Where rows are prompts and answers, also
-  `exact`: the share of them whose whole answer is likeliest, its end included.
-  """
-  sums = [job.evaluate(params, job.trials, job.frozen, b) for b in batches]
-  tokens = float(sum(np.asarray(b["weights"]).sum(dtype=np.float64) for b in batches))
-  total = lambda name: np.sum([np.asarray(getattr(s, name), np.float64) for s in sums], axis=0) / tokens
-  scores = {"loss": total("loss")}
-  if "tokens" in batches[0] and "teacher" not in batches[0]:
-    scores["perplexity"] = np.array([math.exp(min(loss, 700.0)) for loss in scores["loss"]])
-  if sums[0].correct is not None:
-    scores["accuracy"] = total("correct")
-  counts = {"counted": int(tokens)}
-  if "answers" in batches[0]:
-    counts["examples"] = sum(int(b["answers"].any(1).sum()) for b in batches)
-    scores["exact"] = total("exact") * tokens / counts["examples"]
-  trials = range(len(scores["loss"]))
-  return [{name: float(x[n]) for name, x in scores.items()} | counts for n in trials]
 
 
 @dataclass

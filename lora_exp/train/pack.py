@@ -18,8 +18,9 @@ from lora_exp.tasks.plan import abstract_batch, show_config, show_parameters, st
 from lora_exp.train import checkpoint, outputs
 from lora_exp.train.base import make_base
 from lora_exp.train.build import Plan, check_built, make_job
+from lora_exp.train.evaluation import EvalBatch, byte_lengths, held_out, put_eval_batches
 from lora_exp.train.logger import wait_for
-from lora_exp.train.loop import Cadence, Hooks, fit, held_out
+from lora_exp.train.loop import Cadence, Hooks, fit
 from lora_exp.train.memory import check_fits, memory_errors
 from lora_exp.train.step import State, Tree
 from lora_exp.train.trial_run import TrialRun
@@ -61,9 +62,13 @@ class Pack:
     base, base_facts = make_base(self.plan)
     steps = steps_of(cfg, self.rows.train_rows)
     self.job = make_job(self.plan, base, steps, _filled(plans))
-    self.held = [self.job.put(b) for b in eval_batches(self.rows, cfg.train.batch_size, cfg.train.eval_tokens)]
-    kept = eval_batches(retain, cfg.train.batch_size, cfg.train.retain_tokens) if retain else ()
-    self.retain = [self.plan.layout.put_batch(b) for b in kept]
+    held = eval_batches(self.rows, cfg.train.batch_size, cfg.train.eval_tokens)
+    self.held = list(put_eval_batches(held, self.job.put, byte_lengths(cfg.data, self.plan.tokenizer)))
+    self.retain: list[EvalBatch] = []
+    if cfg.retain is not None and retain is not None:
+      kept = eval_batches(retain, cfg.train.batch_size, cfg.train.retain_tokens)
+      lengths = byte_lengths(cfg.retain, self.plan.tokenizer)
+      self.retain = list(put_eval_batches(kept, self.plan.layout.put_batch, lengths))
     self.sample = make_sampler(self.job.program, cfg, self.plan.tokenizer)
     whole = union([plan.table for plan in plans])
     pairs = enumerate(zip(plans, run_dirs, strict=True))
@@ -182,9 +187,12 @@ class Pack:
 
   def evaluate(self, step: int, params: Tree) -> bool:
     """Held-out and retained loss of every trial; returns whether a held-out one is the best so far."""
-    scores = held_out(self.job, params, self.held)
-    kept = held_out(self.job, params, self.retain) if self.retain else [None] * len(scores)
-    best = [trial.evaluate(step, scores[trial.number], kept[trial.number]) for trial in self.live]
+    job = self.job
+    held = held_out(job.evaluate, params, job.trials, job.frozen, self.held)
+    kept = held_out(job.evaluate, params, job.trials, job.frozen, self.retain) if self.retain else []
+    best = [
+      trial.evaluate(step, held[trial.number].row(), kept[trial.number].row() if kept else None) for trial in self.live
+    ]
     return any(best)
 
   def draw(self, step: int, params: Tree) -> None:

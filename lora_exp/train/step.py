@@ -117,10 +117,11 @@ def batch_loss(program: Program, params: Tree, trial: TrialHypers, frozen: Tree,
   model: Any = assemble(program, params, trial, frozen, key)
   if "x" in batch:
     return example_loss(model(batch["x"]), batch["y"], batch["weights"])
-  return _token_loss(program, model, features(model, batch), batch)
+  return token_loss(program, model, features(model, batch), batch)
 
 
-def _token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: Batch) -> Sums:
+def token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: Batch) -> Sums:
+  """The loss of a batch of text, from its features; with a teacher, the KL divergence from the teacher's tokens."""
   train = program.method == "full"
   targets: Any = TeacherTargets(batch["teacher"], batch["teacher_head"]) if "teacher" in batch else batch["targets"]
   weights = batch["weights"]
@@ -260,34 +261,6 @@ def train_step(
   else:
     params, opt, metrics = over_trials(one_trial, program.mapping, *own, keys, inline=drops)
   return State(state.step + 1, params, opt), metrics
-
-
-class Scores(NamedTuple):
-  """Sums of an evaluation."""
-
-  loss: jax.Array  # nats
-  correct: Any  # tokens whose target is the likeliest
-  exact: jax.Array  # rows whose whole answer is; 0 where a batch marks no answers
-
-
-def eval_step(program: Program, params: Tree, trials: TrialHypers, frozen: Tree, batch: Batch) -> Scores:
-  """Scores (N,) of a batch without dropout."""
-
-  def one_trial(trial: TrialHypers, params: Tree) -> Scores:
-    if "answers" not in batch:
-      return Scores(*batch_loss(program, params, trial, frozen, batch, None), jnp.zeros(()))
-    model = assemble(program, params, trial, frozen, None)
-    x_BTD = features(model, batch)
-    right_BT = likeliest(model, x_BTD) == batch["targets"]
-    exact_B = batch["answers"].any(1) & (right_BT | ~batch["answers"]).all(1)
-    return Scores(*_token_loss(program, model, x_BTD, batch), exact_B.sum(dtype=jnp.float32))
-
-  return over_trials(one_trial, program.mapping, trials, params)
-
-
-def likeliest(model: LanguageModel, x_BTD: jax.Array) -> jax.Array:
-  """The token (B, T) that the model thinks likeliest at each position; logits of eight positions are held at once."""
-  return jax.lax.map(lambda x_BD: model.logits(x_BD).argmax(-1), jnp.moveaxis(x_BTD, 1, 0), batch_size=8).T
 
 
 def outputs(model: Any, batch: Batch) -> jax.Array:

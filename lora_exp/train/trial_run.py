@@ -17,6 +17,7 @@ from lora_exp.lora import Adapter
 from lora_exp.runtime import console
 from lora_exp.train import checkpoint, expectations, outputs, token_probabilities
 from lora_exp.train.build import Plan
+from lora_exp.train.evaluation import EvalBatch
 from lora_exp.train.expectations import End
 from lora_exp.train.logger import Metrics, make_logger
 from lora_exp.train.loop import Job, due
@@ -24,7 +25,7 @@ from lora_exp.train.outputs import Record
 from lora_exp.train.step import State, Tree
 from lora_exp.train.trials import Table, TrialHypers, padded_trial, solo_trial
 
-Batches = list[dict[str, jax.Array]]
+Batches = list[EvalBatch]
 
 
 class TrialRun:
@@ -128,7 +129,7 @@ class TrialRun:
 
     plot_loss(self.dir)
     if self.rows.eval_examples:
-      token_probabilities.draw(self.dir, self.job, self.trials, params, held, self.plan.tokenizer)
+      token_probabilities.draw(self.dir, self.job, self.trials, params, [batch.arrays for batch in held], self.plan.tokenizer)
     self.status, self.params = "done", params
 
   def _kept_ranks(self) -> dict[str, int]:
@@ -169,7 +170,7 @@ class TrialRun:
     """What its experiment promised, into summary.json and onto the screen; raises if it is broken."""
     if not self.cfg.promises:
       return
-    end = End(self.job, self.trials, self.params, self.summary, self.dir, held[0])
+    end = End(self.job, self.trials, self.params, self.summary, self.dir, held[0].arrays)
     self.summary["promises"] = expectations.check(self.cfg.promises, end)
     outputs.write_json(self.dir / "summary.json", self.summary)
     expectations.show(self.summary["promises"])

@@ -285,8 +285,8 @@ def test_five_steps_lower_the_loss_and_leave_the_base_and_the_constants(family, 
   batch, trials = batch_of(family), of.trials
   with quickly():
     seen = [of.evaluate(state.params, trials._replace(dropout=trials.dropout + r), of.frozen, batch) for r in (0, 0, 0.8)]
-  assert len({float(s.loss[0]) for s in seen}) == 1
-  assert seen[0].loss[0] / batch["weights"].sum() < losses[0]
+  assert len({float(sums["loss"][0]) for sums in seen}) == 1
+  assert seen[0]["loss"][0] / batch["weights"].sum() < losses[0]
 
 
 # Packs

@@ -170,7 +170,7 @@ def test_evaluating_a_run_finds_what_the_run_found(blox, solved, capfd):
     base, trained = [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text().splitlines()]
     assert trained["loss"] == pytest.approx(summary(run_dir)["losses"]["final"], rel=1e-5)
     assert base["loss"] == pytest.approx(summary(run_dir)["losses"]["base"], rel=1e-5)
-    assert [k for k in ("perplexity", "accuracy", "nats_per_byte") if trained[k] is not None] == words
+    assert [k for k in ("perplexity", "accuracy", "bits_per_byte") if trained[k] is not None] == words
   assert "nats below" not in capfd.readouterr().out
 
 

@@ -8,7 +8,8 @@ import pytest
 from runs import TINY, on_stories, rows, stories, story, train
 
 from lora_exp import __main__ as entry
-from lora_exp.tasks.evaluate import Score, difference
+from lora_exp.config.metrics import METRICS
+from lora_exp.train.evaluation import Evaluation, difference
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,9 @@ def test_a_run_is_scored_beside_its_base_and_the_scores_are_kept(run, capfd):
     assert score["perplexity"] == pytest.approx(math.exp(row["loss"]), rel=1e-5)
     assert f"{score['loss']:.4g}" in said
     # A token is a byte, and the end of each of six documents none.
-    assert score["nats_per_byte"] == pytest.approx(score["loss"] * score["tokens"] / (score["tokens"] - 6))
+    nats_per_byte = score["loss"] * score["tokens"] / (score["tokens"] - 6)
+    assert score["bits_per_byte"] == pytest.approx(nats_per_byte / math.log(2))
+    assert score["bits_per_byte"] == row["bits_per_byte"]
   assert (base["model"], lora["model"]) == ("base", "lora")
   assert lora["above_base"] == pytest.approx(lora["loss"] - base["loss"]) and lora["above_base"] < 0
   assert 0 < lora["standard_error"] < abs(lora["above_base"])
@@ -62,14 +65,18 @@ def test_a_base_alone_is_scored_and_leaves_nothing(run, in_tmp_path, capfd):
 def test_the_error_of_a_difference_is_that_of_repeated_draws():
   rng = np.random.default_rng(0)
 
-  def drawn() -> tuple[float, float]:
+  def evaluation(nats: np.ndarray, tokens: np.ndarray) -> Evaluation:
+    batch_sums = {"loss": nats, "count": tokens}
+    return Evaluation(batch_sums, {name: float(values.sum()) for name, values in batch_sums.items()})
+
+  def drawn() -> tuple[float, float | None]:
     tokens = rng.integers(50, 100, 40).astype(float)
     hard = rng.normal(3, 1, 40)  # batches differ much more than the two models do
-    base = Score(tokens * hard, tokens, tokens, 1)
-    return difference(Score(tokens * (hard - 0.2 + rng.normal(0, 0.1, 40)), tokens, tokens, 1), base)
+    trained = evaluation(tokens * (hard - 0.2 + rng.normal(0, 0.1, 40)), tokens)
+    return difference(METRICS["loss"], trained, evaluation(tokens * hard, tokens))
 
   gains, errors = np.array([drawn() for _ in range(400)]).T
   assert gains.mean() == pytest.approx(-0.2, abs=0.003)
   assert errors.mean() == pytest.approx(gains.std(), rel=0.15)
-  one = Score(np.ones(1), np.ones(1), np.ones(1), 1)
-  assert difference(one, one) == (0, None)
+  one = evaluation(np.ones(1), np.ones(1))
+  assert difference(METRICS["loss"], one, one) == (0, None)

@@ -14,7 +14,7 @@ from lora_exp.data.rows import make_rows
 from lora_exp.train import token_probabilities
 from lora_exp.train.base import make_base
 from lora_exp.train.build import check_built, make_job
-from lora_exp.train.loop import held_out
+from lora_exp.train.evaluation import held_out, put_eval_batches
 from lora_exp.train.step import assemble, features
 
 ON_GPT2 = {"gpt2_sentences": ["c_attn"], "lora_guide": ["c_attn", "attn.c_proj"]}
@@ -123,7 +123,9 @@ def test_an_example_is_right_if_every_token_of_its_answer_is_the_likeliest(small
     for b in np.flatnonzero(batch["answers"].any(1)):
       at = batch["answers"][b]
       right.append(bool((likeliest[b][at] == batch["targets"][b][at]).all()))
-  [scores] = held_out(job, job.state.params, [plan.layout.put_batch(batch) for batch in batches])
+  placed = put_eval_batches(batches, plan.layout.put_batch)
+  [evaluation] = held_out(job.evaluate, job.state.params, job.trials, job.frozen, placed)
+  scores = evaluation.row()
   assert 0 < sum(right) < len(right) == 12
   assert (scores["exact"], scores["examples"]) == (pytest.approx(sum(right) / 12), 12)
 

@@ -78,7 +78,8 @@ def test_the_curve_has_each_step_once_and_its_tokens_grow(finished):
   assert [row["step"] for row in rows(run_dir, "train")] == [1, 4, 8, 12, 16, 20, 24]
   for split in ("eval", "retain"):
     assert [row["step"] for row in rows(run_dir, split)] == [0, 8, 16, 24]
-    assert all(row.keys() == {"step", "tokens", "split", "loss", "perplexity", "accuracy", "counted"}
+    assert all(row.keys() == {"step", "tokens", "split", "loss", "perplexity", "bits_per_byte", "accuracy",
+                             "counted"}
                for row in rows(run_dir, split))
   keys = {"step", "tokens", "split", "loss", "accuracy", "lr", "grad_norm", "tokens_per_s"}
   assert all(row.keys() == keys for row in rows(run_dir, "train"))

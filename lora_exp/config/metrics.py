@@ -1,0 +1,101 @@
+"""The metrics of a run. Each is declared once, in `METRICS`, and then appears wherever metrics appear.
+
+A metric is a function of *sums*: numbers that are added up over the tokens, rows and batches of a split, such as the
+nats of the loss (`nats`) or the number of target tokens (`count`). `train/evaluation.py` computes the sums and
+describes each of them. A metric applies to a split if all of its sums exist there: a regression has no `correct`, so
+it has no accuracy, and the KL divergence from a teacher gives no `nats`, so it has no perplexity.
+
+Every declared metric that applies is written to metrics.jsonl (training, held-out and retained text), summary.json,
+evaluations.jsonl and wandb; it is a column of `task=evaluate`, of results.csv and of the report's table. The report can
+rank settings by it (`report.metric=NAME`), a study can optimise it (`hydra.sweeper.objectives=[NAME]`), and an
+experiment can require it (`promises.NAME=NUMBER`).
+
+To add a metric whose sums exist, add one entry to `METRICS`:
+
+    Metric("bits_per_token", "bits per token", sums=("nats", "count"), value=_bits_per_token, unit="bits"),
+
+with its value, a function of the sums:
+
+    def _bits_per_token(sums: Sums) -> float:
+      return ratio(sums, "nats", "count") / math.log(2)
+
+If it needs a new sum, add that to `SUMS` of `train/evaluation.py` under the name that the metric uses. Nothing else
+changes.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+Sums = Mapping[str, float]  # name of a sum -> its value over a split
+MAX_EXPONENT = 700.0  # e^700 is the largest power that float64 holds without overflow, in round numbers
+
+
+@dataclass(frozen=True)
+class Metric:
+  """A number that says how well a model predicts held-out data."""
+
+  name: str  # in files and in the config
+  label: str  # in tables and plots
+  sums: tuple[str, ...]  # that `value` reads
+  value: Callable[[Sums], float]
+  unit: str = ""  # of text; examples of numbers have none
+  higher_is_better: bool = False
+  digits: int = 4  # after the decimal point, in tables
+
+  @property
+  def sign(self) -> int:
+    """1 if a lower value is better, -1 if a higher one is: `sign * value` is always to be minimised."""
+    return -1 if self.higher_is_better else 1
+
+  def applies(self, sums: Collection[str]) -> bool:
+    """Whether every sum that it reads exists."""
+    return all(name in sums for name in self.sums)
+
+
+def ratio(sums: Sums, numerator: str, denominator: str) -> float:
+  """One sum divided by another; NaN if there was nothing to count."""
+  return sums[numerator] / sums[denominator] if sums[denominator] else math.nan
+
+
+def _loss(sums: Sums) -> float:
+  """Mean loss of a token or an example."""
+  return ratio(sums, "loss", "count")
+
+
+def _perplexity(sums: Sums) -> float:
+  """e to the mean negative log-likelihood of a token."""
+  return math.exp(min(ratio(sums, "nats", "count"), MAX_EXPONENT))
+
+
+def _bits_per_byte(sums: Sums) -> float:
+  """Bits to encode a byte of the text: comparable between tokenizers, as the loss of a token is not."""
+  return ratio(sums, "nats", "bytes") / math.log(2)
+
+
+def _accuracy(sums: Sums) -> float:
+  """Share of the targets that are the model's most likely token (or class)."""
+  return ratio(sums, "correct", "count")
+
+
+def _exact(sums: Sums) -> float:
+  """Share of the responses whose every token, the end included, is the most likely one."""
+  return ratio(sums, "exact", "answers")
+
+
+def _by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
+  return {metric.name: metric for metric in metrics}
+
+
+METRICS: dict[str, Metric] = _by_name([
+  Metric("loss", "loss", sums=("loss", "count"), value=_loss, unit="nats per token"),
+  Metric("perplexity", "perplexity", sums=("nats", "count"), value=_perplexity),
+  Metric("bits_per_byte", "bits per byte", sums=("nats", "bytes"), value=_bits_per_byte),
+  Metric("accuracy", "accuracy", sums=("correct", "count"), value=_accuracy, higher_is_better=True),
+  Metric("exact", "exact match", sums=("exact", "answers"), value=_exact, higher_is_better=True),
+])
+
+
+def metric_values(sums: Sums) -> dict[str, float]:
+  """The value of every metric that applies, by name, in the order of `METRICS`."""
+  return {name: float(metric.value(sums)) for name, metric in METRICS.items() if metric.applies(sums)}
