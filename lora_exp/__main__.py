@@ -45,7 +45,7 @@ TASKS: dict[str, Task] = {
   "export": lambda cfg, _: task("lora_exp.tasks.export", "run")(cfg),
   "inspect": lambda cfg, _: task("lora_exp.tasks.inspect", "run")(cfg),
   "plan": lambda cfg, _: task("lora_exp.tasks.plan", "run")(cfg),
-  "report": lambda cfg, _: task("lora_exp.report.build", "run")(cfg),
+  "report": lambda cfg, _: task("lora_exp.tasks.report", "run")(cfg),
   "dashboard": lambda cfg, _: task("lora_exp.tasks.dashboard", "run")(cfg),
 }
 
@@ -199,7 +199,7 @@ class Session:
   def summarise(self, directory: Path) -> None:
     """The report of a sweep, also where some of its runs failed."""
     try:
-      task("lora_exp.report.build", "run")(Config(task="report", run=str(directory)))
+      task("lora_exp.tasks.report", "run")(Config(task="report", run=str(directory)))
     except InputError as error:  # no run came so far that there is something to report
       show_warning(str(error))
 

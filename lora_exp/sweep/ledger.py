@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED, LoraExpError
 from lora_exp.runtime.console import show_error, show_warning
-from lora_exp.train.logger import LEDGER, read_ledger
+from lora_exp.runtime.json_lines import LEDGER, read_ledger
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lora_exp.cli.study_space import Study
 from lora_exp.config.errors import StoppedError
-from lora_exp.report.trials import TrialRecord, read_trial
+from lora_exp.report.reading.run_files import read_run
+from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
 from lora_exp.runtime.run_directory import locked
 from lora_exp.sweep.ledger import Ledger, Outcome
@@ -80,10 +81,10 @@ class StudyRunner:
     first = len(self.cfg.extra) + trial * count
     return list(range(first, first + count))
 
-  def _trial(self, run: int) -> TrialRecord:
-    return read_trial(run, self.directory / str(run))
+  def _trial(self, run: int) -> RunRecord:
+    return read_run(run, self.directory / str(run))
 
-  def _trials(self, trial: int) -> list[TrialRecord]:
+  def _trials(self, trial: int) -> list[RunRecord]:
     return [self._trial(n) for n in self._runs(trial)]
 
   def _train_to(self, step: int | None, jobs: Mapping[int, list[str]], wanted: Sequence[int]) -> None:
@@ -174,7 +175,7 @@ class StudyRunner:
           self._prune(trial, reason)
         self._end(trial, PRUNED, None, reason)
 
-  def _prune(self, trial: TrialRecord, reason: str) -> None:
+  def _prune(self, trial: RunRecord, reason: str) -> None:
     """Marks a run that was begun and will not go on."""
     if self.ledger.ended(trial.number):
       return
@@ -227,20 +228,20 @@ class StudyRunner:
     console.show_table(title, ["trial", "runs", *names, *objectives], rows, right=names)
 
 
-def loss_at(trial: TrialRecord, step: int) -> float:
+def loss_at(trial: RunRecord, step: int) -> float:
   """The held-out loss that the run would come out with, had it ended at `step`; NaN without one."""
   losses = [loss for at, loss in trial.curves["eval"] if 0 < at <= step]
   return (losses[-1] if trial.config.get("train.export") == "last" else min(losses)) if losses else math.nan
 
 
-_VALUES: dict[str, Callable[[TrialRecord], float | None]] = {
+_VALUES: dict[str, Callable[[RunRecord], float | None]] = {
   "loss": lambda trial: trial.loss,
   "trainable": lambda trial: trial.trainable,
   "forgetting": lambda trial: trial.number_at("losses", "forgetting"),
 }
 
 
-def _there(trial: TrialRecord, ledger: Ledger, step: int | None) -> bool:
+def _there(trial: RunRecord, ledger: Ledger, step: int | None) -> bool:
   """Whether a run has come to `step`, or to an end of its own."""
   if ledger.ended(trial.number) or trial.status == "done":
     return True

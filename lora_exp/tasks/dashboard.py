@@ -14,8 +14,10 @@ from typing import Any
 
 from lora_exp.cli.saved_config import FILE, load
 from lora_exp.config import ADAPTERS, Config, InputError, LoraExpError
-from lora_exp.report.groups import studies, varied
-from lora_exp.report.trials import SEEDS, TrialRecord, flat, read_sweep
+from lora_exp.report.grouping.group import make_groups
+from lora_exp.report.grouping.setting_keys import varied
+from lora_exp.report.reading.run_files import flat, read_sweep
+from lora_exp.report.reading.run_record import SEEDS, RunRecord
 from lora_exp.runtime import console
 from lora_exp.runtime.sweep_directory import sweep_of
 from lora_exp.train.logger import wandb_mode
@@ -69,7 +71,7 @@ def subject_of(directory: Path) -> Subject:
   """What is known of the sweep or run in `directory` from its files. Raises InputError if that is neither."""
   one = (directory / FILE).is_file()
   if one:
-    trials = [TrialRecord(0, directory.name, "done", None, flat(asdict(load(str(directory)))))]
+    trials = [RunRecord(0, directory.name, "done", None, flat(asdict(load(str(directory)))))]
   else:
     trials = [trial for trial in read_sweep(directory) if trial.config]
   logged = [trial for trial in trials if trial.config.get("logger.name") == "wandb"]
@@ -93,9 +95,9 @@ def subject_of(directory: Path) -> Subject:
   )
 
 
-def _telling(trials: Sequence[TrialRecord], columns: Sequence[str]) -> list[str]:
+def _telling(trials: Sequence[RunRecord], columns: Sequence[str]) -> list[str]:
   """The settings by which wandb is to group the runs, so that seeds alone are in one group."""
-  keys = studies(trials)[0].keys
+  keys = make_groups(trials)[0].keys
   kinds = [key for key in KINDS if key in columns] if "method" in keys else []
   methods = {trial.config.get("lora.method") for trial in trials}
   adapted = any(method in ADAPTERS for method in methods)

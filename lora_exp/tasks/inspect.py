@@ -19,11 +19,11 @@ from lora_exp.config.checks import NO_UPDATE, is_sweep
 from lora_exp.lora import formula
 from lora_exp.lora.resize import columns
 from lora_exp.models import weights
-from lora_exp.report.build import make_report
-from lora_exp.report.page import show_learned
-from lora_exp.report.spectrum_plots import spectrum_figure
-from lora_exp.report.style import WORDS, save
-from lora_exp.report.updates import FILE, digest
+from lora_exp.report.page.terminal import show_updates
+from lora_exp.report.plots.style import WORDS, save
+from lora_exp.report.plots.update_spectrum import spectrum_figure
+from lora_exp.report.reading.adapter_updates import FILE, digest
+from lora_exp.report.sweep_report import make_report
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import flatten, keep_programs
 from lora_exp.runtime.spectrum import (
@@ -86,7 +86,7 @@ def _sweep(directory: Path) -> None:
   for trials in groups.values():
     for trial, found in zip(trials, look(trials), strict=True):
       keep(trial.directory, trial.cfg, found)
-  show_learned(make_report(directory), short(directory / "report.html"))
+  show_updates(make_report(directory), short(directory / "report.html"))
 
 
 @dataclass

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from lora_exp.config.errors import DiskError, InputError
+from lora_exp.config.errors import DiskError
 from lora_exp.config.schema import LoggerConfig
 from lora_exp.runtime import console
+from lora_exp.runtime.json_lines import METRICS, parse_lines
 from lora_exp.runtime.sweep_directory import sweep_of
-
-METRICS = "metrics.jsonl"
-LEDGER = "sweep.jsonl"
 
 
 class Metrics:
@@ -36,7 +34,7 @@ class Metrics:
     self.path = Path(run_dir) / METRICS
     kept = []
     if last_step is not None and self.path.exists():
-      kept = [line for line, row in _parse(self.path) if row.get("step", 0) <= last_step]
+      kept = [line for line, row in parse_lines(self.path) if row.get("step", 0) <= last_step]
     temporary = self.path.with_suffix(".tmp")
     try:
       with open(temporary, "w", encoding="utf-8") as file:
@@ -58,35 +56,6 @@ class Metrics:
 
   def close(self) -> None:
     self.file.close()
-
-
-def read_metrics(run_dir: Path) -> list[dict]:
-  """The rows of a run's metrics.jsonl, in order; a torn last line is left out. Raises InputError."""
-  path = Path(run_dir) / METRICS
-  if not path.is_file():
-    raise InputError(f"{path} does not exist; name the directory of a run")
-  return [row for _, row in _parse(path)]
-
-
-def read_ledger(sweep: Path) -> list[dict]:
-  """The rows of a sweep's ledger, in order, without a torn last line; none where there is none. Raises InputError."""
-  path = Path(sweep) / LEDGER
-  return [row for _, row in _parse(path)] if path.is_file() else []
-
-
-def _parse(path: Path) -> list[tuple[str, dict]]:
-  """Each whole line of the file with its row."""
-  lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-  rows: list[tuple[str, dict]] = []
-  for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or nothing
-    try:
-      row = json.loads(line)
-    except ValueError:
-      row = None
-    if not isinstance(row, dict):
-      raise InputError(f"{path}: line {number} is not a JSON object; delete that line")
-    rows.append((line, row))
-  return rows
 
 
 def _plain(value: Any) -> Any:

@@ -40,6 +40,6 @@ def draw(
   places = [np.flatnonzero(row)[:LONGEST] for row in counted]
   words = lambda ids: ["end" if i == tokenizer.eot else tokenizer.decode([i]) for i in ids]
   texts = [words(row[at].tolist()) for row, at in zip(targets, places, strict=True)]
-  from lora_exp.report import plot_token_probabilities  # matplotlib takes half a second to import
+  from lora_exp.report.plots.run_plots import plot_token_probabilities  # matplotlib takes half a second to import
 
   plot_token_probabilities(run_dir, texts, [row[at] for row, at in zip(join(found)[rows], places, strict=True)])

@@ -125,7 +125,7 @@ class TrialRun:
     step, params = self._exported(state)
     self.record.exported_step = step
     self.adapter = outputs.export(self.dir, self.plan, params, step, self.before)
-    from lora_exp.report import plot_loss  # matplotlib takes half a second to import
+    from lora_exp.report.plots.run_plots import plot_loss  # matplotlib takes half a second to import
 
     plot_loss(self.dir)
     if self.rows.eval_examples:

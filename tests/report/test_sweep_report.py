@@ -14,21 +14,22 @@ from runs import TINY
 
 from lora_exp import __main__ as entry
 from lora_exp.config import InputError
-from lora_exp.report.build import make_report, make_table
-from lora_exp.report.findings import findings
-from lora_exp.report.groups import studies
-from lora_exp.report.page import markdown
-from lora_exp.report.statistics import difference, estimate, front, parabola, t975
-from lora_exp.report.trials import read_sweep
+from lora_exp.report.findings.all_findings import findings
+from lora_exp.report.grouping.group import make_groups
+from lora_exp.report.page.markdown import markdown
+from lora_exp.report.reading.run_files import read_sweep
+from lora_exp.report.statistics.estimates import difference, estimate, t975
+from lora_exp.report.statistics.fits import front, parabola
+from lora_exp.report.sweep_report import make_report, make_table
 from sweeps import BASE, ranks, references, trial
 
 T2 = 4.3027  # Student's t, 0.975, two degrees of freedom
 PLATEAU = {1: 2.6, 2: 2.3, 4: 2.0, 8: 2.002, 16: 1.999}
 
 
-def said(directory, topic: str, study: int = 0):
+def said(directory, topic: str, group: int = 0):
   """The findings on a topic."""
-  return [f for f in findings(studies(read_sweep(directory))[study]) if f.topic == topic]
+  return [f for f in findings(make_groups(read_sweep(directory))[group]) if f.topic == topic]
 
 
 def table(directory) -> list[dict[str, str]]:
@@ -94,7 +95,7 @@ def test_the_columns_name_what_differs_and_what_was_trained(tmp_path):
   make_table(tmp_path)
   first, second, full = table(tmp_path)
   keys = list(first)
-  assert keys[:4] == ["number", "name", "setting", "study"] and keys[-1] == "run"
+  assert keys[:4] == ["number", "name", "setting", "group"] and keys[-1] == "run"
   assert [k for k in keys if "." in k] == ["lora.method", "lora.rank", "optim.lr"]
   assert (first["rank"], first["alpha"], first["scale"], first["targets"]) == ("2", "4.0", "2.0", "all_linear")
   assert (first["lr"], second["seed_train"], second["seed_data"]) == ("0.01", "1", "5")
@@ -343,8 +344,8 @@ def test_methods_are_told_apart_by_what_makes_them(tmp_path):
       loss = 2.0 + 0.1 * n + 0.01 * seed
       trial(tmp_path, 3 * n + seed, loss, train__seed=seed, change={"fingerprints": {"base": name, "data": "rows"}}
           if name == "pissa" else None, **settings)
-  [study] = studies(read_sweep(tmp_path))
-  assert [s.label for s in study.settings] == list(kinds)
+  [group] = make_groups(read_sweep(tmp_path))
+  assert [s.label for s in group.settings] == list(kinds)
   [found] = said(tmp_path, "Methods")
   assert found.concluded and found.facts["best"] == "lora" and "measurably below every other" in found.text
 
@@ -362,14 +363,14 @@ def test_trials_of_other_data_steps_or_base_are_not_compared(tmp_path, change, s
   ranks(tmp_path, {1: 2.5, 2: 2.0, 4: 2.0})
   for seed in range(3):
     trial(tmp_path, 9 + seed, 1.0 + 0.01 * seed, lora__rank=8, train__seed=seed, change=change, **settings)
-  found = studies(read_sweep(tmp_path))
-  assert [len(study.trials) for study in found] == [9, 3] and words in found[0].why
+  found = make_groups(read_sweep(tmp_path))
+  assert [len(group.trials) for group in found] == [9, 3] and words in found[0].why
   assert said(tmp_path, "Rank")[0].facts["rank"] == 2
   make_table(tmp_path)
-  assert {r["study"] for r in table(tmp_path)} == {"0", "1"}
+  assert {r["group"] for r in table(tmp_path)} == {"0", "1"}
 
 
-def test_two_studies_have_a_warning_and_plots_each(tmp_path):
+def test_two_groups_have_a_warning_and_plots_each(tmp_path):
   for n, steps in enumerate((32, 64)):
     ranks(tmp_path, {1: 2.5, 2: 2.0}, [0], first=2 * n, train__steps=steps)
   report = make_report(tmp_path)
@@ -377,7 +378,7 @@ def test_two_studies_have_a_warning_and_plots_each(tmp_path):
   assert {"pareto-0.png", "pareto-1.png"} <= {path.name for path in (tmp_path / "plots").iterdir()}
 
 
-def test_seeds_of_the_base_and_of_the_data_do_not_part_a_study(tmp_path):
+def test_seeds_of_the_base_and_of_the_data_do_not_part_a_group(tmp_path):
   n = 0
   for rank in (1, 2):
     for seed in range(3):
@@ -385,8 +386,8 @@ def test_seeds_of_the_base_and_of_the_data_do_not_part_a_study(tmp_path):
       trial(tmp_path, n, 2.0 + 0.1 * seed, lora__rank=rank, model__seed=seed, data__seed=seed,
           change={"fingerprints": prints})
       n += 1
-  [study] = studies(read_sweep(tmp_path))
-  assert [s.seeds for s in study.settings] == [3, 3]
+  [group] = make_groups(read_sweep(tmp_path))
+  assert [s.seeds for s in group.settings] == [3, 3]
 
 
 # ---- the page
@@ -456,19 +457,19 @@ def test_names_of_people_are_text_and_no_markup(tmp_path):
 def test_one_trial_and_sixty_trials_have_a_page(tmp_path):
   trial(tmp_path / "one", 0, 2.0)
   report = make_report(tmp_path / "one")
-  assert len(Page(tmp_path / "one").pictures) == len(report.parts[0].plots) == 2
+  assert len(Page(tmp_path / "one").pictures) == len(report.sections[0].plots) == 2
   ranks(tmp_path / "sixty", {rank: 3 - math.log(rank + 1) / 4 for rank in range(1, 31)}, [0, 1])
   report = make_report(tmp_path / "sixty")
-  assert len(report.parts[0].rows) == 30 and report.summary == "60 trials (60 done) of 30 settings."
+  assert len(report.sections[0].rows) == 30 and report.summary == "60 trials (60 done) of 30 settings."
 
 
 def test_a_sweep_in_which_nothing_finished_has_a_page_too(tmp_path):
   trial(tmp_path, 0, None, status="diverged", base=None)
   (tmp_path / "1").mkdir()
   report = make_report(tmp_path)
-  assert not report.parts[0].findings[0].concluded and "No adapter finished" in Page(tmp_path).text
+  assert not report.sections[0].findings[0].concluded and "No adapter finished" in Page(tmp_path).text
   (tmp_path / "0" / "config.yaml").unlink()
-  assert not make_report(tmp_path).parts and "there is no config.yaml" in Page(tmp_path).text
+  assert not make_report(tmp_path).sections and "there is no config.yaml" in Page(tmp_path).text
 
 
 @pytest.mark.thorough

@@ -17,10 +17,10 @@ from lora_exp import __main__ as entry
 from lora_exp.cli.overrides import parse
 from lora_exp.cli.study_space import Choice, Span, read
 from lora_exp.config import InputError
-from lora_exp.report.findings import findings
-from lora_exp.report.groups import studies
-from lora_exp.report.history import history
-from lora_exp.report.trials import read_sweep
+from lora_exp.report.findings.all_findings import findings
+from lora_exp.report.grouping.group import make_groups
+from lora_exp.report.plots.trial_history import history
+from lora_exp.report.reading.run_files import read_sweep
 from lora_exp.sweep import packed_training
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.study_journal import JOURNAL, NAME, StudyJournal
@@ -305,7 +305,7 @@ def test_a_killed_study_goes_on_with_the_same_command_and_ends_as_if_it_had_not_
 
 
 def said(directory: Path, topic: str) -> list:
-  [found] = studies(read_sweep(directory))
+  [found] = make_groups(read_sweep(directory))
   return [finding for finding in findings(found) if finding.topic == topic]
 
 
@@ -331,7 +331,7 @@ def test_its_history_is_drawn_trial_by_trial_from_the_ledger(tmp_path):
   for n, loss in enumerate(losses):
     trial(tmp_path, n, loss, status="pruned" if n == 4 else "done", lora__rank=n + 1)
     ledger.add("trial", trial=n, runs=[n], params={})
-  (study,) = studies(read_sweep(tmp_path))
+  (study,) = make_groups(read_sweep(tmp_path))
   drawn = history(study, tmp_path)
   assert drawn is not None and drawn.get_suptitle() == "Trial 3 of 0-4 has the lowest held-out loss, 2.2000"
   *points, so_far = drawn.axes[0].get_lines()

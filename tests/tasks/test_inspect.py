@@ -20,10 +20,11 @@ from lora_exp import lora
 from lora_exp.config import InputError
 from lora_exp.lora import formula
 from lora_exp.lora.resize import columns
-from lora_exp.report.build import make_report
-from lora_exp.report.groups import studies
-from lora_exp.report.trials import TrialRecord, read_sweep
-from lora_exp.report.updates import digest, inspected, updates
+from lora_exp.report.grouping.group import make_groups
+from lora_exp.report.reading.adapter_updates import digest, inspected, updates
+from lora_exp.report.reading.run_files import read_sweep
+from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.report.sweep_report import make_report
 from lora_exp.runtime import spectrum
 from lora_exp.runtime.spectrum import facts, output_side, thin_svd, whole_svd
 from sweeps import trial
@@ -42,7 +43,7 @@ def orthonormal(n: int, k: int, seed: int = 0) -> np.ndarray:
 def test_singular_values_of_every_method_are_those_of_the_update_formed_whole(tmp_path, kind):
   made, naming, metadata = KINDS[kind]
   lora.save_adapter(tmp_path / "adapter", made, naming, metadata)
-  read = updates(tmp_path, TrialRecord(0, "0", "done", config={"lora.method": made.method},
+  read = updates(tmp_path, RunRecord(0, "0", "done", config={"lora.method": made.method},
                                summary={"targets": [asdict(row) for row in made.rows]}))
   assert list(read) == [row.path for row in made.rows]
   for row in made.rows:
@@ -59,10 +60,10 @@ def test_adalora_is_read_without_what_was_pruned(tmp_path):
   made = adapter("adalora", {"layers.1.self_attn.q_proj": 3, "layers.1.mlp.down_proj": 1})
   lora.save_adapter(tmp_path / "adapter", made, None, {})
   summary = {"targets": [asdict(row) for row in made.rows]}
-  read = updates(tmp_path, TrialRecord(0, "0", "done", config={"lora.method": "adalora"}, summary=summary))
+  read = updates(tmp_path, RunRecord(0, "0", "done", config={"lora.method": "adalora"}, summary=summary))
   assert {path: update.rank for path, update in read.items()} == {"layers.1.self_attn.q_proj": 2}
   with pytest.raises(ValueError, match=r"has no A and B of layers\.1\.mlp\.down_proj"):
-    updates(tmp_path, TrialRecord(0, "0", "done", config={"lora.method": "lora"}, summary=summary))
+    updates(tmp_path, RunRecord(0, "0", "done", config={"lora.method": "lora"}, summary=summary))
 
 
 class Kinds(nnx.Module):
@@ -314,16 +315,16 @@ def known(tmp_path):
 
 def test_the_report_finds_the_planted_rank_and_what_the_seeds_share(known):
   report = make_report(known)
-  [part] = report.parts
+  [part] = report.sections
   rows = {row["number"]: row for row in table(known)}
   assert [float(rows[n]["effective_rank"]) for n in ("0", "3", "8")] == pytest.approx([2, 3, 3], rel=1e-5)
   [found] = [f for f in part.findings if f.topic == "Used rank"]
   assert found.concluded and found.facts["rank"] == 8 and found.facts["effective_rank"] == pytest.approx(3, rel=1e-5)
   assert "Of rank 8, 3.0 ± 0.0 directions are used on average" in found.text and "2.0, 3.0, 3.0" in found.text
-  overlap = part.study.settings[-1].overlap
+  overlap = part.group.settings[-1].overlap
   assert overlap.outputs == pytest.approx(1) and overlap.outputs_random == pytest.approx(3 / 30)
   assert overlap.inputs < 0.3 and overlap.inputs_random == pytest.approx(3 / 40)
-  assert [plot.file.name for plot in part.learned.plots] == ["spectrum.png", "overlap.png"]
+  assert [plot.file.name for plot in part.updates.plots] == ["spectrum.png", "overlap.png"]
   page, notes = (known / "report.html").read_text(), (known / "report.md").read_text()
   assert "What the adapters learned" in page and "1.00 (0.10)" in page and "plots/spectrum.png" in notes
 
@@ -332,8 +333,8 @@ def test_a_damaged_adapter_is_told_and_the_others_are_read(known):
   file = known / "4" / "adapter" / "adapter_model.safetensors"
   file.write_bytes(file.read_bytes()[:-40])
   report = make_report(known)
-  [told] = report.parts[0].learned.unread
-  assert told.startswith("trial 4: adapter/adapter_model.safetensors cannot be read")
+  [told] = report.sections[0].updates.unread
+  assert told.startswith("Not read: trial 4: adapter/adapter_model.safetensors cannot be read")
   assert "Not read: trial 4" in (known / "report.html").read_text()
   rows = {row["number"]: row for row in table(known)}
   assert rows["4"]["effective_rank"] == "" and float(rows["5"]["effective_rank"]) == pytest.approx(3, rel=1e-5)
@@ -341,7 +342,7 @@ def test_a_damaged_adapter_is_told_and_the_others_are_read(known):
 
 def test_copied_files_are_reported_where_there_is_no_jax(known, tmp_path):
   script = ("import sys; sys.modules.update(jax=None, flax=None); from pathlib import Path; "
-            f"from lora_exp.report.sweep import make_report; make_report(Path({str(known)!r}))")
+            f"from lora_exp.report.sweep_report import make_report; make_report(Path({str(known)!r}))")
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
                         env={"PYTHONPATH": str(entry.Path(entry.__file__).parents[1]), "HOME": str(tmp_path)})
   assert done.returncode == 0, done.stderr
@@ -351,5 +352,5 @@ def test_copied_files_are_reported_where_there_is_no_jax(known, tmp_path):
 def test_trials_without_adapters_have_no_section(tmp_path):
   trial(tmp_path, 0, 2.0)
   report = make_report(tmp_path)
-  assert report.parts[0].learned is None and "What the adapters learned" not in (tmp_path / "report.html").read_text()
-  assert not studies(read_sweep(tmp_path))[0].unread
+  assert report.sections[0].updates is None and "What the adapters learned" not in (tmp_path / "report.html").read_text()
+  assert not make_groups(read_sweep(tmp_path))[0].unread

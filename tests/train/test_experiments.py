@@ -134,7 +134,7 @@ def test_the_picture_shows_each_token_with_its_probability(small, tmp_path, monk
   plan, job, rows = small
   held = [plan.layout.put_batch(batch) for batch in eval_batches(rows, 8, None)]
   drawn: list = []
-  monkeypatch.setattr("lora_exp.report.plot_token_probabilities", lambda *given: drawn.append(given))
+  monkeypatch.setattr("lora_exp.report.plots.run_plots.plot_token_probabilities", lambda *given: drawn.append(given))
   token_probabilities.draw(tmp_path, job, job.trials, job.state.params, held, plan.tokenizer)
   _, texts, probabilities = drawn[0]
   assert len(texts) == rows.eval_examples == 12

@@ -1,0 +1,1 @@
+"""What the report says about a group: one file for each question, one sentence with its evidence for each answer."""

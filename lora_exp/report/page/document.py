@@ -1,0 +1,117 @@
+"""What a report shows, before it is written as HTML, as Markdown or on the terminal."""
+
+import base64
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_exp.report.findings.finding import Finding
+from lora_exp.report.grouping.group import Group
+from lora_exp.report.page.settings_table import setting_rows
+from lora_exp.report.plots.style import DPI
+from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.report.verdicts.verdict import TEST, TOLERANCE
+
+PRUNED = (
+  "A pruned trial was stopped by its study, because its loss was among the worst of its batch at that step: no "
+  "failure, and no result to compare at full length."
+)
+METHOD = (
+  "The loss of a trial is the held-out loss of the state that it exports: the best of its evaluations, or the last "
+  "with train.export=last; that of a frozen base is its loss at step 0. Trials that differ in train.seed, data.seed "
+  "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
+  f"A setting is not measurably worse than the best if it passes this test: {TEST}. Fewer than three seeds decide "
+  "nothing, and neither does a best value on the edge of what was tried.",
+  f"The tolerance of {TOLERANCE * 100:g} % keeps a difference that is measurable but of no use from deciding.",
+  "Gain is the fall below the loss of the base. The share of full fine-tuning is 0 % at the base and 100 % at "
+  "lora=full. results.csv has a row for each trial, and every number here follows from it.",
+)
+
+
+@dataclass(frozen=True)
+class Plot:
+  """One figure of the report."""
+
+  title: str
+  file: Path  # PNG, 8-bit
+
+  @property
+  def data(self) -> str:
+    """The file in base64."""
+    return base64.b64encode(self.file.read_bytes()).decode()
+
+  @property
+  def width(self) -> int:
+    """Width on the page in CSS pixels."""
+    return int.from_bytes(self.file.read_bytes()[16:20], "big") * 96 // DPI
+
+  @property
+  def height(self) -> int:
+    """Height on the page in CSS pixels."""
+    return int.from_bytes(self.file.read_bytes()[20:24], "big") * 96 // DPI
+
+
+@dataclass(frozen=True)
+class UpdatesSection:
+  """What the adapters of a group learned."""
+
+  heading: str
+  notes: list[str]
+  unread: list[str]  # adapters that could not be read, a sentence each
+  columns: list[str]
+  rows: list[list[str]]
+  plots: list[Plot]
+
+
+@dataclass(frozen=True)
+class GroupSection:
+  """What the report shows of one group."""
+
+  group: Group
+  findings: list[Finding]
+  plots: list[Plot]
+  updates: UpdatesSection | None
+  heading: str = ""  # empty if there is one group
+  note: str = ""
+
+  @property
+  def rows(self) -> list[list[str]]:
+    """The table of settings; its columns are `settings_table.COLUMNS`."""
+    return setting_rows(self.group)
+
+
+@dataclass(frozen=True)
+class Report:
+  """Everything on the page."""
+
+  title: str
+  trials: list[RunRecord]
+  sections: list[GroupSection]
+
+  @property
+  def summary(self) -> str:
+    """How many trials there are, by status, and of how many settings."""
+    statuses = ", ".join(f"{n} {status}" for status, n in Counter(trial.status for trial in self.trials).items())
+    trials, settings = len(self.trials), sum(len(section.group.settings) for section in self.sections)
+    return f"{trials} trial{'s' * (trials != 1)} ({statuses}) of {settings} setting{'s' * (settings != 1)}."
+
+  @property
+  def warnings(self) -> list[str]:
+    if len(self.sections) < 2:
+      return []
+    why = dict.fromkeys(section.group.why for section in self.sections if section.group.why)
+    return [f"The trials are of {len(self.sections)} groups that differ in {'; '.join(why)}. Their losses are not "
+            "compared with each other; each group has its own findings."]
+
+  @property
+  def not_counted(self) -> list[list[str]]:
+    """Trial, setting, status and reason of each trial that enters no mean."""
+    labels = {id(trial): setting.label for section in self.sections for setting in section.group.settings
+              for trial in setting.trials}
+    return [[str(trial), labels.get(id(trial), "-"), trial.status, trial.reason or "-"]
+            for trial in self.trials if trial.loss is None]
+
+  @property
+  def method(self) -> list[str]:
+    """How to read the report."""
+    return [*([PRUNED] if any(trial.status == "pruned" for trial in self.trials) else []), *METHOD]

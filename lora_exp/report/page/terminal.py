@@ -1,0 +1,57 @@
+"""The report on the terminal: the settings, the findings, the trials that are not counted."""
+
+from pathlib import Path
+
+from lora_exp.report.findings.used_rank import USED
+from lora_exp.report.page.document import GroupSection, Report, UpdatesSection
+from lora_exp.report.page.settings_table import COLUMNS
+from lora_exp.runtime import console
+
+SHOWN = ("setting", "held-out loss", "gain", "% of full", "trainable")  # columns of the table of settings
+TOO_WIDE = ("stable rank", "largest", "‖ΔW‖", "inputs shared")  # columns of the table of updates that are left out
+MOST_ROWS = 30  # settings of a table; the page has all
+
+
+def show(report: Report, page: Path) -> None:
+  """Shows the settings and findings of each group, the warnings, and the path of the page."""
+  for section in report.sections:
+    _show_settings(report, section)
+    for finding in section.findings:
+      console.show(f"{finding.topic}: {finding.text}")
+  for text in report.warnings:
+    console.show_warning(text)
+  for number, _, status, reason in report.not_counted:
+    if status != "pruned":  # a pruned trial is no failure
+      console.show_warning(f"trial {number}: {status}: {reason}")
+  console.show(f"Report: {page}")
+
+
+def show_updates(report: Report, page: str) -> None:
+  """Shows what the adapters of each group learned, and the path of the page."""
+  for section in report.sections:
+    if section.updates is None:
+      continue
+    _show_updates(section.heading or report.title, section.updates)
+    for finding in section.findings:
+      if finding.topic == USED:
+        console.show(f"{finding.topic}: {finding.text}")
+    for text in section.updates.unread:
+      console.show_warning(text)
+  console.show(f"Report: {page}")
+
+
+def _show_settings(report: Report, section: GroupSection) -> None:
+  places = [COLUMNS.index(name) for name in SHOWN]
+  rows = [[row[i] for i in places] for row in section.rows]
+  console.show_table(f"{section.heading or report.title}: {report.summary}", list(SHOWN), rows[:MOST_ROWS],
+                     right=list(SHOWN[1:]))
+  if len(rows) > MOST_ROWS:
+    console.show(f"and {len(rows) - MOST_ROWS} more settings")
+
+
+def _show_updates(heading: str, updates: UpdatesSection) -> None:
+  places = [i for i, name in enumerate(updates.columns) if name not in TOO_WIDE]
+  columns = [updates.columns[i] for i in places]
+  rows = [[row[i] for i in places] for row in updates.rows[:MOST_ROWS]]
+  title = f"{heading}: {updates.heading[:1].lower()}{updates.heading[1:]}"
+  console.show_table(title, columns, rows, right=columns[1:])

@@ -1,0 +1,1 @@
+"""Figures of one run and of a group of settings. They show numbers and decide nothing."""

@@ -1,0 +1,134 @@
+"""Plots of one run: its losses, and the probabilities of held-out tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lora_exp.config.errors import InputError
+from lora_exp.runtime.json_lines import read_metrics
+
+COLOURS = {"train": "#0072b2", "eval": "#d55e00", "retain": "#009e73", "base": "#555555"}  # for the colour-blind too
+LABELS = {"train": "train", "eval": "held out", "retain": "retain (forgetting)"}
+
+
+def plot_loss(run_dir: Path) -> Path:
+  """plots/loss.png: the losses of metrics.jsonl in nats a token, against steps and tokens. Raises InputError."""
+  run_dir = Path(run_dir)
+  rows = [row for row in read_metrics(run_dir) if "loss" in row]
+  if not rows:
+    raise InputError(f"{run_dir}: metrics.jsonl holds no loss yet; train at least one step")
+  path = run_dir / "plots" / "loss.png"
+  path.parent.mkdir(exist_ok=True)
+  loss_figure(rows, run_dir.name).savefig(path, dpi=150)
+  return path
+
+
+def loss_figure(rows: list[dict], title: str) -> Figure:
+  """Train loss as a thin line and its running median, held-out and retain loss as markers, the base's dashed."""
+  figure = Figure(figsize=(8.5, 5), layout="constrained")
+  axes = figure.add_subplot()
+  for split in ("train", "eval", "retain"):
+    steps, losses = _curve(rows, split)
+    if not len(steps):
+      continue
+    if split == "train":
+      _draw_train(axes, steps, losses)
+    else:
+      axes.plot(steps, losses, "o-", ms=5, lw=1.2, color=COLOURS[split], label=f"{LABELS[split]}  {losses[-1]:.3f}")
+  base = [row["loss"] for row in rows if row["split"] == "eval" and row["step"] == 0 and row["loss"] is not None]
+  if base:
+    axes.axhline(base[0], ls="--", lw=1.2, color=COLOURS["base"], label=f"base, held out  {base[0]:.3f}", zorder=1)
+  text = not any("counted" in row and "perplexity" not in row for row in rows)  # and not numbers
+  axes.set(xlabel="step", ylabel="loss (nats per token)" if text else "loss", ylim=_limits(rows))
+  axes.set_title(title, loc="left", fontsize=11)
+  axes.grid(alpha=0.25, lw=0.6)
+  axes.spines[["right"]].set_visible(False)
+  axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+  figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+  _token_axis(axes, rows, "tokens" if text else "examples")
+  return figure
+
+
+def running_median(values: np.ndarray, window: int, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+  """(places, medians of the `window` values around each), at most `points` of them; one spike moves no median."""
+  places = np.unique(np.linspace(0, len(values) - 1, points).astype(int))
+  around = (values[max(0, i - window // 2):i + window // 2 + 1] for i in places)
+  finite = (part[np.isfinite(part)] for part in around)  # a loss that was no number is left out
+  return places, np.array([np.median(part) if len(part) else np.nan for part in finite])
+
+
+def plot_token_probabilities(run_dir: Path, texts: Sequence[Sequence[str]],
+                             token_probabilities: Sequence[np.ndarray]) -> Path:
+  """plots/answers.png: a row for each example, a cell for each token, coloured by its probability after training."""
+  longest = max(map(len, texts))
+  grid = np.full((len(texts), longest), np.nan)
+  for row, values in zip(grid, token_probabilities, strict=True):
+    row[: len(values)] = values
+  figure = Figure(figsize=(2 + 0.42 * longest, 1.6 + 0.24 * len(texts)), layout="constrained")
+  axes = figure.add_subplot()
+  image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+  for y, words in enumerate(texts):
+    for x, text in enumerate(words):
+      dark = grid[y, x] < 0.6
+      label = text.strip(" ").replace("\n", "↵").replace("$", r"\$") or "␣"
+      axes.text(x, y, label[:8], ha="center", va="center", fontsize=6, color="white" if dark else "black")
+  axes.set(xlabel="token", ylabel="held-out example", title="Probability of each token, given those before it")
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+  figure.colorbar(image, label="probability")
+  path = Path(run_dir) / "plots" / "answers.png"
+  path.parent.mkdir(exist_ok=True)
+  figure.savefig(path, dpi=150)
+  return path
+
+
+def _curve(rows: list[dict], split: str) -> tuple[np.ndarray, np.ndarray]:
+  points = [(row["step"], np.nan if row["loss"] is None else row["loss"]) for row in rows if row["split"] == split]
+  steps, losses = np.array(points, dtype=float).reshape(-1, 2).T
+  return steps, losses
+
+
+def _draw_train(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
+  colour, label = COLOURS["train"], LABELS["train"]
+  if len(steps) < 20:
+    axes.plot(steps, losses, ".-", lw=1.2, color=colour, label=f"{label}  {losses[-1]:.3f}")
+    return
+  places, medians = running_median(losses, window=max(5, len(steps) // 30))
+  axes.plot(steps, losses, lw=0.7, alpha=0.35, color=colour)
+  axes.plot(steps[places], medians, lw=1.8, color=colour, label=f"{label}, running median  {medians[-1]:.3f}")
+
+
+def _limits(rows: list[dict]) -> tuple[float, float] | None:
+  """The range of the losses without the rare spikes of single training steps, which would flatten the rest."""
+  finite = [row for row in rows if row["loss"] is not None]
+  train = [row["loss"] for row in finite if row["split"] == "train"]
+  shown = [row["loss"] for row in finite if row["split"] != "train"]
+  shown += list(np.percentile(train, [0, 99])) if train else []
+  if not shown or min(shown) == max(shown):
+    return None
+  margin = 0.06 * (max(shown) - min(shown))
+  return min(shown) - margin, max(shown) + margin
+
+
+def _token_axis(axes: Axes, rows: list[dict], unit: str) -> None:
+  """A second x axis above: the tokens (or examples) that were trained on at the steps below."""
+  points = sorted({(row["step"], row["tokens"]) for row in rows if "tokens" in row})
+  if not points or points[-1][1] == 0:
+    return
+  steps, tokens = np.array(points, dtype=float).T
+  low, high = axes.get_xlim()
+  ticks = [tick for tick in axes.get_xticks() if max(low, steps[0]) <= tick <= min(high, steps[-1])]
+  above = axes.secondary_xaxis("top")
+  above.set_xticks(ticks, [_short(value) for value in np.interp(ticks, steps, tokens)])
+  above.set_xlabel(unit)
+
+
+def _short(value: float) -> str:
+  """A count in three digits: 950, 12.3k, 1.5M."""
+  for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    if value >= size:
+      return f"{value / size:.3g}{letter}"
+  return f"{value:.0f}"
