@@ -82,10 +82,10 @@ def train(cfg: Config, run_dir: Path) -> None:
   A run that cannot go on as asked keeps the config that it had.
   """
   with locked(run_dir):
-    cfg = import_module("lora_exp.train.build").resolved(cfg)
-    before = save(cfg, run_dir)
+    plan = import_module("lora_exp.train.plan").make_plan(cfg)
+    before = save(plan.saved_cfg, run_dir)
     try:
-      task("lora_exp.train.pack", "run")(cfg, run_dir)
+      task("lora_exp.train.pack", "run")(plan, run_dir)
     except InputError:
       if before is not None:
         save(before, run_dir)

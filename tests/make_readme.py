@@ -18,7 +18,7 @@ def main() -> None:
     done = subprocess.run([sys.executable, "-m", "lora_exp"], cwd=scratch, capture_output=True, text=True, check=True)
     text = done.stdout.replace(scratch + "/", "")
     lines = [line.rstrip() for line in text.splitlines()]
-    start = next(i for i, line in enumerate(lines) if line.startswith("AdaptedModule modules"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("Adapted modules"))
     [run] = Path(scratch).glob("outputs/*/*")
     (ROOT / ".readme").mkdir(exist_ok=True)
     shutil.copy(run / "plots" / "loss.png", ROOT / ".readme" / "loss.png")

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from lora_exp import models
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import Config
-from lora_exp.train.build import check_built
+from lora_exp.train.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -93,5 +93,5 @@ def test_the_presets_are_those_of_every_family():
 
 
 def test_the_transcript_counts_what_the_default_trains():
-  counts = check_built(Config()).parameters()
+  counts = make_plan(Config()).parameters()
   assert f"{counts['trainable']:,} of {counts['total']:,}" in README

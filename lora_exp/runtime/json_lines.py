@@ -1,15 +1,16 @@
-"""Readers of JSON-lines files: the metrics of a run and the ledger of a sweep."""
+"""Readers of the files that hold one JSON object a line: a run's metrics and a sweep's ledger."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lora_exp.config.errors import InputError
 
-METRICS = "metrics.jsonl"
-LEDGER = "sweep.jsonl"
+METRICS = "metrics.jsonl"  # in the directory of a run
+LEDGER = "sweep.jsonl"  # in the directory of a sweep
 
 
-def read_metrics(run_dir: Path) -> list[dict]:
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
   """The rows of a run's metrics.jsonl, in order, without an incomplete last line. Raises InputError."""
   path = Path(run_dir) / METRICS
   if not path.is_file():
@@ -17,17 +18,29 @@ def read_metrics(run_dir: Path) -> list[dict]:
   return [row for _, row in parse_lines(path)]
 
 
-def read_ledger(sweep: Path) -> list[dict]:
-  """The rows of a sweep's ledger, in order, without an incomplete last line; [] without a ledger. Raises InputError."""
-  path = Path(sweep) / LEDGER
-  return [row for _, row in parse_lines(path)] if path.is_file() else []
+def read_ledger(sweep_dir: Path) -> list[dict[str, Any]]:
+  """The rows of a sweep's ledger, in order, without an incomplete last line; none if there is no ledger.
+
+  Rows of version 0.1.0 come back with the keys of today. Raises InputError.
+  """
+  path = Path(sweep_dir) / LEDGER
+  return [_current_keys(row) for _, row in parse_lines(path)] if path.is_file() else []
 
 
-def parse_lines(path: Path) -> list[tuple[str, dict]]:
-  """(line, row) for each complete line of `path`. Raises InputError for a line that is not a JSON object."""
+def _current_keys(row: dict[str, Any]) -> dict[str, Any]:
+  """`row` with the keys of today: until 0.1.0 a trial was an `arm`, and only a study's own trials were `trial`."""
+  if "arm" in row or "arms" in row:
+    return {{"arm": "trial", "arms": "trials"}.get(key, key): value for key, value in row.items()}
+  if row.get("event") in ("trial", "told") and "trial" in row:
+    return {"study_trial" if key == "trial" else key: value for key, value in row.items()}
+  return row
+
+
+def parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+  """(line, row) of each complete line of the file; what follows the last newline is left out. Raises InputError."""
   lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
   rows: list[tuple[str, dict]] = []
-  for number, line in enumerate(lines[:-1], start=1):  # text after the last newline is an incomplete line
+  for number, line in enumerate(lines[:-1], start=1):
     try:
       row = json.loads(line)
     except ValueError:

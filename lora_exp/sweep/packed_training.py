@@ -15,10 +15,10 @@ from lora_exp.runtime.run_directory import locked
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.packing import groups, needed
 from lora_exp.train import checkpoint
-from lora_exp.train.build import Plan, check_built, resolved
 from lora_exp.train.memory import device_memory, memory_errors, nbytes
 from lora_exp.train.outputs import short
 from lora_exp.train.pack import Pack
+from lora_exp.train.plan import Plan, make_plan
 from lora_exp.train.trials import union
 
 log = logging.getLogger("lora_exp")
@@ -44,7 +44,7 @@ def train(jobs: Sequence[Job], width: int | None, ledger: Ledger, repeat_failed:
   keep_programs(jobs[0].cfg.cache)
   for job in jobs:
     with suppress(InputError):  # told when its pack is built
-      job.cfg = resolved(job.cfg)
+      job.cfg = make_plan(job.cfg).saved_cfg
   check_same((job.number, job.cfg, job.dir) for job in jobs)
   failed = [job for job in jobs if ledger.state(job.number) == "failed"]
   for job in failed:
@@ -106,7 +106,7 @@ def _try_pack(pack: list[Job], ledger: Ledger) -> MemoryFullError | None:
   built: list[tuple[Job, Plan]] = []
   for job in pack:
     try:
-      built.append((job, check_built(job.cfg)))
+      built.append((job, make_plan(job.cfg)))
     except InputError as error:
       _failed(job, error, ledger)
   built = _without_pruned(built, ledger)

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from lora_exp.config import ADAPTERS, Config, InputError
-from lora_exp.train.build import check_built
 from lora_exp.train.memory import MemoryEstimate, device_memory, widest
+from lora_exp.train.plan import make_plan
 
 # What a trial may have of its own: numbers that enter the compiled step as arrays, and shapes that are padded.
 OWN = {
@@ -41,7 +41,7 @@ def needed(cfgs: Sequence[Config]) -> MemoryEstimate | None:
   plans = []
   for cfg in cfgs:
     try:
-      plans.append(check_built(cfg))
+      plans.append(make_plan(cfg))
     except InputError:  # told where the trial is to be trained
       continue
   return widest(plans) if plans else None

@@ -136,10 +136,10 @@ class StudyRunner:
 
   def _note(self, batch: Sequence[FrozenTrial]) -> None:
     ledger = self.ledger
-    known = {row["trial"] for row in ledger.rows if row["event"] == "trial"}
+    known = {row["study_trial"] for row in ledger.rows if row["event"] == "trial"}
     for trial in batch:
       if trial.number not in known:
-        ledger.add("trial", trial=trial.number, runs=self._runs(trial.number), params=trial.params)
+        ledger.add("trial", study_trial=trial.number, runs=self._runs(trial.number), params=trial.params)
 
   def _running(self, numbers: Sequence[int]) -> list[FrozenTrial]:
     return [self.trials.all[n] for n in numbers if self.trials.all[n].state == RUNNING]
@@ -155,8 +155,8 @@ class StudyRunner:
     for trial in self._running(numbers):
       failed = [(run, reason) for run in self._runs(trial.number) if (reason := ledger.reason(run)) is not None]
       for run, reason in failed[:1]:
-        for trial in self._trials(trial.number):
-          self._prune(trial, f"its trial failed in run {run}")
+        for record in self._trials(trial.number):
+          self._prune(record, f"its trial failed in run {run}")
         self._end(trial, FAIL, None, f"run {run}: {reason}")
 
   # what is decided
@@ -171,8 +171,8 @@ class StudyRunner:
       if trial.number not in best:
         loss = losses[trial.number]
         reason = f"at step {rung}, not among the best {count} of {len(losses)}: held-out loss {loss:.4f}"
-        for trial in self._trials(trial.number):
-          self._prune(trial, reason)
+        for record in self._trials(trial.number):
+          self._prune(record, reason)
         self._end(trial, PRUNED, None, reason)
 
   def _prune(self, trial: RunRecord, reason: str) -> None:
@@ -197,7 +197,7 @@ class StudyRunner:
   def _end(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None, reason: str | None = None):
     self.trials.tell(trial.number, values, state, reason)
     told = {"reason": reason} if values is None else dict(zip(self.cfg.objectives, values, strict=True))
-    self.ledger.add("told", trial=trial.number, state=state.name.lower(), **told)
+    self.ledger.add("told", study_trial=trial.number, state=state.name.lower(), **told)
     console.show(f"trial {trial.number}: {words(trial)}  {self._outcome(self.trials.all[trial.number])}")
 
   # what is shown

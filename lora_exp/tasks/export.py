@@ -24,9 +24,9 @@ from lora_exp.runtime.mesh import flatten, keep_programs
 from lora_exp.runtime.run_directory import write_error
 from lora_exp.tasks.merge import checked
 from lora_exp.train.base import make_base
-from lora_exp.train.build import Plan, naming_of
 from lora_exp.train.loaded_run import plan_of
 from lora_exp.train.outputs import short, write_json
+from lora_exp.train.plan import Plan, naming_of
 
 GENERATION = "generation_config.json"
 FACTS = "lora_exp.json"  # beside the files: what they were made from

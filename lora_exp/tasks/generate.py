@@ -1,29 +1,19 @@
 """Text from a model: prompts in, completions out, shown while they are drawn where there is one."""
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from lora_exp.config import Config, InputError, SampleConfig
-from lora_exp.config.conversion import shown
-from lora_exp.data.chat import encode_chat
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.config import Config, InputError
 from lora_exp.runtime import console
-from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.mesh import keep_programs
 from lora_exp.tasks.merge import merge
-from lora_exp.train.decode import NOTHING, Decoder, Rows, pad_left, power_of_two
 from lora_exp.train.loaded_run import LoadedRun, open_run
-from lora_exp.train.step import Program, Tree, assemble
+from lora_exp.train.sampler import make_sampler
+from lora_exp.train.step import Tree
 from lora_exp.train.trials import TrialHypers
-
-MOST_ROWS = 32  # prompts decoded together
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of bytes that are no character, or not yet
 
 
 def run(cfg: Config) -> None:
@@ -72,155 +62,3 @@ def _read(read: Callable[[], bytes], where: str) -> tuple[str, str]:
     return read().decode(), where
   except UnicodeDecodeError as error:
     raise InputError(f"{where} is no UTF-8 text: byte {error.start} cannot be read") from None
-
-
-def asking(cfg: Config, tokenizer: Tokenizer) -> str:
-  """How prompts are put to the model: plain, as a turn of its chat template, or as a line of their own.
-
-  `sample.chat=auto` asks as the run's data did: a base alone, and a run on texts without prompts, goes on from the
-  plain prompt. Raises InputError for sample.chat=always without a template.
-  """
-  if cfg.sample.chat == "always":
-    if tokenizer.chat_template is None:
-      raise InputError(f"sample.chat=always: the tokenizer {tokenizer.name} has no chat template; use sample.chat=none")
-    return "turn"
-  learned = (cfg.task == "train" or cfg.run is not None) and cfg.data.source in ("jsonl", "chatterbot")
-  if cfg.sample.chat == "none" or not learned:
-    return "plain"
-  if cfg.data.chat == "auto" and tokenizer.chat_template is not None:
-    return "turn"
-  return "line" if cfg.data.source == "chatterbot" else "plain"
-
-
-class Sampler:
-  """Completions of prompts, put to the model as `asks` says. One object serves every state of one program."""
-
-  def __init__(self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int, asks: str = "plain"):
-    self.cfg, self.tokenizer, self.max_len, self.layout = cfg, tokenizer, max_len, program.layout
-    self.asks = asks
-    self.decoder = Decoder(
-      lambda weights: assemble(program, weights[0], weights[1], weights[2], None),
-      cfg,
-      tokenizer.stops,
-      tokenizer.vocab_size,
-      max_len,
-      program.layout,
-    )
-
-  def __call__(self, params: Tree, trial: TrialHypers, frozen: Tree, prompts: Sequence[str]) -> list[str]:
-    """Completions without their prompts, up to a stop token or a stop text."""
-    return self.decode(params, trial, frozen, self.encode(prompts))
-
-  def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-    """The ids of each prompt; InputError where the model has no position left for a token after it."""
-    ids = [self._asked(prompt) for prompt in prompts]
-    if problems := [
-      f"the prompt {shown(prompt)!r} has {len(row):,} tokens, and model.max_len={self.max_len} leaves no room for "
-      "another: shorten it"
-      for prompt, row in zip(prompts, ids, strict=True)
-      if len(row) >= self.max_len
-    ]:
-      raise InputError(problems)
-    return ids
-
-  def _asked(self, prompt: str) -> list[int]:
-    if self.asks == "turn":
-      return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
-    start = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-    return start + self.tokenizer.encode(prompt + ("\n" if self.asks == "line" else "")) or [self.tokenizer.eot]
-
-  def decode(
-    self,
-    params: Tree,
-    trial: TrialHypers,
-    frozen: Tree,
-    prompts: Sequence[Sequence[int]],
-    show: Callable[[str], None] | None = None,
-  ) -> list[str]:
-    """Completions of prompts given as ids; `show` is called with each piece of the first one's text, once it is sure.
-
-    A prompt's draws depend on `sample.seed` and on how often it came before, not on the prompts beside it.
-    """
-    texts = [Text(self.tokenizer, prompt, self.cfg.stop) for prompt in prompts]
-    seen: Counter[tuple[int, ...]] = Counter()
-    repeats = []
-    for prompt in map(tuple, prompts):
-      repeats.append(seen[prompt])
-      seen[prompt] += 1
-    for first in range(0, len(texts), MOST_ROWS):
-      part = slice(first, first + MOST_ROWS)
-      self._decode((params, trial, frozen), prompts[part], repeats[part], texts[part], show)
-    return [text.whole for text in texts]
-
-  def _decode(self, weights, prompts, repeats, texts: list["Text"], show) -> None:
-    count = len(prompts)
-    batch = power_of_two(count)  # further rows are copies of the first that are done at once
-    prompts = [*prompts, *[prompts[0]] * (batch - count)]
-    tokens_BP, start_B = pad_left(prompts)
-    room_B = np.array([min(self.cfg.max_tokens, self.max_len - len(prompt)) for prompt in prompts], np.int32)
-    numbers = jnp.array([*repeats, *[0] * (batch - count)], jnp.uint32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(self.cfg.seed, "sample"), numbers)
-    width = tokens_BP.shape[1]
-    rows = Rows(start_B, room_B, jax.device_put(keys, self.layout.replicated), np.int32(width))
-    slots = power_of_two(width + int(room_B.max()))
-    state = self.decoder.start(weights, tokens_BP, rows, slots)
-    new_BN = state.token_B[:, None]
-    while True:
-      drawn_BN, done_B = jax.device_get((new_BN, state.done_B))
-      for text, row in zip(texts, drawn_BN, strict=False):
-        piece = text.add([t for t in row.tolist() if t != NOTHING])
-        if show is not None and text is texts[0]:
-          show(piece)
-      ended_B = np.array([*(text.stopped for text in texts), *[True] * (batch - count)])
-      if (done_B | ended_B).all():
-        break
-      state, new_BN = self.decoder.block(weights, rows, state, ended_B)
-    for text in texts:
-      piece = text.rest()
-      if show is not None and text is texts[0]:
-        show(piece)
-
-
-def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer) -> Sampler:
-  """The sampler of a run: called with (params, trial, frozen, prompts) it gives the completions."""
-  return Sampler(program, cfg.sample, tokenizer, cfg.model.max_len, asking(cfg, tokenizer))
-
-
-class Text:
-  """One completion as its tokens come: what is sure of it, whole characters alone and nothing of a stop text."""
-
-  def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]):
-    self.tokenizer, self.stops, self.ids = tokenizer, stops, list[int]()
-    # A space at the beginning is text where the completion goes on after text.
-    controls = tokenizer.special_tokens.values()
-    self.anew = tokenizer.start_after_control and len(prompt) > 0 and prompt[-1] in controls
-    self.whole, self.given, self.stopped = "", 0, False
-
-  def add(self, ids: Sequence[int]) -> str:
-    """The text that is sure now and was not before."""
-    if self.stopped:
-      return ""
-    self.ids += ids
-    self.whole = self.tokenizer.decode(self.ids, start=self.anew)
-    sure = self.whole.rstrip(BROKEN)
-    # The stop text that is complete first counts, so that it does not matter in which pieces the tokens come.
-    found = [(i + len(stop), i) for stop in self.stops if (i := sure.find(stop)) >= 0]
-    if found:
-      self.stopped = True
-      self.whole = sure = sure[: min(found)[1]]
-    else:
-      sure = sure[: len(sure) - max((_begun(sure, stop) for stop in self.stops), default=0)]
-    return self._give(sure)
-
-  def rest(self) -> str:
-    """What was held back, when no more tokens come."""
-    return self._give(self.whole)
-
-  def _give(self, sure: str) -> str:
-    piece, self.given = sure[self.given :], max(self.given, len(sure))
-    return piece
-
-
-def _begun(text: str, stop: str) -> int:
-  """Characters at the end of `text` that begin `stop`."""
-  return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

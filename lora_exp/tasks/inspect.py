@@ -39,11 +39,11 @@ from lora_exp.runtime.spectrum import (
   round_off,
   thin_svd,
 )
-from lora_exp.tasks.plan import folded
 from lora_exp.train.base import make_base
-from lora_exp.train.build import Plan
 from lora_exp.train.loaded_run import plan_of
 from lora_exp.train.outputs import short, write_json
+from lora_exp.train.plan import Plan
+from lora_exp.train.plan_tables import folded
 
 MEANS = ("rank", "effective_rank", "stable_rank", "directions", "energy_first", "energy_half", "norm", "relative_norm",
          "amplification", "intruders")

@@ -19,7 +19,7 @@ from lora_exp.lora import formula
 from lora_exp.lora.quantization import dense, is_quantised
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import dotted, flatten
-from lora_exp.train.build import make_job
+from lora_exp.train.job import make_job
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.step import Tree, assemble, features, outputs
 from lora_exp.train.trials import take_trial

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
+from lora_exp import models
 from lora_exp.config import Config, InputError, LoraConfig, OptimConfig, StoppedError
 from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import eval_batches, train_batches
@@ -16,9 +18,11 @@ from lora_exp.data.rows import Rows, make_rows
 from lora_exp.models import weights
 from lora_exp.models.weights.locate import located
 from lora_exp.runtime import cache, console
-from lora_exp.train.build import Plan, loaded_base, make_job, random_base, trained_trial
+from lora_exp.train.compiled_step import compile_step
 from lora_exp.train.evaluation import held_out, put_eval_batches
-from lora_exp.train.loop import Cadence, Hooks, fit
+from lora_exp.train.job import make_job
+from lora_exp.train.loop import Cadence, Hooks, train_loop
+from lora_exp.train.plan import Plan
 from lora_exp.train.step import Tree
 
 FORMAT = 1  # raised when the same settings would train another base
@@ -37,6 +41,19 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
     return loaded_base(plan, source), facts
   directory = pretrained(plan)
   return loaded_base(plan, directory), {"kind": "pretrain", **json.loads((directory / "base.json").read_text())}
+
+
+def random_base(plan: Plan) -> Tree:
+  """Random weights from `model.seed`, made where they will lie; the same bits on every mesh."""
+  make = lambda: nnx.to_pure_dict(nnx.state(models.build(plan.cfg.model, plan.vocab_size), nnx.Param))
+  return jax.jit(make, out_shardings=plan.layout.shardings(plan.base))()
+
+
+def loaded_base(plan: Plan, source: Path) -> Tree:
+  """Weights from `source`, each read straight into its place."""
+  cfg = plan.cfg
+  places, names = plan.layout.shardings(plan.base), models.FAMILIES[cfg.model.family].names
+  return weights.load(source, plan.base, places, names, cfg.cache)
 
 
 def pretrained(plan: Plan) -> Path:
@@ -74,12 +91,12 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
   console.show("The base is pretrained once; later runs take it from the cache.")
   batches = train_batches(rows, cfg.data, cfg.train.batch_size)
   try:
-    job.compile(plan.layout.put_batch(next(batches)))
+    step = compile_step(job, plan.layout.put_batch(next(batches)))
     batches.close()
     batches = train_batches(rows, cfg.data, cfg.train.batch_size)
     nothing: Any = lambda *_: False
     quiet = Hooks(nothing, nothing, nothing, nothing)
-    state = fit(job, batches, Cadence(0, 0, 0), quiet, "pretrain the base")
+    state = train_loop(step, batches, Cadence(0, 0, 0), quiet, "pretrain the base")
   except StoppedError:
     raise StoppedError("stopped while the base was pretrained; nothing of it is kept, so start again") from None
   finally:
@@ -87,7 +104,7 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
   held = put_eval_batches(eval_batches(rows, cfg.train.batch_size, HELD_OUT), plan.layout.put_batch)
   [evaluation] = held_out(job.evaluate, state.params, job.trials, job.frozen, held)
   scores = evaluation.row()
-  trained = jax.tree.map(lambda x, like: np.asarray(x).astype(like.dtype), trained_trial(state, 0), plan.base)
+  trained = jax.tree.map(lambda x, like: np.asarray(x[0]).astype(like.dtype), state.params, plan.base)
   weights.save(directory, trained)
   facts = {
     "steps": job.steps,

@@ -21,7 +21,7 @@ from flax import nnx
 from lora_exp import lora
 from lora_exp.config import LoraExpError
 from lora_exp.runtime import console
-from lora_exp.train.loop import Job
+from lora_exp.train.job import Job
 from lora_exp.train.outputs import frozen_digest
 from lora_exp.train.step import Tree, assemble, outputs
 from lora_exp.train.trials import TrialHypers

@@ -11,8 +11,8 @@ from lora_exp.config import Config, InputError, LoraConfig
 from lora_exp.models import weights
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.base import make_base
-from lora_exp.train.build import Plan, check_built, make_job
-from lora_exp.train.loop import Job
+from lora_exp.train.job import Job, make_job
+from lora_exp.train.plan import Plan, make_plan
 from lora_exp.train.step import Tree
 from lora_exp.train.trials import TrialHypers
 
@@ -65,7 +65,7 @@ def plan_of(cfg: Config) -> Plan:
     cfg = replace(cfg, lora=LoraConfig(method="frozen"))
   elif cfg.run:
     cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(directory / "adapter")))
-  return check_built(cfg)
+  return make_plan(cfg)
 
 
 def _check_finished(directory: Path, method: str) -> None:

@@ -1,10 +1,10 @@
-"""The visible loop, for the base and for the adapters alike, and the compiled programs that it runs."""
+"""The training loop, for the base and for adapters alike."""
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,65 +13,14 @@ import numpy as np
 from lora_exp.config import DivergedError, ReachedError, StoppedError
 from lora_exp.data.records import Batch
 from lora_exp.runtime import console
-from lora_exp.runtime.flops import count_flops
-from lora_exp.train.evaluation import eval_step
-from lora_exp.train.step import Program, State, Tree, state_shardings, train_step
-from lora_exp.train.trials import TrialHypers
+from lora_exp.train.compiled_step import CompiledStep
+from lora_exp.train.job import Job
+from lora_exp.train.step import State, Tree
 
 
-@dataclass
-class Job:
-  """A pack ready to train: the program, its arrays on the mesh, and the compiled step."""
-
-  program: Program
-  steps: int
-  trials: TrialHypers
-  frozen: Tree
-  state: State
-  keys: jax.Array  # (N,) of dropout
-  teacher: Any = None  # whose words are learned, or None: a Teacher
-  step: Callable[[State, dict], tuple[State, dict]] = field(init=False)
-  compiled: Any = field(init=False)
-  compile_seconds: float = field(init=False)
-  flops: int = field(init=False)  # of the matrix products of one step
-
-  def __post_init__(self):
-    self.evaluate = jax.jit(lambda params, trials, frozen, batch: eval_step(self.program, params, trials, frozen, batch))
-
-  def compile(self, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> None:
-    """Compiles the train step for batches like `batch`, with donated state."""
-    began = time.monotonic()
-    out = (state_shardings(self.program, self.state), self.program.layout.replicated)
-    if self.teacher is not None and "teacher" not in batch:
-      batch = self.teacher.abstract(batch)
-    function = lambda state, trials, frozen, batch, keys: train_step(self.program, state, trials, frozen, batch, keys)
-    jitted = jax.jit(function, donate_argnums=0, out_shardings=out)
-    traced = jitted.trace(self.state, self.trials, self.frozen, batch, self.keys)
-    self.flops = count_flops(traced.jaxpr.jaxpr)
-    self.compiled = traced.lower().compile()
-    self.step = lambda state, batch: self.compiled(state, self.trials, self.frozen, batch, self.keys)
-    self.compile_seconds = time.monotonic() - began
-
-  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A batch on the devices, with what the teacher says of it if there is one."""
-    placed = self.program.layout.put_batch(batch)
-    return placed if self.teacher is None else self.teacher(placed)
-
-  @property
-  def peak_memory_bytes(self) -> int:
-    """XLA's own figure for the step: arguments, outputs that are not donated, and temporaries, on one device."""
-    return self.compiled.memory_analysis().argument_size_in_bytes + self.working_bytes
-
-  @property
-  def working_bytes(self) -> int:
-    """The same without the arguments: what a step takes beside the arrays that are there."""
-    m = self.compiled.memory_analysis()
-    return m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-
-
-@dataclass
+@dataclass(frozen=True)
 class Cadence:
-  """When the loop pauses; a number of steps of 0 means never."""
+  """Every how many steps the loop evaluates, saves and samples (0: never), and a step to stop after."""
 
   evaluate: int
   save: int
@@ -79,102 +28,121 @@ class Cadence:
   stop_at: int | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Hooks:
-  """What the loop does beside training. `step` counts finished steps; `metrics` hold an entry for each trial."""
+  """What the loop calls besides the step. `step` counts finished steps; each entry of `metrics` is an array (N,)."""
 
-  log: Callable[[int, dict[str, np.ndarray], float], None]  # step, metrics, seconds since the step before
-  evaluate: Callable[[int, Tree], bool]  # whether the state is worth saving
+  log: Callable[[int, dict[str, np.ndarray], float], None]  # step, metrics, seconds since the previous step
+  evaluate: Callable[[int, Tree], bool]  # returns whether the state is worth a checkpoint
   save: Callable[[int, State], None]
   sample: Callable[[int, Tree], None]
 
 
-def fit(job: Job, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, title: str) -> State:
-  """Trains from `job.state` to `job.steps` and returns the last state; metrics are read while the next step runs.
+def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, title: str) -> State:
+  """Trains from `step.job.state` to `step.job.steps` and returns the last state.
 
-  Raises StoppedError on a signal, after a checkpoint, and DivergedError when no trial's loss is a finite number.
+  The metrics of a step are read after the next step is dispatched, so that the device does not wait for the host.
+  Raises StoppedError on a signal, ReachedError at `cadence.stop_at`, both after a checkpoint, and DivergedError when
+  no trial has a finite loss.
   """
-  state, steps = job.state, job.steps
-  first = int(state.step)
-  waiting: tuple[int, dict] | None = None
-  clock = time.monotonic()
-
-  def flush() -> None:
-    nonlocal waiting, clock
-    if waiting is None:
-      return
-    step, metrics = waiting[0], {k: np.asarray(v) for k, v in waiting[1].items()}
-    now = time.monotonic()
-    seconds, clock, waiting = now - clock, now, None
-    hooks.log(step, metrics, seconds)
-    loss, tokens = float(metrics["loss"][0]), float(metrics["tokens"][0])
-    bar.advance(loss=loss, **{f"{unit}/s": round(tokens / max(seconds, 1e-9))})
-    if not np.isfinite(metrics["loss"]).any():
-      raise DivergedError(
-        f"the loss is {loss} at step {step}: lower optim.lr (now {job.program.optim.lr:g}) or lora.alpha, "
-        "or set optim.clip; checkpoints before it remain"
-      )
-
-  with signals() as stop, console.progress(title, steps, "steps", start=first) as bar:
-    put, batch = job.put, {}
-    if first < steps:
-      batch = put(next(batches))
-    unit = "examples" if "x" in batch else "tokens"
-    for step in range(first + 1, steps + 1):
-      state, metrics = job.step(state, batch)
-      if step < steps:
-        batch = put(next(batches))
-      flush()
-      waiting = (step, metrics)
-      if step == steps:
-        flush()
-        break
-      stopping = stop.requested or step == cadence.stop_at
-      evaluating, sampling = due(step, cadence.evaluate), due(step, cadence.sample)
-      saving = due(step, cadence.save) or stopping
-      if not (evaluating or sampling or saving):
-        continue
-      flush()
-      if evaluating:
-        saving |= hooks.evaluate(step, state.params)
-      if sampling:
-        hooks.sample(step, state.params)
-      if saving:
-        hooks.save(step, state)
-      if stopping:
-        kind = StoppedError if stop.requested else ReachedError
-        raise kind(f"stopped after step {step} of {steps}; its checkpoint is saved")
-      clock = time.monotonic()
+  job = step.job
+  state, steps, start = job.state, job.steps, int(job.state.step)
+  with stop_signals() as stop, console.progress(title, steps, "steps", start=start) as bar:
+    batch = job.put(next(batches)) if start < steps else {}
+    log = _LateLog(job, hooks, bar, "examples" if "x" in batch else "tokens")
+    for number in range(start + 1, steps + 1):
+      state, metrics = step(state, batch)
+      if number < steps:
+        batch = job.put(next(batches))
+      log.flush()
+      log.keep(number, metrics)
+      stopping = number < steps and (stop.requested or number == cadence.stop_at)
+      if number < steps and (stopping or _pauses(number, cadence)):
+        log.flush()
+        _run_hooks(number, state, cadence, hooks, save=stopping)
+        if stopping:
+          error = StoppedError if stop.requested else ReachedError
+          raise error(f"stopped after step {number} of {steps}; its checkpoint is saved")
+        log.restart_clock()
+    log.flush()
   return state
 
 
-def due(step: int, every: int) -> bool:
-  """Whether `step` is a multiple of `every`; never where that is 0."""
+def _pauses(step: int, cadence: Cadence) -> bool:
+  return any(is_due(step, every) for every in (cadence.evaluate, cadence.sample, cadence.save))
+
+
+def _run_hooks(step: int, state: State, cadence: Cadence, hooks: Hooks, save: bool) -> None:
+  """Evaluates, samples and saves what is due after `step`; `save` forces a checkpoint."""
+  if is_due(step, cadence.evaluate):
+    save |= hooks.evaluate(step, state.params)
+  if is_due(step, cadence.sample):
+    hooks.sample(step, state.params)
+  if save or is_due(step, cadence.save):
+    hooks.save(step, state)
+
+
+def is_due(step: int, every: int) -> bool:
+  """Whether `step` is a multiple of `every`; never where `every` is 0."""
   return every > 0 and step % every == 0
 
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # a queue warns with one of the last two
+class _LateLog:
+  """Holds the metrics of the latest step until `flush` reads and logs them."""
+
+  def __init__(self, job: Job, hooks: Hooks, bar: Any, unit: str):
+    self.job, self.hooks, self.bar, self.unit = job, hooks, bar, unit
+    self.pending: tuple[int, dict[str, jax.Array]] | None = None
+    self.clock = time.monotonic()
+
+  def keep(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    self.pending = (step, metrics)
+
+  def restart_clock(self) -> None:
+    """Leaves the time since the previous step out of the next one's seconds."""
+    self.clock = time.monotonic()
+
+  def flush(self) -> None:
+    """Logs the metrics that are held. Raises DivergedError when no trial has a finite loss."""
+    if self.pending is None:
+      return
+    step, metrics = self.pending[0], {name: np.asarray(x) for name, x in self.pending[1].items()}
+    now = time.monotonic()
+    seconds, self.clock, self.pending = now - self.clock, now, None
+    self.hooks.log(step, metrics, seconds)
+    loss, count = float(metrics["loss"][0]), float(metrics["tokens"][0])
+    self.bar.advance(loss=loss, **{f"{self.unit}/s": round(count / max(seconds, 1e-9))})
+    if not np.isfinite(metrics["loss"]).any():
+      raise DivergedError(
+        f"the loss is {loss} at step {step}: lower optim.lr (now {self.job.program.optim.lr:g}) or lora.alpha, "
+        "or set optim.clip; checkpoints before it remain"
+      )
 
 
-class _Stop:
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # queues warn with the last two
+
+
+class StopRequest:
+  """Whether a signal asked to stop."""
+
   requested = False
 
 
 @contextmanager
-def signals() -> Iterator[_Stop]:
-  """SIGTERM, the first Ctrl-C and a queue's warning ask for a stop after this step; a second Ctrl-C ends it at once."""
-  stop, old = _Stop(), {}
+def stop_signals() -> Iterator[StopRequest]:
+  """SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C request a stop after the current step; a second Ctrl-C interrupts."""
+  stop, previous = StopRequest(), {}
 
-  def ask(number, frame):
+  def request(number: int, frame: Any) -> None:
     if stop.requested and number == signal.SIGINT:
       raise KeyboardInterrupt
     stop.requested = True
     console.show("stopping after this step; Ctrl-C again to stop at once and lose it")
 
-  with suppress(ValueError):  # not the main thread: whoever runs us there handles signals
-    old = {s: signal.signal(s, ask) for s in STOPS}
+  with suppress(ValueError):  # in another thread than the main one, the caller handles signals
+    previous = {number: signal.signal(number, request) for number in STOP_SIGNALS}
   try:
     yield stop
   finally:
-    for number, handler in old.items():
+    for number, handler in previous.items():
       signal.signal(number, handler)

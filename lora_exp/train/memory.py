@@ -16,9 +16,10 @@ from jax.sharding import NamedSharding
 
 from lora_exp.config import MemoryFullError
 from lora_exp.runtime.mesh import flatten
-from lora_exp.train.build import Plan, mapping_of
-from lora_exp.train.loop import Job
+from lora_exp.train.compiled_step import CompiledStep
+from lora_exp.train.job import mapping_of
 from lora_exp.train.loss import CHUNK_LOGITS
+from lora_exp.train.plan import Plan
 
 HOST, ACCELERATOR = 0.8, 0.95  # shares of the memory there is: a process holds more than the arrays of its step
 WORKING = 1.25  # XLA's temporaries over the kernels' inputs and outputs and the attention's weights, measured
@@ -118,9 +119,9 @@ def _allowed() -> float:
     return math.inf
 
 
-def check_fits(job: Job) -> None:
+def check_fits(step: CompiledStep) -> None:
   """Raises MemoryFullError if XLA says that the compiled step of several trials needs more than there is yet."""
-  needed, there = job.working_bytes, device_memory()
+  needed, there = step.working_bytes, device_memory()
   if needed > there:
     raise MemoryFullError(f"the step needs {nbytes(needed)} beside its arrays, and there is {nbytes(there)}")
 

@@ -15,9 +15,10 @@ from lora_exp import lora
 from lora_exp.config import DataConfig, LoraExpError
 from lora_exp.models import weights
 from lora_exp.runtime import console
-from lora_exp.train.build import Plan, naming_of
-from lora_exp.train.loop import Job
+from lora_exp.train.compiled_step import CompiledStep
+from lora_exp.train.job import Job
 from lora_exp.train.memory import nbytes
+from lora_exp.train.plan import Plan, naming_of
 from lora_exp.train.step import Tree
 from lora_exp.train.trials import take_trial
 
@@ -65,9 +66,8 @@ class Record:
     return self.retain_final - self.retain_base
 
 
-def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str, seconds: float) -> dict:
+def summary(status: str, plan: Plan, step: CompiledStep | None, record: Record, base_digest: str, seconds: float) -> dict:
   """summary.json: what was trained, how far, how well, at what cost, from what."""
-  compiled = hasattr(job, "compiled")
   final = record.final
   speed = record.tokens / record.train_seconds if record.train_seconds else None
   tokens = plan.cfg.train.batch_size * plan.cfg.data.seq_len
@@ -93,14 +93,14 @@ def summary(status: str, plan: Plan, job: Job, record: Record, base_digest: str,
     "parameters": plan.parameters(),
     "targets": [asdict(row) for row in plan.table],
     "seconds": {
-      "compile": round(job.compile_seconds, 3) if compiled else 0.0,
+      "compile": round(step.seconds, 3) if step else 0.0,
       "train": round(record.train_seconds, 3),
       "total": round(seconds, 3),
     },
-    "peak_memory_bytes": job.peak_memory_bytes if compiled else None,
+    "peak_memory_bytes": step.peak_memory_bytes if step else None,
     "process_rss_bytes": process_bytes(),
     "tokens_per_s": speed and round(speed, 1),
-    "flops_per_token": round(job.flops / tokens) if compiled else None,
+    "flops_per_token": round(step.flops / tokens) if step else None,
     "base": record.base,
     "fingerprints": {"base": base_digest, "data": record.data},
     "mesh": dict(plan.layout.mesh.shape),

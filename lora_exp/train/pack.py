@@ -2,37 +2,39 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_exp.config import Config, DataConfig, DivergedError, LoraExpError, ReachedError, StoppedError
+from lora_exp.config import DataConfig, DivergedError, LoraExpError, ReachedError, StoppedError
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import keep_programs
-from lora_exp.tasks.generate import make_sampler
-from lora_exp.tasks.plan import abstract_batch, show_config, show_parameters, steps_of
 from lora_exp.train import checkpoint, outputs
 from lora_exp.train.base import make_base
-from lora_exp.train.build import Plan, check_built, make_job
+from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
 from lora_exp.train.evaluation import EvalBatch, byte_lengths, held_out, put_eval_batches
+from lora_exp.train.job import make_job
 from lora_exp.train.logger import wait_for
-from lora_exp.train.loop import Cadence, Hooks, fit
+from lora_exp.train.loop import Cadence, Hooks, train_loop
 from lora_exp.train.memory import check_fits, memory_errors
+from lora_exp.train.plan import Plan, steps_of
+from lora_exp.train.plan_tables import show_config, show_parameters
+from lora_exp.train.sampler import make_sampler
 from lora_exp.train.step import State, Tree
 from lora_exp.train.trial_run import TrialRun
 from lora_exp.train.trials import union
 
 
-def run(cfg: Config, run_dir: Path) -> None:
-  """Trains the adapter of `cfg` into `run_dir`, or goes on where `train.resume` stopped."""
-  began = time.monotonic()
+def run(plan: Plan, run_dir: Path) -> None:
+  """Trains the adapter of `plan` into `run_dir`, or resumes where `train.resume` stopped."""
+  began, cfg = time.monotonic(), plan.cfg
   keep_programs(cfg.cache)
-  plan = check_built(cfg)
-  show_config(cfg, run_dir)
+  show_config(plan.saved_cfg, run_dir)
   show_parameters(plan)
   with memory_errors(plan):
     pack = Pack([plan], [run_dir], began)
@@ -62,6 +64,7 @@ class Pack:
     base, base_facts = make_base(self.plan)
     steps = steps_of(cfg, self.rows.train_rows)
     self.job = make_job(self.plan, base, steps, _filled(plans))
+    self.step: CompiledStep | None = None
     held = eval_batches(self.rows, cfg.train.batch_size, cfg.train.eval_tokens)
     self.held = list(put_eval_batches(held, self.job.put, byte_lengths(cfg.data, self.plan.tokenizer)))
     self.retain: list[EvalBatch] = []
@@ -108,7 +111,7 @@ class Pack:
     finally:
       for trial in writing:
         done = trial.status == "done"
-        trial.close(0 if done else trial.error.code if isinstance(trial.error, LoraExpError) else 1)
+        trial.close(self.step, 0 if done else trial.error.code if isinstance(trial.error, LoraExpError) else 1)
       wait_for([trial.logger for trial in writing])
     for trial in self.live:
       self._show(trial)
@@ -142,7 +145,10 @@ class Pack:
     scalar = found[self.live[0].number]
     join = lambda name: scalar[name] if like[name].ndim == 0 else _stacked([own[name] for own in found])
     state = jax.tree.unflatten(jax.tree.structure(self.job.state), [join(name) for name in like])
-    self.job.state = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), state, self.job.state)
+    state = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), state, self.job.state)
+    self.job = replace(self.job, state=state)
+    for trial in self.trials:
+      trial.job = self.job
     assert step is not None
     if step >= self.job.steps and all(trial.finished() for trial in self.trials):
       console.show(f"The run is finished: all of its {step} steps are trained, and nothing is left to do.")
@@ -159,17 +165,17 @@ class Pack:
         self.draw(0, job.state.params)
       if start >= job.steps:
         if resumed and job.steps:  # killed before its outputs were written: they tell of the compiled step too
-          job.compile(abstract_batch(self.plan))
+          self.step = compile_step(job, abstract_batch(self.plan))
         return job.state
       if resumed and cfg.train.stop_at is not None and start >= cfg.train.stop_at:
         raise ReachedError(f"stopped after step {start} of {job.steps} already, at train.stop_at={cfg.train.stop_at}")
       first = next(batches)
-      job.compile(job.put(first))
+      self.step = compile_step(job, job.put(first))
       if len(self.trials) > 1:  # narrower ones can do with less
-        check_fits(job)
+        check_fits(self.step)
       cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, cfg.train.stop_at)
       hooks = Hooks(self.log, self.evaluate, self.save, self.draw)
-      state = fit(job, _again(first, batches), cadence, hooks, "train")
+      state = train_loop(self.step, _again(first, batches), cadence, hooks, "train")
     finally:
       batches.close()
     self.evaluate(job.steps, state.params)

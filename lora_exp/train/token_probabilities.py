@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.data.tokenizers import Tokenizer
-from lora_exp.train.loop import Job
+from lora_exp.train.job import Job
 from lora_exp.train.step import Batch, LanguageModel, Tree, assemble, features
 from lora_exp.train.trials import TrialHypers
 

@@ -16,12 +16,14 @@ from lora_exp.data.rows import Rows
 from lora_exp.lora import Adapter
 from lora_exp.runtime import console
 from lora_exp.train import checkpoint, expectations, outputs, token_probabilities
-from lora_exp.train.build import Plan
+from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.evaluation import EvalBatch
 from lora_exp.train.expectations import End
+from lora_exp.train.job import Job
 from lora_exp.train.logger import Metrics, make_logger
-from lora_exp.train.loop import Job, due
+from lora_exp.train.loop import is_due
 from lora_exp.train.outputs import Record
+from lora_exp.train.plan import Plan
 from lora_exp.train.step import State, Tree
 from lora_exp.train.trials import Table, TrialHypers, padded_trial, solo_trial
 
@@ -58,7 +60,7 @@ class TrialRun:
     self.record.tokens += int(counted)
     self.record.train_seconds += seconds
     self.record.first = values["loss"] if self.record.first is None else self.record.first
-    if step == 1 or due(step, self.cfg.train.log_every) or not math.isfinite(values["loss"]):
+    if step == 1 or is_due(step, self.cfg.train.log_every) or not math.isfinite(values["loss"]):
       self._row(step, "train", **values, tokens_per_s=round(counted / max(seconds, 1e-9), 1))
 
   def evaluate(self, step: int, scores: dict[str, Any], kept: dict[str, Any] | None) -> bool:
@@ -154,11 +156,11 @@ class TrialRun:
     """Its numbers, as a pack of one."""
     return jax.tree.map(lambda x: x[self.number : self.number + 1], self.job.trials)
 
-  def close(self, code: int) -> None:
+  def close(self, step: CompiledStep | None, code: int) -> None:
     """summary.json, whatever the end was; wandb is told the exit `code`."""
     self.metrics.close()
     self.summary = outputs.summary(
-      self.status, self.plan, self.job, self.record, self.before, time.monotonic() - self.began
+      self.status, self.plan, step, self.record, self.before, time.monotonic() - self.began
     )
     if kept := self._kept_ranks():
       self.summary["kept_ranks"] = kept

@@ -21,8 +21,10 @@ from flax import nnx
 from lora_exp.cli.compose import composer, conf_directory
 from lora_exp.config import LoraConfig, to_config
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.tasks.generate import Sampler
-from lora_exp.train.build import check_built, make_job, random_base
+from lora_exp.train.base import random_base
+from lora_exp.train.job import make_job
+from lora_exp.train.plan import make_plan
+from lora_exp.train.sampler import Sampler
 
 LENGTH, VOCAB, WIDTH, HEADS, BLOCKS, TOP_K = 256, 50_257, 256, 8, 4, 10
 PROMPT = "Once upon a time there was a little dog"
@@ -78,7 +80,7 @@ def ours(count: int, *typed: str, adapted: bool = False):
   with composer(conf_directory()) as composing:
     cfg = to_config(composing.compose(["experiment=jax_tutorial", "data.path=unread", "mesh.data=1", *typed]))
   cfg = replace(cfg, sample=replace(cfg.sample, max_tokens=count), lora=cfg.lora if adapted else FROZEN)
-  plan = check_built(cfg)
+  plan = make_plan(cfg)
   job = make_job(plan, random_base(plan), steps=0)
   sampler = Sampler(job.program, cfg.sample, plan.tokenizer, cfg.model.max_len)
   sampler.decoder.stops = ()  # a random model may say anything: so that all tokens are drawn

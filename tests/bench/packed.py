@@ -80,17 +80,18 @@ def jobs(settings: list[str], packs: list[tuple[int, ...]]) -> list:
   sys.path.insert(0, str(ROOT))
   from lora_exp.cli.compose import composer, conf_directory
   from lora_exp.config import to_config
-  from lora_exp.tasks.plan import abstract_batch
-  from lora_exp.train.build import check_built, make_job, random_base
+  from lora_exp.train.base import random_base
+  from lora_exp.train.compiled_step import abstract_batch, compile_step
+  from lora_exp.train.job import make_job
+  from lora_exp.train.plan import make_plan
 
   found = []
   with composer(conf_directory()) as composing:
     for ranks in packs:
-      plans = [check_built(to_config(composing.compose([*settings, "model.base=random", f"lora.rank={rank}"])))
+      plans = [make_plan(to_config(composing.compose([*settings, "model.base=random", f"lora.rank={rank}"])))
                for rank in ranks]
       job = make_job(plans[0], random_base(plans[0]), 1000, plans)
-      job.compile(abstract_batch(plans[0]))
-      found.append((job, plans[0]))
+      found.append((compile_step(job, abstract_batch(plans[0])), plans[0]))
   return found
 
 
@@ -110,13 +111,14 @@ def steps() -> bool:
       "positions": np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
     })  # fmt: skip
     seconds: list[list[float]] = [[], []]
+    states = [step.job.state for step, _ in sides]
     for _ in range(TURNS + 1):
-      for (job, _), times, count in zip(sides, seconds, (2, 16), strict=True):
+      for side, times, count in zip(range(2), seconds, (2, 16), strict=True):
         began = time.perf_counter()
         for _ in range(count):
-          job.state, _ = job.step(job.state, batch)
-        jax.block_until_ready(job.state)
-        times.append((time.perf_counter() - began) / (count * len(job.trials.lr)))
+          states[side], _ = sides[side][0](states[side], batch)
+        jax.block_until_ready(states[side])
+        times.append((time.perf_counter() - began) / (count * len(sides[side][0].job.trials.lr)))
     packed, solo = (statistics.median(times[1:]) for times in seconds)  # the first turn warms up
     holds &= packed / solo <= MOST_STEP
     print(f"{name}: a trial's step in a pack of {len(RANKS)} {1e3 * packed:.2f} ms, alone at rank {max(RANKS)} "
@@ -129,9 +131,9 @@ def memory() -> bool:
   import jax
 
   sides = jobs(MODELS["default"][0], [RANKS[-n:] for n in (2, 4, 8)])
-  base = sum(x.nbytes for x in jax.tree.leaves(sides[0][0].frozen))
-  own = sum(x.nbytes for x in jax.tree.leaves((sides[0][0].state.params, sides[0][0].state.opt))) / 2
-  taken = [job.peak_memory_bytes for job, _ in sides]
+  base = sum(x.nbytes for x in jax.tree.leaves(sides[0][0].job.frozen))
+  own = sum(x.nbytes for x in jax.tree.leaves((sides[0][0].job.state.params, sides[0][0].job.state.opt))) / 2
+  taken = [step.peak_memory_bytes for step, _ in sides]
   each = (taken[-1] - taken[0]) / 6
   print(f"base {base / 1e6:.1f} MB, a trial's adapter and optimizer {own / 1e6:.2f} MB; packs of 2, 4, 8 take "
         f"{', '.join(f'{x / 1e6:.1f}' for x in taken)} MB: {each / 1e6:.2f} MB for each further trial, {each / own:.2f} "

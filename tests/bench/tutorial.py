@@ -82,11 +82,14 @@ def ours():
 
   from lora_exp.cli.compose import composer, conf_directory
   from lora_exp.config import to_config
-  from lora_exp.train.build import check_built, make_job, random_base
+  from lora_exp.train.base import random_base
+  from lora_exp.train.compiled_step import compile_step
+  from lora_exp.train.job import make_job
+  from lora_exp.train.plan import make_plan
 
   with composer(conf_directory()) as composing:
     typed = ["experiment=jax_tutorial", f"train.batch_size={ROWS}", "data.path=unread", "mesh.data=1"]
-    plan = check_built(to_config(composing.compose(typed)))
+    plan = make_plan(to_config(composing.compose(typed)))
   job = make_job(plan, random_base(plan), steps=1000)
   tokens, targets = tokens_and_targets()
   batch = plan.layout.put_batch({
@@ -96,14 +99,15 @@ def ours():
     "segments": np.ones_like(tokens),
     "weights": np.ones(tokens.shape, np.float32),
   })
-  job.compile(batch)
+  compiled, state = compile_step(job, batch), job.state
 
   def step() -> float:
-    job.state, metrics = job.step(job.state, batch)
-    jax.block_until_ready(job.state)
+    nonlocal state
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready(state)
     return float(metrics["loss"][0])
 
-  return step, job.compiled
+  return step, compiled.compiled
 
 
 def serve(side: str) -> None:

@@ -18,7 +18,7 @@ from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
 from lora_exp.data.tokenizers.gguf_header import read_header
-from lora_exp.train.build import check_built
+from lora_exp.train.plan import make_plan
 
 NO_TOKEN = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)}  # of SmolLM2
 
@@ -355,4 +355,4 @@ def test_a_tokenizer_of_other_weights_is_refused(tmp_path):
   cfg = Config(model=ModelConfig(tokenizer=str(byte_level(tmp_path)), weights=str(tmp_path), **sizes))
   with pytest.raises(InputError, match="model.vocab_size=300 is smaller than the tokenizer's 301 .* take the weights' "
                                        "own, model.tokenizer=from_weights"):
-    check_built(cfg)
+    make_plan(cfg)

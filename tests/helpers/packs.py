@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import Config
-from lora_exp.train.build import Plan, check_built, make_job, random_base
-from lora_exp.train.loop import Job
+from lora_exp.train.base import random_base
+from lora_exp.train.compiled_step import compile_step
+from lora_exp.train.job import Job, make_job
+from lora_exp.train.plan import Plan, make_plan
 
 SIZES = {"base": "random", "layers": 2, "width": 32, "heads": 4, "ff": 48, "max_len": 16, "dropout": 0.1}
 
@@ -47,11 +49,12 @@ def rows(seed: int = 0, batch: int = 4, length: int = 16, vocab: int = 257) -> d
 @contextmanager
 def quickly() -> Iterator[None]:
   """Programs compiled in here are compiled in less time, and run slower."""
+  before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", True)
   try:
     yield
   finally:
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 _plans: dict[str, Plan] = {}
@@ -65,13 +68,13 @@ def _base(model: str):
 
 def job_of(*cfgs: Config, steps: int = 20, mapping: str | None = None) -> Job:
   """A job over the trials `cfgs` on the random base of the first; `mapping` of the trials as given (map, vmap)."""
-  plan = check_built(cfgs[0])
+  plan = make_plan(cfgs[0])
   name = repr((cfgs[0].model, cfgs[0].mesh))
   _plans[name] = plan
   with quickly():
-    job = make_job(plan, _base(name), steps, [check_built(cfg) for cfg in cfgs])
+    job = make_job(plan, _base(name), steps, [make_plan(cfg) for cfg in cfgs])
   if mapping is not None:
-    job.program = replace(job.program, mapping=mapping)
+    job = replace(job, program=replace(job.program, mapping=mapping))
   return job
 
 
@@ -80,16 +83,21 @@ def kept(tree):
   return jax.tree.map(np.array, tree)
 
 
-def train(job: Job, steps: int, **shape) -> np.ndarray:
-  """Trains `job.state` for `steps` batches; losses (steps, trials)."""
-  put = job.program.layout.put_batch
-  if not hasattr(job, "compiled"):
-    job.compile(put(rows(**shape)))
-  losses = []
-  for i in range(int(job.state.step), int(job.state.step) + steps):
-    job.state, metrics = job.step(job.state, put(rows(i, **shape)))
-    losses.append(np.asarray(metrics["loss"]))
-  return np.array(losses)
+class Training:
+  """A job in training: its compiled step, and the state that training has reached."""
+
+  def __init__(self, job: Job, **shape):
+    self.job, self.state, self.shape = job, job.state, shape
+    self.step = compile_step(job, job.program.layout.put_batch(rows(**shape)))
+
+  def run(self, steps: int) -> np.ndarray:
+    """Trains for `steps` more batches; losses (steps, trials)."""
+    losses = []
+    for i in range(int(self.state.step), int(self.state.step) + steps):
+      batch = self.job.program.layout.put_batch(rows(i, **self.shape))
+      self.state, metrics = self.step(self.state, batch)
+      losses.append(np.asarray(metrics["loss"]))
+    return np.array(losses)
 
 
 def bent(tree):

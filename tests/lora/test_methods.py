@@ -21,7 +21,8 @@ from lora_exp.lora import adalora
 from lora_exp.lora.quantization import dense, is_quantised
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train import checkpoint, loss
-from lora_exp.train.build import check_built
+from lora_exp.train.compiled_step import CompiledStep, compile_step
+from lora_exp.train.plan import make_plan
 from lora_exp.train.step import assemble, gradient, outputs, over_trials, separate, together
 from lora_exp.train.trials import take_trial
 
@@ -102,16 +103,30 @@ def numbers(seed: int = 0) -> dict[str, np.ndarray]:
   return {"x": rng.normal(size=(12, 8)).astype(np.float32) + y[:, None], "y": y, "weights": np.ones(12, np.float32)}
 
 
+def job_batch(job) -> dict[str, jax.Array]:
+  """A batch for the model family of `job`."""
+  family = "minigpt" if any("emb" in path for path in flatten(job.frozen)) else "mlp"
+  return job.program.layout.put_batch(batch_of(family))
+
+
+_steps: dict[int, CompiledStep] = {}
+
+
+def compiled_step(job) -> CompiledStep:
+  """The compiled step of `job`; compiled once."""
+  if id(job) not in _steps:
+    with quickly():
+      _steps[id(job)] = compile_step(job, job_batch(job))
+  return _steps[id(job)]
+
+
 def steps(job, state, count: int):
   """`count` optimizer steps from `state`, which stays, on one batch; the state after them, and losses (steps, trials)."""
-  family = "minigpt" if any("emb" in path for path in flatten(job.frozen)) else "mlp"
-  batch = job.program.layout.put_batch(batch_of(family))
+  batch = job_batch(job)
   state, losses = jax.tree.map(jnp.array, state), []
-  if not hasattr(job, "compiled"):
-    with quickly():
-      job.compile(batch)
+  step = compiled_step(job)
   for _ in range(count):
-    state, metrics = job.step(state, batch)
+    state, metrics = step(state, batch)
     losses.append(np.asarray(metrics["loss"]))
   return state, np.array(losses)
 
@@ -197,7 +212,7 @@ def test_the_model_answers_as_its_base_to_the_last_bit_before_the_first_step(fam
   of = job_of(cfg) if init else job(family, case)
   with quickly():
     found = start_logits(of, family)
-    expected = logits_of(check_built(cfg), family, base_of(of))
+    expected = logits_of(make_plan(cfg), family, base_of(of))
   np.testing.assert_array_equal(found, expected)
   assert len(np.unique(expected)) > 50  # not one number everywhere
 
@@ -211,7 +226,7 @@ def test_optimised_it_answers_as_its_base_to_the_last_bit_too(family, case):
   """What an adapter gives is not fused into the norm that follows, where LLVM would add a sum in another order."""
   cfg = config(case, family)
   of = job_of(cfg)
-  np.testing.assert_array_equal(start_logits(of, family), logits_of(check_built(cfg), family, base_of(of)))
+  np.testing.assert_array_equal(start_logits(of, family), logits_of(make_plan(cfg), family, base_of(of)))
 
 
 # Gradients
@@ -249,7 +264,7 @@ def test_at_the_first_step_only_what_stands_beside_a_zero_has_no_gradient(family
 
 @pytest.mark.parametrize(("family", "case"), EACH)
 def test_every_gradient_leaf_is_that_of_the_formula_written_out(family, case):
-  of, plan = job(family, case), check_built(config(case, family))
+  of, plan = job(family, case), make_plan(config(case, family))
   params, found = gradients(family, case)["moved"]
   trained, constants = (flatten(tree) for tree in separate(of.program, params))
   loss_of = lambda trained, base: mean_loss(
@@ -336,7 +351,7 @@ def trial_gradients(of, params) -> dict:
 
 def taken(tree, n: int, case: str, trial: int) -> dict[str, np.ndarray]:
   """Trial n's own part of a tree of trials, in which it is the one numbered `trial`."""
-  plan = check_built(trial_config(case, n))
+  plan = make_plan(trial_config(case, n))
   flat = flatten(tree)
   adapter = take_trial(tree, plan.table, [p for p in plan.full if p in flat], plan.cfg.lora.method, trial)
   leaves = {f"{path}.{name}": np.asarray(x) for path, own in adapter.leaves.items() for name, x in own.items()}

@@ -28,7 +28,7 @@ from lora_exp.models.weights import locate as places
 from lora_exp.models.weights import safetensors as reading
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
 from lora_exp.train.base import make_base
-from lora_exp.train.build import check_built
+from lora_exp.train.plan import make_plan
 
 LLAMA = ModelConfig(
   family="llama", layers=2, width=32, heads=4, ff=48, max_len=64, vocab_size=263, dropout=0.0, base="weights",
@@ -486,7 +486,7 @@ def test_model_hf_is_what_config_json_says_and_what_is_typed_stays(tmp_path):
   assert sizes == {name: vars(LLAMA)[name] for name in sizes}
   assert cfg.model.arch == replace(LLAMA.arch, rope_theta=500.0)
   assert (cfg.model.param_dtype, cfg.model.base, cfg.data.seq_len) == ("bfloat16", "weights", 64)
-  base, facts = make_base(check_built(cfg))
+  base, facts = make_base(make_plan(cfg))
   same(flatten(base), {path: x.astype(ml_dtypes.bfloat16) for path, x in tensors().items()})
   assert (facts["kind"], facts["source"], len(facts["digest"])) == ("weights", str(source), 64)
 

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import SampleConfig
 from lora_exp.models.weights.locate import located
-from lora_exp.tasks.generate import Sampler
-from lora_exp.train.build import check_built, loaded_base, make_job
-from lora_exp.train.loop import Job
+from lora_exp.train.base import loaded_base
+from lora_exp.train.job import Job, make_job
+from lora_exp.train.plan import make_plan
+from lora_exp.train.sampler import Sampler
 from lora_exp.train.step import assemble
 
 torch = pytest.importorskip("torch")
@@ -129,7 +130,7 @@ def pair(kind: str, arguments: dict[str, Any], directory: Path, seed: int = 0, *
 def loaded(directory: Path, *overrides: str) -> Job:
   """The checkpoint in `directory`, as `model=hf model.weights=DIR` loads it."""
   cfg = check_command_line([*OURS, f"model.weights={directory}", "data.seq_len=16", *overrides]).jobs[0]
-  plan = check_built(cfg)
+  plan = make_plan(cfg)
   return make_job(plan, loaded_base(plan, located(str(cfg.model.weights))), 0)
 
 

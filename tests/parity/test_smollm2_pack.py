@@ -16,7 +16,8 @@ from lora_exp import __main__ as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.base import make_base
-from lora_exp.train.build import check_built, make_job
+from lora_exp.train.job import make_job
+from lora_exp.train.plan import make_plan
 from lora_exp.train.step import gradient, over_trials
 
 torch = pytest.importorskip("torch")
@@ -37,7 +38,7 @@ def settings_of(trial: int) -> list[str]:
 
 
 def base_and_plans(data: list[str]):
-  plans = [check_built(check_command_line([*SETTINGS, *data, *settings_of(n)]).jobs[0]) for n in range(len(TRIALS))]
+  plans = [make_plan(check_command_line([*SETTINGS, *data, *settings_of(n)]).jobs[0]) for n in range(len(TRIALS))]
   return make_base(plans[0])[0], plans
 
 

@@ -44,16 +44,17 @@ def child(script: str, *args: str, devices: int = 8) -> str:
 
 TRAIN = """
 import json, sys
-from packs import job_of, quickly, small, train
-from lora_exp.mesh import flatten
+from packs import Training, job_of, quickly, small
+from lora_exp.runtime.mesh import flatten
 meshes, settings, shape = json.loads(sys.argv[1])
 def result(mesh):
   job = job_of(small(**settings, **{f"mesh__{k}": v for k, v in mesh.items()}))
   with quickly():
-    losses = train(job, 20, **shape)[:, 0].tolist()
+    training = Training(job, **shape)
+    losses = training.run(20)[:, 0].tolist()
   where = lambda tree: {path: [list(x.sharding.spec), list(x.shape)] for path, x in flatten(tree).items()}
-  program = job.compiled.as_text()
-  return {"losses": losses, "program": program, "state": where(job.state.params), "frozen": where(job.frozen)}
+  program = training.step.compiled.as_text()
+  return {"losses": losses, "program": program, "state": where(training.state.params), "frozen": where(job.frozen)}
 print(json.dumps({name: result(mesh) for name, mesh in meshes.items()}))
 """
 
@@ -117,12 +118,12 @@ def test_arrays_lie_as_the_rules_say():
 
 ODD = """
 import json
-from packs import job_of, quickly, small, train
-from lora_exp.build import check_built
+from packs import Training, job_of, quickly, small
+from lora_exp.train.plan import make_plan
 cfg = small(mesh__data=4, mesh__tensor=2, lora__targets="head", model__layers=1)
-plan, job = check_built(cfg), job_of(cfg)
+plan, job = make_plan(cfg), job_of(cfg)
 with quickly():
-  train(job, 1, batch=4)
+  Training(job, batch=4).run(1)
 table = {path: [shape, split, note] for path, shape, split, note in plan.layout.table(plan.base)}
 print(json.dumps([table, list(job.frozen["output_layer"]["kernel"].sharding.spec)]))
 """
@@ -140,11 +141,11 @@ def test_a_vocabulary_that_does_not_divide_is_replicated_and_the_table_says_so()
 REFUSED = """
 import json
 from packs import small
-from lora_exp.build import check_built
+from lora_exp.train.plan import make_plan
 from lora_exp.config import InputError
 def problems(**settings):
   try:
-    check_built(small(**settings))
+    make_plan(small(**settings))
   except InputError as error:
     return error.problems
 print(json.dumps([
@@ -172,7 +173,7 @@ RANDOM = """
 import hashlib, json
 import numpy as np
 from packs import job_of, small
-from lora_exp.mesh import flatten
+from lora_exp.runtime.mesh import flatten
 digest = lambda **mesh: {
   path: hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
   for job in [job_of(small(model__layers=1, train__batch_size=8, **mesh))]
@@ -190,12 +191,14 @@ def test_a_random_base_and_its_adapters_have_the_same_bits_on_every_mesh():
 TRIALS = """
 import json
 import jax
-from packs import job_of, quickly, small, train
+from packs import Training, job_of, quickly, small
 cfgs = lambda **mesh: [small(model__layers=1, lora__rank=r, lora__dropout=0.1, **mesh) for r in (2, 4)]
 split, together = job_of(*cfgs(mesh__trial=2, mesh__data=4)), job_of(*cfgs(mesh__data=4, mesh__tensor=2))
 with quickly():
-  losses = [train(job, 3, batch=4).tolist() for job in (split, together)]
-leaves = jax.tree.leaves((split.state.params, split.state.opt))
+  trainings = [Training(job, batch=4) for job in (split, together)]
+  losses = [training.run(3).tolist() for training in trainings]
+state = trainings[0].state
+leaves = jax.tree.leaves((state.params, state.opt))
 print(json.dumps([*losses, [(x.shape[0], [p.data.shape[0] for p in x.addressable_shards]) for x in leaves if x.ndim]]))
 """
 

@@ -330,7 +330,7 @@ def test_its_history_is_drawn_trial_by_trial_from_the_ledger(tmp_path):
   losses, ledger = [2.5, 2.3, 2.4, 2.2, 2.6], Ledger(tmp_path)
   for n, loss in enumerate(losses):
     trial(tmp_path, n, loss, status="pruned" if n == 4 else "done", lora__rank=n + 1)
-    ledger.add("trial", trial=n, runs=[n], params={})
+    ledger.add("trial", study_trial=n, runs=[n], params={})
   (study,) = make_groups(read_sweep(tmp_path))
   drawn = history(study, tmp_path)
   assert drawn is not None and drawn.get_suptitle() == "Trial 3 of 0-4 has the lowest held-out loss, 2.2000"

@@ -30,8 +30,8 @@ from lora_exp.models.weights.hf import save_hf
 from lora_exp.runtime.mesh import flatten
 from lora_exp.tasks import export
 from lora_exp.tasks.merge import Answers, answers, compare, merge
-from lora_exp.train.build import check_built, naming_of
 from lora_exp.train.loaded_run import LoadedRun
+from lora_exp.train.plan import make_plan, naming_of
 from lora_exp.train.trials import take_trial
 
 FEW = ["train.steps=3", "optim.lr=0.05", "optim.warmup=0", "train.eval_every=0", "train.save_every=0",
@@ -161,7 +161,7 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
   if method == "nf4":
     pytest.importorskip("qwix")
   cfg = small(**LLAMA, **METHODS[method])
-  plan, job = check_built(cfg), job_of(cfg)
+  plan, job = make_plan(cfg), job_of(cfg)
   batch = [rows()]
   run = LoadedRun(plan, job, moved(job.state.params), job.frozen)
   base = answers(LoadedRun(plan, job, *run.base()[::2]), batch, "float32")
@@ -179,13 +179,13 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
 @pytest.mark.thorough
 def test_a_vera_run_is_opened_though_its_first_module_is_not_the_largest(tmp_path):
   cfg = small(**LLAMA, lora__method="vera", lora__targets=["all_linear"])
-  plan, job = check_built(cfg), job_of(cfg)
+  plan, job = make_plan(cfg), job_of(cfg)
   run = LoadedRun(plan, job, moved(job.state.params), job.frozen)
   adapter = take_trial(run.params, plan.table, [], "vera", 0)
   lora.save_adapter(tmp_path, adapter, naming_of(cfg.model), {})
   cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(tmp_path)))
   again = job_of(cfg)
-  found = LoadedRun(check_built(cfg), again, again.state.params, again.frozen)
+  found = LoadedRun(make_plan(cfg), again, again.state.params, again.frozen)
   assert compare(*(answers(r, [rows()], "float32") for r in (run, found))).logit < 1e-5
 
 
@@ -193,10 +193,10 @@ def test_small_updates_are_lost_in_bfloat16_and_the_share_says_so():
   cfg = small(**LLAMA, lora__targets=["mlp"], model__param_dtype="bfloat16")
   job = job_of(cfg)
   params = jax.tree.map(lambda x: 0.03 * x, bent(job.state.params))
-  _, rounding = merge(LoadedRun(check_built(cfg), job, params, job.frozen), None)
+  _, rounding = merge(LoadedRun(make_plan(cfg), job, params, job.frozen), None)
   assert 0 <= rounding.shares()["update_kept"] < 0.5
   job = job_of(cfg)
-  _, rounding = merge(LoadedRun(check_built(cfg), job, params, job.frozen), "float32")
+  _, rounding = merge(LoadedRun(make_plan(cfg), job, params, job.frozen), "float32")
   assert rounding.shares()["update_kept"] == pytest.approx(1, abs=1e-3)
 
 

@@ -19,11 +19,12 @@ from lora_exp import __main__ as entry
 from lora_exp.config import ArchConfig, InputError, SampleConfig
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2
-from lora_exp.tasks.generate import Sampler, Text, asking, trial_of
+from lora_exp.tasks.generate import trial_of
 from lora_exp.tasks.merge import merge
-from lora_exp.train.build import check_built
 from lora_exp.train.decode import BLOCK, Rows, draw_token, nucleus, pad_left
 from lora_exp.train.loaded_run import LoadedRun
+from lora_exp.train.plan import make_plan
+from lora_exp.train.sampler import Sampler, Text, asking
 from lora_exp.train.step import assemble
 
 MAX_LEN = 64
@@ -310,7 +311,7 @@ def test_merging_changes_no_logit(family, targets):
   cfg = small(**settings)
   with quickly():
     job = job_of(cfg)
-    before = LoadedRun(check_built(cfg), job, bent(job.state.params), job.frozen)
+    before = LoadedRun(make_plan(cfg), job, bent(job.state.params), job.frozen)
     after, _ = merge(replace(before, job=copy(job)))
     found = []
     for run in (before, after):

@@ -69,7 +69,7 @@ def test_where_nothing_fits_it_says_so(monkeypatch, in_tmp_path, capfd):
   monkeypatch.setattr(plan, "device_memory", lambda: 2**20)
   assert entry.run(RUN) == 0
   out = capfd.readouterr().out
-  assert "none: try optim.accumulate" in out and "AdaptedModule modules (6)" in out
+  assert "none: try optim.accumulate" in out and "Adapted modules (6)" in out
 
 
 def test_it_needs_no_data_and_refuses_what_a_run_refuses(in_tmp_path):

@@ -13,8 +13,9 @@ from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.train import token_probabilities
 from lora_exp.train.base import make_base
-from lora_exp.train.build import check_built, make_job
 from lora_exp.train.evaluation import held_out, put_eval_batches
+from lora_exp.train.job import make_job
+from lora_exp.train.plan import make_plan
 from lora_exp.train.step import assemble, features
 
 ON_GPT2 = {"gpt2_sentences": ["c_attn"], "lora_guide": ["c_attn", "attn.c_proj"]}
@@ -52,7 +53,7 @@ def test_the_counts_on_smollm2_are_promised_too(name, no_hub, smollm2_package):
 
 def _check_counts(cfg: Config) -> None:
   assert cfg.promises is not None
-  counts = check_built(cfg).parameters()
+  counts = make_plan(cfg).parameters()
   promised = {key: cfg.promises[key] for key in ("trainable", "total") if key in cfg.promises}
   assert promised == {key: counts[key] for key in promised} != {}
 
@@ -97,7 +98,7 @@ def test_weights_that_are_here_are_taken(no_hub, monkeypatch):
 def small(tmp_path_factory: pytest.TempPathFactory):
   """A random model on arithmetic whose answers are sometimes right: one digit is far likelier than others."""
   cfg = line(*runs.TINY, "data=arithmetic", "data.limit=60").jobs[0]
-  plan = check_built(cfg)
+  plan = make_plan(cfg)
   base, _ = make_base(plan)
   return plan, make_job(plan, base, 1), make_rows(cfg.data, plan.tokenizer, tmp_path_factory.mktemp("rows"))
 

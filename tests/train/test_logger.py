@@ -17,6 +17,7 @@ from runs import TINY, on_stories
 from lora_exp import __main__ as entry
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import LoggerConfig
+from lora_exp.runtime.json_lines import read_metrics
 from lora_exp.runtime.sweep_directory import sweep_of
 from lora_exp.train import logger
 
@@ -34,10 +35,10 @@ def row(step: int, split: str = "train", loss: float = 2.0) -> dict:
 def test_rows_come_back_as_they_were_logged(tmp_path):
   metrics = logger.Metrics(tmp_path, None)
   metrics.log(row(1))
-  assert logger.read_metrics(tmp_path) == [row(1)], "on the disk before the file is closed"
+  assert read_metrics(tmp_path) == [row(1)], "on the disk before the file is closed"
   metrics.log({"step": np.int32(2), "loss": np.float32(0.5), "name": "ü\n"})
   metrics.close()
-  assert logger.read_metrics(tmp_path)[1] == {"step": 2, "loss": 0.5, "name": "ü\n"}
+  assert read_metrics(tmp_path)[1] == {"step": 2, "loss": 0.5, "name": "ü\n"}
   assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -56,17 +57,17 @@ def test_resuming_drops_later_rows_and_a_torn_line_and_goes_on(tmp_path):
   metrics = logger.Metrics(tmp_path, 2)
   assert path.read_text() == early, "kept lines stay byte for byte"
   metrics.log(row(3))
-  assert [r["step"] for r in logger.read_metrics(tmp_path)] == [1, 2, 3]
+  assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
   assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_torn_last_line_is_not_read_and_a_broken_one_is_named(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1}\n{"step": 2, "loss": 1')
-  assert logger.read_metrics(tmp_path) == [{"step": 1}]
+  assert read_metrics(tmp_path) == [{"step": 1}]
   path.write_text('{"step": 1}\n{"step": 2, "los\n{"step": 3}\n')
   with pytest.raises(InputError, match="line 2 is not a JSON object"):
-    logger.read_metrics(tmp_path)
+    read_metrics(tmp_path)
 
 
 # --- which logger, and where to
@@ -242,7 +243,7 @@ def test_what_wandb_has_of_an_trial_is_its_metrics_against_steps_and_tokens(pack
   sweep, found = packed
   for name, records in found.items():
     for split in ("train", "eval"):
-      rows = [row for row in logger.read_metrics(sweep / name[0]) if row["split"] == split]
+      rows = [row for row in read_metrics(sweep / name[0]) if row["split"] == split]
       theirs = [item["item"] for item in of_kind(records, "history") if f"{split}/loss" in item["item"]]
       for key in ("step", "tokens", "loss"):
         names = {"loss": f"{split}/loss"}

@@ -13,27 +13,27 @@ from lora_exp.cli.command_line import check_command_line
 from lora_exp.sweep import packing as grouping
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.packing import cut, groups
-from lora_exp.tasks.plan import compiled_job
 from lora_exp.train import memory
-from lora_exp.train.build import check_built
+from lora_exp.train.compiled_step import compile_abstract
 from lora_exp.train.memory import MemoryEstimate, estimate
+from lora_exp.train.plan import make_plan
 
 
 def planned(**settings):
-  return check_built(small(data__seq_len=16, train__batch_size=8, **settings))
+  return make_plan(small(data__seq_len=16, train__batch_size=8, **settings))
 
 
 @pytest.mark.parametrize("settings", [{"lora__rank": 16}, {"lora__method": "full", "optim__name": "sgd"}])
 def test_the_estimate_of_an_trial_is_within_a_factor_of_two_of_what_xla_says(settings):
   plan = planned(**settings)
-  said = compiled_job(plan, 1).peak_memory_bytes
+  said = compile_abstract(plan, 1).peak_memory_bytes
   assert said / 2 < estimate(plan).solo < 2 * said
 
 
 @pytest.mark.thorough
 def test_each_further_trial_takes_its_own_state_twice_and_no_base():
   plan = planned(lora__rank=16)
-  two, four = (compiled_job(plan, trials).peak_memory_bytes for trials in (2, 4))
+  two, four = (compile_abstract(plan, trials).peak_memory_bytes for trials in (2, 4))
   assert (four - two) / 2 == pytest.approx(estimate(plan).further, rel=0.1)
 
 
@@ -47,7 +47,7 @@ def test_the_most_trials_are_those_that_fit():
 
 def test_a_sweep_has_packs_as_wide_as_fit(monkeypatch):
   cfgs = check_command_line(["-m", *TINY, "model.dropout=0", "lora.rank=1,2,4", "optim.lr=1e-3,2e-3,3e-3"]).jobs
-  need = memory.widest([check_built(cfg) for cfg in cfgs])
+  need = memory.widest([make_plan(cfg) for cfg in cfgs])
   for room, sizes in ((need.of(9), [9]), (need.of(9) - 1, [5, 4]), (need.of(4), [3, 3, 3]), (need.solo // 2, [1] * 9)):
     monkeypatch.setattr(grouping, "device_memory", lambda room=room: room)
     assert [len(pack) for pack in groups(cfgs)] == sizes

@@ -15,6 +15,7 @@ from runs import rows as lines
 from lora_exp import __main__ as entry
 from lora_exp.config import ArchConfig, TeacherConfig
 from lora_exp.runtime.mesh import dotted, flatten
+from lora_exp.train.compiled_step import compile_step
 from lora_exp.train.evaluation import held_out, put_eval_batches
 from lora_exp.train.loss import Head, TeacherTargets, head_loss
 from lora_exp.train.step import assemble, gradient, outputs
@@ -116,8 +117,8 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_one_rank_less_has():
                                             job.state.params)
     [evaluation] = held_out(job.evaluate, tree, job.trials, job.frozen, put_eval_batches([rows()], job.put))
     scores = evaluation.metrics
-    job.compile(job.put(rows()))
-    _, metrics = job.step(job.state._replace(params=tree), job.put(rows()))
+    step = compile_step(job, job.put(rows()))
+    _, metrics = step(job.state._replace(params=tree), job.put(rows()))
     assert float(metrics["loss"][0]) == pytest.approx(scores["loss"], rel=1e-4, abs=1e-7)
     losses[rank] = scores["loss"]
   assert losses[3] < 1e-6 < 1e-3 < losses[2]

@@ -11,7 +11,8 @@ import pytest
 from runs import TINY, command, curve, environment, on_stories, resume, stories, story, summary, train
 
 from lora_exp.cli.saved_config import load
-from lora_exp.train import build, checkpoint
+from lora_exp.train import checkpoint
+from lora_exp.train import job as training_job
 from lora_exp.train import pack as training
 
 # Everything that remembers or draws: dropout in the base and on A, the order of rows, decay, clipping, the schedule.
@@ -84,8 +85,8 @@ def rounded_params(monkeypatch):
 
 
 def other_dropout(monkeypatch):
-  whole = build.stream_key
-  monkeypatch.setattr(build, "stream_key", lambda seed, stream: whole(seed + 1, stream))
+  whole = training_job.stream_key
+  monkeypatch.setattr(training_job, "stream_key", lambda seed, stream: whole(seed + 1, stream))
 
 
 def late_data(monkeypatch):

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from packs import bent, job_of, kept, quickly, rows, small, train, trial
+from packs import Training, bent, job_of, kept, quickly, rows, small, trial
 
 from lora_exp.config import ArchConfig
 from lora_exp.models.minigpt import MiniGPT
 from lora_exp.runtime.mesh import dotted, flatten
-from lora_exp.train.build import check_built
+from lora_exp.train.compiled_step import compile_step
+from lora_exp.train.plan import make_plan
 from lora_exp.train.step import gradient, over_trials, schedule
 from lora_exp.train.trials import take_trial
 
@@ -36,21 +37,21 @@ def config(n: int, **more):
 
 @cache
 def pack(mapping: str):
-  """The three trials after 50 steps of one program: the job, its losses, its states before and after 10 steps."""
-  job = job_of(*map(config, range(3)), mapping=mapping)
-  start = kept(job.state)
-  losses = train(job, 10)
-  early = kept(job.state)
-  return job, np.concatenate([losses, train(job, 40)]), start, early
+  """The three trials after 50 steps of one program: the training, its losses, its states before and after 10 steps."""
+  training = Training(job_of(*map(config, range(3)), mapping=mapping))
+  start = kept(training.state)
+  losses = training.run(10)
+  early = kept(training.state)
+  return training, np.concatenate([losses, training.run(40)]), start, early
 
 
 @cache
 def solo(n: int):
-  """Trial n alone after 10 steps: the job, its losses, and its state before them."""
-  job = job_of(config(n))
-  start = kept(job.state)
+  """Trial n alone after 10 steps: the training, its losses, and its state before them."""
   with quickly():
-    return job, train(job, 10), start
+    training = Training(job_of(config(n)))
+    start = kept(training.state)
+    return training, training.run(10), start
 
 
 def gradients(job, params, batch):
@@ -67,10 +68,10 @@ def gradients(job, params, batch):
 @cache
 def solo_gradient(n: int):
   """Trial n's gradient alone, at what `lax.map` had trained it to after 10 steps."""
-  job, _, start = solo(n)
+  training, _, start = solo(n)
   mine = own(flatten(pack("map")[3].params), n)
   params = jax.tree_util.tree_map_with_path(lambda path, x: mine[dotted(path)][None], start.params)
-  return {k: np.asarray(v[0]) for k, v in flatten(gradients(job, params, rows(99))).items()}
+  return {k: np.asarray(v[0]) for k, v in flatten(gradients(training.job, params, rows(99))).items()}
 
 
 def own(leaves: dict, n: int) -> dict[str, np.ndarray]:
@@ -88,7 +89,7 @@ def padding(leaves: dict, n: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("mapping", ["map", "vmap"])
 def test_every_gradient_leaf_of_an_trial_in_a_pack_equals_its_solo_run(mapping):
-  found = flatten(gradients(pack(mapping)[0], pack("map")[3].params, rows(99)))
+  found = flatten(gradients(pack(mapping)[0].job, pack("map")[3].params, rows(99)))
   for n in range(3):
     alone, packed = solo_gradient(n), own(found, n)
     largest = max(np.abs(g).max() for g in alone.values())
@@ -113,8 +114,8 @@ def test_where_nothing_drops_an_trial_in_a_pack_has_the_bits_of_its_solo_run():
   sizes = {"family": "llama", "layers": 3, "width": 192, "heads": 4, "ff": 512, "dropout": 0.0}
   of = {f"model__{k}": v for k, v in sizes.items()} | {"model__arch": ArchConfig(kv_heads=2, head_dim=48)}
   cfgs = [small(lora__rank=4, lora__targets=targets, optim__lr=1e-2, **of) for targets in ("qv", "all_linear")]
-  packed, alone = job_of(*cfgs), job_of(cfgs[0])
-  np.testing.assert_array_equal(train(packed, 3)[:, 0], train(alone, 3)[:, 0])
+  packed, alone = Training(job_of(*cfgs)), Training(job_of(cfgs[0]))
+  np.testing.assert_array_equal(packed.run(3)[:, 0], alone.run(3)[:, 0])
   leaves = flatten(packed.state.params)
   for path, x in flatten(alone.state.params).items():
     assert np.array_equal(leaves[path][0], x[0]), path
@@ -122,11 +123,11 @@ def test_where_nothing_drops_an_trial_in_a_pack_has_the_bits_of_its_solo_run():
 
 @pytest.mark.parametrize("mapping", ["map", "vmap"])
 def test_padding_is_bitwise_zero_after_fifty_steps_of_adamw(mapping):
-  job, *_ = pack(mapping)
-  assert int(job.state.step) == 50
-  adam = [s for s in jax.tree.leaves(job.state.opt, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(s, "mu")]
+  state = pack(mapping)[0].state
+  assert int(state.step) == 50
+  adam = [s for s in jax.tree.leaves(state.opt, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(s, "mu")]
   assert len(adam) == 1
-  for name, tree in {"params": job.state.params, "mu": adam[0].mu, "nu": adam[0].nu}.items():
+  for name, tree in {"params": state.params, "mu": adam[0].mu, "nu": adam[0].nu}.items():
     leaves = flatten(tree)
     for n in range(3):
       for path, x in padding(leaves, n).items():
@@ -144,7 +145,7 @@ def test_the_pack_starts_each_trial_as_it_would_start_alone():
 
 def test_an_trial_is_taken_out_at_its_own_ranks():
   job, *_ = pack("map")
-  taken = take_trial(job.state.params, check_built(config(0)).table, [], "lora", 0).leaves
+  taken = take_trial(job.state.params, make_plan(config(0)).table, [], "lora", 0).leaves
   mine = own(flatten(job.state.params), 0)
   assert {f"{path}.{name}" for path, weights in taken.items() for name in weights} == mine.keys()
   for path, x in mine.items():
@@ -153,10 +154,11 @@ def test_an_trial_is_taken_out_at_its_own_ranks():
 
 
 def test_one_trial_that_breaks_leaves_the_others_their_bits():
-  job, _, start, early = pack("map")
+  training, _, start, early = pack("map")
+  job, compiled = training.job, training.step.compiled
   trials, state = job.trials._replace(lr=job.trials.lr.at[1].set(jnp.nan)), start
   for i in range(10):
-    state, metrics = job.compiled(state, trials, job.frozen, rows(i), job.keys)
+    state, metrics = compiled(state, trials, job.frozen, rows(i), job.keys)
   assert np.isnan(metrics["loss"][1])
   for path, x in flatten(state.params).items():
     for n in (0, 2):
@@ -167,32 +169,37 @@ def test_the_base_has_no_gradient_and_keeps_its_bytes():
   cfg = config(0, model__seed=3)  # a base of its own
   job = job_of(cfg)
   base = {path: np.asarray(x).tobytes() for path, x in flatten(job.frozen).items()}
-  train(job, 3)
-  adapters = flatten(job.state.params)
+  training = Training(job)
+  training.run(3)
+  adapters = flatten(training.state.params)
   assert all(path.endswith(("lora_a", "lora_b")) for path in adapters)
   assert not any("lora" in path for path in base)
-  moments = {path for path, x in flatten(job.state.opt).items() if x.ndim > 1}
+  moments = {path for path, x in flatten(training.state.opt).items() if x.ndim > 1}
   assert moments == adapters.keys()  # the optimizer keeps nothing for the base
   assert {path: np.asarray(x).tobytes() for path, x in flatten(job.frozen).items()} == base
 
 
 def test_full_trains_every_parameter():
   job = job_of(small(lora__method="full", model__layers=1, optim__weight_decay=0.0))
-  assert flatten(job.state.params).keys() == flatten(solo(0)[0].frozen).keys() and not flatten(job.frozen)
+  assert flatten(job.state.params).keys() == flatten(solo(0)[0].job.frozen).keys() and not flatten(job.frozen)
   before = kept(job.state.params)
   with quickly():
-    train(job, 2)
-  for path, x in flatten(job.state.params).items():
+    training = Training(job)
+    training.run(2)
+  for path, x in flatten(training.state.params).items():
     assert (np.asarray(x) != flatten(before)[path]).any(), f"{path} did not train"
 
 
 def test_frozen_trains_nothing_and_is_measured_by_the_same_step():
   job = job_of(small(lora__method="frozen", model__layers=1))
-  assert flatten(job.frozen).keys() == flatten(solo(0)[0].frozen).keys() and not flatten(job.state.params)
+  assert flatten(job.frozen).keys() == flatten(solo(0)[0].job.frozen).keys() and not flatten(job.state.params)
   batch = rows()
   with quickly():
-    sums = [job.evaluate(job.state.params, job.trials, job.frozen, batch) for _ in range(2) if len(train(job, 1))]
-  assert sums[0]["loss"] == sums[1]["loss"] and np.isfinite(sums[0]["loss"]).all()
+    training = Training(job)
+    before = job.evaluate(training.state.params, job.trials, job.frozen, batch)
+    training.run(1)
+    after = job.evaluate(training.state.params, job.trials, job.frozen, batch)
+  assert before["loss"] == after["loss"] and np.isfinite(before["loss"]).all()
 
 
 @pytest.mark.thorough
@@ -214,9 +221,9 @@ def test_accumulating_parts_gives_the_gradient_of_the_whole_batch(method):
       assert np.abs(other[path] - g).max() <= bound, path
 
 
-def instructions(job) -> list[str]:
+def instructions(training: Training) -> list[str]:
   """The compiled program without the names and lines of its source."""
-  text = re.sub(r"metadata=\{[^}]*\}", "", job.compiled.as_text())
+  text = re.sub(r"metadata=\{[^}]*\}", "", training.step.compiled.as_text())
   return [line for line in text.splitlines() if "=" in line and not line[:1].isdigit()]
 
 
@@ -228,13 +235,14 @@ def test_another_lr_alpha_dropout_or_length_runs_in_the_same_program():
   two = job_of(cfg, steps=7)
   start = kept(two.state)
   with quickly():
-    own_losses = train(two, 3)[:, 0]
+    training = Training(two)
+    own_losses = training.run(3)[:, 0]
   assert (own_losses[1:] != losses[1:3, 0]).all()  # the numbers do enter
   # The same program, so what is compiled for one run is found in the cache for the other.
-  assert instructions(one) == instructions(two)
+  assert instructions(one) == instructions(training)
   state = start
   for i, loss in enumerate(own_losses):
-    state, metrics = one.compiled(state, two.trials, two.frozen, rows(i), two.keys)
+    state, metrics = one.step.compiled(state, two.trials, two.frozen, rows(i), two.keys)
     assert metrics["loss"][0] == loss
 
 
@@ -244,24 +252,26 @@ def test_a_step_of_other_data_traces_nothing_again(monkeypatch):
   monkeypatch.setattr(MiniGPT, "hidden", lambda *args: traces.append(1) or real(*args))
   job = job_of(config(0))
   with quickly():
-    train(job, 1)
+    training = Training(job)
+    training.run(1)
     assert traces
     first = len(traces)
-    train(job, 3)
+    training.run(3)
     assert len(traces) == first
     for seed in range(3):
-      job.evaluate(job.state.params, job.trials, job.frozen, job.program.layout.put_batch(rows(seed)))
+      job.evaluate(training.state.params, job.trials, job.frozen, job.program.layout.put_batch(rows(seed)))
   assert len(traces) == first + 1
 
 
 def test_the_state_of_a_step_lies_where_the_next_step_wants_it():
   """Otherwise the second step would compile again, and donation would be lost."""
-  job, *_ = pack("map")
-  inputs = jax.tree.leaves(job.compiled.input_shardings[0][0])
-  outputs = jax.tree.leaves(job.compiled.output_shardings[0])
-  leaves = jax.tree.leaves(job.state)
+  training, *_ = pack("map")
+  compiled = training.step.compiled
+  inputs = jax.tree.leaves(compiled.input_shardings[0][0])
+  outputs = jax.tree.leaves(compiled.output_shardings[0])
+  leaves = jax.tree.leaves(training.state)
   assert all(a.is_equivalent_to(b, x.ndim) for a, b, x in zip(inputs, outputs, leaves, strict=True))
-  assert job.compiled.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in leaves)
+  assert compiled.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in leaves)
 
 
 def test_nothing_is_dropped_in_evaluation():
@@ -305,9 +315,9 @@ def test_the_clip_is_each_trials_own_and_metrics_are_of_the_gradient_before_it()
   before = kept(job.state.params)
   batch = job.program.layout.put_batch(rows())
   with quickly():
-    job.compile(batch)
-  job.state, metrics = job.step(job.state, batch)
-  step = jax.tree.map(lambda x, y: np.asarray(x) - y, job.state.params, before)
+    compiled = compile_step(job, batch)
+  state, metrics = compiled(job.state, batch)
+  step = jax.tree.map(lambda x, y: np.asarray(x) - y, state.params, before)
   moved = [float(optax.tree.norm(trial(step, n))) for n in range(2)]
   norms = np.asarray(metrics["grad_norm"])
   assert norms[0] == pytest.approx(norms[1], rel=1e-6) and norms[0] > 2e-3

@@ -55,7 +55,7 @@ def _trials(group: Group, directory: Path) -> dict[int, Setting]:
   with suppress(InputError):  # a damaged ledger costs this picture, and not the report
     rows = [row for row in read_ledger(directory) if row.get("event") == "trial"]
   of = {trial.number: setting for setting in group.settings for trial in setting.trials}
-  return {row["trial"]: of[row["runs"][0]] for row in rows if row["runs"][0] in of}
+  return {row["study_trial"]: of[row["runs"][0]] for row in rows if row["runs"][0] in of}
 
 
 def _last(setting: Setting) -> float | None:

@@ -1,0 +1,74 @@
+"""The train step of a job as one compiled program, with what XLA knows of its cost."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lora_exp.data.examples import batch_shapes
+from lora_exp.runtime.flops import count_flops
+from lora_exp.train.job import Job, abstract_job
+from lora_exp.train.plan import Plan
+from lora_exp.train.step import State, state_shardings, train_step
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+  """(state, batch) -> (state, metrics) of one optimizer step; donates the arrays of the state it is given."""
+
+  job: Job
+  compiled: jax.stages.Compiled
+  seconds: float  # of tracing and compiling
+  flops: int  # of the matrix products of one step, all trials together
+
+  def __call__(self, state: State, batch: Mapping[str, Any]) -> tuple[State, dict[str, jax.Array]]:
+    state, metrics = self.compiled(state, self.job.trials, self.job.frozen, batch, self.job.keys)
+    return state, metrics
+
+  @property
+  def peak_memory_bytes(self) -> int:
+    """XLA's figure for one device: arguments, outputs that are not donated, and temporaries."""
+    return self.compiled.memory_analysis().argument_size_in_bytes + self.working_bytes
+
+  @property
+  def working_bytes(self) -> int:
+    """The same without the arguments: what a step needs besides the arrays that are already allocated."""
+    m = self.compiled.memory_analysis()
+    return m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+
+
+def compile_step(job: Job, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> CompiledStep:
+  """Compiles the train step of `job` for batches with the shapes of `batch`."""
+  began = time.monotonic()
+  if job.teacher is not None and "teacher" not in batch:
+    batch = job.teacher.abstract(batch)
+
+  def step(state, trials, frozen, batch, keys):
+    return train_step(job.program, state, trials, frozen, batch, keys)
+
+  shardings = (state_shardings(job.program, job.state), job.program.layout.replicated)
+  traced = jax.jit(step, donate_argnums=0, out_shardings=shardings).trace(
+    job.state, job.trials, job.frozen, batch, job.keys
+  )
+  flops = count_flops(traced.jaxpr.jaxpr)
+  compiled = traced.lower().compile()
+  return CompiledStep(job, compiled, time.monotonic() - began, flops)
+
+
+def compile_abstract(plan: Plan, trials: int) -> CompiledStep:
+  """The step of `trials` trials equal to `plan`, compiled without a weight: for its memory and FLOPs."""
+  return compile_step(abstract_job(plan, trials), abstract_batch(plan))
+
+
+def abstract_batch(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes, dtypes and shardings of a training batch."""
+  rows, length = plan.cfg.train.batch_size, plan.cfg.data.seq_len
+  if plan.cfg.data.numbers:
+    shapes = batch_shapes(plan.cfg.data.source, rows)
+    return {k: jax.ShapeDtypeStruct(*shape, sharding=plan.layout.batch) for k, shape in shapes.items()}
+  ints = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=plan.layout.batch)
+  floats = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=plan.layout.batch)
+  return {"tokens": ints, "targets": ints, "segments": ints, "positions": ints, "weights": floats}

@@ -1,0 +1,151 @@
+"""A pack ready to train: the static program and its arrays on the mesh."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from lora_exp import lora
+from lora_exp.runtime.dropout import stream_key
+from lora_exp.runtime.mesh import Layout, dotted, flatten
+from lora_exp.train.evaluation import eval_step
+from lora_exp.train.plan import Plan, steps_of
+from lora_exp.train.step import Program, State, Tree, init_state, split_model, state_shardings
+from lora_exp.train.teacher import Teacher, make_teacher
+from lora_exp.train.trials import TrialHypers, first_leaves, inject_trials, make_trials, union
+
+
+@dataclass(frozen=True)
+class Job:
+  """The trials of a pack over one base: static program, arrays, and the state to train from.
+
+  The first step of training donates the arrays of `state`; what is read later comes from the state that training returns.
+  """
+
+  program: Program
+  steps: int
+  trials: TrialHypers
+  frozen: Tree
+  state: State
+  keys: jax.Array  # (N,) dropout keys
+  teacher: Teacher | None = None  # gives the distributions that the trials learn from
+
+  @cached_property
+  def evaluate(self) -> Callable[..., Any]:
+    """Compiled `eval_step`: (params, trials, frozen, batch) -> sums of each trial."""
+    return jax.jit(partial(eval_step, self.program))
+
+  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """`batch` on the devices, with the teacher's features where there is a teacher."""
+    arrays = self.program.layout.put_batch(batch)
+    return arrays if self.teacher is None else self.teacher(arrays)
+
+
+def mapping_of(layout: Layout) -> str:
+  """How a step goes over its trials: one after another, which is best on a CPU, or side by side."""
+  return "map" if jax.default_backend() == "cpu" and layout.mesh.shape["trial"] == 1 else "vmap"
+
+
+def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = None) -> Job:
+  """The job of the trials `plans` (default: `plan` alone) over one `base`; abstract if `base` is.
+
+  Raises ValueError if the trials cannot share a program.
+  """
+  plans = plans or [plan]
+  if any(_shared(p) != _shared(plan) for p in plans):
+    raise ValueError(
+      "the trials of a pack must agree on all but rank, alpha, targets, rates, decay and seeds; on a quantised base, on "
+      "targets too"
+    )
+  cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
+  cfgs, tables = [p.cfg for p in plans], [p.table for p in plans]
+  teacher = make_teacher(cfg, plan.model(), found, layout)
+  mapping = mapping_of(layout)
+  # Merging needs a kernel of its own for every trial: only one trial at a time may do it.
+  compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
+  if cfg.lora.quant:
+    found = _quantised(found, {row.path for table in tables for row in table}, layout, cfg.lora.quant)
+  leaves = [_leaves(p, model, found) for p in plans]
+  full = {path: [p.start.full[path] if p.start else found[path] for p in plans] for path in plan.full}
+  drops = (cfg.model.dropout if teacher is None else 0) or max(c.lora.dropout for c in cfgs)
+  own = inject_trials(model, tables, leaves, full, compute)
+  program, params, frozen = split_model(
+    model,
+    cfg.lora.method,
+    tuple(row.path for row in union(tables)),
+    dropout=any(c.lora.dropout > 0 for c in cfgs),
+    base_dropout=teacher is None,
+    optim=cfg.optim,
+    mapping=mapping,
+    shared_dropout_key=not drops or len({c.train.seed for c in cfgs}) == 1,
+    layout=layout,
+  )
+  frozen = _by_path(lambda path, x: found[path.replace(lora.FROZEN_PREFIX, "")], frozen)
+  put = lambda x: jax.device_put(x, layout.replicated)
+  trials = jax.tree.map(put, make_trials(cfgs, tables, steps))
+  if cfg.lora.method == "full":
+    repeat = lambda tree: jax.tree.map(lambda x: jnp.stack([x.astype(jnp.float32)] * len(cfgs)), tree)
+    start = lambda base: init_state(program, repeat(base), trials)
+    state = _make(start, program, _by_path(lambda path, x: found[path], params))
+  else:
+    state = _make(lambda params: init_state(program, params, trials), program, own)
+  keys = put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]))
+  return Job(program, steps, trials, frozen, state, keys, teacher)
+
+
+def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Mapping:
+  """What the adapters of one trial begin with: what was given, or what its method and init say."""
+  if plan.start is not None:
+    return lora.completed(plan.start, lora.kernels_of(model, plan.table, found))
+  return first_leaves(model, plan.cfg, plan.table, found) if plan.table else {}
+
+
+def _quantised(base: Mapping[str, jax.Array], modules: Collection[str], layout: Layout, kind: str) -> dict[str, Any]:
+  """The base by dotted path with the kernels of `modules` quantised, each laid out as it was."""
+  make = lambda w: lora.quantise(w, kind)
+
+  def one(path: str, w):
+    shapes = jax.eval_shape(make, w)
+    if isinstance(w, jax.ShapeDtypeStruct):
+      return shapes
+    place = lambda x: NamedSharding(layout.mesh, layout.spec(path, x.shape))
+    return jax.jit(make, out_shardings=jax.tree.map(place, shapes))(w)
+
+  kernels = {f"{path}.kernel" for path in modules}
+  return {path: one(path, w) if path in kernels else w for path, w in base.items()}
+
+
+def _shared(plan: Plan) -> tuple:
+  """What the compiled step of a pack takes from one trial for all of them."""
+  cfg = plan.cfg
+  optim = replace(cfg.optim, lr=0.0, weight_decay=0.0, clip=None)
+  sizes = (cfg.train.batch_size, cfg.data.seq_len, cfg.lora.method, cfg.lora.compute, cfg.lora.quant)
+  begun = cfg.lora.init in lora.KERNEL_INITS or (plan.start is not None and plan.start.started)
+  quantised = sorted(row.path for row in plan.table) if cfg.lora.quant else []  # the base's adapted kernels
+  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, begun, tuple(plan.full), quantised
+
+
+def _make(start: Callable[[Tree], State], program: Program, params: Tree) -> State:
+  """The state that `start` makes, laid out over the mesh; of abstract `params`, its shapes and places alone."""
+  shapes = jax.eval_shape(start, params)
+  places = state_shardings(program, shapes)
+  if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+  return jax.jit(start, out_shardings=places)(params)
+
+
+def _by_path(function, tree: Mapping) -> dict:
+  return dict(jax.tree_util.tree_map_with_path(lambda p, x: function(dotted(p), x), tree))
+
+
+def abstract_job(plan: Plan, trials: int = 1) -> Job:
+  """A job of `trials` equal trials over an abstract base: it can be compiled, and holds no weight."""
+  places = plan.layout.shardings(plan.base)
+  base = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plan.base, places)
+  return make_job(plan, base, steps_of(plan.cfg, 1), [plan] * trials)
