@@ -19,8 +19,8 @@ from lora_exp.config.schema import Config
 FILE = "config.yaml"
 # They belong to one command, not to a run.
 ONCE: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "format": "peft",
-                        "out": None, "merge": {}, "otherwise": []}
-FREE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "promises", "train.resume",
+                        "out": None, "merge": {}, "report": {}, "otherwise": []}
+FREE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "promises", "report", "train.resume",
         "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")  # may change while a run goes on
 
 

@@ -23,10 +23,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from lora_exp.cli.grid import Parse, one, points, texts, values
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import Config
 
 SAMPLERS = ("tpe", "nsga2", "random")
-OBJECTIVES = ("loss", "trainable", "forgetting")
+COSTS = ("trainable", "forgetting")  # objectives that are no metric; low is good
 SEEDS = ("train.seed", "data.seed", "model.seed")
 SEARCHED = "as lora.rank=choice(1,2,4,8) or 'optim.lr=tag(log, interval(1e-4, 1e-2))'"
 
@@ -79,6 +80,11 @@ class Study:
     at = lambda column, n: column[min(n, len(column) - 1)]
     jobs = [self.job({k: at(c, n) for k, c in columns.items()}, min(n, len(self.repeats) - 1)) for n in range(count)]
     return [*jobs, *self.extra]
+
+  @property
+  def signs(self) -> list[int]:
+    """For each objective, 1 if it is minimised and -1 if it is maximised."""
+    return [METRICS[name].sign if name in METRICS else 1 for name in self.objectives]
 
   @property
   def points(self) -> float:
@@ -154,12 +160,12 @@ def _problems(node: Mapping[str, Any]) -> Iterator[str]:
     yield f"{at('sampler')}: choose {', '.join(SAMPLERS)}{did_you_mean(str(node.get('sampler')), SAMPLERS)}"
   objectives = node.get("objectives")
   listed = list(objectives) if isinstance(objectives, Sequence) and not isinstance(objectives, str) else []
+  known = (*METRICS, *COSTS)
   if not listed or len(set(listed)) < len(listed):
-    yield f"{at('objectives')}: give a list of one or several of {', '.join(OBJECTIVES)}, each once"
+    yield f"{at('objectives')}: give a list of one or several of {', '.join(known)}, each once"
   for name in listed:
-    if name not in OBJECTIVES:
-      yield f"{at('objectives')}: no such objective {name}; choose {', '.join(OBJECTIVES)}" + did_you_mean(
-        str(name), OBJECTIVES)
+    if name not in known:
+      yield f"{at('objectives')}: no such objective {name}; choose {', '.join(known)}{did_you_mean(str(name), known)}"
   yield from _rung_problems(node, at, listed)
 
 
@@ -174,9 +180,9 @@ def _rung_problems(node: Mapping[str, Any], at: Any, objectives: list[str]) -> I
     yield f"{at('keep')}: give the share that goes on, between 0 and 1"
   if node.get("width") == 1:
     yield f"{at('rungs')}: prunes the worst of a batch, and with hydra.sweeper.width=1 there is nothing to compare"
-  if objectives != ["loss"]:
-    yield (f"{at('rungs')}: prunes by the loss, which would take the settings with few parameters from a Pareto front; "
-           "leave it null, or search hydra.sweeper.objectives=[loss] alone")
+  if len(objectives) != 1 or objectives[0] not in METRICS:
+    yield (f"{at('rungs')}: prunes by one metric, which would take the settings with few parameters from a Pareto front; "
+           "leave it null, or search one metric alone, as hydra.sweeper.objectives=[loss]")
 
 
 def _whole(value: Any) -> bool:

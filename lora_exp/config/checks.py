@@ -12,6 +12,7 @@ from lora_exp.config.credentials import credential_problem
 from lora_exp.config.data_checks import data_problems, file_problems, sources
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.lora_checks import lora_problems
+from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import ADAPTERS, EXAMPLES, INITS, TOKENIZERS, Config, ModelConfig
 
 CHOICES = {
@@ -35,6 +36,7 @@ CHOICES = {
   "optim.schedule": ("constant", "linear", "cosine"),
   "train.export": ("best", "last"),
   "sample.chat": ("auto", "always", "none"),
+  "report.metric": METRICS,
   "merge.dtype": (None, "float32", "bfloat16", "float16"),
   "logger.name": ("wandb", "none"),
   "logger.mode": ("auto", "online", "offline"),
@@ -44,8 +46,9 @@ MLP_CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("le
 ON_A_RUN = ("merge", "export")  # tasks that need a run
 NO_UPDATE = {"frozen": "nothing", "bitfit": "biases alone"}  # what methods trained that change no kernel
 
-EXPECTATIONS = ("trainable", "total", "adapter_bytes", "loss_falls", "accuracy", "exact", "behind_best", "base_changed",
-            "merged_differs", "off_differs")
+# Of a finished run; besides these, every metric.
+EXPECTATIONS = ("trainable", "total", "adapter_bytes", "loss_falls", "behind_best", "base_changed", "merged_differs",
+                "off_differs")
 
 Allowed = tuple[Callable[[Any], bool], str]
 COUNT: Allowed = (lambda x: x >= 1, "at least 1")
@@ -306,6 +309,7 @@ def _sample(cfg: Config) -> Iterator[str]:
 
 
 def _promises(cfg: Config) -> Iterator[str]:
+  names = (*EXPECTATIONS, *METRICS)
   for name in cfg.promises or {}:
-    if name not in EXPECTATIONS:
-      yield f"promises.{name}: choose {', '.join(EXPECTATIONS)}{did_you_mean(name, EXPECTATIONS)}"
+    if name not in names:
+      yield f"promises.{name}: choose {', '.join(names)}{did_you_mean(name, names)}"

@@ -243,6 +243,13 @@ class MergeConfig:
 
 
 @dataclass
+class ReportConfig:
+  """How task=report compares the settings of a sweep."""
+
+  metric: str = "loss"  # that ranks them, on held-out data: loss | perplexity | … (every metric of config/metrics.py)
+
+
+@dataclass
 class LoggerConfig:
   """Where the curves go besides metrics.jsonl."""
 
@@ -275,6 +282,7 @@ class Config:
   train: TrainConfig = field(default_factory=TrainConfig)
   sample: SampleConfig = field(default_factory=SampleConfig)
   merge: MergeConfig = field(default_factory=MergeConfig)
+  report: ReportConfig = field(default_factory=ReportConfig)
   logger: LoggerConfig = field(default_factory=LoggerConfig)
   otherwise: list[str] = field(default_factory=list)  # overrides for where model.weights cannot be had
   promises: dict[str, float] | None = None  # what must hold when training has ended, {promise: number}; see promises.py

@@ -37,7 +37,7 @@ class StudyJournal:
     _cut_torn(path)
     path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed
     self.storage = JournalStorage(JournalFileBackend(str(path)))
-    directions = [StudyDirection.MINIMIZE] * len(cfg.objectives)
+    directions = [StudyDirection.MINIMIZE if sign > 0 else StudyDirection.MAXIMIZE for sign in cfg.signs]
     self.study = optuna.create_study(study_name=NAME, storage=self.storage, directions=directions, load_if_exists=True)
     self.space = {key: distribution(part) for key, part in cfg.space.items()}
     self._check(directory)
@@ -90,11 +90,11 @@ class StudyJournal:
       pass
     return create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
 
-  def report(self, number: int, step: int, loss: float) -> None:
-    """The loss at a rung, once."""
+  def report(self, number: int, step: int, value: float) -> None:
+    """The objective at a rung, once."""
     trial = self.all[number]
     if step not in trial.intermediate_values:
-      self.storage.set_trial_intermediate_value(trial._trial_id, step, loss)
+      self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
 
   def tell(self, number: int, values: Sequence[float] | None, state: TrialState, reason: str | None = None) -> None:
     """How a trial ended."""

@@ -20,6 +20,7 @@ from flax import nnx
 
 from lora_exp import lora
 from lora_exp.config import LoraExpError
+from lora_exp.config.metrics import METRICS
 from lora_exp.runtime import console
 from lora_exp.train.job import Job
 from lora_exp.train.outputs import frozen_digest
@@ -97,8 +98,6 @@ EXPECTATIONS: dict[str, Expectation] = {
     "fall of the held-out loss, as a share of the base's", "≥",
     lambda end: _fall(end.summary["losses"]["base"], end.summary["losses"]["best"]),
   ),
-  "accuracy": Expectation("held-out accuracy at the end", "≥", lambda end: end.summary["scores"]["final"].get("accuracy")),
-  "exact": Expectation("held-out answers that are right", "≥", lambda end: end.summary["scores"]["final"].get("exact")),
   "behind_best": Expectation(
     "steps from the exported state to the best", "=",
     lambda end: abs(end.summary["losses"]["exported_step"] - end.summary["losses"]["best_step"]),
@@ -112,11 +111,24 @@ EXPECTATIONS: dict[str, Expectation] = {
 }
 
 
+def expectation(name: str) -> Expectation:
+  """The expectation of this name: one of `EXPECTATIONS`, or a metric of the last evaluation."""
+  if name in EXPECTATIONS:
+    return EXPECTATIONS[name]
+  metric = METRICS[name]
+
+  def measure(end: End) -> float | None:
+    """The metric in summary.json; None if it does not apply."""
+    return end.summary["scores"]["final"].get(name)
+
+  return Expectation(f"held-out {metric.label} at the end", "≥" if metric.higher_is_better else "≤", measure)
+
+
 def check(promises: Mapping[str, float], end: End) -> dict[str, dict]:
   """`{name: {promised, found, holds}}` of every promise of a config."""
-  found = {name: EXPECTATIONS[name].measure(end) for name in promises}
+  found = {name: expectation(name).measure(end) for name in promises}
   return {
-    name: {"promised": promised, "found": found[name], "holds": EXPECTATIONS[name].holds(found[name], promised)}
+    name: {"promised": promised, "found": found[name], "holds": expectation(name).holds(found[name], promised)}
     for name, promised in promises.items()
   }
 
@@ -125,7 +137,7 @@ def show(results: Mapping[str, dict]) -> None:
   """The table of promises. Raises LoraExpError if one is broken."""
   number = lambda x: "-" if x is None else f"{x:,.0f}" if float(x).is_integer() else f"{x:.4g}"
   rows = [
-    (f"{name}: {EXPECTATIONS[name].words}", f"{EXPECTATIONS[name].relation} {number(r['promised'])}", number(r["found"]),
+    (f"{name}: {expectation(name).words}", f"{expectation(name).relation} {number(r['promised'])}", number(r["found"]),
      "yes" if r["holds"] else "NO")
     for name, r in results.items()
   ]

@@ -40,7 +40,7 @@ class Record:
   best: float | None = None  # held out, of the states evaluated after step 0
   best_step: int = 0
   held_out_tokens: int = 0
-  scores: dict = field(default_factory=dict)  # held out, all of them: {base: {loss, accuracy, …}, final: {…}}
+  scores: dict = field(default_factory=dict)  # held out, every metric: {base: {loss, …}, final: {…}, best: {…}}
   retain_base: float | None = None
   retain_final: float | None = None
   exported_step: int | None = None
@@ -56,6 +56,7 @@ class Record:
     if self.best is not None and loss >= self.best:
       return False
     self.best, self.best_step = loss, step
+    self.scores["best"] = scores
     return True
 
   @property

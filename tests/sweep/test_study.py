@@ -81,7 +81,7 @@ def test_what_is_typed_wins_and_seeds_repeat_a_trial():
 
 
 @pytest.mark.parametrize(("argv", "sentence"), [
-  (["hydra.sweeper.objectives=[los]", *SPACE], "no such objective los; choose loss, trainable, forgetting; did"),
+  (["hydra.sweeper.objectives=[los]", *SPACE], "no such objective los; choose loss, perplexity,"),
   ([], "nothing to search"),
   (["train.seed=0,1"], "nothing to search"),
   (["hydra.sweeper.sampler=tpr", *SPACE], "choose tpe, nsga2, random; did you mean tpe"),
