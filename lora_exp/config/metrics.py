@@ -48,6 +48,24 @@ class Metric:
     """1 if a lower value is better, -1 if a higher one is: `sign * value` is always to be minimised."""
     return -1 if self.higher_is_better else 1
 
+  @property
+  def best_word(self) -> str:
+    return "highest" if self.higher_is_better else "lowest"
+
+  @property
+  def worst_word(self) -> str:
+    return "lowest" if self.higher_is_better else "highest"
+
+  @property
+  def worse_side(self) -> str:
+    """Where a worse value lies: "above" or "below" a better one."""
+    return "below" if self.higher_is_better else "above"
+
+  @property
+  def better_side(self) -> str:
+    """Where a better value lies: "above" or "below" a worse one."""
+    return "above" if self.higher_is_better else "below"
+
   def applies(self, sums: Collection[str]) -> bool:
     """Whether every sum that it reads exists."""
     return all(name in sums for name in self.sums)

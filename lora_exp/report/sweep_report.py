@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lora_exp.config.metrics import METRICS
 from lora_exp.report.findings.all_findings import findings
 from lora_exp.report.grouping import learned_updates
 from lora_exp.report.grouping.group import Group, make_groups
@@ -31,21 +32,21 @@ Draw = Callable[[], Figure | None]
 MOST_PLOTTED = 4  # groups that have plots
 
 
-def make_report(directory: Path) -> Report:
-  """Writes the report into the sweep `directory`. Raises InputError if it holds no runs."""
-  trials, groups = make_table(directory)
+def make_report(directory: Path, metric: str = "loss") -> Report:
+  """Writes the report into the sweep `directory`, ranked by `metric`. Raises InputError if it holds no runs."""
+  trials, groups = make_table(directory, metric)
   (directory / "plots").mkdir(exist_ok=True)
   sections = [_section(directory, group, n, len(groups)) for n, group in enumerate(groups)]
-  report = Report(directory.absolute().name, trials, sections)
+  report = Report(directory.absolute().name, METRICS[metric], trials, sections)
   for name, render in (("report.md", markdown), ("report.html", html)):
     _write(directory / name, partial(Path.write_text, data=render(report), encoding="utf-8"))
   return report
 
 
-def make_table(directory: Path) -> tuple[list[RunRecord], list[Group]]:
+def make_table(directory: Path, metric: str = "loss") -> tuple[list[RunRecord], list[Group]]:
   """Writes results.csv; returns the trials of the sweep and the groups that they form."""
   trials = read_sweep(directory)
-  groups = make_groups(trials)
+  groups = make_groups(trials, METRICS[metric])
   for group in groups:
     learned_updates.learn(directory, group)
   _write(directory / "results.csv", partial(results_table.write, table=results_table.rows(trials, groups)))

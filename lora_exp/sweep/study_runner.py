@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lora_exp.cli.study_space import Study
 from lora_exp.config.errors import StoppedError
+from lora_exp.config.metrics import METRICS
 from lora_exp.report.reading.run_files import read_run
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
@@ -127,12 +128,16 @@ class StudyRunner:
         if self.stopped():
           return
         for trial in self._running(numbers):
-          self.trials.report(trial.number, rung, _mean([loss_at(trial, rung) for trial in self._trials(trial.number)]))
+          self.trials.report(trial.number, rung, self._at_rung(trial.number, rung))
       self._halve(rung, numbers)
     if self._running(numbers):
       self._train_trials(None, numbers)
     if not self.stopped():
       self._tell(numbers)
+
+  def _at_rung(self, trial: int, rung: int) -> float:
+    """The objective of a trial at a rung: the mean over its runs."""
+    return _mean([metric_at(run, self.cfg.objectives[0], rung) for run in self._trials(trial)])
 
   def _note(self, batch: Sequence[FrozenTrial]) -> None:
     ledger = self.ledger
@@ -164,13 +169,14 @@ class StudyRunner:
   def _halve(self, rung: int, numbers: Sequence[int]) -> None:
     """Prunes all but the best `keep` of those that came to this rung; the same whenever it is asked again."""
     trials = [self.trials.all[n] for n in numbers]
-    losses = {t.number: t.intermediate_values[rung] for t in trials if rung in t.intermediate_values}
-    count = math.ceil(self.cfg.keep * len(losses))
-    best = sorted(losses, key=lambda n: (losses[n], n))[:count]
+    values = {t.number: t.intermediate_values[rung] for t in trials if rung in t.intermediate_values}
+    count = math.ceil(self.cfg.keep * len(values))
+    sign, label = self.cfg.signs[0], METRICS[self.cfg.objectives[0]].label
+    best = sorted(values, key=lambda n: (sign * values[n], n))[:count]
     for trial in self._running(numbers):
       if trial.number not in best:
-        loss = losses[trial.number]
-        reason = f"at step {rung}, not among the best {count} of {len(losses)}: held-out loss {loss:.4f}"
+        reason = (f"at step {rung}, not among the best {count} of {len(values)}: "
+                  f"held-out {label} {values[trial.number]:.4f}")
         for record in self._trials(trial.number):
           self._prune(record, reason)
         self._end(trial, PRUNED, None, reason)
@@ -187,7 +193,7 @@ class StudyRunner:
   def _tell(self, numbers: Sequence[int]) -> None:
     for trial in self._running(numbers):
       trials = self._trials(trial.number)
-      values = [_mean([_VALUES[name](trial) for trial in trials]) for name in self.cfg.objectives]
+      values = [_mean([objective_value(trial, name) for trial in trials]) for name in self.cfg.objectives]
       wrong = [name for name, value in zip(self.cfg.objectives, values, strict=True) if not math.isfinite(value)]
       if wrong:
         self._end(trial, FAIL, None, f"its {wrong[0]} is no finite number")
@@ -220,7 +226,7 @@ class StudyRunner:
       shown = sorted(self.trials.study.best_trials, key=lambda t: t.values[::-1])
       title = f"Pareto front of {' and '.join(objectives)}: {len(shown)} of {len(trials)} trials ({counts})"
     else:
-      shown = sorted(finished(trials, COMPLETE), key=lambda t: t.values)[:MOST_SHOWN]
+      shown = sorted(finished(trials, COMPLETE), key=lambda t: self.cfg.signs[0] * t.values[0])[:MOST_SHOWN]
       title = f"Best of {len(trials)} trials ({counts})"
     names = [key.rpartition(".")[2] for key in self.cfg.space]
     rows = [[t.number, ", ".join(map(str, self._runs(t.number))), *(_short(t.params[k]) for k in self.cfg.space),
@@ -228,17 +234,25 @@ class StudyRunner:
     console.show_table(title, ["trial", "runs", *names, *objectives], rows, right=names)
 
 
-def loss_at(trial: RunRecord, step: int) -> float:
-  """The held-out loss that the run would come out with, had it ended at `step`; NaN without one."""
-  losses = [loss for at, loss in trial.curves["eval"] if 0 < at <= step]
-  return (losses[-1] if trial.config.get("train.export") == "last" else min(losses)) if losses else math.nan
+def metric_at(trial: RunRecord, metric: str, step: int) -> float:
+  """The held-out metric of the state that the run would export, had it ended at `step`; NaN without one."""
+  losses = [(at, loss) for at, loss in trial.curve("eval", "loss") if 0 < at <= step]
+  if not losses:
+    return math.nan
+  exports_last = trial.config.get("train.export") == "last"
+  exported = losses[-1][0] if exports_last else min(losses, key=_loss_of)[0]
+  return dict(trial.curve("eval", metric)).get(exported, math.nan)
 
 
-_VALUES: dict[str, Callable[[RunRecord], float | None]] = {
-  "loss": lambda trial: trial.loss,
-  "trainable": lambda trial: trial.trainable,
-  "forgetting": lambda trial: trial.number_at("losses", "forgetting"),
-}
+def _loss_of(point: tuple[int, float]) -> float:
+  return point[1]
+
+
+def objective_value(trial: RunRecord, objective: str) -> float | None:
+  """What a study optimises, of one run: a metric of `METRICS`, or a cost; None if the run does not have it."""
+  if objective in METRICS:
+    return trial.result(objective)
+  return trial.trainable if objective == "trainable" else trial.number_at("losses", "forgetting")
 
 
 def _there(trial: RunRecord, ledger: Ledger, step: int | None) -> bool:

@@ -28,11 +28,11 @@ def alpha(group: Group) -> Iterator[Finding]:
   """Whether alpha mattered once the rate was tuned for each."""
   for where, settings in contexts(group, ALPHA)[:MOST_CONTEXTS]:
     levels = list(best_by(settings, ALPHA).values())
-    verdict = enough(group, levels, lambda s: s.loss.mean, ALPHA)
+    verdict = enough(group, levels, lambda s: s.penalty, ALPHA)
     at = f" ({where})" if where else ""
-    worst = max(levels, key=lambda s: s.loss.mean)
-    d = verdict.to_best(worst) or difference(worst.losses, verdict.best.losses)
-    spread = f"{worst.label} is {d.text(sign=True)} above {verdict.best.label}"
+    worst = max(levels, key=lambda s: s.penalty)
+    d = verdict.to_best(worst) or difference(worst.penalties, verdict.best.penalties)
+    spread = f"{worst.label} is {d.text(sign=True)} {group.metric.worse_side} {verdict.best.label}"
     if len({s.values.get(RATE) for s in settings}) < 2:
       yield Finding("Alpha", f"Whether alpha matters is not concluded{at}: the rate was the same for each, and a "
                     f"larger alpha acts as a larger rate; sweep optim.lr too. {capital(spread)}.",
@@ -62,7 +62,7 @@ def rate(group: Group) -> Iterator[Finding]:
     if len(by_rate) < 2:
       continue
     best = best_of(by_rate.values())
-    fit = parabola([float(np.log(lr)) for lr in by_rate], [s.loss.mean for s in by_rate.values()])
+    fit = parabola([float(np.log(lr)) for lr in by_rate], [s.penalty for s in by_rate.values()])
     inside = fit is not None and min(by_rate) <= np.exp(fit.place) <= max(by_rate)
     name = ", ".join(say(k, v) for k, v in at if v is not None)
     fitted = f" (fitted {np.exp(fit.place):.2g})" if fit and inside else ""
@@ -71,6 +71,6 @@ def rate(group: Group) -> Iterator[Finding]:
     trials.append(best.names)
   if lines:
     rest = f"; and of {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
-    text = f"Best learning rate by held-out loss: {'; '.join(lines[:MOST_LINES])}{rest}."
+    text = f"Best learning rate by held-out {group.metric.label}: {'; '.join(lines[:MOST_LINES])}{rest}."
     yield Finding("Rate", text + (f" Not settled: {joined(list(dict.fromkeys(edge)))}." if edge else ""),
                   f"trials {'; '.join(trials)}", not edge)

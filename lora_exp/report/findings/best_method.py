@@ -1,4 +1,4 @@
-"""Finding: which method has the lowest loss."""
+"""Finding: which method is the best."""
 
 from collections.abc import Iterator
 
@@ -15,14 +15,16 @@ def methods(group: Group) -> Iterator[Finding]:
   for where, settings in contexts(group, "method", [RANK])[:MOST_CONTEXTS]:
     levels = list(best_by(settings, "method").values())
     verdict = enough(group, levels, lambda s: s.trainable or 0, "method")
-    order = sorted(levels, key=lambda s: s.loss.mean)
+    order = sorted(levels, key=lambda s: s.penalty)
     at = f" ({where})" if where else ""
-    words = ", ".join(f"{s.label} {s.loss.text()}" for s in order)
+    metric = group.metric
+    values = "Losses" if metric.name == "loss" else f"Their {metric.label}"
+    words = ", ".join(f"{s.label} {s.score.text()}" for s in order)
     if verdict.doubts:
-      yield Finding("Methods", f"No method is named best{at}: {joined(verdict.doubts)}. Losses: {words}.",
+      yield Finding("Methods", f"No method is named best{at}: {joined(verdict.doubts)}. {values}: {words}.",
                     evidence(verdict), False)
       continue
     ties = [s.label for s, d in verdict.against if not_worse(d, verdict.tolerance)]
-    text = f"{verdict.best.label} has the lowest loss{at}"
-    text += f"; not measurably worse: {'; '.join(ties)}" if ties else ", measurably below every other"
-    yield Finding("Methods", f"{text}. Losses: {words}.", evidence(verdict), True, {"best": verdict.best.method})
+    text = f"{verdict.best.label} has the {metric.best_word} {metric.label}{at}"
+    text += f"; not measurably worse: {'; '.join(ties)}" if ties else f", measurably {metric.better_side} every other"
+    yield Finding("Methods", f"{text}. {values}: {words}.", evidence(verdict), True, {"best": verdict.best.method})

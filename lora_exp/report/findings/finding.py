@@ -27,8 +27,8 @@ class Finding:
 def evidence(verdict: Verdict) -> str:
   best = verdict.best
   others = "; ".join(f"{s.label} {_diff(d)} (trials {s.names})" for s, d in verdict.against)
-  return (f"best: {best.label}, {best.loss.text()} (trials {best.names}); above it: {others or 'none'}; "
-          f"tolerance {verdict.tolerance:.4f}. Test: {TEST}.")
+  return (f"best: {best.label}, {best.score.text()} (trials {best.names}); "
+          f"{best.metric.worse_side} it: {others or 'none'}; tolerance {verdict.tolerance:.4f}. Test: {TEST}.")
 
 
 def _diff(d: Difference) -> str:
@@ -36,7 +36,7 @@ def _diff(d: Difference) -> str:
 
 
 def lowest(best: Setting) -> str:
-  return f"The lowest mean loss is {best.loss.text()}, of {best.label}."
+  return f"The {best.metric.best_word} mean {best.metric.label} is {best.score.text()}, of {best.label}."
 
 
 def listed(values: Sequence[Any]) -> str:

@@ -25,9 +25,10 @@ def next_steps(group: Group) -> Iterator[Finding]:
     top = list(best_by([s for s in group.adapted if RANK in s.values], RANK).values())
     if alike := untuned(group, top, RANK):
       steps.append(f"try more values for each rank (sweep=rank_lr, or a larger group): {joined(alike)}")
-    elif len(top) > 1 and best_of(top) is top[-1] and not not_worse(difference(top[-2].losses, top[-1].losses),
+    elif len(top) > 1 and best_of(top) is top[-1] and not not_worse(difference(top[-2].penalties, top[-1].penalties),
                                                                  tolerance_of(top)):
-      steps.append(f"try a rank above {top[-1].values[RANK]}: the loss still falls from rank {top[-2].values[RANK]}")
+      still = f"the {group.metric.label} still {'rises' if group.metric.higher_is_better else 'falls'}"
+      steps.append(f"try a rank above {top[-1].values[RANK]}: {still} from rank {top[-2].values[RANK]}")
     if RATE not in group.keys:
       steps.append("sweep optim.lr as well (sweep=rank_lr): one rate for every rank favours some of them")
   if group.full is None:
@@ -35,7 +36,7 @@ def next_steps(group: Group) -> Iterator[Finding]:
   late = [s for s in group.adapted if all(_still_falling(trial) for trial in s.counted.values())]
   if len(late) > len(group.adapted) / 2:
     steps.append("train longer: most settings were at their best at the last step")
-  lost = [trial for trial in group.trials if trial.loss is None and trial.status != "pruned"]
+  lost = [trial for trial in group.trials if trial.result(group.metric.name) is None and trial.status != "pruned"]
   if lost:
     steps.append(f"repeat or leave out what did not finish: trials {', '.join(map(str, lost))}")
   if steps:

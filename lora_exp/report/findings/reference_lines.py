@@ -19,15 +19,15 @@ def full(group: Group) -> Iterator[Finding]:
   for _, settings in (places if len(places := contexts(group, RANK)) == 1 else ()):
     verdict = enough(group, list(best_by(settings, RANK).values()), lambda s: s.values[RANK], RANK)
     best = best if verdict.doubts else verdict.chosen  # the answer, rather than the last thousandth of a nat
-  share = group.share(best)
+  share, base = group.share(best), float('nan') if group.base is None else group.base
   if not share.n:
-    yield Finding("Full fine-tuning", f"Full fine-tuning ({top.loss.text()}) is not better than the base "
-                  f"({group.base or float('nan'):.4f}), so there is no gain to recover.", f"trials {top.names}", False)
+    yield Finding("Full fine-tuning", f"Full fine-tuning ({top.score.text()}) is not better than the base "
+                  f"({base:.4f}), so there is no gain to recover.", f"trials {top.names}", False)
     return
   text = f"Of the gain of full fine-tuning, {best.label} recovers {share.text(1, factor=100)} %"
   if best.trainable and top.trainable:
     text += f" with {best.trainable / top.trainable * 100:.3g} % of its parameters"
-  text += f": {best.loss.text()} against {top.loss.text()}, from a base of {group.base or float('nan'):.4f}."
+  text += f": {best.score.text()} against {top.score.text()}, from a base of {base:.4f}."
   few = min(best.seeds, top.seeds) < SEEDS_NEEDED
   if few:
     text += " One of them has fewer than three seeds."

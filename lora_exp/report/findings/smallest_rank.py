@@ -28,14 +28,16 @@ def rank(group: Group) -> Iterator[Finding]:
       yield Finding("Rank", f"No smallest sufficient rank is named{at}: {why}. {lowest(verdict.best)}",
                     evidence(verdict), False, facts)
       continue
+    metric = group.metric
     text = f"Rank {chosen} is enough{at}: "
     d = verdict.to_best(verdict.chosen)
     if d is None:
-      text += f"it has the lowest loss of ranks {listed(tried)}{own}, {verdict.best.loss.text()}."
+      text += (f"it has the {metric.best_word} {metric.label} of ranks {listed(tried)}{own}, "
+               f"{verdict.best.score.text()}.")
     else:
-      text += (f"of ranks {listed(tried)}{own}, it is the smallest whose held-out loss, "
-               f"{verdict.chosen.loss.text()}, is not measurably above that of the best, rank {best} "
-               f"({verdict.best.loss.text()}): the difference is {d.text(sign=True)}.")
+      text += (f"of ranks {listed(tried)}{own}, it is the smallest whose held-out {metric.label}, "
+               f"{verdict.chosen.score.text()}, is not measurably {metric.worse_side} that of the best, rank {best} "
+               f"({verdict.best.score.text()}): the difference is {d.text(sign=True)}.")
     below = [(s, verdict.to_best(s)) for s in levels if s.values[RANK] < chosen]
     if below and (d := below[-1][1]):
       text += f" Rank {below[-1][0].values[RANK]} is {d.text(sign=True)} off."

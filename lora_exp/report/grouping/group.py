@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_exp.config.metrics import METRICS, Metric
 from lora_exp.report.grouping.comparability import apart
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import distinguishing_keys, label, settings_of, values_of, varied
@@ -16,6 +17,7 @@ class Group:
   """Settings that can be compared."""
 
   settings: list[Setting]
+  metric: Metric  # by which they are compared
   keys: list[str]  # that tell them apart
   columns: list[str]  # every key whose values differ in the sweep
   why: str = ""  # what sets it apart from the sweep's other groups
@@ -27,24 +29,31 @@ class Group:
 
   @property
   def adapted(self) -> list[Setting]:
-    """Those with a loss, apart from the reference lines."""
+    """Those with a result, apart from the reference lines."""
     return [s for s in self.settings if s.seeds and not s.reference]
 
   @property
   def full(self) -> Setting | None:
     """Full fine-tuning, at its best rate."""
     found = [s for s in self.settings if s.seeds and s.method == "full"]
-    return min(found, key=lambda s: s.loss.mean, default=None)
+    return min(found, key=lambda s: s.penalty, default=None)
 
   @property
   def base(self) -> float | None:
-    """The held-out loss of the untouched base."""
-    found = [trial.base for trial in self.trials if trial.base is not None and not trial.config.get("lora.quant")]
+    """The metric of the base before training."""
+    values = [trial.base_metric(self.metric.name) for trial in self.trials if not trial.config.get("lora.quant")]
+    found = [value for value in values if value is not None]
     return estimate(found).mean if found else None
 
   @property
+  def has_numbers(self) -> bool:
+    """Whether its data is examples of numbers, whose loss has no unit."""
+    return any(trial.numbers for trial in self.trials)
+
+  @property
   def unit(self) -> str:
-    return "" if any(trial.numbers for trial in self.trials) else "nats per token"
+    """The unit of the metric; examples of numbers have none."""
+    return "" if self.has_numbers else self.metric.unit
 
   def levels(self, key: str) -> list[Any]:
     """The values of `key` among adapted settings and those that failed, in order."""
@@ -52,7 +61,7 @@ class Group:
     return sorted(found, key=lambda v: (isinstance(v, str), v))
 
   def share(self, setting: Setting) -> Estimate:
-    """Share of full fine-tuning's gain below the base: 0 is the base, 1 is full; by seed where full has that seed."""
+    """Share of full fine-tuning's gain over the base: 0 is the base, 1 is full; by seed where full has that seed."""
     full = self.full
     if full is None:
       return estimate([])
@@ -61,16 +70,18 @@ class Group:
       paired = set()
 
     def share(trial: RunRecord) -> float | None:
-      top = full.losses[trial.seeds] if paired else full.loss.mean
-      base = full.counted[trial.seeds].base if paired else self.base  # of full precision, also for a quantised trial
-      if base is None or trial.loss is None or base - top <= 0:
+      name, result = self.metric.name, trial.result(self.metric.name)
+      top = full.scores[trial.seeds] if paired else full.score.mean
+      # Of full precision, also for a quantised trial.
+      base = full.counted[trial.seeds].base_metric(name) if paired else self.base
+      if base is None or result is None or self.metric.sign * (base - top) <= 0:
         return None
-      return (base - trial.loss) / (base - top)
+      return (base - result) / (base - top)
 
     return setting.of(share)
 
 
-def make_groups(trials: Sequence[RunRecord]) -> list[Group]:
+def make_groups(trials: Sequence[RunRecord], metric: Metric = METRICS["loss"]) -> list[Group]:
   """The settings of a sweep in groups that can be compared, the largest first; trials without a config are in none."""
   trials = [trial for trial in trials if trial.config]
   columns = varied(trials)
@@ -80,7 +91,7 @@ def make_groups(trials: Sequence[RunRecord]) -> list[Group]:
     config = settings_of(trial)
     identity = tuple(sorted((k, repr(v)) for k, v in config.items() if k not in SEEDS))
     groups.setdefault(identity, []).append(trial)
-  made = [Setting(label(trials_, keys), values_of(trials_[0], keys), trials_) for trials_ in groups.values()]
+  made = [Setting(label(trials_, keys), values_of(trials_[0], keys), trials_, metric) for trials_ in groups.values()]
   clusters: list[list[Setting]] = []
   for setting in made:
     fit = next((c for c in clusters if all(not apart(setting, other) for other in c)), None)
@@ -90,7 +101,7 @@ def make_groups(trials: Sequence[RunRecord]) -> list[Group]:
   for cluster in clusters:
     others = {why: None for other in clusters if other is not cluster for s in other[:1] for t in cluster[:1]
               for why in apart(t, s)}
-    found.append(Group(sorted(cluster, key=_order), keys, columns, "; ".join(others)))
+    found.append(Group(sorted(cluster, key=_order), metric, keys, columns, "; ".join(others)))
   return found
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lora_exp.config.metrics import Metric
 from lora_exp.report.grouping.setting_keys import REFERENCES, settings_of
 from lora_exp.report.reading.adapter_updates import Overlap
 from lora_exp.report.reading.run_record import RunRecord
@@ -16,6 +17,7 @@ class Setting:
   label: str
   values: dict[str, Any]  # of the keys that tell settings apart
   trials: list[RunRecord]  # by number
+  metric: Metric  # by which settings are compared
   overlap: Overlap | None = None  # of what its seeds learned
 
   @property
@@ -32,22 +34,39 @@ class Setting:
     """Seeds -> the first trial that is done with them."""
     found: dict[tuple, RunRecord] = {}
     for trial in self.trials:
-      if trial.loss is not None:
+      if trial.result(self.metric.name) is not None:
         found.setdefault(trial.seeds, trial)
     return found
 
   @property
-  def losses(self) -> dict[tuple, float]:
-    return {seeds: trial.loss for seeds, trial in self.counted.items() if trial.loss is not None}
+  def scores(self) -> dict[tuple, float]:
+    """Seeds -> the metric."""
+    values = {seeds: trial.result(self.metric.name) for seeds, trial in self.counted.items()}
+    return {seeds: value for seeds, value in values.items() if value is not None}
 
   @property
-  def loss(self) -> Estimate:
-    return estimate(list(self.losses.values()))
+  def score(self) -> Estimate:
+    """The metric over seeds."""
+    return estimate(list(self.scores.values()))
+
+  @property
+  def penalties(self) -> dict[tuple, float]:
+    """Seeds -> the metric, negated where higher is better: a lower value is better."""
+    return {seeds: self.metric.sign * value for seeds, value in self.scores.items()}
+
+  @property
+  def penalty(self) -> float:
+    """The mean of `penalties`."""
+    return self.metric.sign * self.score.mean
 
   @property
   def gain(self) -> Estimate:
-    """Below each trial's own base."""
-    return self.of(lambda trial: None if trial.base is None or trial.loss is None else trial.base - trial.loss)
+    """How much better the metric is than that of each trial's own base."""
+    return self.of(self._gain)
+
+  def _gain(self, trial: RunRecord) -> float | None:
+    base, result = trial.base_metric(self.metric.name), trial.result(self.metric.name)
+    return None if base is None or result is None else self.metric.sign * (base - result)
 
   def of(self, value) -> Estimate:
     """The estimate of `value(trial)` over the seeds."""

@@ -5,25 +5,29 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_exp.config.metrics import Metric
 from lora_exp.report.findings.finding import Finding
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.page.settings_table import setting_rows
+from lora_exp.report.page.settings_table import setting_columns, setting_rows
 from lora_exp.report.plots.style import DPI
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.verdicts.verdict import TEST, TOLERANCE
 
 PRUNED = (
-  "A pruned trial was stopped by its study, because its loss was among the worst of its batch at that step: no "
+  "A pruned trial was stopped by its study, because it was among the worst of its batch at that step: no "
   "failure, and no result to compare at full length."
 )
+EXPORTED = (
+  "The {label} of a trial is the held-out {label} of the state that it exports: the one with the lowest held-out loss, "
+  "or the last with train.export=last; that of a frozen base is its {label} at step 0."
+)
 METHOD = (
-  "The loss of a trial is the held-out loss of the state that it exports: the best of its evaluations, or the last "
-  "with train.export=last; that of a frozen base is its loss at step 0. Trials that differ in train.seed, data.seed "
+  "Trials that differ in train.seed, data.seed "
   "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
   f"A setting is not measurably worse than the best if it passes this test: {TEST}. Fewer than three seeds decide "
   "nothing, and neither does a best value on the edge of what was tried.",
   f"The tolerance of {TOLERANCE * 100:g} % keeps a difference that is measurable but of no use from deciding.",
-  "Gain is the fall below the loss of the base. The share of full fine-tuning is 0 % at the base and 100 % at "
+  "Gain is the improvement over the base. The share of full fine-tuning is 0 % at the base and 100 % at "
   "lora=full. results.csv has a row for each trial, and every number here follows from it.",
 )
 
@@ -75,8 +79,13 @@ class GroupSection:
   note: str = ""
 
   @property
+  def columns(self) -> list[str]:
+    """The headings of the table of settings."""
+    return setting_columns(self.group)
+
+  @property
   def rows(self) -> list[list[str]]:
-    """The table of settings; its columns are `settings_table.COLUMNS`."""
+    """The table of settings, under `columns`."""
     return setting_rows(self.group)
 
 
@@ -85,6 +94,7 @@ class Report:
   """Everything on the page."""
 
   title: str
+  metric: Metric  # that ranks the settings
   trials: list[RunRecord]
   sections: list[GroupSection]
 
@@ -100,7 +110,7 @@ class Report:
     if len(self.sections) < 2:
       return []
     why = dict.fromkeys(section.group.why for section in self.sections if section.group.why)
-    return [f"The trials are of {len(self.sections)} groups that differ in {'; '.join(why)}. Their losses are not "
+    return [f"The trials are of {len(self.sections)} groups that differ in {'; '.join(why)}. Their results are not "
             "compared with each other; each group has its own findings."]
 
   @property
@@ -108,10 +118,12 @@ class Report:
     """Trial, setting, status and reason of each trial that enters no mean."""
     labels = {id(trial): setting.label for section in self.sections for setting in section.group.settings
               for trial in setting.trials}
-    return [[str(trial), labels.get(id(trial), "-"), trial.status, trial.reason or "-"]
-            for trial in self.trials if trial.loss is None]
+    missing = f"it has no held-out {self.metric.label}"
+    return [[str(trial), labels.get(id(trial), "-"), trial.status, trial.reason or missing]
+            for trial in self.trials if trial.result(self.metric.name) is None]
 
   @property
   def method(self) -> list[str]:
     """How to read the report."""
-    return [*([PRUNED] if any(trial.status == "pruned" for trial in self.trials) else []), *METHOD]
+    return [*([PRUNED] if any(trial.status == "pruned" for trial in self.trials) else []),
+            EXPORTED.format(label=self.metric.label), *METHOD]

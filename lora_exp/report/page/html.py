@@ -5,7 +5,6 @@ from pathlib import Path
 import jinja2
 
 from lora_exp.report.page.document import Report
-from lora_exp.report.page.settings_table import COLUMNS
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -14,4 +13,4 @@ def html(report: Report) -> str:
   """The page as text."""
   environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
   template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-  return template.render(report=report, columns=COLUMNS)
+  return template.render(report=report)

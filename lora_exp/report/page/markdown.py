@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 from lora_exp.report.findings.finding import Finding
 from lora_exp.report.page.document import GroupSection, Plot, Report, UpdatesSection
-from lora_exp.report.page.settings_table import COLUMNS
 
 MARKUP = ("\\", "|", "*", "_", "<", "`", "[")
 
@@ -27,7 +26,7 @@ def _group_section(section: GroupSection) -> Iterator[str]:
   yield from map(_finding, section.findings)
   for plot in section.plots:
     yield from ["", _image(plot)]
-  yield from ["", *_table(COLUMNS, section.rows, right=range(1, len(COLUMNS)))]
+  yield from ["", *_table(section.columns, section.rows, right=range(1, len(section.columns)))]
   if section.updates:
     yield from _updates_section(section.updates)
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import ADAPTERS
 from lora_exp.report.grouping.group import Group
+from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import alpha_of, settings_of
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
 
@@ -23,10 +25,21 @@ def rows(trials: Sequence[RunRecord], found: Sequence[Group]) -> list[dict[str, 
   columns = found[0].columns if found else []
   place = {id(trial): (setting, n) for n, group in enumerate(found) for setting in group.settings
            for trial in setting.trials}
-  return [_row(trial, columns, *place.get(id(trial), (None, None))) for trial in trials]
+  names = [name for name in METRICS if name != "loss" and any(_has(trial, name) for trial in trials)]
+  table = []
+  for trial in trials:
+    setting, group = place.get(id(trial), (None, None))
+    table.append(_row(trial, columns, setting, group, names))
+  return table
 
 
-def _row(trial: RunRecord, columns: Sequence[str], setting, group: int | None) -> dict[str, Any]:
+def _has(trial: RunRecord, metric: str) -> bool:
+  return trial.held_out(metric) is not None or trial.base_metric(metric) is not None
+
+
+def _row(
+  trial: RunRecord, columns: Sequence[str], setting: Setting | None, group: int | None, metrics: Sequence[str]
+) -> dict[str, Any]:
   number = lambda *path: trial.number_at(*path)
   config = settings_of(trial)
   adapter = config.get("lora.method") in ADAPTERS
@@ -51,6 +64,8 @@ def _row(trial: RunRecord, columns: Sequence[str], setting, group: int | None) -
     **{f"loss_{name}": number("losses", name) for name in ("base", "first", "final", "best")},
     "best_step": number("losses", "best_step"),
     "gain": gain,
+    **{name: trial.held_out(name) for name in metrics},
+    **{f"{name}_base": trial.base_metric(name) for name in metrics},
     **{name: number("losses", name) for name in ("retain_base", "retain_final", "forgetting")},
     **{name: trial.learned_mean(name) for name in LEARNED},
     "steps": number("steps"),

@@ -2,15 +2,36 @@
 
 from collections.abc import Sequence
 
+from lora_exp.config.metrics import METRICS, Metric
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 
-COLUMNS = ("setting", "trials", "seeds", "held-out loss", "gain", "% of full", "trainable", "%")
+
+def setting_columns(group: Group) -> list[str]:
+  """The headings: the metric that ranks the settings, their costs, then every other metric that a trial has."""
+  ranking = ["setting", "trials", "seeds", score_column(group), "gain", "% of full", "trainable", "%"]
+  return [*ranking, *(metric.label for metric in _other_metrics(group))]
+
+
+def score_column(group: Group) -> str:
+  """The heading of the metric that ranks the settings."""
+  return f"held-out {group.metric.label}"
+
+
+def _other_metrics(group: Group) -> list[Metric]:
+  others = [metric for metric in METRICS.values() if metric is not group.metric]
+  return [metric for metric in others if any(trial.result(metric.name) is not None for trial in group.trials)]
 
 
 def setting_rows(group: Group) -> list[list[str]]:
-  """A row for each setting of the group, under COLUMNS."""
-  return [_row(group, setting) for setting in group.settings]
+  """A row for each setting of the group, under `setting_columns`."""
+  others = _other_metrics(group)
+  return [[*_row(group, setting), *(_cell(setting, metric) for metric in others)] for setting in group.settings]
+
+
+def _cell(setting: Setting, metric: Metric) -> str:
+  """The mean of a metric over the counted trials."""
+  return setting.of(lambda trial: trial.result(metric.name)).text(metric.digits)
 
 
 def _row(group: Group, setting: Setting) -> list[str]:
@@ -20,8 +41,8 @@ def _row(group: Group, setting: Setting) -> list[str]:
     setting.label,
     number_ranges([trial.number for trial in setting.trials]),
     f"{setting.seeds}",
-    setting.loss.text(),
-    setting.gain.text(),
+    setting.score.text(group.metric.digits),
+    setting.gain.text(group.metric.digits),
     group.share(setting).text(1, factor=100),
     f"{setting.trainable:,}" if setting.trainable is not None else "-",
     f"{percent:.3g}" if percent is not None else "-",

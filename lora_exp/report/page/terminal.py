@@ -4,10 +4,9 @@ from pathlib import Path
 
 from lora_exp.report.findings.used_rank import USED
 from lora_exp.report.page.document import GroupSection, Report, UpdatesSection
-from lora_exp.report.page.settings_table import COLUMNS
+from lora_exp.report.page.settings_table import score_column
 from lora_exp.runtime import console
 
-SHOWN = ("setting", "held-out loss", "gain", "% of full", "trainable")  # columns of the table of settings
 TOO_WIDE = ("stable rank", "largest", "‖ΔW‖", "inputs shared")  # columns of the table of updates that are left out
 MOST_ROWS = 30  # settings of a table; the page has all
 
@@ -41,10 +40,11 @@ def show_updates(report: Report, page: str) -> None:
 
 
 def _show_settings(report: Report, section: GroupSection) -> None:
-  places = [COLUMNS.index(name) for name in SHOWN]
+  shown = ["setting", score_column(section.group), "gain", "% of full", "trainable"]
+  places = [section.columns.index(name) for name in shown]
   rows = [[row[i] for i in places] for row in section.rows]
-  console.show_table(f"{section.heading or report.title}: {report.summary}", list(SHOWN), rows[:MOST_ROWS],
-                     right=list(SHOWN[1:]))
+  console.show_table(f"{section.heading or report.title}: {report.summary}", shown, rows[:MOST_ROWS],
+                     right=shown[1:])
   if len(rows) > MOST_ROWS:
     console.show(f"and {len(rows) - MOST_ROWS} more settings")
 

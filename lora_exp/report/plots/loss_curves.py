@@ -1,4 +1,4 @@
-"""Loss curves of all trials of a group: held out, and in training."""
+"""Curves of all trials of a group: the held-out metric, and the training loss."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,15 +9,27 @@ from matplotlib.ticker import MaxNLocator
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.plots.run_plots import running_median
-from lora_exp.report.plots.style import FROZEN, FULL, MUTED, Colours, figure, legend, limits, log_axis, loss_label
+from lora_exp.report.plots.style import (
+  FROZEN,
+  FULL,
+  MUTED,
+  Colours,
+  axis_label,
+  figure,
+  legend,
+  limits,
+  log_axis,
+  loss_label,
+)
 from lora_exp.report.statistics.estimates import Estimate
 
 RATIO = 8.0  # of the largest to the smallest loss from where a log scale helps
 
 
 def curves(group: Group) -> Figure | None:
-  """Held-out loss (left) and the running median of the training loss (right), a line a trial."""
-  trials = [trial for trial in group.trials if trial.curves["eval"] or trial.curves["train"]]
+  """The held-out metric (left) and the running median of the training loss (right), a line a trial."""
+  name = group.metric.name
+  trials = [trial for trial in group.trials if trial.curve("eval", name) or trial.curves["train"]]
   if not trials:
     return None
   made, (left, right) = figure(_title(group), panels=2, height=4.4)
@@ -27,18 +39,19 @@ def curves(group: Group) -> Figure | None:
     for trial in setting.trials:
       style = {"color": colours.of(setting), "alpha": alpha, "lw": 1.3, "zorder": 3 if setting.reference else 2,
                "ls": "-" if trial.status == "done" else ":"}
-      if trial.curves["eval"] and setting.method != "frozen":
-        left.plot(*zip(*trial.curves["eval"], strict=True), marker=".", ms=4, **style)
+      if trial.curve("eval", name) and setting.method != "frozen":
+        left.plot(*zip(*trial.curve("eval", name), strict=True), marker=".", ms=4, **style)
       if trial.curves["train"]:
         steps, losses = np.array(trial.curves["train"], dtype=float).T
         places, medians = running_median(losses, max(5, len(steps) // 20), 200)
         right.plot(steps[places], medians, **style)
-  held = [y for trial in trials for _, y in trial.curves["eval"]]
+  held = [y for trial in trials for _, y in trial.curve("eval", name)]
   train = [y for line in right.lines for y in np.asarray(line.get_ydata(), dtype=float)]
-  for axes, values, what in ((left, held, "held-out loss"), (right, train, "training loss, running median")):
+  for axes, values in ((left, held), (right, train)):
     _axis(axes, values)
     axes.set_xlabel("step")
-    axes.set_ylabel(loss_label(group.unit, what))
+  left.set_ylabel(axis_label(group))
+  right.set_ylabel(loss_label(group, "training loss, running median"))
   if group.base is not None:
     left.axhline(group.base, color=FROZEN, ls="--", lw=1)
     left.annotate("base", (1, group.base), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
@@ -72,9 +85,9 @@ def _legend(made: Figure, group: Group, colours: Colours) -> None:
 def _title(group: Group) -> str:
   settings = [s for s in group.settings if s.seeds and s.method != "frozen"]
   count = len([trial for trial in group.trials if trial.metrics])
-  text = f"Loss by step, a line for each of {count} trial{'s' * (count != 1)}"
+  text = f"{group.metric.label.capitalize()} by step, a line for each of {count} trial{'s' * (count != 1)}"
   if not settings:
     return text
-  best: Setting = min(settings, key=lambda s: s.loss.mean)
-  mean: Estimate = best.loss
-  return f"{text}: {best.label} has the lowest held-out loss, {mean.text()}"
+  best: Setting = min(settings, key=lambda s: s.penalty)
+  mean: Estimate = best.score
+  return f"{text}: {best.label} has the {group.metric.best_word} held-out {group.metric.label}, {mean.text()}"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from lora_exp.config.metrics import METRICS
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import say, word
@@ -138,8 +139,22 @@ def level_ticks(axis: Any, values: Sequence[float]) -> None:
   axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
 
 
-def loss_label(unit: str, what: str = "held-out loss") -> str:
-  return f"{what} ({unit})" if unit else what
+def axis_label(group: Group, what: str | None = None) -> str:
+  """`what`, by default the held-out metric of the group, with the unit of the metric and its direction if not down."""
+  metric = group.metric
+  notes = [group.unit] if group.unit else []
+  if what is None and metric.higher_is_better:
+    notes.append("higher is better")
+  return _with_notes(what or f"held-out {metric.label}", notes)
+
+
+def loss_label(group: Group, what: str) -> str:
+  """`what`, a loss, with its unit, whatever the metric of the group is."""
+  return _with_notes(what, [] if group.has_numbers else [METRICS["loss"].unit])
+
+
+def _with_notes(name: str, notes: Sequence[str]) -> str:
+  return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def limits(values: Sequence[float], margin: float = 0.08) -> tuple[float, float] | None:

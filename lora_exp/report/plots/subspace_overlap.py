@@ -78,7 +78,7 @@ def _between_seeds(group: Group, directory: Path) -> Map | None:
 
 def _by_rank(group: Group) -> list[Setting]:
   """The adapters of which something is known, the largest rank first and of equal ones the best."""
-  return sorted((s for s in shown(group) if not s.reference), key=lambda s: (-given(s), s.loss.mean))
+  return sorted((s for s in shown(group) if not s.reference), key=lambda s: (-given(s), s.penalty))
 
 
 def _map(directory: Path, down: str, one: RunRecord, across: str, other: RunRecord) -> Map | None:

@@ -1,4 +1,4 @@
-"""Held-out loss against what it costs: parameters, forgetting, time, FLOPs, memory."""
+"""The held-out metric against what it costs: parameters, forgetting, time, FLOPs, memory."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from lora_exp.report.plots.style import (
   FULL,
   MUTED,
   Colours,
+  axis_label,
   few,
   figure,
   legend,
@@ -37,33 +38,35 @@ MOST_LABELS = 8  # on the front; the colours tell the rest
 
 
 def pareto(group: Group) -> Figure | None:
-  """Held-out loss against trainable parameters, with the front and the reference lines."""
+  """The held-out metric against trainable parameters, with the front and the reference lines."""
   settings = [s for s in group.adapted if s.trainable]
   if not settings:
     return None
   costs = [float(s.trainable or 0) for s in settings]
-  best = [settings[i] for i in front(list(zip(costs, [s.loss.mean for s in settings], strict=True)))]
-  first, last = best[0], best[-1]
+  best = [settings[i] for i in front(list(zip(costs, [s.penalty for s in settings], strict=True)))]
+  first, last, metric = best[0], best[-1], group.metric
+  moves = "rises" if metric.higher_is_better else "falls"
   if first is last:
-    title = (f"The lowest held-out loss is {first.loss.text()}, of {first.label}, with {_count(first)} trainable "
-             f"parameters{', the fewest' if len(settings) > 1 else ''}")
+    title = (f"The {metric.best_word} held-out {metric.label} is {first.score.text()}, of {first.label}, with "
+             f"{_count(first)} trainable parameters{', the fewest' if len(settings) > 1 else ''}")
   else:
-    title = (f"On the Pareto front the held-out loss falls from {first.loss.text()} with {_count(first)} trainable "
-             f"parameters ({first.label}) to {last.loss.text()} with {_count(last)} ({last.label})")
+    title = (f"On the Pareto front the held-out {metric.label} {moves} from {first.score.text()} with "
+             f"{_count(first)} trainable parameters ({first.label}) to {last.score.text()} with "
+             f"{_count(last)} ({last.label})")
   made, [axes] = figure(title)
-  _points(axes, group, settings, costs, lambda s: s.loss)
-  _front_line(axes, [(float(s.trainable or 0), s.loss.mean) for s in best])
+  _points(axes, group, settings, costs, lambda s: s.score)
+  _front_line(axes, [(float(s.trainable or 0), s.score.mean) for s in best])
   log_axis(axes.xaxis, costs)
-  values = [v for s in settings for v in (s.loss.low, s.loss.high)]
+  values = [v for s in settings for v in (s.score.low, s.score.high)]
   lines = [("base", group.base, FROZEN)] if group.base is not None else []
-  lines += [("full fine-tuning", group.full.loss.mean, FULL)] if group.full else []
+  lines += [("full fine-tuning", group.full.score.mean, FULL)] if group.full else []
   if found := limits([*values, *(y for _, y, _ in lines)], 0.12):
     axes.set_ylim(found)
   _lines(axes, lines)
   axes.set_xlabel("trainable parameters")
-  axes.set_ylabel(loss_label(group.unit))
-  name_points(axes, [(float(s.trainable or 0), s.loss.mean, _brief(s)) for s in few(best, MOST_LABELS)]
-              + [(c, s.loss.mean, _brief(s)) for s, c in zip(settings, costs, strict=True)
+  axes.set_ylabel(axis_label(group))
+  name_points(axes, [(float(s.trainable or 0), s.score.mean, _brief(s)) for s in few(best, MOST_LABELS)]
+              + [(c, s.score.mean, _brief(s)) for s, c in zip(settings, costs, strict=True)
                  if s not in best and len(settings) <= 10])
   _legend(made, group)
   return made
@@ -101,12 +104,13 @@ def forgetting(group: Group) -> Figure | None:
   if not settings:
     return None
   most = max(settings, key=lambda s: s.gain.mean)
-  made, [axes] = figure(f"The most is learned by {most.label}, {most.gain.text()} below the base; its loss on the "
+  side = group.metric.better_side
+  made, [axes] = figure(f"The most is learned by {most.label}, {most.gain.text()} {side} the base; its loss on the "
                         f"retained text changes by {cost(most).text(sign=True)}")
   _points(axes, group, settings, [s.gain.mean for s in settings], cost, across=lambda s: s.gain)
   axes.axhline(0, color=FROZEN, lw=1)
-  axes.set_xlabel(loss_label(group.unit, "learning: gain below the base, held out"))
-  axes.set_ylabel(loss_label(group.unit, "forgetting: rise on the retained text"))
+  axes.set_xlabel(axis_label(group, f"learning: gain {side} the base, held out"))
+  axes.set_ylabel(loss_label(group, "forgetting: rise on the retained text"))
   if len(settings) <= 14:
     name_points(axes, [(s.gain.mean, cost(s).mean, _brief(s)) for s in settings])
   _legend(made, group)
@@ -114,7 +118,7 @@ def forgetting(group: Group) -> Figure | None:
 
 
 def cost(group: Group) -> Figure | None:
-  """Time, FLOPs and memory against held-out loss, a panel each; what was not measured has none."""
+  """Time, FLOPs and memory against the held-out metric, a panel each; what was not measured has none."""
   settings = [*group.adapted, *([group.full] if group.full else [])]
   panels: list[tuple[str, Callable[[RunRecord], float | None]]] = [
     ("training time (s)", lambda trial: trial.number_at("seconds", "train")),
@@ -124,22 +128,23 @@ def cost(group: Group) -> Figure | None:
   panels = [(name, value) for name, value in panels if any(_positive(s, value) for s in settings)]
   if not panels or len(settings) < 2:
     return None
-  low = min(settings, key=lambda s: s.loss.mean)
+  low = min(settings, key=lambda s: s.penalty)
   words = [f"{s.text(1)} s" for s in [low.of(lambda trial: trial.number_at("seconds", "train"))] if s.n]
+  values = "losses" if group.metric.name == "loss" else f"values of {group.metric.label}"
   took = words[0] if words else "no known time"
-  made, axes = figure(f"What the losses cost: the lowest, of {low.label}, took {took} of training",
+  made, axes = figure(f"What the {values} cost: the {group.metric.best_word}, of {low.label}, took {took} of training",
                       panels=len(panels), height=3.9)
   for ax, (name, value) in zip(axes, panels, strict=True):
     shown = [s for s in settings if _positive(s, value)]
     costs = [s.of(value).mean for s in shown]
-    _points(ax, group, shown, costs, lambda s: s.loss, across=partial(Setting.of, value=value))
+    _points(ax, group, shown, costs, lambda s: s.score, across=partial(Setting.of, value=value))
     log_axis(ax.xaxis, costs)
     if len(costs) > 1 and ax.get_xscale() == "log":
       ax.set_xlim(min(costs) / 1.25, max(costs) * 1.25)
     ax.set_xlabel(name)
-    if found := limits([v for s in shown for v in (s.loss.low, s.loss.high)]):
+    if found := limits([v for s in shown for v in (s.score.low, s.score.high)]):
       ax.set_ylim(found)
-  axes[0].set_ylabel(loss_label(group.unit))
+  axes[0].set_ylabel(axis_label(group))
   for ax in axes[1:]:
     ax.tick_params(labelleft=False)
   _legend(made, group, full=group.full is not None)

@@ -11,40 +11,44 @@ from matplotlib.ticker import MaxNLocator
 from lora_exp.config import InputError
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.plots.style import FROZEN, FULL, MUTED, Colours, figure, legend, limits, loss_label
+from lora_exp.report.plots.style import FROZEN, FULL, MUTED, Colours, axis_label, figure, legend, limits
 from lora_exp.runtime.json_lines import read_ledger
 
 
 def history(group: Group, directory: Path) -> Figure | None:
-  """Held-out loss by trial, those that were pruned hollow at the loss they had, and the best so far as a line.
+  """The held-out metric by trial, those that were pruned hollow at the value they had, and the best so far as a line.
 
   None of a sweep that is no study, or where fewer than two trials came to their end.
   """
   trials = _trials(group, directory)
-  done = {n: s.loss.mean for n, s in trials.items() if s.seeds}
+  done = {n: s.score.mean for n, s in trials.items() if s.seeds}
   if len(done) < 2:
     return None
-  best = min(done, key=lambda n: done[n])
+  metric = group.metric
+  best = min(done, key=lambda n: metric.sign * done[n])
   after = len([n for n in trials if n > best])
-  title = f"Trial {best} of 0-{max(trials)} has the lowest held-out loss, {done[best]:.4f}"
-  made, (axes,) = figure(f"{title}; the {after} after it found none lower" if after > 1 else title)
+  title = f"Trial {best} of 0-{max(trials)} has the {metric.best_word} held-out {metric.label}, {done[best]:.4f}"
+  if after > 1:
+    title += f"; the {after} after it found none {'higher' if metric.higher_is_better else 'lower'}"
+  made, (axes,) = figure(title)
   colours = Colours(group)
-  pruned = {n: loss for n, s in trials.items() if n not in done and (loss := _last(s)) is not None}
-  for n, loss in (done | pruned).items():
+  pruned = {n: value for n, s in trials.items() if n not in done and (value := _last(s)) is not None}
+  for n, value in (done | pruned).items():
     colour = colours.of(trials[n])
-    axes.plot(n, loss, "o", ms=6, color=colour, mfc=colour if n in done else "white")
+    axes.plot(n, value, "o", ms=6, color=colour, mfc=colour if n in done else "white")
   numbers = sorted(done)
-  lowest = np.minimum.accumulate([done[n] for n in numbers])
-  axes.step([*numbers, max(trials)], [*lowest, lowest[-1]], where="post", color=MUTED, lw=1.2, zorder=1)
+  best_so_far = metric.sign * np.minimum.accumulate([metric.sign * done[n] for n in numbers])
+  axes.step([*numbers, max(trials)], [*best_so_far, best_so_far[-1]], where="post", color=MUTED, lw=1.2, zorder=1)
   if group.full is not None:
-    axes.axhline(group.full.loss.mean, color=FULL, ls="--", lw=1)
+    axes.axhline(group.full.score.mean, color=FULL, ls="--", lw=1)
   # A few trials at far too high a rate would flatten all others.
-  shown = [*done.values(), *pruned.values()]
-  if around := limits([v for v in shown if v <= max(np.quantile(shown, 0.9), group.base or -np.inf)]):
+  penalties = metric.sign * np.array([*done.values(), *pruned.values()])
+  worst_shown = max(np.quantile(penalties, 0.9), -np.inf if group.base is None else metric.sign * group.base)
+  if around := limits([metric.sign * p for p in penalties if p <= worst_shown]):
     axes.set_ylim(around)
   axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
   axes.set_xlabel("trial")
-  axes.set_ylabel(loss_label(group.unit))
+  axes.set_ylabel(axis_label(group))
   legend(made, _handles(colours, group, bool(pruned)))
   return made
 
@@ -59,10 +63,10 @@ def _trials(group: Group, directory: Path) -> dict[int, Setting]:
 
 
 def _last(setting: Setting) -> float | None:
-  """The held-out loss of a setting whose trials were pruned, where they were."""
-  curves = [trial.curves["eval"] for trial in setting.trials if trial.status == "pruned" and trial.curves["eval"]]
-  losses = [curve[-1][1] for curve in curves]
-  return float(np.mean(losses)) if losses else None
+  """The held-out metric of a setting whose trials were pruned, where they were."""
+  curves = [trial.curve("eval", setting.metric.name) for trial in setting.trials if trial.status == "pruned"]
+  values = [curve[-1][1] for curve in curves if curve]
+  return float(np.mean(values)) if values else None
 
 
 def _handles(colours: Colours, group: Group, pruned: bool) -> list[Line2D]:

@@ -61,6 +61,35 @@ class RunRecord:
     """`outcome` of a trial that is done; None for any other, which no mean may hold."""
     return self.outcome if self.status == "done" else None
 
+  def held_out(self, metric: str) -> float | None:
+    """A metric of the exported state on held-out data; of a frozen base, its metric before training."""
+    if metric == "loss":
+      return self.outcome
+    if self.config.get("lora.method") == "frozen":
+      return self.base_metric(metric)
+    if self.config.get("train.export") == "last":
+      return self.number_at("scores", "final", metric)
+    value = self.number_at("scores", "best", metric)
+    return value if value is not None else dict(self.curve("eval", metric)).get(self.summary_step("best_step"))
+
+  def base_metric(self, metric: str) -> float | None:
+    """A metric on held-out data before training."""
+    return self.base if metric == "loss" else self.number_at("scores", "base", metric)
+
+  def result(self, metric: str) -> float | None:
+    """`held_out` of a trial that is done; None for any other, which enters no mean."""
+    return self.held_out(metric) if self.status == "done" else None
+
+  def curve(self, split: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric on `split` (train, eval or retain), without values that are not finite."""
+    rows = [row for row in self.metrics if row.get("split") == split]
+    values = [(row["step"], row.get(metric)) for row in rows]
+    return [(step, value) for step, value in values if isinstance(value, int | float) and math.isfinite(value)]
+
+  def summary_step(self, name: str) -> int:
+    """A step of summary.json, as best_step; 0 if there is none."""
+    return int(self.number_at("losses", name) or 0)
+
   @property
   def trainable(self) -> int | None:
     found = self.number_at("parameters", "trainable")
@@ -78,13 +107,8 @@ class RunRecord:
 
   @cached_property
   def curves(self) -> dict[str, list[tuple[int, float]]]:
-    """Split -> (step, loss), without losses that are no numbers."""
-    found: dict[str, list[tuple[int, float]]] = {"train": [], "eval": [], "retain": []}
-    for row in self.metrics:
-      loss = row.get("loss")
-      if row.get("split") in found and isinstance(loss, int | float) and math.isfinite(loss):
-        found[row["split"]].append((row["step"], loss))
-    return found
+    """Split -> (step, loss), without losses that are not finite."""
+    return {split: self.curve(split, "loss") for split in ("train", "eval", "retain")}
 
 
 def method_name(config: dict[str, Any]) -> str:

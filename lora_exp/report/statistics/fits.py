@@ -1,4 +1,4 @@
-"""The Pareto front of (cost, loss) points, and the minimum of a fitted parabola."""
+"""The Pareto front of (cost, penalty) points, and the minimum of a fitted parabola."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-  """Places of the (cost, loss) that no other point beats in both, by cost."""
+  """Places of the (cost, penalty) that no other point beats in both, by cost."""
   order = sorted(range(len(points)), key=lambda i: points[i])
   found: list[int] = []
   for i in order:
@@ -18,7 +18,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Parabola:
-  """loss = a·(x − place)² + least, fitted by least squares."""
+  """y = a·(x − place)² + least, fitted by least squares."""
 
   a: float
   place: float
@@ -31,7 +31,7 @@ class Parabola:
 def parabola(x: Sequence[float], y: Sequence[float]) -> Parabola | None:
   """The parabola with a minimum through the best point and its two neighbours on each side; None if there is none.
 
-  Far from the minimum a loss is no parabola, and a rate that nearly diverges would bend the fit.
+  Far from the minimum the curve is no parabola, and a rate that nearly diverges would bend the fit.
   """
   order = np.argsort(x)
   xs, ys = np.asarray(x, dtype=float)[order], np.asarray(y, dtype=float)[order]

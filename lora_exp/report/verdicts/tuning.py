@@ -29,10 +29,10 @@ def contexts(group: Group, key: str, apart_from: Iterable[str] = ()) -> list[tup
 
 
 def best_of(settings: Iterable[Setting]) -> Setting:
-  """The lowest mean loss among those with the most seeds (three are the most that is asked)."""
+  """The best mean among those with the most seeds (three are the most that is asked)."""
   settings = list(settings)
   most = min(SEEDS_NEEDED, max(s.seeds for s in settings))
-  return min((s for s in settings if s.seeds >= most), key=lambda s: s.loss.mean)
+  return min((s for s in settings if s.seeds >= most), key=lambda s: s.penalty)
 
 
 def best_by(settings: Iterable[Setting], key: str) -> dict[Any, Setting]:
@@ -78,7 +78,7 @@ def edges(group: Group, setting: Setting, tolerance: float = 0.0, apart_from: st
     neighbour = next(s for s in line if s.values[key] == inner)
     rest = setting.label if len(setting.values) == 1 else ", ".join(
       say(k, v) for k, v in setting.values.items() if k != key)
-    if not neighbour.seeds or neighbour.loss.mean - setting.loss.mean > tolerance:
+    if not neighbour.seeds or neighbour.penalty - setting.penalty > tolerance:
       end = "lowest" if value == numeric[0] else "highest"
       found.append(f"the best {say(key, value).rpartition(' ')[0]} of {rest} is the {end} tried ({say(key, value)})")
   return found

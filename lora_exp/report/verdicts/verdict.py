@@ -21,13 +21,13 @@ class Verdict:
 
   best: Setting
   chosen: Setting  # the cheapest that is not measurably worse
-  against: list[tuple[Setting, Difference]]  # every other setting, and how much higher its loss is than the best one's
-  tolerance: float  # nats
+  against: list[tuple[Setting, Difference]]  # every other setting, and how much worse it is than the best
+  tolerance: float  # in the unit of the metric
   doubts: list[str]  # why nothing is concluded
   left_out: list[Setting]  # with fewer than three seeds
 
   def to_best(self, setting: Setting) -> Difference | None:
-    """How much higher its loss is than that of the best; None for the best itself."""
+    """How much worse it is than the best; None for the best itself."""
     return next((d for s, d in self.against if s is setting), None)
 
 
@@ -51,12 +51,12 @@ def enough(group: Group, settings: Sequence[Setting], cost: Callable[[Setting], 
   doubts = []
   tested = [s for s in settings if s.seeds >= SEEDS_NEEDED]
   if short := [s for s in settings if s.seeds < SEEDS_NEEDED]:
-    least = min(s.loss.mean for s in tested) if tested else math.inf
-    if len(tested) < 2 or any(s.loss.mean < least - tolerance for s in short):
+    least = min(s.penalty for s in tested) if tested else math.inf
+    if len(tested) < 2 or any(s.penalty < least - tolerance for s in short):
       doubts.append(f"{_few(short)}, and three are needed")
       tested = list(settings)
   best = best_of(tested)
-  against = [(s, difference(s.losses, best.losses)) for s in tested if s is not best]
+  against = [(s, difference(s.penalties, best.penalties)) for s in tested if s is not best]
   passed = [best, *(s for s, d in against if not_worse(d, tolerance))]
   chosen = min(passed, key=cost)
   gain = best.gain.mean
@@ -66,7 +66,7 @@ def enough(group: Group, settings: Sequence[Setting], cost: Callable[[Setting], 
                   f"which is {noisy.high / gain * 100:.0f} % of the gain")
   if best.gain.n and gain <= 0:
     doubts.append(f"no setting is better than the base ({best.label} is the best, "
-                  f"{best.gain.text(sign=True)} below it)")
+                  f"{best.gain.text(sign=True)} {best.metric.better_side} it)")
   doubts += [edge for s in settings for edge in edges(group, s, tolerance, key)]
   doubts += untuned(group, settings, key)
   return Verdict(best, chosen, against, tolerance, doubts, [s for s in settings if s not in tested])
