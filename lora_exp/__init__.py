@@ -1,17 +1,23 @@
 """How few trainable parameters are enough to adapt a language model, and where should they go?
 
-    conf/ -> config -> data -> models -> lora -> train -> report
-                      tokens   frozen    adapters the loop  tables, plots
-                               base
+A run goes through the packages in this order: `cli` reads the command line into a `config`; `data` turns text into rows
+of tokens; `models` builds the frozen base; `lora` adds adapters to it; `train` runs the compiled step over a pack of
+trials and writes a run directory; `report` reads run directories and answers the question. `tasks` holds one file for
+each thing that a command can do, `sweep` decides which runs a sweep consists of and which of them train together, and
+`runtime` holds what knows neither models nor data: the mesh, the cache, files, locks and the console.
 
-`config` says what a run is, `data` makes rows of tokens once, `models` builds the frozen base, `lora` puts adapters
-on it, `step` is the pure compiled step over a pack of trials, `train` the visible loop, `report` turns the files of a
-run into tables and plots. A module imports only from the modules to its left:
+A package imports only from those before it:
 
-    config < screen < cache < logger < spectrum < report < dashboard < mesh < fusion < dropout < lora < models
-    < weights < data < loss < pack < flops < step < loop < teacher < build < base < memory < plan < checkpoint
-    < outputs < runs < evaluate < merge < inspect < export < decode < generate < promises < answers < trial < train
-    < sweep < __main__
+    config < runtime < report < lora < models < data < train < tasks < sweep < cli
+
+Inside a package, files import only downwards too. `config` and `report` import no jax.
+
+Axis letters in array names and docstrings, as in `x_BTD` and `lora_a_IR`:
+
+    B  batch: rows                 H  attention heads             R  rank of an adapter
+    T  tokens in a row             K  key/value heads             I  a kernel's input features
+    D  features of the model       h  features of a head          O  a kernel's output features
+    F  features in a feed-forward  V  vocabulary                  N  trials in a pack
 """
 
 __version__ = "0.1.0"

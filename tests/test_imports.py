@@ -1,4 +1,4 @@
-"""Imports go one way, in the order that the package's docstring names, and what must be quick imports no jax."""
+"""The rules of the package's layout: which room may import which, how large files and functions are, what is quick."""
 
 import ast
 import re
@@ -11,80 +11,121 @@ import pytest
 import lora_exp
 
 PACKAGE = Path(lora_exp.__file__).parent
+PLUGINS = PACKAGE / "cli" / "hydra_plugins_path"  # Hydra imports these files, not we
+MOST_ENTRIES, MOST_FILE_LINES, MOST_FUNCTION_LINES = 12, 350, 60
+REGISTRIES = ("tasks", "methods", "sources", "families")  # folders whose files are named by what a person types
+HEAVY = ("jax", "flax", "optax", "orbax", "grain", "transformers", "torch")
 
 
-def nouns() -> list[str]:
-  """The modules of the package, in the order that its docstring gives them."""
-  order = re.search(r"config < .*", lora_exp.__doc__ or "", re.DOTALL)
-  assert order, "the docstring of lora_exp names the order of the imports: config < … < __main__"
-  return re.split(r"\s*<\s*", order[0].strip())
+def rooms() -> list[str]:
+  """The packages in the order of the rule in the docstring of lora_exp: each imports only from those before it."""
+  rule = re.search(r"^ *(\w+( < \w+)+) *$", lora_exp.__doc__ or "", re.MULTILINE)
+  assert rule, "the docstring of lora_exp has the rule: config < … < cli"
+  return rule[1].split(" < ")
 
 
-def imported(file: Path) -> set[str]:
-  """The dotted modules of this package that `file` imports, wherever in it."""
-  found: set[str] = set()
+def python_files() -> list[Path]:
+  return sorted(file for file in PACKAGE.rglob("*.py") if PLUGINS not in file.parents)
+
+
+def module_name(file: Path) -> str:
+  return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_names(file: Path) -> set[str]:
+  """The dotted names of this package that `file` imports, also inside functions."""
+  names: set[str] = set()
   for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
     if isinstance(node, ast.Import):
-      found |= {alias.name for alias in node.names}
+      names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f"{file}: imports are absolute"
-      found |= {f"{node.module}.{alias.name}" for alias in node.names}
-  return {name for name in found if name.split(".")[0] == "lora_exp" and name != "lora_exp.__version__"}
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return {name for name in names if name.split(".")[0] == "lora_exp" and name != "lora_exp.__version__"}
 
 
-def module_of(dotted: str) -> str:
-  """The file's module that a dotted import names: the longest prefix that is one."""
-  while not ((file := PACKAGE.parent / dotted.replace(".", "/")).with_suffix(".py").is_file() or file.is_dir()):
-    dotted = dotted.rpartition(".")[0]
-  return dotted
+def imported_module(name: str) -> str:
+  """The longest prefix of a dotted name that is a module."""
+  while True:
+    path = PACKAGE.parent / name.replace(".", "/")
+    if path.with_suffix(".py").is_file() or path.is_dir():
+      return name
+    name = name.rpartition(".")[0]
 
 
-def graph() -> dict[str, set[str]]:
+def import_graph() -> dict[str, set[str]]:
   """Module -> the modules of this package that it imports."""
-  edges = {}
-  for file in sorted(set(PACKAGE.rglob("*.py")) - set((PACKAGE / "_plugins").rglob("*.py"))):  # those are Hydra's doors
-    name = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-    edges[name] = {module_of(target) for target in imported(file)} - {name}
-  return edges
+  graph = {}
+  for file in python_files():
+    module = module_name(file)
+    graph[module] = {imported_module(name) for name in imported_names(file)} - {module}
+  return graph
 
 
-def test_every_module_has_a_place_in_the_order():
-  files = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
-  named = nouns()
-  assert len(named) == len(set(named))
-  assert set(named) == files - {"__init__"}
+def room_of(module: str) -> str:
+  return module.split(".")[1] if "." in module else ""
 
 
-def test_a_module_imports_only_from_its_left():
-  place = {name: i for i, name in enumerate(nouns())}
+def test_every_package_is_in_the_rule():
+  packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+  assert len(rooms()) == len(set(rooms()))
+  assert packages == set(rooms())
+
+
+def test_lora_exp_has_at_most_twelve_entries():
+  entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+  assert len(entries) <= MOST_ENTRIES, sorted(entries)
+
+
+def test_packages_import_only_from_those_before():
+  position = {room: i for i, room in enumerate(rooms())}
   wrong = []
-  for module, targets in graph().items():
-    here = module.split(".")[1] if "." in module else None
-    for target in targets:
-      there = target.split(".")[1] if "." in target else None
-      if here and there and here != there and place[there] > place[here]:
-        wrong.append(f"{module} imports {target}, which is to its right")
-  assert not wrong
+  for module, targets in import_graph().items():
+    room = room_of(module)
+    if room in position:
+      later = [target for target in targets if position.get(room_of(target), -1) > position[room]]
+      wrong += [f"{module} imports {target}" for target in later]
+  assert not wrong, "\n".join(sorted(wrong))
 
 
-def test_no_module_imports_itself_by_a_detour():
-  edges = graph()
-  # A package's __init__ gathers its own files, and they do not import it.
-  done: set[str] = set()
+def test_no_module_imports_itself_indirectly():
+  graph = import_graph()
+  finished: set[str] = set()
 
   def visit(module: str, trail: tuple[str, ...]) -> None:
     assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
-    if module not in done:
-      for target in edges.get(module, ()):
+    if module not in finished:
+      for target in graph.get(module, ()):
         visit(target, (*trail, module))
-      done.add(module)
+      finished.add(module)
 
-  for module in edges:
+  for module in graph:
     visit(module, ())
 
 
-@pytest.mark.parametrize("module", ["config", "report", "screen", "cache"])
+def test_files_and_functions_are_short():
+  too_long = []
+  for file in python_files():
+    text = file.read_text(encoding="utf-8")
+    if (lines := len(text.splitlines())) > MOST_FILE_LINES:
+      too_long.append(f"{module_name(file)}: {lines} lines")
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+        lines = node.end_lineno - node.lineno + 1
+        if lines > MOST_FUNCTION_LINES:
+          too_long.append(f"{module_name(file)}.{node.name}: {lines} lines")
+  assert not too_long, "\n".join(too_long)
+
+
+def test_no_two_files_have_one_name():
+  files = [file for file in python_files() if file.parent.name not in REGISTRIES and not file.stem.startswith("__")]
+  names = [file.name for file in files]
+  assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+@pytest.mark.parametrize("module", ["config", "report", "runtime.console", "runtime.cache", "runtime.saved_config",
+                                    "cli.main", "cli.command_line"])  # fmt: skip
 def test_what_must_be_quick_imports_no_jax(module):
-  script = f"import sys, lora_exp.{module}; print([m for m in ('jax', 'flax', 'optax', 'orbax') if m in sys.modules])"
+  script = f"import sys, lora_exp.{module}; print([name for name in {HEAVY} if name in sys.modules])"
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
   assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,8 +1,8 @@
-"""Everything between the command line and Hydra: read it, compose every job, check every setting, claim a directory.
+"""Everything between the command line and Hydra: parse it, compose every job, check every setting, claim a directory.
 
-    line = check_command_line(["lora.rank=4"])    every problem at once as InputError; makes nothing
-    claim = line.claim()                          makes the run directory
-    sys.argv[1:] = line.hydra_argv(claim)         Hydra composes the same again and calls the task
+    line = check_command_line(["lora.rank=4"])    raises every problem at once as InputError; creates nothing
+    claim = line.claim()                          creates the run directory
+    sys.argv[1:] = line.hydra_argv(claim.path)    Hydra composes the same config again and calls the task
 """
 
 import argparse
@@ -11,62 +11,67 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lora_exp.cli.compose import MOST_CHECKED, Composer, composer, conf_directory, hydra_errors
-from lora_exp.cli.fallback import instead
-from lora_exp.cli.launcher_options import launcher_problems
-from lora_exp.cli.overrides import credentials, not_one_value, parse, quoted
-from lora_exp.cli.saved_config import job_config
-from lora_exp.config.checks import check
-from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.cli.all_checks import all_problems
+from lora_exp.cli.claim import Claim, claim_directory
+from lora_exp.cli.compose import MOST_CHECKED, Composer, composer, conf_directory
+from lora_exp.cli.fallback import find_fallback
+from lora_exp.cli.flags import SHOW_ONLY, existing_directory, hydra_flags, parse_flags
+from lora_exp.cli.hydra_errors import hydra_errors
+from lora_exp.cli.job_config import job_config
+from lora_exp.cli.override_names import credential_problems, several_values_problems
+from lora_exp.config.errors import InputError
+from lora_exp.config.old_names import old_name_warning, rename_override
+from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config
-from lora_exp.runtime.run_directory import Claim, claim
+from lora_exp.sweep.launcher_plugins import launcher_problems
 
-SHOWING = ("help", "hydra_help", "info", "shell_completion")  # flags that print something and check nothing
-
-SWEEPING = ("sweep=", "experiment=", "hydra.mode=")  # may start a multirun without -m
+MAY_SWEEP = ("sweep=", "experiment=", "hydra.mode=")  # overrides that may start a multirun without -m
 
 
-@dataclass
+@dataclass(frozen=True)
 class CommandLine:
   """A command line that was checked."""
 
-  flags: list[str]  # as Hydra takes them
+  flags: list[str]  # in Hydra's long form
   overrides: list[str]
   conf: Path
   config_name: str
-  shows: bool = False  # --help, --cfg and the like: nothing is run
+  shows_only: bool = False  # --help, --cfg and the like: nothing is run
   multirun: bool = False
-  directory: Path | None = None  # where the run, or the sweep, wants to be; None: it makes no directory
-  typed_directory: bool = False
-  note: str | None = None  # why another model is run than the experiment's
+  directory: Path | None = None  # the wanted directory of the run or sweep; None: it creates no directory
+  typed_directory: bool = False  # whether the directory was typed
+  warnings: list[str] = field(default_factory=list)
   jobs: list[Config] = field(default_factory=list)  # one for each run; of a large multirun the first MOST_CHECKED
 
   @property
   def resumed(self) -> str | None:
-    """The run directory that the one job goes on in."""
+    """The run directory in which the one job goes on."""
     return None if self.multirun or not self.jobs else self.jobs[0].train.resume
 
   def claim(self) -> Claim | None:
-    """Makes the directory of the run or sweep; None where there is none to make."""
-    return None if self.directory is None else claim(self.directory, self.typed_directory, self.multirun)
+    """Creates the directory of the run or sweep; None where there is none to create."""
+    return None if self.directory is None else claim_directory(self.directory, self.typed_directory, self.multirun)
 
   def hydra_argv(self, directory: Path | None) -> list[str]:
     """The arguments for `hydra.main`, with the run (or sweep) in `directory`."""
-    key = "hydra.sweep.dir" if self.multirun else "hydra.run.dir"
+    key = _directory_key(self.multirun)
     if self.resumed:
-      extra = [setting(key, Path(self.resumed)), "hydra.output_subdir=null"]
+      extra = [_directory_override(key, Path(self.resumed)), "hydra.output_subdir=null"]
     else:
-      extra = [] if directory is None else [setting(key, directory)]
+      extra = [] if directory is None else [_directory_override(key, directory)]
     kept = [text for text in self.overrides if not (extra and text.lstrip("+").startswith(f"{key}="))]
     return [*self.flags, *kept, *extra]
 
 
-def setting(key: str, path: Path) -> str:
+def _directory_key(multirun: bool) -> str:
+  return "hydra.sweep.dir" if multirun else "hydra.run.dir"
+
+
+def _directory_override(key: str, path: Path) -> str:
   """The override `key="path"`; a path that Hydra would take for an interpolation is refused."""
   if "${" in str(path):
     raise InputError(f"{path}: ${{ in a directory's name is not possible; choose another with hydra.run.dir=DIR")
@@ -74,127 +79,120 @@ def setting(key: str, path: Path) -> str:
 
 
 def check_command_line(argv: Sequence[str]) -> CommandLine:
-  """Reads, composes and checks; raises InputError with every problem that was found. Makes nothing."""
+  """Parses, composes and checks a command line; raises InputError with every problem. Creates nothing."""
   args = parse_flags(argv)
-  if problems := credentials(args.overrides):
+  if problems := credential_problems(args.overrides):
     raise InputError(problems)
   conf = conf_directory()
   if args.config_path is not None:
-    conf = args.config_path = directory("--config-path", args.config_path)
+    conf = args.config_path = existing_directory("--config-path", args.config_path)
   if args.config_dir is not None:
-    args.config_dir = directory("--config-dir", args.config_dir)
-  line = CommandLine(hydra_flags(args), args.overrides, conf, args.config_name or "config")
-  line.shows = args.cfg is not None or any(getattr(args, name) for name in SHOWING)
-  if line.shows and args.cfg is None:
-    return line
-  with composer(conf, line.config_name, args.config_dir) as composing:
-    _compose(line, composing, multirun=args.multirun)
-  return line
+    args.config_dir = existing_directory("--config-dir", args.config_dir)
+  config_name = args.config_name or "config"
+  shows_only = args.cfg is not None or any(getattr(args, name) for name in SHOW_ONLY)
+  if shows_only and args.cfg is None:
+    return CommandLine(hydra_flags(args), args.overrides, conf, config_name, shows_only=True)
+  with composer(conf, config_name, args.config_dir) as composing:
+    request = _compose_request(composing, args)
+    if shows_only:
+      return CommandLine(hydra_flags(args), request.texts, conf, config_name, shows_only=True)
+    jobs = _checked_jobs(composing, request)
+    directory = _wanted_directory(request, jobs)
+  return CommandLine(
+    hydra_flags(args), request.texts, conf, config_name, multirun=request.multirun, directory=directory,
+    typed_directory=directory is not None and request.types(request.directory_key), jobs=jobs,
+    warnings=[text for text in (old_name_warning(args.overrides), request.fallback_reason) if text],
+  )  # fmt: skip
 
 
-def _compose(line: CommandLine, composing: Composer, multirun: bool) -> None:
-  may_sweep = multirun or any(text.startswith(SWEEPING) for text in line.overrides)
-  overrides = composing.parse(line.overrides, several=may_sweep)
-  master = composing.compose(line.overrides, multirun=True)
-  line.multirun = not line.shows and (multirun or master.hydra.mode == RunMode.MULTIRUN)
-  if may_sweep and not line.multirun and (problems := not_one_value(overrides)):
+@dataclass(frozen=True)
+class _Request:
+  """What was typed, composed as a whole: lists of values are not expanded into jobs yet."""
+
+  texts: list[str]
+  overrides: list[Override]  # `texts`, parsed
+  master: DictConfig
+  multirun: bool
+  fallback_reason: str | None
+
+  @property
+  def directory_key(self) -> str:
+    return _directory_key(self.multirun)
+
+  def types(self, key: str) -> bool:
+    """Whether the setting `key` was typed."""
+    return any(override.key_or_group == key for override in self.overrides)
+
+
+def _compose_request(composing: Composer, args: argparse.Namespace) -> _Request:
+  """Composes the overrides in `args`, after those of the experiment's fallback where it applies."""
+  texts = [rename_override(text) for text in args.overrides]
+  may_sweep = args.multirun or any(text.startswith(MAY_SWEEP) for text in texts)
+  overrides = composing.parse(texts, several=may_sweep)
+  master = composing.compose(texts, multirun=True)
+  multirun = args.cfg is None and (args.multirun or master.hydra.mode == RunMode.MULTIRUN)
+  if may_sweep and not multirun and (problems := several_values_problems(overrides)):
     raise InputError(problems)
-  if line.shows:
-    return
-  if other := instead(master, overrides):
-    line.overrides, line.note = [*other[0], *line.overrides], other[1]
-    overrides = composing.parse(line.overrides, several=may_sweep)
-    master = composing.compose(line.overrides, multirun=True)
-  hydra = [str(o.input_line) for o in overrides if o.is_hydra_override()]
-  task = [o for o in overrides if not o.is_hydra_override()]
-  found: dict[str, None] = {}  # in order, each once
-  if line.multirun:
-    found |= dict.fromkeys(launcher_problems(master.hydra))
-    for job in itertools.islice(composing.jobs(master, task), MOST_CHECKED):
-      asked = parse(job, composing.loader)[0]
-      found |= dict.fromkeys(_job(line, composing, composing.compose_job(hydra, asked), asked))
-    found |= dict.fromkeys(composing.sweep_problems(master, task, line.jobs))
+  fallback = find_fallback(master, overrides) if args.cfg is None else None
+  if fallback is None:
+    return _Request(texts, overrides, master, multirun, None)
+  texts = [*fallback.overrides, *texts]
+  overrides = composing.parse(texts, several=may_sweep)
+  return _Request(texts, overrides, composing.compose(texts, multirun=True), multirun, fallback.reason)
+
+
+def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
+  """The config of each job. Raises InputError with the problems of all jobs, each once."""
+  task_overrides = [override for override in request.overrides if not override.is_hydra_override()]
+  jobs: list[Config] = []
+  problems: list[str] = []
+  if request.multirun:
+    problems += launcher_problems(request.master.hydra)
+    hydra = [str(override.input_line) for override in request.overrides if override.is_hydra_override()]
+    for texts in itertools.islice(composing.job_overrides(request.master, task_overrides), MOST_CHECKED):
+      overrides = parse(texts, composing.loader)[0]
+      problems += _add_job(jobs, composing, composing.compose_job(hydra, overrides), overrides)
+    problems += composing.sweep_problems(request.master, task_overrides, jobs)
   else:
-    found |= dict.fromkeys(_job(line, composing, master, task))
-  found |= dict.fromkeys(_directory(line, master, [o.key_or_group for o in overrides]))
-  if found:
-    raise InputError([*([line.note] if line.note else []), *found])
+    problems += _add_job(jobs, composing, request.master, task_overrides)
+  problems += _directory_problems(request, jobs)
+  if problems:
+    reason = [request.fallback_reason] if request.fallback_reason else []
+    raise InputError([*reason, *dict.fromkeys(problems)])
+  return jobs
 
 
-def _job(line: CommandLine, composing: Composer, composed: DictConfig, overrides: Sequence[Override]) -> list[str]:
-  """Adds one job to `line`; returns its problems."""
+def _add_job(
+  jobs: list[Config], composing: Composer, composed: DictConfig, overrides: Sequence[Override]
+) -> list[str]:
+  """Appends one job to `jobs`; returns its problems."""
   try:
     cfg = job_config(composed, overrides)
-    line.jobs.append(cfg)
-    return [*check(cfg), *_trials_problems(cfg, str(composed.hydra.launcher.get("_target_")))]
   except InputError as error:
-    return composing.located(error.problems, composed)
+    return composing.with_file_names(error.problems, composed)
+  jobs.append(cfg)
+  return [*all_problems(cfg), *_trial_axis_problems(cfg, str(composed.hydra.launcher.get("_target_")))]
 
 
-def _trials_problems(cfg: Config, launcher: str) -> list[str]:
+def _trial_axis_problems(cfg: Config, launcher: str) -> list[str]:
   if cfg.mesh.trial == 1 or cfg.task != "train" or cfg.train.resume or launcher.endswith(".PackedLauncher"):
     return []
   return [f"mesh.trial={cfg.mesh.trial}: must be 1: only a sweep with hydra/launcher=packed has more trials to spread"]
 
 
-def _directory(line: CommandLine, master: DictConfig, typed: list[str]) -> list[str]:
-  """Settles where the run or sweep goes; returns what speaks against it."""
-  key = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
-  if line.multirun and any(cfg.train.resume for cfg in line.jobs):
+def _directory_problems(request: _Request, jobs: Sequence[Config]) -> list[str]:
+  """What is wrong with the directory of the run or sweep, given its jobs."""
+  resumed = [cfg.train.resume for cfg in jobs if cfg.train.resume]
+  if resumed and request.multirun:
     return ["train.resume: one run at a time can go on; remove -m"]
-  if line.resumed:
-    return [f"{key}: a resumed run stays in its directory; remove it"] if key in typed else []
-  if any(cfg.task == "train" for cfg in line.jobs):
-    with hydra_errors():
-      line.directory = Path(str(OmegaConf.select(master, key)))
-    line.typed_directory = key in typed
+  if resumed and request.types(request.directory_key):
+    return [f"{request.directory_key}: a resumed run stays in its directory; remove it"]
   return []
 
 
-def directory(flag: str, value: str) -> Path:
-  """The absolute directory that `flag` names."""
-  path = Path(value).expanduser().absolute()
-  if not path.is_dir():
-    raise InputError(f"{flag}={value}: no such directory")
-  return path
-
-
-def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-  """Hydra's own flags, in any order with the overrides."""
-  parser = get_args_parser()
-  flags = [flag for action in parser._actions for flag in action.option_strings]
-  unknown = [f"{arg}: {_flag_advice(arg, flags)}" for arg in argv if arg.startswith("-") and not _is_flag(arg, flags)]
-  if unknown:
-    raise InputError(unknown)
-  parser.exit_on_error = False
-  try:
-    args = parser.parse_intermixed_args(list(argv))
-  except argparse.ArgumentError as error:
-    raise InputError(f"{error}; lora-exp --hydra-help lists the flags") from error
-  if args.experimental_rerun is not None:
-    raise InputError("--experimental-rerun: loads a pickle, which can run any code; use train.resume=DIR")
-  if args.resolve and not (args.cfg or args.help):
-    raise InputError("--resolve: goes with --cfg, as --cfg job --resolve")
-  shown = [name for name in ("run", "cfg", "multirun", "shell_completion", "info") if getattr(args, name)]
-  if len(shown) > 1:
-    raise InputError(f"--{', --'.join(shown)}: give one of them")
-  return args
-
-
-def _is_flag(arg: str, flags: list[str]) -> bool:
-  return arg.partition("=")[0] in flags
-
-
-def _flag_advice(arg: str, flags: list[str]) -> str:
-  if "=" in arg or "." in arg:
-    return f"settings have no dashes: {arg.lstrip('-')}"
-  return f"no such flag; settings are written key=value, and --help shows how{did_you_mean(arg, flags)}"
-
-
-def hydra_flags(args: argparse.Namespace) -> list[str]:
-  """`args` without the overrides, spelt out for Hydra."""
-  flags = []
-  for name, value in vars(args).items():
-    if name != "overrides" and value not in (None, False):
-      flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
-  return flags
+def _wanted_directory(request: _Request, jobs: Sequence[Config]) -> Path | None:
+  """Where the run or sweep goes; None where no new run is trained."""
+  if not any(cfg.task == "train" and not cfg.train.resume for cfg in jobs):
+    return None
+  with hydra_errors():
+    return Path(str(OmegaConf.select(request.master, request.directory_key)))

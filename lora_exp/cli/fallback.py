@@ -1,69 +1,91 @@
-"""What an experiment runs instead where the weights of its model cannot be had: `otherwise` in its config."""
+"""The fallback of an experiment: overrides for a model that is available where its own weights are not."""
 
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from lora_exp.config.errors import InputError
+from lora_exp.config.old_names import OLD_NAMES, rename_override
 from lora_exp.models.weights import locate
 
 HUB = "https://huggingface.co"
-SECONDS = 5  # to wait for the hub
+TIMEOUT_SECONDS = 5  # of the request that tests whether the hub can be reached
 
 
-def instead(composed: DictConfig, typed: Sequence[Override]) -> tuple[list[str], str] | None:
-  """The overrides to lay under what was `typed`, and why; None where the model can be had, or was typed.
+@dataclass(frozen=True)
+class Fallback:
+  """The overrides to apply before those that were typed, and the reason, which is shown."""
 
-  Only a training that begins has an alternative.
+  overrides: list[str]
+  reason: str
+
+
+def find_fallback(composed: DictConfig, typed: Sequence[Override]) -> Fallback | None:
+  """The fallback of the composed experiment where the weights of its model are not available, else None.
+
+  It applies only to a new training whose model was not `typed`.
   """
-  chosen = any(override.key_or_group.split(".")[0] in ("model", "run", "otherwise") for override in typed)
-  if not composed.otherwise or chosen or composed.task != "train" or composed.train.resume is not None:
+  overrides = _fallback_setting(composed)
+  typed_groups = {override.key_or_group.split(".")[0] for override in typed}
+  if not overrides or typed_groups & {"model", "run", "fallback"}:
     return None
-  name = str(composed.model.weights)
-  if composed.model.weights is None or (problem := absence(name)) is None:
+  if composed.task != "train" or composed.train.resume is not None or composed.model.weights is None:
     return None
-  others = [str(text) for text in composed.otherwise]
-  why = f"model.weights={name}: {problem}"
-  if not locate.is_path(name):
-    why += f". With a network: hf download {name} --local-dir DIR, and then model.weights=DIR"
-  return others, f"{why}. Now it is: {' '.join(others)}"
+  weights = str(composed.model.weights)
+  problem = availability_problem(weights)
+  if problem is None:
+    return None
+  reason = f"model.weights={weights}: {problem}"
+  if not locate.is_path(weights):
+    reason += f". With a network: hf download {weights} --local-dir DIR, and then model.weights=DIR"
+  return Fallback(overrides, f"{reason}. Using the fallback: {' '.join(overrides)}")
 
 
-def absence(name: str) -> str | None:
-  """Why the weights called `name` cannot be had, or None. Of a hub id at most config.json is downloaded."""
-  if locate.is_path(name) or name == locate.SMOLLM2:
-    problem = locate.problem(name)
+def _fallback_setting(composed: DictConfig) -> list[str]:
+  """The overrides under `fallback`, or under its old name."""
+  old = next(old for old, new in OLD_NAMES.items() if new == "fallback")
+  texts = composed.get(old) or composed.get("fallback") or []
+  return [rename_override(str(text)) for text in texts]
+
+
+def availability_problem(weights: str) -> str | None:
+  """Why the weights are not available, or None. Of a hub id at most config.json is downloaded."""
+  if locate.is_path(weights) or weights == locate.SMOLLM2:
+    problem = locate.problem(weights)
     return None if problem is None else problem.partition(": ")[2]
   try:
-    if not _cached(name):
-      if not _reachable():
+    if not _in_hub_cache(weights):
+      if not _hub_is_reachable():
         return "is not here, and the hub cannot be reached"
-      locate.config_json(name)
+      locate.config_json(weights)
   except InputError as error:
-    return str(error).removeprefix(f"model.weights={name}: ")
+    return str(error).removeprefix(f"model.weights={weights}: ")
   return None
 
 
-def _cached(name: str) -> bool:
+def _in_hub_cache(hub_id: str) -> bool:
+  """Whether the tensors of a hub id are in huggingface_hub's cache."""
   try:
     from huggingface_hub import try_to_load_from_cache
   except ImportError:
     raise InputError("is no path here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'") from None
-  repo, _, revision = name.partition("@")
+  repo, _, revision = hub_id.partition("@")
   files = (locate.SINGLE, locate.INDEX)
   return any(isinstance(try_to_load_from_cache(repo, file, revision=revision or None), str) for file in files)
 
 
-def _reachable() -> bool:
-  """Whether the hub answers at all; its own library would try for half a minute."""
+def _hub_is_reachable() -> bool:
+  """Whether the hub responds at all; huggingface_hub itself would retry for half a minute."""
   if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
     return False
+  request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
   try:
-    urllib.request.urlopen(urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD"), timeout=SECONDS)
+    urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
   except urllib.error.HTTPError:
     return True
   except (OSError, ValueError):

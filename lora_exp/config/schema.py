@@ -284,5 +284,5 @@ class Config:
   merge: MergeConfig = field(default_factory=MergeConfig)
   report: ReportConfig = field(default_factory=ReportConfig)
   logger: LoggerConfig = field(default_factory=LoggerConfig)
-  otherwise: list[str] = field(default_factory=list)  # overrides for where model.weights cannot be had
-  promises: dict[str, float] | None = None  # what must hold when training has ended, {promise: number}; see promises.py
+  fallback: list[str] = field(default_factory=list)  # overrides for where model.weights is not available
+  expectations: dict[str, float] | None = None  # {name: number}, checked after training; see train/expectations.py

@@ -1,27 +1,32 @@
-"""What is expensive is made once: a directory named by the hash of what made it.
+"""Results that are expensive to compute are stored once, in a directory named by the hash of their inputs.
 
-`get_or_make` writes under a temporary name and renames, so that a directory that exists is complete. A lock lets one
-process make it while the others wait, and tells a maker that is still alive from one that died: a temporary whose lock
-is free belongs to nobody and is removed.
+`get_or_make` writes under a temporary name and renames, so that a directory that exists is complete. A file lock lets
+one process compute a result while others wait for it. A temporary directory whose lock is free was left by a process
+that died, and is removed.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lora_exp.config.errors import DiskError, InputError
+from lora_exp.runtime.disk_errors import is_disk_error
+from lora_exp.runtime.files import sync_path, sync_tree, temporary_path
+from lora_exp.runtime.locks import file_lock
 
-NAME_DIGITS = 32  # hex digits of the key that name a directory: 128 bits
+NAME_DIGITS = 32  # hex digits of the key in a directory's name: 128 bits
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def fingerprint(**parts: object) -> str:
-  """SHA-256 (hex) of the parts as canonical JSON; the order of names does not matter. TypeError for what JSON lacks."""
+  """SHA-256 (hex) of the parts as canonical JSON; the order of names does not matter.
+
+  Raises TypeError for a value that JSON cannot represent.
+  """
   text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -29,84 +34,56 @@ def fingerprint(**parts: object) -> str:
 def get_or_make(root: str | Path, kind: str, key: str, make: Callable[[Path], None]) -> Path:
   """The directory `root/kind/key[:32]`; if it is absent, `make(directory)` fills it, once for all processes.
 
-  `root` may start with `~`. If `make` raises, nothing is left behind and the error goes on.
+  `root` may start with `~`. If `make` raises, nothing is left behind and the error propagates.
   Raises DiskError if the disk is full, InputError if `root` cannot be written to.
   """
   folder = Path(root).expanduser() / kind
   final = folder / key[:NAME_DIGITS]
   if final.is_dir():
     return final
-  with _explained(folder):
+  with _cache_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(_lock_of(final)):
+    with file_lock(_lock_path(final)):
       if not final.is_dir():
-        _remove_stale(folder)
+        _remove_abandoned(folder)
         _make(final, make)
   return final
 
 
 def _make(final: Path, make: Callable[[Path], None]) -> None:
-  temporary = final.with_name(f".{final.name}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)  # whoever left it is dead: the lock is ours
+  temporary = temporary_path(final)
+  shutil.rmtree(temporary, ignore_errors=True)  # this process holds the lock, so its last owner is dead
   temporary.mkdir()
   try:
     make(temporary)
-    sync_all(temporary)
+    sync_tree(temporary)
     temporary.rename(final)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-  to_disk(final.parent)
+  sync_path(final.parent)
 
 
-def _lock_of(final: Path) -> Path:
+def _lock_path(final: Path) -> Path:
   return final.with_name(f".{final.name}.lock")
 
 
-@contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-  """Hold the lock file; yields whether it was got. The file stays: removing it would let two processes hold it."""
-  with open(path, "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-      yield False
-      return
-    yield True
-
-
-def _remove_stale(folder: Path) -> None:
+def _remove_abandoned(folder: Path) -> None:
+  """Removes temporary directories of processes that died."""
   for temporary in folder.glob(".*.tmp"):
     final = folder / temporary.name.removeprefix(".").removesuffix(".tmp")
-    with _locked(_lock_of(final), wait=False) as dead:
-      if dead:
+    with file_lock(_lock_path(final), wait=False) as abandoned:
+      if abandoned:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sync_all(directory: Path) -> None:
-  """`to_disk` of everything in `directory`."""
-  for parent, _, names in os.walk(directory):
-    for name in names:
-      to_disk(Path(parent) / name)
-    to_disk(Path(parent))
-
-
-def to_disk(path: Path) -> None:
-  """Waits until the file, or the list of a directory's entries, is on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-  """Say in words which of the disk's errors stopped the making."""
+def _cache_errors(folder: Path) -> Iterator[None]:
+  """Operating-system errors as errors that name the cache and the setting."""
   try:
     yield
   except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+    if is_disk_error(error):
       raise DiskError(f"cannot write to {folder}: {error.strerror}; free some space there or set cache=") from error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in NOT_WRITABLE:
       raise InputError(f"the cache {folder} cannot be written to: {error.strerror}; set cache=") from error
     raise

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-
-METRICS = "metrics.jsonl"  # in the directory of a run
-LEDGER = "sweep.jsonl"  # in the directory of a sweep
+from lora_exp.runtime.run_files import LEDGER, METRICS
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The sweep that a run is a trial of: what Hydra has written beside and above it."""
+"""Which trial of which sweep a run directory is, read from the files that Hydra writes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,43 +6,49 @@ from typing import Any
 
 import yaml
 
-from lora_exp.cli.overrides import parse
+from lora_exp.config.override_grammar import parse
+from lora_exp.runtime.run_files import HYDRA, MULTIRUN, OVERRIDES
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it was built
-SHORT = {"lora.rank": "r", "lora.targets": "", "train.seed": "s", "data.seed": "data", "model.seed": "base"}
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
+SHORT_NAMES = {"lora.rank": "r", "lora.targets": "", "train.seed": "s", "data.seed": "data", "model.seed": "base"}
 
 
 @dataclass(frozen=True)
-class Place:
-  """A trial and its sweep."""
+class SweepTrial:
+  """One trial and the sweep that it belongs to."""
 
   sweep: Path
-  number: str  # its directory's name
-  own: dict[str, str]  # what was given to it and not to every trial: {setting or group: value}
+  number: str  # the name of its directory
+  settings: dict[str, str]  # {setting or group: value}, without those that all trials of the sweep share
 
   def name(self, method: str) -> str:
-    """Its number and what is its own, as 3-lora-r8-attention-s1."""
-    rest = {key: value for key, value in self.own.items() if key != "lora"}
-    words = [SHORT.get(key, key.rpartition(".")[2] if "." in key else "") + value for key, value in rest.items()]
-    return "-".join([self.number, self.own.get("lora", method), *words])
+    """Its number and settings, as in 3-lora-r8-attention-s1."""
+    words = []
+    for key, value in self.settings.items():
+      if key != "lora":
+        words.append(SHORT_NAMES.get(key, key.rpartition(".")[2] if "." in key else "") + value)
+    return "-".join([self.number, self.settings.get("lora", method), *words])
 
 
-def sweep_of(run_dir: Path) -> Place | None:
-  """Where `run_dir` stands in its sweep; None for a run of its own."""
-  above, beside = run_dir.parent / "multirun.yaml", run_dir / ".hydra" / "overrides.yaml"
-  if not (above.is_file() and beside.is_file()):
+def sweep_trial(run_dir: Path) -> SweepTrial | None:
+  """The trial that `run_dir` is; None for a run that is not part of a sweep."""
+  sweep_file, trial_file = run_dir.parent / MULTIRUN, run_dir / HYDRA / OVERRIDES
+  if not (sweep_file.is_file() and trial_file.is_file()):
     return None
-  hydra = _read(above)["hydra"]
-  listed = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-  alike, given = _values([*listed, *hydra["overrides"]["task"]]), _values(_read(beside))
-  return Place(run_dir.parent, run_dir.name, {key: value for key, value in given.items() if alike.get(key) != value})
+  hydra = _read_yaml(sweep_file)["hydra"]
+  params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+  shared = _single_values([*params, *hydra["overrides"]["task"]])
+  trial = _single_values(_read_yaml(trial_file))
+  settings = {key: value for key, value in trial.items() if shared.get(key) != value}
+  return SweepTrial(run_dir.parent, run_dir.name, settings)
 
 
-def _read(file: Path) -> Any:
-  return yaml.load(file.read_text(encoding="utf-8"), LOADER)
+def _read_yaml(file: Path) -> Any:
+  return yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER)
 
 
-def _values(texts: list[str]) -> dict[str, str]:
-  """Setting or group -> its value, of the overrides that have one."""
-  one = [o for o in parse(texts, None)[0] if not (o.is_delete() or o.is_sweep_override())]
-  return {o.get_key_element(): o.get_value_element_as_str().strip("'\"") for o in one}
+def _single_values(texts: list[str]) -> dict[str, str]:
+  """{setting or group: value} of the overrides that have exactly one value."""
+  overrides, _ = parse(texts)
+  single = [o for o in overrides if not (o.is_delete() or o.is_sweep_override())]
+  return {o.get_key_element(): o.get_value_element_as_str().strip("'\"") for o in single}

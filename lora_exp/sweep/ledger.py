@@ -15,7 +15,8 @@ from typing import Any
 
 from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED, LoraExpError
 from lora_exp.runtime.console import show_error, show_warning
-from lora_exp.runtime.json_lines import LEDGER, read_ledger
+from lora_exp.runtime.json_lines import read_ledger
+from lora_exp.runtime.run_files import LEDGER
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_exp.cli.saved_config import check_same, save
 from lora_exp.config import Config, InputError, LoraExpError, MemoryFullError, ReachedError, StoppedError
 from lora_exp.runtime import console
+from lora_exp.runtime.locks import run_lock
 from lora_exp.runtime.mesh import keep_programs
-from lora_exp.runtime.run_directory import locked
+from lora_exp.runtime.saved_config import require_same_configs, save_config
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.packing import groups, needed
 from lora_exp.train import checkpoint
@@ -45,7 +45,7 @@ def train(jobs: Sequence[Job], width: int | None, ledger: Ledger, repeat_failed:
   for job in jobs:
     with suppress(InputError):  # told when its pack is built
       job.cfg = make_plan(job.cfg).saved_cfg
-  check_same((job.number, job.cfg, job.dir) for job in jobs)
+  require_same_configs((job.number, job.cfg, job.dir) for job in jobs)
   failed = [job for job in jobs if ledger.state(job.number) == "failed"]
   for job in failed:
     job.error = LoraExpError(str(ledger.reason(job.number)))
@@ -115,8 +115,8 @@ def _try_pack(pack: list[Job], ledger: Ledger) -> MemoryFullError | None:
   with ExitStack() as stack:
     for job, _ in built:
       job.dir.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(locked(job.dir))
-      save(job.cfg, job.dir)
+      stack.enter_context(run_lock(job.dir))
+      save_config(job.cfg, job.dir)
     try:
       with memory_errors(built[0][1], len(built)):
         trials, resumed = _begun(built, began, ledger)

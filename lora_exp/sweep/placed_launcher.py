@@ -17,10 +17,10 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import open_dict
 
-from lora_exp.cli.launcher_options import PLUGINS
 from lora_exp.config import InputError, LoraExpError, StoppedError
 from lora_exp.config.errors import BUG, DONE
 from lora_exp.runtime import console
+from lora_exp.sweep.launcher_plugins import PLUGINS
 from lora_exp.sweep.ledger import Ledger, Outcome
 
 Jobs = Sequence[Sequence[str]]  # the overrides of each

@@ -16,9 +16,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from lora_exp.cli.saved_config import FREE
-from lora_exp.cli.study_space import Choice, Span, Study
 from lora_exp.config import InputError
+from lora_exp.runtime.saved_config import CHANGEABLE
+from lora_exp.sweep.study_space import Choice, Span, Study
 
 JOURNAL = "study.jsonl"  # in the directory of the sweep
 NAME = "lora_exp"  # of the study in it
@@ -105,7 +105,7 @@ class StudyJournal:
 
 def facts(cfg: Study) -> dict[str, Any]:
   """What must not change while a study goes on."""
-  fixed = [text for text in cfg.fixed if not any(f"{_path(text)}.".startswith(f"{free}.") for free in FREE)]
+  fixed = [text for text in cfg.fixed if not any(f"{_path(text)}.".startswith(f"{free}.") for free in CHANGEABLE)]
   space = {key: list(part.values) if isinstance(part, Choice) else asdict(part) for key, part in cfg.space.items()}
   names = ("repeats", "extra", "width", "sampler", "seed", "objectives", "rungs", "keep")
   return {"params": space, "settings": sorted(fixed), **{name: getattr(cfg, name) for name in names}}

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lora_exp.cli.study_space import Study
 from lora_exp.config.errors import StoppedError
 from lora_exp.config.metrics import METRICS
 from lora_exp.report.reading.run_files import read_run
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
-from lora_exp.runtime.run_directory import locked
+from lora_exp.runtime.locks import run_lock
 from lora_exp.sweep.ledger import Ledger, Outcome
 from lora_exp.sweep.study_journal import StudyJournal, finished
+from lora_exp.sweep.study_space import Study
 from lora_exp.train import outputs
 
 Launch = Callable[[list[list[str]], int], object]  # overrides of each run, number of the first
@@ -36,7 +36,7 @@ def run(cfg: Study, directory: Path, launch: Launch, stopped: Callable[[], bool]
   Raises InputError if the study was begun as another, or has more trials than it is to have, and InUseError where
   another process works on it.
   """
-  with locked(directory):
+  with run_lock(directory):
     going = StudyRunner(cfg, directory, launch, stopped)
     going.train_extra()
     while not stopped() and (batch := going.trials.batch()):

@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_exp.cli.saved_config import FILE, load
 from lora_exp.config import ADAPTERS, Config, InputError, LoraExpError
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.grouping.setting_keys import varied
 from lora_exp.report.reading.run_files import flat, read_sweep
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
 from lora_exp.runtime import console
-from lora_exp.runtime.sweep_directory import sweep_of
+from lora_exp.runtime.run_files import CONFIG
+from lora_exp.runtime.saved_config import load_config
+from lora_exp.runtime.sweep_directory import sweep_trial
 from lora_exp.train.logger import wandb_mode
 
 SPEC = Path("wandb") / "dashboard.json"
@@ -69,16 +70,16 @@ def _short(path: Path) -> Path:
 
 def subject_of(directory: Path) -> Subject:
   """What is known of the sweep or run in `directory` from its files. Raises InputError if that is neither."""
-  one = (directory / FILE).is_file()
+  one = (directory / CONFIG).is_file()
   if one:
-    trials = [RunRecord(0, directory.name, "done", None, flat(asdict(load(str(directory)))))]
+    trials = [RunRecord(0, directory.name, "done", None, flat(asdict(load_config(str(directory)))))]
   else:
     trials = [trial for trial in read_sweep(directory) if trial.config]
   logged = [trial for trial in trials if trial.config.get("logger.name") == "wandb"]
   if not logged:
     raise InputError(f"run={directory}: was trained with logger=none, so wandb has nothing of it to show")
   first = logged[0].config
-  place = sweep_of(directory) if one else None
+  place = sweep_trial(directory) if one else None
   name = place.name(first["lora.method"]) if place else directory.name
   columns = [key for key in varied(trials) if key not in SEEDS]
   settings = [] if one else _telling(trials, columns)

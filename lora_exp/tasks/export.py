@@ -19,9 +19,9 @@ from lora_exp.models.hf_export import same_model, to_hf
 from lora_exp.models.weights.hf import save_hf
 from lora_exp.models.weights.locate import SMOLLM2, is_path, json_object, located
 from lora_exp.runtime import console
-from lora_exp.runtime.cache import sync_all
+from lora_exp.runtime.disk_errors import write_error
+from lora_exp.runtime.files import sync_tree
 from lora_exp.runtime.mesh import flatten, keep_programs
-from lora_exp.runtime.run_directory import write_error
 from lora_exp.tasks.merge import checked
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
@@ -179,7 +179,7 @@ def written(out: Path) -> Iterator[Path]:
         for old in temporary.iterdir():
           old.unlink()
         yield temporary
-        sync_all(temporary)
+        sync_tree(temporary)
         temporary.replace(out)  # an empty directory may be there
       finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from lora_exp import __version__, lora
-from lora_exp.cli.saved_config import load
 from lora_exp.config import Config, InputError
-from lora_exp.config.checks import NO_UPDATE, is_sweep
+from lora_exp.config.checks import NO_UPDATE
 from lora_exp.lora import formula
 from lora_exp.lora.resize import columns
 from lora_exp.models import weights
@@ -26,6 +25,8 @@ from lora_exp.report.reading.adapter_updates import FILE, digest
 from lora_exp.report.sweep_report import make_report
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import flatten, keep_programs
+from lora_exp.runtime.run_directory import is_sweep
+from lora_exp.runtime.saved_config import load_config
 from lora_exp.runtime.spectrum import (
   ENERGY,
   EXAMINED,
@@ -75,7 +76,7 @@ def _sweep(directory: Path) -> None:
   for file in sorted(directory.glob("*/config.yaml"), key=lambda f: (not f.parent.name.isdecimal(),
                                                                     f.parent.name.zfill(9))):
     try:
-      cfg = replace(load(str(file.parent)), task="inspect", run=str(file.parent))
+      cfg = replace(load_config(str(file.parent)), task="inspect", run=str(file.parent))
       if cfg.lora.method not in NO_UPDATE:
         trial = Trained(cfg, plan_of(cfg))
         groups.setdefault(repr((cfg.model, cfg.pretrain_data, cfg.mesh, cfg.cache)), []).append(trial)

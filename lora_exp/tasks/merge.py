@@ -236,3 +236,10 @@ def _show(found: Difference, rounding: Rounding, dtype: str, bound: float, unit:
     facts["of the update ‖ΔW‖ in the kernels"] = f"{shares['update_kept']:.2%}"
     facts["and what rounding adds to it"] = f"{shares['update_error']:.2g} ‖ΔW‖"
   console.show_facts(f"Merged beside unmerged, {found.count:,} held-out {unit} in {dtype}", facts)
+
+
+def run(cfg: Config) -> object:
+  """`task=merge`: writes the merged model, as `task=export format=merged` does."""
+  from lora_exp.tasks import export
+
+  return export.run(cfg)

@@ -24,7 +24,7 @@ import numpy as np
 
 from lora_exp.config.errors import DiskError, InputError, NoCheckpointError
 from lora_exp.runtime import console
-from lora_exp.runtime.cache import to_disk
+from lora_exp.runtime.files import sync_path
 
 SUMS, META, STATE = "SHA256SUMS", "meta.json", "state"
 TEMPORARY = "tmp."  # prefix of a folder that is not a checkpoint yet, or no longer
@@ -50,8 +50,8 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
           checkpointer.save(temporary.absolute() / STATE, arrays)
       (temporary / META).write_text(json.dumps(meta, indent=1) + "\n")
       (temporary / SUMS).write_text(_sums(_digests(temporary, sync=True)))
-      to_disk(temporary / SUMS)
-      to_disk(temporary)
+      sync_path(temporary / SUMS)
+      sync_path(temporary)
     except BaseException:
       shutil.rmtree(temporary, ignore_errors=True)
       raise
@@ -159,7 +159,7 @@ def _digests(folder: Path, sync: bool = False) -> dict[str, str]:
   digests = {}
   for path in sorted(folder.rglob("*")):
     if sync:
-      to_disk(path)
+      sync_path(path)
     if path.is_file() and path != folder / SUMS:
       with open(path, "rb") as file:
         digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -187,7 +187,7 @@ def _remove_leftovers(root: Path) -> None:
 
 def _move(source: Path, target: Path) -> None:
   source.rename(target)
-  to_disk(target.parent)
+  sync_path(target.parent)
 
 
 @contextmanager

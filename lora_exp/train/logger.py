@@ -22,8 +22,9 @@ from urllib.parse import urlparse
 from lora_exp.config.errors import DiskError
 from lora_exp.config.schema import LoggerConfig
 from lora_exp.runtime import console
-from lora_exp.runtime.json_lines import METRICS, parse_lines
-from lora_exp.runtime.sweep_directory import sweep_of
+from lora_exp.runtime.json_lines import parse_lines
+from lora_exp.runtime.run_files import METRICS
+from lora_exp.runtime.sweep_directory import sweep_trial
 
 
 class Metrics:
@@ -97,7 +98,7 @@ def make_logger(cfg: LoggerConfig, run_dir: Path, name: str, config: dict) -> Lo
   if mode == "disabled":
     return Logger()
   run_dir = Path(run_dir).absolute()
-  place = sweep_of(run_dir)
+  place = sweep_trial(run_dir)
   method = str(config["lora"]["method"]) if place else ""
   name = place.name(method) if place else name
   digest = hashlib.sha256(str(run_dir).encode()).hexdigest()[:8]  # resumed there, the same run

@@ -170,9 +170,9 @@ class TrialRun:
 
   def check_expectations(self, held: Batches) -> None:
     """What its experiment promised, into summary.json and onto the screen; raises if it is broken."""
-    if not self.cfg.promises:
+    if not self.cfg.expectations:
       return
     end = End(self.job, self.trials, self.params, self.summary, self.dir, held[0].arrays)
-    self.summary["promises"] = expectations.check(self.cfg.promises, end)
+    self.summary["promises"] = expectations.check(self.cfg.expectations, end)
     outputs.write_json(self.dir / "summary.json", self.summary)
     expectations.show(self.summary["promises"])

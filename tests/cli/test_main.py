@@ -4,17 +4,18 @@ import errno
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lora_exp import __main__ as entry
-from lora_exp.cli.overrides import quoted
+from lora_exp.cli import main as entry
+from lora_exp.cli.claim import claim_directory
 from lora_exp.config import Config, DiskError, DivergedError, InputError, InUseError, NoCheckpointError, StoppedError
-from lora_exp.runtime.run_directory import claim, locked
+from lora_exp.config.override_grammar import quoted
+from lora_exp.runtime.locks import run_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[[Config, Path], object]
@@ -25,10 +26,8 @@ def trained(in_tmp_path, monkeypatch):
   """Puts a function of the test where the command line looks up `run` of train and evaluate: only its end counts."""
 
   def install(run: Train) -> None:
-    for name in ("lora_exp.train.pack", "lora_exp.tasks.evaluate"):
-      module = types.ModuleType(name)
-      module.run = run  # type: ignore[attr-defined]
-      monkeypatch.setitem(sys.modules, name, module)
+    for name in ("train.pack", "tasks.evaluate"):
+      monkeypatch.setattr(import_module(f"lora_exp.{name}"), "run", run)
 
   install(lambda cfg, run_dir: (run_dir / "metrics.jsonl").write_text("{}\n"))
   return install
@@ -147,7 +146,7 @@ def test_flags_that_show_something_run_nothing(argv, words, tmp_path):
 
 
 def test_the_settings_are_read_without_jax():
-  code = "import sys, lora_exp.__main__ as m; assert m.run(['lora.rank=0']) == 2; print('jax' in sys.modules)"
+  code = "import sys, lora_exp.cli.main as m; assert m.run(['lora.rank=0']) == 2; print('jax' in sys.modules)"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
   assert done.stdout.strip() == "False", done.stderr
 
@@ -168,7 +167,7 @@ def test_a_run_finds_its_whole_config_in_a_directory_of_its_own(trained, in_tmp_
 
 
 def test_two_runs_of_one_second_have_two_directories(tmp_path):
-  paths = [claim(tmp_path / "day" / "12-00-00-run", typed=False).path for _ in range(3)]
+  paths = [claim_directory(tmp_path / "day" / "12-00-00-run", typed=False).path for _ in range(3)]
   assert [path.name for path in paths] == ["12-00-00-run", "12-00-00-run-2", "12-00-00-run-3"]
 
 
@@ -229,12 +228,12 @@ def test_a_run_that_trained_is_kept_whatever_its_end(trained, in_tmp_path):
 
 
 def test_two_processes_never_train_in_one_directory(tmp_path):
-  with locked(tmp_path):
-    code = "import sys, pathlib, lora_exp.config.rundir as r; r.locked(pathlib.Path(sys.argv[1])).__enter__()"
+  with run_lock(tmp_path):
+    code = "import sys, pathlib, lora_exp.runtime.locks as r; r.run_lock(pathlib.Path(sys.argv[1])).__enter__()"
     argv = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(argv, cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert "InUseError" in done.stderr and "another process is training here" in done.stderr
-  with locked(tmp_path):
+  with run_lock(tmp_path):
     pass
 
 

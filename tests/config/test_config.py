@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from lora_exp.cli import saved_config as saved_config
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.cli.compose import composer, conf_directory
-from lora_exp.cli.overrides import parse, quoted, quoting_advice
-from lora_exp.cli.saved_config import job_config
+from lora_exp.cli.job_config import job_config
 from lora_exp.config import Config, InputError, check, to_config
-from lora_exp.config.conversion import is_setting, suggestion
 from lora_exp.config.credentials import credential
+from lora_exp.config.override_grammar import parse, quoted, quoting_advice
+from lora_exp.config.setting_names import is_setting, suggestion
+from lora_exp.runtime.saved_config import save_config
 
 CONF = conf_directory()
 GROUPS = ("model", "data", "mesh", "lora", "optim", "train", "sample", "logger")
@@ -311,7 +311,7 @@ def run_dir(tmp_path: Path) -> Path:
                "optim.schedule=constant", "sample.top_k=9")
   directory = tmp_path / "run"
   directory.mkdir()
-  saved_config.save(cfg, directory)
+  save_config(cfg, directory)
   return directory
 
 

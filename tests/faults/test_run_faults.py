@@ -7,7 +7,7 @@ import pytest
 import yaml
 from runs import TINY, cache, everything, on_stories, process, rows, stories, summary, train
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.train import checkpoint
 
 TEXT = ["data=text", "data.path=stories.txt"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["the", "a", "little", "dog", "cat", "ran", "saw", "big", "red", "ball", "and", "was", "happy", "Tom", "Lily"]

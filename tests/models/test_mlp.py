@@ -12,8 +12,8 @@ from flax import nnx
 from runs import curve, process, resume, rows, summary, train
 from safetensors.numpy import load_file
 
-from lora_exp import __main__ as entry
 from lora_exp import lora, models
+from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError, MlpConfig, ModelConfig
 from lora_exp.data.examples import decode, encode, regression, xor
@@ -22,7 +22,7 @@ from lora_exp.train.loss import example_loss
 QUIET = ["logger=none"]
 BLOX = ["experiment=blox_mlp", *QUIET]
 XOR = ["experiment=penzai_xor", *QUIET]
-FREE = "promises=null"  # of a run that is not the experiment's
+FREE = "expectations=null"  # of a run that is not the experiment's
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from flax import nnx
 
 from lora_exp import models
 from lora_exp.cli.compose import composer, conf_directory
-from lora_exp.cli.overrides import parse
-from lora_exp.cli.saved_config import job_config
+from lora_exp.cli.job_config import job_config
 from lora_exp.config import Config
+from lora_exp.config.override_grammar import parse
 from lora_exp.lora import resolve
 from lora_exp.runtime.mesh import flatten
 

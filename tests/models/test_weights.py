@@ -19,8 +19,8 @@ from runs import QUIET, environment, on_stories
 from safetensors.numpy import load_file, save_file
 from test_mesh import child
 
-from lora_exp import __main__ as entry
 from lora_exp import models
+from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import ArchConfig, InputError, MeshConfig, ModelConfig
 from lora_exp.models import weights

@@ -11,13 +11,13 @@ from packs import quickly
 from runs import QUIET, on_stories, train
 from test_families import CASES, reference, their_logits, tokens_of
 
-from lora_exp import __main__ as entry
-from lora_exp.cli.saved_config import load
+from lora_exp.cli import main as entry
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.data.chat import encode_chat
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import to_hf
+from lora_exp.runtime.saved_config import load_config
 from lora_exp.tasks.generate import trial_of
 from lora_exp.train.loaded_run import open_run
 from lora_exp.train.step import assemble
@@ -47,7 +47,7 @@ def quick():
 
 def our_logits(run_dir: Path, tokens: np.ndarray) -> np.ndarray:
   """What the run says, by the adapter that lies in its directory."""
-  cfg = load(str(run_dir))
+  cfg = load_config(str(run_dir))
   cfg.run, cfg.task = str(run_dir), "evaluate"
   run = open_run(cfg)
   call = lambda params, trial, frozen: assemble(run.job.program, params, trial, frozen, None)(jnp.asarray(tokens))

@@ -12,7 +12,7 @@ from runs import QUIET, on_stories, rows, train
 from test_export_hf import exported, our_logits
 from test_families import their_logits
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.base import make_base

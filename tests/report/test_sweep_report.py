@@ -12,7 +12,7 @@ import pytest
 import yaml
 from runs import TINY
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.config import InputError
 from lora_exp.report.findings.all_findings import findings
 from lora_exp.report.grouping.group import make_groups

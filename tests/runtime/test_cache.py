@@ -61,7 +61,7 @@ def test_a_failed_make_leaves_nothing_and_can_be_repeated(tmp_path, error):
 
 MAKE_SLOWLY = """
 import sys, time, os
-from lora_exp.cache import get_or_make
+from lora_exp.runtime.cache import get_or_make
 def make(directory):
   print("making", flush=True)
   (directory / "file").write_text("content")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT, TINY, command, curve, environment, on_stories, process, summary
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.sweep.ledger import Ledger
 
 SHORT = [*TINY, "train.steps=12", "train.eval_every=4", "train.save_every=4", "train.eval_tokens=512"]
@@ -56,7 +56,7 @@ def test_processes_that_write_the_ledger_at_once_keep_every_line_whole(tmp_path)
 # ---- a launcher that is not installed
 
 ALONE = """
-import sys, lora_exp.__main__ as entry, hydra_plugins
+import sys, lora_exp.cli.main as entry, hydra_plugins
 hydra_plugins.__path__ = [path for path in hydra_plugins.__path__ if "_plugins" in path.split("/")]  # ours alone
 print([entry.run(["-m", f"hydra/launcher={name}", "lora.rank=1,2"]) for name in sys.argv[1:]])
 """

@@ -13,10 +13,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from runs import TINY, command, curve, environment, on_stories, process, rows, summary, train
 
-from lora_exp import __main__ as entry
-from lora_exp.cli.overrides import parse
-from lora_exp.cli.study_space import Choice, Span, read
+from lora_exp.cli import main as entry
 from lora_exp.config import InputError
+from lora_exp.config.override_grammar import parse
 from lora_exp.report.findings.all_findings import findings
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.plots.trial_history import history
@@ -24,6 +23,7 @@ from lora_exp.report.reading.run_files import read_sweep
 from lora_exp.sweep import packed_training
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.study_journal import JOURNAL, NAME, StudyJournal
+from lora_exp.sweep.study_space import Choice, Span, read
 from sweeps import ranks, trial
 
 SHORT = [*TINY, "model.dropout=0", "train.steps=12", "train.eval_every=4", "train.eval_tokens=512", "optim.warmup=2"]

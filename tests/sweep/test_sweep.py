@@ -11,12 +11,12 @@ import pytest
 from runs import TINY, command, curve, environment, on_stories, process, rows, summary, train
 from safetensors.numpy import load_file
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
-from lora_exp.cli.grid import jobs as grid_jobs
-from lora_exp.cli.overrides import parse
-from lora_exp.cli.saved_config import load
 from lora_exp.config import InputError
+from lora_exp.config.override_grammar import parse
+from lora_exp.runtime.saved_config import load_config
+from lora_exp.sweep.grid_jobs import jobs as grid_jobs
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.packing import groups
 
@@ -109,11 +109,11 @@ def test_trials_of_several_seeds_train_together_though_the_base_drops():
 def test_a_budget_chooses_the_rank_of_each_place_and_below_rank_1_says_the_least_it_takes(tmp_path, capfd):
   short = [*TINY, *on_stories(tmp_path), "train.steps=1", "train.eval_tokens=128", "lora.parameters=300"]
   sweep(tmp_path / "sweep", *short, "lora.targets=qv,attention,all_linear", code=1)  # 128, 256 and 384 for each rank
-  assert [load(str(tmp_path / "sweep" / n)).lora.rank for n in "01"] == [2, 1]
+  assert [load_config(str(tmp_path / "sweep" / n)).lora.rank for n in "01"] == [2, 1]
   assert [summary(tmp_path / "sweep" / n)["parameters"]["trainable"] for n in "01"] == [256, 256]
   assert "rank 1 on lora.targets=all_linear takes 384; give at least that" in capfd.readouterr().err
   alone = train(tmp_path / "run", *short, "lora.targets=qv")
-  assert load(str(alone)).lora.rank == 2 and adapter(alone) == adapter(tmp_path / "sweep" / "0")
+  assert load_config(str(alone)).lora.rank == 2 and adapter(alone) == adapter(tmp_path / "sweep" / "0")
   train(tmp_path / "none", *short, "lora.targets=all_linear", code=2)
   assert not (tmp_path / "none").exists()
   sweep(tmp_path / "sweep", *short, "lora.targets=qv,attention,all_linear", code=1)  # goes on, with nothing left to do

@@ -14,9 +14,9 @@ import yaml
 from hub import Hub, serving
 from runs import ROOT, TINY, environment, on_stories
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
-from lora_exp.config.conversion import settings
+from lora_exp.config.setting_names import all_settings
 from lora_exp.tasks import dashboard
 from sweeps import ranks, references
 
@@ -24,7 +24,7 @@ FILES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # of wandb_workspaces
 TASK = """
 import sys
-from lora_exp import __main__ as entry, dashboard
+from lora_exp.cli import main as entry; from lora_exp import dashboard
 dashboard.SECONDS = float(sys.argv[1])
 sys.exit(entry.run(sys.argv[2:]))
 """
@@ -98,7 +98,7 @@ def test_a_workspace_shows_curves_by_rank_the_trade_off_and_what_the_settings_le
 
 def test_every_setting_that_it_names_exists(sweep):
   assert entry.run(["task=dashboard", f"run={sweep}"]) == 0
-  known, text = dict(settings()), json.dumps(written(sweep))
+  known, text = dict(all_settings()), json.dumps(written(sweep))
   named = set(re.findall(r"config:(\w+)\.value\.(\w+)", text)) | set(re.findall(r'"(\w+)\.value\.(\w+)"', text))
   assert len(named) > 4 and {".".join(pair) for pair in named} <= set(known)
 

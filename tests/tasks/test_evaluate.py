@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from runs import TINY, on_stories, rows, stories, story, train
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.config.metrics import METRICS
 from lora_exp.train.evaluation import Evaluation, difference
 

@@ -17,8 +17,8 @@ from test_weights import CONFIG, directory, load, published, same, tensors
 from tokenizer_files import byte_level, gguf_file
 from tokenizers import Tokenizer
 
-from lora_exp import __main__ as entry
 from lora_exp import lora, models
+from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import ArchConfig, Config, InputError, ModelConfig
 from lora_exp.data.tokenizers import get_tokenizer

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from packs import bent, job_of, quickly, small
 from runs import TINY, everything, on_stories, process, train
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.config import ArchConfig, InputError, SampleConfig
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2

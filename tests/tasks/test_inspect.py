@@ -15,8 +15,8 @@ from packs import quickly
 from runs import TINY, train
 from test_adapter_files import KINDS, adapter
 
-from lora_exp import __main__ as entry
 from lora_exp import lora
+from lora_exp.cli import main as entry
 from lora_exp.config import InputError
 from lora_exp.lora import formula
 from lora_exp.lora.resize import columns
@@ -228,12 +228,13 @@ def test_a_run_of_every_method_is_looked_into(tmp_path, method):
 def test_full_fine_tuning_is_the_difference_of_its_kernels_from_the_base(swept):
   run = swept / "5"
   assert entry.run(["task=inspect", f"run={run}"]) == 0
-  from lora_exp.cli.saved_config import load
   from lora_exp.models import weights
   from lora_exp.runtime.mesh import flatten
+  from lora_exp.runtime.saved_config import load_config
   from lora_exp.train.base import make_base
   from lora_exp.train.loaded_run import plan_of
-  plan = plan_of(load(str(swept / "4")))
+
+  plan = plan_of(load_config(str(swept / "4")))
   base = flatten(make_base(plan)[0])
   tuned = flatten(weights.load(run / weights.FILE, plan.base, plan.layout.shardings(plan.base)))
   rows = {row["module"]: row for row in json.loads((run / "inspect.json").read_text())["modules"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import TINY, command, environment
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.tasks import plan
 
 # One block: B = 4 rows, T = 64, D = F = 32, V = 257, R = 4.
@@ -86,7 +86,7 @@ def test_it_allocates_no_base(tmp_path):
   argv = ["task=plan", "model=minigpt", "model.width=8192", "model.ff=8192", "model.layers=4",
           "lora.targets=blocks.3.linear1", "lora.rank=1", "train.batch_size=4"]
   # Not getrusage's figure, which a process takes over from the one that started it.
-  code = (f"import pathlib, re, lora_exp.__main__ as m; assert m.run({argv}) == 0; "
+  code = (f"import pathlib, re, lora_exp.cli.main as m; assert m.run({argv}) == 0; "
           "status = pathlib.Path('/proc/self/status').read_text(); "
           "print('peak', int(re.search(r'VmHWM:\\s*(\\d+)', status)[1]) * 1024)")
   done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), text=True, capture_output=True,

@@ -16,8 +16,8 @@ PAIRS = ["data=arithmetic", "data.limit=40", "train=quick", "train.steps=4", "tr
 
 def test_the_checks_know_every_promise():
   assert sorted(EXPECTATIONS) == sorted(MEASURED)
-  with pytest.raises(InputError, match=r"promises.trainible: choose .*did you mean trainable\?"):
-    check_command_line(["promises={trainible:3}"])
+  with pytest.raises(InputError, match=r"expectations.trainible: choose .*did you mean trainable\?"):
+    check_command_line(["expectations={trainible:3}"])
 
 
 @pytest.mark.parametrize(("relation", "kept", "broken"), [("=", [2], [1, 3]), ("≥", [1, 2], [3]), ("≤", [2, 3], [1])])
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
               "exact": 0, "base_changed": 0, "merged_differs": 1e-5, "off_differs": 1e-5}
   typed = ",".join(f"{name}:{value}" for name, value in promised.items())
   directory = tmp_path_factory.mktemp("promises") / "run"
-  return runs.train(directory, *runs.TINY, *PAIRS, "lora.compute=factored", f"promises={{{typed}}}")
+  return runs.train(directory, *runs.TINY, *PAIRS, "lora.compute=factored", f"expectations={{{typed}}}")
 
 
 def test_kept_promises_are_in_the_summary(run):
@@ -46,7 +46,7 @@ def test_kept_promises_are_in_the_summary(run):
 
 
 def test_a_broken_promise_is_named_and_the_run_stays(tmp_path, capsys):
-  run = runs.train(tmp_path / "run", *runs.TINY, *PAIRS, "promises={total:7,off_differs:1e-5}", code=1)
+  run = runs.train(tmp_path / "run", *runs.TINY, *PAIRS, "expectations={total:7,off_differs:1e-5}", code=1)
   assert "1 of 2 promises of this run do not hold: total" in "".join(capsys.readouterr())
   found = runs.summary(run)
   assert (found["status"], found["promises"]["total"]["holds"]) == ("done", False)

@@ -52,9 +52,9 @@ def test_the_counts_on_smollm2_are_promised_too(name, no_hub, smollm2_package):
 
 
 def _check_counts(cfg: Config) -> None:
-  assert cfg.promises is not None
+  assert cfg.expectations is not None
   counts = make_plan(cfg).parameters()
-  promised = {key: cfg.promises[key] for key in ("trainable", "total") if key in cfg.promises}
+  promised = {key: cfg.expectations[key] for key in ("trainable", "total") if key in cfg.expectations}
   assert promised == {key: counts[key] for key in promised} != {}
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from runs import TINY, on_stories
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import LoggerConfig
 from lora_exp.runtime.json_lines import read_metrics
-from lora_exp.runtime.sweep_directory import sweep_of
+from lora_exp.runtime.sweep_directory import sweep_trial
 from lora_exp.train import logger
 
 REPOSITORY = Path(logger.__file__).parents[2]
@@ -265,11 +265,11 @@ def test_what_is_alike_in_every_trial_is_in_no_name(tmp_path):
   (tmp_path / "multirun.yaml").write_text(json.dumps({"hydra": hydra}))
   own = ["sweep=budget", "data=text", 'data.path="a b.txt"', "lora.parameters=0.03", "lora.targets=qv", "train.seed=1"]
   (tmp_path / "3" / ".hydra" / "overrides.yaml").write_text(json.dumps(own))
-  assert sweep_of(tmp_path / "3").name("dora") == "3-dora-qv-s1"
-  assert sweep_of(tmp_path / "3").sweep == tmp_path
+  assert sweep_trial(tmp_path / "3").name("dora") == "3-dora-qv-s1"
+  assert sweep_trial(tmp_path / "3").sweep == tmp_path
   (tmp_path / "3" / ".hydra" / "overrides.yaml").write_text(json.dumps(["lora=full", "optim.lr=0.1"]))
-  assert sweep_of(tmp_path / "3").name("full") == "3-full-lr0.1"
-  assert sweep_of(tmp_path) is None
+  assert sweep_trial(tmp_path / "3").name("full") == "3-full-lr0.1"
+  assert sweep_trial(tmp_path) is None
 
 
 # --- a wandb that misbehaves

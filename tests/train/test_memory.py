@@ -8,7 +8,7 @@ import pytest
 from packs import small
 from runs import TINY, curve, environment, on_stories, summary
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.sweep import packing as grouping
 from lora_exp.sweep.ledger import Ledger
@@ -70,7 +70,7 @@ def test_a_width_that_is_no_number_of_trials_is_refused(tmp_path, capfd):
 # exhaustion is the real one, of XLA's own allocator. The bound is taken away when the next pack is made.
 BOUNDED = """
 import resource, sys
-from lora_exp import __main__ as entry, trial, loop, train
+from lora_exp.cli import main as entry; from lora_exp import trial, loop, train
 
 alone = "alone" in sys.argv
 

@@ -12,7 +12,7 @@ from packs import bent, job_of, quickly, rows, small, trial
 from runs import QUIET, on_stories, resume, summary, train
 from runs import rows as lines
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 from lora_exp.config import ArchConfig, TeacherConfig
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from runs import TINY, command, curve, environment, on_stories, resume, stories, story, summary, train
 
-from lora_exp.cli.saved_config import load
+from lora_exp.runtime.saved_config import load_config
 from lora_exp.train import checkpoint
 from lora_exp.train import job as training_job
 from lora_exp.train import pack as training
@@ -169,7 +169,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_loses_nothing(unbroken, tmp_p
 
 def refused(run_dir, *argv, capfd, code=2) -> str:
   """What is said by a resume that is refused and changes no file."""
-  content = lambda path: load(str(run_dir)) if path.name == "config.yaml" else path.read_bytes()
+  content = lambda path: load_config(str(run_dir)) if path.name == "config.yaml" else path.read_bytes()
   before = {path: content(path) for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log"}
   capfd.readouterr()
   resume(run_dir, *argv, code=code)

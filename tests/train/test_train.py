@@ -12,10 +12,10 @@ from matplotlib.image import imread
 from runs import TINY, cache, digest, everything, on_stories, process, rows, stories, summary, train
 from safetensors.numpy import load_file, save_file
 
-from lora_exp import __main__ as entry
 from lora_exp import models
-from lora_exp.cli.saved_config import load
+from lora_exp.cli import main as entry
 from lora_exp.runtime.mesh import flatten
+from lora_exp.runtime.saved_config import load_config
 from lora_exp.train import outputs
 
 SHORT = ["train.steps=2", "train.eval_every=0", "train.save_every=0", "train.eval_tokens=300", "train.export=last"]
@@ -70,7 +70,7 @@ def test_the_saved_config_is_whole_and_makes_the_same_run(finished):
   run_dir, _ = finished
   saved = yaml.safe_load((run_dir / "config.yaml").read_text())
   assert saved["lora"]["rank"] == 3 and saved["retain"]["source"] == "text"
-  assert load(str(run_dir)).lora.alpha == 5
+  assert load_config(str(run_dir)).lora.alpha == 5
 
 
 def test_the_curve_has_each_step_once_and_its_tokens_grow(finished):
@@ -140,7 +140,7 @@ def test_samples_are_drawn_before_and_after(finished):
 
 
 def base_arrays(run_dir) -> dict[str, np.ndarray]:
-  cfg = load(str(run_dir))
+  cfg = load_config(str(run_dir))
   model = models.build(cfg.model, 257)
   return {name: np.asarray(x) for name, x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
 

@@ -25,14 +25,14 @@ class GridSweeper(Sweeper):
 
   def sweep(self, arguments: list[str]) -> Any:
     """Runs every job; `arguments` is what was typed."""
-    from lora_exp.cli import grid
+    from lora_exp.sweep import grid_jobs
 
     assert self.hydra_context and self.config and self.launcher, "Hydra calls `setup` first"
 
     parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-    jobs = grid.jobs(self.node, parser.parse_overrides(arguments), parser.parse_overrides)
+    jobs = grid_jobs.jobs(self.node, parser.parse_overrides(arguments), parser.parse_overrides)
     directory = Path(self.config.hydra.sweep.dir)
-    self.task_function.__self__.check_same(directory)  # type: ignore[attr-defined]
+    self.task_function.__self__.require_same_jobs(directory)  # type: ignore[attr-defined]
     directory.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(self.config, directory / "multirun.yaml")
     self.validate_batch_is_legal(jobs)

@@ -33,7 +33,7 @@ class PackedLauncher(Launcher):
     composed = [self._compose(list(texts), initial_job_idx + n) for n, texts in enumerate(job_overrides)]
     Singleton.set_state(state)
     place = None if self.place is None else self._placing
-    outcomes = self.task_function.__self__.pack(composed, self.width, place)  # type: ignore[attr-defined]
+    outcomes = self.task_function.__self__.launch_packed(composed, self.width, place)  # type: ignore[attr-defined]
     return [job_return(texts, outcome) for texts, outcome in zip(job_overrides, outcomes, strict=True)]
 
   def _placing(self, task: TaskFunction) -> Launcher:

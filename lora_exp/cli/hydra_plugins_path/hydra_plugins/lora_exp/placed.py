@@ -27,7 +27,7 @@ class PlacedLauncher(Launcher):
     assert self.hydra_context and self.config is not None, "Hydra calls `setup` first"
     launcher = placing(self.hydra_context, self.task_function, self.config, self.config.hydra.launcher)
     session = self.task_function.__self__  # type: ignore[attr-defined]
-    outcomes = session.place(launcher, job_overrides, initial_job_idx, Path(self.config.hydra.sweep.dir))
+    outcomes = session.launch_placed(launcher, job_overrides, initial_job_idx, Path(self.config.hydra.sweep.dir))
     return [job_return(texts, outcome) for texts, outcome in zip(job_overrides, outcomes, strict=True)]
 
 
@@ -56,7 +56,7 @@ class Local(PlacedLauncher):
 
 def placing(context: HydraContext, task: TaskFunction, config: DictConfig, node: DictConfig) -> Launcher:
   """The plugin's own launcher for `node`, set up to call `task`."""
-  from lora_exp.cli.launcher_options import PLUGINS
+  from lora_exp.sweep.launcher_plugins import PLUGINS
 
   config = copy.deepcopy(config)
   config.hydra.launcher = copy.deepcopy(node)

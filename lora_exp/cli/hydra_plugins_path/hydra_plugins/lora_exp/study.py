@@ -25,8 +25,8 @@ class StudySweeper(Sweeper):
 
   def sweep(self, arguments: list[str]) -> Any:
     """Runs the study; `arguments` is what was typed. The session's outcomes are then those of the trials."""
-    from lora_exp.cli.study_space import read
     from lora_exp.sweep import study_runner
+    from lora_exp.sweep.study_space import read
 
     assert self.hydra_context and self.config and self.launcher, "Hydra calls `setup` first"
     parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)

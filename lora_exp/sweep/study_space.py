@@ -21,10 +21,10 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from lora_exp.cli.grid import Parse, one, points, texts, values
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import Config
+from lora_exp.sweep.grid_jobs import Parse, one, points, texts, values
 
 SAMPLERS = ("tpe", "nsga2", "random")
 COSTS = ("trainable", "forgetting")  # objectives that are no metric; low is good

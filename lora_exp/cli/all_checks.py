@@ -1,0 +1,10 @@
+"""The first stage of checks: everything that can be refused before a directory is created or a model is built."""
+
+from lora_exp.cli.file_checks import file_problems
+from lora_exp.config.checks import check
+from lora_exp.config.schema import Config
+
+
+def all_problems(cfg: Config) -> list[str]:
+  """Every problem of a config, one line each: values first, then files and installed packages."""
+  return [*check(cfg), *file_problems(cfg)]

@@ -1,0 +1,39 @@
+"""`model=hf`: the family and the sizes of the model come from the config.json of `model.weights`."""
+
+import copy
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lora_exp.config.conversion import plain_values
+from lora_exp.config.errors import InputError
+from lora_exp.models.hf_config import from_hf
+from lora_exp.models.weights.locate import config_json
+
+
+def composed_values(composed: DictConfig) -> dict[str, Any]:
+  """The composed settings as plain values, with `model.family=hf` replaced by what config.json says.
+
+  A value that was given stays. A hub id has its config.json downloaded. Raises InputError for a config.json that
+  does not exist or describes a model that is not supported.
+  """
+  if OmegaConf.select(composed, "model.family") != "hf":
+    return plain_values(composed)
+  if composed.model.weights is None:
+    raise InputError("model.weights=null: model=hf reads the model from its config.json; add model.weights=DIR")
+  architecture = from_hf(*config_json(str(composed.model.weights)))
+  family = architecture.pop("family")
+  composed = copy.deepcopy(composed)
+  _fill_nulls(composed.model, architecture)
+  values = plain_values(composed)  # interpolations see the sizes; the run keeps the name hf
+  values["model"]["family"] = family
+  return values
+
+
+def _fill_nulls(node: DictConfig, values: dict[str, Any]) -> None:
+  """Sets each setting of `node` that is null to its value in `values`."""
+  for key, value in values.items():
+    if isinstance(value, dict) and isinstance(node.get(key), DictConfig):
+      _fill_nulls(node[key], value)
+    elif node.get(key) is None:
+      node[key] = value

@@ -1,0 +1,85 @@
+"""Problems of a config that depend on files, directories and installed packages, one line each."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from lora_exp.cli.tasks import task_names
+from lora_exp.config.allowed_values import choice_problem
+from lora_exp.config.checks import NO_UPDATE, TASKS_OF_A_RUN, export_directory, lies_in_run_files
+from lora_exp.config.conversion import shown
+from lora_exp.config.errors import did_you_mean
+from lora_exp.config.schema import TOKENIZERS, Config, ModelConfig
+from lora_exp.models.weights import locate
+from lora_exp.runtime.files import file_problem
+from lora_exp.runtime.run_directory import is_sweep, run_directory_problem
+
+
+def file_problems(cfg: Config) -> Iterator[str]:
+  """Paths that do not exist or hold something else, output that is in the way, and packages that are missing."""
+  yield from _task_problems(cfg)
+  yield from _model_problems(cfg.model)
+  if cfg.train.resume:
+    yield from _run_problems("train.resume", cfg.train.resume)
+
+
+def _run_problems(setting: str, directory: str) -> Iterator[str]:
+  problem = run_directory_problem(setting, directory)
+  if problem is not None:
+    yield problem
+
+
+def _task_problems(cfg: Config) -> Iterator[str]:
+  if cfg.task not in task_names():
+    yield choice_problem("task", cfg.task, task_names())
+  if cfg.task in (*TASKS_OF_A_RUN, "generate", "evaluate") and cfg.run is not None:
+    yield from _run_problems("run", cfg.run)
+  if cfg.task in TASKS_OF_A_RUN and cfg.run is not None:
+    yield from _output_problems(cfg, Path(cfg.run))
+  if cfg.task == "dashboard":
+    yield from _dashboard_problems(cfg)
+  if cfg.task == "inspect" and cfg.run is not None:
+    yield from _inspect_problems(cfg, cfg.run)
+  if cfg.task == "report" and cfg.run is not None and not Path(cfg.run).is_dir():
+    yield f"run={cfg.run}: no such directory; give the directory of a sweep, as outputs/sweeps/DAY/TIME-NAME"
+  if cfg.task == "generate" and cfg.prompt_file is not None:
+    problem = file_problem("prompt_file", cfg.prompt_file)
+    if problem is not None:
+      yield problem
+
+
+def _output_problems(cfg: Config, run: Path) -> Iterator[str]:
+  """What is in the way of the exported files."""
+  out = export_directory(cfg)
+  if lies_in_run_files(out, run):
+    return  # `config.check` reports it
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    obstacle = "is not empty" if out.is_dir() else "is a file"
+    yield f"out={out}: {obstacle}, and nothing is overwritten; choose another directory, or move this one"
+
+
+def _dashboard_problems(cfg: Config) -> Iterator[str]:
+  if cfg.run is not None and not Path(cfg.run).is_dir():
+    yield f"run={cfg.run}: no such directory; give that of a sweep or a run, as outputs/sweeps/DAY/TIME-NAME"
+  if importlib.util.find_spec("wandb_workspaces") is None:
+    yield "task=dashboard: needs wandb-workspaces: pip install 'lora_exp[dashboard]'"
+
+
+def _inspect_problems(cfg: Config, run: str) -> Iterator[str]:
+  if is_sweep(run):
+    return
+  problem = run_directory_problem("run", run)
+  if problem is not None:
+    yield problem
+  elif cfg.lora.method in NO_UPDATE:
+    yield f"run={run}: lora={cfg.lora.method} trained {NO_UPDATE[cfg.lora.method]}; there is no ΔW to look into"
+
+
+def _model_problems(model: ModelConfig) -> Iterator[str]:
+  problem = locate.problem(model.weights) if model.base == "weights" and model.weights else None
+  if problem is not None:
+    yield problem
+  name = model.tokenizer
+  if name not in TOKENIZERS and not Path(name).exists():
+    yield (f"model.tokenizer={shown(name)}: choose {', '.join(TOKENIZERS)}, or give a file or directory with a "
+           f"tokenizer{did_you_mean(name, TOKENIZERS)}")

@@ -1,0 +1,69 @@
+"""Hydra's errors as one sentence, and what config files of others must not do."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_exp.config.credentials import credential_problem
+from lora_exp.config.errors import InputError
+
+PLUGIN_PACKAGES = ("hydra._internal.core_plugins.", "hydra_plugins.")
+LOG_HANDLERS = ("logging.FileHandler", "logging.StreamHandler", "logging.NullHandler")
+NOISE = ("full_key:", "object_type", "reference_type", "See ", "To append")  # lines of Hydra's errors that help nobody
+MOST_LINES = 12
+
+
+@contextmanager
+def hydra_errors() -> Iterator[None]:
+  """An error of Hydra while composing becomes an InputError of one sentence."""
+  try:
+    yield
+  except yaml.YAMLError as error:
+    raise InputError(f"not a YAML file: {' '.join(str(error).split())}") from error
+  except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+    cause = f" {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    lines = [line.strip() for line in f"{error}{cause}".splitlines()]
+    message = " ".join([line for line in lines if line and not line.startswith(NOISE)][:MOST_LINES])
+    raise InputError(re.sub(r"^(Could not override '.*')\.$", r"\1: no such setting", message)) from error
+
+
+def unsafe_hydra_settings(hydra: DictConfig) -> list[str]:
+  """Problems with Hydra's own node: callbacks, classes to load, another working directory, credentials."""
+  node: dict[str, Any] = OmegaConf.to_container(hydra, resolve=False)  # type: ignore[assignment]
+  problems = []
+  if node.get("callbacks"):
+    problems.append("hydra.callbacks: a config file sets callbacks, which can run any code; remove them")
+  if node["job"].get("chdir"):
+    problems.append("hydra.job.chdir=true: paths are relative to where the command is typed; remove it")
+  for path, value in leaves(node, "hydra"):
+    if _loads_foreign_class(path, value):
+      problems.append(f"{path}={value}: a config file names a class to load; remove it")
+    if path.startswith("hydra.job.env_set."):
+      problems += credential_problem(path, str(value))
+  return problems
+
+
+def _loads_foreign_class(path: str, value: Any) -> bool:
+  key = path.rsplit(".", 1)[-1]
+  if key == "_target_" and not str(value).startswith(PLUGIN_PACKAGES):
+    return True
+  is_logging = path.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
+  return is_logging and (key == "()" or (key == "class" and value not in LOG_HANDLERS))
+
+
+def leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+  """(dotted path, value) of every value in nested mappings; those of a list have the path of the list."""
+  if isinstance(node, dict):
+    for key, value in node.items():
+      yield from leaves(value, f"{path}.{key}" if path else str(key))
+  elif isinstance(node, list):
+    for value in node:
+      yield from leaves(value, path)
+  else:
+    yield path, node

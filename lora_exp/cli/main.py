@@ -1,0 +1,35 @@
+"""The entry point: runs one command line and ends the process with its exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from lora_exp import __version__
+from lora_exp.cli.command_line import check_command_line
+from lora_exp.cli.error_report import report_error
+from lora_exp.cli.session import INTERRUPTED, Session
+from lora_exp.config.errors import DONE, LoraExpError
+from lora_exp.runtime.console import show
+
+logging.getLogger("lora_exp").addHandler(logging.NullHandler())  # tasks without a log file print no log lines
+
+
+def main() -> None:
+  """`python -m lora_exp` and `lora-exp`: ends the process with its exit code."""
+  sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+  """Runs one command line and returns its exit code."""
+  if "--version" in argv:
+    show(f"lora_exp {__version__}")
+    return DONE
+  full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+  try:
+    return Session(check_command_line(argv), full_error).run()
+  except (LoraExpError, OSError) as error:
+    return report_error(error, full_error)
+  except KeyboardInterrupt:
+    show("interrupted")
+    return INTERRUPTED

@@ -1,0 +1,44 @@
+"""Relative paths on the command line become absolute, so that a run finds its files from anywhere."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lora_exp.config.schema import TOKENIZERS, Config, DataConfig, ModelConfig
+from lora_exp.models.weights.locate import is_path
+
+
+def with_absolute_paths(cfg: Config) -> Config:
+  """`cfg` with every path absolute and `~` expanded; symbolic links stay as they are."""
+  return replace(
+    cfg,
+    run=_absolute_or_none(cfg.run), cache=absolute(cfg.cache) if cfg.cache else cfg.cache,
+    prompt_file=_absolute_or_none(cfg.prompt_file), out=_absolute_or_none(cfg.out),
+    train=replace(cfg.train, resume=_absolute_or_none(cfg.train.resume)),
+    model=_model(cfg.model), data=_data(cfg.data),
+    pretrain_data=cfg.pretrain_data and _data(cfg.pretrain_data), retain=cfg.retain and _data(cfg.retain),
+  )
+
+
+def absolute(path: str) -> str:
+  """`path` from the root, `~` expanded."""
+  try:
+    return str(Path(path).expanduser().absolute())
+  except RuntimeError:  # ~nobody: no such user
+    return str(Path(path).absolute())
+
+
+def _absolute_or_none(path: str | None) -> str | None:
+  return absolute(path) if path else path
+
+
+def _model(model: ModelConfig) -> ModelConfig:
+  weights, tokenizer = model.weights, model.tokenizer
+  if weights and is_path(weights):  # not a hub id or the name of a package
+    weights = absolute(weights)
+  if tokenizer not in TOKENIZERS and tokenizer and Path(absolute(tokenizer)).exists():
+    tokenizer = absolute(tokenizer)
+  return replace(model, weights=weights, tokenizer=tokenizer)
+
+
+def _data(data: DataConfig) -> DataConfig:
+  return replace(data, path=_absolute_or_none(data.path), eval_path=_absolute_or_none(data.eval_path))

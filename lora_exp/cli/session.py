@@ -1,0 +1,201 @@
+"""One checked command line on its way through Hydra: claims the directory, runs the jobs, collects their outcomes.
+
+`hydra.main` ends with 1 and a traceback whatever went wrong. Here each job catches its own error, so that a multirun
+goes on, and the process ends with the exit code that the error carries.
+"""
+
+import logging
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, chdir
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from lora_exp.cli.command_line import CommandLine
+from lora_exp.cli.error_report import report_error
+from lora_exp.cli.hydra_environment import hydra_arguments, raising_hydra_errors
+from lora_exp.cli.job_config import job_config
+from lora_exp.cli.tasks import run_task
+from lora_exp.config.errors import BUG, DONE, InputError, LoraExpError, ReachedError, StoppedError
+from lora_exp.config.override_grammar import parse
+from lora_exp.config.schema import Config
+from lora_exp.runtime.console import share, show, show_warning
+from lora_exp.runtime.run_files import SAMPLES
+from lora_exp.runtime.saved_config import require_same_configs
+from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
+PLUGINS_PATH = Path(__file__).parent / "hydra_plugins_path"
+if str(PLUGINS_PATH) not in sys.path:
+  sys.path.append(str(PLUGINS_PATH))  # where Hydra finds our sweepers and launchers
+
+
+class Session:
+  """Runs one command line. Hydra's plugins reach it as the object of the task function `run_job`."""
+
+  def __init__(self, line: CommandLine, full_error: bool):
+    self.line, self.full_error = line, full_error
+    self.outcomes: dict[int, Outcome] = {}  # of the jobs that have ended, by number
+    self.interrupted = False
+    self.stopped = False  # by a signal: no further job is started
+
+  def __getstate__(self) -> dict[str, object]:
+    """The state of a copy that runs one job in another process: without the configs of all jobs."""
+    return {**self.__dict__, "line": replace(self.line, jobs=[]), "outcomes": {}}
+
+  def __setstate__(self, state: dict[str, object]) -> None:
+    """A copy shares the terminal with other processes."""
+    self.__dict__.update(state)
+    share()
+
+  def run(self) -> int:
+    """Claims the directory, starts Hydra, and returns the exit code."""
+    line = self.line
+    hydra_main = hydra.main(version_base="1.3", config_path=str(line.conf), config_name=line.config_name)(self.run_job)
+    if line.shows_only:
+      with hydra_arguments(line.hydra_argv(None)):
+        hydra_main()
+      return DONE
+    for warning in line.warnings:
+      show_warning(warning)
+    claim = line.claim()
+    with ExitStack() as stack:
+      directory = claim.path if claim else None
+      if directory is None and line.multirun:  # Hydra writes multirun.yaml; other tasks leave nothing behind
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+      try:
+        stack.enter_context(hydra_arguments(line.hydra_argv(directory)))
+        stack.enter_context(raising_hydra_errors())
+        hydra_main()
+        if claim and line.multirun and not self.stopped:
+          _report_sweep(claim.path)
+      except KeyboardInterrupt:
+        self.interrupted = True
+        again = f"; go on with the same command and hydra.sweep.dir={directory}" if claim and line.multirun else ""
+        show(f"interrupted{again}")
+      finally:
+        if claim and all(outcome.code == InputError.code for outcome in self.outcomes.values()):
+          claim.undo()
+    if line.multirun:
+      show_failures(list(self.outcomes.values()), directory)
+    return self._exit_code()
+
+  def _exit_code(self) -> int:
+    """That of the one job; of a multirun 1 if any failed, unless it was interrupted or stopped by a signal."""
+    codes = {outcome.code for outcome in self.outcomes.values()}
+    if self.interrupted:
+      return INTERRUPTED
+    if not self.line.multirun:
+      return codes.pop()
+    if self.stopped:
+      return StoppedError.code
+    return BUG if codes - {DONE, StoppedError.code} else max(codes, default=DONE)
+
+  # ---- called by the plugins in hydra_plugins_path
+
+  def require_same_jobs(self, directory: Path) -> None:
+    """Raises InputError where the sweep in `directory`, which is to go on, was begun with other jobs."""
+    require_same_configs((n, cfg, directory / str(n)) for n, cfg in enumerate(self.line.jobs))
+
+  def launch_placed(
+    self, launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, directory: Path
+  ) -> list[Outcome]:
+    """Has `launcher` run the jobs of the sweep in `directory`, numbered from `first`; returns their outcomes."""
+    placed_launcher = import_module("lora_exp.sweep.placed_launcher")
+    runs = [Outcome(n, asked=" ".join(texts)) for n, texts in enumerate(jobs, first)]
+    outcomes: list[Outcome] = placed_launcher.launch(launcher, jobs, first, [[run] for run in runs], directory)
+    self.outcomes |= {outcome.number: outcome for outcome in outcomes}
+    return outcomes
+
+  def launch_packed(
+    self,
+    composed: Sequence[tuple[DictConfig, Path]],
+    width: int | None,
+    make_launcher: Callable[[object], Launcher] | None,
+  ) -> list[Outcome]:
+    """Trains all jobs in as few programs as they can share; returns their outcomes.
+
+    `make_launcher` makes a launcher that calls a task for each pack elsewhere; without it they are trained here.
+    """
+    packed_launcher, node = import_module("lora_exp.sweep.packed_launcher"), composed[0][0].hydra
+    jobs, runs = [], []
+    for cfg, directory in composed:
+      texts = cfg.hydra.overrides.task
+      jobs.append((cfg.hydra.job.num, job_config(cfg, parse(texts)[0]), directory))
+      runs.append(Outcome(cfg.hydra.job.num, asked=" ".join(texts)))
+    sweep = packed_launcher.Packs(jobs, runs, width, Path(node.sweep.dir), bool(node.sweeper.get("repeat_failed")))
+    outcomes: list[Outcome] = sweep.train() if make_launcher is None else sweep.train_placed(make_launcher)
+    if sweep.stopped is not None:
+      self.stopped = True
+      show_warning(str(sweep.stopped))
+    self.outcomes |= {outcome.number: outcome for outcome in outcomes}
+    return outcomes
+
+  # ---- one job
+
+  def run_job(self, composed: DictConfig) -> Outcome:
+    """Hydra's task function: one run. Its outcome is stored, and returned for a copy in another process."""
+    node = HydraConfig.get()
+    run = Outcome(node.job.num if self.line.multirun else 0, asked=" ".join(node.overrides.task))
+    if self.stopped:
+      return replace(run, code=StoppedError.code, reason="not begun")
+    if self.line.multirun:
+      show(f"run {run.number}: {run.asked}")
+    with chdir(node.runtime.cwd):  # where the command was typed, also in a process that was started elsewhere
+      outcome = self.outcomes[run.number] = self._attempt(composed, node, run)
+    return outcome
+
+  def _attempt(self, composed: DictConfig, node: HydraConf, run: Outcome) -> Outcome:
+    """Runs one job, unless it is of a sweep and has ended before; errors become outcomes and go into the ledger."""
+    directory, ledger = Path(node.runtime.output_dir), None
+    try:
+      cfg = job_config(composed, parse(node.overrides.task)[0])
+      if self.line.multirun and cfg.task == "train":
+        require_same_configs([(run.number, cfg, directory)])
+        sweep_ledger = Ledger(Path(node.sweep.dir))
+        past = sweep_ledger.outcome(run.number, run.asked)
+        if past and not (past.code and node.sweeper.get("repeat_failed")):
+          show(f"run {run.number}: ended before")
+          return past
+        cfg = _begin_trial(run.number, cfg, directory, sweep_ledger)
+        ledger = sweep_ledger
+      run_task(cfg, directory)
+    except (LoraExpError, OSError) as error:
+      logging.getLogger("lora_exp").error("%s", error, exc_info=True)
+      run = replace(run, code=report_error(error, self.full_error), reason=str(error))
+      self.stopped = isinstance(error, StoppedError) and not isinstance(error, ReachedError)
+    except Exception as error:  # a bug: shown in full, and the other runs of a multirun go on
+      logging.getLogger("lora_exp").exception("bug")
+      traceback.print_exc()
+      run = replace(run, code=BUG, reason=f"a bug: {type(error).__name__}: {error}")
+    if ledger is not None:
+      ledger.end(run)
+    return run
+
+
+def _begin_trial(number: int, cfg: Config, directory: Path, ledger: Ledger) -> Config:
+  """Writes the start of a trial to the ledger; returns its config, resumed where the trial has a checkpoint."""
+  checkpoint = import_module("lora_exp.train.checkpoint")
+  if checkpoint.steps(directory):
+    cfg = replace(cfg, train=replace(cfg.train, resume=str(directory)))
+  else:
+    (directory / SAMPLES).unlink(missing_ok=True)
+  ledger.add("started", trial=number, resumed=cfg.train.resume is not None)
+  return cfg
+
+
+def _report_sweep(directory: Path) -> None:
+  """Writes the report of a sweep, also where some of its runs failed."""
+  try:
+    run_task(Config(task="report", run=str(directory)), directory)
+  except InputError as error:  # no run has results yet
+    show_warning(str(error))

@@ -1,0 +1,43 @@
+"""Settings that were renamed after version 0.1.0; the old names are still read."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+OLD_NAMES = {"mesh.arm": "mesh.trial", "promises": "expectations", "otherwise": "fallback"}  # old path: new path
+_OLD_KEY = re.compile(r"([+~]*)(" + "|".join(map(re.escape, OLD_NAMES)) + r")(?=[.=]|$)")
+
+
+def rename_override(text: str) -> str:
+  """The override `text` with the current name of its setting: `mesh.arm=2` becomes `mesh.trial=2`."""
+  return _OLD_KEY.sub(lambda match: match[1] + OLD_NAMES[match[2]], text, count=1) if _OLD_KEY.match(text) else text
+
+
+def old_name_warning(texts: Sequence[str]) -> str | None:
+  """One sentence about the old names among the typed overrides `texts`, or None."""
+  old = [match[2] for text in texts if (match := _OLD_KEY.match(text))]
+  if not old:
+    return None
+  pairs = ", ".join(f"{name} is now {OLD_NAMES[name]}" for name in dict.fromkeys(old))
+  return f"renamed settings: {pairs}; the old names still work"
+
+
+def rename_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested settings with the current names; the value under an old name replaces the one under the new name."""
+  renamed = dict(values)
+  for old, new in OLD_NAMES.items():
+    *groups, old_key = old.split(".")
+    new_key = new.rpartition(".")[2]
+    _rename_key(renamed, groups, old_key, new_key)
+  return renamed
+
+
+def _rename_key(values: dict[str, Any], groups: Sequence[str], old_key: str, new_key: str) -> None:
+  """Renames a key of `values`, or of the group in it that `groups` leads to, which is copied first."""
+  for group in groups:
+    if not isinstance(values.get(group), dict):
+      return
+    values[group] = dict(values[group])
+    values = values[group]
+  if old_key in values:
+    values[new_key] = values.pop(old_key)

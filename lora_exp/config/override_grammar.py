@@ -1,0 +1,83 @@
+"""Hydra's override grammar: reading overrides such as `key=value` and `group=choice`, and quoting their values.
+
+Hydra stops at the first override that it cannot read. `parse` reads each one, and returns one line per problem that
+says what to type instead.
+"""
+
+import itertools
+import re
+import shlex
+from collections.abc import Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+
+def parse(texts: Sequence[str], loader: ConfigLoader | None = None) -> tuple[list[Override], list[str]]:
+  """The overrides that can be read, and a problem for each one that cannot.
+
+  `loader` finds the choices of a group for `glob(...)`.
+  """
+  parser = OverridesParser.create(config_loader=loader)
+  overrides, problems = [], []
+  value_of_previous = ""  # the value of the setting before, where it was typed without '='
+  for text, following in itertools.zip_longest(texts, texts[1:], fillvalue=""):
+    if "=" not in text and not text.startswith("~"):
+      if text != value_of_previous:
+        value_of_previous = "" if "=" in following else following
+        problems.append(_missing_equals(text, value_of_previous))
+      continue
+    try:
+      overrides += parser.parse_overrides([text])
+    except HydraException:
+      problems.append(f"{text}: not understood{quoting_advice(text)}")
+  return overrides, problems
+
+
+def _missing_equals(text: str, value: str) -> str:
+  if re.fullmatch(r"[\w.@/]+", text) and not re.fullmatch(r"[\d.]+", text):
+    return f"{text}: a setting takes '=': {text}={value or 'VALUE'}"
+  return f"{text}: not a setting; write key=value, with quotes around a value with spaces"
+
+
+def quoting_advice(text: str) -> str:
+  """'; its value needs quotes: …' with the override `text` as a shell needs it, or ''.
+
+  >>> print(quoting_advice("lora.targets=re:(q|v)_proj"))
+  ; its value needs quotes: 'lora.targets="re:(q|v)_proj"'
+  """
+  key, equals, value = text.partition("=")
+  if value.startswith("[") and "]" not in value:
+    return "; a list ends with ]"
+  for candidate in _quoted_candidates(key, value) if equals else []:
+    try:
+      OverridesParser.create().parse_override(candidate)
+    except HydraException:
+      continue
+    return f"; its value needs quotes: {shlex.quote(candidate)}"
+  return ""
+
+
+def _quoted_candidates(key: str, value: str) -> list[str]:
+  """Overrides that may be meant by `key=value`, the likeliest first."""
+  if mapping := re.fullmatch(r"\{(.*):\s*([\w.]+)\}", value, re.DOTALL):
+    return [f"{key}={{{escaped(mapping[1])}: {mapping[2]}}}"]
+  candidates = [f"{key}={quoted(value)}"]
+  if re.fullmatch(r"\[.*\]", value, re.DOTALL):
+    items = [item.strip() for item in value[1:-1].split(",")]
+    words = [item if re.fullmatch(r"[\w.*]+", item) else quoted(item.strip("'\"")) for item in items]
+    candidates.insert(0, f"{key}=[{','.join(words)}]")
+  return candidates
+
+
+def escaped(key: str) -> str:
+  r"""`key` as a key of a mapping, which the grammar does not allow to be quoted: re\:\(q|v\)."""
+  return re.sub(r"([][(){}:=, ])", r"\\\1", key)
+
+
+def quoted(value: str) -> str:
+  """`value` in double quotes, so that the grammar reads it back unchanged."""
+  value = re.sub(r'(\\*)"', r'\1\1\\"', value)
+  return '"' + re.sub(r"(\\+)$", r"\1\1", value) + '"'

@@ -1,0 +1,25 @@
+"""Functions that the YAML files under `conf/` use in interpolations, as in `${least:${model.max_len},256}`."""
+
+from omegaconf import OmegaConf
+
+
+def least(*numbers: float) -> float:
+  """The smallest of some numbers."""
+  return min(numbers)
+
+
+def times(a: float, b: float) -> float:
+  """a·b to six digits, so that 0.1 × 0.005 is written as 0.0005."""
+  return float(f"{a * b:.6g}")
+
+
+def size_name(rank: int, parameters: float | None) -> str:
+  """The size of an adapter in a run's name: r8 for a rank, p294912 for a number of parameters."""
+  return f"r{rank}" if parameters is None else f"p{parameters:g}"
+
+
+def register_resolvers() -> None:
+  """Makes them known to OmegaConf; may be called more than once."""
+  OmegaConf.register_new_resolver("least", least, replace=True)
+  OmegaConf.register_new_resolver("times", times, replace=True)
+  OmegaConf.register_new_resolver("size", size_name, replace=True)

@@ -1,0 +1,22 @@
+"""Operating-system errors while writing, as errors that say what to do."""
+
+import errno
+import os
+from pathlib import Path
+
+from lora_exp.config.errors import DiskError, InputError
+
+RUN_DIRECTORY_SETTING = "the run's own directory is hydra.run.dir=DIR"
+
+
+def is_disk_error(error: OSError) -> bool:
+  """Whether the disk is full, over its quota, or broken."""
+  return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+def write_error(error: OSError, path: Path, setting: str = RUN_DIRECTORY_SETTING) -> InputError | DiskError:
+  """The error to raise instead of `error`, which occurred while writing to `path`; `setting` says how to move it."""
+  if is_disk_error(error):
+    return DiskError(f"{path}: {os.strerror(error.errno or 0)}; make room, or use another disk")
+  reason = "a file is in the way" if error.errno in (errno.EEXIST, errno.ENOTDIR) else error.strerror
+  return InputError(f"{path}: {reason}; give another path ({setting})")

@@ -1,0 +1,70 @@
+"""Files: atomic writes, after which a file is complete or unchanged, and what is wrong with a path that was given."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_exp.config.errors import did_you_mean
+
+
+def temporary_path(path: Path) -> Path:
+  """The hidden sibling of `path` that is written first and then renamed."""
+  return path.with_name(f".{path.name}.tmp")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = False) -> None:
+  """Calls `write(temporary)`, then renames the temporary file to `path`, so that no reader sees half a file.
+
+  With `durable`, the content and the directory entry are on the disk when this returns. If `write` fails, `path` is
+  unchanged and the temporary file is removed.
+  """
+  temporary = temporary_path(path)
+  try:
+    write(temporary)
+    if durable:
+      sync_path(temporary)
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  if durable:
+    sync_path(path.parent)
+
+
+def write_text_atomically(path: Path, text: str, durable: bool = False) -> None:
+  """`write_atomically` for a UTF-8 text file."""
+
+  def write(temporary: Path) -> None:
+    temporary.write_text(text, encoding="utf-8")
+
+  write_atomically(path, write, durable)
+
+
+def sync_path(path: Path) -> None:
+  """Waits until the content of a file, or the entries of a directory, are on the disk (fsync)."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+  """`sync_path` for `directory` and everything below it."""
+  for parent, _, names in os.walk(directory):
+    for name in names:
+      sync_path(Path(parent) / name)
+    sync_path(Path(parent))
+
+
+def file_problem(setting: str, value: str) -> str | None:
+  """Why the file that `setting` names cannot be read, or None."""
+  file = Path(value)
+  if not file.exists():
+    near = did_you_mean(file.name, os.listdir(file.parent)) if file.parent.is_dir() else ""
+    return f"{setting}={value}: no such file{near}"
+  if not file.is_file():
+    return f"{setting}={value}: is a directory; give a file"
+  if not os.access(file, os.R_OK):
+    return f"{setting}={value}: cannot be read (permission denied)"
+  return None

@@ -1,0 +1,96 @@
+"""`config.yaml` of a run directory: written before training, read by every task that works on the run."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_exp.config.conversion import to_config
+from lora_exp.config.errors import InputError
+from lora_exp.config.schema import Config
+from lora_exp.runtime.files import write_text_atomically
+from lora_exp.runtime.run_directory import run_directory_problem
+from lora_exp.runtime.run_files import CONFIG
+
+# Settings of one command, not of the run: they are reset when a saved config is loaded.
+COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "format": "peft",
+                                    "out": None, "merge": {}, "report": {}, "fallback": []}
+# Settings that may change when a run is resumed.
+CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "expectations", "report",
+              "train.resume", "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")
+
+
+def save_config(cfg: Config, directory: Path) -> Config | None:
+  """Writes every setting, resolved, to DIR/config.yaml. Returns the config that it replaces, if any."""
+  file = directory / CONFIG
+  previous = load_config(str(directory)) if file.is_file() else None
+  values = asdict(cfg)
+  values["train"]["resume"] = None  # a setting of the command
+  write_text_atomically(file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
+  return previous
+
+
+def load_config(directory: str, setting: str = "run") -> Config:
+  """The config of the run in `directory`, without the settings of the command that made it.
+
+  Raises InputError, which names `setting`, if there is no config or if it does not fit this version.
+  """
+  if problem := run_directory_problem(setting, directory):
+    raise InputError(problem)
+  file = Path(directory) / CONFIG
+  try:
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+  except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+  if not isinstance(values, dict):
+    raise InputError(f"{file}: holds no settings")
+  try:
+    cfg = to_config(values)
+  except InputError as error:
+    raise InputError([f"{file}: {problem}" for problem in error.problems]) from error
+  cfg.train.resume = cfg.train.stop_at = None
+  return to_config({**asdict(cfg), **COMMAND_SETTINGS})
+
+
+def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> None:
+  """Raises InputError where the directory of a job (number, config, directory) of a sweep holds a run of another
+  config."""
+  problems = []
+  for number, cfg, directory in jobs:
+    if not (directory / CONFIG).is_file():
+      continue
+    if paths := [path for path, _, _ in changed_settings(load_config(str(directory)), cfg)]:
+      problems.append(
+        f"hydra.sweep.dir={directory.parent}: run {number} was begun with another {', '.join(paths)}; give the same "
+        "command again, or another directory"
+      )
+  if problems:
+    raise InputError(problems)
+
+
+def changed_settings(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
+  """(path, before, after) of every setting that differs and that a resumed run must not change."""
+  old, new = _flat(asdict(before)), _flat(asdict(after))
+  allowed = list(CHANGEABLE)
+  if before.lora.parameters is not None:
+    allowed.append("lora.rank")  # it follows from the number of parameters
+  paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
+  return [(path, old.get(path), new.get(path)) for path in paths if not _is_below(path, allowed)]
+
+
+def _is_below(path: str, groups: Iterable[str]) -> bool:
+  """Whether `path` is one of `groups` or a setting in one of them."""
+  return any(f"{path}.".startswith(f"{group}.") for group in groups)
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested settings by dotted path."""
+  flat: dict[str, Any] = {}
+  for key, value in node.items():
+    if isinstance(value, dict) and value:
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat

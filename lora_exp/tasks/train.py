@@ -1,0 +1,25 @@
+"""`task=train`: trains one run in its own directory."""
+
+from pathlib import Path
+
+from lora_exp.config import Config, InputError
+from lora_exp.runtime.locks import run_lock
+from lora_exp.runtime.saved_config import save_config
+from lora_exp.train import pack
+from lora_exp.train.plan import make_plan
+
+
+def run(cfg: Config, run_dir: Path) -> None:
+  """Locks the run directory, writes config.yaml, and trains.
+
+  A run that cannot be resumed as asked keeps the config that it had.
+  """
+  with run_lock(run_dir):
+    plan = make_plan(cfg)
+    previous = save_config(plan.saved_cfg, run_dir)
+    try:
+      pack.run(plan, run_dir)
+    except InputError:
+      if previous is not None:
+        save_config(previous, run_dir)
+      raise
