@@ -9,7 +9,7 @@ import pytest
 import yaml
 from runs import cache, curve, rows, summary
 
-from lora_exp import __main__ as entry
+from lora_exp.cli import main as entry
 
 OLD = Path(__file__).parent / "fixtures" / "v0.1.0"
 METHODS = sorted(path.name for path in (OLD / "methods").iterdir())

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,8 @@ from lora_exp.cli.claim import claim_directory
 from lora_exp.config import Config, DiskError, DivergedError, InputError, InUseError, NoCheckpointError, StoppedError
 from lora_exp.config.override_grammar import quoted
 from lora_exp.runtime.locks import run_lock
+from lora_exp.tasks import evaluate
+from lora_exp.train import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[[Config, Path], object]
@@ -26,8 +27,8 @@ def trained(in_tmp_path, monkeypatch):
   """Puts a function of the test where the command line looks up `run` of train and evaluate: only its end counts."""
 
   def install(run: Train) -> None:
-    for name in ("train.pack", "tasks.evaluate"):
-      monkeypatch.setattr(import_module(f"lora_exp.{name}"), "run", run)
+    monkeypatch.setattr(pack, "run", lambda plan, run_dir: run(plan.cfg, run_dir))
+    monkeypatch.setattr(evaluate, "run", run)
 
   install(lambda cfg, run_dir: (run_dir / "metrics.jsonl").write_text("{}\n"))
   return install
