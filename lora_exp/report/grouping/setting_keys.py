@@ -7,9 +7,9 @@ from lora_exp.config.schema import ADAPTERS
 from lora_exp.report.reading.run_record import RunRecord
 
 # Settings that change nothing in what is trained.
-IGNORED = ("task", "name", "run", "cache", "prompt", "prompt_file", "otherwise", "promises", "fallback",
-           "expectations", "logger", "sample", "retain", "report", "train.resume", "train.stop_at", "train.log_every", "train.save_every",
-           "train.retain_tokens", "model.adapter_lr")
+IGNORED = ("task", "name", "run", "cache", "prompt", "prompt_file", "otherwise", "promises", "fallback", "expectations",
+           "logger", "sample", "retain", "report", "train.resume", "train.stop_at", "train.log_every",
+           "train.save_every", "train.retain_tokens", "model.adapter_lr")
 MAIN = ("method", "lora.targets", "lora.rank", "lora.alpha", "optim.lr")  # named first, and always when they vary
 WORDS = {"lora.rank": "rank", "lora.alpha": "alpha", "optim.lr": "lr"}
 REFERENCES = ("frozen", "full")
