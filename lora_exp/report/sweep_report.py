@@ -1,6 +1,5 @@
 """Writes the report of a sweep from its files alone: results.csv, plots/*.png, report.md and report.html."""
 
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from lora_exp.report.plots.trial_history import history
 from lora_exp.report.plots.update_spectrum import spectrum
 from lora_exp.report.reading.run_files import read_sweep
 from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.runtime.files import write_atomically
 
 Draw = Callable[[], Figure | None]
 MOST_PLOTTED = 4  # groups that have plots
@@ -39,7 +39,7 @@ def make_report(directory: Path, metric: str = "loss") -> Report:
   sections = [_section(directory, group, n, len(groups)) for n, group in enumerate(groups)]
   report = Report(directory.absolute().name, METRICS[metric], trials, sections)
   for name, render in (("report.md", markdown), ("report.html", html)):
-    _write(directory / name, partial(Path.write_text, data=render(report), encoding="utf-8"))
+    write_atomically(directory / name, partial(Path.write_text, data=render(report), encoding="utf-8"))
   return report
 
 
@@ -49,7 +49,7 @@ def make_table(directory: Path, metric: str = "loss") -> tuple[list[RunRecord], 
   groups = make_groups(trials, METRICS[metric])
   for group in groups:
     learned_updates.learn(directory, group)
-  _write(directory / "results.csv", partial(results_table.write, table=results_table.rows(trials, groups)))
+  write_atomically(directory / "results.csv", partial(results_table.write, table=results_table.rows(trials, groups)))
   return trials, groups
 
 
@@ -105,10 +105,3 @@ def _write_plots(directory: Path, draws: Iterable[tuple[str, Draw]], suffix: str
       save(figure, path)
       plots.append(Plot(" ".join(figure.get_suptitle().split()), path))
   return plots
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-  """Writes under a temporary name and renames."""
-  temporary = path.with_name(f".{path.name}.tmp")
-  write(temporary)
-  os.replace(temporary, path)

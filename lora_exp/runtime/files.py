@@ -1,8 +1,10 @@
 """Files: atomic writes, after which a file is complete or unchanged, and what is wrong with a path that was given."""
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lora_exp.config.errors import did_you_mean
 
@@ -38,6 +40,11 @@ def write_text_atomically(path: Path, text: str, durable: bool = False) -> None:
     temporary.write_text(text, encoding="utf-8")
 
   write_atomically(path, write, durable)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """`write_atomically` for a JSON object, indented by two spaces."""
+  write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def sync_path(path: Path) -> None:

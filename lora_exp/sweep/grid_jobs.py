@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from lora_exp.config.errors import InputError
+from lora_exp.config.old_names import rename_override
 
 Parse = Callable[[list[str]], Sequence[Override]]  # texts `key=value` to overrides
 Dimension = list[tuple[str, ...]]  # what goes together, for each of its values
@@ -68,7 +69,7 @@ def points(point: Mapping[str, Any], lists: Mapping[str, Override], single: Mapp
 
 def texts(node: Mapping[str, Any]) -> list[str]:
   """The overrides that a mapping in a sweep's file stands for."""
-  return [f"{key}={'null' if value is None else value}" for key, value in node.items()]
+  return [rename_override(f"{key}={'null' if value is None else value}") for key, value in node.items()]
 
 
 def values(override: Override) -> list[str]:

@@ -18,6 +18,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.report.reading.run_files import read_run
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
+from lora_exp.runtime.files import write_json
 from lora_exp.runtime.locks import run_lock
 from lora_exp.sweep.ledger import Ledger, Outcome
 from lora_exp.sweep.study_journal import StudyJournal, finished
@@ -187,7 +188,7 @@ class StudyRunner:
       return
     if trial.summary:
       file = self.directory / trial.path / "summary.json"
-      outputs.write_json(file, {**trial.summary, "status": "pruned", "reason": reason})
+      write_json(file, {**trial.summary, "status": "pruned", "reason": reason})
     self.ledger.add("pruned", trial=trial.number, reason=reason)
 
   def _tell(self, numbers: Sequence[int]) -> None:

@@ -20,12 +20,12 @@ from lora_exp.models.weights.hf import save_hf
 from lora_exp.models.weights.locate import SMOLLM2, is_path, json_object, located
 from lora_exp.runtime import console
 from lora_exp.runtime.disk_errors import write_error
-from lora_exp.runtime.files import sync_tree
+from lora_exp.runtime.files import sync_tree, write_json
 from lora_exp.runtime.mesh import flatten, keep_programs
 from lora_exp.tasks.merge import checked
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
-from lora_exp.train.outputs import short, write_json
+from lora_exp.train.outputs import short
 from lora_exp.train.plan import Plan, naming_of
 
 GENERATION = "generation_config.json"

@@ -24,6 +24,7 @@ from lora_exp.report.plots.update_spectrum import spectrum_figure
 from lora_exp.report.reading.adapter_updates import FILE, digest
 from lora_exp.report.sweep_report import make_report
 from lora_exp.runtime import console
+from lora_exp.runtime.files import write_json
 from lora_exp.runtime.mesh import flatten, keep_programs
 from lora_exp.runtime.run_directory import is_sweep
 from lora_exp.runtime.saved_config import load_config
@@ -42,7 +43,7 @@ from lora_exp.runtime.spectrum import (
 )
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
-from lora_exp.train.outputs import short, write_json
+from lora_exp.train.outputs import short
 from lora_exp.train.plan import Plan
 from lora_exp.train.plan_tables import folded
 

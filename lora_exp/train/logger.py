@@ -22,6 +22,7 @@ from urllib.parse import urlparse
 from lora_exp.config.errors import DiskError
 from lora_exp.config.schema import LoggerConfig
 from lora_exp.runtime import console
+from lora_exp.runtime.files import write_text_atomically
 from lora_exp.runtime.json_lines import parse_lines
 from lora_exp.runtime.run_files import METRICS
 from lora_exp.runtime.sweep_directory import sweep_trial
@@ -36,13 +37,8 @@ class Metrics:
     kept = []
     if last_step is not None and self.path.exists():
       kept = [line for line, row in parse_lines(self.path) if row.get("step", 0) <= last_step]
-    temporary = self.path.with_suffix(".tmp")
     try:
-      with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-      temporary.replace(self.path)
+      write_text_atomically(self.path, "".join(f"{line}\n" for line in kept), durable=True)
       self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
     except OSError as error:
       raise DiskError(f"{self.path}: cannot be written ({error.strerror})") from error

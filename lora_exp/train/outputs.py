@@ -152,13 +152,6 @@ def export(run_dir: Path, plan: Plan, params: Tree, step: int, base_digest: str)
   return adapter
 
 
-def write_json(path: Path, content: dict) -> None:
-  """Writes under a temporary name and renames."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(json.dumps(content, indent=2) + "\n")
-  os.replace(temporary, path)
-
-
 def add_samples(run_dir: Path, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
   """Appends samples to samples.jsonl, a line each."""
   with open(run_dir / "samples.jsonl", "a", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ from lora_exp.config import InputError, LoraExpError, NoCheckpointError
 from lora_exp.data.rows import Rows
 from lora_exp.lora import Adapter
 from lora_exp.runtime import console
+from lora_exp.runtime.files import write_json
 from lora_exp.train import checkpoint, expectations, outputs, token_probabilities
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.evaluation import EvalBatch
@@ -164,7 +165,7 @@ class TrialRun:
     )
     if kept := self._kept_ranks():
       self.summary["kept_ranks"] = kept
-    outputs.write_json(self.dir / "summary.json", self.summary)
+    write_json(self.dir / "summary.json", self.summary)
     self.logger.summary(self.summary)
     self.logger.finish(code)
 
@@ -174,5 +175,5 @@ class TrialRun:
       return
     end = End(self.job, self.trials, self.params, self.summary, self.dir, held[0].arrays)
     self.summary["promises"] = expectations.check(self.cfg.expectations, end)
-    outputs.write_json(self.dir / "summary.json", self.summary)
+    write_json(self.dir / "summary.json", self.summary)
     expectations.show(self.summary["promises"])

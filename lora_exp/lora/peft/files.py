@@ -5,11 +5,10 @@ the reason. Files are read as a stranger's: nothing is run, nothing is large bef
 the model has no place for is refused.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from lora_exp.lora.peft import tensors as peft_tensors
 from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.tensors import Naming, Place, module_name
 from lora_exp.lora.peft.validation import AdapterFileCheck
+from lora_exp.runtime.files import write_atomically, write_json
 from lora_exp.runtime.safetensors_reader import Tensor, header, json_object, read
 
 __all__ = ["CONFIG", "WEIGHTS", "Naming", "load_adapter", "save_adapter"]
@@ -62,8 +62,8 @@ def save_adapter(
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   tensors = peft_tensors.arrays(adapter, made, places)
-  _replace(directory / WEIGHTS, lambda p: save_file(tensors, p, metadata={"format": "pt"}))
-  _replace(directory / CONFIG, lambda p: p.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
+  write_atomically(directory / WEIGHTS, partial(save_file, tensors, metadata={"format": "pt"}))
+  write_json(directory / CONFIG, config)
   return why is None
 
 
@@ -189,10 +189,3 @@ def _raise(problems: list[str]) -> None:
     problems = [*problems[:SHOWN], f"… and {len(problems) - SHOWN:,} more"]
   if problems:
     raise InputError(problems)
-
-
-def _replace(path: Path, write) -> None:
-  """Writes under a temporary name and renames, so that a reader never sees half a file."""
-  temporary = path.with_name(path.name + ".tmp")
-  write(temporary)
-  os.replace(temporary, path)

@@ -1,0 +1,63 @@
+"""Settings of version 0.1.0 that were renamed are still read, and typing one shows a warning."""
+
+import pytest
+import yaml
+
+from lora_exp.cli.command_line import check_command_line
+from lora_exp.config.conversion import to_config
+from lora_exp.config.old_names import old_name_warning, rename_override
+from lora_exp.runtime.saved_config import load_config
+
+
+@pytest.mark.parametrize(("old", "new"), [
+  ("mesh.arm=2", "mesh.trial=2"), ("+promises.exact=0", "+expectations.exact=0"), ("otherwise=[]", "fallback=[]"),
+  ("promises={total: 3}", "expectations={total: 3}"), ("mesh.army=2", "mesh.army=2"), ("prompt=promises=1",) * 2,
+])  # fmt: skip
+def test_an_override_gets_the_current_name(old, new):
+  assert rename_override(old) == new
+
+
+def test_a_config_of_old_names_is_read():
+  cfg = to_config({"mesh": {"arm": 2, "data": 1}, "promises": {"total": 7}, "expectations": None,
+                   "otherwise": ["model=gpt2"]})
+  assert (cfg.mesh.trial, cfg.mesh.data) == (2, 1)
+  assert cfg.expectations == {"total": 7} and cfg.fallback == ["model=gpt2"]
+
+
+def test_a_saved_config_of_old_names_is_read(tmp_path):
+  (tmp_path / "config.yaml").write_text(yaml.safe_dump({"mesh": {"arm": 4}, "promises": {"exact": 1}}))
+  cfg = load_config(str(tmp_path))
+  assert cfg.mesh.trial == 4 and cfg.expectations == {"exact": 1}
+
+
+def test_typed_old_names_are_renamed_with_one_warning():
+  line = check_command_line(["promises={total: 3}", "mesh.arm=1"])
+  assert line.jobs[0].expectations == {"total": 3} and line.jobs[0].mesh.trial == 1
+  assert line.overrides == ["expectations={total: 3}", "mesh.trial=1"]
+  assert line.warnings == ["renamed settings: promises is now expectations, mesh.arm is now mesh.trial; "
+                           "the old names still work"]
+
+
+def test_current_names_show_no_warning():
+  assert old_name_warning(["mesh.trial=1", "prompt=promises"]) is None
+  assert check_command_line(["mesh.trial=1"]).warnings == []
+
+
+def test_a_config_file_of_old_names_is_read(tmp_path):
+  (tmp_path / "experiment").mkdir()
+  (tmp_path / "experiment" / "mine.yaml").write_text(
+    "# @package _global_\npromises: {total: 5}\notherwise: [model.weights=null, mesh.arm=1]\nmodel: {weights: /no/such}\n"
+    "mesh: {arm: 1}\n"
+  )
+  line = check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
+  assert line.jobs[0].expectations == {"total": 5}
+  assert line.overrides[:2] == ["model.weights=null", "mesh.trial=1"] and "Using the fallback" in line.warnings[0]
+
+
+def test_a_sweep_file_of_old_names_is_read(tmp_path):
+  (tmp_path / "sweep").mkdir()
+  (tmp_path / "sweep" / "mine.yaml").write_text(
+    "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {promises: '{total:3},{total:4}', mesh.arm: 1}\n"
+  )
+  line = check_command_line(["--config-dir", str(tmp_path), "sweep=mine"])
+  assert [job.expectations for job in line.jobs] == [{"total": 3}, {"total": 4}]
