@@ -2,10 +2,11 @@
 
 Training, the pretraining of a base, `task=evaluate` and the checks at the end of an experiment all call `held_out`.
 
-`SUMS` are computed on the devices, from a trial's predictions on a batch; `COUNTS` follow from the batch alone. Each is
-a named function that returns a number, or None where a batch has no such thing: a regression has no `correct`, rows
-without a prompt have no `exact`. To add a sum, write such a function and enter it under its name. A sum over logits
-uses `Predictions.map_logits`, as `_exact` does; logits of the whole batch are never in memory at once.
+Three sums come with the loss, in training too: `loss`, `nats` and `correct` (`step.loss_sums`). `SUMS` are computed on
+the devices from a trial's predictions on a held-out batch. `COUNTS` follow from the batch alone, also in training. Each
+is a function that returns a number, or None where a batch has no such thing: rows without a prompt have no `exact`. To
+add a sum, write such a function and enter it under its name. A sum over logits uses `Predictions.map_logits`, as
+`_exact` does; the logits of a whole batch are never in memory at once.
 """
 
 import math
@@ -22,7 +23,7 @@ from lora_exp.config.metrics import Metric, metric_values
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.family import LanguageModel
 from lora_exp.train.loss import Sums, example_loss
-from lora_exp.train.step import Batch, Program, Tree, assemble, features, over_trials, token_loss
+from lora_exp.train.step import Batch, Program, Tree, assemble, features, loss_sums, over_trials, token_loss
 from lora_exp.train.trials import TrialHypers
 
 POSITIONS = 8  # whose logits are in memory at once
@@ -45,7 +46,7 @@ class Predictions:
 def map_logits(
   model: LanguageModel, x_BTD: jax.Array | None, function: Callable[..., jax.Array], *columns_BT: jax.Array
 ) -> jax.Array:
-  """(B, T) of `function(logits (B, V), *columns (B,))` at each position; logits of 8 positions are in memory at once."""
+  """(B, T) of `function(logits (B, V), *columns (B,))` at each position; 8 positions are in memory at once."""
   assert x_BTD is not None
 
   def at_position(arrays: tuple[jax.Array, ...]) -> jax.Array:
@@ -54,22 +55,6 @@ def map_logits(
 
   positions = (jnp.moveaxis(x_BTD, 1, 0), *(column_BT.T for column_BT in columns_BT))
   return jax.lax.map(at_position, positions, batch_size=POSITIONS).T
-
-
-def _loss(predictions: Predictions) -> jax.Array:
-  """The loss: nats of text and classes, the KL divergence from a teacher, or squared errors."""
-  return predictions.loss.loss
-
-
-def _nats(predictions: Predictions) -> jax.Array | None:
-  """Negative log-likelihood of the text's tokens; None for examples of numbers and with a teacher."""
-  is_text = "tokens" in predictions.batch and "teacher" not in predictions.batch
-  return predictions.loss.loss if is_text else None
-
-
-def _correct(predictions: Predictions) -> jax.Array | None:
-  """Targets that are the most likely token (or class); None for a regression."""
-  return predictions.loss.correct
 
 
 def _exact(predictions: Predictions) -> jax.Array | None:
@@ -86,10 +71,8 @@ def _most_likely(logits_BV: jax.Array) -> jax.Array:
   return logits_BV.argmax(-1)
 
 
+# Besides the sums that come with the loss, see `step.loss_sums`.
 SUMS: dict[str, Callable[[Predictions], jax.Array | None]] = {
-  "loss": _loss,
-  "nats": _nats,
-  "correct": _correct,
   "exact": _exact,
 }
 
@@ -149,7 +132,7 @@ def put_eval_batches(
 def eval_step(
   program: Program, params: Tree, trials: TrialHypers, frozen: Tree, batch: Batch
 ) -> dict[str, jax.Array]:
-  """The SUMS (N,) of a batch for N trials, without dropout."""
+  """The sums of the loss and the SUMS of a batch, (N,) for N trials, without dropout."""
 
   def one_trial(trial: TrialHypers, params: Tree) -> dict[str, jax.Array]:
     model: Any = assemble(program, params, trial, frozen, None)
@@ -160,7 +143,7 @@ def eval_step(
       loss = token_loss(program, model, x_BTD, batch)
     predictions = Predictions(batch, loss, model, x_BTD)
     sums = {name: compute(predictions) for name, compute in SUMS.items()}
-    return {name: value for name, value in sums.items() if value is not None}
+    return loss_sums(batch, loss) | {name: value for name, value in sums.items() if value is not None}
 
   return over_trials(one_trial, program.mapping, trials, params)
 

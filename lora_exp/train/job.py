@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from lora_exp import lora
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.mesh import Layout, dotted, flatten
-from lora_exp.train.evaluation import eval_step
+from lora_exp.train.evaluation import byte_lengths, eval_step
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.step import Program, State, Tree, init_state, split_model, state_shardings
 from lora_exp.train.teacher import Teacher, make_teacher
@@ -35,6 +35,7 @@ class Job:
   state: State
   keys: jax.Array  # (N,) dropout keys
   teacher: Teacher | None = None  # gives the distributions that the trials learn from
+  byte_lengths: np.ndarray | None = None  # (V,) bytes of each token, where targets are text
 
   @cached_property
   def evaluate(self) -> Callable[..., Any]:
@@ -96,7 +97,7 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
   else:
     state = _make(lambda params: init_state(program, params, trials), program, own)
   keys = put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]))
-  return Job(program, steps, trials, frozen, state, keys, teacher)
+  return Job(program, steps, trials, frozen, state, keys, teacher, byte_lengths(cfg.data, plan.tokenizer))
 
 
 def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Mapping:

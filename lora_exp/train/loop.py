@@ -2,18 +2,19 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from lora_exp.config import DivergedError, ReachedError, StoppedError
+from lora_exp.config.metrics import metric_values
 from lora_exp.data.records import Batch
 from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep
+from lora_exp.train.evaluation import count_batch
 from lora_exp.train.job import Job
 from lora_exp.train.step import State, Tree
 
@@ -48,14 +49,15 @@ def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, h
   job = step.job
   state, steps, start = job.state, job.steps, int(job.state.step)
   with stop_signals() as stop, console.progress(title, steps, "steps", start=start) as bar:
-    batch = job.put(next(batches)) if start < steps else {}
-    log = _LateLog(job, hooks, bar, "examples" if "x" in batch else "tokens")
+    arrays, counts = _next_batch(job, batches) if start < steps else ({}, {})
+    log = _LateLog(job, hooks, bar, "examples" if "x" in arrays else "tokens")
     for number in range(start + 1, steps + 1):
-      state, metrics = step(state, batch)
+      state, outputs = step(state, arrays)
+      finished = counts
       if number < steps:
-        batch = job.put(next(batches))
+        arrays, counts = _next_batch(job, batches)
       log.flush()
-      log.keep(number, metrics)
+      log.keep(number, outputs, finished)
       stopping = number < steps and (stop.requested or number == cadence.stop_at)
       if number < steps and (stopping or _pauses(number, cadence)):
         log.flush()
@@ -66,6 +68,25 @@ def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, h
         log.restart_clock()
     log.flush()
   return state
+
+
+def _next_batch(job: Job, batches: Iterator[Batch]) -> tuple[dict[str, Any], dict[str, float]]:
+  """The next batch on the devices, and its counts."""
+  batch = next(batches)
+  return job.put(batch), count_batch(batch, job.byte_lengths)
+
+
+def step_metrics(outputs: Mapping[str, Any], counts: Mapping[str, float]) -> dict[str, np.ndarray]:
+  """What `train_step` returned for N trials, its sums turned into metrics: name -> (N,).
+
+  `counts` are those of the batch; in the sums that the step returned, a batch without targets counts as one.
+  """
+  values = {name: np.asarray(x) for name, x in outputs.items() if name != "sums"}
+  sums_N = {name: np.asarray(x) for name, x in outputs["sums"].items()}
+  trials = [metric_values({**counts, **{name: x[n] for name, x in sums_N.items()}}) for n in range(len(values["loss"]))]
+  return {name: np.array([metrics[name] for metrics in trials]) for name in trials[0]} | {
+    name: x for name, x in values.items() if name != "loss"
+  }
 
 
 def _pauses(step: int, cadence: Cadence) -> bool:
@@ -92,11 +113,11 @@ class _LateLog:
 
   def __init__(self, job: Job, hooks: Hooks, bar: Any, unit: str):
     self.job, self.hooks, self.bar, self.unit = job, hooks, bar, unit
-    self.pending: tuple[int, dict[str, jax.Array]] | None = None
+    self.pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
     self.clock = time.monotonic()
 
-  def keep(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    self.pending = (step, metrics)
+  def keep(self, step: int, outputs: dict[str, Any], counts: dict[str, float]) -> None:
+    self.pending = (step, outputs, counts)
 
   def restart_clock(self) -> None:
     """Leaves the time since the previous step out of the next one's seconds."""
@@ -106,7 +127,8 @@ class _LateLog:
     """Logs the metrics that are held. Raises DivergedError when no trial has a finite loss."""
     if self.pending is None:
       return
-    step, metrics = self.pending[0], {name: np.asarray(x) for name, x in self.pending[1].items()}
+    step, outputs, counts = self.pending
+    metrics = step_metrics(outputs, counts)
     now = time.monotonic()
     seconds, self.clock, self.pending = now - self.clock, now, None
     self.hooks.log(step, metrics, seconds)
@@ -130,7 +152,7 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-  """SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C request a stop after the current step; a second Ctrl-C interrupts."""
+  """SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C request a stop after the current step; a second Ctrl-C kills."""
   stop, previous = StopRequest(), {}
 
   def request(number: int, frame: Any) -> None:

@@ -128,6 +128,21 @@ def token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: 
   return head_loss(model.head, x_BTD, targets, weights, train_all=train, softcap=model.softcap)
 
 
+def loss_sums(batch: Batch, sums: Sums) -> dict[str, jax.Array]:
+  """The sums that a loss gives, by the names that metrics use.
+
+  `loss`: nats of text and of classes, the KL divergence from a teacher, or squared errors. `nats`: the negative
+  log-likelihood of text; not with a teacher. `correct`: targets that are the most likely token or class; not of a
+  regression.
+  """
+  named = {"loss": sums.loss}
+  if "tokens" in batch and "teacher" not in batch:
+    named["nats"] = sums.loss
+  if sums.correct is not None:
+    named["correct"] = sums.correct
+  return named
+
+
 def gradient(
   program: Program, params: Tree, trial: TrialHypers, frozen: Tree, batch: Batch, key: jax.Array
 ) -> tuple[Tree, Sums, jax.Array]:
@@ -231,10 +246,11 @@ def state_shardings(program: Program, state: State) -> State:
 
 def train_step(
   program: Program, state: State, trials: TrialHypers, frozen: Tree, batch: Batch, seed_keys: jax.Array
-) -> tuple[State, dict[str, jax.Array]]:
-  """One optimizer step of every trial; metrics are (N,), `seed_keys` (N,) those of dropout.
+) -> tuple[State, dict[str, Any]]:
+  """One optimizer step of N trials: the new state, and loss, sums, tokens, grad_norm and lr, each (N,).
 
-  Trials of one seed drop alike (paired noise), and as they would alone.
+  `seed_keys` (N,): dropout keys. Trials with the same key use the same dropout mask (paired noise), which is the mask
+  of each trial trained alone.
   """
   keys = jax.vmap(jax.random.fold_in, (0, None))(seed_keys, state.step)
 
@@ -246,7 +262,7 @@ def train_step(
     count = jnp.maximum(tokens, 1)
     metrics = {
       "loss": sums.loss / count,
-      **({} if sums.correct is None else {"accuracy": sums.correct / count}),
+      "sums": loss_sums(batch, sums) | {"count": count},
       "tokens": tokens,
       "grad_norm": optax.tree.norm(grads),
       "lr": trial.lr * factor,

@@ -81,7 +81,7 @@ def test_the_curve_has_each_step_once_and_its_tokens_grow(finished):
     assert all(row.keys() == {"step", "tokens", "split", "loss", "perplexity", "bits_per_byte", "accuracy",
                              "counted"}
                for row in rows(run_dir, split))
-  keys = {"step", "tokens", "split", "loss", "accuracy", "lr", "grad_norm", "tokens_per_s"}
+  keys = {"step", "tokens", "split", "loss", "perplexity", "bits_per_byte", "accuracy", "lr", "grad_norm", "tokens_per_s"}
   assert all(row.keys() == keys for row in rows(run_dir, "train"))
   for row in rows(run_dir):
     assert all(math.isfinite(value) for value in row.values() if not isinstance(value, str))
