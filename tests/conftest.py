@@ -1,4 +1,4 @@
-"""What every test shares: a cache of the session, no network, and goldens that are updated on purpose."""
+"""Shared by all tests: one cache for the session, compiled programs included, no network, and golden files."""
 
 import difflib
 import importlib.util
@@ -7,20 +7,27 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from absl import logging as absl_logging
 
-from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+if TYPE_CHECKING:
+  from lora_exp.data.tokenizers import Tokenizer
 
 # Hydra closes all log handlers, and absl's closes its stream, unless that is the process's own: here it is pytest's.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-_session = None if "LORA_EXP_CACHE" in os.environ else tempfile.TemporaryDirectory(prefix="lora_exp_cache_")
-if _session is not None:  # set while test modules are imported, so that subprocesses share it too
+if "LORA_EXP_CACHE" not in os.environ:  # before test modules and workers start, so that every process shares it
+  _session = tempfile.TemporaryDirectory(prefix="lora_exp_cache_")
   os.environ["LORA_EXP_CACHE"] = _session.name
+# Every program is compiled once in a session. JAX reads these when it is imported, which is later than this file; the
+# key of a program holds its compiler options, so a test that compiles with other options does not find it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["LORA_EXP_CACHE"]) / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -56,8 +63,10 @@ def smollm2_package() -> str:
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_package: str) -> Tokenizer:
+def smollm2(smollm2_package: str) -> "Tokenizer":
   """The tokenizer in that package."""
+  from lora_exp.data.tokenizers import get_tokenizer
+
   return get_tokenizer(smollm2_package)
 
 
