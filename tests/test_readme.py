@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lora_exp import models
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import Config
+from lora_exp.models.registry import all_families, get_family
 from lora_exp.train.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -88,8 +88,8 @@ def test_the_presets_are_those_of_every_family():
   stated = re.search(r"presets exist for every language model: (.*?)\.", README, re.DOTALL)
   assert stated
   names = set(re.findall(r"`(\w+)`", stated[1]))
-  assert all(set(family.presets) == names for name, family in models.FAMILIES.items() if name != "mlp")
-  assert set(models.FAMILIES["mlp"].presets) < names
+  assert all(set(family.presets) == names for name, family in all_families().items() if name != "mlp")
+  assert set(get_family("mlp").presets) < names
 
 
 def test_the_transcript_counts_what_the_default_trains():

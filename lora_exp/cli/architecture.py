@@ -7,8 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.config.conversion import plain_values
 from lora_exp.config.errors import InputError
-from lora_exp.models.hf_config import from_hf
-from lora_exp.models.weights.locate import config_json
+from lora_exp.models.hf_config import resolve_architecture
 
 
 def composed_values(composed: DictConfig) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def composed_values(composed: DictConfig) -> dict[str, Any]:
     return plain_values(composed)
   if composed.model.weights is None:
     raise InputError("model.weights=null: model=hf reads the model from its config.json; add model.weights=DIR")
-  architecture = from_hf(*config_json(str(composed.model.weights)))
+  architecture = resolve_architecture(str(composed.model.weights))
   family = architecture.pop("family")
   composed = copy.deepcopy(composed)
   _fill_nulls(composed.model, architecture)

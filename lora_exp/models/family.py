@@ -1,67 +1,60 @@
-"""What the rest of the program needs to know of a model family: the language model's methods, and facts as data."""
+"""What the program knows of a model family: a class that computes it, and tables. Imports no jax."""
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
-from lora_exp.config import ModelConfig
-from lora_exp.models.layers import capped, causal_mask
+from lora_exp.config.schema import ArchConfig, ModelConfig
+from lora_exp.models.config_table import PublishedConfig
+from lora_exp.models.tensor_names import StoredNames, TensorNames
 
 
-class LanguageModel(nnx.Module):
-  """What the loss and the sampler call. A family gives `head`, `hidden` and `empty_cache`."""
-
-  softcap: float | None = None  # logits are cap·tanh(logit/cap)
-
-  @property
-  def head(self) -> nnx.Linear | nnx.Embed:
-    """The vocabulary projection, apart from the rest so that the loss can be chunked; tied: the token embedding."""
-    raise NotImplementedError
-
-  def hidden(
-    self, tokens_BT: jax.Array, positions_BT: jax.Array, mask_BTS: jax.Array, cache: Any = None, slot: Any = 0
-  ) -> tuple[jax.Array, Any]:
-    """Features (B, T, D) before the head; with a cache, also the cache with T more slots filled from `slot` on.
-
-    `mask_BTS` says which slots hold what a position may see; a model with windows narrows it itself.
-    """
-    raise NotImplementedError
-
-  def empty_cache(self, batch: int, slots: int) -> Any:
-    """A cache with no slot filled."""
-    raise NotImplementedError
-
-  def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-    """Logits (B, T, V) of whole rows, each one document."""
-    positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    x_BTD, _ = self.hidden(tokens_BT, positions, causal_mask(jnp.ones_like(tokens_BT)))
-    return self.logits(x_BTD)
-
-  def logits(self, x_BTD: jax.Array) -> jax.Array:
-    """Logits (B, T, V) of features, all at once."""
-    head = self.head
-    return capped(head.attend(x_BTD) if isinstance(head, nnx.Embed) else head(x_BTD), self.softcap)
+def no_units(model: ModelConfig) -> Mapping[str, int]:
+  """Every axis may be cut anywhere."""
+  return {}
 
 
-@dataclass(frozen=True)
-class Names:
-  """How published checkpoints call a family's tensors: `P.kernel`, `P.scale` and `P.embedding` are `prefix`P.weight."""
+def head_units(model: ModelConfig) -> Mapping[str, int]:
+  """Query heads are not cut."""
+  return {"heads": model.heads}
 
-  prefix: str = "model."  # before every path; the head has none
-  transposed: bool = True  # kernels are stored (out, in), as torch's Linear does; GPT-2's Conv1D does not
-  ignore: tuple[str, ...] = ()  # regular expressions of tensors that may be there and are not needed
+
+def grouped_head_units(model: ModelConfig) -> Mapping[str, int]:
+  """Neither query heads nor key/value heads are cut."""
+  return {"heads": model.heads, "kv_heads": (model.arch or ArchConfig()).kv_heads}
+
+
+def check_head_groups(model: ModelConfig) -> Iterable[str]:
+  """Key/value heads divide the query heads."""
+  kv_heads = (model.arch or ArchConfig()).kv_heads
+  if kv_heads < 1 or model.heads % kv_heads:
+    yield f"model.arch.kv_heads={kv_heads}: must divide model.heads={model.heads}"
+
+
+def no_problems(model: ModelConfig) -> Iterable[str]:
+  """Accepts all settings."""
+  return ()
 
 
 @dataclass(frozen=True)
 class Family:
-  """A family of models: how to build one, its target presets, and the logical axes of its parameters."""
+  """A family of models: its class, target presets, sharding rules, and how others publish it."""
 
-  build: Callable[..., nnx.Module]  # build(cfg, vocab_size, rngs=rngs)
-  presets: Mapping[str, Sequence[str]]  # preset -> patterns of module paths
+  name: str  # model.family
+  module: str  # "package.module:Class" of an nnx.Module, made by Class(model_config, vocab_size, rngs=rngs)
+  presets: Mapping[str, Sequence[str]]  # preset of lora.targets -> patterns of module paths
   axes: Mapping[str, Sequence[str | None]]  # end of a parameter's path -> a logical axis for each of its dimensions
-  units: Callable[[ModelConfig], Mapping[str, int]]  # logical axis -> pieces it may be cut into, where not its length
-  names: Names | None = None  # of a family that others publish
+  units: Callable[[ModelConfig], Mapping[str, int]] = no_units  # logical axis -> equal pieces that are never cut
+  names: TensorNames | None = None  # of tensors in published checkpoints; None if nobody publishes the family
+  config: PublishedConfig | None = None  # of config.json; None if transformers has no such class
+  check: Callable[[ModelConfig], Iterable[str]] = no_problems  # problems with the family's own settings
+
+  def module_class(self) -> Any:
+    """The nnx module class, imported now: only building a model needs jax."""
+    module, _, name = self.module.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+  def stored_names(self, model: ModelConfig) -> StoredNames:
+    """How checkpoints name the tensors of `model`."""
+    return StoredNames(self.names, model, self.names.prefix if self.names else "")

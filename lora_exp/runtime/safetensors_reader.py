@@ -1,107 +1,139 @@
-"""The tensors of a safetensors file that a stranger may have made: nothing is believed that was not checked.
+"""Reads safetensors files, also from strangers: nothing in a file is believed before it is checked.
 
 The format: eight bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the data.
+Files are read and not mapped, so that a process holds what it asked for and one block, never pages of the file.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from lora_exp.config import InputError
+from lora_exp.config.errors import InputError
+from lora_exp.runtime.json_files import parse_json_object
 
+BLOCK = 2**22  # bytes read at once
 LONGEST_HEADER = 10**8  # bytes, as in the format's own reader
-DTYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
-          "BF16": np.dtype(ml_dtypes.bfloat16)}
+MOST_AXES = 32
+DTYPES = {  # of weights, by the format's code
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+Slice = tuple[tuple[slice, ...], np.ndarray]  # an index into a tensor, and the array to fill with what is there
 
 
-class Tensor(NamedTuple):
-  """A tensor's entry in the header; `start` counts from the beginning of the file."""
+class TensorEntry(NamedTuple):
+  """A tensor's entry in the header; `start` and `end` count bytes from the beginning of the file."""
 
-  dtype: str
+  dtype: str  # the format's code: F32, BF16, I64, ...
   shape: tuple[int, ...]
   start: int
   end: int
 
 
-def json_object(text: bytes, where: Path | str) -> dict[str, Any]:
-  """The JSON object `text`. Raises InputError for anything else, numbers that are none and keys that stand twice."""
+def read_header(path: Path) -> dict[str, TensorEntry]:
+  """The tensors of the file at `path`, which fill it without gaps.
 
-  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-      twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-      raise ValueError(f"{twice[:60]!r} stands twice")
-    return found
-
-  def refuse(word: str):
-    raise ValueError(f"{word} is no number")
-
-  try:
-    found = json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
-  except RecursionError:
-    raise InputError(f"{where} is nested too deep to be read") from None
-  except ValueError as error:
-    raise InputError(f"{where} is not JSON: {error}") from None
-  if not isinstance(found, dict):
-    raise InputError(f"{where} holds no JSON object")
-  return found
-
-
-def header(path: Path) -> dict[str, Tensor]:
-  """The tensors of the file, which fill it without gaps. Raises InputError if it is not such a file, and whole."""
-  broken = f"{path} is not a whole safetensors file"
+  Raises InputError if it is not a complete safetensors file, and OSError if it cannot be opened.
+  """
+  incomplete = f"{path} is not a whole safetensors file"
   size = path.stat().st_size
   with open(path, "rb") as file:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, LONGEST_HEADER):
-      raise InputError(f"{broken}: its header would have {length:,} bytes, and the file has {size:,}; get it again")
-    entries = json_object(file.read(length), f"{broken}: its header")
-  entries.pop("__metadata__", None)
-  tensors = {name: _tensor(entry, 8 + length) for name, entry in entries.items()}
-  for name, tensor in tensors.items():
-    if tensor is None:
-      raise InputError(f"{broken}: the entry of {name[:200]!r} in its header makes no sense; get it again")
-  found = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+      raise InputError(f"{incomplete}: its header would have {length:,} bytes, and the file has {size:,}; get it again")
+    values = parse_json_object(file.read(length), f"{incomplete}: its header")
+  values.pop("__metadata__", None)
+  entries = {}
+  for name, value in values.items():
+    entry = _entry(value, 8 + length)
+    if entry is None:
+      raise InputError(f"{incomplete}: the entry of {name[:200]!r} in its header makes no sense; get it again")
+    entries[name] = entry
   end = 8 + length
-  for tensor in sorted(found.values(), key=lambda tensor: (tensor.start, tensor.end)):
-    if tensor.start != end:
-      raise InputError(f"{broken}: its tensors overlap, or leave a gap, at byte {end:,}; get it again")
-    end = tensor.end
+  for entry in sorted(entries.values(), key=_position):
+    if entry.start != end:
+      raise InputError(f"{incomplete}: its tensors overlap, or leave a gap, at byte {end:,}; get it again")
+    end = entry.end
   if end != size:
-    raise InputError(f"{broken}: it has {size:,} bytes, and its header speaks of {end:,}; get it again")
-  return found
+    raise InputError(f"{incomplete}: it has {size:,} of {end:,} bytes; get it again")
+  return entries
 
 
-def _tensor(entry: Any, data: int) -> Tensor | None:
+def _position(entry: TensorEntry) -> tuple[int, int]:
+  return entry.start, entry.end
+
+
+def _entry(value: Any, data: int) -> TensorEntry | None:
+  """The entry of a tensor whose offsets count from the byte `data`, or None if it is malformed."""
   try:
-    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
   except (TypeError, KeyError, ValueError):
     return None
-  if not isinstance(dtype, str) or not isinstance(shape, list) or len(shape) > 32:
+  if not isinstance(dtype, str) or not isinstance(shape, list) or len(shape) > MOST_AXES:
     return None
   if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in (*shape, start, end)) or start > end:
     return None
   known = DTYPES.get(dtype)
   if known is not None and end - start != math.prod(shape) * known.itemsize:
     return None
-  return Tensor(dtype, tuple(shape), data + start, data + end)
+  return TensorEntry(dtype, tuple(shape), data + start, data + end)
 
 
-def read(path: Path, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, np.ndarray]:
-  """The tensors `names`, in float32 or, where they are so, float64."""
-  found = {}
-  with open(path, "rb") as file:
+def read_arrays(path: Path, entries: Mapping[str, TensorEntry], names: Iterable[str]) -> dict[str, np.ndarray]:
+  """The tensors `names` as float32, or float64 if stored so. Raises InputError if the file became shorter."""
+  arrays = {}
+  with open(path, "rb", buffering=0) as file:
     for name in names:
-      tensor = tensors[name]
-      file.seek(tensor.start)
-      data = file.read(tensor.end - tensor.start)
-      if len(data) != tensor.end - tensor.start:
-        raise InputError(f"{path} is not a whole safetensors file: it became shorter while it was read")
-      x = np.frombuffer(data, DTYPES[tensor.dtype]).reshape(tensor.shape)
-      found[name] = x.astype(np.promote_types(x.dtype, np.float32))
-  return found
+      entry = entries[name]
+      content = memoryview(bytearray(entry.end - entry.start))
+      _fill(content, file, path, entry.start)
+      x = np.frombuffer(content, DTYPES[entry.dtype]).reshape(entry.shape)
+      arrays[name] = x.astype(np.promote_types(x.dtype, np.float32))
+  return arrays
+
+
+def read_slices(path: Path, entry: TensorEntry, slices: Sequence[Slice]) -> None:
+  """Fills the arrays of `slices` with their parts of a tensor, cast to the arrays' dtypes, in blocks of whole rows."""
+  rows = entry.shape[0] if entry.shape else 1
+  bounds = [(*index[0].indices(rows)[:2], index[1:], out) for index, out in slices]
+  for first, block in _blocks(path, entry, [(low, high) for low, high, _, _ in bounds]):
+    last = first + len(block)
+    for low, high, columns, out in bounds:
+      a, b = max(first, low), min(last, high)
+      if a < b:
+        out[a - low : b - low] = block[a - first : b - first][:, *columns]
+
+
+def _blocks(path: Path, entry: TensorEntry, wanted: Sequence[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
+  """(first row, rows) of each block that holds some of the rows `wanted`, as half-open ranges."""
+  rows, *rest = entry.shape or (1,)
+  dtype = DTYPES[entry.dtype]
+  row_bytes = math.prod(rest) * dtype.itemsize
+  step = min(rows, max(1, BLOCK // max(1, row_bytes)))
+  buffer = memoryview(bytearray(step * row_bytes))
+  with open(path, "rb", buffering=0) as file:
+    for first in range(0, rows, step or 1):
+      last = min(first + step, rows)
+      if not any(low < last and first < high for low, high in wanted):
+        continue
+      view = buffer[: (last - first) * row_bytes]
+      _fill(view, file, path, entry.start + first * row_bytes)
+      yield first, np.frombuffer(view, dtype).reshape(last - first, *rest)
+
+
+def _fill(view: memoryview, file: FileIO, path: Path, start: int) -> None:
+  """Reads `len(view)` bytes from the byte `start` on."""
+  file.seek(start)
+  done = 0
+  while done < len(view):
+    count = file.readinto(view[done:])
+    if not count:
+      raise InputError(f"{path} is not a whole safetensors file: it ends at byte {start + done:,}; get it again")
+    done += count

@@ -9,18 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_exp import __version__, lora, models
+from lora_exp import __version__, lora
 from lora_exp.config import Config, InUseError, LoraConfig, ModelConfig
 from lora_exp.config.checks import export_directory
 from lora_exp.config.data_checks import merges
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.data.tokenizers.save import save_tokenizer
 from lora_exp.models.hf_export import same_model, to_hf
-from lora_exp.models.weights.hf import save_hf
-from lora_exp.models.weights.locate import SMOLLM2, is_path, json_object, located
+from lora_exp.models.registry import get_family
+from lora_exp.models.weights.hf_writer import save_hf
+from lora_exp.models.weights.locate import SMOLLM2, is_path, located
 from lora_exp.runtime import console
 from lora_exp.runtime.disk_errors import write_error
 from lora_exp.runtime.files import sync_tree, write_json
+from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.mesh import flatten, keep_programs
 from lora_exp.tasks.merge import checked
 from lora_exp.train.base import make_base
@@ -79,7 +81,7 @@ def _peft(cfg: Config, out: Path) -> None:
 
 def _lora_exp(adapter: Path) -> dict[str, Any]:
   """What this program noted in an adapter's config."""
-  return json_object(adapter / "adapter_config.json").get("lora_exp", {})
+  return read_json_object(adapter / "adapter_config.json").get("lora_exp", {})
 
 
 def base_for_peft(cfg: Config) -> tuple[str | None, bool]:
@@ -118,7 +120,7 @@ def write_model(directory: Path, plan: Plan, tree: Any) -> bool:
   """
   dtype = plan.cfg.model.param_dtype
   config = hf_config(plan)
-  names = models.FAMILIES[plan.cfg.model.family].names if config else None
+  names = get_family(plan.cfg.model.family).stored_names(plan.cfg.model) if config else None
   arrays = flatten(tree)
   with console.progress("write", len(arrays), "tensors") as bar:
     save_hf(directory, arrays, dtype, names, bar.advance)
@@ -140,7 +142,7 @@ def hf_config(plan: Plan) -> dict[str, Any] | None:
   """config.json of the model: the base's own where it has one, else made; None where transformers has no such model."""
   model = plan.cfg.model
   if (source := source_of(model)) is not None and (source / "config.json").is_file():
-    config = json_object(source / "config.json")
+    config = read_json_object(source / "config.json")
     if same_model(config, model, plan.vocab_size):
       return config
   made = to_hf(model, plan.vocab_size)

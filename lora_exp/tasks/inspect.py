@@ -17,7 +17,8 @@ from lora_exp.config import Config, InputError
 from lora_exp.config.checks import NO_UPDATE
 from lora_exp.lora import formula
 from lora_exp.lora.resize import columns
-from lora_exp.models import weights
+from lora_exp.models.weights import store
+from lora_exp.models.weights.stored_tensor import Checkpoint
 from lora_exp.report.page.terminal import show_updates
 from lora_exp.report.plots.style import WORDS, save
 from lora_exp.report.plots.update_spectrum import spectrum_figure
@@ -111,8 +112,8 @@ class Trained:
     return {path: lora.AdaptedModule(path, *shape, min(shape), 1.0, 1.0) for path, shape in shapes.items()}
 
   @cached_property
-  def source(self) -> weights.Source:
-    return weights.open_source(self.directory / weights.FILE, self.cfg.cache)
+  def source(self) -> Checkpoint:
+    return store.open_source(self.directory / store.FILE, self.cfg.cache)
 
   def whole(self, model: nnx.Module, row: lora.AdaptedModule, like: Mapping[str, Any]) -> np.ndarray:
     """Of lora=full: the trained kernel (…, I, O), where `like` are the base's arrays by path."""

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lora_exp import models
 from lora_exp.config import Config, InputError, LoraConfig, OptimConfig, StoppedError
 from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
-from lora_exp.models import weights
+from lora_exp.models.factory import build_model
+from lora_exp.models.registry import get_family
+from lora_exp.models.weights import store
 from lora_exp.models.weights.locate import located
 from lora_exp.runtime import cache, console
 from lora_exp.train.compiled_step import compile_step
@@ -37,7 +38,7 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
     return random_base(plan), {"kind": "random", "seed": cfg.model.seed}
   if cfg.model.base == "weights":
     source = located(str(cfg.model.weights))
-    facts = {"kind": "weights", "source": cfg.model.weights, "digest": weights.file_digest(source)}
+    facts = {"kind": "weights", "source": cfg.model.weights, "digest": store.file_digest(source)}
     return loaded_base(plan, source), facts
   directory = pretrained(plan)
   return loaded_base(plan, directory), {"kind": "pretrain", **json.loads((directory / "base.json").read_text())}
@@ -45,15 +46,15 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
 
 def random_base(plan: Plan) -> Tree:
   """Random weights from `model.seed`, made where they will lie; the same bits on every mesh."""
-  make = lambda: nnx.to_pure_dict(nnx.state(models.build(plan.cfg.model, plan.vocab_size), nnx.Param))
+  make = lambda: nnx.to_pure_dict(nnx.state(build_model(plan.cfg.model, plan.vocab_size), nnx.Param))
   return jax.jit(make, out_shardings=plan.layout.shardings(plan.base))()
 
 
 def loaded_base(plan: Plan, source: Path) -> Tree:
   """Weights from `source`, each read straight into its place."""
   cfg = plan.cfg
-  places, names = plan.layout.shardings(plan.base), models.FAMILIES[cfg.model.family].names
-  return weights.load(source, plan.base, places, names, cfg.cache)
+  places, names = plan.layout.shardings(plan.base), get_family(cfg.model.family).stored_names(cfg.model)
+  return store.load(source, plan.base, places, names, cfg.cache)
 
 
 def pretrained(plan: Plan) -> Path:
@@ -105,7 +106,7 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
   [evaluation] = held_out(job.evaluate, state.params, job.trials, job.frozen, held)
   scores = evaluation.row()
   trained = jax.tree.map(lambda x, like: np.asarray(x[0]).astype(like.dtype), state.params, plan.base)
-  weights.save(directory, trained)
+  store.save(directory, trained)
   facts = {
     "steps": job.steps,
     "tokens": job.steps * cfg.train.batch_size * cfg.data.seq_len,

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lora_exp.config import SampleConfig
-from lora_exp.models import LanguageModel
+from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.mesh import BATCH, Layout
 from lora_exp.train.step import Tree
 

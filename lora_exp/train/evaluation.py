@@ -21,7 +21,7 @@ import numpy as np
 from lora_exp.config import DataConfig
 from lora_exp.config.metrics import Metric, metric_values
 from lora_exp.data.tokenizers import Tokenizer
-from lora_exp.models.family import LanguageModel
+from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.train.loss import Sums, example_loss
 from lora_exp.train.step import Batch, Program, Tree, assemble, features, loss_sums, over_trials, token_loss
 from lora_exp.train.trials import TrialHypers

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lora_exp import lora
 from lora_exp.config import Config, InputError, LoraConfig
-from lora_exp.models import weights
+from lora_exp.models.weights import store
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.base import make_base
 from lora_exp.train.job import Job, make_job
@@ -47,7 +47,7 @@ def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> 
   full = cfg.run is not None and cfg.lora.method == "full"
   plan = plan_of(cfg)
   places = plan.layout.shardings(plan.base)
-  trained = weights.load(Path(str(cfg.run)) / weights.FILE, plan.base, places) if full else None
+  trained = store.load(Path(str(cfg.run)) / store.FILE, plan.base, places) if full else None
   base = make_base(plan)[0] if with_base or trained is None else trained
   if dtype is not None:  # not before: a pretrained base is named by the settings that made it
     plan = replace(plan, cfg=replace(plan.cfg, model=replace(plan.cfg.model, dtype=dtype)))
@@ -70,7 +70,7 @@ def plan_of(cfg: Config) -> Plan:
 
 def _check_finished(directory: Path, method: str) -> None:
   """Raises InputError if the run has not left what it was to train: before a base is made for it."""
-  left = {"full": weights.FILE, "frozen": None}.get(method, "adapter")
+  left = {"full": store.FILE, "frozen": None}.get(method, "adapter")
   if left is not None and not (directory / left).exists():
     raise InputError(
       f"run={directory}: has no {left}, as the run did not end; go on with it: train.resume={directory}"

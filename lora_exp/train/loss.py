@@ -15,7 +15,7 @@ from flax import nnx
 from lora_exp.lora import formula, matmul
 from lora_exp.lora.layers import AdapterLayer, Trained
 from lora_exp.lora.quantization import dense
-from lora_exp.models.layers import capped
+from lora_exp.models.modules.attention import softcap
 from lora_exp.runtime.dropout import dropout
 
 Array = jax.Array
@@ -141,7 +141,7 @@ def _chunk_count(weights_BT: Array, vocab: int) -> int:
 
 def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
   """The sums over M rows, and d(loss)/dz."""
-  z_MV = capped(z_MV, cap)
+  z_MV = softcap(z_MV, cap)
   top = z_MV.max(-1, keepdims=True)
   exp = jnp.exp(z_MV - top)
   total = exp.sum(-1, keepdims=True)
@@ -156,7 +156,7 @@ def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float |
 
 def _divergence(z_MV: Array, taught_MV: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
   """KL(p ‖ q) summed over M rows, p and q the distributions of the logits `taught_MV` and z; and d(loss)/dz."""
-  z_MV, taught_MV = capped(z_MV, cap), capped(taught_MV, cap)
+  z_MV, taught_MV = softcap(z_MV, cap), softcap(taught_MV, cap)
   log_q, log_p = jax.nn.log_softmax(z_MV), jax.nn.log_softmax(taught_MV)
   p = jnp.exp(log_p)
   nats = (p * (log_p - log_q)).sum(-1)

@@ -13,7 +13,7 @@ import jax
 
 from lora_exp import lora
 from lora_exp.config import DataConfig, LoraExpError
-from lora_exp.models import weights
+from lora_exp.models.weights import store
 from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.job import Job
@@ -118,12 +118,12 @@ def process_bytes() -> int:
 
 def frozen_digest(job: Job) -> str:
   """SHA-256 of every frozen array."""
-  return weights.digest(job.frozen)
+  return store.digest(job.frozen)
 
 
 def check_frozen(job: Job, before: str) -> None:
   """Raises LoraExpError if training changed a byte of the base: never expected, always checked."""
-  if weights.digest(job.frozen) != before:
+  if store.digest(job.frozen) != before:
     raise LoraExpError("the frozen base changed during training; this is a bug of lora_exp, please report it")
 
 
@@ -134,7 +134,7 @@ def export(run_dir: Path, plan: Plan, params: Tree, step: int, base_digest: str)
   """
   cfg = plan.cfg
   if cfg.lora.method == "full":
-    weights.save(run_dir, jax.tree.map(lambda x: x[0], params))
+    store.save(run_dir, jax.tree.map(lambda x: x[0], params))
   if not plan.table and not plan.full:
     return None
   metadata = {

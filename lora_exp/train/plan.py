@@ -12,9 +12,11 @@ from typing import TypeVar
 
 from flax import nnx
 
-from lora_exp import lora, models
+from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, InputError, ModelConfig
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+from lora_exp.models.factory import abstract_model
+from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
 from lora_exp.train.teacher import table_of as teacher_table
 from lora_exp.train.trials import Table, full_of, table_of, with_rank
@@ -47,7 +49,7 @@ class Plan:
 
   def model(self) -> nnx.Module:
     """A new abstract base model; adapters are injected in place, so each caller needs its own."""
-    return models.abstract(self.cfg.model, self.vocab_size)
+    return abstract_model(self.cfg.model, self.vocab_size)
 
   def parameters(self) -> dict[str, int | float]:
     """Parameter counts: total, frozen, trainable, lora_a, lora_b, and trainable as a percentage of total."""
@@ -81,7 +83,7 @@ def make_plan(cfg: Config) -> Plan:
   tokenizer = get_tokenizer(cfg.model.tokenizer, cfg.model.weights)
   if (cfg.model.vocab_size or tokenizer.vocab_size) < tokenizer.vocab_size:
     problems.append(_vocabulary_problem(cfg.model, tokenizer))
-  family, model = models.FAMILIES[cfg.model.family], models.abstract(cfg.model, tokenizer.vocab_size)
+  family, model = get_family(cfg.model.family), abstract_model(cfg.model, tokenizer.vocab_size)
   mesh = problems.collect(lambda: make_mesh(cfg.mesh))
   start = problems.collect(lambda: _initial_adapter(cfg, model))
   if start is not None:
@@ -111,7 +113,7 @@ def _vocabulary_problem(cfg: ModelConfig, tokenizer: Tokenizer) -> str:
 
 def naming_of(cfg: ModelConfig) -> lora.Naming | None:
   """How PEFT calls the modules of this model; None of a family that others do not publish."""
-  family = models.FAMILIES[cfg.family]
+  family = get_family(cfg.family)
   if family.names is None:
     return None
   tied = (family.presets["embeddings"][0], "lm_head") if (cfg.arch or ArchConfig()).tied else None

@@ -15,8 +15,8 @@ from flax import nnx, traverse_util
 
 from lora_exp.config import OptimConfig
 from lora_exp.lora import AdapterLayer, Constant, Hyper, adalora
-from lora_exp.models.family import LanguageModel
-from lora_exp.models.layers import causal_mask
+from lora_exp.models.modules.attention import causal_mask
+from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.dropout import DropKey, Dropout, path_key
 from lora_exp.runtime.fusion import compiled_alone
 from lora_exp.runtime.mesh import Layout, dotted

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_exp import lora, models
+from lora_exp import lora
 from lora_exp.config import Config, InputError, TeacherConfig
 from lora_exp.lora import kernels
-from lora_exp.models.family import LanguageModel
+from lora_exp.models.modules.language_model import LanguageModel
+from lora_exp.models.registry import get_family
 from lora_exp.runtime.dropout import path_key, stream_key
 from lora_exp.runtime.mesh import Layout, dotted
 from lora_exp.train.loss import Head, head_of
@@ -52,7 +53,7 @@ def table_of(model: nnx.Module, cfg: Config) -> list[lora.AdaptedModule]:
   """The modules that the teacher of `cfg.data` differs in. Raises InputError for targets that it cannot have."""
   asked = cfg.data.teacher
   assert asked is not None
-  family = models.FAMILIES[cfg.model.family]
+  family = get_family(cfg.model.family)
   try:
     table = lora.resolve(model, asked.targets, rank=asked.rank, presets=family.presets)
   except InputError as error:

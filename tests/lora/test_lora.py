@@ -13,15 +13,17 @@ import pytest
 from flax import nnx
 from packs import SIZES, quickly
 
-from lora_exp import lora, models
+from lora_exp import lora
 from lora_exp.config import InputError, ModelConfig
 from lora_exp.lora import inject, kernel_shape, targets
 from lora_exp.lora.initialization import draw_a
 from lora_exp.lora.layers import LoRAEmbed, LoRALinearGeneral
+from lora_exp.models.factory import abstract_model, build_model
+from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import flatten
 
-PRESETS = models.FAMILIES["minigpt"].presets
-PATHS = list(lora.modules(models.abstract(ModelConfig(**SIZES), 97)))
+PRESETS = get_family("minigpt").presets
+PATHS = list(lora.modules(abstract_model(ModelConfig(**SIZES), 97)))
 X = jax.random.normal(jax.random.key(9), (2, 5, 12))
 
 
@@ -115,7 +117,7 @@ def test_every_bad_pattern_is_named_at_once():
 
 
 def test_ranks_alphas_and_scales_go_by_pattern():
-  model = models.abstract(ModelConfig(**SIZES), 97)
+  model = abstract_model(ModelConfig(**SIZES), 97)
   rows = lora.resolve(
     model, "all_linear", rank=8, rank_pattern={"blocks.1.linear1": 2, "linear1": 4}, alpha_pattern={"query": 3.0},
     presets=PRESETS, layers_=[1],
@@ -261,7 +263,7 @@ def test_another_target_changes_no_other_modules_start():
 def after_five_steps(filtered: str):
   """MiniGPT before and after five steps of Adam on the leaves that a filter selects; its first gradient, too."""
   with quickly():
-    model = models.build(ModelConfig(**(SIZES | {"layers": 1})), 97)
+    model = build_model(ModelConfig(**(SIZES | {"layers": 1})), 97)
   lora.inject(model, ["all_linear", "head"], rank=4, presets=PRESETS)
   chosen = {
     "tutorial": nnx.All(nnx.Param, nnx.PathContains("lora_a") or nnx.PathContains("lora_b")),

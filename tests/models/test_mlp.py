@@ -12,11 +12,13 @@ from flax import nnx
 from runs import curve, process, resume, rows, summary, train
 from safetensors.numpy import load_file
 
-from lora_exp import lora, models
+from lora_exp import lora
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError, MlpConfig, ModelConfig
 from lora_exp.data.examples import decode, encode, regression, xor
+from lora_exp.models.factory import build_model
+from lora_exp.models.modules.multilayer_perceptron import MultilayerPerceptron
 from lora_exp.train.loss import example_loss
 
 QUIET = ["logger=none"]
@@ -30,13 +32,13 @@ def blox(tmp_path_factory):
   return train(tmp_path_factory.mktemp("blox") / "run", *BLOX)
 
 
-def mlp() -> models.mlp.MLP:
+def mlp() -> MultilayerPerceptron:
   """The base of blox_mlp."""
   sizes = MlpConfig(inputs=16, hidden=[64, 32], outputs=10)
-  return models.build(ModelConfig(family="mlp", dropout=0.0, mlp=sizes), 0)
+  return build_model(ModelConfig(family="mlp", dropout=0.0, mlp=sizes), 0)
 
 
-def adapted(run_dir) -> models.mlp.MLP:
+def adapted(run_dir) -> MultilayerPerceptron:
   """The base of blox_mlp with the adapter of a run on it."""
   model = mlp()
   shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(model).items()}

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 from packs import SIZES, bent, job_of, quickly, rows, small
 
-from lora_exp import models
 from lora_exp.config import ArchConfig, ModelConfig
-from lora_exp.models.layers import attend, causal_mask
+from lora_exp.models.factory import build_model
+from lora_exp.models.modules.attention import attend, causal_mask
+from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.mesh import flatten
 from lora_exp.train.step import assemble, batch_loss
 
@@ -37,15 +38,15 @@ def quick():
 
 
 @cache
-def made(name: str) -> models.LanguageModel:
+def made(name: str) -> LanguageModel:
   with quickly():
-    return jax.jit(lambda: models.build(ModelConfig(**(SIZES | MODELS[name])), VOCAB))()
+    return jax.jit(lambda: build_model(ModelConfig(**(SIZES | MODELS[name])), VOCAB))()
 
 
 @cache
 def minigpt(**more):
   with quickly():
-    return jax.jit(lambda: models.build(ModelConfig(**(SIZES | more)), VOCAB))()
+    return jax.jit(lambda: build_model(ModelConfig(**(SIZES | more)), VOCAB))()
 
 
 @jax.jit
@@ -103,7 +104,7 @@ def test_the_order_of_tokens_matters():
 
 def test_a_window_hides_what_lies_before_it():
   sees_all = {**GEMMA, "full_layers": None}
-  local = jax.jit(lambda: models.build(ModelConfig(**(SIZES | LLAMA | {"arch": ArchConfig(**sees_all)})), VOCAB))()
+  local = jax.jit(lambda: build_model(ModelConfig(**(SIZES | LLAMA | {"arch": ArchConfig(**sees_all)})), VOCAB))()
   tokens = tokens_of(5, 1, 12)
   changed = tokens.copy()
   changed[:, 0] = (changed[:, 0] + 1) % VOCAB
@@ -133,7 +134,7 @@ def test_a_tied_table_is_adapted_once_and_both_uses_see_it():
   def whole(params, tokens):
     return assemble(job.program, params, trial, job.frozen, None)(tokens)
 
-  base, tokens = models.build(ModelConfig(**(SIZES | MODELS["gemma"])), 257), tokens_of(6, 1, 8)
+  base, tokens = build_model(ModelConfig(**(SIZES | MODELS["gemma"])), 257), tokens_of(6, 1, 8)
   np.testing.assert_allclose(whole(params, tokens), base(tokens), atol=2e-5)
   bent_params = bent(params)
   table = base.embed_tokens.embedding[...]
@@ -196,7 +197,7 @@ def test_the_base_depends_on_its_seed_alone():
   leaves = lambda seed: flatten(job_of(small(model__seed=seed, model__layers=1)).frozen)
   one, other = leaves(0), leaves(1)
   assert (np.asarray(one["output_layer.kernel"]) != np.asarray(other["output_layer.kernel"])).any()
-  eager = models.build(ModelConfig(**(SIZES | {"layers": 1})), 257)
+  eager = build_model(ModelConfig(**(SIZES | {"layers": 1})), 257)
   for path, x in flatten(nnx.to_pure_dict(nnx.state(eager, nnx.Param))).items():
     np.testing.assert_allclose(one[path], x, atol=1e-6)
 

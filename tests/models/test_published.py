@@ -6,12 +6,13 @@ from functools import cache
 import pytest
 from flax import nnx
 
-from lora_exp import models
 from lora_exp.cli.compose import composer, conf_directory
 from lora_exp.cli.job_config import job_config
 from lora_exp.config import Config
 from lora_exp.config.override_grammar import parse
 from lora_exp.lora import resolve
+from lora_exp.models.factory import abstract_model
+from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import flatten
 
 PARAMETERS = {
@@ -25,6 +26,8 @@ PARAMETERS = {
   "llama3_2_1b": 1_235_814_400,
   "mistral_7b": 7_241_732_096,
   "qwen3_0_6b": 596_049_920,
+  "olmo2_1b": 1_484_916_736,
+  "phi3_mini": 3_821_079_552,
   "gemma_2b": 2_506_172_416,
   "gemma_7b": 8_537_680_896,
   "gemma3_270m": 268_098_176,
@@ -40,7 +43,7 @@ def config(name: str) -> Config:
 
 def parameters(name: str, layers: int) -> int:
   cfg = config(name).model
-  model = models.abstract(replace(cfg, layers=layers), cfg.vocab_size)
+  model = abstract_model(replace(cfg, layers=layers), cfg.vocab_size)
   return sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
 
 
@@ -61,6 +64,6 @@ def test_every_file_of_a_published_model_is_counted():
 ])
 def test_lora_of_rank_8_on_gpt2_trains_what_the_walk_throughs_count(targets, trainable):
   cfg = config("gpt2").model
-  table = resolve(models.abstract(cfg, cfg.vocab_size), targets, rank=8, presets=models.FAMILIES["gpt2"].presets)
+  table = resolve(abstract_model(cfg, cfg.vocab_size), targets, rank=8, presets=get_family("gpt2").presets)
   assert sum(row.parameters for row in table) == trainable
   assert len(table) % 12 == 0 and {row.path.split(".")[1] for row in table} == {str(i) for i in range(12)}

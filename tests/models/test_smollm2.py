@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 from runs import cache
 
-from lora_exp import models
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import MeshConfig, ModelConfig
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.models import weights
-from lora_exp.models.llama import Llama
+from lora_exp.models.factory import abstract_model
+from lora_exp.models.modules.llama_decoder import Llama
+from lora_exp.models.registry import get_family
+from lora_exp.models.weights import store
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2, located
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
 
@@ -31,10 +32,10 @@ def cfg() -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def model(cfg) -> Llama:
-  model = models.abstract(cfg, 0)
-  family, abstract = models.FAMILIES[cfg.family], nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  model = abstract_model(cfg, 0)
+  family, abstract = get_family(cfg.family), nnx.to_pure_dict(nnx.state(model, nnx.Param))
   layout = Layout(make_mesh(MeshConfig()), family.axes, family.units(cfg))
-  loaded = weights.load(located(str(cfg.weights)), abstract, layout.shardings(abstract), family.names, cache())
+  loaded = store.load(located(str(cfg.weights)), abstract, layout.shardings(abstract), family.stored_names(cfg), cache())
   nnx.update(model, loaded)
   return model
 

@@ -63,7 +63,7 @@ def understood(cfg) -> dict:
   bias = {"gpt2": True, "qwen2": True}.get(name) or getattr(cfg, "attention_bias", False)
   act = getattr(cfg, "hidden_activation", None) or getattr(cfg, "hidden_act", None) or cfg.activation_function
   return {
-    "family": "gpt2" if name == "gpt2" else "llama", "layers": cfg.num_hidden_layers, "width": width, "heads": heads,
+    "family": name.removesuffix("_text"), "layers": cfg.num_hidden_layers, "width": width, "heads": heads,
     "ff": (cfg.n_inner or 4 * width) if name == "gpt2" else cfg.intermediate_size,
     "max_len": cfg.max_position_embeddings, "vocab_size": cfg.vocab_size,
     "arch": {
@@ -71,6 +71,7 @@ def understood(cfg) -> dict:
       "head_dim": getattr(cfg, "head_dim", None) or width // heads,
       "rope_theta": theta, "rope_scaling": wide if wide.get("rope_type", "default") != "default" else None,
       "rope_local_theta": near and near["rope_theta"],
+      "partial_rotary_factor": 1.0, "pre_norms": True, "qk_norm_per_head": True, "options": None,
       "norm_eps": cfg.layer_norm_epsilon if name == "gpt2" else cfg.rms_norm_eps,
       "norm_offset": "gemma" in name, "post_norms": "gemma3" in name, "qk_norm": name in ("qwen3", "gemma3_text"),
       "activation": ACTS.get(act, act), "qkv_bias": bias, "out_bias": bias and name != "qwen2",

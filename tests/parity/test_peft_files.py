@@ -17,12 +17,14 @@ import pytest
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from lora_exp import lora, models
+from lora_exp import lora
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.lora import formula, kernels
 from lora_exp.lora.inject import full_paths, kernels_of
-from lora_exp.models import weights
+from lora_exp.models.factory import build_model
 from lora_exp.models.hf_config import from_hf
+from lora_exp.models.registry import get_family
+from lora_exp.models.weights import store
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -94,10 +96,10 @@ def ours(directory: Path, **dtypes: str) -> nnx.Module:
   """The checkpoint in `directory` as our model."""
   fields = from_hf(json.loads((directory / "config.json").read_text()))
   cfg = ModelConfig(**(fields | {"arch": ArchConfig(**fields["arch"]), "dropout": 0.0}), **dtypes)
-  model = models.build(cfg, VOCAB)
+  model = build_model(cfg, VOCAB)
   state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
   places = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
-  nnx.update(model, weights.load(directory, state, places, models.FAMILIES[cfg.family].names))
+  nnx.update(model, store.load(directory, state, places, get_family(cfg.family).stored_names(cfg)))
   return model
 
 
@@ -152,7 +154,7 @@ def trained(found: Pair, targets, *, method="lora", init="kaiming", bias="none",
             **settings) -> lora.Adapter:  # fmt: skip
   """An adapter with these settings as if it had been trained: every leaf at random."""
   rng = np.random.default_rng(len(repr(settings)))
-  presets = models.FAMILIES["gpt2" if found.naming.conv1d else "llama"].presets
+  presets = get_family("gpt2" if found.naming.conv1d else "llama").presets
   rows = lora.resolve(found.ours, targets, method=method, presets=presets, layers_=layers, **settings)
   known = lora.modules(found.ours)
   shared = {"vera_a": rng.normal(size=(200, 200)), "vera_b": rng.normal(size=(200, 200))}

@@ -17,7 +17,7 @@ from test_weights import CONFIG, directory, load, published, same, tensors
 from tokenizer_files import byte_level, gguf_file
 from tokenizers import Tokenizer
 
-from lora_exp import lora, models
+from lora_exp import lora
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import ArchConfig, Config, InputError, ModelConfig
@@ -26,7 +26,8 @@ from lora_exp.data.tokenizers.save import save_tokenizer
 from lora_exp.lora import formula
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import same_model, to_hf
-from lora_exp.models.weights.hf import save_hf
+from lora_exp.models.registry import get_family
+from lora_exp.models.weights.hf_writer import save_hf
 from lora_exp.runtime.mesh import flatten
 from lora_exp.tasks import export
 from lora_exp.tasks.merge import Answers, answers, compare, merge
@@ -172,7 +173,7 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
   assert found.logit < 1e-4 and found.changed == 0
   assert compare(base, before).logit > 1e-3, "the update does nothing"
   assert rounding.shares()["update_kept"] == pytest.approx(1, abs=1e-3)
-  save_hf(tmp_path, flatten(plain.frozen), "float32", models.FAMILIES["llama"].names)
+  save_hf(tmp_path, flatten(plain.frozen), "float32", get_family("llama").stored_names(ModelConfig()))
   same(load(tmp_path, replace(cfg.model, vocab_size=257)), {p: np.asarray(x) for p, x in flatten(plain.frozen).items()})
 
 
@@ -335,7 +336,7 @@ def test_what_a_killed_export_left_is_no_obstacle(llama, tmp_path):
 @pytest.mark.parametrize("largest", [10**9, 20_000, 1])
 def test_a_large_model_is_cut_into_files_with_an_index(tmp_path, largest):
   arrays = tensors()
-  save_hf(tmp_path, arrays, "float32", models.FAMILIES["llama"].names, largest=largest)
+  save_hf(tmp_path, arrays, "float32", get_family("llama").stored_names(ModelConfig()), largest=largest)
   files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
   if largest == 10**9:
     assert files == ["model.safetensors"]

@@ -228,7 +228,7 @@ def test_a_run_of_every_method_is_looked_into(tmp_path, method):
 def test_full_fine_tuning_is_the_difference_of_its_kernels_from_the_base(swept):
   run = swept / "5"
   assert entry.run(["task=inspect", f"run={run}"]) == 0
-  from lora_exp.models import weights
+  from lora_exp.models.weights import store
   from lora_exp.runtime.mesh import flatten
   from lora_exp.runtime.saved_config import load_config
   from lora_exp.train.base import make_base
@@ -236,7 +236,7 @@ def test_full_fine_tuning_is_the_difference_of_its_kernels_from_the_base(swept):
 
   plan = plan_of(load_config(str(swept / "4")))
   base = flatten(make_base(plan)[0])
-  tuned = flatten(weights.load(run / weights.FILE, plan.base, plan.layout.shardings(plan.base)))
+  tuned = flatten(store.load(run / store.FILE, plan.base, plan.layout.shardings(plan.base)))
   rows = {row["module"]: row for row in json.loads((run / "inspect.json").read_text())["modules"]}
   for path, name in (("blocks.0.linear1", "kernel"), ("token_emb", "embedding")):
     update = np.asarray(tuned[f"{path}.{name}"], np.float64) - np.asarray(base[f"{path}.{name}"], np.float64)

@@ -11,7 +11,7 @@ import pytest
 from packs import Training, bent, job_of, kept, quickly, rows, small, trial
 
 from lora_exp.config import ArchConfig
-from lora_exp.models.minigpt import MiniGPT
+from lora_exp.models.modules.minigpt_decoder import MiniGPT
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step
 from lora_exp.train.plan import make_plan

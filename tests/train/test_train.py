@@ -12,8 +12,8 @@ from matplotlib.image import imread
 from runs import TINY, cache, digest, everything, on_stories, process, rows, stories, summary, train
 from safetensors.numpy import load_file, save_file
 
-from lora_exp import models
 from lora_exp.cli import main as entry
+from lora_exp.models.factory import build_model
 from lora_exp.runtime.mesh import flatten
 from lora_exp.runtime.saved_config import load_config
 from lora_exp.train import outputs
@@ -141,7 +141,7 @@ def test_samples_are_drawn_before_and_after(finished):
 
 def base_arrays(run_dir) -> dict[str, np.ndarray]:
   cfg = load_config(str(run_dir))
-  model = models.build(cfg.model, 257)
+  model = build_model(cfg.model, 257)
   return {name: np.asarray(x) for name, x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
 
 

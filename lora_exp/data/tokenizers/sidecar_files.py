@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.tokenizers.base import END_OF_TEXT, Control
-from lora_exp.models.weights.locate import json_object
+from lora_exp.runtime.json_files import read_json_object
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")  # where no setting names the end
 
@@ -61,7 +61,7 @@ def read_sidecar_files(folder: Path) -> SidecarFiles:
 
 
 def _json(file: Path) -> dict[str, Any]:
-  return json_object(file) if file.is_file() else {}
+  return read_json_object(file) if file.is_file() else {}
 
 
 def _token(value: object) -> str | None:

@@ -23,7 +23,8 @@ from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.tensors import Naming, Place, module_name
 from lora_exp.lora.peft.validation import AdapterFileCheck
 from lora_exp.runtime.files import write_atomically, write_json
-from lora_exp.runtime.safetensors_reader import Tensor, header, json_object, read
+from lora_exp.runtime.json_files import parse_json_object
+from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays, read_header
 
 __all__ = ["CONFIG", "WEIGHTS", "Naming", "load_adapter", "save_adapter"]
 
@@ -107,7 +108,7 @@ def load_adapter(
   fit.compare(found)
   rows = [_as_trained(config, fit, row) for row in fit.rows]
   _raise(fit.problems)
-  arrays = read(weights, found, fit.places)
+  arrays = read_arrays(weights, found, fit.places)
   bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
   _raise([f"{weights}: {name} holds values that are not finite" for name in bad])
   leaves, full = _sorted(weights, fit.places, arrays)
@@ -157,7 +158,7 @@ def _leaves(row: AdaptedModule, leaves: Mapping[str, Mapping[str, np.ndarray]], 
   return {name: np.ascontiguousarray(x) for name, x in own.items()}
 
 
-def _opened(directory: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
+def _opened(directory: Path) -> tuple[PeftConfig, dict[str, TensorEntry]]:
   path, weights = directory / CONFIG, directory / WEIGHTS
   if not weights.is_file():
     pickle = f"; {PICKLE} is a pickle, which is never opened: save it with PEFT's safe_serialization=True"
@@ -167,7 +168,7 @@ def _opened(directory: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
     raise InputError(f"{directory} holds no adapter: {CONFIG} is missing")
   problems: list[str] = []
   opened: list[Any] = []
-  for file, open_file in ((path, _config), (weights, header)):
+  for file, open_file in ((path, _config), (weights, read_header)):
     try:
       opened.append(open_file(file))
     except InputError as error:
@@ -181,7 +182,7 @@ def _opened(directory: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
 def _config(path: Path) -> PeftConfig:
   if path.stat().st_size > LARGEST_CONFIG:
     raise InputError(f"{path} has more than {LARGEST_CONFIG:,} bytes: it is no adapter's config")
-  return PeftConfig(json_object(path.read_bytes(), path), str(path))
+  return PeftConfig(parse_json_object(path.read_bytes(), path), str(path))
 
 
 def _raise(problems: list[str]) -> None:

@@ -9,7 +9,7 @@ from lora_exp.lora import formula
 from lora_exp.lora.adapter import AdaptedModule
 from lora_exp.lora.peft.adapter_config import PeftConfig, shortened
 from lora_exp.lora.peft.tensors import PREFIX, Naming, Place, layout, module_name
-from lora_exp.runtime.safetensors_reader import DTYPES, Tensor
+from lora_exp.runtime.safetensors_reader import DTYPES, TensorEntry
 
 GUESSES = 3  # tensors for which the nearest name is sought, as that is slow
 
@@ -34,7 +34,7 @@ class AdapterFileCheck:
     self.full = self._full()
     self.places = layout(self.method, self.rows, self.full, self.naming, self.leads)
 
-  def compare(self, found: Mapping[str, Tensor]) -> None:
+  def compare(self, found: Mapping[str, TensorEntry]) -> None:
     """Notes every tensor that is missing, not known, or of another shape or dtype."""
     base = self._base()
     for name, place in self.places.items():

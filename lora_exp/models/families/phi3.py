@@ -1,0 +1,101 @@
+"""Phi-3 (arXiv 2404.14219) and Phi-4-mini (arXiv 2503.01743): Llama with fused kernels, partial and scaled rotations.
+
+The fused kernels are one module each, as in transformers' code, so that PEFT's adapters can be read and written.
+"""
+
+from typing import Any
+
+from lora_exp.config.schema import ModelConfig
+from lora_exp.models.config_rules import (
+  HEAD_GROUPS,
+  LENGTH,
+  WINDOW,
+  arch_of,
+  longrope_attention_factor,
+  rotation_fields,
+  rotation_kind,
+  write_rotation,
+)
+from lora_exp.models.config_table import ConfigFile, ConfigRule, PublishedConfig, Settings, is_positive, shortened
+from lora_exp.models.families import llama
+from lora_exp.models.family import Family, check_head_groups, grouped_head_units
+
+LONGROPE = ("longrope", "su", "yarn")  # the kind, and what earlier files of Phi-3 call it
+
+
+def _read_rotation(file: ConfigFile, settings: Settings) -> None:
+  """Rotates the first part of each head; `longrope` has a factor for each pair of rotated features."""
+  given = rotation_fields(file)
+  part, kind = given.get("partial_rotary_factor"), rotation_kind(given)
+  part = 1.0 if part is None else part
+  if not is_positive(part) or part > 1:
+    file.problems.append(f"partial_rotary_factor={shortened(part)}: must be a number above 0 and at most 1")
+    part = 1.0
+  inner = ConfigFile(given, {"rope_theta": 1e4})
+  settings["arch.partial_rotary_factor"] = float(part)
+  settings["arch.rope_theta"] = inner.number("rope_theta") or 1e4
+  if kind in LONGROPE:
+    pairs = int(settings["arch.head_dim"] * part) // 2
+    original = file.number(LENGTH) or 4096.0
+    factor = longrope_attention_factor(settings["max_len"], original, inner.number("factor"))
+    settings["arch.rope_scaling"] = {
+      "rope_type": "longrope",
+      "short_factor": inner.numbers("short_factor", pairs),
+      "long_factor": inner.numbers("long_factor", pairs),
+      LENGTH: original,
+      "attention_factor": inner.number("attention_factor") or factor,
+    }
+  elif kind != "default":
+    inner.problems.append(f"rope_type={shortened(kind)}: not supported; choose default, longrope")
+  file.problems += [f"rope_scaling.{problem}" for problem in inner.problems]
+
+
+def _write_rotation(model: ModelConfig) -> dict[str, Any]:
+  """The original length stands outside `rope_scaling`, where Phi-3's class looks for it."""
+  fields = {**write_rotation(model), "partial_rotary_factor": arch_of(model).partial_rotary_factor}
+  scaling = fields["rope_scaling"]
+  return fields | {LENGTH: scaling[LENGTH]} if scaling else fields
+
+
+ATTENTION = ("self_attn.qkv_proj", "self_attn.o_proj")
+FEED_FORWARD = ("mlp.gate_up_proj", "mlp.down_proj")
+FAMILY = Family(
+  name="phi3",
+  module="lora_exp.models.modules.phi3_decoder:Phi3",
+  presets={
+    "attention": ATTENTION,
+    "qv": ("self_attn.qkv_proj",),  # one kernel for queries, keys and values: the keys are adapted too
+    "mlp": FEED_FORWARD,
+    "all_linear": (*ATTENTION, *FEED_FORWARD),
+    "embeddings": ("embed_tokens",),
+    "head": ("lm_head",),
+  },
+  axes={
+    "embed_tokens.embedding": ("vocab", "embed"),
+    "qkv_proj.kernel": ("embed", "heads"),
+    "o_proj.kernel": ("heads", "embed"),
+    "gate_up_proj.kernel": ("embed", "mlp"),
+    "down_proj.kernel": ("mlp", "embed"),
+    "lm_head.kernel": ("embed", "vocab"),
+  },
+  units=grouped_head_units,
+  names=llama.FAMILY.names,
+  config=PublishedConfig(
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    fields=(*llama.SIZE_FIELDS, *llama.ACTIVATION_FIELDS),
+    defaults={
+      "num_hidden_layers": 32,
+      "hidden_size": 3072,
+      "num_attention_heads": 32,
+      "intermediate_size": 8192,
+      "vocab_size": 32064,
+      "hidden_act": "silu",
+      "max_position_embeddings": 4096,
+      LENGTH: 4096,
+      "rms_norm_eps": 1e-5,
+    },
+    rules=(HEAD_GROUPS, ConfigRule(_read_rotation, _write_rotation), WINDOW),
+  ),
+  check=check_head_groups,
+)

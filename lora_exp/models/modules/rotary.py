@@ -1,0 +1,78 @@
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864) and their scalings for longer contexts."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lora_exp.config import ArchConfig
+
+Array = jax.Array
+
+
+class PositionView(NamedTuple):
+  """What a layer knows of the positions: the rotation of each, and which slots each sees."""
+
+  cos_BT1r: Array  # r: the features of a head that rotate
+  sin_BT1r: Array
+  mask_BTS: Array
+
+
+def position_views(
+  arch: ArchConfig, positions_BT: Array, mask_BTS: Array, slot: Array | int
+) -> tuple[PositionView, PositionView]:
+  """The views of layers without and with the window; positions int (B, T), mask bool (B, T, S)."""
+  rotating = int(arch.head_dim * arch.partial_rotary_factor)
+  full = PositionView(*rotations(positions_BT, rotating, arch.rope_theta, arch.rope_scaling), mask_BTS)
+  if arch.window is None:
+    return full, full
+  T, S = mask_BTS.shape[1:]
+  distance = slot + jnp.arange(T)[:, None] - jnp.arange(S)
+  local_theta = arch.rope_local_theta
+  local = full if local_theta is None else rotations(positions_BT, rotating, local_theta, None)
+  return full, PositionView(local[0], local[1], mask_BTS & (distance < arch.window))
+
+
+def rotations(
+  positions_BT: Array, rotating: int, theta: float, scaling: dict[str, Any] | None
+) -> tuple[Array, Array]:
+  """Cosine and sine (B, T, 1, r) of each position's rotation of `rotating` features, in float32.
+
+  The frequencies are theta^(-2i/r); `scaling` changes them for longer contexts. `linear` divides them by `factor`
+  (arXiv 2306.15595). `llama3` does so where they turn less than `low_freq_factor` times within the original context,
+  not at all above `high_freq_factor`, and smoothly in between. `longrope` (arXiv 2402.13753) divides each by its own
+  factor, one of two lists: the long one if any position lies beyond the original context, as transformers chooses.
+  """
+  frequency = theta ** (-jnp.arange(0, rotating, 2, dtype=jnp.float32) / rotating)
+  kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type", "default"))
+  if scaling is not None and kind == "linear":
+    frequency = frequency / scaling["factor"]
+  if scaling is not None and kind == "llama3":
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    unscaled = jnp.clip((turns - low) / (high - low), 0, 1)
+    frequency = unscaled * frequency + (1 - unscaled) * frequency / scaling["factor"]
+  amplitude = 1.0
+  if scaling is not None and kind == "longrope":
+    beyond = positions_BT.max() >= scaling["original_max_position_embeddings"]
+    frequency = frequency / jnp.where(beyond, jnp.array(scaling["long_factor"]), jnp.array(scaling["short_factor"]))
+    amplitude = scaling["attention_factor"]
+  angle = positions_BT[..., None, None] * jnp.concatenate([frequency, frequency])
+  if amplitude == 1.0:
+    return jnp.cos(angle), jnp.sin(angle)
+  return amplitude * jnp.cos(angle), amplitude * jnp.sin(angle)
+
+
+def rotate(x_BTHh: Array, view: PositionView) -> Array:
+  """Each pair (i, i + r/2) of the first r features of a head turned by its position's angle; the rest as it is."""
+  rotating = view.cos_BT1r.shape[-1]
+  if rotating == x_BTHh.shape[-1]:
+    return _turn(x_BTHh, view)
+  return jnp.concatenate([_turn(x_BTHh[..., :rotating], view), x_BTHh[..., rotating:]], axis=-1)
+
+
+def _turn(x_BTHr: Array, view: PositionView) -> Array:
+  first, second = jnp.split(x_BTHr.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([-second, first], axis=-1)
+  return (x_BTHr * view.cos_BT1r + turned * view.sin_BT1r).astype(x_BTHr.dtype)

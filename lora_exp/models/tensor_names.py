@@ -1,0 +1,117 @@
+"""How published checkpoints name the tensors of a model, as a table that is read in both directions.
+
+Most tensors need no row: `layers.0.self_attn.q_proj.kernel` is stored as `model.layers.0.self_attn.q_proj.weight`,
+transposed. A `NameRow` says where names differ, where a stored tensor holds several of our kernels side by side, and
+where one of our kernels is stored as several tensors.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from lora_exp.config.schema import ModelConfig
+
+OWN_SUFFIXES = (".kernel", ".embedding", ".scale")  # ends of our paths, which no published checkpoint uses
+
+
+@dataclass(frozen=True)
+class NameRow:
+  """Modules of ours, and the stored modules that hold the same numbers.
+
+  Each is the end of a path. One side may list several modules: their outputs lie side by side in the one module of the
+  other side. Where several are stored, `sizes` gives the outputs of each.
+
+  >>> fused = NameRow(("attn.q", "attn.k", "attn.v"), ("attn.qkv",))  # one stored tensor, three kernels of ours
+  """
+
+  ours: tuple[str, ...]
+  stored: tuple[str, ...]
+  sizes: Callable[[ModelConfig], Sequence[int]] | None = None
+
+  def __post_init__(self) -> None:
+    if min(len(self.ours), len(self.stored)) != 1 or (len(self.stored) > 1) != (self.sizes is not None):
+      raise ValueError(f"{self}: one side names one module, and several stored modules need their sizes")
+
+
+@dataclass(frozen=True)
+class TensorNames:
+  """How published checkpoints store a family: the tensor of module `P` is called `prefix`P.weight or `prefix`P.bias."""
+
+  prefix: str = "model."  # before every path but those of `unprefixed`
+  transposed: bool = True  # kernels are stored (out, in), as torch's Linear does; GPT-2's Conv1D does not
+  unprefixed: tuple[str, ...] = ("lm_head",)  # stored modules without the prefix, always (out, in)
+  rows: tuple[NameRow, ...] = ()  # where names or pieces differ
+  ignore: tuple[str, ...] = ()  # regular expressions of stored tensors that the model does not need
+
+
+class StoredPart(NamedTuple):
+  """Where some outputs of one of our arrays are stored."""
+
+  name: str  # of the stored tensor
+  transposed: bool  # it is stored (out, in)
+  width: int  # outputs of the stored tensor
+  stored_start: int  # the first of these outputs there
+  start: int  # the first of these outputs in our array
+  size: int  # how many
+
+  def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the stored tensor, of an array of ours with `shape`."""
+    wide = (*shape[:-1], self.width) if shape else ()
+    return wide[::-1] if self.transposed else wide
+
+
+@dataclass(frozen=True)
+class StoredNames:
+  """The table of a family for one model, and the prefix that one checkpoint uses; without a table, our own paths."""
+
+  names: TensorNames | None = None
+  model: ModelConfig | None = None  # gives the sizes of stored parts
+  prefix: str = ""
+
+  def parts(self, path: str, shapes: Mapping[str, Sequence[int]]) -> list[StoredPart]:
+    """Where the array at our dotted `path` is stored; `shapes` are those of all arrays of the model, by path."""
+    width = shapes[path][-1] if shapes[path] else 1
+    if self.names is None:
+      return [StoredPart(path, False, width, 0, 0, width)]
+    module, _, leaf = path.rpartition(".")
+    for row in self.names.rows:
+      for end in row.ours:
+        if module == end or module.endswith(f".{end}"):
+          return self._row_parts(row, module.removesuffix(end), end, leaf, shapes)
+    return [self._part(module, leaf, width, 0, 0, width)]
+
+  def _row_parts(
+    self, row: NameRow, parent: str, end: str, leaf: str, shapes: Mapping[str, Sequence[int]]
+  ) -> list[StoredPart]:
+    if row.sizes is not None:
+      assert self.model is not None, "a table with sizes is used with the model's settings"
+      sizes = list(row.sizes(self.model))
+      starts = [sum(sizes[:i]) for i in range(len(sizes))]
+      named = zip(row.stored, starts, sizes, strict=True)
+      return [self._part(parent + stored, leaf, size, 0, start, size) for stored, start, size in named]
+    sizes = [shapes[f"{parent}{sibling}.{leaf}"][-1] for sibling in row.ours]
+    position = row.ours.index(end)
+    return [self._part(parent + row.stored[0], leaf, sum(sizes), sum(sizes[:position]), 0, sizes[position])]
+
+  def _part(self, module: str, leaf: str, width: int, stored_start: int, start: int, size: int) -> StoredPart:
+    assert self.names is not None
+    unprefixed = module in self.names.unprefixed
+    name = f"{'' if unprefixed else self.prefix}{module}.{'bias' if leaf == 'bias' else 'weight'}"
+    transposed = leaf == "kernel" and (unprefixed or self.names.transposed)
+    return StoredPart(name, transposed, width, stored_start, start, size)
+
+  def for_checkpoint(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> "StoredNames":
+    """The same with the prefix that `stored`, the names in a checkpoint, use; our own paths where it was saved here.
+
+    Models saved without their head, and those with vision, have another prefix: the one that fits most tensors.
+    """
+    if self.names is None or any(name.endswith(OWN_SUFFIXES) for name in stored):
+      return StoredNames()
+    usual = self.names.prefix
+    candidates = [replace(self, prefix=p) for p in (usual, "", f"language_model.{usual}", f"{usual}language_model.")]
+    return max(candidates, key=lambda names: sum(name in stored for name in names.all_stored(shapes)))
+
+  def all_stored(self, shapes: Mapping[str, Sequence[int]]) -> Iterable[str]:
+    """The names of all stored tensors, once for each part of ours."""
+    for path in shapes:
+      yield from (part.name for part in self.parts(path, shapes))

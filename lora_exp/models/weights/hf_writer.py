@@ -1,0 +1,104 @@
+"""A model as Hugging Face's directory: its tensors under published names, in safetensors of at most 5 GB.
+
+Names and orientation come from the table that loading uses; a tied head is the token embedding and is not written
+twice. One tensor at a time is held beside the model.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_exp.models.tensor_names import StoredNames, StoredPart
+from lora_exp.models.weights.locate import INDEX, SINGLE
+from lora_exp.models.weights.safetensors_checkpoint import write_safetensors
+from lora_exp.runtime.safetensors_reader import DTYPES
+
+LARGEST_FILE = 5 * 10**9  # bytes of tensors, as transformers cuts them
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # dtypes as safetensors spells them
+
+
+class TensorToWrite(NamedTuple):
+  """A tensor of the checkpoint that is written."""
+
+  name: str
+  shape: tuple[int, ...]
+  make: Callable[[], np.ndarray]
+
+
+def _count_nothing() -> None:
+  """The default of `save_hf`'s progress."""
+
+
+def save_hf(
+  directory: Path,
+  arrays: Mapping[str, Any],
+  dtype: str,
+  names: StoredNames | None,
+  done: Callable[[], object] = _count_nothing,
+  largest: int = LARGEST_FILE,
+) -> None:
+  """Writes `arrays` (by our dotted paths) in `dtype`: model.safetensors, or an index and shards of `largest` bytes.
+
+  Without `names` they keep our paths, and `store.load` alone reads them. `done` is called after each tensor.
+  """
+  tensors = list(_tensors(arrays, names or StoredNames(), done))
+  files = list(_files(tensors, DTYPES[CODES[dtype]].itemsize, largest))
+  if len(files) == 1:
+    write_safetensors(directory / SINGLE, files[0], CODES[dtype])
+    return
+  weight_map: dict[str, str] = {}
+  for number, part in enumerate(files, 1):
+    file = f"model-{number:05}-of-{len(files):05}.safetensors"
+    write_safetensors(directory / file, part, CODES[dtype])
+    weight_map |= dict.fromkeys((tensor.name for tensor in part), file)
+  size = sum(math.prod(tensor.shape) for tensor in tensors)
+  total = {"total_parameters": size, "total_size": size * DTYPES[CODES[dtype]].itemsize}
+  index = {"metadata": total, "weight_map": weight_map}
+  (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensors(
+  arrays: Mapping[str, Any], names: StoredNames, done: Callable[[], object]
+) -> Iterator[TensorToWrite]:
+  """The tensors to write: one for each stored name, of all of our arrays that hold parts of it."""
+  shapes = {path: tuple(x.shape) for path, x in arrays.items()}
+  sources: dict[str, list[tuple[str, StoredPart]]] = {}
+  for path in arrays:
+    for part in names.parts(path, shapes):
+      sources.setdefault(part.name, []).append((path, part))
+  for name, parts in sources.items():
+    path, part = parts[0]
+
+    def make(parts: list[tuple[str, StoredPart]] = parts) -> np.ndarray:
+      done()
+      return _joined([(part, np.asarray(arrays[path])) for path, part in parts])
+
+    yield TensorToWrite(name, part.stored_shape(shapes[path]), make)
+
+
+def _joined(parts: list[tuple[StoredPart, np.ndarray]]) -> np.ndarray:
+  """A stored tensor: our arrays, or their parts, side by side along the outputs."""
+  if len(parts) == 1 and parts[0][1].ndim == 0:
+    return parts[0][1]
+  ordered = sorted(parts, key=lambda pair: pair[0].stored_start)
+  pieces = [x[..., part.start : part.start + part.size] for part, x in ordered]
+  whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+  return whole.T if ordered[0][0].transposed else whole
+
+
+def _files(tensors: Iterable[TensorToWrite], itemsize: int, largest: int) -> Iterator[list[TensorToWrite]]:
+  """The tensors of each file, in order; a tensor larger than `largest` has its own file."""
+  part: list[TensorToWrite] = []
+  size = 0
+  for tensor in tensors:
+    count = math.prod(tensor.shape) * itemsize
+    if part and size + count > largest:
+      yield part
+      part, size = [], 0
+    part.append(tensor)
+    size += count
+  yield part

@@ -1,0 +1,176 @@
+"""Base weights in and out. A checkpoint is read under its own names, which the family's table maps to our paths.
+
+Loading is sharded: each tensor is read in blocks straight into the slices that this process's devices hold, in the
+model's dtype, and put there before the next is read.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from lora_exp.config import InputError
+from lora_exp.models.tensor_names import StoredNames, StoredPart
+from lora_exp.models.weights import locate
+from lora_exp.models.weights.gguf_checkpoint import dequantised
+from lora_exp.models.weights.orbax_checkpoint import open_gemma
+from lora_exp.models.weights.safetensors_checkpoint import open_safetensors
+from lora_exp.models.weights.stored_tensor import Checkpoint, StoredTensor
+from lora_exp.runtime.mesh import flatten
+from lora_exp.runtime.safetensors_reader import DTYPES
+
+FILE = locate.SINGLE
+ALIGNMENT = 64  # bytes: a CPU device takes such an array as it is, without a copy
+Bounds = tuple[tuple[int, int], ...]  # (first, end) along each axis
+
+
+def save(directory: Path, tree: Any) -> Path:
+  """Writes nested dicts of arrays to `directory`/model.safetensors, under our own dotted paths."""
+  path = directory / FILE
+  save_file({name: np.ascontiguousarray(x) for name, x in flatten(tree).items()}, path, metadata={"format": "pt"})
+  return path
+
+
+def load(
+  source: Path,
+  abstract: Any,
+  shardings: Any,
+  names: StoredNames | None = None,
+  cache: str | Path = "~/.cache/lora_exp",
+) -> Any:
+  """Reads the checkpoint at `source` into arrays with `shardings`, a tensor at a time.
+
+  `abstract` (shapes and dtypes) and `shardings` are nested dicts of one structure, and so is what is returned; tensors
+  are cast to the dtypes of `abstract`. `names` maps published names; files that `save` wrote need none. A GGUF file is
+  dequantised once into `cache`. Raises InputError that lists every missing, unexpected and mis-shaped tensor.
+  """
+  checkpoint = open_source(source, cache)
+  leaves = flatten(abstract)
+  shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+  names = (names or StoredNames()).for_checkpoint(checkpoint.tensors, shapes)
+  _check_tensors(source, checkpoint.tensors, shapes, names)
+
+  def read(key_path: Sequence[Any], leaf: Any, sharding: Any) -> jax.Array:
+    path = ".".join(str(key.key) for key in key_path)
+    return _read_array(checkpoint, names.parts(path, shapes), leaf, sharding)
+
+  return jax.tree_util.tree_map_with_path(read, abstract, shardings)
+
+
+def open_source(path: Path, cache: str | Path) -> Checkpoint:
+  """The checkpoint at `path`, of any supported format. Raises InputError if there is none, or it is incomplete."""
+  if not path.exists():
+    raise InputError(f"model.weights={path}: no such file or directory")
+  try:
+    kind = locate.kind(path)
+  except InputError as error:
+    raise InputError(f"model.weights={path}: {error}") from None
+  if kind == "gguf":
+    return open_safetensors(dequantised(path if path.is_file() else locate.gguf_file(path) or path, cache))
+  return open_gemma(path) if kind == "orbax" else open_safetensors(path)
+
+
+def _check_tensors(
+  path: Path, stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], names: StoredNames
+) -> None:
+  """Raises InputError for every tensor that is missing, unexpected, mis-shaped or of another dtype."""
+  problems, used = [], set()
+  for ours, shape in shapes.items():
+    for part in names.parts(ours, shapes):
+      used.add(part.name)
+      problems += _tensor_problems(part.name, stored.get(part.name), part.stored_shape(shape))
+  problems += [f"{name} is not in the model" for name in stored if name not in used and not _ignored(name, names)]
+  if problems:
+    raise InputError([f"{path}: {problem}" for problem in dict.fromkeys(problems)])
+
+
+def _tensor_problems(name: str, tensor: StoredTensor | None, shape: tuple[int, ...]) -> list[str]:
+  if tensor is None:
+    return [f"{name} is missing"]
+  padded = tensor.padded and tensor.shape[0] > shape[0] and tensor.shape[1:] == shape[1:]
+  if tensor.shape != shape and not padded:
+    return [f"{name} is {tensor.shape}, the model's is {shape}"]
+  if tensor.dtype not in DTYPES:
+    return [f"{name} is of dtype {tensor.dtype}; weights are {', '.join(DTYPES)}"]
+  return []
+
+
+def _ignored(name: str, names: StoredNames) -> bool:
+  """Whether the model does not need a stored tensor: also the other parts of a model with vision."""
+  if names.names is None:
+    return False
+  other_part = "language_model." in names.prefix and not name.startswith(names.prefix)
+  return other_part or any(re.fullmatch(pattern, name) for pattern in names.names.ignore)
+
+
+def _read_array(checkpoint: Checkpoint, parts: Sequence[StoredPart], leaf: Any, sharding: Any) -> jax.Array:
+  """One array with its sharding; each slice that a device of this process holds is read once."""
+
+  def bounds_of(index: Sequence[slice]) -> Bounds:
+    return tuple(part.indices(n)[:2] for part, n in zip(index, leaf.shape, strict=True))
+
+  indices: Iterable[Any] = sharding.addressable_devices_indices_map(leaf.shape).values()
+  arrays = {bounds: _empty([b - a for a, b in bounds], leaf.dtype) for bounds in map(bounds_of, indices)}
+  for part in parts:
+    slices = [piece for bounds, x in arrays.items() if (piece := _slice(part, bounds, x)) is not None]
+    checkpoint.read(part.name, slices)
+
+  def array_at(index: Any) -> np.ndarray:
+    return arrays[bounds_of(index)]
+
+  array = jax.make_array_from_callback(leaf.shape, sharding, array_at)
+  return array.block_until_ready()  # before the next one is read
+
+
+def _slice(part: StoredPart, bounds: Bounds, x: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray] | None:
+  """What of the stored tensor belongs into `x`, our array within `bounds`, and the view of x that takes it."""
+  if not bounds:
+    return (slice(None),), x.reshape(1)
+  low, high = bounds[-1]
+  first, end = max(low, part.start), min(high, part.start + part.size)
+  if first >= end:
+    return None
+  shift = part.stored_start - part.start
+  index = (*(slice(a, b) for a, b in bounds[:-1]), slice(first + shift, end + shift))
+  view = x[..., first - low : end - low]
+  return (index[::-1], view.T) if part.transposed else (index, view)
+
+
+def _empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  buffer = np.empty(size + ALIGNMENT, np.uint8)
+  start = -buffer.ctypes.data % ALIGNMENT
+  return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def digest(tree: Any) -> str:
+  """SHA-256 over names, shapes, dtypes and bytes of nested dicts of arrays."""
+  total = hashlib.sha256()
+  named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
+  for name, leaf in sorted(named.items()):
+    x = np.ascontiguousarray(leaf)
+    total.update(f"{name} {x.shape} {x.dtype}".encode())
+    total.update(x.reshape(-1).view(np.uint8).data)
+  return total.hexdigest()
+
+
+def file_digest(source: Path) -> str:
+  """SHA-256 over the files of the checkpoint at `source`."""
+  total = hashlib.sha256()
+  for path in _files(source):
+    with open(path, "rb") as file:
+      total.update(hashlib.file_digest(file, "sha256").digest())
+  return total.hexdigest()
+
+
+def _files(source: Path) -> Sequence[Path]:
+  kind = locate.kind(source)
+  if kind == "gguf":
+    return [locate.gguf_file(source) or source if source.is_dir() else source]
+  return open_gemma(source).files if kind == "orbax" else open_safetensors(source).files

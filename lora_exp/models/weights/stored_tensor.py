@@ -1,0 +1,32 @@
+"""A checkpoint that is open for reading, whatever its format."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lora_exp.runtime.safetensors_reader import Slice
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+  """The shape and dtype of a tensor in a checkpoint."""
+
+  shape: tuple[int, ...]
+  dtype: str  # as safetensors spells it: F32, BF16, I64, ...
+  padded: bool = False  # it may have more rows than the model, which takes the first
+
+
+class Checkpoint(Protocol):
+  """Tensors by the names of Hugging Face, or by our own paths."""
+
+  @property
+  def tensors(self) -> Mapping[str, StoredTensor]:
+    """The tensors by name."""
+
+  @property
+  def files(self) -> Sequence[Path]:
+    """All files of the checkpoint."""
+
+  def read(self, name: str, slices: Sequence[Slice]) -> None:
+    """Fills the arrays of `slices` with their parts of the tensor, cast to the arrays' dtypes."""
