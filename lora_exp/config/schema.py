@@ -184,6 +184,7 @@ class LoraConfig:
   train_modules: Any = None  # patterns of modules trained in full, as a norm or the head
   quant: str | None = None  # how the adapted kernels are held: null (as they are) | int8 | int4 | nf4
   budget: float | None = None  # of adalora: ranks a module keeps on average, at most `rank`
+  options: dict[str, Any] | None = None  # a method's own settings, as its file in lora/methods names them
   init_from: str | None = None  # a directory with an adapter to start from; it says method, rank, alpha and targets
   compute: str = "auto"  # auto | factored x·A·B | merged x·(W + s·A·B)
 

@@ -36,15 +36,14 @@ stacks of them.
 ['lora_a', 'lora_b']
 """
 
-from lora_exp.lora.adalora import kept_ranks
-from lora_exp.lora.adapter import AdaptedModule, Adapter
+from lora_exp.lora.adapted_module import AdaptedModule
+from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.combine import combine_adapters
-from lora_exp.lora.formula import LEAVES
-from lora_exp.lora.initialization import KERNEL_INITS, draw
 from lora_exp.lora.inject import (
   adapted_modules,
   attach,
   completed,
+  draw,
   eject,
   extract_adapter,
   fans_of,
@@ -60,6 +59,7 @@ from lora_exp.lora.inject import (
 from lora_exp.lora.kernels import shape as kernel_shape
 from lora_exp.lora.layers import FROZEN_PREFIX, AdapterLayer, Constant, Hyper, LoRALinear, Trained
 from lora_exp.lora.merging import MergeUndo, disabled, merge, merged, unmerge
+from lora_exp.lora.methods.adalora import kept_ranks
 from lora_exp.lora.multi_adapter import Adapters
 from lora_exp.lora.peft.files import Naming, load_adapter, save_adapter
 from lora_exp.lora.quantization import quantise
@@ -67,9 +67,7 @@ from lora_exp.lora.resize import Extracted, extract, resize
 from lora_exp.lora.targets import matches, select_paths
 
 __all__ = [
-  "KERNEL_INITS",
   "FROZEN_PREFIX",
-  "LEAVES",
   "AdaptedModule",
   "Adapter",
   "AdapterLayer",

@@ -6,8 +6,9 @@ import numpy as np
 
 from lora_exp.config import InputError
 from lora_exp.config.errors import did_you_mean
+from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
-from lora_exp.lora.resize import as_dtype, balanced, columns, not_finite, rank_problems, row_of
+from lora_exp.lora.resize import as_dtype, balanced, columns, not_finite, rank_problems, row_of, update_IO
 from lora_exp.runtime.spectrum import thin_svd, whole_svd
 
 WAYS = ("exact", "svd", "ties")
@@ -33,9 +34,9 @@ def combine_adapters(
            mean, not a sum: weights of 1 give the paper's, and its λ is a factor on all weights. Forms ΔW, a module
            at a time.
 
-  PiSSA, OLoRA, AdaLoRA and VeRA are taken as the updates that they are. Raises InputError for no adapter, weights
-  that do not fit, modules of unlike shape, values that are not finite, DoRA (its norm is no sum) and parameters
-  trained in full (the base's value would be needed).
+  PiSSA, OLoRA, AdaLoRA, VeRA and LoHa are taken as the updates that they are. Raises InputError for no adapter, weights
+  that do not fit, modules of unlike shape, values that are not finite, methods whose update is no sum (DoRA, IA³) and
+  parameters trained in full (the base's value would be needed).
   """
   problems = [*_settings(adapters, weights, how, rank, density), *_misfits(adapters)]
   if problems:
@@ -43,12 +44,22 @@ def combine_adapters(
   rows, leaves = [], {}
   for row in {row.path: row for adapter in adapters for row in adapter.rows}.values():
     owners = [(a, w, r) for a, w in zip(adapters, weights, strict=True) for r in a.rows if r.path == row.path]
-    pairs = [columns(a.leaves[row.path], float(w) * r.scale) for a, w, r in owners]
+    pairs = [_factors(a, r, float(w)) for a, w, r in owners]
     new = _combined(row.path, pairs, how, rank, density)
     leaves[row.path] = as_dtype(new, [x for a, _, _ in owners for x in a.leaves[row.path].values()])
     found = leaves[row.path]["lora_a"].shape[-1]
-    rows.append(row_of(row.path, row.fan_in, row.fan_out, found, 1.0, leaves[row.path]))
+    rows.append(row_of(row.path, row.fan_in, row.fan_out, found, 1.0, "lora", leaves[row.path]))
   return Adapter("lora", tuple(rows), leaves)
+
+
+def _factors(adapter: Adapter, row: AdaptedModule, weight: float) -> Pair:
+  """P and Q of weight·ΔW; where ΔW is no thin product, from its singular value decomposition."""
+  leaves, scale = adapter.leaves[row.path], weight * row.scale
+  product = columns(adapter.kind, leaves, scale)
+  if product is not None:
+    return product
+  u, sigma, vt = whole_svd(update_IO(adapter.kind, leaves, scale))
+  return u * sigma[..., None, :], vt
 
 
 def _combined(path: str, pairs: Sequence[Pair], how: str, rank: int | None, density: float) -> dict[str, np.ndarray]:
@@ -103,9 +114,9 @@ def _misfits(adapters: Sequence[Adapter]) -> list[str]:
   for i, adapter in enumerate(adapters):
     whose = f"adapters[{i}]"
     problems += not_finite(adapter, whose)
-    if any("magnitude" in own for own in adapter.leaves.values()):
+    if not adapter.kind.additive:
       problems.append(
-        f"{whose} is a DoRA, whose norm makes its update no sum: merge it into a copy of the base, extract a LoRA out "
+        f"{whose} is a {adapter.kind.title}, whose update is no sum: merge it into a copy of the base, extract a LoRA out "
         "of the two, and combine that"
       )
     if adapter.full:
@@ -114,13 +125,8 @@ def _misfits(adapters: Sequence[Adapter]) -> list[str]:
         "adapters trained without lora.bias and lora.train_modules"
       )
     for row in adapter.rows:
-      found = (*_lead(adapter.leaves[row.path]), row.fan_in, row.fan_out)
+      found = (*adapter.kind.lead_of(adapter.leaves[row.path]), row.fan_in, row.fan_out)
       first, shape = shapes.setdefault(row.path, (i, found))
       if shape != found:
         problems.append(f"{row.path} is {found} in {whose} and {shape} in adapters[{first}]: they are not of one base")
   return problems
-
-
-def _lead(leaves) -> tuple[int, ...]:
-  a = leaves["vera_a"] if "vera_a" in leaves else leaves["lora_a"]
-  return tuple(a.shape[:-2])

@@ -1,7 +1,8 @@
 """From target patterns to adapters on a model: `resolve` the table, `inject` it, `eject` it again."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,8 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.config import InputError
-from lora_exp.lora import formula, initialization, kernels, layers
-from lora_exp.lora.adapter import AdaptedModule, Adapter
+from lora_exp.lora import kernels, layers, methods
+from lora_exp.lora.adapted_module import AdaptedModule
+from lora_exp.lora.adapter import Adapter
+from lora_exp.lora.initialization import DISTRIBUTIONS
+from lora_exp.lora.methods import InitSettings, Leaves, Modules
 from lora_exp.lora.quantization import is_quantised
 from lora_exp.lora.targets import advice, as_list, matches, select_paths
 
@@ -49,11 +53,12 @@ def resolve(
   rank_pattern: Mapping[str, int] | None = None,
   alpha_pattern: Mapping[str, float] | None = None,
   presets: Presets | None = None,
+  options: Mapping[str, Any] | None = None,
 ) -> list[AdaptedModule]:
   """The table of modules that these settings adapt; alpha defaults to twice the module's rank.
 
-  The first matching pattern of `rank_pattern` and of `alpha_pattern` wins. VeRA has no alpha: its scale is 1. Raises
-  InputError naming every pattern that matches no target, with the nearest paths, and every pattern that never wins.
+  The first matching pattern of `rank_pattern` and of `alpha_pattern` wins. The scale of a method without alpha (VeRA)
+  is 1. `options` are the method's own settings. Raises InputError naming every pattern that matches no target, with the nearest paths, and every pattern that never wins.
   """
   presets = presets or {}
   known = {path: m for path, m in modules(model).items() if layers.adaptable(m)}
@@ -62,20 +67,21 @@ def resolve(
     *_idle("rank_pattern", rank_pattern, chosen, list(known), presets),
     *_idle("alpha_pattern", alpha_pattern, chosen, list(known), presets),
   ]
-  if method == "vera" and rank_pattern:
-    problems.append("lora.rank_pattern: VeRA has one pair of matrices for all modules, and so one rank")
-  if method == "vera" and (stacked := [path for path in chosen if kernels.lead(known[path])]):
-    problems.append(f"lora.method=vera: {stacked[0]} is a stack of kernels, which cannot share VeRA's matrices")
+  kind = methods.get(method)
+  if kind.one_rank and rank_pattern:
+    problems.append(f"lora.rank_pattern: {kind.title} has one pair of matrices for all modules, and so one rank")
+  if not kind.stackable and (stacked := [path for path in chosen if kernels.lead(known[path])]):
+    problems.append(f"lora.method={kind.name}: {stacked[0]} is a stack of kernels, which {kind.title} cannot adapt")
   if problems:
     raise InputError(problems)
   table = []
   for path in chosen:
-    r = _first(rank_pattern, path, presets, rank)
-    a = float(_first(alpha_pattern, path, presets, 2 * r if alpha is None else alpha))
-    scale = 1.0 if method == "vera" else scale_of(a, r, scaling)
-    fan_in, fan_out = kernels.shape(known[path])
-    count = math.prod(kernels.lead(known[path])) * formula.trainable(method, fan_in, fan_out, r)
-    table.append(AdaptedModule(path, fan_in, fan_out, r, float(r) if method == "vera" else a, scale, count))
+    r = _first(rank_pattern, path, presets, rank) if kind.uses_rank else 1
+    a = float(_first(alpha_pattern, path, presets, 2 * r if alpha is None else alpha)) if kind.uses_alpha else float(r)
+    scale = scale_of(a, r, scaling) if kind.uses_alpha else 1.0
+    row = AdaptedModule(path, *kernels.shape(known[path]), r, a, scale)
+    count = kind.trained_size(kind.leaf_names(path, options or {}), row)
+    table.append(replace(row, parameters=math.prod(kernels.lead(known[path])) * count))
   return table
 
 
@@ -176,20 +182,28 @@ def _owner(model: nnx.Module, path: str) -> tuple[Any, str]:
 
 
 def place(
-  model: nnx.Module, table: Sequence[AdaptedModule], leaves: Mapping[str, formula.Leaves], compute: str = "auto"
+  model: nnx.Module,
+  table: Sequence[AdaptedModule],
+  method: str,
+  leaves: Mapping[str, Leaves],
+  compute: str = "auto",
 ) -> None:
-  """Puts an adapter with the leaves given on every module of `table`; VeRA's random pair is one for all of them."""
+  """Puts an adapter with the leaves given on every module of `table`; a shared leaf is one Variable for all of them."""
   known = modules(model)
-  pair = largest_pair([leaves[row.path] for row in table])
-  shared = {name: layers.Constant(jnp.asarray(x)) for name, x in pair.items()}
+  shared = {name: layers.Constant(jnp.asarray(x)) for name, x in shared_arrays(method, leaves.values()).items()}
   for row in table:
-    layers.attach(known[row.path], {**leaves[row.path], **shared}, row.scale, compute)
+    layers.attach(known[row.path], method, {**leaves[row.path], **shared}, row.scale, compute)
 
 
-def largest_pair(leaves: Iterable[formula.Leaves]) -> dict[str, Any]:
-  """VeRA's random pair, which is one for all modules, out of those that were cut to a module's size; {} without."""
-  pairs = [own for own in leaves if "vera_a" in own]
-  return {name: max((own[name] for own in pairs), key=lambda x: x.size) for name in ("vera_a", "vera_b") if pairs}
+def shared_arrays(method: str, leaves: Iterable[Leaves]) -> dict[str, Any]:
+  """The leaves that all modules share, out of those that were cut to a module's size; {} for most methods."""
+  names = methods.get(method).shared_leaves
+  having = [x for x in leaves if names and names[0] in x]
+  return {name: max((x[name] for x in having), key=_size) for name in names if having}
+
+
+def _size(x: Any) -> int:
+  return x.size
 
 
 def kernels_of(
@@ -200,23 +214,46 @@ def kernels_of(
   Of an abstract model W is taken out of `base`, its parameters by dotted path.
   """
   known = modules(model)
+  return {row.path: _kernel_of(known[row.path], row.path, base) for row in table}
 
-  def one(row: AdaptedModule):
-    module = known[row.path]
-    w = kernels.of(module).get_value()
-    if base is not None:
-      w = base[f"{row.path}.{'embedding' if isinstance(module, nnx.Embed) else 'kernel'}"]
-    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(w)):
-      return jax.ShapeDtypeStruct((*kernels.lead(module), *kernels.shape(module)), w.dtype)
-    return w if is_quantised(w) else kernels.to_IO(module, w)
 
-  return {row.path: one(row) for row in table}
+def _kernel_of(module: Any, path: str, base: Mapping[str, Any] | None) -> Any:
+  w = kernels.of(module).get_value()
+  if base is not None:
+    w = base[f"{path}.{'embedding' if isinstance(module, nnx.Embed) else 'kernel'}"]
+  if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(w)):
+    return jax.ShapeDtypeStruct((*kernels.lead(module), *kernels.shape(module)), w.dtype)
+  return w if is_quantised(w) else kernels.to_IO(module, w)
 
 
 def fans_of(model: nnx.Module, table: Sequence[AdaptedModule]) -> dict[str, int]:
   """Inputs that add up in one output of A, for every row."""
   known = modules(model)
   return {row.path: kernels.fan_in(known[row.path]) for row in table}
+
+
+def draw(
+  table: Sequence[AdaptedModule],
+  fans: Mapping[str, int],
+  kernels_IO: Mapping[str, Any],
+  key: jax.Array,
+  *,
+  method: str = "lora",
+  init: str = "kaiming",
+  std: float | None = None,
+  options: Mapping[str, Any] | None = None,
+  done: Callable[[], Any] = lambda: None,
+) -> dict[str, dict[str, jax.Array]]:
+  """The leaves of every row of `table` before the first step, by path; the adapted model then computes as its base.
+
+  `fans` says how many inputs add up in an output of A (1 for a look-up, else I), `kernels_IO` holds W (…, I, O) or its
+  shape alone: what is taken from an abstract W is zeros, right in shape. `done` is called after each module whose
+  kernel was decomposed. Raises InputError for an unknown init, or one that does not go with the method.
+  """
+  kind = methods.variant(method, init)
+  if kind.init_of is None and init not in DISTRIBUTIONS:
+    raise InputError(f"lora.init={init}: choose {', '.join(DISTRIBUTIONS)}")
+  return kind.init_all(Modules(table, fans, kernels_IO), key, InitSettings(init, std, dict(options or {})), done)
 
 
 def inject(
@@ -230,6 +267,7 @@ def inject(
   compute: str = "auto",
   bias: str = "none",
   train_modules: str | Sequence[str] | None = None,
+  options: Mapping[str, Any] | None = None,
   **settings,
 ) -> list[AdaptedModule]:
   """Adapts `model` in place and returns the table of what it adapted; outputs do not change until a step was taken.
@@ -242,37 +280,29 @@ def inject(
   >>> [(row.path, row.parameters) for row in inject(model, "layers.2", rank=2)]
   [('layers.2', 20)]
   """
-  table = resolve(model, targets, method=method, **settings)
+  method = methods.variant(method, init).name
+  table = resolve(model, targets, method=method, options=options, **settings)
   full = full_paths(model, table, bias, train_modules)
   key = jax.random.key(0) if key is None else key
-  leaves = initialization.draw(
-    table, fans_of(model, table), kernels_of(model, table), key, method=method, init=init, std=init_std
+  leaves = draw(
+    table, fans_of(model, table), kernels_of(model, table), key, method=method, init=init, std=init_std, options=options
   )
-  place(model, table, leaves, compute)
+  place(model, table, method, leaves, compute)
   train_in_full(model, full)
   return table
 
 
-def method_of(leaves: formula.Leaves) -> str:
-  """Which method's leaves these are."""
-  own = set(leaves) - {"start_a", "start_b"}
-  return next(method for method, names in formula.METHODS.items() if set(names) == own)
-
-
 def extract_adapter(model: nnx.Module) -> Adapter:
   """The adapter on `model`, its arrays shared with it; the model stays as it is. Works under `jax.jit` too."""
-  rows, leaves = [], {}
+  rows, leaves, method = [], {}, layers.LoRA.name
   for path, module in adapted_modules(model).items():
-    own = module.leaves()
-    leaves[path] = own
-    fan_in, fan_out = kernels.shape(module)
-    rank = next(own[n].shape[-1] for n in ("lora_a", "vera_a") if n in own)
+    arrays, kind = module.leaves(), module.kind
+    leaves[path], method, rank = arrays, kind.name, kind.rank_of(arrays)
     first = module.scale[...].reshape(-1)[0]
     scale: Any = first if isinstance(first, jax.core.Tracer) else float(first)
-    count = sum(x.size for name, x in own.items() if formula.LEAVES[name].trained)
-    rows.append(AdaptedModule(path, fan_in, fan_out, rank, scale * rank, scale, count))
+    count = sum(x.size for name, x in arrays.items() if kind.leaves[name].trained)
+    rows.append(AdaptedModule(path, *kernels.shape(module), rank, scale * rank, scale, count))
   full = {path: getattr(owner, name)[...] for path, (owner, name) in trained_in_full(model).items()}
-  method = method_of(next(iter(leaves.values()))) if leaves else "lora"
   return Adapter(method, tuple(rows), leaves, full)
 
 
@@ -288,9 +318,9 @@ def eject(model: nnx.Module) -> Adapter:
 
 
 def completed(adapter: Adapter, kernels_IO: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """The leaves of `adapter` with what files leave out because the base's kernels (…, I, O) tell it."""
-  pair = largest_pair(adapter.leaves.values())
-  return {path: {**initialization.complete(own, kernels_IO[path]), **pair} for path, own in adapter.leaves.items()}
+  """The leaves of `adapter` with what files leave out because it follows from the base's kernels (…, I, O)."""
+  shared = shared_arrays(adapter.method, adapter.leaves.values())
+  return {path: {**adapter.kind.complete(x, kernels_IO[path]), **shared} for path, x in adapter.leaves.items()}
 
 
 def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:
@@ -311,7 +341,7 @@ def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:
       problems.append(f"{path}: the adapter trained it in full with shape {value.shape}, the model's is {shape}")
   if problems:
     raise InputError(problems)
-  place(model, adapter.rows, completed(adapter, kernels_of(model, adapter.rows)), compute)
+  place(model, adapter.rows, adapter.method, completed(adapter, kernels_of(model, adapter.rows)), compute)
   train_in_full(model, list(adapter.full))
   for path, (owner, name) in trained_in_full(model).items():
     getattr(owner, name).set_value(jnp.asarray(adapter.full[path]))

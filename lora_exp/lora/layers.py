@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_exp.lora import formula, initialization, kernels, matmul
-from lora_exp.lora.quantization import dense, is_quantised
+from lora_exp.lora import initialization, kernels, methods
+from lora_exp.lora.methods import Leaves, Method
+from lora_exp.lora.methods.lora import LoRA
+from lora_exp.lora.quantization import is_quantised
 from lora_exp.runtime.dropout import DropKey, dropout, placeholder
 from lora_exp.runtime.fusion import apart
 
@@ -32,53 +34,60 @@ FROZEN_PREFIX = "frozen_"  # before the name of a parameter that is trained in f
 
 
 class AdapterLayer(nnx.Module):
-  """What the adapted classes share; `compute` and `deterministic` are static, everything else is a Variable."""
+  """What the adapted classes share; `method`, `compute` and `deterministic` are static, the rest are Variables."""
 
   scale: Hyper
   rate: Hyper
   key: DropKey
+  method: str
   compute: str
   deterministic: bool
 
+  @property
+  def kind(self) -> Method:
+    """The method whose leaves this module has."""
+    return methods.get(self.method)
+
   def leaves(self) -> dict[str, Any]:
-    """The adapter's arrays by the names of `formula.LEAVES`."""
-    found = {name: getattr(self, name)[...] for name in formula.LEAVES if name in vars(self)}
-    if "vera_a" in found:  # one pair for all modules: each takes the first of its inputs and outputs
-      fan_in, fan_out = kernels.shape(self)
-      found |= {"vera_a": found["vera_a"][:fan_in], "vera_b": found["vera_b"][:, :fan_out]}
-    return found
+    """The adapter's arrays by the names of the method's leaves; shared ones cut to this module's inputs and outputs."""
+    sizes = dict(zip("IO", kernels.shape(self), strict=True))
+    arrays = {}
+    for name, leaf in self.kind.leaves.items():
+      if name in vars(self):
+        x = getattr(self, name)[...]
+        arrays[name] = x[tuple(slice(sizes.get(axis)) for axis in leaf.axes)] if leaf.shared else x
+    return arrays
 
   def lead_scale(self) -> jax.Array:
     """The scale with an axis for each one before (I, O): a stack has as many as layers, and heads share theirs."""
     shared = len(kernels.lead(self)) - len(kernels.stack(self))
     return self.scale[...].reshape(*self.scale[...].shape, *[1] * shared)
 
-  def adapted(self, x: jax.Array, w_IO: Any) -> jax.Array:
-    """g ⊙ (x·W + s·(dropout(x)·A)·B − s·(x·A₀)·B₀) for x (..., I)."""
-    leaves, scale = self.leaves(), self.scale[...]
-    a, b = formula.factors(leaves)
-    start = formula.start(leaves)
-    if self.deterministic:
-      y = matmul.lora_dot(x, w_IO, a, b, scale, start, self.compute)
-    else:
-      y = matmul.dropped(x, dropout(x, self.rate[...], self.key[...]), w_IO, a, b, scale, start)
-    g = formula.gate(leaves, dense(w_IO, a.dtype), scale)
-    return apart(y if g is None else y * g.astype(y.dtype))
+  def adapted_product(self, x: jax.Array, w_IO: Any) -> jax.Array:
+    """x (..., I) times the adapted kernel; the update's input is dropped where the layer is not deterministic."""
+    dropped = None if self.deterministic else dropout(x, self.rate[...], self.key[...])
+    y = self.kind.apply(x, w_IO, self.leaves(), self.scale[...], dropped=dropped, compute=self.compute)
+    return apart(y)
+
+  def adapted_kernel(self, w_IO: jax.Array) -> jax.Array:
+    """The adapted kernel (…, I, O) in the dtype of `w_IO`."""
+    return self.kind.adapted(w_IO, self.leaves(), self.lead_scale())
 
   def through_kernel(self, x: jax.Array, *args, **kwargs) -> jax.Array:
-    """The base's own call with g ⊙ (W + ΔW) for a kernel: for modules that are no plain product of x and W."""
+    """The base's own call with the adapted kernel: for modules that are no plain product of x and W."""
     w_IO, leaves, scale = kernels.to_IO(self, kernels.of(self)[...]), self.leaves(), self.lead_scale()
     if self.deterministic:
-      return self._base_call(formula.merged_kernel(w_IO, leaves, scale), True, x, *args, **kwargs)
-    g = formula.gate(leaves, w_IO, scale)
-    gated = lambda kernel: kernel if g is None else kernel * g[..., None, :]
-    frozen, delta = w_IO, formula.update(leaves, scale)
-    y = self._base_call(gated(frozen).astype(w_IO.dtype), True, x, *args, **kwargs)
+      return self._base_call(self.adapted_kernel(w_IO), True, x, *args, **kwargs)
+    g = self.kind.gate(w_IO, leaves, scale)
+    frozen, delta = w_IO, self.kind.delta(w_IO, leaves, scale)
+    if g is not None:
+      frozen, delta = frozen * g[..., None, :], delta * g[..., None, :]
+    y = self._base_call(frozen.astype(w_IO.dtype), True, x, *args, **kwargs)
     x = dropout(x, self.rate[...], self.key[...])
-    return y + self._base_call(gated(delta).astype(w_IO.dtype), False, x, *args, **kwargs)
+    return y + self._base_call(delta.astype(w_IO.dtype), False, x, *args, **kwargs)
 
   def _base_call(self, w_IO: jax.Array, bias: bool, *args, **kwargs) -> jax.Array:
-    """What the base class answers with another kernel, on a view of this module: nothing here is written to."""
+    """The base class's call with another kernel, on a view of this module: nothing here is written to."""
     kind = base_class(self)
     view: Any = object.__new__(kind)
     vars(view).update(vars(self))
@@ -108,7 +117,7 @@ class LoRALinear(AdapterLayer, nnx.Linear):
     super().__init__(in_features, out_features, rngs=rngs, **linear)
     a_IR = initialization.draw_a(rngs.params(), init, in_features, in_features, rank)
     leaves = {"lora_a": a_IR, "lora_b": jnp.zeros((rank, out_features))}
-    _add(self, leaves, 2.0 if alpha is None else alpha / rank)
+    _add_leaves(self, LoRA.name, leaves, 2.0 if alpha is None else alpha / rank)
 
   def __call__(self, x, out_sharding=None):
     kernel = self.kernel.get_value()
@@ -116,7 +125,7 @@ class LoRALinear(AdapterLayer, nnx.Linear):
       x, bias = self.promote_dtype((x, _value(self.bias)), dtype=self.dtype)
     else:
       x, kernel, bias = self.promote_dtype((x, kernel, _value(self.bias)), dtype=self.dtype)
-    y = self.adapted(x, kernel)
+    y = self.adapted_product(x, kernel)
     return y if bias is None else y + bias
 
 
@@ -130,7 +139,7 @@ class LoRALinearGeneral(AdapterLayer, nnx.LinearGeneral):
     axes = [a % x.ndim for a in kernels.as_tuple(self.axis)]
     x = jnp.moveaxis(x, axes, range(-len(axes), 0))
     lead = x.shape[: -len(axes)]
-    y = self.adapted(x.reshape(*lead, -1), kernels.to_IO(self, kernel))
+    y = self.adapted_product(x.reshape(*lead, -1), kernels.to_IO(self, kernel))
     y = y.reshape(*lead, *kernels.as_tuple(self.out_features))
     return y if bias is None else y + bias
 
@@ -153,32 +162,39 @@ class LoRAEmbed(AdapterLayer, nnx.Embed):
   """`nnx.Embed` with an adapter seen by its look-up and its tied head (`attend`); as in PEFT, nothing is dropped."""
 
   def __call__(self, inputs, out_sharding=None):
-    look_up = lambda table: jnp.take(table, inputs, axis=0)
-    return self._low_rank(self.embedding[...], look_up, lambda h, b: h @ b)
+    table, leaves, scale = self.embedding[...], self.leaves(), self.scale[...]
+    product = self.kind.factors(leaves)
+    if product is None:
+      return jnp.take(self.promote_dtype((self.adapted_kernel(table),), dtype=self.dtype)[0], inputs, axis=0)
+    g = self.kind.gate(table, leaves, scale)
+    table, a, b = self.promote_dtype((table, *product), dtype=self.dtype)
+    scale = scale.astype(table.dtype)
+    y = (scale * jnp.take(a, inputs, axis=0)) @ b
+    if (start := self.kind.start(leaves)) is not None:
+      start_a, start_b = (x.astype(table.dtype) for x in start)
+      y = y - (scale * jnp.take(start_a, inputs, axis=0)) @ start_b
+    y = jnp.take(table, inputs, axis=0) + y
+    return y if g is None else y * g.astype(y.dtype)
 
   def attend(self, query, out_sharding=None):
-    g = formula.gate(self.leaves(), self.embedding[...], self.scale[...])
+    leaves = self.leaves()
+    product = self.kind.factors(leaves)
+    if product is None:
+      table, query = self.promote_dtype((self.adapted_kernel(self.embedding[...]), query), dtype=self.dtype)
+      return query @ table.T
+    g = self.kind.gate(self.embedding[...], leaves, self.scale[...])
     if g is not None:
       query = query * g.astype(query.dtype)
     table, query = self.promote_dtype((self.embedding[...], query), dtype=self.dtype)
-    leaves, scale = self.leaves(), self.scale[...].astype(query.dtype)
-    low = lambda a, b: (scale * (query @ b.astype(query.dtype).T)) @ a.astype(query.dtype).T
-    y = low(*formula.factors(leaves))
-    if (start := formula.start(leaves)) is not None:
-      y = y - low(*start)
+    y = self._attend_thin(query, *product)
+    if (start := self.kind.start(leaves)) is not None:
+      y = y - self._attend_thin(query, *start)
     return query @ table.T + y
 
-  def _low_rank(self, table, look_up, times):
-    leaves, scale = self.leaves(), self.scale[...]
-    g = formula.gate(leaves, table, scale)
-    a, b = formula.factors(leaves)
-    table, a, b = self.promote_dtype((table, a, b), dtype=self.dtype)
-    scale = scale.astype(table.dtype)
-    y = times(scale * look_up(a), b)
-    if (start := formula.start(leaves)) is not None:
-      y = y - times(scale * look_up(start[0].astype(table.dtype)), start[1].astype(table.dtype))
-    y = look_up(table) + y
-    return y if g is None else y * g.astype(y.dtype)
+  def _attend_thin(self, query: jax.Array, a_VR: jax.Array, b_RD: jax.Array) -> jax.Array:
+    """s·(query·Bᵀ)·Aᵀ (..., V)."""
+    scale = self.scale[...].astype(query.dtype)
+    return (scale * (query @ b_RD.astype(query.dtype).T)) @ a_VR.astype(query.dtype).T
 
 
 LORA_CLASSES: dict[type, type] = {
@@ -204,31 +220,32 @@ def base_class(module) -> type:
   return next(kind for kind, adapted in LORA_CLASSES.items() if adapted is type(module))
 
 
-def attach(module, leaves: formula.Leaves, scale: float, compute: str = "auto") -> None:
-  """Turns `module` into its adapted class in place, with the leaves and the scale given.
+def attach(module, method: str, leaves: Leaves, scale: float, compute: str = "auto") -> None:
+  """Turns `module` into its adapted class in place, with the leaves of `method` and the scale given.
 
-  A leaf that is a Variable already (VeRA's shared directions) is kept as it is, and so stays shared.
+  A leaf that is a Variable already (one that modules share) is kept as it is, and so stays shared.
   """
   # nnx's own __setattr__ would record the class as static data, and the graph would never equal the base's again.
   object.__setattr__(module, "__class__", LORA_CLASSES[type(module)])
-  _add(module, leaves, scale, compute)
+  _add_leaves(module, method, leaves, scale, compute)
 
 
-def _add(module, leaves: formula.Leaves, scale: float, compute: str = "auto") -> None:
+def _add_leaves(module, method: str, leaves: Leaves, scale: float, compute: str = "auto") -> None:
+  declared = methods.get(method).leaves
   for name, x in leaves.items():
-    kind = nnx.LoRAParam if formula.LEAVES[name].trained else Constant
+    kind = nnx.LoRAParam if declared[name].trained else Constant
     setattr(module, name, x if isinstance(x, nnx.Variable) else kind(jnp.asarray(x)))
   # A stack of kernels is cut by the scan that runs it, and so must be every number beside them.
   stack = kernels.stack(module)
-  number = lambda value: Hyper(jnp.full(stack, value, jnp.float32))
-  module.scale, module.rate = number(scale), number(0)
+  module.scale = Hyper(jnp.full(stack, scale, jnp.float32))
+  module.rate = Hyper(jnp.full(stack, 0, jnp.float32))
   module.key = placeholder() if not stack else DropKey(jnp.broadcast_to(jax.random.key(0), stack))
-  module.compute, module.deterministic = compute, True
+  module.method, module.compute, module.deterministic = method, compute, True
 
 
 def detach(module) -> None:
   """Takes the adapter off again; graph and state equal the base's."""
-  for name in (*formula.LEAVES, "scale", "rate", "key", "compute", "deterministic"):
+  for name in (*module.kind.leaves, "scale", "rate", "key", "method", "compute", "deterministic"):
     if name in vars(module):
       delattr(module, name)
   object.__setattr__(module, "__class__", base_class(module))

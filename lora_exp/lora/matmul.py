@@ -12,11 +12,16 @@ B₀ and the scale get no gradient.
 
 import jax
 
-from lora_exp.lora.formula import low_rank
 from lora_exp.lora.quantization import dense, is_quantised
 
 Array = jax.Array
 Start = tuple[Array, Array] | None  # A₀ and B₀ of PiSSA and OLoRA
+
+
+def low_rank(a_IR: Array, b_RO: Array, scale: Array, start: Start = None) -> Array:
+  """s·A·B − s·A₀·B₀; exactly zero while A and B are A₀ and B₀. The scale is broadcast against A."""
+  product = (scale * a_IR) @ b_RO
+  return product if start is None else product - (scale * start[0]) @ start[1]
 
 
 def _rows(x: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lora_exp.lora import formula, kernels, layers
+from lora_exp.lora import kernels, layers
 from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.inject import adapted_modules, attach, eject, trained_in_full
 from lora_exp.lora.quantization import dense
@@ -103,7 +103,7 @@ def unmerge(model: nnx.Module, kept: MergeUndo) -> None:
 def merged_value(module: Any, kernel: Any) -> jax.Array:
   """The kernel of an adapted module with its update added, in the shape that the module's base class takes."""
   w_IO = kernels.to_IO(module, dense(kernel, module.param_dtype))
-  return kernels.from_IO(module, formula.merged_kernel(w_IO, module.leaves(), module.lead_scale()))
+  return kernels.from_IO(module, module.adapted_kernel(w_IO))
 
 
 def _at(model: nnx.Module, path: str) -> Any:

@@ -1,7 +1,7 @@
 """Several adapters on one base, each under a name; one of them, or none, answers at a time.
 
 >>> from flax import nnx
->>> from lora_exp.lora.named import Adapters
+>>> from lora_exp.lora.multi_adapter import Adapters
 >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
 >>> adapters = Adapters(model)
 >>> rows = adapters.add("math", "layers.0", rank=2), adapters.add("code", "layers.*", rank=4)
@@ -18,7 +18,8 @@ from flax import nnx
 
 from lora_exp.config import InputError
 from lora_exp.config.errors import did_you_mean
-from lora_exp.lora.adapter import AdaptedModule, Adapter
+from lora_exp.lora.adapted_module import AdaptedModule
+from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.inject import adapted_modules, attach, eject, extract_adapter, inject, trained_in_full
 
 

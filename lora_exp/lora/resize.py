@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_exp.config import InputError
-from lora_exp.lora import formula
-from lora_exp.lora.adapter import AdaptedModule, Adapter
+from lora_exp.lora import methods
+from lora_exp.lora.adapted_module import AdaptedModule
+from lora_exp.lora.adapter import Adapter
+from lora_exp.lora.methods import Leaves, Method
 from lora_exp.lora.targets import select_paths
-from lora_exp.runtime.spectrum import thin_svd, whole_svd
+from lora_exp.runtime.spectrum import Svd, thin_svd, whole_svd
 
 KERNELS = ("kernel", "embedding")  # what NNX calls the parameter that an adapter adapts
 
@@ -37,27 +39,24 @@ def resize(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
   plain LoRA. DoRA keeps its magnitude: the norm that divides follows from the new A·B, so that each output's kernel
   keeps its length m; the error told is that of A·B, before the norm. Parameters trained in full stay as they are.
 
-  Raises InputError for a rank below 1, values that are not finite, and a DoRA that is switched off (scale 0) or
-  subtracts A₀·B₀: its norm would not survive.
+  Raises InputError for a rank below 1, values that are not finite, and a method whose update is no sum: its
+  `resize_problem` says why.
   """
   problems = [*rank_problems(rank), *not_finite(adapter, "the adapter")]
+  kind = adapter.kind
   for row in adapter.rows:
-    own = adapter.leaves[row.path]
-    if "magnitude" in own and ("start_a" in own or row.scale == 0):
-      why = "its scale is 0" if row.scale == 0 else "it subtracts what it started as"
-      problems.append(f"{row.path}: this DoRA cannot be resized, as {why}; merge it and extract a LoRA instead")
+    if problem := kind.resize_problem(row, adapter.leaves[row.path]):
+      problems.append(f"{row.path}: {problem}")
   if problems:
     raise InputError(problems)
-  rows, leaves, errors = [], {}, {}
+  rows, resized, errors, method = [], {}, {}, adapter.method
   for row in adapter.rows:
-    own = adapter.leaves[row.path]
+    leaves = adapter.leaves[row.path]
     scale = row.scale if row.scale > 0 else 1.0
-    new, errors[row.path] = balanced(row.path, *thin_svd(*columns(own, row.scale)), rank, scale)
-    kept = {name: own[name] for name in ("magnitude", "kernel_norm2") if name in own}
-    leaves[row.path] = {**as_dtype(new, own.values()), **kept}
-    rows.append(row_of(row.path, row.fan_in, row.fan_out, rank, scale, leaves[row.path]))
-  method = "dora" if adapter.method == "dora" else "lora"
-  return Adapter(method, tuple(rows), leaves, adapter.full), errors
+    product, errors[row.path] = balanced(row.path, *update_svd(kind, leaves, row.scale), rank, scale)
+    method, resized[row.path] = kind.resized(as_dtype(product, leaves.values()), leaves)
+    rows.append(row_of(row.path, row.fan_in, row.fan_out, rank, scale, method, resized[row.path]))
+  return Adapter(method, tuple(rows), resized, adapter.full), errors
 
 
 def extract(
@@ -97,7 +96,7 @@ def extract(
     ours, errors[path] = balanced(path, *whole_svd(update), rank, 1.0)
     leaves[path] = as_dtype(ours, (old, new))
     fan_in, fan_out = update.shape
-    rows.append(row_of(path, fan_in, fan_out, rank, 1.0, leaves[path]))
+    rows.append(row_of(path, fan_in, fan_out, rank, 1.0, "lora", leaves[path]))
   taken = {owners[path] for path in flat}
   rest = {p: _relative(base[p], tuned[p]) for p in base if p not in taken}
   rest = {p: share for p, share in rest.items() if share}
@@ -105,13 +104,31 @@ def extract(
   return Extracted(Adapter("lora", tuple(rows), leaves, full), errors, rest)
 
 
-def columns(leaves: formula.Leaves, scale: float) -> tuple[np.ndarray, np.ndarray]:
-  """P (…, I, K) and Q (…, K, O) with ΔW = P·Q, in float64; A₀ and B₀ are columns with a negative sign."""
+def columns(kind: Method, leaves: Leaves, scale: float) -> tuple[np.ndarray, np.ndarray] | None:
+  """P (…, I, K) and Q (…, K, O) with ΔW = P·Q, in float64; A₀ and B₀ are columns with a negative sign.
+
+  None where ΔW is no product of two thin factors.
+  """
   wide = {name: np.asarray(x, np.float64) for name, x in leaves.items()}
-  a, b = formula.factors(wide)
-  if (began := formula.start(wide)) is None:
+  product, start = kind.factors(wide), kind.start(wide)
+  if product is None:
+    return None
+  a, b = product
+  if start is None:
     return a, scale * b
-  return np.concatenate([a, began[0]], -1), scale * np.concatenate([b, -began[1]], -2)
+  return np.concatenate([a, start[0]], -1), scale * np.concatenate([b, -start[1]], -2)
+
+
+def update_IO(kind: Method, leaves: Leaves, scale: float, kernel: Any = None) -> np.ndarray:
+  """ΔW (…, I, O) before any gate, in float64 where there are thin factors, else in the leaves' dtype."""
+  product = columns(kind, leaves, scale)
+  return np.asarray(kind.delta(kernel, leaves, scale), np.float64) if product is None else product[0] @ product[1]
+
+
+def update_svd(kind: Method, leaves: Leaves, scale: float, kernel: Any = None) -> Svd:
+  """The singular value decomposition of ΔW; without forming it where there are thin factors."""
+  product = columns(kind, leaves, scale)
+  return whole_svd(update_IO(kind, leaves, scale, kernel)) if product is None else thin_svd(*product)
 
 
 def balanced(
@@ -133,9 +150,12 @@ def balanced(
   return leaves, math.sqrt(float(np.square(sigma[..., kept:]).sum()) / total) if total else 0.0
 
 
-def row_of(path: str, fan_in: int, fan_out: int, rank: int, scale: float, leaves: formula.Leaves) -> AdaptedModule:
+def row_of(
+  path: str, fan_in: int, fan_out: int, rank: int, scale: float, method: str, leaves: Leaves
+) -> AdaptedModule:
   """The row of the table for these leaves; alpha is what makes alpha/rank the scale."""
-  count = sum(x.size for name, x in leaves.items() if formula.LEAVES[name].trained)
+  declared = methods.get(method).leaves
+  count = sum(x.size for name, x in leaves.items() if declared[name].trained)
   return AdaptedModule(path, fan_in, fan_out, rank, scale * rank, scale, count)
 
 

@@ -58,6 +58,7 @@ class Layout:
   mesh: Mesh
   axes: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
   units: Mapping[str, int] = field(default_factory=dict)
+  leaves: Mapping[str, str] = field(default_factory=dict)  # adapter's factor -> its axes, of I (in), O (out) and R (rank)
   notes: dict[str, str] = field(default_factory=dict)  # path -> why an axis was replicated
 
   def spec(self, path: str, shape: Sequence[int], *, trials: bool = False, gathered: bool = False) -> P:
@@ -70,12 +71,13 @@ class Layout:
 
   def _logical(self, path: str, rank: int) -> Sequence[str | None]:
     path = path.replace(".frozen_", ".")  # the base's own value of a parameter that is trained in full
+    owner, _, leaf = path.rpartition(".")
     for name, axes in self.axes.items():
       module = name.rsplit(".", 1)[0]
-      if len(axes) == 2 and path.endswith(f"{module}.lora_a"):
-        return axes[0] if axes[0] != "embed" else None, None
-      if len(axes) == 2 and path.endswith(f"{module}.lora_b"):
-        return None, axes[1] if axes[1] != "embed" else None
+      if leaf in self.leaves and len(axes) == 2 and owner.endswith(module):
+        kernel_axes = dict(zip("IO", axes, strict=True))
+        split = [kernel_axes.get(axis) for axis in self.leaves[leaf]]
+        return [axis if axis != "embed" else None for axis in split]
       if path.endswith(name) and len(axes) == rank:
         return axes
     return (None,) * rank

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lora_exp.config import ADAPTERS, Config, InputError
+from lora_exp.config import Config, InputError
+from lora_exp.lora import methods
 from lora_exp.train.memory import MemoryEstimate, device_memory, widest
 from lora_exp.train.plan import make_plan
 
@@ -71,13 +72,16 @@ def shared(cfg: Config) -> str:
       (node[group] if group else node).pop(name)
   lora = cfg.lora
   node["lora"]["dropout"] = lora.dropout > 0
-  node["lora"]["init"] = lora.init if lora.init in ("pissa", "olora") else None
+  method = methods.of(lora)
+  node["lora"] |= {"method": method.name, "init": None}
   node["optim"]["clip"] = cfg.optim.clip is None
   if lora.dropout == 0:
     node["train"]["seed"] = None
-  if lora.method in ADAPTERS:
+  if method.uses_rank:
     node["bucket"] = bucket(max([lora.rank, *(lora.rank_pattern or {}).values()]))
-  if lora.method == "vera":  # its matrices are as large as the largest target
+  if not method.paddable:
+    node["rank"] = [lora.rank, lora.rank_pattern]
+  if method.shared_leaves:  # they are as large as the largest target
     node["lora"]["targets"] = [lora.targets, lora.exclude, lora.layers]
   return json.dumps(node, sort_keys=True, default=str)
 

@@ -10,6 +10,7 @@ from lora_exp.config import Config, DataConfig
 from lora_exp.config.metrics import METRICS, Metric
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
+from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import keep_programs
 from lora_exp.train.evaluation import Evaluation, byte_lengths, difference, held_out, put_eval_batches
@@ -27,8 +28,8 @@ def run(cfg: Config) -> None:
   """
   keep_programs(cfg.cache)
   loaded = open_run(cfg, with_base=True)
-  method = loaded.plan.cfg.lora.method if cfg.lora.init_from else cfg.lora.method
-  is_run = (cfg.run is not None and method != "frozen") or cfg.lora.init_from is not None
+  method = methods.of(loaded.plan.cfg.lora if cfg.lora.init_from else cfg.lora)
+  is_run = (cfg.run is not None and not method.trains_nothing) or cfg.lora.init_from is not None
   lines: list[dict] = []
   facts: dict[str, str] = {}
   for split, source, max_tokens in (
@@ -40,7 +41,7 @@ def run(cfg: Config) -> None:
     base, *trained = evaluations(loaded, source, max_tokens, is_run)
     lines.append(_line(split, "base", base))
     for evaluation in trained:
-      lines.append(_line(split, method, evaluation) | _against_base(evaluation, base))
+      lines.append(_line(split, method.name, evaluation) | _against_base(evaluation, base))
       facts |= _facts(split, source, evaluation, base)
   _show_table(lines, "examples" if cfg.data.numbers else "tokens")
   if facts:

@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 from lora_exp import __version__, lora
 from lora_exp.config import Config, InputError
 from lora_exp.config.checks import NO_UPDATE
-from lora_exp.lora import formula
-from lora_exp.lora.resize import columns
+from lora_exp.lora import methods
+from lora_exp.lora.resize import update_svd
 from lora_exp.models.weights import store
 from lora_exp.models.weights.stored_tensor import Checkpoint
 from lora_exp.report.page.terminal import show_updates
@@ -40,7 +40,6 @@ from lora_exp.runtime.spectrum import (
   intruders,
   output_side,
   round_off,
-  thin_svd,
 )
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
@@ -106,7 +105,7 @@ class Trained:
   @cached_property
   def rows(self) -> dict[str, lora.AdaptedModule]:
     """The kernels that it changed, by the path of their module."""
-    if self.cfg.lora.method != "full":
+    if not methods.of(self.cfg.lora).trains_everything:
       return {row.path: row for row in self.plan.table}
     shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(self.plan.model()).items()}
     return {path: lora.AdaptedModule(path, *shape, min(shape), 1.0, 1.0) for path, shape in shapes.items()}
@@ -128,8 +127,8 @@ class Trained:
     own = replace(self.plan.start, leaves={row.path: self.plan.start.leaves[row.path]})
     narrow = w.astype(np.float32)
     leaves = lora.completed(own, {row.path: narrow})[row.path]
-    tuned = formula.merged_kernel(narrow, leaves, np.float32(row.scale))
-    return thin_svd(*columns(own.leaves[row.path], row.scale)), np.asarray(tuned, np.float64)
+    tuned = own.kind.adapted(narrow, leaves, np.float32(row.scale))
+    return update_svd(own.kind, own.leaves[row.path], row.scale, narrow), np.asarray(tuned, np.float64)
 
 
 def number(values: np.ndarray) -> float | None:
@@ -159,7 +158,7 @@ def look(trials: Sequence[Trained]) -> list[list[Facts]]:
       with threadpool_limits(1 if w.size <= SMALL else None, "blas"):
         own = output_side(w)[1] if sought else None
         for n, trial, own_row in having:
-          if trial.cfg.lora.method != "full":
+          if not methods.of(trial.cfg.lora).trains_everything:
             svd, tuned = trial.adapted(own_row, w)
             found[n].append(facts_of(own_row, svd[1], w, tuned, own, number(amplification(svd, w))))
           elif sought:
@@ -216,7 +215,8 @@ def verdict(cfg: Config, found: Sequence[Facts]) -> Iterator[str]:
   if not mean["norm"] > 0:
     yield "No module moved: ΔW is 0 in all of them."
     return
-  of = "the kernels' full rank" if cfg.lora.method == "full" else "rank"
+  method = methods.of(cfg.lora)
+  of = "the kernels' full rank" if method.trains_everything else "rank"
   yield (f"Of {of} {mean['rank']:.4g}, {mean['effective_rank']:.1f} directions are used on average (effective rank): "
          f"{MOST} of the energy ‖ΔW‖² lies in {mean['directions']:.1f}, "
          f"{mean['energy_first'] * 100:.0f} % in the largest.")
@@ -226,8 +226,8 @@ def verdict(cfg: Config, found: Sequence[Facts]) -> Iterator[str]:
   if math.isfinite(mean["intruders"]):
     yield (f"Intruders: of the {EXAMINED} largest directions of W + ΔW, {mean['intruders']:.2g} on average are near "
            "none of W's own.")
-  if cfg.lora.method == "dora":
-    yield "DoRA's ΔW is s·A·B; what its norm does to W is in the intruders alone."
+  if method.inspect_note:
+    yield method.inspect_note
 
 
 def figure(cfg: Config, found: Sequence[Facts]) -> Figure:

@@ -15,7 +15,7 @@ from lora_exp.config import Config, LoraConfig, LoraExpError
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.records import Batch
 from lora_exp.data.rows import make_rows
-from lora_exp.lora import formula
+from lora_exp.lora import methods
 from lora_exp.lora.quantization import dense, is_quantised
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import dotted, flatten
@@ -57,7 +57,7 @@ def merge(run: LoadedRun, dtype: str | None = None) -> tuple[LoadedRun, Rounding
   plan, table = run.plan, {row.path: row for row in run.plan.table}
   places = flatten(plan.layout.shardings(plan.base))
   params = flatten(run.params)
-  leaves = take_trial(run.params, plan.table, [], plan.cfg.lora.method, 0).leaves
+  leaves = take_trial(run.params, plan.table, [], run.job.program.method, 0).leaves
   base, sums = _leaf_arrays(run.frozen), Rounding()
   run.params, run.frozen, run.job.frozen = {}, {}, {}
 
@@ -71,7 +71,9 @@ def merge(run: LoadedRun, dtype: str | None = None) -> tuple[LoadedRun, Rounding
     if whole:
       new, part = _rounded(kept, params[path][0], to, places[path])
     elif module in table and name in ("kernel", "embedding"):
-      new, part = _merged_kernel(kept, leaves[module], jnp.float32(table[module].scale), to, places[path])
+      new, part = _merged_kernel(
+        kept, leaves[module], jnp.float32(table[module].scale), run.job.program.method, to, places[path]
+      )
     else:
       return kept.astype(to)
     sums = Rounding(*(a + b for a, b in zip(sums, part, strict=True)))
@@ -86,10 +88,10 @@ def merge(run: LoadedRun, dtype: str | None = None) -> tuple[LoadedRun, Rounding
   return LoadedRun(plan, job, job.state.params, job.frozen), sums
 
 
-@partial(jax.jit, static_argnames=("to", "place"))
-def _merged_kernel(w: Any, leaves: formula.Leaves, scale: jax.Array, to: Any, place: Any):
+@partial(jax.jit, static_argnames=("method", "to", "place"))
+def _merged_kernel(w: Any, leaves: methods.Leaves, scale: jax.Array, method: str, to: Any, place: Any):
   wide = dense(w, jnp.float32).astype(jnp.float32)
-  return _rounded(wide, formula.merged_kernel(wide, leaves, scale), to, place)
+  return _rounded(wide, methods.get(method).adapted(wide, leaves, scale), to, place)
 
 
 @partial(jax.jit, static_argnames=("to", "place"))
@@ -137,7 +139,7 @@ def checked(cfg: Config) -> tuple[LoadedRun, dict[str, Any]]:
   """
   dtype = cfg.merge.dtype or cfg.model.param_dtype
   bound = BOUNDS[dtype] if cfg.merge.bound is None else cfg.merge.bound
-  if cfg.lora.method == "full":  # its own file is float32, whatever the base's dtype is
+  if methods.of(cfg.lora).trains_everything:  # its own file is float32, whatever the base's dtype is
     cfg = replace(cfg, model=replace(cfg.model, param_dtype="float32"))
   # With compute=auto the unmerged model might merge too, and nothing would be compared.
   run = open_run(replace(cfg, lora=replace(cfg.lora, compute="factored")), dtype=dtype)

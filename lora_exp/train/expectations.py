@@ -10,7 +10,7 @@ Each name is a measurement of the finished run below and says how it compares wi
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,9 @@ def merged_differs(end: End) -> float:
 
 
 def off_differs(end: End) -> float:
-  """The largest difference between an output with the adapters off and what it was before training, with B = 0."""
-  trained = end.params
-  start = jax.tree_util.tree_map_with_path(lambda p, x: jnp.zeros_like(x) if p[-1].key == "lora_b" else x, trained)
-  return float(jnp.abs(outputs_of(end, trained, lora.disabled) - outputs_of(end, start)).max())
+  """The largest difference between an output with the adapters off and one with their scale at 0."""
+  off = replace(end, trials=end.trials._replace(scale=jnp.zeros_like(end.trials.scale)))
+  return float(jnp.abs(outputs_of(end, end.params, lora.disabled) - outputs_of(off, end.params)).max())
 
 
 EXPECTATIONS: dict[str, Expectation] = {

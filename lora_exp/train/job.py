@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lora_exp import lora
+from lora_exp.lora import methods
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.mesh import Layout, dotted, flatten
 from lora_exp.train.evaluation import byte_lengths, eval_step
@@ -65,7 +66,7 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
       "targets too"
     )
   cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
-  cfgs, tables = [p.cfg for p in plans], [p.table for p in plans]
+  cfgs, tables, method = [p.cfg for p in plans], [p.table for p in plans], methods.of(cfg.lora)
   teacher = make_teacher(cfg, plan.model(), found, layout)
   mapping = mapping_of(layout)
   # Merging needs a kernel of its own for every trial: only one trial at a time may do it.
@@ -75,10 +76,10 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
   leaves = [_leaves(p, model, found) for p in plans]
   full = {path: [p.start.full[path] if p.start else found[path] for p in plans] for path in plan.full}
   drops = (cfg.model.dropout if teacher is None else 0) or max(c.lora.dropout for c in cfgs)
-  own = inject_trials(model, tables, leaves, full, compute)
+  own = inject_trials(model, tables, method.name, leaves, full, compute)
   program, params, frozen = split_model(
     model,
-    cfg.lora.method,
+    method.name,
     tuple(row.path for row in union(tables)),
     dropout=any(c.lora.dropout > 0 for c in cfgs),
     base_dropout=teacher is None,
@@ -90,7 +91,7 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
   frozen = _by_path(lambda path, x: found[path.replace(lora.FROZEN_PREFIX, "")], frozen)
   put = lambda x: jax.device_put(x, layout.replicated)
   trials = jax.tree.map(put, make_trials(cfgs, tables, steps))
-  if cfg.lora.method == "full":
+  if method.trains_everything:
     repeat = lambda tree: jax.tree.map(lambda x: jnp.stack([x.astype(jnp.float32)] * len(cfgs)), tree)
     start = lambda base: init_state(program, repeat(base), trials)
     state = _make(start, program, _by_path(lambda path, x: found[path], params))
@@ -126,10 +127,9 @@ def _shared(plan: Plan) -> tuple:
   """What the compiled step of a pack takes from one trial for all of them."""
   cfg = plan.cfg
   optim = replace(cfg.optim, lr=0.0, weight_decay=0.0, clip=None)
-  sizes = (cfg.train.batch_size, cfg.data.seq_len, cfg.lora.method, cfg.lora.compute, cfg.lora.quant)
-  begun = cfg.lora.init in lora.KERNEL_INITS or (plan.start is not None and plan.start.started)
+  sizes = (cfg.train.batch_size, cfg.data.seq_len, methods.of(cfg.lora).name, cfg.lora.compute, cfg.lora.quant)
   quantised = sorted(row.path for row in plan.table) if cfg.lora.quant else []  # the base's adapted kernels
-  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, begun, tuple(plan.full), quantised
+  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, tuple(plan.full), quantised
 
 
 def _make(start: Callable[[Tree], State], program: Program, params: Tree) -> State:

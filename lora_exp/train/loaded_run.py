@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lora_exp import lora
 from lora_exp.config import Config, InputError, LoraConfig
+from lora_exp.lora import methods
 from lora_exp.models.weights import store
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.base import make_base
@@ -44,7 +45,7 @@ def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> 
 
   With lora=full the trained model is a base of its own; the one it began as is made only `with_base`.
   """
-  full = cfg.run is not None and cfg.lora.method == "full"
+  full = cfg.run is not None and methods.of(cfg.lora).trains_everything
   plan = plan_of(cfg)
   places = plan.layout.shardings(plan.base)
   trained = store.load(Path(str(cfg.run)) / store.FILE, plan.base, places) if full else None
@@ -57,21 +58,21 @@ def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> 
 
 def plan_of(cfg: Config) -> Plan:
   """The plan of the run in `cfg.run` with its adapter, which is read, or of the base alone. Makes no base."""
-  method = cfg.lora.method if cfg.run or cfg.lora.init_from else "frozen"
+  method = methods.of(cfg.lora) if cfg.run or cfg.lora.init_from else methods.get("frozen")
   directory = Path(str(cfg.run))
   if cfg.run:
     _check_finished(directory, method)
-  if method in ("full", "frozen"):
+  if method.trains_everything or method.trains_nothing:
     cfg = replace(cfg, lora=LoraConfig(method="frozen"))
   elif cfg.run:
     cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(directory / "adapter")))
   return make_plan(cfg)
 
 
-def _check_finished(directory: Path, method: str) -> None:
+def _check_finished(directory: Path, method: methods.Method) -> None:
   """Raises InputError if the run has not left what it was to train: before a base is made for it."""
-  left = {"full": store.FILE, "frozen": None}.get(method, "adapter")
-  if left is not None and not (directory / left).exists():
+  left = store.FILE if method.trains_everything else "adapter"
+  if not method.trains_nothing and not (directory / left).exists():
     raise InputError(
       f"run={directory}: has no {left}, as the run did not end; go on with it: train.resume={directory}"
     )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_exp.lora import formula, matmul
+from lora_exp.lora import matmul
 from lora_exp.lora.layers import AdapterLayer, Trained
 from lora_exp.lora.quantization import dense
 from lora_exp.models.modules.attention import softcap
@@ -88,11 +88,11 @@ def trains(module) -> tuple[bool, bool]:
 
 
 def forms_kernel(module) -> bool:
-  """Whether the update of an adapted head is no product of two thin factors alone (DoRA, PiSSA, OLoRA).
+  """Whether the update of an adapted head is more than one product of two thin factors (DoRA, PiSSA, LoHa).
 
-  Its kernel is then formed whole, and autodiff takes the kernel's gradient on to the adapter.
+  Its kernel is then formed, and autodiff takes the kernel's gradient on to the adapter.
   """
-  return isinstance(module, AdapterLayer) and bool({"magnitude", "start_a"} & set(vars(module)))
+  return isinstance(module, AdapterLayer) and module.kind.thin_product(module.leaves()) is None
 
 
 def head_of(module, x_BTD: Array) -> Head:
@@ -101,10 +101,12 @@ def head_of(module, x_BTD: Array) -> Head:
   table = dense((module.embedding if tied else module.kernel).get_value(), dtype).astype(dtype)
   bias = None if tied or module.bias is None else module.bias[...]
   if forms_kernel(module):
-    table = formula.merged_kernel(table, module.leaves(), module.scale[...])
+    table = module.adapted_kernel(table)
   if forms_kernel(module) or not isinstance(module, AdapterLayer):
     return Head(table.T if tied else table, bias)
-  (a, b), scale = formula.factors(module.leaves()), module.scale[...]
+  product, scale = module.kind.thin_product(module.leaves()), module.scale[...]
+  assert product is not None
+  a, b = product
   return Head(table.T, None, b.T, a.T, scale) if tied else Head(table, bias, a, b, scale)
 
 

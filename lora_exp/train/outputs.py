@@ -13,6 +13,7 @@ import jax
 
 from lora_exp import lora
 from lora_exp.config import DataConfig, LoraExpError
+from lora_exp.lora import methods
 from lora_exp.models.weights import store
 from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep
@@ -133,7 +134,8 @@ def export(run_dir: Path, plan: Plan, params: Tree, step: int, base_digest: str)
   `params` are one trial's (1, …).
   """
   cfg = plan.cfg
-  if cfg.lora.method == "full":
+  method = methods.of(cfg.lora)
+  if method.trains_everything:
     store.save(run_dir, jax.tree.map(lambda x: x[0], params))
   if not plan.table and not plan.full:
     return None
@@ -144,7 +146,7 @@ def export(run_dir: Path, plan: Plan, params: Tree, step: int, base_digest: str)
     "scaling": cfg.lora.scaling,
     "quant": cfg.lora.quant,
   }
-  adapter = take_trial(jax.device_get(params), plan.table, plan.full, cfg.lora.method, 0)
+  adapter = take_trial(jax.device_get(params), plan.table, plan.full, method.name, 0)
   where = cfg.model.weights if cfg.model.base == "weights" else None
   lora.save_adapter(
     run_dir / "adapter", adapter, naming_of(cfg.model), metadata, base=where, dropout=cfg.lora.dropout

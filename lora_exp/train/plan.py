@@ -13,8 +13,9 @@ from typing import TypeVar
 from flax import nnx
 
 from lora_exp import lora
-from lora_exp.config import ArchConfig, Config, InputError, ModelConfig
+from lora_exp.config import ArchConfig, Config, InputError, LoraConfig, ModelConfig
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+from lora_exp.lora import methods
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
@@ -53,11 +54,12 @@ class Plan:
 
   def parameters(self) -> dict[str, int | float]:
     """Parameter counts: total, frozen, trainable, lora_a, lora_b, and trainable as a percentage of total."""
-    shapes, method = flatten(self.base), self.cfg.lora.method
+    shapes, method = flatten(self.base), methods.of(self.cfg.lora)
     base = sum(x.size for x in shapes.values())
-    factors = [] if method == "vera" else self.table  # VeRA's A and B are random, and not trained
-    a, b = sum(r.rank * r.fan_in for r in factors), sum(r.rank * r.fan_out for r in factors)
-    full = base if method == "full" else sum(shapes[path].size for path in self.full)
+    trained = [leaf.axes for leaf in method.leaves.values() if leaf.trained]
+    a = sum(r.rank * r.fan_in for r in self.table) * trained.count("IR")
+    b = sum(r.rank * r.fan_out for r in self.table) * trained.count("RO")
+    full = base if method.trains_everything else sum(shapes[path].size for path in self.full)
     adapters = sum(row.parameters for row in self.table)
     total, frozen, trainable = base + adapters, base - full, full + adapters
     percent = 100 * trainable / total
@@ -88,7 +90,7 @@ def make_plan(cfg: Config) -> Plan:
   start = problems.collect(lambda: _initial_adapter(cfg, model))
   if start is not None:
     saved, table, full = cfg, list(start.rows), list(start.full)
-    cfg = replace(cfg, lora=replace(cfg.lora, method=start.method, init="kaiming", alpha=None))
+    cfg = replace(cfg, lora=replace(cfg.lora, method=start.method, init=LoraConfig.init, alpha=None))
   else:
     ranked = problems.collect(lambda: with_rank(model, cfg, family.presets))
     saved = cfg = ranked or cfg
@@ -97,7 +99,7 @@ def make_plan(cfg: Config) -> Plan:
   if cfg.data.teacher is not None:
     problems.collect(lambda: teacher_table(model, cfg))
   if mesh is not None:
-    layout = Layout(mesh, family.axes, family.units(cfg.model))
+    layout = Layout(mesh, family.axes, family.units(cfg.model), methods.of(cfg.lora).split_axes)
     problems += _batch_problems(cfg, layout.batch_ways)
   if problems:
     raise InputError(problems)
@@ -144,7 +146,7 @@ def _batch_problems(cfg: Config, ways: int) -> list[str]:
 
 
 def steps_of(cfg: Config, train_rows: int) -> int:
-  """Optimizer steps of a run: `train.steps`, or `train.epochs` passes over the rows; none for lora=frozen."""
-  if cfg.lora.method == "frozen":
+  """Optimizer steps of a run: `train.steps`, or `train.epochs` passes over the rows; none where nothing is trained."""
+  if methods.of(cfg.lora).trains_nothing:
     return 0
   return cfg.train.steps or max(1, math.ceil((cfg.train.epochs or 0) * train_rows / cfg.train.batch_size))

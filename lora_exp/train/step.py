@@ -14,19 +14,18 @@ import optax
 from flax import nnx, traverse_util
 
 from lora_exp.config import OptimConfig
-from lora_exp.lora import AdapterLayer, Constant, Hyper, adalora
+from lora_exp.lora import AdapterLayer, Constant, Hyper, methods
 from lora_exp.models.modules.attention import causal_mask
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.dropout import DropKey, Dropout, path_key
 from lora_exp.runtime.fusion import compiled_alone
-from lora_exp.runtime.mesh import Layout, dotted
+from lora_exp.runtime.mesh import Layout
 from lora_exp.train.loss import Sums, TeacherTargets, example_loss, head_loss
 from lora_exp.train.trials import TrialHypers
 
 Tree = Any  # nested dicts of arrays
 Batch = dict[str, Any]  # arrays (B, …); with a teacher also its head, see teacher.py
 ADAPTER = nnx.Any(nnx.LoRAParam, Constant)  # what a trial has of its own beside the base
-OWN: dict[str, Any] = {"full": nnx.Param, "frozen": False}  # of the other methods
 
 
 class State(NamedTuple):
@@ -65,7 +64,8 @@ def split_model(
   `dropout` (static): whether any trial drops inputs of its adapters; `base_dropout`: whether the base drops as its own
   rates say.
   """
-  parts: Any = (OWN.get(method, ADAPTER), Hyper, DropKey, ...)
+  trial_types = nnx.Param if methods.get(method).trains_everything else ADAPTER
+  parts: Any = (trial_types, Hyper, DropKey, ...)
   eval_graph = nnx.graphdef(model)
   for _, module in nnx.iter_modules(model):
     if (base_dropout and isinstance(module, Dropout) and module.rate) or (dropout and isinstance(module, AdapterLayer)):
@@ -122,7 +122,7 @@ def batch_loss(program: Program, params: Tree, trial: TrialHypers, frozen: Tree,
 
 def token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: Batch) -> Sums:
   """The loss of a batch of text, from its features; with a teacher, the KL divergence from the teacher's tokens."""
-  train = program.method == "full"
+  train = methods.get(program.method).trains_everything
   targets: Any = TeacherTargets(batch["teacher"], batch["teacher_head"]) if "teacher" in batch else batch["targets"]
   weights = batch["weights"]
   return head_loss(model.head, x_BTD, targets, weights, train_all=train, softcap=model.softcap)
@@ -194,9 +194,9 @@ def schedule(cfg: OptimConfig, steps: jax.Array, step: jax.Array) -> jax.Array:
 def optimizer(program: Program, trial: TrialHypers, lr: jax.Array) -> optax.GradientTransformation:
   """The optax transformation of one trial; its rates may be traced. Weight decay is decoupled, on matrices alone.
 
-  B's whole update is `lr_ratio` times A's (LoRA+, arXiv 2402.12354).
+  The method of the pack may scale some updates (LoRA+), and wrap the whole rule (AdaLoRA).
   """
-  cfg = program.optim
+  cfg, method = program.optim, methods.get(program.method)
   matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
   b1, b2 = cfg.betas
   rule = {
@@ -204,18 +204,10 @@ def optimizer(program: Program, trial: TrialHypers, lr: jax.Array) -> optax.Grad
     "adam": lambda: optax.adam(lr, b1=b1, b2=b2, eps=cfg.eps),
     "sgd": lambda: optax.sgd(lr, momentum=cfg.momentum or None),
   }[cfg.name]()
-  rule = optax.chain(rule, faster_b(trial.lr_ratio))
+  rule = optax.chain(rule, method.update_factors(trial))
   if cfg.clip is not None:
     rule = optax.chain(optax.clip_by_global_norm(trial.clip), rule)
-  if program.method == "adalora":
-    return adalora.allocate(rule, steps=trial.steps, budget=trial.budget)
-  return rule
-
-
-def faster_b(ratio: jax.Array) -> optax.GradientTransformation:
-  """Multiplies the update of every `lora_b` by `ratio`."""
-  faster = lambda path, u: u * ratio if dotted(path).endswith("lora_b") else u
-  return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(faster, updates))
+  return method.wrap_optimizer(rule, trial)
 
 
 def over_trials(function: Callable, mapping: str, *trees: Tree, inline: bool = False) -> Tree:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lora_exp.config import InputError, LoraExpError, NoCheckpointError
 from lora_exp.data.rows import Rows
@@ -94,7 +93,7 @@ class TrialRun:
   # its part of the pack's state
 
   def _own(self, state: Any) -> dict[str, jax.Array]:
-    return solo_trial(checkpoint.named_leaves(state), self.plan.table, self.whole, self.number)
+    return solo_trial(checkpoint.named_leaves(state), self.job.program.method, self.plan.table, self.whole, self.number)
 
   def restore(self, step: int | None = None) -> tuple[int, dict[str, Any], dict]:
     """(step, state by dotted path as padded for the pack, meta) of its newest checkpoint, or that of `step`."""
@@ -135,11 +134,6 @@ class TrialRun:
       token_probabilities.draw(self.dir, self.job, self.trials, params, [batch.arrays for batch in held], self.plan.tokenizer)
     self.status, self.params = "done", params
 
-  def _kept_ranks(self) -> dict[str, int]:
-    """Of AdaLoRA: the ranks that are left in each module."""
-    leaves = self.adapter.leaves if self.adapter is not None else {}
-    return {path: int(np.count_nonzero(own["lora_e"])) for path, own in leaves.items() if "lora_e" in own}
-
   def _exported(self, state: State) -> tuple[int, Tree]:
     """The step and the params (1, …), in the pack's own structure, of the state to export."""
     last, best = int(state.step), self.record.best_step
@@ -163,8 +157,8 @@ class TrialRun:
     self.summary = outputs.summary(
       self.status, self.plan, step, self.record, self.before, time.monotonic() - self.began
     )
-    if kept := self._kept_ranks():
-      self.summary["kept_ranks"] = kept
+    if self.adapter is not None:
+      self.summary |= self.adapter.kind.summary(self.adapter.leaves)
     write_json(self.dir / "summary.json", self.summary)
     self.logger.summary(self.summary)
     self.logger.finish(code)

@@ -16,14 +16,16 @@ import numpy as np
 from flax import nnx
 
 from lora_exp import lora
-from lora_exp.config import ADAPTERS, Config, InputError
+from lora_exp.config import Config, InputError
 from lora_exp.config.conversion import shown
+from lora_exp.lora import methods
+from lora_exp.lora.methods import Leaf, Leaves
 from lora_exp.runtime import console
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.mesh import dotted, flatten
 
 Table = list[lora.AdaptedModule]
-Leaves = Mapping[str, Mapping[str, jax.Array]]  # module path -> its adapter's arrays by name
+AdapterLeaves = Mapping[str, Leaves]  # module path -> its adapter's arrays by name
 Tree = Any  # nested dicts of arrays
 
 
@@ -42,13 +44,13 @@ class TrialHypers(NamedTuple):
 
 def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Table:
   """The modules that `cfg` adapts on `model`; empty where it trains no adapter."""
-  c = cfg.lora
-  if c.method not in ADAPTERS:
+  c, method = cfg.lora, methods.of(cfg.lora)
+  if not method.adapts_kernels:
     return []
   return lora.resolve(
     model,
     c.targets,
-    method=c.method,
+    method=method.name,
     rank=c.rank,
     alpha=c.alpha,
     scaling=c.scaling,
@@ -57,6 +59,7 @@ def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]
     rank_pattern=c.rank_pattern,
     alpha_pattern=c.alpha_pattern,
     presets=presets,
+    options=c.options,
   )
 
 
@@ -66,7 +69,7 @@ def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str
   Raises InputError if rank 1 takes more.
   """
   budget = cfg.lora.parameters
-  if budget is None or cfg.lora.method not in ADAPTERS:
+  if budget is None or not methods.of(cfg.lora).adapts_kernels:
     return cfg
   ranked = lambda rank: replace(cfg, lora=replace(cfg.lora, rank=rank))
   count = lambda rank: sum(row.parameters for row in table_of(model, ranked(rank), presets))
@@ -116,7 +119,7 @@ def make_trials(cfgs: Sequence[Config], tables: Sequence[Table], steps: int) -> 
   )
 
 
-def first_leaves(model: nnx.Module, cfg: Config, table: Table, base: Mapping[str, Any]) -> Leaves:
+def first_leaves(model: nnx.Module, cfg: Config, table: Table, base: Mapping[str, Any]) -> AdapterLeaves:
   """What the adapters of one trial start as; `base` holds every parameter of the base (or its shape) by dotted path.
 
   A trial's A is drawn at its own rank, so that in a pack it starts as it would alone.
@@ -124,17 +127,19 @@ def first_leaves(model: nnx.Module, cfg: Config, table: Table, base: Mapping[str
   c = cfg.lora
   kernels, fans = lora.kernels_of(model, table, base), lora.fans_of(model, table)
   key = stream_key(cfg.train.seed, "adapter")
-  draw = partial(lora.draw, table, fans, kernels, key, method=c.method, init=c.init, std=c.init_std)
-  if c.init not in lora.KERNEL_INITS:
+  method = methods.of(c)
+  draw = partial(lora.draw, table, fans, kernels, key, method=c.method, init=c.init, std=c.init_std, options=c.options)
+  if method.init_of is None:
     return draw()
-  with console.progress(f"{c.init}: decompose the base's kernels", len(table), "modules") as bar:
+  with console.progress(f"{method.title}: decompose the base's kernels", len(table), "modules") as bar:
     return draw(done=bar.advance)
 
 
 def inject_trials(
   model: nnx.Module,
   tables: Sequence[Table],
-  leaves: Sequence[Leaves],
+  method: str,
+  leaves: Sequence[AdapterLeaves],
   full: Mapping[str, Sequence[Any]],
   compute: str,
 ) -> Tree:
@@ -142,13 +147,16 @@ def inject_trials(
 
   `leaves[n]` are those of trial n; `full[path]` the values of a parameter trained in full, for each trial.
   """
-  rows, pairs = union(tables), [_pair(own) for own in leaves]
-  if any(pairs):  # one for all modules, and so is its rank
+  rows, declared = union(tables), methods.get(method).leaves
+  shared = [_shared_leaves(method, trial) for trial in leaves]
+  if any(shared):  # one for all modules, and so is its rank
     rows = [replace(row, rank=max(r.rank for r in rows)) for row in rows]
-  stacked = {row.path: _stack([own.get(row.path, pair) for own, pair in zip(leaves, pairs, strict=True)], row)
-             for row in rows}  # fmt: skip
-  first = {path: {name: x[0] for name, x in own.items()} for path, own in stacked.items()}
-  lora.place(model, rows, first, compute)
+  stacked = {}
+  for row in rows:
+    trials = [trial.get(row.path, pair) for trial, pair in zip(leaves, shared, strict=True)]
+    stacked[row.path] = _stack(trials, row, declared)
+  first = {path: {name: x[0] for name, x in arrays.items()} for path, arrays in stacked.items()}
+  lora.place(model, rows, method, first, compute)
   lora.train_in_full(model, list(full))
   own = nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.LoRAParam, lora.Constant)))
 
@@ -164,19 +172,19 @@ def inject_trials(
   return jax.tree_util.tree_map_with_path(trials_of, own)
 
 
-def _pair(leaves: Leaves) -> dict[str, jax.Array]:
-  """VeRA's random pair of one trial, which is every module's, also where the trial does not adapt it; else nothing."""
-  own = next(iter(leaves.values()), {})
-  return {name: own[name] for name in ("vera_a", "vera_b") if name in own}
+def _shared_leaves(method: str, leaves: AdapterLeaves) -> dict[str, jax.Array]:
+  """What all modules of one trial share (VeRA's random pair), which a module that it does not adapt has as well."""
+  arrays = next(iter(leaves.values()), {})
+  return {name: arrays[name] for name in methods.get(method).shared_leaves if name in arrays}
 
 
-def _stack(trials: Sequence[Mapping[str, jax.Array]], row: lora.AdaptedModule) -> dict[str, jax.Array]:
+def _stack(trials: Sequence[Leaves], row: lora.AdaptedModule, declared: Mapping[str, Leaf]) -> dict[str, jax.Array]:
   """The leaves of one module for all trials; zeros pad each to the largest, and stand for a trial without them."""
 
   def stacked(name: str) -> jax.Array:
     found = {n: np.asarray(own[name]) for n, own in enumerate(trials) if name in own}
     shape = np.max([x.shape for x in found.values()], axis=0)
-    if "R" in (axes := lora.LEAVES[name].axes):
+    if "R" in (axes := declared[name].axes):
       shape[axes.index("R") - len(axes)] = row.rank
     whole = np.zeros((len(trials), *shape), next(iter(found.values())).dtype)
     for n, x in found.items():
@@ -189,35 +197,45 @@ def _stack(trials: Sequence[Mapping[str, jax.Array]], row: lora.AdaptedModule) -
 def take_trial(params: Tree, table: Table, full: Sequence[str], method: str, trial: int) -> lora.Adapter:
   """One trial's adapter at its own ranks; its arrays stay where they are."""
   flat = {path: x[trial] for path, x in flatten(params).items()}
-  pair = {name: x for path, x in flat.items() if (name := path.rpartition(".")[2]) in ("vera_a", "vera_b")}
+  declared = methods.get(method).leaves
+  # A leaf that modules share stands in the tree once, at the first of them.
+  named = {path.rpartition(".")[2]: x for path, x in flat.items()}
+  shared = {name: named[name] for name in methods.get(method).shared_leaves if name in named}
   leaves = {}
   for row in table:
-    sizes = {"I": row.fan_in, "O": row.fan_out, "R": row.rank}
-    own = {name: pair.get(name, flat.get(f"{row.path}.{name}")) for name in lora.LEAVES}
-    cut = lambda name, x, sizes=sizes: x[(..., *(slice(sizes[a]) for a in lora.LEAVES[name].axes))]
-    leaves[row.path] = {name: cut(name, x) for name, x in own.items() if x is not None}
+    arrays = {name: shared.get(name, flat.get(f"{row.path}.{name}")) for name in declared}
+    leaves[row.path] = {name: _cut(x, row, declared[name].axes) for name, x in arrays.items() if x is not None}
   return lora.Adapter(method, tuple(table), leaves, {path: flat[path] for path in full})
 
 
-def solo_trial(named: Mapping[str, jax.Array], table: Table, whole: Table, trial: int) -> dict[str, jax.Array]:
+def _cut(x: jax.Array, row: lora.AdaptedModule, axes: str) -> jax.Array:
+  """A padded leaf (…, *axes) at the sizes of its row."""
+  sizes = row.sizes()
+  return x[(..., *(slice(sizes[axis]) for axis in axes))]
+
+
+def solo_trial(
+  named: Mapping[str, jax.Array], method: str, table: Table, pack_table: Table, trial: int
+) -> dict[str, jax.Array]:
   """The arrays (1, …) of one trial's state, by dotted path, as a run of its own has them: its ranks, its modules alone.
 
-  `named` are those of the pack, whose modules are `whole`; what has no axis of trials is passed on.
+  `named` are those of the pack, whose modules are `pack_table`; what has no axis of trials is passed on.
   """
-  ranks, known = {row.path: row.rank for row in table}, {row.path for row in whole}
+  ranks, known = {row.path: row.rank for row in table}, {row.path for row in pack_table}
+  declared = methods.get(method).leaves
   found = {}
   for name, x in named.items():
     if x.ndim == 0:
       found[name] = x
       continue
-    path, leaf = _module(name, known)
+    path, leaf = _module(name, known, declared)
     if path is not None and path not in ranks:
       continue
-    own = x[trial : trial + 1]
-    if path is not None and "R" in lora.LEAVES[leaf].axes:
-      axis = own.ndim - len(lora.LEAVES[leaf].axes) + lora.LEAVES[leaf].axes.index("R")
-      own = own[(*[slice(None)] * axis, slice(ranks[path]))]
-    found[name] = own
+    array = x[trial : trial + 1]
+    if path is not None and "R" in (axes := declared[leaf].axes):
+      axis = array.ndim - len(axes) + axes.index("R")
+      array = array[(*[slice(None)] * axis, slice(ranks[path]))]
+    found[name] = array
   return found
 
 
@@ -236,10 +254,10 @@ def padded_trial(named: Mapping[str, jax.Array], pack: Mapping[str, Any]) -> dic
   return padded
 
 
-def _module(name: str, known: Collection[str]) -> tuple[str | None, str]:
+def _module(name: str, known: Collection[str], declared: Mapping[str, Leaf]) -> tuple[str | None, str]:
   """(adapted module, leaf) that a dotted path of the state ends with; (None, leaf) for any other array."""
   *segments, leaf = name.split(".")
-  if leaf not in lora.LEAVES:
+  if leaf not in declared:
     return None, leaf
   ends = (".".join(segments[i:]) for i in range(len(segments)))
   return next((end for end in ends if end in known), None), leaf

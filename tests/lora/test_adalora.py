@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from lora_exp.config import InputError
-from lora_exp.lora import adalora, formula
+from lora_exp.lora import methods
+from lora_exp.lora.methods import adalora
 
 MODULES, RANK, SIZE = 4, 4, 12
 STEPS = 60
@@ -48,7 +49,7 @@ def loss(params, step):
   noise = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), (MODULES, 32, SIZE))
   total = jnp.square(params["blocks"][0]["v"]["bias"]).sum() + jnp.square(params["norm"]["scale"] - 3).sum()
   for i, m in enumerate(adalora.adapters(params).values()):
-    total += jnp.square(x[i] @ formula.update(m, 1.0) - x[i] @ teacher()[i] - noise[i]).mean()
+    total += jnp.square(x[i] @ methods.get("adalora").delta(None, m, 1.0) - x[i] @ teacher()[i] - noise[i]).mean()
   return total
 
 
@@ -101,7 +102,7 @@ def nonzero(seen):
 def test_the_budget_goes_to_the_module_that_has_something_to_learn():
   params, _, _ = run(tree(), 0.75)
   assert adalora.kept_ranks(params) == {"blocks.0.q": 0, "blocks.0.v": 0, "blocks.1.q": 3, "blocks.1.v": 0}
-  learnt = formula.update(params["blocks"][1]["q"], 1.0)
+  learnt = methods.get("adalora").delta(None, params["blocks"][1]["q"], 1.0)
   assert jnp.abs(learnt - teacher()[2]).max() < 0.1 < np.abs(teacher()[2]).max()
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from lora_exp import lora
 from lora_exp.config import InputError
-from lora_exp.lora import formula
+from lora_exp.lora import methods
 from lora_exp.lora.inject import scale_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -37,23 +37,23 @@ Q, DOWN, FAR = "layers.1.self_attn.q_proj", "layers.1.mlp.down_proj", "layers.11
 def adapter(method: str, ranks: dict[str, int], *, start=False, full=(), scaling="standard", dtype=np.float32, seed=0):
   """One with every leaf at random."""
   rng = np.random.default_rng(seed)
-  names = [*formula.METHODS[method], *(["start_a", "start_b"] if start else [])]
+  kind = methods.get("pissa" if start else method)
   shared = {"vera_a": rng.normal(size=(40, 9)).astype(dtype), "vera_b": rng.normal(size=(9, 40)).astype(dtype)}
   rows, leaves = [], {}
   for i, (path, rank) in enumerate(ranks.items()):
     fan_in, fan_out = SHAPES[path]
     sizes = {"I": fan_in, "O": fan_out, "R": rank}
-    own = {name: rng.normal(size=[sizes[x] for x in formula.LEAVES[name].axes]).astype(dtype) for name in names}
+    own = {name: rng.normal(size=[sizes[x] for x in leaf.axes]).astype(dtype) for name, leaf in kind.leaves.items()}
     if method == "vera":
       own |= {"vera_a": shared["vera_a"][:fan_in, :rank], "vera_b": shared["vera_b"][:rank, :fan_out]}
     if method == "adalora":
       own["lora_e"][i % rank] = 0
     alpha = float(rank) if method == "vera" else 5.0 + i / 3
     scale = 1.0 if method == "vera" else scale_of(alpha, rank, scaling)
-    count = formula.trainable(method, fan_in, fan_out, rank)
-    rows.append(lora.AdaptedModule(path, fan_in, fan_out, rank, alpha, scale, count))
+    row = lora.AdaptedModule(path, fan_in, fan_out, rank, alpha, scale)
+    rows.append(replace(row, parameters=kind.trained_size(tuple(kind.leaves), row)))
     leaves[path] = own
-  return lora.Adapter(method, tuple(rows), leaves, {path: rng.normal(size=FULL[path]).astype(dtype) for path in full})
+  return lora.Adapter(kind.name, tuple(rows), leaves, {path: rng.normal(size=FULL[path]).astype(dtype) for path in full})
 
 
 MIXED = {Q: 3, DOWN: 4, FAR: 3}
@@ -71,7 +71,6 @@ KINDS: dict[str, tuple[lora.Adapter, lora.Naming | None, dict[str, Any]]] = {
   "float64": (adapter("lora", MIXED, dtype=np.float64), LLAMA, {}),
   "our own names": (adapter("lora", MIXED, full=["norm.scale", f"{Q}.bias", f"{FAR}.bias"]), None, {}),
   "our own vera of a table": (adapter("vera", {"embed_tokens": 4, Q: 9}), LLAMA, {}),
-  "our own dora with a start": (adapter("dora", {Q: 2, DOWN: 3}, start=True), LLAMA, {}),
 }
 
 

@@ -187,7 +187,7 @@ def test_an_adapted_module_is_the_module_with_the_kernel_w_plus_s_a_b(name, comp
   b = jax.random.normal(jax.random.key(4), (2, shape[1]))
   update = (1.5 * a @ b).reshape(module.kernel[...].shape)
   whole.kernel[...] = whole.kernel[...] + update
-  lora.layers.attach(module, {"lora_a": a, "lora_b": b}, 1.5, compute)
+  lora.layers.attach(module, "lora", {"lora_a": a, "lora_b": b}, 1.5, compute)
 
   def results(module, wrt):
     graph, part, rest = nnx.split(module, wrt, ...)
@@ -208,7 +208,7 @@ def test_an_adapted_embedding_is_seen_by_its_look_up_and_by_its_tied_head():
   whole = nnx.clone(module)
   a, b = jax.random.normal(jax.random.key(3), (20, 2)), jax.random.normal(jax.random.key(4), (2, 12))
   whole.embedding[...] = whole.embedding[...] + 0.5 * a @ b
-  lora.layers.attach(module, {"lora_a": a, "lora_b": b}, 0.5)
+  lora.layers.attach(module, "lora", {"lora_a": a, "lora_b": b}, 0.5)
   np.testing.assert_allclose(module(ids), whole(ids), atol=1e-5)
   np.testing.assert_allclose(module.attend(X), whole.attend(X), atol=2e-5)
 
@@ -216,7 +216,7 @@ def test_an_adapted_embedding_is_seen_by_its_look_up_and_by_its_tied_head():
 def test_dropout_touches_the_adapters_input_alone_and_only_in_training():
   base = nnx.Linear(12, 12, rngs=nnx.Rngs(0))
   module = nnx.clone(base)
-  lora.layers.attach(module, {"lora_a": jnp.eye(12), "lora_b": jnp.eye(12)}, 1.0)  # y = base(x) + dropout(x)
+  lora.layers.attach(module, "lora", {"lora_a": jnp.eye(12), "lora_b": jnp.eye(12)}, 1.0)  # y = base(x) + dropout(x)
   np.testing.assert_allclose(module(X), base(X) + X, atol=1e-5)
   module.deterministic, module.rate[...] = False, jnp.float32(0.25)
   seen = np.asarray(module(X) - base(X))

@@ -17,7 +17,8 @@ from test_mesh import child
 from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, MlpConfig
 from lora_exp.config.lora_checks import lora_problems
-from lora_exp.lora import adalora
+from lora_exp.lora import methods
+from lora_exp.lora.methods import adalora
 from lora_exp.lora.quantization import dense, is_quantised
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train import checkpoint, loss
@@ -39,6 +40,7 @@ VARIANTS: dict[str, dict] = {  # beside the files of conf/lora: what goes with a
   },
 }  # fmt: skip
 CASES = [*METHODS, *VARIANTS]
+LEAVES = dict.fromkeys(name for kind in methods.every() for name in kind.leaves)
 EVERY = ["all_linear", "embeddings", "head"]
 SMALL = {
   "model__layers": 1, "model__width": 16, "model__heads": 2, "model__ff": 24, "model__dropout": 0.0,
@@ -169,7 +171,7 @@ def effective(base: dict, flat: dict, table) -> dict:
   pair = {path.rpartition(".")[2]: x for path, x in flat.items() if path.endswith(("vera_a", "vera_b"))}
   values = {**base, **{path: x for path, x in flat.items() if path in base}}  # trained in full
   for row in table:
-    own = pair | {name: flat[f"{row.path}.{name}"] for name in lora.LEAVES if f"{row.path}.{name}" in flat}
+    own = pair | {name: flat[f"{row.path}.{name}"] for name in LEAVES if f"{row.path}.{name}" in flat}
     path = next(p for p in (f"{row.path}.kernel", f"{row.path}.embedding") if p in base)
     values[path] = by_hand(base[path], own, row.scale)
   return values
@@ -252,7 +254,7 @@ WAITS = {"lora": ("lora_a",), "dora": ("lora_a",), "adalora": ("lora_a", "lora_b
 def test_at_the_first_step_only_what_stands_beside_a_zero_has_no_gradient(family, case):
   """B has a gradient at once and A from the second step on; of VeRA b and then d, of AdaLoRA e and then A and B."""
   cfg = config(case, family).lora
-  waits = () if cfg.init in lora.KERNEL_INITS else WAITS.get(cfg.method, ())
+  waits = () if methods.of(cfg).init_of else WAITS.get(cfg.method, ())
   at_start, later = gradients(family, case)["start"][1], gradients(family, case)["moved"][1]
   of = job(family, case)
   assert at_start.keys() == later.keys() == by_path(separate(of.program, of.state.params)[0]).keys()

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from lora_exp.lora import adalora, formula
+from lora_exp.lora import methods
+from lora_exp.lora.methods import adalora
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -69,7 +70,7 @@ def ours_of(module, get=lambda name, p: p.detach()):
 def ours_loss(params, kernels, x, y):
   """The same loss with our formula; PEFT's scale is alpha/(r + 1e-5)."""
   for i, name in enumerate(SIZES):
-    x = x @ formula.merged_kernel(kernels[name], params[name], ALPHA / (RANK + 1e-5))
+    x = x @ methods.get("adalora").adapted(kernels[name], params[name], ALPHA / (RANK + 1e-5))
     x = jnp.tanh(x) if i < 2 else x
   return jnp.square(x - y).mean()
 

@@ -19,8 +19,9 @@ from jax.sharding import SingleDeviceSharding
 
 from lora_exp import lora
 from lora_exp.config import ArchConfig, ModelConfig
-from lora_exp.lora import formula, kernels
+from lora_exp.lora import kernels, methods
 from lora_exp.lora.inject import full_paths, kernels_of
+from lora_exp.lora.methods.dora import squared_norm
 from lora_exp.models.factory import build_model
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.registry import get_family
@@ -145,7 +146,7 @@ def attached(base: nnx.Module, adapter: lora.Adapter) -> nnx.Module:
   """A copy of `base` with `adapter`, which for DoRA gets the norms of the base's kernels."""
   model = nnx.clone(base)
   known = kernels_of(model, adapter.rows)
-  norm2 = lambda path, own: {"kernel_norm2": formula.squared_norm(known[path])} if "magnitude" in own else {}
+  norm2 = lambda path, own: {"kernel_norm2": squared_norm(known[path])} if "magnitude" in own else {}
   lora.attach(model, replace(adapter, leaves={p: {**own, **norm2(p, own)} for p, own in adapter.leaves.items()}))
   return model
 
@@ -161,9 +162,8 @@ def trained(found: Pair, targets, *, method="lora", init="kaiming", bias="none",
   leaves = {}
   for row in rows:
     sizes = {"I": row.fan_in, "O": row.fan_out, "R": row.rank}
-    names = (*formula.METHODS[method], *(("start_a", "start_b") if init != "kaiming" else ()))
-    draw = lambda name, sizes=sizes: 0.3 * rng.normal(size=[sizes[axis] for axis in formula.LEAVES[name].axes])
-    own = {name: draw(name) for name in names}
+    declared = methods.variant(method, init).leaves
+    own = {name: 0.3 * rng.normal(size=[sizes[axis] for axis in leaf.axes]) for name, leaf in declared.items()}
     if method == "dora":
       norm = np.linalg.norm(kernels.of(known[row.path])[...], axis=0)
       own |= {"magnitude": norm * (1 + own["magnitude"]), "kernel_norm2": norm**2}
@@ -175,7 +175,7 @@ def trained(found: Pair, targets, *, method="lora", init="kaiming", bias="none",
     leaves[row.path] = {name: np.float32(x) for name, x in own.items()}
   shapes = found.full_shapes
   full = {path: 0.3 * rng.normal(size=shapes[path]) for path in full_paths(found.ours, rows, bias, train_modules)}
-  return lora.Adapter(method, tuple(rows), leaves, {path: np.float32(x) for path, x in full.items()})
+  return lora.Adapter(methods.variant(method, init).name, tuple(rows), leaves, {path: np.float32(x) for path, x in full.items()})
 
 
 def in_peft(found: Pair, directory: Path):

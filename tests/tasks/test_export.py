@@ -23,7 +23,8 @@ from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import ArchConfig, Config, InputError, ModelConfig
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.data.tokenizers.save import save_tokenizer
-from lora_exp.lora import formula
+from lora_exp.lora import methods
+from lora_exp.lora.methods.lora import LoRA
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import same_model, to_hf
 from lora_exp.models.registry import get_family
@@ -116,15 +117,15 @@ def test_a_merge_that_changes_too_much_writes_nothing(llama, capfd):
 
 
 WRONG = {
-  "scale": lambda w, leaves, scale: w + formula.update(leaves, 1.02 * scale),
-  "nan": lambda w, leaves, scale: w * float("nan"),
+  "scale": lambda self, w, leaves, scale: w + self.delta(w, leaves, 1.02 * scale),
+  "nan": lambda self, w, leaves, scale: w * float("nan"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_merge_is_found(llama, monkeypatch, capfd, name):
   jax.clear_caches()
-  monkeypatch.setattr(formula, "merged_kernel", WRONG[name])
+  monkeypatch.setattr(LoRA, "adapted", WRONG[name])
   before = everything(llama)
   assert entry.run(["task=merge", f"run={llama}"]) == 1
   said = capfd.readouterr().err.replace("\n", " ")
@@ -152,7 +153,8 @@ METHODS = {
 
 def moved(params):
   """`params` as if they had been trained."""
-  constant = lambda path: path[-1].key in formula.LEAVES and not formula.LEAVES[path[-1].key].trained
+  constants = {name for kind in methods.every() for name, leaf in kind.leaves.items() if not leaf.trained}
+  constant = lambda path: path[-1].key in constants
   return jax.tree_util.tree_map_with_path(lambda p, x, new: x if constant(p) else new, params, bent(params))
 
 

@@ -18,8 +18,8 @@ from test_adapter_files import KINDS, adapter
 from lora_exp import lora
 from lora_exp.cli import main as entry
 from lora_exp.config import InputError
-from lora_exp.lora import formula
-from lora_exp.lora.resize import columns
+from lora_exp.lora import methods
+from lora_exp.lora.resize import update_svd
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.adapter_updates import digest, inspected, updates
 from lora_exp.report.reading.run_files import read_sweep
@@ -47,10 +47,9 @@ def test_singular_values_of_every_method_are_those_of_the_update_formed_whole(tm
                                summary={"targets": [asdict(row) for row in made.rows]}))
   assert list(read) == [row.path for row in made.rows]
   for row in made.rows:
-    whole = row.scale * formula.low_rank(*formula.factors(made.leaves[row.path]), 1.0,
-                                         formula.start(made.leaves[row.path]))
+    whole = made.update_IO(row.path)
     wanted = np.linalg.svd(np.asarray(whole, np.float64), compute_uv=False)
-    for sigma in (read[row.path].svd[1], thin_svd(*columns(made.leaves[row.path], row.scale))[1]):
+    for sigma in (read[row.path].svd[1], update_svd(made.kind, made.leaves[row.path], row.scale)[1]):
       assert len(sigma) <= len(wanted) and wanted[len(sigma):] == pytest.approx(0, abs=1e-5 * wanted[0])
       assert sigma == pytest.approx(wanted[: len(sigma)], abs=1e-5 * wanted[0])
     assert read[row.path].rank == row.rank
@@ -122,7 +121,7 @@ def test_a_planted_rank_of_three_inside_rank_eight_is_found():
 
 def test_an_update_that_has_not_moved_is_none():
   a, b = RNG.normal(size=(20, 4)).astype(np.float32), RNG.normal(size=(4, 9)).astype(np.float32)
-  svd = thin_svd(*columns({"lora_a": a, "lora_b": b, "start_a": a, "start_b": b}, 2.0))
+  svd = update_svd(methods.get("pissa"), {"lora_a": a, "lora_b": b, "start_a": a, "start_b": b}, 2.0)
   assert facts("m", 4, svd[1]).norm == 0 and np.isnan(spectrum.amplification(svd, RNG.normal(size=(20, 9))))
 
 

@@ -16,12 +16,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lora_exp.config import InputError
-from lora_exp.lora import formula
-from lora_exp.lora.adapter import AdaptedModule, Adapter
+from lora_exp.lora import methods
+from lora_exp.lora.adapted_module import AdaptedModule
+from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.peft import tensors as peft_tensors
 from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.tensors import Naming, Place, module_name
-from lora_exp.lora.peft.validation import AdapterFileCheck
+from lora_exp.lora.peft.validation import AdapterFileCheck, trained_size
 from lora_exp.runtime.files import write_atomically, write_json
 from lora_exp.runtime.json_files import parse_json_object
 from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays, read_header
@@ -112,7 +113,14 @@ def load_adapter(
   bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
   _raise([f"{weights}: {name} holds values that are not finite" for name in bad])
   leaves, full = _sorted(weights, fit.places, arrays)
-  return Adapter(fit.method, tuple(rows), {row.path: _leaves(row, leaves, config.start) for row in rows}, full)
+  method = _started(config.own.get("method")) if config.start else fit.method
+  return Adapter(method, tuple(rows), {row.path: _leaves(row, leaves, config.start) for row in rows}, full)
+
+
+def _started(method: Any) -> str:
+  """The method of a file that holds a start: the one that the file names, or of an older file PiSSA."""
+  known = method if isinstance(method, str) and method in methods.names() else "pissa"
+  return known if methods.get(known).init_of else "pissa"
 
 
 def _as_trained(config: PeftConfig, fit: AdapterFileCheck, row: AdaptedModule) -> AdaptedModule:
@@ -128,7 +136,7 @@ def _as_trained(config: PeftConfig, fit: AdapterFileCheck, row: AdaptedModule) -
                          "lora_alpha and r; take lora_exp.exact out where those were changed")
     else:
       alpha, scale = map(float, given)
-  count = math.prod(fit.leads.get(row.path, ())) * formula.trainable(fit.method, row.fan_in, row.fan_out, rank)
+  count = math.prod(fit.leads.get(row.path, ())) * trained_size(fit.method, replace(row, rank=rank))
   return replace(row, rank=rank, alpha=alpha, scale=scale, parameters=count)
 
 

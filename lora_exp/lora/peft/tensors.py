@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_exp.lora import formula
-from lora_exp.lora.adapter import AdaptedModule, Adapter
+from lora_exp.lora import methods
+from lora_exp.lora.adapted_module import AdaptedModule
+from lora_exp.lora.adapter import Adapter
 
 PREFIX = "base_model.model."  # before every module's name
 SHARED = {"vera_a": "base_model.vera_A", "vera_b": "base_model.vera_B"}
@@ -24,6 +25,7 @@ ENDS = {
   "lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "lora_magnitude_vector",
   "lambda_d": "vera_lambda_d", "lambda_b": "vera_lambda_b",
 }  # fmt: skip
+AXES = {name: leaf.axes for method in FILED for name, leaf in methods.get(method).leaves.items()}
 TABLE_ENDS = ENDS | {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}
 
 
@@ -104,12 +106,12 @@ def _full(rows: Sequence[AdaptedModule], full: Mapping[str, tuple[int, ...]], na
 
 
 def _turned(leaf: str) -> bool:
-  return len(formula.LEAVES[leaf].axes) == 2
+  return len(AXES[leaf]) == 2
 
 
 def _shape(leaf: str, fan_in: int, fan_out: int, rank: int) -> tuple[int, ...]:
   sizes = {"I": fan_in, "O": fan_out, "R": rank}
-  shape = tuple(sizes[axis] for axis in formula.LEAVES[leaf].axes)
+  shape = tuple(sizes[axis] for axis in AXES[leaf])
   return shape[::-1] if _turned(leaf) else shape
 
 
@@ -128,7 +130,7 @@ class PeftTensors(NamedTuple):
 
 def written(adapter: Adapter, rslora: bool) -> PeftTensors:
   """`adapter` in the leaves that PEFT knows, each row with the alpha that gives its scale."""
-  method = "lora" if adapter.method == "adalora" else adapter.method
+  method = adapter.method if adapter.method in FILED else "lora"
   rows: list[AdaptedModule] = []
   leaves: dict[str, dict[str, np.ndarray]] = {}
   leads: dict[str, list[int]] = {}

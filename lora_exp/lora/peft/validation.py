@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lora_exp.config import did_you_mean
-from lora_exp.lora import formula
-from lora_exp.lora.adapter import AdaptedModule
+from lora_exp.lora import methods
+from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.peft.adapter_config import PeftConfig, shortened
 from lora_exp.lora.peft.tensors import PREFIX, Naming, Place, layout, module_name
 from lora_exp.runtime.safetensors_reader import DTYPES, TensorEntry
@@ -115,8 +115,8 @@ class AdapterFileCheck:
       self.config_problem(f"{path} has the odd rank {rank}, and half of it should be what it started from")
     alpha = self.config.alpha_of(self.names[path])
     fan_in, fan_out = self.shapes[path]
-    count = math.prod(self.leads.get(path, ())) * formula.trainable(self.method, fan_in, fan_out, rank)
-    return AdaptedModule(path, fan_in, fan_out, rank, alpha, self.config.scale(alpha, rank), count)
+    row = AdaptedModule(path, fan_in, fan_out, rank, alpha, self.config.scale(alpha, rank))
+    return replace(row, parameters=math.prod(self.leads.get(path, ())) * trained_size(self.method, row))
 
   def _full(self) -> dict[str, tuple[int, ...]]:
     """The parameters that the file should hold whole."""
@@ -170,3 +170,9 @@ class AdapterFileCheck:
       self.config_problem("lora_exp.leads must be the leading axes of modules")
       return {}
     return {} if self.config.foreign else leads
+
+
+def trained_size(method: str, row: AdaptedModule) -> int:
+  """Trained parameters of one kernel."""
+  kind = methods.get(method)
+  return kind.trained_size(tuple(kind.leaves), row)

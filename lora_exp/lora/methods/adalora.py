@@ -12,20 +12,73 @@ differ: PEFT prunes every rank that equals the threshold, here exactly the budge
 Padded ranks (a column of A and a row of B that are zero) do not exist: they count nowhere and never move.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lora_exp.config import InputError
+from lora_exp.config import InputError, LoraConfig
+from lora_exp.lora.methods.base import Array, Factors, InitSettings, Leaf, Leaves, Modules
+from lora_exp.lora.methods.lora import LoRA
+from lora_exp.runtime.dropout import path_key
 
-Array = Any
+STD = 0.02  # of A and B at the start (section 3.1 of the paper), as in PEFT
 Tree = Any  # nested dicts of arrays
-Modules = dict[tuple, dict[str, Array]]  # by the path of a module's dict in a tree: the leaves of its adapter
+AdapterLeaves = dict[tuple, dict[str, Array]]  # by the path of a module's dict in a tree: the leaves of its adapter
 LEAVES = ("lora_a", "lora_b", "lora_e")  # (…, I, R), (…, R, O) and (…, R)
+
+
+class AdaLoRA(LoRA):
+  """ΔW = s·A·diag(e)·B; the ranks that matter least lose their e."""
+
+  name = "adalora"
+  title = "AdaLoRA"
+  paper = "2303.10512"
+  cost = "R·(I + O + 1) parameters, and two running averages of each beside the optimizer's"
+  leaves = LoRA.leaves | {"lora_e": Leaf("R")}
+
+  def init_all(
+    self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]
+  ) -> dict[str, dict[str, jax.Array]]:
+    """A and B are drawn from N(0, STD²), e is zero; lora.init has no say."""
+    started = super().init_all(modules, key, InitSettings("normal", STD), done)
+    for row in modules.rows:
+      kernel = modules.kernels[row.path]
+      shape = self.shape("lora_b", kernel, row)
+      b = STD * jax.random.normal(jax.random.fold_in(path_key(key, row.path), 1), shape)
+      started[row.path] |= {"lora_b": b, "lora_e": jnp.zeros(self.shape("lora_e", kernel, row))}
+    return started
+
+  def factors(self, leaves: Leaves) -> Factors:
+    """A·diag(e) and B."""
+    return leaves["lora_a"] * leaves["lora_e"][..., None, :], leaves["lora_b"]
+
+  def wrap_optimizer(self, rule: optax.GradientTransformation, trial: Any) -> optax.GradientTransformation:
+    """With the allocation of ranks around it."""
+    return allocate(rule, steps=trial.steps, budget=trial.budget)
+
+  def summary(self, leaves: Mapping[str, Leaves]) -> dict[str, Any]:
+    """The ranks that are left in each module."""
+    return {"kept_ranks": {path: int(np.count_nonzero(x["lora_e"])) for path, x in leaves.items()}} if leaves else {}
+
+  def check(self, config: LoraConfig) -> list[str]:
+    """The budget is at most the rank, and is what chooses the ranks."""
+    problems = []
+    if config.budget is None:
+      problems.append("lora.budget=null: AdaLoRA needs the ranks that a module keeps on average, as lora.budget=8")
+    elif config.budget > config.rank:
+      problems.append(
+        f"lora.budget={config.budget:g}: must be at most lora.rank={config.rank}, which AdaLoRA starts from"
+      )
+    if config.parameters is not None:
+      problems.append(
+        f"lora.parameters={config.parameters:g}: AdaLoRA chooses ranks itself, lora.budget on average; remove one of them"
+      )
+    return problems
 
 
 class AllocateState(NamedTuple):
@@ -110,26 +163,26 @@ def kept_ranks(params: Tree) -> dict[str, int]:
   return {".".join(map(str, path)): int((leaves["lora_e"] != 0).sum()) for path, leaves in adapters(params).items()}
 
 
-def adapters(tree: Tree) -> Modules:
+def adapters(tree: Tree) -> AdapterLeaves:
   """The leaves of every adapter in `tree`, by module, in the order in which jax flattens it."""
   flat = flatten_dict(tree)
   paths = sorted(path[:-1] for path in flat if path[-1] == "lora_e")
   return {path: {name: flat[*path, name] for name in LEAVES if (*path, name) in flat} for path in paths}
 
 
-def replaced(tree: Tree, modules: Modules) -> Tree:
+def replaced(tree: Tree, modules: AdapterLeaves) -> Tree:
   """`tree` with these leaves in the place of its own."""
   flat = flatten_dict(tree, keep_empty_nodes=True)
   flat |= {(*path, name): leaf for path, leaves in modules.items() for name, leaf in leaves.items()}
   return unflatten_dict(flat)
 
 
-def real_ranks(modules: Modules) -> dict[tuple, Array]:
+def real_ranks(modules: AdapterLeaves) -> dict[tuple, Array]:
   """Which ranks (…, R) of each module are more than padding."""
   return {path: (m["lora_a"] != 0).any(-2) | (m["lora_b"] != 0).any(-1) for path, m in modules.items()}
 
 
-def orthogonality(modules: Modules) -> Array:
+def orthogonality(modules: AdapterLeaves) -> Array:
   """The mean over every A and B of ‖AᵀA − I‖ and ‖BBᵀ − I‖ (Frobenius), as PEFT takes eq. 4; I has real ranks alone."""
   norms, real = [], real_ranks(modules)
   for path, exists in real.items():
@@ -146,14 +199,16 @@ def joined(arrays: Iterable[Array]) -> Array:
   return jnp.concatenate([jnp.ravel(x) for x in arrays])
 
 
-def averages(moved: Modules, means: Modules, spreads: Modules, beta1: Array, beta2: Array) -> tuple[Modules, Modules]:
+def averages(
+  moved: AdapterLeaves, means: AdapterLeaves, spreads: AdapterLeaves, beta1: Array, beta2: Array
+) -> tuple[AdapterLeaves, AdapterLeaves]:
   """The running averages I̅ (eq. 9) and U̅ (eq. 10) after one more sensitivity I."""
   means = jax.tree.map(lambda old, new: beta1 * old + (1 - beta1) * new, means, moved)
   spread = lambda old, new, mean: beta2 * old + (1 - beta2) * jnp.abs(new - mean)
   return means, jax.tree.map(spread, spreads, moved, means)
 
 
-def importance(means: Modules, spreads: Modules) -> dict[tuple, Array]:
+def importance(means: AdapterLeaves, spreads: AdapterLeaves) -> dict[tuple, Array]:
   """How much each rank (…, R) matters: s = I̅·U̅ (eq. 11) of its e, and of its A and B on average (eq. 7)."""
   s = jax.tree.map(jnp.multiply, means, spreads)
   return {path: m["lora_e"] + m["lora_a"].mean(-2) + m["lora_b"].mean(-1) for path, m in s.items()}
