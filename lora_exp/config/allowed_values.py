@@ -1,7 +1,7 @@
 """What single settings may be: a table of choices and a table of ranges of numbers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from lora_exp.config.errors import did_you_mean
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import ADAPTERS, EXAMPLES, INITS, Config
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
+CHOICES: dict[str, Collection[str | None]] = {
   "format": ("peft", "merged", "base"),
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
   "optim.schedule": ("constant", "linear", "cosine"),
   "train.export": ("best", "last"),
   "sample.chat": ("auto", "always", "none"),
-  "report.metric": tuple(METRICS),
+  "report.metric": METRICS,
   "merge.dtype": (None, "float32", "bfloat16", "float16"),
   "logger.name": ("wandb", "none"),
   "logger.mode": ("auto", "online", "offline"),
@@ -95,7 +95,7 @@ def choice_problems(cfg: Config) -> Iterator[str]:
         yield choice_problem(path, value, choices)
 
 
-def choice_problem(path: str, value: Any, choices: Sequence[str | None]) -> str:
+def choice_problem(path: str, value: Any, choices: Collection[str | None]) -> str:
   """The line for a value that is none of `choices`, with the nearest of them."""
   words = [choice for choice in choices if choice is not None]
   return f"{path}={shown(value)}: choose {', '.join(map(shown, choices))}{did_you_mean(str(value), words)}"

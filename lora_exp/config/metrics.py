@@ -8,7 +8,7 @@ it has no accuracy, and the KL divergence from a teacher gives no `nats`, so it 
 Every declared metric that applies is written to metrics.jsonl (training, held-out and retained text), summary.json,
 evaluations.jsonl and wandb; it is a column of `task=evaluate`, of results.csv and of the report's table. The report can
 rank settings by it (`report.metric=NAME`), a study can optimise it (`hydra.sweeper.objectives=[NAME]`), and an
-experiment can require it (`promises.NAME=NUMBER`).
+experiment can require it (`expectations.NAME=NUMBER`).
 
 To add a metric whose sums exist, add one entry to `METRICS`:
 

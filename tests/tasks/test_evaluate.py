@@ -3,13 +3,10 @@
 import json
 import math
 
-import numpy as np
 import pytest
 from runs import TINY, on_stories, rows, stories, story, train
 
 from lora_exp.cli import main as entry
-from lora_exp.config.metrics import METRICS
-from lora_exp.train.evaluation import Evaluation, difference
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +57,3 @@ def test_a_base_alone_is_scored_and_leaves_nothing(run, in_tmp_path, capfd):
   said = capfd.readouterr().out
   assert f"{before[-2]['loss']:.4g}" in said and "lora" not in said and "Trained against base" not in said
   assert list(in_tmp_path.iterdir()) == [] and lines(run) == before
-
-
-def test_the_error_of_a_difference_is_that_of_repeated_draws():
-  rng = np.random.default_rng(0)
-
-  def evaluation(nats: np.ndarray, tokens: np.ndarray) -> Evaluation:
-    batch_sums = {"loss": nats, "count": tokens}
-    return Evaluation(batch_sums, {name: float(values.sum()) for name, values in batch_sums.items()})
-
-  def drawn() -> tuple[float, float | None]:
-    tokens = rng.integers(50, 100, 40).astype(float)
-    hard = rng.normal(3, 1, 40)  # batches differ much more than the two models do
-    trained = evaluation(tokens * (hard - 0.2 + rng.normal(0, 0.1, 40)), tokens)
-    return difference(METRICS["loss"], trained, evaluation(tokens * hard, tokens))
-
-  gains, errors = np.array([drawn() for _ in range(400)]).T
-  assert gains.mean() == pytest.approx(-0.2, abs=0.003)
-  assert errors.mean() == pytest.approx(gains.std(), rel=0.15)
-  one = evaluation(np.ones(1), np.ones(1))
-  assert difference(METRICS["loss"], one, one) == (0, None)

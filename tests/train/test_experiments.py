@@ -13,7 +13,6 @@ from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.train import token_probabilities
 from lora_exp.train.base import make_base
-from lora_exp.train.evaluation import held_out, put_eval_batches
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan
 from lora_exp.train.step import assemble, features
@@ -96,39 +95,19 @@ def test_weights_that_are_here_are_taken(no_hub, monkeypatch):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory):
-  """A random model on arithmetic whose answers are sometimes right: one digit is far likelier than others."""
+  """A random model on arithmetic."""
   cfg = line(*runs.TINY, "data=arithmetic", "data.limit=60").jobs[0]
   plan = make_plan(cfg)
   base, _ = make_base(plan)
   return plan, make_job(plan, base, 1), make_rows(cfg.data, plan.tokenizer, tmp_path_factory.mktemp("rows"))
 
 
-def by_hand(job, batch) -> tuple[np.ndarray, np.ndarray]:
-  """Log-probabilities (B, T, V) and the likeliest tokens."""
+def by_hand(job, batch) -> np.ndarray:
+  """Log-probabilities (B, T, V)."""
   one = lambda tree: jax.tree.map(lambda x: x[0], tree)
   model = assemble(job.program, one(job.state.params), one(job.trials), job.frozen, None)
   z = model.logits(features(model, batch))
-  return np.asarray(jax.nn.log_softmax(z)), np.asarray(z.argmax(-1))
-
-
-def test_an_example_is_right_if_every_token_of_its_answer_is_the_likeliest(small):
-  plan, job, rows = small
-  batches = [dict(batch) for batch in eval_batches(rows, 8, None)]
-  right = []
-  for batch in batches:
-    likeliest = by_hand(job, batch)[1]
-    for b in range(0, 8, 2):  # make every other example one that this model answers rightly: at its own argmax
-      batch["targets"][b] = np.where(batch["answers"][b], likeliest[b], batch["targets"][b])
-    one_wrong = np.flatnonzero(batch["answers"][2])
-    batch["targets"][2, one_wrong[-1]] = (likeliest[2, one_wrong[-1]] + 1) % 257
-    for b in np.flatnonzero(batch["answers"].any(1)):
-      at = batch["answers"][b]
-      right.append(bool((likeliest[b][at] == batch["targets"][b][at]).all()))
-  placed = put_eval_batches(batches, plan.layout.put_batch)
-  [evaluation] = held_out(job.evaluate, job.state.params, job.trials, job.frozen, placed)
-  scores = evaluation.row()
-  assert 0 < sum(right) < len(right) == 12
-  assert (scores["exact"], scores["examples"]) == (pytest.approx(sum(right) / 12), 12)
+  return np.asarray(jax.nn.log_softmax(z))
 
 
 def test_the_picture_shows_each_token_with_its_probability(small, tmp_path, monkeypatch):
@@ -140,7 +119,7 @@ def test_the_picture_shows_each_token_with_its_probability(small, tmp_path, monk
   _, texts, probabilities = drawn[0]
   assert len(texts) == rows.eval_examples == 12
   batch = next(eval_batches(rows, 8, None))
-  log_p, _ = by_hand(job, batch)
+  log_p = by_hand(job, batch)
   assert texts[0] == [*plan.tokenizer.decode(batch["targets"][0][batch["weights"][0] > 0][:-1].tolist()), "end"]
   expected = np.exp(np.take_along_axis(log_p[0], batch["targets"][0][:, None], 1)[:, 0])[batch["weights"][0] > 0]
   np.testing.assert_allclose(probabilities[0], expected, rtol=1e-5)
