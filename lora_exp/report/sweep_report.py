@@ -7,92 +7,105 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lora_exp.config.metrics import METRICS
-from lora_exp.report.findings.all_findings import findings
-from lora_exp.report.grouping import learned_updates
+from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import Group, make_groups
-from lora_exp.report.page import results_table, updates_table
+from lora_exp.report.grouping.learned_updates import LearnedUpdates, learn_updates
+from lora_exp.report.grouping.setting_keys import METHOD, TARGETS
+from lora_exp.report.page import updates_table
 from lora_exp.report.page.document import GroupSection, Plot, Report, UpdatesSection
 from lora_exp.report.page.html import html
 from lora_exp.report.page.markdown import markdown
+from lora_exp.report.page.results_table import results, write_csv
 from lora_exp.report.page.settings_table import number_ranges
-from lora_exp.report.plots.best_by_level import bars
-from lora_exp.report.plots.loss_curves import curves
-from lora_exp.report.plots.parallel_coordinates import parallel
-from lora_exp.report.plots.rate_by_rank import surface
+from lora_exp.report.plots.best_by_level import best_by_level
+from lora_exp.report.plots.loss_curves import loss_curves
+from lora_exp.report.plots.parallel_coordinates import parallel_coordinates
+from lora_exp.report.plots.rate_by_rank import rate_by_rank
 from lora_exp.report.plots.style import save
-from lora_exp.report.plots.subspace_overlap import overlaps
-from lora_exp.report.plots.tradeoffs import cost, forgetting, pareto, share
-from lora_exp.report.plots.trial_history import history
-from lora_exp.report.plots.update_spectrum import spectrum
-from lora_exp.report.reading.run_files import read_sweep
+from lora_exp.report.plots.subspace_overlap import subspace_overlap
+from lora_exp.report.plots.tradeoffs import cost, forgetting, pareto, share_of_full
+from lora_exp.report.plots.trial_history import trial_history
+from lora_exp.report.plots.update_spectrum import update_spectrum_plot
+from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime.files import write_atomically
 
-Draw = Callable[[], Figure | None]
+Draw = Callable[[], Figure | None]  # None: the group has nothing to show in this plot
 MOST_PLOTTED = 4  # groups that have plots
 
 
 def make_report(directory: Path, metric: str = "loss") -> Report:
   """Writes the report into the sweep `directory`, ranked by `metric`. Raises InputError if it holds no runs."""
-  trials, groups = make_table(directory, metric)
+  runs, groups, updates = make_table(directory, metric)
   (directory / "plots").mkdir(exist_ok=True)
-  sections = [_section(directory, group, n, len(groups)) for n, group in enumerate(groups)]
-  report = Report(directory.absolute().name, METRICS[metric], trials, sections)
+  sections = [_section(directory, group, updates[n], n, len(groups)) for n, group in enumerate(groups)]
+  report = Report(directory.absolute().name, METRICS[metric], runs, sections)
   for name, render in (("report.md", markdown), ("report.html", html)):
     write_atomically(directory / name, partial(Path.write_text, data=render(report), encoding="utf-8"))
   return report
 
 
-def make_table(directory: Path, metric: str = "loss") -> tuple[list[RunRecord], list[Group]]:
-  """Writes results.csv; returns the trials of the sweep and the groups that they form."""
-  trials = read_sweep(directory)
-  groups = make_groups(trials, METRICS[metric])
-  for group in groups:
-    learned_updates.learn(directory, group)
-  write_atomically(directory / "results.csv", partial(results_table.write, table=results_table.rows(trials, groups)))
-  return trials, groups
+def make_table(
+  directory: Path, metric: str = "loss"
+) -> tuple[list[RunRecord], list[Group], list[LearnedUpdates]]:
+  """Writes results.csv; returns the runs of the sweep, their groups, and what the adapters of each group learned."""
+  runs = read_sweep(directory)
+  groups = make_groups(runs, METRICS[metric])
+  updates = [learn_updates(directory, group) for group in groups]
+  write_atomically(directory / "results.csv", partial(write_csv, rows=results(runs, groups, updates)))
+  return runs, groups, updates
 
 
-def _section(directory: Path, group: Group, n: int, count: int) -> GroupSection:
+def _section(directory: Path, group: Group, updates: LearnedUpdates, n: int, count: int) -> GroupSection:
   """The section of the n-th of `count` groups, its plots written."""
   suffix = "" if count == 1 else f"-{n}"
-  plots = _plots(directory, group, n, suffix)
-  updates = _updates_section(directory, group, n, suffix)
-  if count == 1:
-    return GroupSection(group, findings(group), plots, updates)
-  heading = f"Group {n}: trials {number_ranges([trial.number for trial in group.trials])}"
-  return GroupSection(group, findings(group), plots, updates, heading, f"It differs from the others in {group.why}.")
+  plots, update_plots = _draws(directory, group), _update_draws(directory, group, updates)
+  return GroupSection(
+    group,
+    all_findings(group, updates),
+    _write_plots(directory, plots, suffix) if n < MOST_PLOTTED else [],
+    _updates_section(group, updates, _write_plots(directory, update_plots, suffix) if n < MOST_PLOTTED else []),
+    heading="" if count == 1 else f"Group {n}: trials {number_ranges([run.number for run in group.runs])}",
+    note="" if count == 1 else f"It differs from the others in {group.why}.",
+  )
 
 
-def _plots(directory: Path, group: Group, n: int, suffix: str) -> list[Plot]:
-  draws: list[tuple[str, Draw]] = [
+def _draws(directory: Path, group: Group) -> list[tuple[str, Draw]]:
+  """(file name, plot) of a group, in the order of the page."""
+  return [
     ("pareto", partial(pareto, group)),
-    ("share", partial(share, group)),
-    ("rate", partial(surface, group)),
-    ("targets", partial(bars, group, "lora.targets")),
-    ("methods", partial(bars, group, "method")),
-    ("curves", partial(curves, group)),
+    ("share", partial(share_of_full, group)),
+    ("rate", partial(rate_by_rank, group)),
+    ("targets", partial(best_by_level, group, TARGETS)),
+    ("methods", partial(best_by_level, group, METHOD)),
+    ("curves", partial(loss_curves, group)),
     ("forgetting", partial(forgetting, group)),
     ("cost", partial(cost, group)),
-    ("history", partial(history, group, directory)),
-    ("parallel", partial(parallel, group)),
+    ("history", partial(trial_history, group, directory)),
+    ("parallel", partial(parallel_coordinates, group)),
   ]
-  return _write_plots(directory, draws, suffix) if n < MOST_PLOTTED else []
 
 
-def _updates_section(directory: Path, group: Group, n: int, suffix: str) -> UpdatesSection | None:
+def _update_draws(directory: Path, group: Group, updates: LearnedUpdates) -> list[tuple[str, Draw]]:
+  """(file name, plot) of what the adapters of a group learned."""
+  return [
+    ("spectrum", partial(update_spectrum_plot, group, updates)),
+    ("overlap", partial(subspace_overlap, group, updates, directory)),
+  ]
+
+
+def _updates_section(group: Group, updates: LearnedUpdates, plots: list[Plot]) -> UpdatesSection | None:
   """What the adapters of a group learned; None if no adapter was read and none is damaged."""
-  draws: list[tuple[str, Draw]] = [
-    ("spectrum", partial(spectrum, group)),
-    ("overlap", partial(overlaps, group, directory)),
-  ]
-  plots = _write_plots(directory, draws, suffix) if n < MOST_PLOTTED else []
-  if not learned_updates.shown(group) and not group.unread:
+  if not updates.settings(group) and not updates.unread:
     return None
-  unread = [f"Not read: {text}." for text in group.unread]
-  columns = updates_table.columns(group)
-  return UpdatesSection(updates_table.HEADING, updates_table.notes(columns), unread, columns, updates_table.rows(group),
-                        plots)
+  return UpdatesSection(
+    updates_table.HEADING,
+    updates_table.notes(group, updates),
+    [f"Not read: {problem}." for problem in updates.unread],
+    updates_table.columns(group, updates),
+    updates_table.rows(group, updates),
+    plots,
+  )
 
 
 def _write_plots(directory: Path, draws: Iterable[tuple[str, Draw]], suffix: str) -> list[Plot]:

@@ -1,53 +1,51 @@
-"""What an update ΔW (I, O) of a kernel is made of, and how its directions lie to others. Numpy alone, in float64.
+"""Singular values and directions of an update ΔW (I, O) of a kernel. NumPy alone, in float64.
 
-An update is looked at through its singular values σ (falling) and directions: ΔW = Σ σ·u·vᵀ, u among the kernel's
-inputs, v among its outputs. A low-rank one is taken apart by its thin factors and I×O is never formed. Leading axes
-(of stacked kernels) stay in front; K counts singular values.
+ΔW = Σ σ·u·vᵀ with singular values σ in descending order, directions u among the kernel's inputs and v among its
+outputs. For a low-rank update they follow from its thin factors; I×O is never formed. Leading
+axes (of stacked kernels) stay in front; K counts singular values.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-ROUNDING = 1e-13  # a singular value below this share of its factors' norms is float64's rounding: it is 0
+ROUNDING = 1e-13  # a singular value below this share of its factors' norms is rounding, and set to 0
 ENERGY = 0.9  # share of ‖ΔW‖² that counts as most of it
 INTRUDER = 0.5  # largest |cosine| to W's own directions below which one of W + ΔW is new (arXiv 2410.21228)
 EXAMINED = 10  # directions of W + ΔW, the largest, that may be intruders (ibid., k)
-LARGEST = 4096  # smaller side of a kernel whose every direction is still sought: half a minute on two cores
+LARGEST = 4096  # smaller side of the largest kernel whose directions are all computed: half a minute on two cores
 Svd = tuple[np.ndarray, np.ndarray, np.ndarray]  # U (…, I, K), σ (…, K), Vᵀ (…, K, O)
 
 
 def thin_svd(p: np.ndarray, q: np.ndarray) -> Svd:
-  """U, σ and Vᵀ of P·Q (…, I, O) without forming it, σ falling; no more of them than P has columns.
+  """U, σ and Vᵀ of P·Q (…, I, O) without forming it, σ in descending order; at most as many as P has columns.
 
   P·Q has the singular values of the small R_P·R_Qᵀ of the QR decompositions of P and Qᵀ.
   """
   u, core_left = np.linalg.qr(p)
   v, core_right = np.linalg.qr(np.swapaxes(q, -1, -2))
-  # Of an A·B − A₀·B₀ that has not moved only rounding is left; it must not pass for an update.
+  # An A·B − A₀·B₀ that has not moved leaves rounding alone, which must not count as an update.
   size = np.linalg.norm(core_left, axis=(-2, -1)) * np.linalg.norm(core_right, axis=(-2, -1))
   left, sigma, right = whole_svd(core_left @ np.swapaxes(core_right, -1, -2), size)
   return u @ left, sigma, right @ np.swapaxes(v, -1, -2)
 
 
 def whole_svd(w: np.ndarray, size: np.ndarray | None = None) -> Svd:
-  """U, σ and Vᵀ of a matrix or a stack of them; a σ that is rounding (beside `size`, by default ‖W‖) is 0."""
+  """U, σ and Vᵀ of a matrix or a stack of them; a σ below ROUNDING · `size` (by default ‖W‖) is 0."""
   u, sigma, vt = np.linalg.svd(w, full_matrices=False)
   size = np.linalg.norm(w, axis=(-2, -1)) if size is None else size
   return u, np.where(sigma > ROUNDING * size[..., None], sigma, 0), vt
 
 
 def stable_rank(sigma: np.ndarray) -> np.ndarray:
-  """‖ΔW‖²_F / ‖ΔW‖²₂ = Σσ² / σ₁² (Rudelson and Vershynin, 2007); 0 of no update."""
+  """‖ΔW‖²_F / ‖ΔW‖²₂ = Σσ² / σ₁² (Rudelson and Vershynin, 2007); 0 for no update."""
   square = np.square(sigma)
   return _share(square.sum(-1), square.max(-1, initial=0.0))
 
 
 def effective_rank(sigma: np.ndarray) -> np.ndarray:
-  """exp(−Σ p·ln p) with p = σ/Σσ: how many directions of equal size would be as spread (Roy and Vetterli, 2007).
-
-  0 of no update.
+  """exp(−Σ p·ln p) with p = σ/Σσ: the number of equal singular values with the same entropy (Roy and
+  Vetterli, 2007). 0 for no update.
   """
   total = sigma.sum(-1)
   p = _share(sigma, total[..., None])
@@ -56,13 +54,13 @@ def effective_rank(sigma: np.ndarray) -> np.ndarray:
 
 
 def energy(sigma: np.ndarray) -> np.ndarray:
-  """Share (…, K) of ‖ΔW‖²_F in the 1, 2, … largest directions; 0 of no update."""
+  """Share (…, K) of ‖ΔW‖²_F in the 1, 2, … largest directions; 0 for no update."""
   square = np.square(sigma)
   return _share(np.cumsum(square, -1), square.sum(-1, keepdims=True))
 
 
 def directions(sigma: np.ndarray, share: float = ENERGY) -> np.ndarray:
-  """The fewest directions that hold this share of the energy, for each update; 0 of no update."""
+  """The fewest directions that hold this share of the energy, for each update; 0 for no update."""
   found = (energy(sigma) < share - 1e-12).sum(-1) + 1
   return np.where(sigma.sum(-1) > 0, found, 0)
 
@@ -86,76 +84,93 @@ def random_overlap(i: int, j: int, n: int) -> float:
 def amplification(svd: Svd, w: np.ndarray) -> np.ndarray:
   """‖ΔW‖_F / ‖UᵀWV‖_F, U and V the directions of ΔW: how much larger it is there than W was (Hu et al., section 7.3).
 
-  NaN of no update, and where W has nothing in these directions.
+  NaN for no update, and where W is zero in these directions.
   """
   u, sigma, vt = svd
-  alive = (sigma > 0).astype(float)  # directions that only fill up the rank are none of the update's
-  seen = (np.swapaxes(u, -1, -2) @ w @ np.swapaxes(vt, -1, -2)) * alive[..., None] * alive[..., None, :]
-  there, here = np.linalg.norm(sigma, axis=-1), np.linalg.norm(seen, axis=(-2, -1))
-  return np.where((there > 0) & (here > 0), _share(there, here), np.nan)
+  active = (sigma > 0).astype(float)  # directions with σ = 0 are arbitrary
+  seen = (np.swapaxes(u, -1, -2) @ w @ np.swapaxes(vt, -1, -2)) * active[..., None] * active[..., None, :]
+  update, base = np.linalg.norm(sigma, axis=-1), np.linalg.norm(seen, axis=(-2, -1))
+  return np.where((update > 0) & (base > 0), _share(update, base), np.nan)
 
 
 def output_side(w: np.ndarray, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
   """σ (…, K) and V (…, O, K), the singular vectors on the side of W's outputs: the `most` largest, or all.
 
-  Through W·Wᵀ or Wᵀ·W, whichever is smaller: five times as fast as an SVD. What that loses, singular values below 1e-7
-  of the largest, is 0, and so are their directions.
+  From the eigenvalues of W·Wᵀ or Wᵀ·W, whichever is smaller: five times as fast as an SVD. Singular values below 1e-7
+  of the largest are lost to rounding; they and their directions are 0.
   """
   w = np.asarray(w, np.float64)
-  wide, turned = w.shape[-2] < w.shape[-1], np.swapaxes(w, -1, -2)
-  value, vectors = np.linalg.eigh(w @ turned if wide else turned @ w)
+  wide, w_T = w.shape[-2] < w.shape[-1], np.swapaxes(w, -1, -2)
+  value, vectors = np.linalg.eigh(w @ w_T if wide else w_T @ w)
   sigma, vectors = np.sqrt(np.maximum(value[..., ::-1][..., :most], 0)), vectors[..., ::-1][..., :most]
   sigma = np.where(sigma > 1e-7 * sigma[..., :1], sigma, 0)
   if wide:
-    vectors = (turned @ vectors) / np.where(sigma > 0, sigma, 1.0)[..., None, :]
+    vectors = (w_T @ vectors) / np.where(sigma > 0, sigma, 1.0)[..., None, :]
   return sigma, vectors * (sigma > 0)[..., None, :]
 
 
-def intruders(own: np.ndarray, tuned: np.ndarray, threshold: float = INTRUDER) -> np.ndarray:
-  """How many of the directions `tuned` (…, O, k) of W + ΔW are near none of W's `own` (…, O, K).
+def intruders(base: np.ndarray, tuned: np.ndarray, threshold: float = INTRUDER) -> np.ndarray:
+  """The number of directions `tuned` (…, O, k) of W + ΔW without a similar one among W's, `base` (…, O, K).
 
-  Near is a |cosine| of at least `threshold` (Shuttleworth et al., 2024, arXiv 2410.21228, Algorithm 1, whose matrices
-  are (out, in): their left singular vectors are the outputs' here).
+  Similar is a |cosine| of at least `threshold` (Shuttleworth et al., 2024, arXiv 2410.21228, Algorithm 1; its matrices
+  are (out, in), so that its left singular vectors are those of the outputs here).
   """
-  cosine = np.abs(np.swapaxes(own, -1, -2) @ tuned).max(-2)
-  there = np.linalg.norm(tuned, axis=-2) > 0.5  # none of the zeros beyond the rank
-  return ((cosine < threshold) & there).sum(-1)
+  cosine = np.abs(np.swapaxes(base, -1, -2) @ tuned).max(-2)
+  exists = np.linalg.norm(tuned, axis=-2) > 0.5  # the zeros beyond the rank are no directions
+  return ((cosine < threshold) & exists).sum(-1)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-  """part / whole, 0 where the whole is 0."""
-  return np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), 0.0)
+def _share(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+  """part / total, 0 where the total is 0."""
+  return np.where(total > 0, part / np.where(total > 0, total, 1.0), 0.0)
 
 
 @dataclass(frozen=True)
-class Facts:
-  """What was found of the update of one module; of a stack of kernels the mean."""
+class UpdateSpectrum:
+  """Singular values of the update of one module, and what follows from them; of a stack of kernels the mean."""
 
   module: str
-  rank: int  # that it was given; of a kernel trained whole the smaller of its sides
+  rank: int  # as configured; of a fully trained kernel the smaller of its sides
   singular_values: list[float]
   norm: float  # ‖ΔW‖_F
   effective_rank: float
   stable_rank: float
-  directions: float  # that hold ENERGY of it
+  directions: float  # that hold ENERGY of ‖ΔW‖²
   energy_first: float  # share of the largest direction
   energy_half: float  # share of the larger half of the rank
-  relative_norm: float | None = None  # ‖ΔW‖_F / ‖W‖_F; it and what follows need W
+  relative_norm: float | None = None  # ‖ΔW‖_F / ‖W‖_F; it and the next two need W
   amplification: float | None = None
   intruders: float | None = None
 
 
-def facts(module: str, rank: int, sigma: np.ndarray, **needing_w: Any) -> Facts:
-  """What σ (…, K) says of the update of a module of this rank."""
-  mean = lambda x: round_off(float(np.mean(x)))
-  share = np.concatenate([np.zeros((*sigma.shape[:-1], 1)), energy(sigma)], -1)  # after 0, 1, 2, … directions
-  at = lambda count: mean(share[..., min(count, share.shape[-1] - 1)])
-  values = sigma.reshape(-1, sigma.shape[-1]).mean(0)
-  return Facts(module, rank, [round_off(float(x)) for x in values], mean(np.linalg.norm(sigma, axis=-1)),
-               mean(effective_rank(sigma)), mean(stable_rank(sigma)), mean(directions(sigma)), at(1),
-               at(-(-rank // 2)), **needing_w)
+def update_spectrum(module: str, rank: int, sigma: np.ndarray, **needing_w: float | None) -> UpdateSpectrum:
+  """The spectrum of a module's update from its singular values σ (…, K)."""
+  share = energy(sigma)
+  half = -(-rank // 2)  # the larger half of the rank
+  return UpdateSpectrum(
+    module,
+    rank,
+    [round_off(float(x)) for x in sigma.reshape(-1, sigma.shape[-1]).mean(0)],
+    norm=_mean(np.linalg.norm(sigma, axis=-1)),
+    effective_rank=_mean(effective_rank(sigma)),
+    stable_rank=_mean(stable_rank(sigma)),
+    directions=_mean(directions(sigma)),
+    energy_first=_mean(_energy_of(share, 1)),
+    energy_half=_mean(_energy_of(share, half)),
+    **needing_w,
+  )
+
+
+def _energy_of(share: np.ndarray, count: int) -> np.ndarray:
+  """The share (…) of the energy in the `count` largest directions, out of `energy` (…, K)."""
+  count = min(count, share.shape[-1])
+  return share[..., count - 1] if count else np.zeros(share.shape[:-1])
+
+
+def _mean(x: np.ndarray) -> float:
+  return round_off(float(np.mean(x)))
 
 
 def round_off(value: float) -> float:
-  """Six figures: what is left does not hang on the order in which a machine adds."""
+  """Six significant digits, so that the result does not depend on the order in which a machine adds."""
   return float(f"{value:.6g}")

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lora_exp.config.errors import StoppedError
 from lora_exp.config.metrics import METRICS
-from lora_exp.report.reading.run_files import read_run
+from lora_exp.report.reading.run_reader import read_run
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
 from lora_exp.runtime.files import write_json

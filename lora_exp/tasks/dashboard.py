@@ -14,8 +14,8 @@ from typing import Any
 
 from lora_exp.config import ADAPTERS, Config, InputError, LoraExpError
 from lora_exp.report.grouping.group import make_groups
-from lora_exp.report.grouping.setting_keys import varied
-from lora_exp.report.reading.run_files import flat, read_sweep
+from lora_exp.report.grouping.setting_keys import varied_keys
+from lora_exp.report.reading.run_reader import flatten_settings, read_sweep
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
 from lora_exp.runtime import console
 from lora_exp.runtime.run_files import CONFIG
@@ -72,7 +72,7 @@ def subject_of(directory: Path) -> Subject:
   """What is known of the sweep or run in `directory` from its files. Raises InputError if that is neither."""
   one = (directory / CONFIG).is_file()
   if one:
-    trials = [RunRecord(0, directory.name, "done", None, flat(asdict(load_config(str(directory)))))]
+    trials = [RunRecord(0, directory.name, "done", None, flatten_settings(asdict(load_config(str(directory)))))]
   else:
     trials = [trial for trial in read_sweep(directory) if trial.config]
   logged = [trial for trial in trials if trial.config.get("logger.name") == "wandb"]
@@ -81,7 +81,7 @@ def subject_of(directory: Path) -> Subject:
   first = logged[0].config
   place = sweep_trial(directory) if one else None
   name = place.name(first["lora.method"]) if place else directory.name
-  columns = [key for key in varied(trials) if key not in SEEDS]
+  columns = [key for key in varied_keys(trials) if key not in SEEDS]
   settings = [] if one else _telling(trials, columns)
   usual = ["lora.method", "lora.rank", "lora.alpha", "lora.targets", "optim.lr"]
   shown = [key for key in usual if any(trial.config.get(key) is not None for trial in trials)]

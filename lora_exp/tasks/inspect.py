@@ -20,9 +20,10 @@ from lora_exp.lora.resize import update_svd
 from lora_exp.models.weights import store
 from lora_exp.models.weights.stored_tensor import Checkpoint
 from lora_exp.report.page.terminal import show_updates
-from lora_exp.report.plots.style import WORDS, save
+from lora_exp.report.plots.colours import PALETTE
+from lora_exp.report.plots.style import save
 from lora_exp.report.plots.update_spectrum import spectrum_figure
-from lora_exp.report.reading.adapter_updates import FILE, digest
+from lora_exp.report.reading.inspect_file import INSPECT_FILE, weights_digest
 from lora_exp.report.sweep_report import make_report
 from lora_exp.runtime import console
 from lora_exp.runtime.files import write_json
@@ -33,13 +34,13 @@ from lora_exp.runtime.spectrum import (
   ENERGY,
   EXAMINED,
   LARGEST,
-  Facts,
   Svd,
+  UpdateSpectrum,
   amplification,
-  facts,
   intruders,
   output_side,
   round_off,
+  update_spectrum,
 )
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
@@ -68,7 +69,7 @@ def run(cfg: Config) -> None:
   keep(directory, cfg, found)
   (directory / "plots").mkdir(exist_ok=True)
   save(figure(cfg, found), directory / "plots" / "spectrum.png")
-  console.show(f"PeftTensors: {short(directory / FILE)}, {short(directory / 'plots' / 'spectrum.png')}")
+  console.show(f"PeftTensors: {short(directory / INSPECT_FILE)}, {short(directory / 'plots' / 'spectrum.png')}")
 
 
 def _sweep(directory: Path) -> None:
@@ -142,9 +143,9 @@ def kernel_of(model: nnx.Module, row: lora.AdaptedModule, arrays: Mapping[str, A
   return np.asarray(lora.kernels_of(model, [row], arrays)[row.path], np.float64)
 
 
-def look(trials: Sequence[Trained]) -> list[list[Facts]]:
+def look(trials: Sequence[Trained]) -> list[list[UpdateSpectrum]]:
   """The facts of every module of the trials, which have one base; a kernel at a time, and W's directions once for all."""
-  plan, found = trials[0].plan, [list[Facts]() for _ in trials]
+  plan, found = trials[0].plan, [list[UpdateSpectrum]() for _ in trials]
   base, model = flatten(make_base(plan)[0]), plan.model()
   paths = dict.fromkeys(path for trial in trials for path in trial.rows)
   with console.progress("inspect", sum(len(trial.rows) for trial in trials), "kernels") as bar:
@@ -169,22 +170,22 @@ def look(trials: Sequence[Trained]) -> list[list[Facts]]:
 
 
 def facts_of(row: lora.AdaptedModule, sigma: np.ndarray, w: np.ndarray, tuned: np.ndarray, own: np.ndarray | None,
-             amplified: float | None) -> Facts:
+             amplified: float | None) -> UpdateSpectrum:
   """The facts of a kernel W that became `tuned`; `own` are W's directions among the outputs, None if not sought."""
   size = np.linalg.norm(w, axis=(-2, -1))
   relative = number(np.linalg.norm(sigma, axis=-1) / np.where(size > 0, size, np.nan))
   new = None if own is None else number(intruders(own, output_side(tuned, EXAMINED)[1]))
-  return facts(row.path, row.rank, sigma, relative_norm=relative, amplification=amplified, intruders=new)
+  return update_spectrum(row.path, row.rank, sigma, relative_norm=relative, amplification=amplified, intruders=new)
 
 
-def keep(directory: Path, cfg: Config, found: Sequence[Facts]) -> None:
+def keep(directory: Path, cfg: Config, found: Sequence[UpdateSpectrum]) -> None:
   """inspect.json: the facts of every module, their means, and which weights they are of."""
-  content = {"version": __version__, "run": cfg.run, "method": cfg.lora.method, "weights": digest(directory),
+  content = {"version": __version__, "run": cfg.run, "method": cfg.lora.method, "weights": weights_digest(directory),
              "mean": means(found), "modules": [asdict(f) for f in found]}
-  write_json(directory / FILE, content)
+  write_json(directory / INSPECT_FILE, content)
 
 
-def means(found: Sequence[Facts]) -> dict[str, float | None]:
+def means(found: Sequence[UpdateSpectrum]) -> dict[str, float | None]:
   """Over modules, of those where there is a value."""
   values = {name: [x for f in found if (x := getattr(f, name)) is not None] for name in MEANS}
   return {name: round_off(float(np.mean(x))) if x else None for name, x in values.items()}
@@ -193,7 +194,7 @@ def means(found: Sequence[Facts]) -> dict[str, float | None]:
 # What is shown
 
 
-def show(directory: Path, cfg: Config, found: Sequence[Facts]) -> None:
+def show(directory: Path, cfg: Config, found: Sequence[UpdateSpectrum]) -> None:
   """A table of the modules, those of all blocks in one line, and what it comes to."""
   rows = [(name, *(_cell(key, means([found[p] for p in places])[key]) for key in COLUMNS))
           for name, places in folded([(f.module, f.rank) for f in found])]
@@ -209,7 +210,7 @@ def _cell(key: str, value: float | None) -> str:
   return f"{value * 100:.0f} %" if key == "energy_first" else f"{value:.3g}" if key != "rank" else f"{value:g}"
 
 
-def verdict(cfg: Config, found: Sequence[Facts]) -> Iterator[str]:
+def verdict(cfg: Config, found: Sequence[UpdateSpectrum]) -> Iterator[str]:
   """What the facts come to, a sentence each."""
   mean = {name: math.nan if value is None else value for name, value in means(found).items()}
   if not mean["norm"] > 0:
@@ -230,9 +231,9 @@ def verdict(cfg: Config, found: Sequence[Facts]) -> Iterator[str]:
     yield method.inspect_note
 
 
-def figure(cfg: Config, found: Sequence[Facts]) -> Figure:
+def figure(cfg: Config, found: Sequence[UpdateSpectrum]) -> Figure:
   """The spectra, a line for a kind of module."""
   kinds = folded([(f.module,) for f in found])[:MOST_LINES]
-  lines = [(name, WORDS[i % len(WORDS)], [found[p].singular_values for p in places])
+  lines = [(name, PALETTE[i % len(PALETTE)], [found[p].singular_values for p in places])
            for i, (name, places) in enumerate(kinds)]
   return spectrum_figure(next(verdict(cfg, found)), lines)

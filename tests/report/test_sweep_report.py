@@ -14,12 +14,12 @@ from runs import TINY
 
 from lora_exp.cli import main as entry
 from lora_exp.config import InputError
-from lora_exp.report.findings.all_findings import findings
+from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.page.markdown import markdown
-from lora_exp.report.reading.run_files import read_sweep
-from lora_exp.report.statistics.estimates import difference, estimate, t975
-from lora_exp.report.statistics.fits import front, parabola
+from lora_exp.report.reading.run_reader import read_sweep
+from lora_exp.report.statistics.estimates import difference, estimate, t_quantile
+from lora_exp.report.statistics.fits import fit_parabola, pareto_front
 from lora_exp.report.sweep_report import make_report, make_table
 from sweeps import BASE, ranks, references, trial
 
@@ -29,7 +29,7 @@ PLATEAU = {1: 2.6, 2: 2.3, 4: 2.0, 8: 2.002, 16: 1.999}
 
 def said(directory, topic: str, group: int = 0):
   """The findings on a topic."""
-  return [f for f in findings(make_groups(read_sweep(directory))[group]) if f.topic == topic]
+  return [f for f in all_findings(make_groups(read_sweep(directory))[group]) if f.topic == topic]
 
 
 def table(directory) -> list[dict[str, str]]:
@@ -122,7 +122,7 @@ def test_equal_sweeps_make_equal_files_and_no_path_of_the_machine(tmp_path):
 @pytest.mark.parametrize(("df", "t"), [(1, 12.7062), (2, 4.3027), (9, 2.2622), (13, 2.1604), (25, 2.0595),
                                        (40, 2.0211), (1000, 1.9623)])
 def test_the_quantiles_are_students(df, t):
-  assert t975(df) == pytest.approx(t, rel=3e-4)
+  assert t_quantile(df) == pytest.approx(t, rel=3e-4)
 
 
 def test_an_interval_is_that_of_the_textbook_and_one_value_has_none():
@@ -139,14 +139,14 @@ def test_pairing_takes_out_what_the_seeds_share():
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
-  assert front([(4, 2.0), (1, 3.0), (2, 3.1), (8, 2.0), (16, 1.9), (1, 3.2)]) == [1, 0, 4]
+  assert pareto_front([(4, 2.0), (1, 3.0), (2, 3.1), (8, 2.0), (16, 1.9), (1, 3.2)]) == [1, 0, 4]
 
 
 def test_a_parabola_is_found_again_and_a_hill_has_no_best():
   x = [math.log(v) for v in (1e-4, 1e-3, 1e-2, 1e-1)]
-  fit = parabola(x, [0.3 * (v - math.log(4e-3)) ** 2 + 2 for v in x])
-  assert math.exp(fit.place) == pytest.approx(4e-3) and fit.least == pytest.approx(2)
-  assert parabola(x[:3], [1, 2, 1]) is None and parabola(x[:2], [1, 2]) is None
+  fit = fit_parabola(x, [0.3 * (v - math.log(4e-3)) ** 2 + 2 for v in x])
+  assert math.exp(fit.vertex) == pytest.approx(4e-3) and fit.minimum == pytest.approx(2)
+  assert fit_parabola(x[:3], [1, 2, 1]) is None and fit_parabola(x[:2], [1, 2]) is None
 
 
 # ---- the smallest rank
@@ -158,7 +158,7 @@ def test_a_plateau_at_rank_4_is_found_and_its_numbers_are_those_of_the_table(tmp
   make_table(tmp_path)
   rows = table(tmp_path)
   [found] = said(tmp_path, "Rank")
-  assert found.concluded and found.facts["rank"] == 4 and found.text.startswith("Rank 4 is enough")
+  assert found.concluded and found.values["rank"] == 4 and found.text.startswith("Rank 4 is enough")
   four, best, two = (losses(rows, rank=r, method="lora") for r in ("4", "16", "2"))
   assert f"{statistics.mean(four):.4f} ± {T2 * statistics.stdev(four) / math.sqrt(3):.4f}" in found.text
   for other, against in ((four, best), (two, best)):
@@ -177,20 +177,20 @@ def test_a_plateau_at_rank_4_is_found_and_its_numbers_are_those_of_the_table(tmp
 def test_the_order_of_the_ranks_on_disk_does_not_matter(tmp_path):
   ranks(tmp_path, dict(reversed(PLATEAU.items())))
   [found] = said(tmp_path, "Rank")
-  assert found.facts["rank"] == 4
+  assert found.values["rank"] == 4
 
 
 def test_a_tie_goes_to_the_smallest_rank(tmp_path):
   ranks(tmp_path, {2: 2.0, 4: 2.0, 8: 2.0})
   [found] = said(tmp_path, "Rank")
-  assert found.concluded and found.facts["rank"] == 2 and "smallest tried: a smaller one may do" in found.text
+  assert found.concluded and found.values["rank"] == 2 and "smallest tried: a smaller one may do" in found.text
 
 
 def test_a_measurable_difference_that_is_of_no_use_does_not_decide(tmp_path):
   ranks(tmp_path, {1: 2.5, 4: 2.010, 8: 2.0})  # 1 % of the gain, at every seed
-  assert said(tmp_path, "Rank")[0].facts["rank"] == 4
+  assert said(tmp_path, "Rank")[0].values["rank"] == 4
   ranks(tmp_path / "more", {1: 2.5, 4: 2.030, 8: 2.0, 16: 2.0})  # 3 %
-  assert said(tmp_path / "more", "Rank")[0].facts["rank"] == 8
+  assert said(tmp_path / "more", "Rank")[0].values["rank"] == 8
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
@@ -206,7 +206,7 @@ def test_one_failed_seed_leaves_a_rank_out_and_not_the_answer(tmp_path):
   file = tmp_path / "10" / "summary.json"  # a seed of rank 8
   file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "diverged"}))
   [found] = said(tmp_path, "Rank")
-  assert found.concluded and found.facts["rank"] == 4 and "fewer than three seeds: rank 8." in found.text
+  assert found.concluded and found.values["rank"] == 4 and "fewer than three seeds: rank 8." in found.text
 
 
 def test_the_largest_rank_being_measurably_best_concludes_nothing(tmp_path):
@@ -247,7 +247,7 @@ def grid(directory, places: dict[int, float], rates=(1e-3, 3e-3, 1e-2, 3e-2), de
 def test_every_rank_is_compared_at_its_own_best_rate(tmp_path):
   grid(tmp_path, {1: 1e-2, 4: 1e-2, 16: 3e-3})
   [found] = said(tmp_path, "Rank")
-  assert found.concluded and found.facts["rank"] == 4 and "each at its own best lr" in found.text
+  assert found.concluded and found.values["rank"] == 4 and "each at its own best lr" in found.text
   [rate] = said(tmp_path, "Rate")
   assert rate.concluded and "rank 4: 0.01 (fitted 0.01)" in rate.text and "rank 16: 0.003 (fitted 0.003)" in rate.text
 
@@ -266,7 +266,7 @@ def test_a_rate_beyond_which_trials_diverge_is_no_edge(tmp_path):
   for n, rank in enumerate((1, 4, 16)):
     trial(tmp_path, 36 + n, None, status="diverged", lora__rank=rank, optim__lr=0.1)
   [found] = said(tmp_path, "Rank")
-  assert found.concluded and found.facts["rank"] == 4
+  assert found.concluded and found.values["rank"] == 4
 
 
 @pytest.mark.parametrize(("effect", "middle", "mattered"), [(0.0, 1, False), (0.2, 1, True), (0.2, 2, True)])
@@ -279,7 +279,7 @@ def test_whether_alpha_mattered_is_said_once_the_rate_was_tuned(tmp_path, effect
         trial(tmp_path, n, loss, lora__alpha=alpha, optim__lr=lr, train__seed=seed)
         n += 1
   [found] = said(tmp_path, "Alpha")
-  assert found.concluded and found.facts["mattered"] is mattered
+  assert found.concluded and found.values["mattered"] is mattered
   assert ("did not matter" in found.text) is not mattered
 
 
@@ -302,7 +302,7 @@ def test_the_targets_that_pay_are_the_cheapest_that_are_enough(tmp_path):
           trainable=SIZES[place])
       n += 1
   made, *_ = said(tmp_path, "Targets")
-  assert made.concluded and made.facts["targets"] == "attention" and "It pays to adapt attention" in made.text
+  assert made.concluded and made.values["targets"] == "attention" and "It pays to adapt attention" in made.text
   make_table(tmp_path)
   gain = statistics.mean(BASE - loss for loss in losses(table(tmp_path), targets="attention")) / 4
   assert f"attention {gain:.4g} (4,000 parameters)" in said(tmp_path, "Targets")[1].text
@@ -317,8 +317,8 @@ def test_targets_are_compared_at_equal_parameters(tmp_path):
         trial(tmp_path, n, loss, lora__targets=place, lora__rank=rank, train__seed=seed, trainable=rank * size)
         n += 1
   equal = next(f for f in said(tmp_path, "Targets") if "parameters each" in f.text)
-  place = equal.facts["parameters"]
-  assert place == pytest.approx(math.sqrt(700 * 4000)) and equal.facts["order"] == ["attention", "mlp"]
+  place = equal.values["parameters"]
+  assert place == pytest.approx(math.sqrt(700 * 4000)) and equal.values["order"] == ["attention", "mlp"]
   assert f"attention {2.8 - 0.3 * math.log(place / 500) + 0.01:.4f}" in equal.text
 
 
@@ -330,7 +330,7 @@ def test_a_budget_spent_in_several_places_says_where_it_pays_and_asks_for_no_oth
           lora__parameters=0.03, train__seed=seed, trainable=49152 if rank == 4 else 53248)
       n += 1
   [made] = said(tmp_path, "Targets")
-  assert made.concluded and made.facts["targets"] == "attention"
+  assert made.concluded and made.values["targets"] == "attention"
   assert made.text.startswith("With 49,152 to 53,248 trainable parameters each, attention has the lowest loss: ")
   assert "Not measurably worse: all_linear, rank 4" in made.text and "Measurably worse: mlp, rank 13" in made.text
   assert said(tmp_path, "Rank") == [] and "rank" not in said(tmp_path, "Next")[0].text
@@ -347,7 +347,7 @@ def test_methods_are_told_apart_by_what_makes_them(tmp_path):
   [group] = make_groups(read_sweep(tmp_path))
   assert [s.label for s in group.settings] == list(kinds)
   [found] = said(tmp_path, "Methods")
-  assert found.concluded and found.facts["best"] == "lora" and "measurably below every other" in found.text
+  assert found.concluded and found.values["best"] == "lora" and "measurably below every other" in found.text
 
 
 # ---- what cannot be compared
@@ -364,8 +364,8 @@ def test_trials_of_other_data_steps_or_base_are_not_compared(tmp_path, change, s
   for seed in range(3):
     trial(tmp_path, 9 + seed, 1.0 + 0.01 * seed, lora__rank=8, train__seed=seed, change=change, **settings)
   found = make_groups(read_sweep(tmp_path))
-  assert [len(group.trials) for group in found] == [9, 3] and words in found[0].why
-  assert said(tmp_path, "Rank")[0].facts["rank"] == 2
+  assert [len(group.runs) for group in found] == [9, 3] and words in found[0].why
+  assert said(tmp_path, "Rank")[0].values["rank"] == 2
   make_table(tmp_path)
   assert {r["group"] for r in table(tmp_path)} == {"0", "1"}
 

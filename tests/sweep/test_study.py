@@ -16,10 +16,10 @@ from runs import TINY, command, curve, environment, on_stories, process, rows, s
 from lora_exp.cli import main as entry
 from lora_exp.config import InputError
 from lora_exp.config.override_grammar import parse
-from lora_exp.report.findings.all_findings import findings
+from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import make_groups
-from lora_exp.report.plots.trial_history import history
-from lora_exp.report.reading.run_files import read_sweep
+from lora_exp.report.plots.trial_history import trial_history
+from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.sweep import packed_training
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.study_journal import JOURNAL, NAME, StudyJournal
@@ -306,7 +306,7 @@ def test_a_killed_study_goes_on_with_the_same_command_and_ends_as_if_it_had_not_
 
 def said(directory: Path, topic: str) -> list:
   [found] = make_groups(read_sweep(directory))
-  return [finding for finding in findings(found) if finding.topic == topic]
+  return [finding for finding in all_findings(found) if finding.topic == topic]
 
 
 def test_ranks_that_had_a_rate_of_their_own_each_are_not_ranked(tmp_path):
@@ -323,7 +323,7 @@ def test_a_pruned_run_is_no_failure_and_no_result(tmp_path):
   assert (pruned.status, pruned.loss, pruned.reason) == ("pruned", None, "at step 4, not among the best 2 of 4")
   assert not any("did not finish" in finding.text for finding in said(tmp_path, "Next"))
   [rank] = said(tmp_path, "Rank")
-  assert rank.concluded and rank.facts["rank"] == 2
+  assert rank.concluded and rank.values["rank"] == 2
 
 
 def test_its_history_is_drawn_trial_by_trial_from_the_ledger(tmp_path):
@@ -332,13 +332,13 @@ def test_its_history_is_drawn_trial_by_trial_from_the_ledger(tmp_path):
     trial(tmp_path, n, loss, status="pruned" if n == 4 else "done", lora__rank=n + 1)
     ledger.add("trial", study_trial=n, runs=[n], params={})
   (study,) = make_groups(read_sweep(tmp_path))
-  drawn = history(study, tmp_path)
+  drawn = trial_history(study, tmp_path)
   assert drawn is not None and drawn.get_suptitle() == "Trial 3 of 0-4 has the lowest held-out loss, 2.2000"
   *points, so_far = drawn.axes[0].get_lines()
   assert sorted((p.get_xdata()[0], p.get_ydata()[0]) for p in points)[:4] == list(enumerate(losses[:4]))
   assert [p.get_markerfacecolor() == "white" for p in points] == [False] * 4 + [True]
   assert list(so_far.get_ydata()) == [2.5, 2.3, 2.3, 2.2, 2.2]
   ledger.path.write_text("no JSON\n")
-  assert history(study, tmp_path) is None  # and no error
+  assert trial_history(study, tmp_path) is None  # and no error
   ledger.path.unlink()
-  assert history(study, tmp_path) is None  # a sweep that is no study
+  assert trial_history(study, tmp_path) is None  # a sweep that is no study

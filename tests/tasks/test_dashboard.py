@@ -24,7 +24,8 @@ FILES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # of wandb_workspaces
 TASK = """
 import sys
-from lora_exp.cli import main as entry; from lora_exp import dashboard
+from lora_exp.cli import main as entry
+from lora_exp.tasks import dashboard
 dashboard.SECONDS = float(sys.argv[1])
 sys.exit(entry.run(sys.argv[2:]))
 """

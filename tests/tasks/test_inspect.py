@@ -21,12 +21,14 @@ from lora_exp.config import InputError
 from lora_exp.lora import methods
 from lora_exp.lora.resize import update_svd
 from lora_exp.report.grouping.group import make_groups
-from lora_exp.report.reading.adapter_updates import digest, inspected, updates
-from lora_exp.report.reading.run_files import read_sweep
+from lora_exp.report.grouping.learned_updates import learn_updates
+from lora_exp.report.reading.adapter_updates import read_updates
+from lora_exp.report.reading.inspect_file import read_inspection, weights_digest
+from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.sweep_report import make_report
 from lora_exp.runtime import spectrum
-from lora_exp.runtime.spectrum import facts, output_side, thin_svd, whole_svd
+from lora_exp.runtime.spectrum import output_side, thin_svd, update_spectrum, whole_svd
 from sweeps import trial
 
 RNG = np.random.default_rng(0)
@@ -43,8 +45,7 @@ def orthonormal(n: int, k: int, seed: int = 0) -> np.ndarray:
 def test_singular_values_of_every_method_are_those_of_the_update_formed_whole(tmp_path, kind):
   made, naming, metadata = KINDS[kind]
   lora.save_adapter(tmp_path / "adapter", made, naming, metadata)
-  read = updates(tmp_path, RunRecord(0, "0", "done", config={"lora.method": made.method},
-                               summary={"targets": [asdict(row) for row in made.rows]}))
+  read = read_updates(tmp_path, RunRecord(0, "0", "done", summary={"targets": [asdict(row) for row in made.rows]}))
   assert list(read) == [row.path for row in made.rows]
   for row in made.rows:
     whole = made.update_IO(row.path)
@@ -59,10 +60,11 @@ def test_adalora_is_read_without_what_was_pruned(tmp_path):
   made = adapter("adalora", {"layers.1.self_attn.q_proj": 3, "layers.1.mlp.down_proj": 1})
   lora.save_adapter(tmp_path / "adapter", made, None, {})
   summary = {"targets": [asdict(row) for row in made.rows]}
-  read = updates(tmp_path, RunRecord(0, "0", "done", config={"lora.method": "adalora"}, summary=summary))
+  kept_ranks = {"layers.1.self_attn.q_proj": 2, "layers.1.mlp.down_proj": 0}
+  read = read_updates(tmp_path, RunRecord(0, "0", "done", summary=summary | {"kept_ranks": kept_ranks}))
   assert {path: update.rank for path, update in read.items()} == {"layers.1.self_attn.q_proj": 2}
   with pytest.raises(ValueError, match=r"has no A and B of layers\.1\.mlp\.down_proj"):
-    updates(tmp_path, RunRecord(0, "0", "done", config={"lora.method": "lora"}, summary=summary))
+    read_updates(tmp_path, RunRecord(0, "0", "done", summary=summary))
 
 
 class Kinds(nnx.Module):
@@ -87,7 +89,7 @@ def test_kernels_of_every_shape_have_the_figures_of_their_matrices():
     u, sigma, vt = thin_svd(*columns(own, row.scale))
     whole = row.scale * own["lora_a"] @ own["lora_b"]
     np.testing.assert_allclose(u * sigma[..., None, :] @ vt, whole, atol=1e-12)
-    told = facts(row.path, row.rank, sigma)
+    told = update_spectrum(row.path, row.rank, sigma)
     each = whole.reshape(-1, *whole.shape[-2:])
     singular = np.linalg.svd(each, compute_uv=False)
     assert told.norm == pytest.approx(np.linalg.norm(each, axis=(1, 2)).mean(), rel=1e-5)
@@ -104,7 +106,7 @@ def test_kernels_of_every_shape_have_the_figures_of_their_matrices():
   ([0.0, 0.0], 0, 0, 0),
 ])
 def test_ranks_by_hand(sigma, effective, stable, most):
-  told = facts("m", 4, np.array(sigma))
+  told = update_spectrum("m", 4, np.array(sigma))
   assert (told.effective_rank, told.stable_rank) == pytest.approx((effective, stable), rel=1e-5)
   assert told.directions == most
 
@@ -113,16 +115,16 @@ def test_a_planted_rank_of_three_inside_rank_eight_is_found():
   a, b = RNG.normal(size=(40, 8)), RNG.normal(size=(8, 30))
   a[:, 3:], b[3:] = 0.0, 1e-9 * b[3:]
   _, sigma, _ = thin_svd(orthonormal(40, 3) @ orthonormal(8, 3).T, orthonormal(30, 8).T)
-  told = facts("m", 8, sigma)
+  told = update_spectrum("m", 8, sigma)
   assert (told.effective_rank, told.stable_rank, told.directions) == pytest.approx((3, 3, 3), rel=1e-5)
   assert told.energy_half == 1
-  assert facts("m", 8, thin_svd(a, b)[1]).effective_rank < 3 and (thin_svd(a, b)[1] > 0).sum() == 3
+  assert update_spectrum("m", 8, thin_svd(a, b)[1]).effective_rank < 3 and (thin_svd(a, b)[1] > 0).sum() == 3
 
 
 def test_an_update_that_has_not_moved_is_none():
   a, b = RNG.normal(size=(20, 4)).astype(np.float32), RNG.normal(size=(4, 9)).astype(np.float32)
   svd = update_svd(methods.get("pissa"), {"lora_a": a, "lora_b": b, "start_a": a, "start_b": b}, 2.0)
-  assert facts("m", 4, svd[1]).norm == 0 and np.isnan(spectrum.amplification(svd, RNG.normal(size=(20, 9))))
+  assert update_spectrum("m", 4, svd[1]).norm == 0 and np.isnan(spectrum.amplification(svd, RNG.normal(size=(20, 9))))
 
 
 def test_overlap_is_that_of_the_paper_and_of_random_subspaces_what_chance_gives():
@@ -200,8 +202,8 @@ def test_a_run_is_looked_into(swept, capfd):
   found = json.loads((run / "inspect.json").read_text())
   assert (run / "plots" / "spectrum.png").read_bytes().startswith(b"\x89PNG")
   [trial_] = [a for a in read_sweep(swept) if a.path == "2"]
-  read = updates(run, trial_)
-  assert [row["module"] for row in found["modules"]] == list(read) and found["weights"] == digest(run)
+  read = read_updates(run, trial_)
+  assert [row["module"] for row in found["modules"]] == list(read) and found["weights"] == weights_digest(run)
   for row in found["modules"]:
     assert row["singular_values"] == pytest.approx(read[row["module"]].svd[1], rel=1e-4, abs=1e-9)
     assert row["relative_norm"] > 0 and row["amplification"] > 0 and 0 <= row["intruders"] <= 10
@@ -215,7 +217,7 @@ def test_a_run_is_looked_into(swept, capfd):
 def test_a_run_of_every_method_is_looked_into(tmp_path, method):
   run = train(tmp_path / "sweep" / "0", *SMALL, "lora.rank=4", *method)
   assert entry.run(["task=inspect", f"run={run}"]) == 0
-  read = updates(run, read_sweep(run.parent)[0])
+  read = read_updates(run, read_sweep(run.parent)[0])
   rows = json.loads((run / "inspect.json").read_text())["modules"]
   assert [row["module"] for row in rows] == list(read)
   for row in rows:
@@ -269,11 +271,11 @@ def test_what_was_seen_of_other_weights_is_not_reported(swept, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(swept / "0", run, ignore=shutil.ignore_patterns("checkpoints", "wandb"))
   (run / "inspect.json").write_text(json.dumps({"weights": "others", "modules": []}))
-  assert not list(inspected(run))
+  assert not read_inspection(run)
   assert entry.run(["task=inspect", f"run={run}"]) == 0
-  assert len(list(inspected(run))) == 6
+  assert len(read_inspection(run)) == 6
   (run / "adapter" / "adapter_model.safetensors").write_bytes(b"another")
-  assert not list(inspected(run))
+  assert not read_inspection(run)
 
 
 @pytest.mark.thorough
@@ -319,9 +321,9 @@ def test_the_report_finds_the_planted_rank_and_what_the_seeds_share(known):
   rows = {row["number"]: row for row in table(known)}
   assert [float(rows[n]["effective_rank"]) for n in ("0", "3", "8")] == pytest.approx([2, 3, 3], rel=1e-5)
   [found] = [f for f in part.findings if f.topic == "Used rank"]
-  assert found.concluded and found.facts["rank"] == 8 and found.facts["effective_rank"] == pytest.approx(3, rel=1e-5)
+  assert found.concluded and found.values["rank"] == 8 and found.values["effective_rank"] == pytest.approx(3, rel=1e-5)
   assert "Of rank 8, 3.0 ± 0.0 directions are used on average" in found.text and "2.0, 3.0, 3.0" in found.text
-  overlap = part.group.settings[-1].overlap
+  overlap = learn_updates(known, part.group).overlap(part.group.settings[-1])
   assert overlap.outputs == pytest.approx(1) and overlap.outputs_random == pytest.approx(3 / 30)
   assert overlap.inputs < 0.3 and overlap.inputs_random == pytest.approx(3 / 40)
   assert [plot.file.name for plot in part.updates.plots] == ["spectrum.png", "overlap.png"]

@@ -1,22 +1,31 @@
 """Every finding of a group of settings, in the order of a reader's questions."""
 
-from collections.abc import Callable, Iterator
-
-from lora_exp.report.findings.alpha_and_rate import alpha, rate
-from lora_exp.report.findings.best_method import methods
+from lora_exp.report.findings.alpha_and_rate import alpha_effect, best_rate
+from lora_exp.report.findings.best_method import best_method
 from lora_exp.report.findings.finding import Finding
 from lora_exp.report.findings.next_steps import next_steps
-from lora_exp.report.findings.paying_targets import targets
-from lora_exp.report.findings.reference_lines import forgetting, full
-from lora_exp.report.findings.smallest_rank import rank
+from lora_exp.report.findings.paying_targets import paying_targets
+from lora_exp.report.findings.reference_lines import forgetting, share_of_full
+from lora_exp.report.findings.smallest_rank import smallest_rank
 from lora_exp.report.findings.used_rank import used_rank
 from lora_exp.report.grouping.group import Group
+from lora_exp.report.grouping.learned_updates import LearnedUpdates
+
+NO_UPDATES = LearnedUpdates()
 
 
-def findings(group: Group) -> list[Finding]:
-  """Every finding of a group, in the order of a reader's questions."""
-  parts: list[Callable[[Group], Iterator[Finding]]] = [
-    rank, targets, alpha, rate, methods, full, forgetting, used_rank, next_steps]
+def all_findings(group: Group, updates: LearnedUpdates = NO_UPDATES) -> list[Finding]:
+  """The findings of a group; `updates` is what its adapters learned, if that was read."""
   if not group.adapted:
     return [Finding("Result", "No adapter finished, so there is nothing to compare.", concluded=False)]
-  return [finding for part in parts for finding in part(group)]
+  return [
+    *smallest_rank(group),
+    *paying_targets(group),
+    *alpha_effect(group),
+    *best_rate(group),
+    *best_method(group),
+    *share_of_full(group),
+    *forgetting(group),
+    *used_rank(group, updates),
+    *next_steps(group),
+  ]

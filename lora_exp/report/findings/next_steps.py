@@ -2,46 +2,79 @@
 
 from collections.abc import Iterator
 
-from lora_exp.report.findings.finding import RANK, RATE, Finding, capital, joined
+from lora_exp.report.findings.finding import Finding, capital, joined
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.report.grouping.setting import Setting
+from lora_exp.report.grouping.setting_keys import RANK, RATE
 from lora_exp.report.statistics.estimates import difference
-from lora_exp.report.verdicts.tuning import SEEDS_NEEDED, best_by, best_of, edges, untuned
+from lora_exp.report.verdicts.tuning import SEEDS_NEEDED, at_edges, best_by, best_of, unevenly_tuned
 from lora_exp.report.verdicts.verdict import not_worse, tolerance_of
 
 
 def next_steps(group: Group) -> Iterator[Finding]:
-  """What to try next."""
-  steps = []
-  least = min(s.seeds for s in group.adapted)
-  if least < SEEDS_NEEDED:
-    steps.append(f"run more seeds (train.seed=0,1,2): at least one setting has {least}")
-  settings = best_by(group.adapted, RANK).values() if RANK in group.keys and \
-    all(RANK in s.values for s in group.adapted) else [best_of(group.adapted)]
-  edge = dict.fromkeys(e for s in settings for e in edges(group, s, tolerance_of(group.adapted)))
-  steps += [f"extend the grid: {e}" for e in edge]
-  ranks = group.levels(RANK)
-  if len(ranks) > 1 and all(s.budget is None for s in group.adapted):  # a budget chooses the rank
-    top = list(best_by([s for s in group.adapted if RANK in s.values], RANK).values())
-    if alike := untuned(group, top, RANK):
-      steps.append(f"try more values for each rank (sweep=rank_lr, or a larger group): {joined(alike)}")
-    elif len(top) > 1 and best_of(top) is top[-1] and not not_worse(difference(top[-2].penalties, top[-1].penalties),
-                                                                 tolerance_of(top)):
-      still = f"the {group.metric.label} still {'rises' if group.metric.higher_is_better else 'falls'}"
-      steps.append(f"try a rank above {top[-1].values[RANK]}: {still} from rank {top[-2].values[RANK]}")
-    if RATE not in group.keys:
-      steps.append("sweep optim.lr as well (sweep=rank_lr): one rate for every rank favours some of them")
-  if group.full is None:
-    steps.append("add lora=full for the upper reference line")
-  late = [s for s in group.adapted if all(_still_falling(trial) for trial in s.counted.values())]
-  if len(late) > len(group.adapted) / 2:
-    steps.append("train longer: most settings were at their best at the last step")
-  lost = [trial for trial in group.trials if trial.result(group.metric.name) is None and trial.status != "pruned"]
-  if lost:
-    steps.append(f"repeat or leave out what did not finish: trials {', '.join(map(str, lost))}")
+  """One finding that lists what would settle the open questions."""
+  steps = [
+    *_more_seeds(group),
+    *_wider_grid(group),
+    *_other_ranks(group),
+    *_reference_line(group),
+    *_longer_training(group),
+    *_unfinished(group),
+  ]
   if steps:
-    yield Finding("Next", f"{capital('; '.join(steps))}.")
+    yield Finding("Next", f"{capital(joined(steps))}.")
 
 
-def _still_falling(trial: RunRecord) -> bool:
-  return trial.number_at("losses", "best_step") == trial.number_at("steps")
+def _more_seeds(group: Group) -> Iterator[str]:
+  fewest = min(s.seeds for s in group.adapted)
+  if fewest < SEEDS_NEEDED:
+    yield f"run more seeds (train.seed=0,1,2): at least one setting has {fewest}"
+
+
+def _wider_grid(group: Group) -> Iterator[str]:
+  """Where a tuned key is best at the edge of what was tried, for each rank or for the best setting."""
+  ranked = RANK in group.keys and all(RANK in s.values for s in group.adapted)
+  settings = list(best_by(group.adapted, RANK).values()) if ranked else [best_of(group.adapted)]
+  tolerance = tolerance_of(group.adapted)
+  for edge in dict.fromkeys(edge for s in settings for edge in at_edges(group, s, tolerance)):
+    yield f"extend the grid: {edge}"
+
+
+def _other_ranks(group: Group) -> Iterator[str]:
+  """Ranks or rates that are missing; nothing where a budget of parameters chose the rank."""
+  if len(group.levels(RANK)) < 2 or any(s.budget is not None for s in group.adapted):
+    return
+  best = list(best_by([s for s in group.adapted if RANK in s.values], RANK).values())
+  if uneven := unevenly_tuned(group, best, RANK):
+    yield f"try more values for each rank (sweep=rank_lr, or a larger study): {joined(uneven)}"
+  elif len(best) > 1 and best_of(best) is best[-1] and _still_better(best[-2], best[-1], tolerance_of(best)):
+    yield (f"try a rank above {best[-1].values[RANK]}: the {group.metric.label} still "
+           f"{'rises' if group.metric.higher_is_better else 'falls'} from rank {best[-2].values[RANK]}")
+  if RATE not in group.keys:
+    yield "sweep optim.lr as well (sweep=rank_lr): one rate for every rank favours some of them"
+
+
+def _still_better(smaller: Setting, larger: Setting, tolerance: float) -> bool:
+  """Whether the smaller rank is measurably worse than the larger."""
+  return not not_worse(difference(smaller.penalties, larger.penalties), tolerance)
+
+
+def _reference_line(group: Group) -> Iterator[str]:
+  if group.full is None:
+    yield "add lora=full for the upper reference line"
+
+
+def _longer_training(group: Group) -> Iterator[str]:
+  falling = [s for s in group.adapted if _best_at_the_end(s)]
+  if len(falling) > len(group.adapted) / 2:
+    yield "train longer: most settings were at their best at the last step"
+
+
+def _best_at_the_end(setting: Setting) -> bool:
+  return all(run.number_at("losses", "best_step") == run.number_at("steps") for run in setting.counted.values())
+
+
+def _unfinished(group: Group) -> Iterator[str]:
+  lost = [str(run) for run in group.runs if run.result(group.metric.name) is None and run.status != "pruned"]
+  if lost:
+    yield f"repeat or leave out what did not finish: trials {', '.join(lost)}"

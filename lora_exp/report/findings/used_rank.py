@@ -1,44 +1,60 @@
 """Finding: how much of the rank was used, and whether seeds agree."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from lora_exp.report.findings.finding import MOST_CONTEXTS, MOST_LINES, RANK, Finding, joined, listed
+from lora_exp.report.findings.finding import FEW_SEEDS, MOST_CONTEXTS, MOST_LINES, Finding, in_context, joined
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.learned_updates import given, shown
-from lora_exp.report.reading.adapter_updates import Overlap
+from lora_exp.report.grouping.learned_updates import LearnedUpdates
+from lora_exp.report.grouping.seed_overlap import SeedOverlap
+from lora_exp.report.grouping.setting import Setting
+from lora_exp.report.grouping.setting_keys import RANK
 from lora_exp.report.verdicts.tuning import SEEDS_NEEDED, best_by, contexts
 from lora_exp.runtime.spectrum import ENERGY
 
+USED_RANK = "Used rank"  # topic of the finding
 PERCENT = f"{ENERGY * 100:g} %"
-USED = "Used rank"  # topic of the finding
 
 
-def used_rank(group: Group) -> Iterator[Finding]:
-  """Whether the ranks were used, and whether seeds agree."""
-  groups = [(where, list(best_by(settings, RANK).values())) for where, settings in contexts(group, RANK)]
-  for where, settings in (groups or [("", group.adapted)])[:MOST_CONTEXTS]:
-    known = [s for s in settings if s in shown(group) and RANK in s.trials[0].config][:MOST_LINES]
-    if not known:
-      continue
-    used = {id(s): s.of(lambda trial: trial.learned_mean("effective_rank")) for s in known}
-    top = max(known, key=given)
-    e, most = used[id(top)], top.of(lambda trial: trial.learned_mean("directions"))
-    at = f" ({where})" if where else ""
-    text = (f"Of rank {given(top):g}, {e.text(1)} directions are used on average{at} (the effective rank of ΔW; "
-            f"{e.mean / given(top) * 100:.0f} %), and {PERCENT} of its energy lies in {most.text(1)}.")
-    if groups and len(known) > 1:
-      text += (f" At ranks {listed([f'{given(s):g}' for s in known])} the effective rank is "
-               f"{listed([f'{used[id(s)].mean:.1f}' for s in known])}.")
-    if top.overlap:
-      text += f" {agreement(top.overlap)}"
-    few = min(e.n for e in used.values()) < SEEDS_NEEDED
-    text += " Fewer than three seeds: no order is concluded." if few else ""
-    yield Finding(USED, text, f"trials {joined([s.names for s in known])}; means over modules, ± over seeds",
-                  not few, {"rank": given(top), "effective_rank": e.mean, "where": where})
+def used_rank(group: Group, updates: LearnedUpdates) -> Iterator[Finding]:
+  """How many directions the updates of the largest rank use, in each context; nothing where no adapter was read."""
+  by_rank = [(where, list(best_by(settings, RANK).values())) for where, settings in contexts(group, RANK)]
+  learned = {id(s) for s in updates.settings(group)}
+  for where, settings in (by_rank or [("", group.adapted)])[:MOST_CONTEXTS]:
+    known = [s for s in settings if id(s) in learned and RANK in s.runs[0].config][:MOST_LINES]
+    if known:
+      yield _finding(updates, known, where, compare=bool(by_rank))
 
 
-def agreement(o: Overlap) -> str:
+def _finding(updates: LearnedUpdates, settings: Sequence[Setting], where: str, compare: bool) -> Finding:
+  """The finding on `settings`; `compare`: they differ in their rank."""
+  used = [updates.estimate(s, "effective_rank") for s in settings]
+  ranks = [updates.rank(s) for s in settings]
+  largest = ranks.index(max(ranks))
+  rank, effective = ranks[largest], used[largest]
+  directions = updates.estimate(settings[largest], "directions")
+  text = (f"Of rank {rank:g}, {effective.text(1)} directions are used on average{in_context(where)} (the effective "
+          f"rank of ΔW; {effective.mean / rank * 100:.0f} %), and {PERCENT} of its energy lies in "
+          f"{directions.text(1)}.")
+  if compare and len(settings) > 1:
+    text += (f" At ranks {', '.join(f'{r:g}' for r in ranks)} the effective rank is "
+             f"{', '.join(f'{e.mean:.1f}' for e in used)}.")
+  overlap = updates.overlap(settings[largest])
+  if overlap is not None:
+    text += f" {_agreement(overlap)}"
+  few_seeds = min(e.n for e in used) < SEEDS_NEEDED
+  if few_seeds:
+    text += FEW_SEEDS
+  trials = joined([s.trial_numbers for s in settings])
+  return Finding(USED_RANK, text, f"trials {trials}; means over modules, ± over seeds", not few_seeds,
+                 {"rank": rank, "effective_rank": effective.mean, "where": where})
+
+
+def _agreement(overlap: SeedOverlap) -> str:
   """What two seeds share, in words."""
-  part = lambda x: f"{x * 100:.0f} %"
-  return (f"Of these, two seeds share {part(o.outputs)} on the side of the outputs (random ones: "
-          f"{part(o.outputs_random)}) and {part(o.inputs)} on that of the inputs ({part(o.inputs_random)}).")
+  outputs, by_chance = _percent(overlap.outputs), _percent(overlap.outputs_random)
+  return (f"Of these, two seeds share {outputs} on the side of the outputs (random ones: {by_chance}) and "
+          f"{_percent(overlap.inputs)} on that of the inputs ({_percent(overlap.inputs_random)}).")
+
+
+def _percent(share: float) -> str:
+  return f"{share * 100:.0f} %"

@@ -3,42 +3,63 @@
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.reading.run_record import RunRecord
 
-CLOSE = 0.01  # relative: losses of one base on one held-out text, apart from how it was cut into batches
+CLOSE = 0.01  # relative difference of base losses that comes from cutting one held-out text into other batches
 
 
-def apart(a: Setting, b: Setting) -> list[str]:
-  """Why two settings cannot be compared; trials are held against each other where their data and base seeds agree."""
-  pairs = [(x, y) for x in a.trials for y in b.trials if x.seeds[1:] == y.seeds[1:] and x.summary and y.summary]
-  pairs = pairs or [(x, y) for x in a.trials for y in b.trials if x.summary and y.summary]
-  return list({why: None for x, y in pairs for why in differences(x, y)})
+def incomparable(a: Setting, b: Setting) -> list[str]:
+  """What keeps two settings from being compared; runs are matched where their data and base seeds agree."""
+  pairs = [(x, y) for x in a.runs for y in b.runs if x.summary and y.summary]
+  matched = [(x, y) for x, y in pairs if x.seeds[1:] == y.seeds[1:]]
+  return list(dict.fromkeys(difference for x, y in matched or pairs for difference in _differences(x, y)))
 
 
-def differences(x: RunRecord, y: RunRecord) -> list[str]:
-  """What of steps, data and base two trials do not share."""
-  found = []
-  if x.method != "frozen" and y.method != "frozen" and x.summary.get("steps") != y.summary.get("steps"):
-    found.append("the number of steps")
-  prints = [trial.summary.get("fingerprints") or {} for trial in (x, y)]
-  if prints[0].get("data") != prints[1].get("data") or len({a.config.get("train.eval_tokens") for a in (x, y)}) > 1:
-    found.append("the data")
-  other = _base(x) != _base(y) or (_plain(x) and _plain(y) and prints[0].get("base") != prints[1].get("base"))
-  if not found and x.base is not None and y.base is not None and not _quantised(x, y):
-    other |= abs(x.base - y.base) > CLOSE * max(abs(x.base), abs(y.base))
-  return [*found, "the base"] if other else found
+def _differences(x: RunRecord, y: RunRecord) -> list[str]:
+  """Which of steps, data and base two runs do not share."""
+  differences = []
+  trained = not (x.method.trains_nothing or y.method.trains_nothing)
+  if trained and x.summary.get("steps") != y.summary.get("steps"):
+    differences.append("the number of steps")
+  same_rows = _fingerprint(x, "data") == _fingerprint(y, "data")
+  if not same_rows or x.config.get("train.eval_tokens") != y.config.get("train.eval_tokens"):
+    differences.append("the data")
+  if _other_base(x, y, same_data=not differences):
+    differences.append("the base")
+  return differences
 
 
-def _base(trial: RunRecord) -> dict:
-  """What the run says of its base, without the time it took and where it lies."""
-  facts = trial.summary.get("base") or {}
+def _other_base(x: RunRecord, y: RunRecord, same_data: bool) -> bool:
+  """Whether two runs started from different bases, as far as their files tell."""
+  if _base_facts(x) != _base_facts(y):
+    return True
+  if _has_plain_base(x) and _has_plain_base(y) and _fingerprint(x, "base") != _fingerprint(y, "base"):
+    return True
+  if not same_data or x.base_loss is None or y.base_loss is None or _is_quantised(x) or _is_quantised(y):
+    return False
+  return abs(x.base_loss - y.base_loss) > CLOSE * max(abs(x.base_loss), abs(y.base_loss))
+
+
+def _fingerprint(run: RunRecord, name: str) -> object:
+  return (run.summary.get("fingerprints") or {}).get(name)
+
+
+def _base_facts(run: RunRecord) -> dict:
+  """What summary.json says about the base, without the time it took and its path."""
+  facts = run.summary.get("base") or {}
   return {key: value for key, value in facts.items() if key not in ("seconds", "source")}
 
 
-def _quantised(*trials: RunRecord) -> bool:
-  """Whether a trial holds the base in fewer bits, which changes its loss and its bytes."""
-  return any(trial.config.get("lora.quant") for trial in trials)
+def _is_quantised(run: RunRecord) -> bool:
+  """Whether the run held its base in fewer bits, which changes the base's loss and bytes."""
+  return bool(run.config.get("lora.quant"))
 
 
-def _plain(trial: RunRecord) -> bool:
-  """Whether the trial's frozen arrays are the base's: nothing of its own among them, and none trained instead."""
-  return trial.method in ("lora", "rslora", "loraplus", "dora", "frozen") and not _quantised(trial) \
-    and trial.config.get("lora.bias") in (None, "none") and not trial.config.get("lora.train_modules")
+def _has_plain_base(run: RunRecord) -> bool:
+  """Whether the run's frozen arrays are exactly the base's: it trains none of them, and adds none."""
+  method, settings = run.method, run.config
+  return (
+    (method.adapts_kernels or method.trains_nothing)
+    and not method.has_constants
+    and not _is_quantised(run)
+    and settings.get("lora.bias") in (None, "none")
+    and not settings.get("lora.train_modules")
+  )

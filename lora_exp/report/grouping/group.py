@@ -1,109 +1,138 @@
 """Groups of settings that can be compared with each other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lora_exp.config.metrics import METRICS, Metric
-from lora_exp.report.grouping.comparability import apart
-from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.grouping.setting_keys import distinguishing_keys, label, settings_of, values_of, varied
+from lora_exp.report.grouping.comparability import incomparable
+from lora_exp.report.grouping.setting import Setting, penalty
+from lora_exp.report.grouping.setting_keys import (
+  distinguishing_keys,
+  effective_settings,
+  setting_label,
+  setting_values,
+  varied_keys,
+)
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
 from lora_exp.report.statistics.estimates import Estimate, estimate
 
 
-@dataclass
+@dataclass(frozen=True)
 class Group:
-  """Settings that can be compared."""
+  """Settings of the same steps, data and base."""
 
-  settings: list[Setting]
+  settings: list[Setting]  # the frozen base first, full fine-tuning last
   metric: Metric  # by which they are compared
-  keys: list[str]  # that tell them apart
-  columns: list[str]  # every key whose values differ in the sweep
-  why: str = ""  # what sets it apart from the sweep's other groups
-  unread: list[str] = field(default_factory=list)  # adapters that are damaged, a sentence each
+  keys: list[str]  # that tell the settings apart
+  varied: list[str]  # every key whose values differ in the sweep, seeds included
+  why: str = ""  # how the group differs from the sweep's other groups
 
   @property
-  def trials(self) -> list[RunRecord]:
-    return sorted((trial for setting in self.settings for trial in setting.trials), key=lambda trial: trial.number)
+  def runs(self) -> list[RunRecord]:
+    """All runs of the group, by number."""
+    return sorted((run for setting in self.settings for run in setting.runs), key=_number)
 
   @property
   def adapted(self) -> list[Setting]:
-    """Those with a result, apart from the reference lines."""
-    return [s for s in self.settings if s.seeds and not s.reference]
+    """The settings with a result, without the reference lines."""
+    return [s for s in self.settings if s.seeds and not s.method.is_reference]
 
   @property
   def full(self) -> Setting | None:
-    """Full fine-tuning, at its best rate."""
-    found = [s for s in self.settings if s.seeds and s.method == "full"]
-    return min(found, key=lambda s: s.penalty, default=None)
+    """Full fine-tuning at its best learning rate; None if no run of it is done."""
+    candidates = [s for s in self.settings if s.seeds and s.method.trains_everything]
+    return min(candidates, key=penalty, default=None)
 
   @property
   def base(self) -> float | None:
-    """The metric of the base before training."""
-    values = [trial.base_metric(self.metric.name) for trial in self.trials if not trial.config.get("lora.quant")]
-    found = [value for value in values if value is not None]
-    return estimate(found).mean if found else None
+    """The metric of the base before training, in full precision."""
+    values = [run.base(self.metric.name) for run in self.runs if not run.config.get("lora.quant")]
+    known = [value for value in values if value is not None]
+    return estimate(known).mean if known else None
 
   @property
-  def has_numbers(self) -> bool:
-    """Whether its data is examples of numbers, whose loss has no unit."""
-    return any(trial.numbers for trial in self.trials)
+  def is_text(self) -> bool:
+    """Whether all of its data is text; the losses of examples of numbers have no unit."""
+    return all(run.is_text for run in self.runs)
 
   @property
   def unit(self) -> str:
-    """The unit of the metric; examples of numbers have none."""
-    return "" if self.has_numbers else self.metric.unit
+    """The unit of the metric."""
+    return self.metric.unit if self.is_text else ""
 
   def levels(self, key: str) -> list[Any]:
-    """The values of `key` among adapted settings and those that failed, in order."""
-    found = {s.values[key] for s in self.settings if not s.reference and s.values.get(key) is not None}
-    return sorted(found, key=lambda v: (isinstance(v, str), v))
+    """The sorted values of `key` in the settings, failed ones included, without the reference lines."""
+    values = {s.values[key] for s in self.settings if not s.method.is_reference and s.values.get(key) is not None}
+    return sorted(values, key=sort_key)
 
   def share(self, setting: Setting) -> Estimate:
-    """Share of full fine-tuning's gain over the base: 0 is the base, 1 is full; by seed where full has that seed."""
+    """Share of full fine-tuning's gain: 0 is the base, 1 is full. By seed where full has every seed of the setting."""
     full = self.full
     if full is None:
       return estimate([])
-    paired = {seeds for seeds in setting.counted if seeds in full.counted}
-    if len(paired) < setting.seeds:
-      paired = set()
+    paired = set(setting.counted) <= set(full.counted)
 
-    def share(trial: RunRecord) -> float | None:
-      name, result = self.metric.name, trial.result(self.metric.name)
-      top = full.scores[trial.seeds] if paired else full.score.mean
-      # Of full precision, also for a quantised trial.
-      base = full.counted[trial.seeds].base_metric(name) if paired else self.base
+    def share(run: RunRecord) -> float | None:
+      name, result = self.metric.name, run.result(self.metric.name)
+      top = full.scores[run.seeds] if paired else full.score.mean
+      # The base of full precision, also where the run itself is quantised.
+      base = full.counted[run.seeds].base(name) if paired else self.base
       if base is None or result is None or self.metric.sign * (base - top) <= 0:
         return None
       return (base - result) / (base - top)
 
-    return setting.of(share)
+    return setting.estimate(share)
 
 
-def make_groups(trials: Sequence[RunRecord], metric: Metric = METRICS["loss"]) -> list[Group]:
-  """The settings of a sweep in groups that can be compared, the largest first; trials without a config are in none."""
-  trials = [trial for trial in trials if trial.config]
-  columns = varied(trials)
-  keys = distinguishing_keys(trials, [key for key in columns if key not in SEEDS])
-  groups: dict[tuple, list[RunRecord]] = {}
-  for trial in trials:
-    config = settings_of(trial)
-    identity = tuple(sorted((k, repr(v)) for k, v in config.items() if k not in SEEDS))
-    groups.setdefault(identity, []).append(trial)
-  made = [Setting(label(trials_, keys), values_of(trials_[0], keys), trials_, metric) for trials_ in groups.values()]
+def sort_key(value: Any) -> tuple:
+  """Orders the values of a key: numbers before words."""
+  return isinstance(value, str), value
+
+
+def make_groups(runs: Sequence[RunRecord], metric: Metric = METRICS["loss"]) -> list[Group]:
+  """The settings of a sweep in groups that can be compared, the largest first; runs without a config are in none."""
+  runs = [run for run in runs if run.config]
+  varied = varied_keys(runs)
+  keys = distinguishing_keys(runs, [key for key in varied if key not in SEEDS])
   clusters: list[list[Setting]] = []
-  for setting in made:
-    fit = next((c for c in clusters if all(not apart(setting, other) for other in c)), None)
-    clusters.append([setting]) if fit is None else fit.append(setting)
-  clusters.sort(key=lambda c: -sum(len(s.trials) for s in c))
-  found = []
-  for cluster in clusters:
-    others = {why: None for other in clusters if other is not cluster for s in other[:1] for t in cluster[:1]
-              for why in apart(t, s)}
-    found.append(Group(sorted(cluster, key=_order), metric, keys, columns, "; ".join(others)))
-  return found
+  for setting in _settings(runs, keys, metric):
+    for cluster in clusters:
+      if not any(incomparable(setting, other) for other in cluster):
+        cluster.append(setting)
+        break
+    else:
+      clusters.append([setting])
+  clusters.sort(key=_size, reverse=True)
+  return [Group(sorted(cluster, key=_order), metric, keys, varied, _difference(cluster, clusters))
+          for cluster in clusters]
 
 
-def _order(setting: Setting) -> tuple:
-  return ({"frozen": 0, "full": 2}.get(setting.method, 1), setting.trials[0].number)
+def _settings(runs: Sequence[RunRecord], keys: Sequence[str], metric: Metric) -> list[Setting]:
+  """The runs, those that differ in their seeds alone together."""
+  by_settings: dict[tuple, list[RunRecord]] = {}
+  for run in runs:
+    settings = effective_settings(run)
+    identity = tuple(sorted((key, repr(value)) for key, value in settings.items() if key not in SEEDS))
+    by_settings.setdefault(identity, []).append(run)
+  return [Setting(setting_label(same[0], keys), setting_values(same[0], keys), same, metric)
+          for same in by_settings.values()]
+
+
+def _difference(cluster: list[Setting], clusters: list[list[Setting]]) -> str:
+  """How a cluster of settings differs from the others."""
+  others = [other[0] for other in clusters if other is not cluster]
+  return "; ".join(dict.fromkeys(why for other in others for why in incomparable(cluster[0], other)))
+
+
+def _number(run: RunRecord) -> int:
+  return run.number
+
+
+def _size(cluster: list[Setting]) -> int:
+  return sum(len(setting.runs) for setting in cluster)
+
+
+def _order(setting: Setting) -> tuple[int, int]:
+  position = 0 if setting.method.trains_nothing else 2 if setting.method.trains_everything else 1
+  return position, setting.runs[0].number

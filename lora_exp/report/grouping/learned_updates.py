@@ -1,46 +1,85 @@
-"""What the adapters of a group learned, read from their files."""
+"""What the adapters of a group learned: the spectra of their updates, and what their seeds share."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_exp.report.grouping.group import Group
+from lora_exp.report.grouping.seed_overlap import SeedOverlap, seed_overlap
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.reading.adapter_updates import Update, learned, one_thread, seeds_overlap, updates
+from lora_exp.report.reading.adapter_updates import ModuleUpdate, one_thread, read_updates
+from lora_exp.report.reading.inspect_file import read_inspection
 from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.report.statistics.estimates import Estimate
+from lora_exp.runtime.spectrum import UpdateSpectrum, update_spectrum
 
-MOST_SEEDS = 4  # whose directions are held against each other, every pair
+MOST_SEEDS = 4  # whose directions are compared, every pair
+NEED_KERNEL = ("relative_norm", "amplification", "intruders")  # fields of UpdateSpectrum that task=inspect alone gives
+
+
+@dataclass(frozen=True)
+class LearnedUpdates:
+  """The spectra and overlaps of a group, by the numbers of its runs."""
+
+  spectra: dict[int, list[UpdateSpectrum]] = field(default_factory=dict)  # an entry for each module of a run
+  overlaps: dict[int, SeedOverlap] = field(default_factory=dict)  # by the first run of a setting
+  unread: list[str] = field(default_factory=list)  # damaged adapters, a sentence each
+
+  def mean(self, run: RunRecord, name: str) -> float | None:
+    """The mean over the run's modules of a field of UpdateSpectrum; None where there is no value."""
+    values = [getattr(spectrum, name) for spectrum in self.spectra.get(run.number, ())]
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else None
+
+  def estimate(self, setting: Setting, name: str) -> Estimate:
+    """The estimate over seeds of `mean`."""
+
+    def value(run: RunRecord) -> float | None:
+      return self.mean(run, name)
+
+    return setting.estimate(value)
+
+  def rank(self, setting: Setting) -> float:
+    """The configured rank of the setting's modules, on average."""
+    return self.estimate(setting, "rank").mean
+
+  def overlap(self, setting: Setting) -> SeedOverlap | None:
+    return self.overlaps.get(setting.runs[0].number)
+
+  def settings(self, group: Group) -> list[Setting]:
+    """The settings of the group with a spectrum."""
+    return [setting for setting in group.settings if self.estimate(setting, "norm").n]
 
 
 @one_thread
-def learn(directory: Path, group: Group) -> None:
-  """Reads what the trials of `group` in the sweep `directory` learned into them, and what the seeds of each share."""
+def learn_updates(directory: Path, group: Group) -> LearnedUpdates:
+  """Reads what the runs of `group` in the sweep `directory` learned."""
+  spectra: dict[int, list[UpdateSpectrum]] = {}
+  overlaps: dict[int, SeedOverlap] = {}
+  unread: list[str] = []
   for setting in group.settings:
-    kept: list[dict[str, Update]] = []
-    drawn = set()  # seeds of A among them: two of the same seed share their inputs from the start
-    for trial in setting.trials:
-      found = read(directory, trial, group)
-      trial.learned = learned(directory / trial.path, found)
-      seed = trial.config.get("train.seed")
-      if found and trial.loss is not None and seed not in drawn and len(kept) < MOST_SEEDS:
-        kept.append(found)
-        drawn.add(seed)
-    setting.overlap = seeds_overlap(kept)
+    by_seed: dict[object, dict[str, ModuleUpdate]] = {}  # runs of one train.seed share A: one of them is enough
+    for run in setting.runs:
+      try:
+        updates = read_updates(directory / run.path, run)
+      except (ValueError, KeyError, TypeError) as error:
+        unread.append(f"trial {run}: {error}")
+        updates = {}
+      spectra[run.number] = _spectra(directory / run.path, updates)
+      if updates and run.result(group.metric.name) is not None and len(by_seed) < MOST_SEEDS:
+        by_seed.setdefault(run.config.get("train.seed"), updates)
+    if (shared := seed_overlap(list(by_seed.values()))) is not None:
+      overlaps[setting.runs[0].number] = shared
+  return LearnedUpdates(spectra, overlaps, unread)
 
 
-def read(directory: Path, trial: RunRecord, group: Group | None = None) -> dict[str, Update]:
-  """The updates of a trial; {} of one that left none, or damaged ones, of which `group` is told."""
-  try:
-    return updates(directory / trial.path, trial)
-  except (ValueError, KeyError, TypeError) as error:
-    if group is not None:
-      group.unread.append(f"trial {trial}: {error}")
-    return {}
-
-
-def shown(group: Group) -> list[Setting]:
-  """The settings of which something is known."""
-  return [s for s in group.settings if s.of(lambda trial: trial.learned_mean("norm")).n]
-
-
-def given(s: Setting) -> float:
-  """The rank that a setting's modules had, on average."""
-  return s.of(lambda trial: trial.learned_mean("rank")).mean
+def _spectra(run_dir: Path, updates: Mapping[str, ModuleUpdate]) -> list[UpdateSpectrum]:
+  """The spectrum of every module, with what inspect.json adds; all of inspect.json where no adapter was read."""
+  inspected = {spectrum.module: spectrum for spectrum in read_inspection(run_dir)}
+  if not updates:
+    return list(inspected.values())
+  spectra = []
+  for path, update in updates.items():
+    more = {name: getattr(inspected[path], name) for name in NEED_KERNEL} if path in inspected else {}
+    spectra.append(update_spectrum(path, update.rank, update.svd[1], **more))
+  return spectra

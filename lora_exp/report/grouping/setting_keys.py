@@ -1,112 +1,119 @@
 """Which configuration keys tell the settings of a sweep apart, and how a setting is labelled."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lora_exp.config.schema import ADAPTERS
 from lora_exp.report.reading.run_record import RunRecord
 
-# Settings that change nothing in what is trained.
+METHOD, TARGETS, RANK, ALPHA, RATE = "method", "lora.targets", "lora.rank", "lora.alpha", "optim.lr"
+MAIN_KEYS = (METHOD, TARGETS, RANK, ALPHA, RATE)  # named first, and always when they vary
+SHORT_NAMES = {RANK: "rank", ALPHA: "alpha", RATE: "lr"}
+# Settings and groups that do not change what is trained; `otherwise` and `promises` are of version 0.1.0.
 IGNORED = ("task", "name", "run", "cache", "prompt", "prompt_file", "otherwise", "promises", "fallback", "expectations",
-           "logger", "sample", "retain", "report", "train.resume", "train.stop_at", "train.log_every",
+           "report", "logger", "sample", "retain", "train.resume", "train.stop_at", "train.log_every",
            "train.save_every", "train.retain_tokens", "model.adapter_lr")
-MAIN = ("method", "lora.targets", "lora.rank", "lora.alpha", "optim.lr")  # named first, and always when they vary
-WORDS = {"lora.rank": "rank", "lora.alpha": "alpha", "optim.lr": "lr"}
-REFERENCES = ("frozen", "full")
+NOT_LOW_RANK = ("lora.method", "lora.bias", "lora.train_modules")  # of the group lora, what every method can use
 
 
-def settings_of(trial: RunRecord) -> dict[str, Any]:
-  """The settings that say what the trial trained, without those that its method has no use for; alpha as resolved."""
-  config = {key: value for key, value in trial.config.items() if not _ignored(key)}
-  method = config.get("lora.method")
-  unused: tuple[str, ...] = ()
-  if method == "frozen":
-    unused = ("optim.", "lora.")
-  elif method in ("full", "bitfit"):
-    unused = tuple(key for key in config if key.startswith("lora.") and key not in ("lora.bias", "lora.train_modules"))
-  if unused:
-    config = {key: value for key, value in config.items() if not key.startswith(unused)} | {"lora.method": method}
-  if method in ADAPTERS and method != "vera":
-    config["lora.alpha"] = alpha_of(trial)
-  return config
+def effective_settings(run: RunRecord) -> dict[str, Any]:
+  """The settings that decide what the run trained: without those that its method does not use; alpha is resolved."""
+  settings = {key: value for key, value in run.config.items() if not _is_ignored(key)}
+  method = run.method
+  if method.trains_nothing:
+    settings = {key: value for key, value in settings.items() if not key.startswith(("optim.", "lora."))}
+    return settings | {"lora.method": run.config.get("lora.method")}
+  if not method.adapts_kernels:
+    return {key: value for key, value in settings.items() if not key.startswith("lora.") or key in NOT_LOW_RANK}
+  if not method.uses_rank:
+    settings = {key: value for key, value in settings.items() if key not in (RANK, "lora.rank_pattern")}
+  if method.uses_alpha:
+    settings[ALPHA] = resolved_alpha(run)
+  return settings
 
 
-def alpha_of(trial: RunRecord) -> float | None:
-  """alpha as it was used: null stands for 2 · rank."""
-  alpha, rank = trial.config.get("lora.alpha"), trial.config.get("lora.rank")
-  if trial.config.get("lora.method") not in ADAPTERS or trial.config.get("lora.method") == "vera":
+def resolved_alpha(run: RunRecord) -> float | None:
+  """alpha as the run used it: null stands for 2 · rank. None for a method without alpha."""
+  if not (run.method.adapts_kernels and run.method.uses_alpha):
     return None
+  alpha, rank = run.config.get(ALPHA), run.config.get(RANK)
   return 2.0 * rank if alpha is None and rank is not None else alpha
 
 
-def _ignored(key: str) -> bool:
+def _is_ignored(key: str) -> bool:
   return any(key == name or key.startswith(f"{name}.") for name in IGNORED)
 
 
-def varied(trials: Iterable[RunRecord]) -> list[str]:
-  """The dotted keys whose values differ between trials, seeds included, in the order of the config."""
-  trials = [trial for trial in trials if trial.config]
-  configs = [settings_of(trial) for trial in trials]
-  raw = [trial.config.get("lora.alpha") for trial in trials if "lora.alpha" in settings_of(trial)]
-  found = []
-  for key in dict.fromkeys(key for config in configs for key in config):
-    missing = not key.startswith(("lora.", "optim.")) and any(key not in config for config in configs)
-    values = {repr(config[key]) for config in configs if key in config} | ({"missing"} if missing else set())
-    if len(values) > 1 and not (key == "lora.alpha" and len(set(raw)) == 1):
-      found.append(key)
-  return found
+def varied_keys(runs: Iterable[RunRecord]) -> list[str]:
+  """The keys whose values differ between runs, seeds included, in the order of the config."""
+  runs = [run for run in runs if run.config]
+  tables = [effective_settings(run) for run in runs]
+  typed_alphas = {run.config.get(ALPHA) for run, table in zip(runs, tables, strict=True) if ALPHA in table}
+  keys = dict.fromkeys(key for table in tables for key in table)
+  return [key for key in keys if _varies(key, tables) and not (key == ALPHA and len(typed_alphas) == 1)]
 
 
-def values_of(trial: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
-  """The trial's values of `keys`; one that its method has no use for is left out."""
-  config = settings_of(trial) | {"method": trial.method}
-  return {key: config[key] for key in keys if key in config}
+def _varies(key: str, tables: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether the value of `key` differs, or (apart from what methods do not use) is missing somewhere."""
+  values = {repr(table[key]) for table in tables if key in table}
+  if not key.startswith(("lora.", "optim.")) and any(key not in table for table in tables):
+    values.add("missing")
+  return len(values) > 1
 
 
-def distinguishing_keys(trials: Sequence[RunRecord], columns: Sequence[str]) -> list[str]:
-  """The keys that tell settings apart: MAIN ones, and of the rest those that no single other key decides.
+def distinguishing_keys(runs: Sequence[RunRecord], columns: Sequence[str]) -> list[str]:
+  """The keys by which settings are told apart: the MAIN_KEYS that vary, then those that no other key decides.
 
-  A rate that each method has one of tells nothing either: the reference trials have their own.
+  A learning rate of which each method has one distinguishes nothing either: the reference runs have their own.
   """
-  methods = {trial.method for trial in trials} - set(REFERENCES)
-  tables = [settings_of(trial) | {"method": trial.method} for trial in trials]
-  keys = ["method"] if len(methods) > 1 else []
-  keys += [key for key in MAIN if key in columns and not (key == "optim.lr" and _decides("method", key, tables))]
-  order = [key for key in columns if key not in keys]
-  for key in order:
-    if not any(_decides(other, key, tables) for other in ["method", *keys]):
+  tables = [effective_settings(run) | {METHOD: run.method_label} for run in runs]
+  methods = {run.method_label for run in runs if not run.method.is_reference}
+  keys = [METHOD] if len(methods) > 1 else []
+  keys += [key for key in MAIN_KEYS if key in columns and not (key == RATE and _decides(METHOD, key, tables))]
+  for key in columns:
+    if key not in keys and not any(_decides(other, key, tables) for other in [METHOD, *keys]):
       keys.append(key)
   return keys
 
 
-def _decides(other: str, key: str, tables: Sequence[dict]) -> bool:
+def _decides(other: str, key: str, tables: Sequence[Mapping[str, Any]]) -> bool:
   """Whether each value of `other` goes with one value of `key`."""
-  seen: dict[str, set[str]] = {}
+  values: dict[str, set[str]] = {}
   for table in tables:
     if key in table:
-      seen.setdefault(repr(table.get(other)), set()).add(repr(table[key]))
-  return all(len(values) == 1 for values in seen.values())
+      values.setdefault(repr(table.get(other)), set()).add(repr(table[key]))
+  return all(len(found) == 1 for found in values.values())
 
 
-def label(trials: Sequence[RunRecord], keys: Sequence[str]) -> str:
+def setting_values(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
+  """The run's values of `keys`; a key that its method does not use is left out."""
+  settings = effective_settings(run) | {METHOD: run.method_label}
+  return {key: settings[key] for key in keys if key in settings}
+
+
+def setting_label(run: RunRecord, keys: Sequence[str]) -> str:
   """A setting in words, as 'attention, rank 4, lr 0.005'."""
-  trial = trials[0]
-  if trial.method == "frozen":
-    return "frozen"
-  values = values_of(trial, keys)
-  head = [] if "method" in values or trial.method not in REFERENCES else [str(trial.method)]
-  if not values and not head:
-    rank = f", rank {trial.config.get('lora.rank')}" if "lora.rank" in settings_of(trial) else ""
-    return f"{trial.method}{rank}"
-  return ", ".join(head + [say(key, value) for key, value in values.items()])
+  if run.method.trains_nothing:
+    return run.method.name
+  values = setting_values(run, keys)
+  parts = [key_value(key, value) for key, value in values.items()]
+  if run.method.is_reference and METHOD not in values:
+    parts = [str(run.method_label), *parts]
+  if parts:
+    return ", ".join(parts)
+  rank = f", rank {run.config.get(RANK)}" if RANK in effective_settings(run) else ""
+  return f"{run.method_label}{rank}"
 
 
-def say(key: str, value: Any) -> str:
+def key_value(key: str, value: Any) -> str:
   """One setting in words: 'rank 4', 'attention', 'steps 100'."""
-  text = f"{value:.4g}" if isinstance(value, float) else str(value)
-  return text if key in ("method", "lora.targets") else f"{word(key)} {text}"
+  return value_text(value) if key in (METHOD, TARGETS) else f"{short_name(key)} {value_text(value)}"
 
 
-def word(key: str) -> str:
-  """The name of a setting in a sentence."""
-  return WORDS.get(key, key.rpartition(".")[2])
+def value_text(value: Any) -> str:
+  """A value in words; a float with four significant digits."""
+  return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def short_name(key: str) -> str:
+  """The name of a key in a sentence: 'rank' for lora.rank."""
+  return SHORT_NAMES.get(key, key.rpartition(".")[2])

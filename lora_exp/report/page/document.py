@@ -95,14 +95,14 @@ class Report:
 
   title: str
   metric: Metric  # that ranks the settings
-  trials: list[RunRecord]
+  runs: list[RunRecord]
   sections: list[GroupSection]
 
   @property
   def summary(self) -> str:
     """How many trials there are, by status, and of how many settings."""
-    statuses = ", ".join(f"{n} {status}" for status, n in Counter(trial.status for trial in self.trials).items())
-    trials, settings = len(self.trials), sum(len(section.group.settings) for section in self.sections)
+    statuses = ", ".join(f"{n} {status}" for status, n in Counter(run.status for run in self.runs).items())
+    trials, settings = len(self.runs), sum(len(section.group.settings) for section in self.sections)
     return f"{trials} trial{'s' * (trials != 1)} ({statuses}) of {settings} setting{'s' * (settings != 1)}."
 
   @property
@@ -116,14 +116,14 @@ class Report:
   @property
   def not_counted(self) -> list[list[str]]:
     """Trial, setting, status and reason of each trial that enters no mean."""
-    labels = {id(trial): setting.label for section in self.sections for setting in section.group.settings
-              for trial in setting.trials}
+    labels = {id(run): setting.label for section in self.sections for setting in section.group.settings
+              for run in setting.runs}
     missing = f"it has no held-out {self.metric.label}"
-    return [[str(trial), labels.get(id(trial), "-"), trial.status, trial.reason or missing]
-            for trial in self.trials if trial.result(self.metric.name) is None]
+    return [[str(run), labels.get(id(run), "-"), run.status, run.reason or missing]
+            for run in self.runs if run.result(self.metric.name) is None]
 
   @property
   def method(self) -> list[str]:
     """How to read the report."""
-    return [*([PRUNED] if any(trial.status == "pruned" for trial in self.trials) else []),
+    return [*([PRUNED] if any(run.status == "pruned" for run in self.runs) else []),
             EXPORTED.format(label=self.metric.label), *METHOD]

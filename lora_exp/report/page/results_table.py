@@ -1,88 +1,88 @@
-"""results.csv: a row for each trial, in an order of columns that a sweep of the same settings always has."""
+"""results.csv: a row for each run. Sweeps of the same settings have the same columns in the same order."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_exp.config.metrics import METRICS
-from lora_exp.config.schema import ADAPTERS
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.grouping.setting_keys import alpha_of, settings_of
+from lora_exp.report.grouping.learned_updates import LearnedUpdates
+from lora_exp.report.grouping.setting_keys import RANK, RATE, TARGETS, effective_settings, resolved_alpha
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
 
-# Columns that differ between equal sweeps: times, memory, paths (a reason may name one).
-MEASURED = ("seconds_compile", "seconds_train", "seconds_total", "peak_memory_bytes", "tokens_per_s", "run")
-
-# Means over a trial's modules (Facts of spectrum.py); the last three only where task=inspect was run.
-LEARNED = ("effective_rank", "stable_rank", "directions", "energy_first", "norm", "relative_norm", "amplification",
-           "intruders")
+# Means over a run's modules (fields of UpdateSpectrum); the last three where task=inspect was run.
+SPECTRUM = ("effective_rank", "stable_rank", "directions", "energy_first", "norm", "relative_norm", "amplification",
+            "intruders")
+Row = dict[str, Any]  # column -> value, None where there is none
 
 
-def rows(trials: Sequence[RunRecord], found: Sequence[Group]) -> list[dict[str, Any]]:
-  """A row for each trial, its columns in order; None where there is no value."""
-  columns = found[0].columns if found else []
-  place = {id(trial): (setting, n) for n, group in enumerate(found) for setting in group.settings
-           for trial in setting.trials}
-  names = [name for name in METRICS if name != "loss" and any(_has(trial, name) for trial in trials)]
-  table = []
-  for trial in trials:
-    setting, group = place.get(id(trial), (None, None))
-    table.append(_row(trial, columns, setting, group, names))
-  return table
+def results(runs: Sequence[RunRecord], groups: Sequence[Group], updates: Sequence[LearnedUpdates]) -> list[Row]:
+  """The rows of all runs; `updates` is what the adapters of each group learned."""
+  varied = groups[0].varied if groups else []
+  place: dict[int, Row] = {}  # id of a run -> its columns that depend on its group
+  for n, (group, learned) in enumerate(zip(groups, updates, strict=True)):
+    for setting in group.settings:
+      for run in setting.runs:
+        spectrum = {name: learned.mean(run, name) for name in SPECTRUM}
+        place[id(run)] = {"setting": setting.label, "group": n} | spectrum
+  metrics = [name for name in METRICS if name != "loss" and any(_has(run, name) for run in runs)]
+  return [_row(run, varied, metrics, place.get(id(run), {})) for run in runs]
 
 
-def _has(trial: RunRecord, metric: str) -> bool:
-  return trial.held_out(metric) is not None or trial.base_metric(metric) is not None
+def _has(run: RunRecord, metric: str) -> bool:
+  return run.exported(metric) is not None or run.base(metric) is not None
 
 
-def _row(
-  trial: RunRecord, columns: Sequence[str], setting: Setting | None, group: int | None, metrics: Sequence[str]
-) -> dict[str, Any]:
-  number = lambda *path: trial.number_at(*path)
-  config = settings_of(trial)
-  adapter = config.get("lora.method") in ADAPTERS
-  scales = {row.get("scale") for row in trial.summary.get("targets") or []}
-  gain = None if trial.base is None or trial.outcome is None else trial.base - trial.outcome
+def _row(run: RunRecord, varied: Sequence[str], metrics: Sequence[str], place: Mapping[str, Any]) -> Row:
+  settings = effective_settings(run)
+  adapts = run.method.adapts_kernels
+  loss = run.exported_loss
+  gain = None if run.base_loss is None or loss is None else run.base_loss - loss
   return {
-    "number": trial.number,
-    "name": trial.config.get("name"),
-    "setting": setting.label if setting else None,
-    "group": group,
-    **{key: config.get(key) for key in columns if key not in SEEDS},
-    "method": trial.method,
-    "rank": config.get("lora.rank") if adapter else None,
-    "alpha": alpha_of(trial),
-    "scale": scales.pop() if len(scales) == 1 else None,
-    "targets": config.get("lora.targets") if adapter else None,
-    "lr": config.get("optim.lr"),
-    **{f"seed_{key.partition('.')[0]}": trial.config.get(key) for key in SEEDS},
-    "trainable": number("parameters", "trainable"),
-    "percent": number("parameters", "percent"),
-    "loss": trial.outcome,
-    **{f"loss_{name}": number("losses", name) for name in ("base", "first", "final", "best")},
-    "best_step": number("losses", "best_step"),
+    "number": run.number,
+    "name": run.config.get("name"),
+    "setting": place.get("setting"),
+    "group": place.get("group"),
+    **{key: settings.get(key) for key in varied if key not in SEEDS},
+    "method": run.method_label,
+    "rank": settings.get(RANK) if adapts else None,
+    "alpha": resolved_alpha(run),
+    "scale": _scale(run),
+    "targets": settings.get(TARGETS) if adapts else None,
+    "lr": settings.get(RATE),
+    **{f"seed_{key.partition('.')[0]}": run.config.get(key) for key in SEEDS},
+    "trainable": run.number_at("parameters", "trainable"),
+    "percent": run.number_at("parameters", "percent"),
+    "loss": loss,
+    **{f"loss_{name}": run.number_at("losses", name) for name in ("base", "first", "final", "best")},
+    "best_step": run.number_at("losses", "best_step"),
     "gain": gain,
-    **{name: trial.held_out(name) for name in metrics},
-    **{f"{name}_base": trial.base_metric(name) for name in metrics},
-    **{name: number("losses", name) for name in ("retain_base", "retain_final", "forgetting")},
-    **{name: trial.learned_mean(name) for name in LEARNED},
-    "steps": number("steps"),
-    "tokens": number("tokens"),
-    "status": trial.status,
-    "reason": trial.reason,
-    **{f"seconds_{name}": number("seconds", name) for name in ("compile", "train", "total")},
-    "peak_memory_bytes": number("peak_memory_bytes"),
-    "flops_per_token": number("flops_per_token"),
-    "tokens_per_s": number("tokens_per_s"),
-    "run": trial.path,
+    **{name: run.exported(name) for name in metrics},
+    **{f"{name}_base": run.base(name) for name in metrics},
+    **{name: run.number_at("losses", name) for name in ("retain_base", "retain_final", "forgetting")},
+    **{name: place.get(name) for name in SPECTRUM},
+    "steps": run.number_at("steps"),
+    "tokens": run.number_at("tokens"),
+    "status": run.status,
+    "reason": run.reason,
+    **{f"seconds_{name}": run.number_at("seconds", name) for name in ("compile", "train", "total")},
+    "peak_memory_bytes": run.number_at("peak_memory_bytes"),
+    "flops_per_token": run.number_at("flops_per_token"),
+    "tokens_per_s": run.number_at("tokens_per_s"),
+    "run": run.path,
   }
 
 
-def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
-  """The rows as CSV: floats in their shortest exact text, nothing for None."""
+def _scale(run: RunRecord) -> float | None:
+  """The scale of the run's adapted modules; None where they differ or there are none."""
+  scales = {row.get("scale") for row in run.summary.get("targets") or []}
+  return scales.pop() if len(scales) == 1 else None
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+  """Writes the rows: floats in their shortest exact text, an empty cell for None."""
   with open(path, "w", newline="", encoding="utf-8") as file:
-    writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows(rows)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lora_exp.config.metrics import METRICS, Metric
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
+from lora_exp.report.reading.run_record import RunRecord
 
 
 def setting_columns(group: Group) -> list[str]:
@@ -20,7 +21,7 @@ def score_column(group: Group) -> str:
 
 def _other_metrics(group: Group) -> list[Metric]:
   others = [metric for metric in METRICS.values() if metric is not group.metric]
-  return [metric for metric in others if any(trial.result(metric.name) is not None for trial in group.trials)]
+  return [metric for metric in others if any(run.result(metric.name) is not None for run in group.runs)]
 
 
 def setting_rows(group: Group) -> list[list[str]]:
@@ -31,15 +32,18 @@ def setting_rows(group: Group) -> list[list[str]]:
 
 def _cell(setting: Setting, metric: Metric) -> str:
   """The mean of a metric over the counted trials."""
-  return setting.of(lambda trial: trial.result(metric.name)).text(metric.digits)
+  def result(run: RunRecord) -> float | None:
+    return run.result(metric.name)
+
+  return setting.estimate(result).text(metric.digits)
 
 
 def _row(group: Group, setting: Setting) -> list[str]:
-  trial = next(iter(setting.counted.values()), setting.trials[0])
-  percent = trial.number_at("parameters", "percent")
+  run = next(iter(setting.counted.values()), setting.runs[0])
+  percent = run.number_at("parameters", "percent")
   return [
     setting.label,
-    number_ranges([trial.number for trial in setting.trials]),
+    number_ranges([run.number for run in setting.runs]),
     f"{setting.seeds}",
     setting.score.text(group.metric.digits),
     setting.gain.text(group.metric.digits),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lora_exp.report.findings.used_rank import USED
+from lora_exp.report.findings.used_rank import USED_RANK
 from lora_exp.report.page.document import GroupSection, Report, UpdatesSection
 from lora_exp.report.page.settings_table import score_column
 from lora_exp.runtime import console
@@ -32,7 +32,7 @@ def show_updates(report: Report, page: str) -> None:
       continue
     _show_updates(section.heading or report.title, section.updates)
     for finding in section.findings:
-      if finding.topic == USED:
+      if finding.topic == USED_RANK:
         console.show(f"{finding.topic}: {finding.text}")
     for text in section.updates.unread:
       console.show_warning(text)

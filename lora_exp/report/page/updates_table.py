@@ -1,16 +1,15 @@
-"""The table of what the adapters learned."""
+"""The table of what the adapters of a group learned."""
 
 from lora_exp.report.findings.used_rank import PERCENT
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.learned_updates import shown
+from lora_exp.report.grouping.learned_updates import NEED_KERNEL, LearnedUpdates
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.reading.adapter_updates import NEED_W
 from lora_exp.runtime import console
 
+HEADING = "What the adapters learned"
 COLUMNS = ("setting", "effective rank", "stable rank", f"{PERCENT} in", "largest", "‖ΔW‖", "outputs shared",
            "inputs shared")
-WITH_W = ("‖ΔW‖/‖W‖", "amplification", "intruders")
-HEADING = "What the adapters learned"
+KERNEL_COLUMNS = ("‖ΔW‖/‖W‖", "amplification", "intruders")  # where task=inspect was run; in the order of NEED_KERNEL
 NOTE = (
   "Of ΔW, what an adapter adds to a kernel, over the modules of a trial and the seeds of a setting. Effective rank: "
   "the exponential of the entropy of its singular values (Roy and Vetterli, 2007); it is the rank if all are equal. "
@@ -20,36 +19,50 @@ NOTE = (
   "and of its inputs, and in brackets that of random ones. A starts at random and B at zero, so outputs are learned, "
   "while inputs may be little more than what was drawn."
 )
-NOTE_W = (
+KERNEL_NOTE = (
   "Amplification: how much larger ΔW is in its directions than W was there (ibid., section 7.3). Intruders: of the ten "
   "largest directions of W + ΔW those that none of W's own comes near (a cosine below 0.5; Shuttleworth et al., 2024, "
   "arXiv 2410.21228)."
 )
 
 
-def columns(group: Group) -> list[str]:
-  """Of the table; what needs W only if it was looked into."""
-  known = any(s.of(lambda trial: trial.learned_mean(NEED_W[0])).n for s in shown(group))
-  return [*COLUMNS, *(WITH_W if known else ())]
+def columns(group: Group, updates: LearnedUpdates) -> list[str]:
+  """The columns of the table; those that need the kernels only if a run was inspected."""
+  return [*COLUMNS, *(KERNEL_COLUMNS if _inspected(group, updates) else ())]
 
 
-def rows(group: Group) -> list[list[str]]:
-  """The table: a row for each setting."""
-  wanted = len(columns(group)) - len(COLUMNS)
-  return [row(s, NEED_W[:wanted]) for s in shown(group)]
+def notes(group: Group, updates: LearnedUpdates) -> list[str]:
+  """What the columns mean."""
+  return [NOTE, *([KERNEL_NOTE] if _inspected(group, updates) else [])]
 
 
-def row(s: Setting, needing_w: tuple[str, ...]) -> list[str]:
-  """A setting in the table; intervals where ranks are compared, means elsewhere."""
-  of = lambda name: s.of(lambda trial: trial.learned_mean(name))
-  short = lambda name: console.cell(float(f"{of(name).mean:.3g}")) if of(name).n else "-"
-  both = lambda share, chance: f"{share:.2f} ({chance:.2f})"
-  o = s.overlap
-  return [s.label, of("effective_rank").text(2), short("stable_rank"), of("directions").text(2),
-          f"{of('energy_first').mean * 100:.0f} %", short("norm"), both(o.outputs, o.outputs_random) if o else "-",
-          both(o.inputs, o.inputs_random) if o else "-", *map(short, needing_w)]
+def rows(group: Group, updates: LearnedUpdates) -> list[list[str]]:
+  """A row for each setting that was read."""
+  names = NEED_KERNEL if _inspected(group, updates) else ()
+  return [_row(setting, updates, names) for setting in updates.settings(group)]
 
 
-def notes(columns: list[str]) -> list[str]:
-  """What the columns of the table mean."""
-  return [NOTE, *([NOTE_W] if WITH_W[0] in columns else [])]
+def _inspected(group: Group, updates: LearnedUpdates) -> bool:
+  return any(updates.estimate(s, NEED_KERNEL[0]).n for s in updates.settings(group))
+
+
+def _row(setting: Setting, updates: LearnedUpdates, kernel_names: tuple[str, ...]) -> list[str]:
+  """Intervals where ranks are compared, means elsewhere."""
+  overlap = updates.overlap(setting)
+  return [
+    setting.label,
+    updates.estimate(setting, "effective_rank").text(2),
+    _mean(setting, updates, "stable_rank"),
+    updates.estimate(setting, "directions").text(2),
+    f"{updates.estimate(setting, 'energy_first').mean * 100:.0f} %",
+    _mean(setting, updates, "norm"),
+    f"{overlap.outputs:.2f} ({overlap.outputs_random:.2f})" if overlap else "-",
+    f"{overlap.inputs:.2f} ({overlap.inputs_random:.2f})" if overlap else "-",
+    *(_mean(setting, updates, name) for name in kernel_names),
+  ]
+
+
+def _mean(setting: Setting, updates: LearnedUpdates, name: str) -> str:
+  """The mean with three significant digits; a dash without a value."""
+  e = updates.estimate(setting, name)
+  return console.cell(float(f"{e.mean:.3g}")) if e.n else "-"

@@ -9,14 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lora_exp.config.errors import InputError
+from lora_exp.report.plots.colours import PALETTE
 from lora_exp.runtime.json_lines import read_metrics
 
-COLOURS = {"train": "#0072b2", "eval": "#d55e00", "retain": "#009e73", "base": "#555555"}  # for the colour-blind too
+COLOURS = {"train": PALETTE[0], "eval": PALETTE[1], "retain": PALETTE[2], "base": PALETTE[7]}
 LABELS = {"train": "train", "eval": "held out", "retain": "retain (forgetting)"}
 
 
 def plot_loss(run_dir: Path) -> Path:
-  """plots/loss.png: the losses of metrics.jsonl in nats a token, against steps and tokens. Raises InputError."""
+  """Writes plots/loss.png: the losses of metrics.jsonl against steps and tokens. Raises InputError without a loss."""
   run_dir = Path(run_dir)
   rows = [row for row in read_metrics(run_dir) if "loss" in row]
   if not rows:
@@ -28,7 +29,7 @@ def plot_loss(run_dir: Path) -> Path:
 
 
 def loss_figure(rows: list[dict], title: str) -> Figure:
-  """Train loss as a thin line and its running median, held-out and retain loss as markers, the base's dashed."""
+  """Training loss as a thin line and its running median, held-out and retained loss as markers, the base dashed."""
   figure = Figure(figsize=(8.5, 5), layout="constrained")
   axes = figure.add_subplot()
   for split in ("train", "eval", "retain"):
@@ -42,7 +43,7 @@ def loss_figure(rows: list[dict], title: str) -> Figure:
   base = [row["loss"] for row in rows if row["split"] == "eval" and row["step"] == 0 and row["loss"] is not None]
   if base:
     axes.axhline(base[0], ls="--", lw=1.2, color=COLOURS["base"], label=f"base, held out  {base[0]:.3f}", zorder=1)
-  text = not any("counted" in row and "perplexity" not in row for row in rows)  # and not numbers
+  text = not any("counted" in row and "perplexity" not in row for row in rows)  # otherwise examples of numbers
   axes.set(xlabel="step", ylabel="loss (nats per token)" if text else "loss", ylim=_limits(rows))
   axes.set_title(title, loc="left", fontsize=11)
   axes.grid(alpha=0.25, lw=0.6)
@@ -54,16 +55,22 @@ def loss_figure(rows: list[dict], title: str) -> Figure:
 
 
 def running_median(values: np.ndarray, window: int, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-  """(places, medians of the `window` values around each), at most `points` of them; one spike moves no median."""
+  """(indices, medians of the `window` values around each), at most `points` of them; NaN values are left out.
+
+  A single spike does not move a median.
+  """
   places = np.unique(np.linspace(0, len(values) - 1, points).astype(int))
   around = (values[max(0, i - window // 2):i + window // 2 + 1] for i in places)
-  finite = (part[np.isfinite(part)] for part in around)  # a loss that was no number is left out
+  finite = (part[np.isfinite(part)] for part in around)
   return places, np.array([np.median(part) if len(part) else np.nan for part in finite])
 
 
 def plot_token_probabilities(run_dir: Path, texts: Sequence[Sequence[str]],
                              token_probabilities: Sequence[np.ndarray]) -> Path:
-  """plots/answers.png: a row for each example, a cell for each token, coloured by its probability after training."""
+  """Writes plots/answers.png: a row for each example, a cell for each token, coloured by its probability.
+
+  `texts`: the tokens of each example as text. `token_probabilities`: an array (T,) for each example.
+  """
   longest = max(map(len, texts))
   grid = np.full((len(texts), longest), np.nan)
   for row, values in zip(grid, token_probabilities, strict=True):
@@ -71,8 +78,8 @@ def plot_token_probabilities(run_dir: Path, texts: Sequence[Sequence[str]],
   figure = Figure(figsize=(2 + 0.42 * longest, 1.6 + 0.24 * len(texts)), layout="constrained")
   axes = figure.add_subplot()
   image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-  for y, words in enumerate(texts):
-    for x, text in enumerate(words):
+  for y, tokens in enumerate(texts):
+    for x, text in enumerate(tokens):
       dark = grid[y, x] < 0.6
       label = text.strip(" ").replace("\n", "↵").replace("$", r"\$") or "␣"
       axes.text(x, y, label[:8], ha="center", va="center", fontsize=6, color="white" if dark else "black")
@@ -86,12 +93,14 @@ def plot_token_probabilities(run_dir: Path, texts: Sequence[Sequence[str]],
 
 
 def _curve(rows: list[dict], split: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and losses of one split, NaN where a loss was not finite."""
   points = [(row["step"], np.nan if row["loss"] is None else row["loss"]) for row in rows if row["split"] == split]
   steps, losses = np.array(points, dtype=float).reshape(-1, 2).T
   return steps, losses
 
 
 def _draw_train(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
+  """The training losses; from 20 steps on, thin and with their running median."""
   colour, label = COLOURS["train"], LABELS["train"]
   if len(steps) < 20:
     axes.plot(steps, losses, ".-", lw=1.2, color=colour, label=f"{label}  {losses[-1]:.3f}")
@@ -102,7 +111,7 @@ def _draw_train(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
 
 
 def _limits(rows: list[dict]) -> tuple[float, float] | None:
-  """The range of the losses without the rare spikes of single training steps, which would flatten the rest."""
+  """The range of the losses without the highest 1 % of training losses, whose spikes would flatten the rest."""
   finite = [row for row in rows if row["loss"] is not None]
   train = [row["loss"] for row in finite if row["split"] == "train"]
   shown = [row["loss"] for row in finite if row["split"] != "train"]
@@ -114,7 +123,7 @@ def _limits(rows: list[dict]) -> tuple[float, float] | None:
 
 
 def _token_axis(axes: Axes, rows: list[dict], unit: str) -> None:
-  """A second x axis above: the tokens (or examples) that were trained on at the steps below."""
+  """A second x axis above: the tokens (or examples) trained on at the steps of the axis below."""
   points = sorted({(row["step"], row["tokens"]) for row in rows if "tokens" in row})
   if not points or points[-1][1] == 0:
     return
@@ -122,12 +131,12 @@ def _token_axis(axes: Axes, rows: list[dict], unit: str) -> None:
   low, high = axes.get_xlim()
   ticks = [tick for tick in axes.get_xticks() if max(low, steps[0]) <= tick <= min(high, steps[-1])]
   above = axes.secondary_xaxis("top")
-  above.set_xticks(ticks, [_short(value) for value in np.interp(ticks, steps, tokens)])
+  above.set_xticks(ticks, [short_count(value) for value in np.interp(ticks, steps, tokens)])
   above.set_xlabel(unit)
 
 
-def _short(value: float) -> str:
-  """A count in three digits: 950, 12.3k, 1.5M."""
+def short_count(value: float) -> str:
+  """A count with three significant digits: 950, 12.3k, 1.5M."""
   for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
     if value >= size:
       return f"{value / size:.3g}{letter}"

@@ -1,103 +1,142 @@
 """How far the subspaces that adapters learned overlap, between ranks and between seeds."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from lora_exp.report.findings.finding import RANK
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.learned_updates import given, read, shown
+from lora_exp.report.grouping.learned_updates import LearnedUpdates
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.plots.style import INK, colour_bar, figure
-from lora_exp.report.reading.adapter_updates import Update, one_thread
+from lora_exp.report.grouping.setting_keys import RANK
+from lora_exp.report.plots.colours import INK
+from lora_exp.report.plots.style import colour_bar, figure
+from lora_exp.report.reading.adapter_updates import ModuleUpdate, one_thread, read_updates
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.verdicts.tuning import best_of, is_tuned
 from lora_exp.runtime.spectrum import overlap
 
-MOST_SHOWN = 64  # directions of a map
-Map = tuple[str, str, np.ndarray]  # names of the two sides, φ by their numbers of directions
+MOST_DIRECTIONS = 64  # of a map
+MOST_NUMBERED = 8  # directions up to which the values are written into the map
+
+
+class OverlapMap(NamedTuple):
+  """φ (i, j) of the i largest directions of one run and the j largest of another."""
+
+  rows: str  # name of the one
+  columns: str  # name of the other
+  phi: np.ndarray  # (I, J)
 
 
 @one_thread
-def overlaps(group: Group, directory: Path) -> Figure | None:
+def subspace_overlap(group: Group, updates: LearnedUpdates, directory: Path) -> Figure | None:
   """φ of the output directions, between two ranks and between two seeds of the largest (Hu et al., figures 3 and 4)."""
-  maps = [found for found in (_between_ranks(group, directory), _between_seeds(group, directory)) if found]
+  between = (_between_ranks(group, updates, directory), _between_seeds(group, updates, directory))
+  maps = [found for found in between if found is not None]
   if not maps:
     return None
   rows, columns, phi = maps[0]
   title = (f"{phi[0, -1] * 100:.0f} % of the largest direction of {rows} lies within all those of {columns} (overlap "
            "of the directions among the outputs: 1 where one subspace holds the other)")
-  made, axes = figure(title, panels=len(maps), height=4.3 if len(maps) > 1 else 4.6)
-  for ax, (down, across, grid) in zip(axes, maps, strict=True):
-    image = ax.imshow(grid, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto",
-                      extent=(0.5, grid.shape[1] + 0.5, 0.5, grid.shape[0] + 0.5))
-    ax.grid(False)
-    ax.set_xlabel(f"j largest directions of {across}")
-    ax.set_ylabel(f"i largest directions of {down}")
-    for axis, size in ((ax.xaxis, grid.shape[1]), (ax.yaxis, grid.shape[0])):
-      axis.set_major_locator(MaxNLocator(min(8, size), integer=True, min_n_ticks=1))
-    if grid.shape[1] <= 8 >= grid.shape[0]:
-      for i, j in np.ndindex(grid.shape):
-        ax.text(j + 1, i + 1, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7.5,
-                color=INK if grid[i, j] > 0.55 else "white")
-  colour_bar(made, image, axes, "overlap φ(i, j)")
-  return made
+  fig, axes = figure(title, panels=len(maps), height=4.3 if len(maps) > 1 else 4.6)
+  images = [_draw_map(ax, one) for ax, one in zip(axes, maps, strict=True)]
+  colour_bar(fig, images[-1], axes, "overlap φ(i, j)")
+  return fig
 
 
-def _between_ranks(group: Group, directory: Path) -> Map | None:
-  """A middling rank against the largest that was tried beside it."""
-  known = _by_rank(group)
-  for top in known:
-    same = lambda s, top=top: all(s.values.get(k) == v for k, v in top.values.items() if k != RANK and not is_tuned(k))
-    lines = [s for s in known if RANK in s.values and RANK in top.values and s.values[RANK] < top.values[RANK]
-             and same(s)]
-    if not lines:
-      continue
-    middle = np.sqrt(min(s.values[RANK] for s in lines) * top.values[RANK])
-    level = min({s.values[RANK] for s in lines}, key=lambda r: (abs(np.log(r / middle)), -r))
-    small = best_of([s for s in lines if s.values[RANK] == level])
-    one = next(iter(small.counted.values()))
-    # Of another seed: A of the same one begins as the first columns of the larger rank's.
-    others = list(top.counted.values())
-    seed = one.config.get("train.seed")
-    other = next((trial for trial in others if trial.config.get("train.seed") != seed), others[0])
-    return _map(directory, small.label, one, top.label, other)
-  return None
+def _draw_map(axes: Axes, one: OverlapMap) -> AxesImage:
+  rows, columns = one.phi.shape
+  image = axes.imshow(one.phi, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto",
+                      extent=(0.5, columns + 0.5, 0.5, rows + 0.5))
+  axes.grid(False)
+  axes.set_xlabel(f"j largest directions of {one.columns}")
+  axes.set_ylabel(f"i largest directions of {one.rows}")
+  for axis, size in ((axes.xaxis, columns), (axes.yaxis, rows)):
+    axis.set_major_locator(MaxNLocator(min(8, size), integer=True, min_n_ticks=1))
+  if max(rows, columns) <= MOST_NUMBERED:
+    for (i, j), phi in np.ndenumerate(one.phi):
+      axes.text(j + 1, i + 1, f"{phi:.2f}", ha="center", va="center", fontsize=7.5,
+                color=INK if phi > 0.55 else "white")
+  return image
 
 
-def _between_seeds(group: Group, directory: Path) -> Map | None:
-  """Two seeds of the largest rank that has two."""
-  for s in _by_rank(group):
-    trials = list({trial.config.get("train.seed"): trial for trial in s.counted.values()}.values())
-    if len(trials) > 1:
-      return _map(directory, f"{s.label}, a seed", trials[0], "another seed", trials[1])
-  return None
-
-
-def _by_rank(group: Group) -> list[Setting]:
-  """The adapters of which something is known, the largest rank first and of equal ones the best."""
-  return sorted((s for s in shown(group) if not s.reference), key=lambda s: (-given(s), s.penalty))
-
-
-def _map(directory: Path, down: str, one: RunRecord, across: str, other: RunRecord) -> Map | None:
-  """φ of two trials' output directions, the mean over the modules that have so many."""
-  a, b = read(directory, one), read(directory, other)
-  grids = [_phi(a[path], b[path]) for path in a if path in b and a[path].moved and b[path].moved]
-  if not grids:
+def _between_ranks(group: Group, updates: LearnedUpdates, directory: Path) -> OverlapMap | None:
+  """A middling rank against the largest one with otherwise equal settings."""
+  settings = _by_rank(group, updates)
+  for top in settings:
+    smaller = [s for s in settings if _is_smaller(s, top)]
+    if smaller:
+      break
+  else:
     return None
-  total = np.full((len(grids), max(g.shape[0] for g in grids), max(g.shape[1] for g in grids)), np.nan)
-  for n, grid in enumerate(grids):
-    total[n, : grid.shape[0], : grid.shape[1]] = grid
-  return down, across, np.nanmean(total, 0)
+  middle = np.sqrt(min(s.values[RANK] for s in smaller) * top.values[RANK])
+  ranks = {s.values[RANK]: (abs(np.log(s.values[RANK] / middle)), -s.values[RANK]) for s in smaller}
+  rank = min(ranks, key=ranks.__getitem__)
+  small = best_of([s for s in smaller if s.values[RANK] == rank])
+  one, others = next(iter(small.counted.values())), list(top.counted.values())
+  # With the same seed, A starts as the first columns of the larger rank's A.
+  seed = one.config.get("train.seed")
+  other = next((run for run in others if run.config.get("train.seed") != seed), others[0])
+  return _overlap_map(directory, small.label, one, top.label, other)
 
 
-def _phi(a: Update, b: Update) -> np.ndarray:
-  """φ (i, j) of the directions that are any: beyond, an SVD fills the rank with some."""
-  sides = []
-  for _, sigma, vt in (a.svd, b.svd):
-    alive = int((sigma > 0).any(tuple(range(sigma.ndim - 1))).sum())
-    sides.append(np.swapaxes(vt, -1, -2)[..., : min(alive, MOST_SHOWN)])
-  phi = overlap(*sides)
+def _is_smaller(setting: Setting, top: Setting) -> bool:
+  """Whether the rank of `setting` is smaller than that of `top`, and all other untuned values are equal."""
+  if RANK not in setting.values or RANK not in top.values or setting.values[RANK] >= top.values[RANK]:
+    return False
+  return all(setting.values.get(k) == v for k, v in top.values.items() if k != RANK and not is_tuned(k))
+
+
+def _between_seeds(group: Group, updates: LearnedUpdates, directory: Path) -> OverlapMap | None:
+  """Two seeds of the largest rank that has two."""
+  for setting in _by_rank(group, updates):
+    runs = list({run.config.get("train.seed"): run for run in setting.counted.values()}.values())
+    if len(runs) > 1:
+      return _overlap_map(directory, f"{setting.label}, a seed", runs[0], "another seed", runs[1])
+  return None
+
+
+def _by_rank(group: Group, updates: LearnedUpdates) -> list[Setting]:
+  """The adapters that were read, the largest rank first and of equal ones the best."""
+
+  def order(setting: Setting) -> tuple[float, float]:
+    return -updates.rank(setting), setting.penalty
+
+  return sorted((s for s in updates.settings(group) if not s.method.is_reference), key=order)
+
+
+def _overlap_map(directory: Path, rows: str, one: RunRecord, columns: str, other: RunRecord) -> OverlapMap | None:
+  """φ of two runs' output directions: at each (i, j) the mean over the modules that have so many."""
+  a, b = _updates(directory, one), _updates(directory, other)
+  maps = [_phi(a[path], b[path]) for path in a if path in b and a[path].moved and b[path].moved]
+  if not maps:
+    return None
+  padded = np.full((len(maps), max(phi.shape[0] for phi in maps), max(phi.shape[1] for phi in maps)), np.nan)
+  for n, phi in enumerate(maps):
+    padded[n, : phi.shape[0], : phi.shape[1]] = phi
+  return OverlapMap(rows, columns, np.nanmean(padded, 0))
+
+
+def _updates(directory: Path, run: RunRecord) -> dict[str, ModuleUpdate]:
+  """The updates of a run; {} of a damaged adapter, which the report names elsewhere."""
+  try:
+    return read_updates(directory / run.path, run)
+  except (ValueError, KeyError, TypeError):
+    return {}
+
+
+def _phi(a: ModuleUpdate, b: ModuleUpdate) -> np.ndarray:
+  """φ (I, J) of one module; of a stack of kernels the mean."""
+  phi = overlap(_output_directions(a), _output_directions(b))
   return phi.reshape(-1, *phi.shape[-2:]).mean(0)
+
+
+def _output_directions(update: ModuleUpdate) -> np.ndarray:
+  """The directions (…, O, K) whose singular value is not zero: an SVD fills the rank with arbitrary ones."""
+  _, sigma, vt = update.svd
+  count = int((sigma > 0).any(tuple(range(sigma.ndim - 1))).sum())
+  return np.swapaxes(vt, -1, -2)[..., : min(count, MOST_DIRECTIONS)]

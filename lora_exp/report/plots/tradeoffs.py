@@ -2,209 +2,223 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.grouping.setting_keys import say
-from lora_exp.report.plots.run_plots import _short
-from lora_exp.report.plots.style import (
-  FROZEN,
-  FULL,
-  MUTED,
-  Colours,
-  axis_label,
-  few,
-  figure,
-  legend,
-  limits,
-  log_axis,
-  loss_label,
-  markers,
-  name_points,
-  second_key,
-)
+from lora_exp.report.grouping.setting import Setting, penalty
+from lora_exp.report.grouping.setting_keys import key_value
+from lora_exp.report.plots.colours import FROZEN, FULL, MUTED, Colours, evenly_picked, marker_key, markers
+from lora_exp.report.plots.run_plots import short_count
+from lora_exp.report.plots.style import axis_label, figure, legend, limits, log_axis, loss_label, name_points
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.statistics.estimates import Estimate
-from lora_exp.report.statistics.fits import front
+from lora_exp.report.statistics.fits import pareto_front
 
-MOST_LABELS = 8  # on the front; the colours tell the rest
+MOST_LABELS = 8  # on the front; the colours show the rest
+MOST_LABELLED = 10  # settings of a plot in which each has a label
+MIB = 2**20
 
 
 def pareto(group: Group) -> Figure | None:
-  """The held-out metric against trainable parameters, with the front and the reference lines."""
+  """The held-out metric against trainable parameters, with the Pareto front and the reference lines."""
   settings = [s for s in group.adapted if s.trainable]
   if not settings:
     return None
-  costs = [float(s.trainable or 0) for s in settings]
-  best = [settings[i] for i in front(list(zip(costs, [s.penalty for s in settings], strict=True)))]
-  first, last, metric = best[0], best[-1], group.metric
-  moves = "rises" if metric.higher_is_better else "falls"
-  if first is last:
-    title = (f"The {metric.best_word} held-out {metric.label} is {first.score.text()}, of {first.label}, with "
-             f"{_count(first)} trainable parameters{', the fewest' if len(settings) > 1 else ''}")
-  else:
-    title = (f"On the Pareto front the held-out {metric.label} {moves} from {first.score.text()} with "
-             f"{_count(first)} trainable parameters ({first.label}) to {last.score.text()} with "
-             f"{_count(last)} ({last.label})")
-  made, [axes] = figure(title)
-  _points(axes, group, settings, costs, lambda s: s.score)
-  _front_line(axes, [(float(s.trainable or 0), s.score.mean) for s in best])
+  costs = [_parameters(s) for s in settings]
+  front = [settings[i] for i in pareto_front([(x, s.penalty) for x, s in zip(costs, settings, strict=True)])]
+  fig, [axes] = figure(_pareto_title(front, alone=len(settings) == 1))
+  _draw_points(axes, group, settings, [s.score for s in settings], [_exact(x) for x in costs])
+  if len(front) > 1:  # no setting lies below and left of the steps
+    axes.step([_parameters(s) for s in front], [s.score.mean for s in front], where="post", color=MUTED, lw=1.2,
+              zorder=1)
   log_axis(axes.xaxis, costs)
-  values = [v for s in settings for v in (s.score.low, s.score.high)]
   lines = [("base", group.base, FROZEN)] if group.base is not None else []
   lines += [("full fine-tuning", group.full.score.mean, FULL)] if group.full else []
-  if found := limits([*values, *(y for _, y, _ in lines)], 0.12):
-    axes.set_ylim(found)
-  _lines(axes, lines)
+  bounds = [bound for s in settings for bound in (s.score.low, s.score.high)]
+  if around := limits([*bounds, *(y for _, y, _ in lines)], 0.12):
+    axes.set_ylim(around)
+  _draw_lines(axes, lines)
   axes.set_xlabel("trainable parameters")
   axes.set_ylabel(axis_label(group))
-  name_points(axes, [(float(s.trainable or 0), s.score.mean, _brief(s)) for s in few(best, MOST_LABELS)]
-              + [(c, s.score.mean, _brief(s)) for s, c in zip(settings, costs, strict=True)
-                 if s not in best and len(settings) <= 10])
-  _legend(made, group)
-  return made
+  others = [s for s in settings if s not in front] if len(settings) <= MOST_LABELLED else []
+  labelled = [*evenly_picked(front, MOST_LABELS), *others]
+  name_points(axes, [(_parameters(s), s.score.mean, _short_label(s)) for s in labelled])
+  _draw_legend(fig, group)
+  return fig
 
 
-def share(group: Group) -> Figure | None:
-  """Share of full fine-tuning's gain against trainable parameters; None without a full trial."""
-  found = [(s, group.share(s)) for s in group.adapted if s.trainable]
-  found = [(s, e) for s, e in found if e.n]
-  if not found or group.full is None:
+def _pareto_title(front: Sequence[Setting], alone: bool) -> str:
+  """`alone`: there is one setting."""
+  first, last, metric = front[0], front[-1], front[0].metric
+  if first is last:
+    return (f"The {metric.best_word} held-out {metric.label} is {first.score.text()}, of {first.label}, with "
+            f"{_count(first)} trainable parameters{'' if alone else ', the fewest'}")
+  moves = "rises" if metric.higher_is_better else "falls"
+  return (f"On the Pareto front the held-out {metric.label} {moves} from {first.score.text()} with {_count(first)} "
+          f"trainable parameters ({first.label}) to {last.score.text()} with {_count(last)} ({last.label})")
+
+
+def share_of_full(group: Group) -> Figure | None:
+  """Share of full fine-tuning's gain against trainable parameters; None without full fine-tuning."""
+  shares = [(s, group.share(s)) for s in group.adapted if s.trainable]
+  shares = [(s, _percent(share)) for s, share in shares if share.n]
+  if not shares or group.full is None:
     return None
-  best, estimate = max(found, key=lambda p: p[1].mean)
-  of = (best.trainable or 0) / (group.full.trainable or math.nan)
-  made, [axes] = figure(f"Of the gain of full fine-tuning, {best.label} recovers {estimate.text(1, factor=100)} %, "
-                        f"with {of * 100:.3g} % of its parameters")
-  costs = [float(s.trainable or 0) for s, _ in found]
-  table = {id(s): Estimate(e.mean * 100, e.half and e.half * 100, e.n) for s, e in found}
-  _points(axes, group, [s for s, _ in found], costs, lambda s: table[id(s)])
+  settings = [s for s, _ in shares]
+  percents = [percent for _, percent in shares]
+  best, percent = max(shares, key=_mean)
+  size = (best.trainable or 0) / (group.full.trainable or math.nan)
+  fig, [axes] = figure(f"Of the gain of full fine-tuning, {best.label} recovers {percent.text(1)} %, with "
+                       f"{size * 100:.3g} % of its parameters")
+  costs = [_parameters(s) for s in settings]
+  _draw_points(axes, group, settings, percents, [_exact(x) for x in costs])
   log_axis(axes.xaxis, costs)
-  if around := limits([0, 100, *(v for e in table.values() for v in (e.low, e.high))], 0.05):
-    axes.set_ylim(max(around[0], min(0, min(e.mean for e in table.values())) - 12), around[1])
-  _lines(axes, [("full fine-tuning = 100 %", 100, FULL), ("base = 0 %", 0, FROZEN)])
+  if around := limits([0, 100, *(bound for e in percents for bound in (e.low, e.high))], 0.05):
+    axes.set_ylim(max(around[0], min(0, min(e.mean for e in percents)) - 12), around[1])
+  _draw_lines(axes, [("full fine-tuning = 100 %", 100, FULL), ("base = 0 %", 0, FROZEN)])
   axes.set_xlabel("trainable parameters")
   axes.set_ylabel("share of full fine-tuning's gain (%)")
-  if len(found) <= 10:
-    name_points(axes, [(c, table[id(s)].mean, _brief(s)) for (s, _), c in zip(found, costs, strict=True)])
-  _legend(made, group)
-  return made
+  if len(settings) <= MOST_LABELLED:
+    name_points(axes, [(x, e.mean, _short_label(s)) for s, e, x in zip(settings, percents, costs, strict=True)])
+  _draw_legend(fig, group)
+  return fig
 
 
 def forgetting(group: Group) -> Figure | None:
-  """Rise of the loss on `retain` against the gain; None without it."""
-  cost = lambda s: s.of(lambda trial: trial.number_at("losses", "forgetting"))
-  settings = [s for s in [*group.adapted, *([group.full] if group.full else [])] if cost(s).n and s.gain.n]
+  """Rise of the loss on the retained text against the gain; None without a retained text."""
+  settings = [s for s in [*group.adapted, *([group.full] if group.full else [])]
+              if s.estimate(_forgetting).n and s.gain.n]
   if not settings:
     return None
-  most = max(settings, key=lambda s: s.gain.mean)
+  rises = [s.estimate(_forgetting) for s in settings]
   side = group.metric.better_side
-  made, [axes] = figure(f"The most is learned by {most.label}, {most.gain.text()} {side} the base; its loss on the "
-                        f"retained text changes by {cost(most).text(sign=True)}")
-  _points(axes, group, settings, [s.gain.mean for s in settings], cost, across=lambda s: s.gain)
+  most, rise = max(zip(settings, rises, strict=True), key=_gain)
+  fig, [axes] = figure(f"The most is learned by {most.label}, {most.gain.text()} {side} the base; its loss on "
+                       f"the retained text changes by {rise.text(sign=True)}")
+  _draw_points(axes, group, settings, rises, [s.gain for s in settings])
   axes.axhline(0, color=FROZEN, lw=1)
   axes.set_xlabel(axis_label(group, f"learning: gain {side} the base, held out"))
   axes.set_ylabel(loss_label(group, "forgetting: rise on the retained text"))
   if len(settings) <= 14:
-    name_points(axes, [(s.gain.mean, cost(s).mean, _brief(s)) for s in settings])
-  _legend(made, group)
-  return made
+    name_points(axes, [(s.gain.mean, e.mean, _short_label(s)) for s, e in zip(settings, rises, strict=True)])
+  _draw_legend(fig, group)
+  return fig
 
 
 def cost(group: Group) -> Figure | None:
-  """Time, FLOPs and memory against the held-out metric, a panel each; what was not measured has none."""
+  """The held-out metric against training time, FLOPs and memory, a panel for each that was measured."""
   settings = [*group.adapted, *([group.full] if group.full else [])]
-  panels: list[tuple[str, Callable[[RunRecord], float | None]]] = [
-    ("training time (s)", lambda trial: trial.number_at("seconds", "train")),
-    ("training FLOPs", _flops),
-    ("memory of a step (MiB)", lambda trial: _times(trial.number_at("peak_memory_bytes"), 2**-20)),
-  ]
-  panels = [(name, value) for name, value in panels if any(_positive(s, value) for s in settings)]
+  measures: list[tuple[str, Callable[[RunRecord], float | None]]] = [
+    ("training time (s)", _seconds), ("training FLOPs", _flops), ("memory of a step (MiB)", _memory)]
+  panels = [(name, measure) for name, measure in measures if any(_is_positive(s.estimate(measure)) for s in settings)]
   if not panels or len(settings) < 2:
     return None
-  low = min(settings, key=lambda s: s.penalty)
-  words = [f"{s.text(1)} s" for s in [low.of(lambda trial: trial.number_at("seconds", "train"))] if s.n]
+  best = min(settings, key=penalty)
+  seconds = best.estimate(_seconds)
   values = "losses" if group.metric.name == "loss" else f"values of {group.metric.label}"
-  took = words[0] if words else "no known time"
-  made, axes = figure(f"What the {values} cost: the {group.metric.best_word}, of {low.label}, took {took} of training",
-                      panels=len(panels), height=3.9)
-  for ax, (name, value) in zip(axes, panels, strict=True):
-    shown = [s for s in settings if _positive(s, value)]
-    costs = [s.of(value).mean for s in shown]
-    _points(ax, group, shown, costs, lambda s: s.score, across=partial(Setting.of, value=value))
-    log_axis(ax.xaxis, costs)
-    if len(costs) > 1 and ax.get_xscale() == "log":
-      ax.set_xlim(min(costs) / 1.25, max(costs) * 1.25)
+  took = f"{seconds.text(1)} s" if seconds.n else "no known time"
+  fig, axes = figure(f"What the {values} cost: the {group.metric.best_word}, of {best.label}, took {took} of training",
+                     panels=len(panels), height=3.9)
+  for ax, (name, measure) in zip(axes, panels, strict=True):
+    shown = [s for s in settings if _is_positive(s.estimate(measure))]
+    costs = [s.estimate(measure) for s in shown]
+    means = [e.mean for e in costs]
+    _draw_points(ax, group, shown, [s.score for s in shown], costs)
+    log_axis(ax.xaxis, means)
+    if len(means) > 1 and ax.get_xscale() == "log":
+      ax.set_xlim(min(means) / 1.25, max(means) * 1.25)
     ax.set_xlabel(name)
-    if found := limits([v for s in shown for v in (s.score.low, s.score.high)]):
-      ax.set_ylim(found)
+    if around := limits([bound for s in shown for bound in (s.score.low, s.score.high)]):
+      ax.set_ylim(around)
   axes[0].set_ylabel(axis_label(group))
   for ax in axes[1:]:
     ax.tick_params(labelleft=False)
-  _legend(made, group, full=group.full is not None)
-  return made
+  _draw_legend(fig, group, full=group.full is not None)
+  return fig
 
 
-def _flops(trial: RunRecord) -> float | None:
-  return _times(trial.number_at("flops_per_token"), trial.number_at("tokens"))
+def _seconds(run: RunRecord) -> float | None:
+  return run.number_at("seconds", "train")
 
 
-def _times(a: float | None, b: float | None) -> float | None:
-  return None if a is None or b is None else a * b
+def _flops(run: RunRecord) -> float | None:
+  per_token, tokens = run.number_at("flops_per_token"), run.number_at("tokens")
+  return None if per_token is None or tokens is None else per_token * tokens
 
 
-def _positive(setting: Setting, value: Callable[[RunRecord], float | None]) -> bool:
-  found = setting.of(value)
-  return found.n > 0 and found.mean > 0
+def _memory(run: RunRecord) -> float | None:
+  """MiB."""
+  peak = run.number_at("peak_memory_bytes")
+  return None if peak is None else peak / MIB
 
 
-def _points(axes: Axes, group: Group, settings: Sequence[Setting], costs: Sequence[float],
-            value: Callable[[Setting], Estimate], across: Callable[[Setting], Estimate] | None = None) -> None:
-  """Means with their intervals."""
+def _forgetting(run: RunRecord) -> float | None:
+  return run.number_at("losses", "forgetting")
+
+
+def _draw_points(axes: Axes, group: Group, settings: Sequence[Setting], ys: Sequence[Estimate],
+                 xs: Sequence[Estimate]) -> None:
+  """A marker for each setting, with the intervals of y and x."""
   colours = Colours(group)
-  shapes, second = markers(group, colours), second_key(group, colours)
-  for setting, place in zip(settings, costs, strict=True):
-    e = value(setting)
-    wide = across(setting).half if across else None
-    shape = "s" if setting.reference else shapes.get(setting.values.get(second or ""), "o")
-    axes.errorbar(place, e.mean, yerr=e.half, xerr=wide, fmt=shape, ms=6, lw=1, capsize=2.5, zorder=3,
-                  color=colours.of(setting), ecolor=(*to_rgb(colours.of(setting)), 0.55), mec="white", mew=0.6)
+  shapes, key = markers(group, colours), marker_key(group, colours)
+  for setting, x, y in zip(settings, xs, ys, strict=True):
+    shape = "s" if setting.method.is_reference else shapes.get(setting.values.get(key or ""), "o")
+    colour = colours.of(setting)
+    axes.errorbar(x.mean, y.mean, yerr=y.half, xerr=x.half, fmt=shape, ms=6, lw=1, capsize=2.5, zorder=3,
+                  color=colour, ecolor=(*to_rgb(colour), 0.55), mec="white", mew=0.6)
 
 
-def _front_line(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-  """The front as steps: below and left of it there is no setting."""
-  if len(points) > 1:
-    x, y = np.array(points).T
-    axes.step(x, y, where="post", color=MUTED, lw=1.2, zorder=1)
-
-
-def _lines(axes: Axes, lines: Sequence[tuple[str, float, str]]) -> None:
+def _draw_lines(axes: Axes, lines: Sequence[tuple[str, float, str]]) -> None:
+  """Dashed horizontal lines: (name, y, colour)."""
   for name, y, colour in lines:
     axes.axhline(y, color=colour, lw=1.1, ls="--", zorder=1)
     axes.annotate(name, (1, y), (-2, 2.5), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
                   fontsize=8, color=MUTED)
 
 
-def _legend(made: Figure, group: Group, full: bool = False) -> None:
+def _draw_legend(fig: Figure, group: Group, full: bool = False) -> None:
   colours = Colours(group)
   handles = colours.handles()
-  second = second_key(group, colours)
-  handles += [Line2D([], [], marker=m, ls="", color=MUTED, label=say(second or "", v))
-              for v, m in markers(group, colours).items()]
+  key = marker_key(group, colours) or ""
+  handles += [Line2D([], [], marker=marker, ls="", color=MUTED, label=key_value(key, value))
+              for value, marker in markers(group, colours).items()]
   if full:
     handles.append(Line2D([], [], marker="s", ls="", color=FULL, label="full"))
-  legend(made, handles)
+  legend(fig, handles)
+
+
+def _exact(value: float) -> Estimate:
+  """A number without an interval."""
+  return Estimate(value, None, 1)
+
+
+def _percent(share: Estimate) -> Estimate:
+  return Estimate(share.mean * 100, share.half and share.half * 100, share.n)
+
+
+def _is_positive(e: Estimate) -> bool:
+  return e.n > 0 and e.mean > 0
+
+
+def _mean(pair: tuple[Setting, Estimate]) -> float:
+  return pair[1].mean
+
+
+def _gain(pair: tuple[Setting, Estimate]) -> float:
+  return pair[0].gain.mean
+
+
+def _parameters(setting: Setting) -> float:
+  return float(setting.trainable or 0)
 
 
 def _count(setting: Setting) -> str:
-  return _short(setting.trainable or 0)
+  return short_count(setting.trainable or 0)
 
 
-def _brief(setting: Setting) -> str:
+def _short_label(setting: Setting) -> str:
   return setting.label if len(setting.label) <= 34 else setting.label[:33] + "…"

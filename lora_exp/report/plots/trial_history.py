@@ -11,65 +11,72 @@ from matplotlib.ticker import MaxNLocator
 from lora_exp.config import InputError
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.plots.style import FROZEN, FULL, MUTED, Colours, axis_label, figure, legend, limits
+from lora_exp.report.plots.colours import FROZEN, FULL, MUTED, Colours
+from lora_exp.report.plots.style import axis_label, figure, legend, limits
 from lora_exp.runtime.json_lines import read_ledger
 
 
-def history(group: Group, directory: Path) -> Figure | None:
-  """The held-out metric by trial, those that were pruned hollow at the value they had, and the best so far as a line.
+def trial_history(group: Group, directory: Path) -> Figure | None:
+  """The held-out metric by trial with the best so far; pruned trials are hollow, at the value they were pruned with.
 
-  None of a sweep that is no study, or where fewer than two trials came to their end.
+  None for a sweep that is not a study, or with fewer than two trials that are done.
   """
   trials = _trials(group, directory)
-  done = {n: s.score.mean for n, s in trials.items() if s.seeds}
+  done = {n: setting.score.mean for n, setting in trials.items() if setting.seeds}
   if len(done) < 2:
     return None
-  metric = group.metric
-  best = min(done, key=lambda n: metric.sign * done[n])
+  metric, last = group.metric, max(trials)
+  penalties = {n: metric.sign * value for n, value in done.items()}
+  best = min(penalties, key=penalties.__getitem__)
   after = len([n for n in trials if n > best])
-  title = f"Trial {best} of 0-{max(trials)} has the {metric.best_word} held-out {metric.label}, {done[best]:.4f}"
+  title = f"Trial {best} of 0-{last} has the {metric.best_word} held-out {metric.label}, {done[best]:.4f}"
   if after > 1:
     title += f"; the {after} after it found none {'higher' if metric.higher_is_better else 'lower'}"
-  made, (axes,) = figure(title)
+  fig, [axes] = figure(title)
   colours = Colours(group)
-  pruned = {n: value for n, s in trials.items() if n not in done and (value := _last(s)) is not None}
+  pruned = _pruned_scores({n: setting for n, setting in trials.items() if n not in done})
   for n, value in (done | pruned).items():
     colour = colours.of(trials[n])
     axes.plot(n, value, "o", ms=6, color=colour, mfc=colour if n in done else "white")
   numbers = sorted(done)
-  best_so_far = metric.sign * np.minimum.accumulate([metric.sign * done[n] for n in numbers])
-  axes.step([*numbers, max(trials)], [*best_so_far, best_so_far[-1]], where="post", color=MUTED, lw=1.2, zorder=1)
+  best_so_far = metric.sign * np.minimum.accumulate([penalties[n] for n in numbers])
+  axes.step([*numbers, last], [*best_so_far, best_so_far[-1]], where="post", color=MUTED, lw=1.2, zorder=1)
   if group.full is not None:
     axes.axhline(group.full.score.mean, color=FULL, ls="--", lw=1)
-  # A few trials at far too high a rate would flatten all others.
-  penalties = metric.sign * np.array([*done.values(), *pruned.values()])
-  worst_shown = max(np.quantile(penalties, 0.9), -np.inf if group.base is None else metric.sign * group.base)
-  if around := limits([metric.sign * p for p in penalties if p <= worst_shown]):
+  # A few trials with far too high a learning rate would flatten all others.
+  shown = metric.sign * np.array([*done.values(), *pruned.values()])
+  worst = max(np.quantile(shown, 0.9), -np.inf if group.base is None else metric.sign * group.base)
+  if around := limits([metric.sign * value for value in shown if value <= worst]):
     axes.set_ylim(around)
   axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
   axes.set_xlabel("trial")
   axes.set_ylabel(axis_label(group))
-  legend(made, _handles(colours, group, bool(pruned)))
-  return made
+  legend(fig, _handles(colours, group, bool(pruned)))
+  return fig
 
 
 def _trials(group: Group, directory: Path) -> dict[int, Setting]:
-  """The setting of each trial by its number, from the ledger of the sweep; none where it is no study."""
+  """Number of a study's trial -> its setting, from the ledger of the sweep; {} for a sweep that is not a study."""
   rows: list[dict] = []
-  with suppress(InputError):  # a damaged ledger costs this picture, and not the report
+  with suppress(InputError):  # a damaged ledger costs this plot and not the report
     rows = [row for row in read_ledger(directory) if row.get("event") == "trial"]
-  of = {trial.number: setting for setting in group.settings for trial in setting.trials}
-  return {row["study_trial"]: of[row["runs"][0]] for row in rows if row["runs"][0] in of}
+  setting_of = {run.number: setting for setting in group.settings for run in setting.runs}
+  return {row["study_trial"]: setting_of[row["runs"][0]] for row in rows if row["runs"][0] in setting_of}
 
 
-def _last(setting: Setting) -> float | None:
-  """The held-out metric of a setting whose trials were pruned, where they were."""
-  curves = [trial.curve("eval", setting.metric.name) for trial in setting.trials if trial.status == "pruned"]
-  values = [curve[-1][1] for curve in curves if curve]
-  return float(np.mean(values)) if values else None
+def _pruned_scores(trials: dict[int, Setting]) -> dict[int, float]:
+  """Number of a pruned trial -> the last held-out metric of its runs, on average."""
+  found = {}
+  for n, setting in trials.items():
+    curves = [run.curve("eval", setting.metric.name) for run in setting.runs if run.status == "pruned"]
+    values = [curve[-1][1] for curve in curves if curve]
+    if values:
+      found[n] = float(np.mean(values))
+  return found
 
 
 def _handles(colours: Colours, group: Group, pruned: bool) -> list[Line2D]:
+  """The lines of the legend; `pruned`: there are pruned trials."""
   handles = [*colours.handles(), Line2D([], [], color=MUTED, lw=1.2, label="best so far")]
   if pruned:
     handles.append(Line2D([], [], color=FROZEN, marker="o", mfc="white", ls="", label="pruned"))

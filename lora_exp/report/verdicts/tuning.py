@@ -1,15 +1,15 @@
-"""Tuned settings such as the learning rate: which value is best, and whether enough values were tried."""
+"""Tuned keys such as the learning rate: which value is best, and whether enough values were tried to know."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.grouping.setting_keys import say, word
+from lora_exp.report.grouping.group import Group, sort_key
+from lora_exp.report.grouping.setting import Setting, penalty
+from lora_exp.report.grouping.setting_keys import key_value, short_name, value_text
 
 SEEDS_NEEDED = 3
-VALUES_NEEDED = 3  # of a rate, where each setting was tried at its own
-# What is tuned, as a rate is: settings are compared at their own best of these.
+VALUES_NEEDED = 3  # of a tuned key, where each setting was tried at its own values
+# Keys that are tuned: settings are compared at their own best value of each.
 TUNED = ("optim.", "lora.alpha", "lora.lr_ratio", "lora.dropout", "lora.init_std", "train.batch_size")
 
 
@@ -17,68 +17,83 @@ def is_tuned(key: str) -> bool:
   return key.startswith(TUNED)
 
 
-def contexts(group: Group, key: str, apart_from: Iterable[str] = ()) -> list[tuple[str, list[Setting]]]:
-  """(words, settings) for each combination of what is neither `key`, nor tuned, nor in `apart_from`."""
-  held = [k for k in group.keys if k != key and not is_tuned(k) and k not in set(apart_from)]
+def contexts(group: Group, key: str, ignore: Iterable[str] = ()) -> list[tuple[str, list[Setting]]]:
+  """(words, settings) for each combination of the keys that are neither `key`, nor tuned, nor in `ignore`.
+
+  Only combinations in which `key` has several values.
+  """
+  fixed = [k for k in group.keys if k != key and not is_tuned(k) and k not in set(ignore)]
   found: dict[tuple, list[Setting]] = {}
   for setting in group.adapted:
     if key in setting.values:
-      found.setdefault(tuple((k, setting.values.get(k)) for k in held), []).append(setting)
-  words = lambda at: ", ".join(say(k, v) for k, v in at if v is not None)
-  return [(words(at), settings) for at, settings in found.items() if len({s.values[key] for s in settings}) > 1]
+      found.setdefault(tuple((k, setting.values.get(k)) for k in fixed), []).append(setting)
+  return [(_words(values), settings) for values, settings in found.items()
+          if len({s.values[key] for s in settings}) > 1]
+
+
+def _words(values: Iterable[tuple[str, Any]]) -> str:
+  return ", ".join(key_value(key, value) for key, value in values if value is not None)
 
 
 def best_of(settings: Iterable[Setting]) -> Setting:
-  """The best mean among those with the most seeds (three are the most that is asked)."""
+  """The best setting of those with SEEDS_NEEDED seeds, or else with the most."""
   settings = list(settings)
-  most = min(SEEDS_NEEDED, max(s.seeds for s in settings))
-  return min((s for s in settings if s.seeds >= most), key=lambda s: s.penalty)
+  seeds = min(SEEDS_NEEDED, max(s.seeds for s in settings))
+  return min((s for s in settings if s.seeds >= seeds), key=penalty)
 
 
 def best_by(settings: Iterable[Setting], key: str) -> dict[Any, Setting]:
-  """Value of `key` -> its best setting, in the order of the values."""
-  groups: dict[Any, list[Setting]] = {}
+  """Value of `key` -> its best setting, by value."""
+  by_value: dict[Any, list[Setting]] = {}
   for setting in settings:
-    groups.setdefault(setting.values[key], []).append(setting)
-  order = sorted(groups, key=lambda v: (isinstance(v, str), v))
-  return {value: best_of(groups[value]) for value in order}
+    by_value.setdefault(setting.values[key], []).append(setting)
+  return {value: best_of(by_value[value]) for value in sorted(by_value, key=sort_key)}
 
 
-def untuned(group: Group, settings: Sequence[Setting], apart_from: str) -> list[str]:
-  """Where settings were tried at other rates (or other tuned numbers) each, and some at too few to find their best."""
-  found = []
-  for key in (k for k in group.keys if is_tuned(k) and k != apart_from):
-    tried = [(s, {repr(t.values[key]) for t in _line(group, s, key)}) for s in settings if key in s.values]
-    least = min(tried, key=lambda pair: len(pair[1]), default=None)
-    if least and len(least[1]) < VALUES_NEEDED and any(values != least[1] for _, values in tried):
-      found.append(f"each was tried at its own values of {word(key)}, which were as few as {len(least[1])}, and "
-                   f"{VALUES_NEEDED} are needed to find a best one")  # fmt: skip
-  return found
+def unevenly_tuned(group: Group, settings: Sequence[Setting], ignore: str) -> list[str]:
+  """Tuned keys (but `ignore`) that settings were tried at different values of, some at too few to find the best."""
+  problems = []
+  for key in group.keys:
+    if not is_tuned(key) or key == ignore:
+      continue
+    tried = [{repr(other.values[key]) for other in _line(group, s, key)} for s in settings if key in s.values]
+    fewest = min(tried, key=len, default=set())
+    if tried and len(fewest) < VALUES_NEEDED and any(values != fewest for values in tried):
+      problems.append(
+        f"each was tried at its own values of {short_name(key)}, which were as few as {len(fewest)}, and "
+        f"{VALUES_NEEDED} are needed to find a best one"
+      )
+  return problems
+
+
+def at_edges(group: Group, setting: Setting, tolerance: float = 0.0, ignore: str = "") -> list[str]:
+  """Tuned keys (but `ignore`) whose best value is the lowest or highest tried while the metric still improves there.
+
+  It is flat there if it is within `tolerance` (in the unit of the metric) of that of the next value.
+  """
+  problems = []
+  for key, value in setting.values.items():
+    if not is_tuned(key) or key == ignore:
+      continue
+    line = {s.values[key]: s for s in reversed(_line(group, setting, key)) if isinstance(s.values[key], int | float)}
+    values = sorted(line)
+    if len(values) < 2 or value not in (values[0], values[-1]):
+      continue
+    lowest = value == values[0]
+    neighbour = line[values[1] if lowest else values[-2]]
+    if not neighbour.seeds or neighbour.penalty - setting.penalty > tolerance:
+      others = {k: v for k, v in setting.values.items() if k != key}
+      name = ", ".join(key_value(k, v) for k, v in others.items()) or setting.label
+      problems.append(f"the best {short_name(key)} of {name} is the {'lowest' if lowest else 'highest'} tried "
+                      f"({short_name(key)} {value_text(value)})")
+  return problems
 
 
 def _line(group: Group, setting: Setting, key: str) -> list[Setting]:
   """The settings that differ from `setting` in `key` at most."""
-  rest = lambda s: {k: v for k, v in s.values.items() if k != key}
-  return [s for s in group.settings if key in s.values and rest(s) == rest(setting)]
+  others = _without(setting.values, key)
+  return [s for s in group.settings if key in s.values and _without(s.values, key) == others]
 
 
-def edges(group: Group, setting: Setting, tolerance: float = 0.0, apart_from: str = "") -> list[str]:
-  """Where the best rate (or another tuned number) lies on the edge of what was tried, and still improves there.
-
-  A neighbour within the tolerance is no matter: the curve is flat, and going on would gain less again.
-  """
-  found = []
-  for key in (k for k in setting.values if is_tuned(k) and k != apart_from):
-    value = setting.values[key]
-    line = _line(group, setting, key)
-    numeric = sorted({s.values[key] for s in line if isinstance(s.values[key], int | float)})
-    if len(numeric) < 2 or value not in (numeric[0], numeric[-1]):
-      continue
-    inner = numeric[1] if value == numeric[0] else numeric[-2]
-    neighbour = next(s for s in line if s.values[key] == inner)
-    rest = setting.label if len(setting.values) == 1 else ", ".join(
-      say(k, v) for k, v in setting.values.items() if k != key)
-    if not neighbour.seeds or neighbour.penalty - setting.penalty > tolerance:
-      end = "lowest" if value == numeric[0] else "highest"
-      found.append(f"the best {say(key, value).rpartition(' ')[0]} of {rest} is the {end} tried ({say(key, value)})")
-  return found
+def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+  return {k: v for k, v in values.items() if k != key}

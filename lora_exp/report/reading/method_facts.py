@@ -1,0 +1,69 @@
+"""What a run's files say about its method. The report knows no method by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+  """`method` of summary.json: how to treat the settings and losses of a run. The defaults are a plain adapter's."""
+
+  name: str  # as typed in lora.method, or as lora.init chooses it (PiSSA)
+  adapts_kernels: bool = True  # by lora.targets
+  trains_everything: bool = False  # full fine-tuning, the upper reference line
+  trains_nothing: bool = False  # the frozen base, the lower reference line
+  uses_rank: bool = True
+  uses_alpha: bool = True
+  has_constants: bool = False  # frozen arrays beside those of the base
+
+  @property
+  def is_reference(self) -> bool:
+    """Whether runs of this method are a reference line of the report."""
+    return self.trains_everything or self.trains_nothing
+
+
+# Version 0.1.0 wrote no facts: the methods that it had, where they differ from a plain adapter.
+VERSION_0_1 = {
+  "frozen": MethodFacts("frozen", adapts_kernels=False, trains_nothing=True),
+  "full": MethodFacts("full", adapts_kernels=False, trains_everything=True),
+  "bitfit": MethodFacts("bitfit", adapts_kernels=False),
+  "vera": MethodFacts("vera", uses_alpha=False, has_constants=True),
+  "adalora": MethodFacts("adalora", has_constants=True),
+  "pissa": MethodFacts("pissa", has_constants=True),
+  "olora": MethodFacts("olora", has_constants=True),
+}
+PLAIN = "lora"  # the method that variants of its scaling, rates or storage are named without: rslora, not lora+rslora
+
+
+def method_facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> MethodFacts:
+  """The facts that summary.json states; of a run of 0.1.0, or one that wrote no summary, those that its name implies.
+
+  `config`: settings by dotted path.
+  """
+  stated = summary.get("method")
+  if isinstance(stated, dict) and isinstance(stated.get("name"), str):
+    known = {field.name for field in fields(MethodFacts)}
+    return MethodFacts(**{key: value for key, value in stated.items() if key in known})
+  name = str(config.get("lora.method") or PLAIN)
+  init = config.get("lora.init")
+  if name == PLAIN and init in VERSION_0_1:  # pissa and olora are chosen by lora.init
+    name = str(init)
+  return VERSION_0_1.get(name, MethodFacts(name))
+
+
+def method_label(config: Mapping[str, Any], facts: MethodFacts) -> str:
+  """The method as people name it, with the settings that make it a variant: dora, pissa, rslora, rslora+qlora."""
+  if not facts.adapts_kernels:
+    return facts.name
+  init, variants = config.get("lora.init"), []
+  if init in VERSION_0_1 and init != facts.name:
+    variants.append(str(init))
+  if config.get("lora.scaling") == "rslora":
+    variants.append("rslora")
+  if config.get("lora.lr_ratio") not in (None, 1):
+    variants.append("loraplus")
+  if config.get("lora.quant"):
+    variants.append("qlora")
+  names = variants if variants and facts.name == PLAIN else [facts.name, *variants]
+  return "+".join(names)
