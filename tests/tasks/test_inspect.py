@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from packs import quickly
 from runs import TINY, train
 from test_adapter_files import KINDS, adapter
 
+import lora_exp
 from lora_exp import lora
 from lora_exp.cli import main as entry
 from lora_exp.config import InputError
@@ -346,7 +348,7 @@ def test_copied_files_are_reported_where_there_is_no_jax(known, tmp_path):
   script = ("import sys; sys.modules.update(jax=None, flax=None); from pathlib import Path; "
             f"from lora_exp.report.sweep_report import make_report; make_report(Path({str(known)!r}))")
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
-                        env={"PYTHONPATH": str(entry.Path(entry.__file__).parents[1]), "HOME": str(tmp_path)})
+                        env={"PYTHONPATH": str(Path(lora_exp.__file__).parents[1]), "HOME": str(tmp_path)})
   assert done.returncode == 0, done.stderr
   assert "What the adapters learned" in (known / "report.html").read_text()
 
