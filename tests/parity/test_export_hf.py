@@ -33,6 +33,8 @@ METHODS = {  # of the base: what is trained on it
   "llama 3": ["lora=pissa", "lora.targets=[qv,lm_head]", "lora.train_modules=[norm]"],
   "qwen2": ["lora=adalora", "lora.budget=3", "lora.targets=mlp"],
   "qwen3": ["lora=dora", "lora.targets=attention"],
+  "olmo2 other": ["lora=dora", "lora.targets=all_linear"],
+  "phi3": ["lora.targets=[qkv_proj,gate_up_proj]"],
   "gemma": ["lora.targets=[embed_tokens,qv]"],
   "gemma3": ["lora=vera", "lora.rank=16"],
 }  # fmt: skip
@@ -85,7 +87,7 @@ def test_what_is_exported_has_the_logits_of_the_run(name, tmp_path):
   np.testing.assert_allclose(their_logits(adapted, tokens), want, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama 3", "llama tied", "mistral 0.3", "qwen2", "qwen3 window", "gemma 7b",
+@pytest.mark.parametrize("name", ["gpt2", "llama 3", "llama tied", "mistral 0.3", "qwen2", "qwen3 window", "olmo2", "olmo2 other", "phi3", "phi3 longrope", "gemma 7b",
                                   "gemma3 capped", "gemma3 local"])  # fmt: skip
 def test_a_config_json_of_ours_is_the_model_that_it_was_read_from(name):
   kind, arguments = CASES[name]

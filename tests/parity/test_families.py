@@ -35,6 +35,10 @@ LLAMA3 = {
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}
 LOCAL = {"rope_type": "default", "rope_theta": 50.0}
+LONGROPE = {
+  "rope_type": "longrope", "rope_theta": 700.0, "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.2, 3.0, 9.0],
+  "partial_rotary_factor": 0.75,
+}  # fmt: skip
 
 
 def sizes(width: int, layers: int, heads: int, kv_heads: int, head_dim: int, ff: int, **more: Any) -> dict[str, Any]:
@@ -43,6 +47,11 @@ def sizes(width: int, layers: int, heads: int, kv_heads: int, head_dim: int, ff:
     "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
     "num_key_value_heads": kv_heads, "head_dim": head_dim, "intermediate_size": ff, **more,
   }  # fmt: skip
+
+
+def headless(*args: int, **more: Any) -> dict[str, Any]:
+  """`sizes` of a class whose heads fill the width."""
+  return {key: value for key, value in sizes(*args, **more).items() if key != "head_dim"}
 
 
 def gpt2(width: int, layers: int, heads: int, ff: int | None, **more: Any) -> dict[str, Any]:
@@ -66,10 +75,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     30, 2, 5, 1, 14, 44, rope_parameters=LINEAR, tie_word_embeddings=True, hidden_act="gelu")),
   "mistral": ("Mistral", sizes(36, 3, 4, 2, 14, 40, sliding_window=5)),
   "mistral 0.3": ("Mistral", sizes(24, 2, 6, 2, 4, 60, sliding_window=None)),
-  "qwen2": ("Qwen2", {key: value for key, value in sizes(48, 2, 6, 2, 8, 36).items() if key != "head_dim"}),
+  "qwen2": ("Qwen2", headless(48, 2, 6, 2, 8, 36)),
   "qwen3": ("Qwen3", sizes(28, 3, 6, 2, 10, 40, tie_word_embeddings=True)),
   "qwen3 window": ("Qwen3", sizes(
     32, 3, 5, 5, 6, 40, attention_bias=True, use_sliding_window=True, sliding_window=6, max_window_layers=1)),
+  "olmo2": ("Olmo2", headless(40, 3, 5, 5, 8, 36, rms_norm_eps=1e-3)),
+  "olmo2 other": ("Olmo2", headless(
+    36, 2, 6, 2, 6, 44, rope_parameters=LINEAR, attention_bias=True, tie_word_embeddings=True)),
+  "phi3": ("Phi3", headless(48, 3, 6, 2, 8, 36, sliding_window=5)),
+  "phi3 longrope": ("Phi3", headless(
+    32, 2, 4, 4, 8, 40, rope_parameters=LONGROPE, original_max_position_embeddings=16, tie_word_embeddings=True)),
+  "phi3 short": ("Phi3", headless(
+    32, 2, 4, 1, 8, 40, rope_parameters=LONGROPE, original_max_position_embeddings=32)),
   "gemma": ("Gemma", sizes(24, 2, 3, 1, 16, 40)),
   "gemma 7b": ("Gemma", sizes(32, 3, 4, 4, 10, 56, hidden_act="gelu_pytorch_tanh")),
   "gemma3": ("Gemma3Text", sizes(
@@ -80,7 +97,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
   "gemma3 local": ("Gemma3Text", sizes(
     20, 2, 2, 2, 8, 36, sliding_window=4, query_pre_attn_scalar=8, tie_word_embeddings=False, **gemma3("SS", LINEAR))),
 }  # fmt: skip
-ONE_OF_EACH = ["gpt2", "llama 3", "mistral", "qwen3", "gemma", "gemma3", "gemma3 capped"]
+ONE_OF_EACH = ["gpt2", "llama 3", "mistral", "qwen3", "olmo2", "phi3", "gemma", "gemma3", "gemma3 capped"]
 
 
 @dataclass

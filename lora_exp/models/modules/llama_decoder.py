@@ -175,7 +175,7 @@ class Llama(LanguageModel):
     x_BTD = self.embed_tokens(tokens_BT)
     if arch.embed_scale:
       x_BTD = x_BTD * jnp.asarray(math.sqrt(x_BTD.shape[-1]), x_BTD.dtype)
-    full, windowed = position_views(arch, positions_BT, mask_BTS, slot)
+    full, windowed = position_views(arch, positions_BT, mask_BTS, slot, cached=cache is not None)
     full_layers = range(len(self.layers)) if arch.window is None else arch.full_layers or ()
     views = [full if i in full_layers else windowed for i in range(len(self.layers))]
     x_BTD, caches = run_blocks(self.layers, x_BTD, views, cache, slot, self.remat)

@@ -20,29 +20,34 @@ class PositionView(NamedTuple):
 
 
 def position_views(
-  arch: ArchConfig, positions_BT: Array, mask_BTS: Array, slot: Array | int
+  arch: ArchConfig, positions_BT: Array, mask_BTS: Array, slot: Array | int, cached: bool
 ) -> tuple[PositionView, PositionView]:
-  """The views of layers without and with the window; positions int (B, T), mask bool (B, T, S)."""
+  """The views of layers without and with the window; positions int (B, T), mask bool (B, T, S).
+
+  With a cache its slots are the longest context, so that all of its keys are rotated by the same frequencies.
+  """
   rotating = int(arch.head_dim * arch.partial_rotary_factor)
-  full = PositionView(*rotations(positions_BT, rotating, arch.rope_theta, arch.rope_scaling), mask_BTS)
+  length = mask_BTS.shape[-1] if cached else positions_BT.max() + 1
+  full = PositionView(*rotations(positions_BT, rotating, arch.rope_theta, arch.rope_scaling, length), mask_BTS)
   if arch.window is None:
     return full, full
   T, S = mask_BTS.shape[1:]
   distance = slot + jnp.arange(T)[:, None] - jnp.arange(S)
   local_theta = arch.rope_local_theta
-  local = full if local_theta is None else rotations(positions_BT, rotating, local_theta, None)
+  local = full if local_theta is None else rotations(positions_BT, rotating, local_theta, None, length)
   return full, PositionView(local[0], local[1], mask_BTS & (distance < arch.window))
 
 
 def rotations(
-  positions_BT: Array, rotating: int, theta: float, scaling: dict[str, Any] | None
+  positions_BT: Array, rotating: int, theta: float, scaling: dict[str, Any] | None, length: Array | int
 ) -> tuple[Array, Array]:
   """Cosine and sine (B, T, 1, r) of each position's rotation of `rotating` features, in float32.
 
   The frequencies are theta^(-2i/r); `scaling` changes them for longer contexts. `linear` divides them by `factor`
   (arXiv 2306.15595). `llama3` does so where they turn less than `low_freq_factor` times within the original context,
   not at all above `high_freq_factor`, and smoothly in between. `longrope` (arXiv 2402.13753) divides each by its own
-  factor, one of two lists: the long one if any position lies beyond the original context, as transformers chooses.
+  factor, from one of two lists: the long one if `length`, the longest context, exceeds the original one, as transformers
+  does.
   """
   frequency = theta ** (-jnp.arange(0, rotating, 2, dtype=jnp.float32) / rotating)
   kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type", "default"))
@@ -55,7 +60,7 @@ def rotations(
     frequency = unscaled * frequency + (1 - unscaled) * frequency / scaling["factor"]
   amplitude = 1.0
   if scaling is not None and kind == "longrope":
-    beyond = positions_BT.max() >= scaling["original_max_position_embeddings"]
+    beyond = length > scaling["original_max_position_embeddings"]
     frequency = frequency / jnp.where(beyond, jnp.array(scaling["long_factor"]), jnp.array(scaling["short_factor"]))
     amplitude = scaling["attention_factor"]
   angle = positions_BT[..., None, None] * jnp.concatenate([frequency, frequency])
