@@ -114,9 +114,12 @@ def _vocabulary_problem(cfg: ModelConfig, tokenizer: Tokenizer) -> str:
 
 
 def naming_of(cfg: ModelConfig) -> lora.Naming | None:
-  """How PEFT calls the modules of this model; None of a family that others do not publish."""
+  """How PEFT names the modules of this model; None for a family that others do not publish.
+
+  Nor is there a name for modules that transformers splits or joins.
+  """
   family = get_family(cfg.family)
-  if family.names is None:
+  if family.names is None or any(len(row.ours) + len(row.stored) > 2 for row in family.names.rows):
     return None
   tied = (family.presets["embeddings"][0], "lm_head") if (cfg.arch or ArchConfig()).tied else None
   return lora.Naming(prefix=family.names.prefix, conv1d=not family.names.transposed, tied=tied, model_type=cfg.family)
