@@ -19,7 +19,9 @@ from lora_exp.cli.override_names import OverrideNames, several_values_problems
 from lora_exp.config.errors import InputError
 from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config
-from lora_exp.sweep import grid_jobs, study_space
+from lora_exp.sweep.grid_jobs import grid_jobs
+from lora_exp.sweep.study_settings import read_study, study_run_problems
+from lora_exp.sweep.study_space import Study
 
 MOST_CHECKED = 256  # jobs of a multirun that are composed before the first starts, about 0.05 s each
 
@@ -118,17 +120,17 @@ class Composer:
       return self._study(master, overrides).examples()
     if sweeper not in ("grid", "basic"):  # the overrides are not known before the sweep runs
       return [[str(o.input_line) for o in overrides if not o.is_sweep_override()]]
-    return grid_jobs.jobs(master.hydra.sweeper, overrides, self._parse_several)
+    return grid_jobs(master.hydra.sweeper, overrides, self._parse_several)
 
   def sweep_problems(self, master: DictConfig, overrides: Sequence[Override], cfgs: Sequence[Config]) -> list[str]:
     """What the sweeper cannot do with the runs `cfgs`."""
     if master.hydra.runtime.choices["hydra/sweeper"] != "study":
       return []
     study = self._study(master, overrides)
-    return [problem for cfg in cfgs for problem in study_space.run_problems(study, cfg)]
+    return [problem for cfg in cfgs for problem in study_run_problems(study, cfg)]
 
-  def _study(self, master: DictConfig, overrides: Sequence[Override]) -> study_space.Study:
-    return study_space.read(master.hydra.sweeper, overrides, self._parse_several)
+  def _study(self, master: DictConfig, overrides: Sequence[Override]) -> Study:
+    return read_study(master.hydra.sweeper, overrides, self._parse_several)
 
   def _parse_several(self, texts: list[str]) -> list[Override]:
     return self.parse(texts, several=True)

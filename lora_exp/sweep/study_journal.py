@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lora_exp.config import InputError
 from lora_exp.runtime.saved_config import CHANGEABLE
-from lora_exp.sweep.study_space import Choice, Span, Study
+from lora_exp.sweep.study_space import Choice, Interval, Study
 
 JOURNAL = "study.jsonl"  # in the directory of the sweep
 NAME = "lora_exp"  # of the study in it
@@ -64,7 +64,7 @@ class StudyJournal:
     begun = [t for t in self.all if not t.state.is_finished()]
     start = begun[0].user_attrs["batch"][0] if begun else len(self.all)
     end = begun[0].user_attrs["batch"][1] if begun else min(start + self.cfg.width, self.cfg.n_trials)
-    while len(self.all) < end and len(self.all) < self.cfg.points:
+    while len(self.all) < end and len(self.all) < self.cfg.size:
       self._add([start, end])
     return self.all[start:end]
 
@@ -121,11 +121,11 @@ def _path(text: str) -> str:
   return text.partition("=")[0].lstrip("+~")
 
 
-def distribution(part: Choice | Span) -> BaseDistribution:
+def distribution(part: Choice | Interval) -> BaseDistribution:
   """A part of the space in Optuna's terms."""
   if isinstance(part, Choice):
     return CategoricalDistribution(part.values)
-  if part.whole:
+  if part.integer:
     return IntDistribution(int(part.low), int(part.high), log=part.log, step=int(part.step or 1))
   return FloatDistribution(part.low, part.high, log=part.log, step=part.step)
 

@@ -46,8 +46,8 @@ def test_current_names_show_no_warning():
 def test_a_config_file_of_old_names_is_read(tmp_path):
   (tmp_path / "experiment").mkdir()
   (tmp_path / "experiment" / "mine.yaml").write_text(
-    "# @package _global_\npromises: {total: 5}\notherwise: [model.weights=null, mesh.arm=1]\nmodel: {weights: /no/such}\n"
-    "mesh: {arm: 1}\n"
+    "# @package _global_\npromises: {total: 5}\notherwise: [model.weights=null, mesh.arm=1]\n"
+    "model: {weights: /no/such}\nmesh: {arm: 1}\n"
   )
   line = check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
   assert line.jobs[0].expectations == {"total": 5}
@@ -57,7 +57,8 @@ def test_a_config_file_of_old_names_is_read(tmp_path):
 def test_a_sweep_file_of_old_names_is_read(tmp_path):
   (tmp_path / "sweep").mkdir()
   (tmp_path / "sweep" / "mine.yaml").write_text(
-    "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {promises: '{total:3},{total:4}', mesh.arm: 1}\n"
+    "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n"
+    "    params: {promises: '{total:3},{total:4}', mesh.arm: 1}\n"
   )
   line = check_command_line(["--config-dir", str(tmp_path), "sweep=mine"])
   assert [job.expectations for job in line.jobs] == [{"total": 3}, {"total": 4}]

@@ -23,7 +23,8 @@ from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.sweep import packed_training
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.study_journal import JOURNAL, NAME, StudyJournal
-from lora_exp.sweep.study_space import Choice, Span, read
+from lora_exp.sweep.study_settings import read_study
+from lora_exp.sweep.study_space import Choice, Interval
 from sweeps import ranks, trial
 
 SHORT = [*TINY, "model.dropout=0", "train.steps=12", "train.eval_every=4", "train.eval_tokens=512", "optim.warmup=2"]
@@ -34,7 +35,7 @@ NODE = {"params": None, "extra": None, "n_trials": 8, "width": 3, "sampler": "tp
 
 def made(*typed: str, **sweeper):
   overrides = lambda texts: parse(texts, None)[0]
-  return read(NODE | sweeper, overrides(list(typed)), overrides)
+  return read_study(NODE | sweeper, overrides(list(typed)), overrides)
 
 
 def run_study(directory: Path, *argv: str, launcher: str = "packed", code: int = 0, report: bool = True) -> Path:
@@ -64,10 +65,10 @@ def test_the_space_is_written_in_hydras_own_syntax():
   found = made("a=choice(qv,mlp)", "b=1,2,2", "c=tag(log,interval(1e-4,1e-2))", "d=range(1,9,2)",
                "e=int(interval(1,4))", "f=range(0.1,0.5,0.2)", "g=tag(log,range(1,65))", "h=7")  # fmt: skip
   assert found.space == {
-    "a": Choice(("qv", "mlp")), "b": Choice(("1", "2")), "c": Span(1e-4, 1e-2, None, True), "d": Span(1, 7, 2),
-    "e": Span(1, 4), "f": Span(0.1, pytest.approx(0.3), 0.2), "g": Span(1, 64, None, True),
+    "a": Choice(("qv", "mlp")), "b": Choice(("1", "2")), "c": Interval(1e-4, 1e-2, None, True), "d": Interval(1, 7, 2),
+    "e": Interval(1, 4), "f": Interval(0.1, pytest.approx(0.3), 0.2), "g": Interval(1, 64, None, True),
   }  # fmt: skip
-  assert found.fixed == ["h=7"] and [found.space[k].whole for k in "defg"] == [True, True, False, True]
+  assert found.fixed == ["h=7"] and [found.space[k].integer for k in "defg"] == [True, True, False, True]
 
 
 def test_what_is_typed_wins_and_seeds_repeat_a_trial():

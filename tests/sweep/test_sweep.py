@@ -16,7 +16,7 @@ from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError
 from lora_exp.config.override_grammar import parse
 from lora_exp.runtime.saved_config import load_config
-from lora_exp.sweep.grid_jobs import jobs as grid_jobs
+from lora_exp.sweep.grid_jobs import grid_jobs
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.packing import groups
 

@@ -1,4 +1,4 @@
-"""Hydra's door to lora_exp/sweep/study.py: `hydra/sweeper=study`, which chooses settings as it goes."""
+"""`hydra/sweeper=study`, which chooses settings from earlier results; see lora_exp/sweep/study_runner.py."""
 
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,32 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class StudySweeper(Sweeper):
-  """Launches batches of trials, and goes on with a study that is there already."""
+  """Launches batches of trials, and continues a study that exists already."""
 
   def __init__(self, **node: Any):  # hydra.sweeper
     self.node = node
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-    """What Hydra gives before `sweep`."""
+    """Stores what Hydra passes before it calls `sweep`, and makes the launcher."""
     self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
     self.launcher = Plugins.instance().instantiate_launcher(
       hydra_context=hydra_context, task_function=task_function, config=config
     )
 
   def sweep(self, arguments: list[str]) -> Any:
-    """Runs the study; `arguments` is what was typed. The session's outcomes are then those of the trials."""
+    """Runs the study; `arguments` are the overrides that were typed. Sets the session's outcomes to the trials'."""
     from lora_exp.sweep import study_runner
-    from lora_exp.sweep.study_space import read
+    from lora_exp.sweep.study_settings import read_study
 
     assert self.hydra_context and self.config and self.launcher, "Hydra calls `setup` first"
     parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-    cfg = read(self.node, parser.parse_overrides(arguments), parser.parse_overrides)
+    study = read_study(self.node, parser.parse_overrides(arguments), parser.parse_overrides)
     directory = Path(self.config.hydra.sweep.dir).absolute()
     session = self.task_function.__self__  # type: ignore[attr-defined]
-    session.outcomes = study_runner.run(cfg, directory, self._launch, lambda: session.stopped)
+    session.outcomes = study_runner.run(study, directory, self._launch, lambda: session.stopped)
 
   def _launch(self, jobs: list[list[str]], first: int) -> Any:
+    """Launches one batch of jobs, numbered from `first`."""
     assert self.config and self.launcher
     file = Path(self.config.hydra.sweep.dir) / "multirun.yaml"
     if not file.exists():

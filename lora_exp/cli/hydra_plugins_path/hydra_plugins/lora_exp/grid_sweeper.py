@@ -1,4 +1,4 @@
-"""Hydra's door to lora_exp/config/grid.py: `hydra/sweeper=grid`, the default."""
+"""`hydra/sweeper=grid`, the default; see lora_exp/sweep/grid_jobs.py."""
 
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,23 @@ from omegaconf import DictConfig, OmegaConf
 class GridSweeper(Sweeper):
   """Launches the jobs of `params`, `zip` and `extra` at once; the launcher decides how they run."""
 
-  def __init__(self, params: Any, zip: Any, extra: Any, repeat_failed: bool):  # the names of hydra.sweeper
+  def __init__(self, params: Any, zip: Any, extra: Any, repeat_failed: bool):  # the names in hydra.sweeper
     self.node = {"params": params, "zip": zip, "extra": extra}
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-    """What Hydra gives before `sweep`."""
+    """Stores what Hydra passes before it calls `sweep`, and makes the launcher."""
     self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
     self.launcher = Plugins.instance().instantiate_launcher(
       hydra_context=hydra_context, task_function=task_function, config=config
     )
 
   def sweep(self, arguments: list[str]) -> Any:
-    """Runs every job; `arguments` is what was typed."""
-    from lora_exp.sweep import grid_jobs
+    """Runs every job; `arguments` are the overrides that were typed."""
+    from lora_exp.sweep.grid_jobs import grid_jobs
 
     assert self.hydra_context and self.config and self.launcher, "Hydra calls `setup` first"
-
     parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-    jobs = grid_jobs.jobs(self.node, parser.parse_overrides(arguments), parser.parse_overrides)
+    jobs = grid_jobs(self.node, parser.parse_overrides(arguments), parser.parse_overrides)
     directory = Path(self.config.hydra.sweep.dir)
     self.task_function.__self__.require_same_jobs(directory)  # type: ignore[attr-defined]
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Hydra's door to lora_exp/sweep/packed.py: `hydra/launcher=packed`, for sweeps that train as one program.
+"""`hydra/launcher=packed`: trains the jobs of a sweep in packs; see lora_exp/sweep.
 
-`packed_joblib`, `packed_ray` and the like: each pack is one job of that launcher.
+With `packed_joblib`, `packed_ray` and the like, each pack is one job of that launcher.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.lora_exp.placed import job_return, placing
+from hydra_plugins.lora_exp.external_launchers import job_return, plugin_launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 class PackedLauncher(Launcher):
-  """Gives all jobs at once to the session, which is the task function's own object."""
+  """Passes all jobs at once to the session, which is the object of the task function."""
 
-  def __init__(self, width: int | None, place: Any):
+  def __init__(self, width: int | None, place: Any):  # the names in hydra.launcher
     self.width, self.place = width, place
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-    """What Hydra gives before `launch`."""
+    """Stores what Hydra passes before it calls `launch`."""
     self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
   def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -32,15 +32,16 @@ class PackedLauncher(Launcher):
     state = Singleton.get_state()
     composed = [self._compose(list(texts), initial_job_idx + n) for n, texts in enumerate(job_overrides)]
     Singleton.set_state(state)
-    place = None if self.place is None else self._placing
-    outcomes = self.task_function.__self__.launch_packed(composed, self.width, place)  # type: ignore[attr-defined]
+    make_launcher = None if self.place is None else self._make_launcher
+    outcomes = self.task_function.__self__.launch_packed(composed, self.width, make_launcher)  # type: ignore[attr-defined]
     return [job_return(texts, outcome) for texts, outcome in zip(job_overrides, outcomes, strict=True)]
 
-  def _placing(self, task: TaskFunction) -> Launcher:
-    """The launcher that has `task` called for each pack elsewhere."""
-    return placing(self.hydra_context, task, self.config, self.place)
+  def _make_launcher(self, task: TaskFunction) -> Launcher:
+    """A launcher that calls `task` for each pack elsewhere."""
+    return plugin_launcher(self.hydra_context, task, self.config, self.place)
 
   def _compose(self, texts: list[str], number: int) -> tuple[DictConfig, Path]:
+    """The config of job `number` and its directory, in which the overrides are saved as Hydra itself does."""
     cfg = self.hydra_context.config_loader.load_sweep_config(self.config, texts)
     with open_dict(cfg):
       cfg.hydra.job.id, cfg.hydra.job.num = str(number), number

@@ -1,4 +1,4 @@
-"""Hydra's door to lora_exp/sweep/place.py: `hydra/launcher=joblib|ray|submitit_slurm|submitit_local`."""
+"""`hydra/launcher=joblib|ray|submitit_slurm|submitit_local`: jobs in processes or on machines of their own."""
 
 import copy
 from collections.abc import Sequence
@@ -12,50 +12,50 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
-class PlacedLauncher(Launcher):
-  """Has a plugin's launcher, with the same settings, run the jobs; the session is told how each ended."""
+class ExternalLauncher(Launcher):
+  """Runs the jobs with another plugin's launcher of the same settings; the session collects their outcomes."""
 
   def __init__(self, **settings: Any):
-    pass
+    pass  # they are read from the config by `plugin_launcher`
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-    """What Hydra gives before `launch`."""
+    """Stores what Hydra passes before it calls `launch`."""
     self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
   def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
     """Runs the jobs, each in a process of its own."""
     assert self.hydra_context and self.config is not None, "Hydra calls `setup` first"
-    launcher = placing(self.hydra_context, self.task_function, self.config, self.config.hydra.launcher)
+    launcher = plugin_launcher(self.hydra_context, self.task_function, self.config, self.config.hydra.launcher)
     session = self.task_function.__self__  # type: ignore[attr-defined]
     outcomes = session.launch_placed(launcher, job_overrides, initial_job_idx, Path(self.config.hydra.sweep.dir))
     return [job_return(texts, outcome) for texts, outcome in zip(job_overrides, outcomes, strict=True)]
 
 
 def job_return(texts: Sequence[str], outcome: Any) -> JobReturn:
-  """What Hydra gets of a job that ended in `outcome`."""
-  done = JobReturn(overrides=texts, task_name="lora_exp", status=JobStatus.COMPLETED)
-  done.return_value = outcome
-  return done
+  """The result for Hydra of a job that ended with `outcome`."""
+  result = JobReturn(overrides=texts, task_name="lora_exp", status=JobStatus.COMPLETED)
+  result.return_value = outcome
+  return result
 
 
-class Joblib(PlacedLauncher):
+class Joblib(ExternalLauncher):
   """`hydra/launcher=joblib`."""
 
 
-class Ray(PlacedLauncher):
+class Ray(ExternalLauncher):
   """`hydra/launcher=ray`."""
 
 
-class Slurm(PlacedLauncher):
+class Slurm(ExternalLauncher):
   """`hydra/launcher=submitit_slurm`."""
 
 
-class Local(PlacedLauncher):
+class Local(ExternalLauncher):
   """`hydra/launcher=submitit_local`."""
 
 
-def placing(context: HydraContext, task: TaskFunction, config: DictConfig, node: DictConfig) -> Launcher:
-  """The plugin's own launcher for `node`, set up to call `task`."""
+def plugin_launcher(context: HydraContext, task: TaskFunction, config: DictConfig, node: DictConfig) -> Launcher:
+  """The plugin's own launcher for the settings `node`, set up to call `task`."""
   from lora_exp.sweep.launcher_plugins import PLUGINS
 
   config = copy.deepcopy(config)
