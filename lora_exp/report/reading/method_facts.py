@@ -10,9 +10,8 @@ class MethodFacts:
   """`method` of summary.json: how to treat the settings and losses of a run. The defaults are a plain adapter's."""
 
   name: str  # as typed in lora.method, or as lora.init chooses it (PiSSA)
+  reference: str | None = None  # "upper": everything is trained; "lower": nothing is; None: settings are compared
   adapts_kernels: bool = True  # by lora.targets
-  trains_everything: bool = False  # full fine-tuning, the upper reference line
-  trains_nothing: bool = False  # the frozen base, the lower reference line
   uses_rank: bool = True
   uses_alpha: bool = True
   has_constants: bool = False  # frozen arrays beside those of the base
@@ -20,13 +19,23 @@ class MethodFacts:
   @property
   def is_reference(self) -> bool:
     """Whether runs of this method are a reference line of the report."""
-    return self.trains_everything or self.trains_nothing
+    return self.reference is not None
+
+  @property
+  def trains_everything(self) -> bool:
+    """Full fine-tuning, the upper reference line."""
+    return self.reference == "upper"
+
+  @property
+  def trains_nothing(self) -> bool:
+    """The frozen base, the lower reference line."""
+    return self.reference == "lower"
 
 
 # Version 0.1.0 wrote no facts: the methods that it had, where they differ from a plain adapter.
 VERSION_0_1 = {
-  "frozen": MethodFacts("frozen", adapts_kernels=False, trains_nothing=True),
-  "full": MethodFacts("full", adapts_kernels=False, trains_everything=True),
+  "frozen": MethodFacts("frozen", "lower", adapts_kernels=False),
+  "full": MethodFacts("full", "upper", adapts_kernels=False),
   "bitfit": MethodFacts("bitfit", adapts_kernels=False),
   "vera": MethodFacts("vera", uses_alpha=False, has_constants=True),
   "adalora": MethodFacts("adalora", has_constants=True),
