@@ -56,13 +56,13 @@ def _fallback_setting(composed: DictConfig) -> list[str]:
 def availability_problem(weights: str) -> str | None:
   """Why the weights are not available, or None. Of a hub id at most config.json is downloaded."""
   if locate.is_path(weights) or weights == locate.SMOLLM2:
-    problem = locate.problem(weights)
+    problem = locate.weights_problem(weights)
     return None if problem is None else problem.partition(": ")[2]
   try:
     if not _in_hub_cache(weights):
       if not _hub_is_reachable():
         return "is not here, and the hub cannot be reached"
-      locate.config_json(weights)
+      locate.read_config_json(weights)
   except InputError as error:
     return str(error).removeprefix(f"model.weights={weights}: ")
   return None

@@ -76,7 +76,7 @@ def _inspect_problems(cfg: Config, run: str) -> Iterator[str]:
 
 
 def _model_problems(model: ModelConfig) -> Iterator[str]:
-  problem = locate.problem(model.weights) if model.base == "weights" and model.weights else None
+  problem = locate.weights_problem(model.weights) if model.base == "weights" and model.weights else None
   if problem is not None:
     yield problem
   name = model.tokenizer

