@@ -1,0 +1,101 @@
+"""The program from Python: `compose` a config, `run` it, `load` what a run trained.
+
+    import lora_exp
+
+    cfg = lora_exp.compose(["model=minigpt_tiny", "lora.rank=4", "logger=none"])
+    result = lora_exp.run(cfg)
+    print(result.directory, result.summary["losses"])
+    trained = lora_exp.load(result.directory)
+
+Errors that a user can cause are `LoraExpError`s, as on the command line; nothing is printed for them.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.cli.all_checks import all_problems
+from lora_exp.cli.claim import claim_directory
+from lora_exp.cli.command_line import check_command_line
+from lora_exp.cli.paths import with_absolute_paths
+from lora_exp.cli.tasks import run_task
+from lora_exp.config.errors import InputError
+from lora_exp.config.schema import Config
+from lora_exp.runtime.console import show_warning
+from lora_exp.runtime.run_files import SUMMARY
+from lora_exp.runtime.saved_config import load_config
+
+if TYPE_CHECKING:
+  from lora_exp.train.loaded_run import LoadedRun
+
+
+@dataclass(frozen=True)
+class RunResult:
+  """What a training run left behind."""
+
+  directory: Path  # the run directory
+  summary: dict[str, Any]  # its summary.json
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+  """The checked config of one run, from overrides as on the command line.
+
+  Raises InputError with every problem, and for overrides that describe a sweep.
+  """
+  line = check_command_line(overrides)
+  if line.multirun:
+    raise InputError("several runs: a sweep is started on the command line, or with one `run` for each trial")
+  if line.shows_only:
+    raise InputError("flags such as --help belong to the command line; give overrides, as lora.rank=4")
+  for warning in line.warnings:
+    show_warning(warning)
+  return line.jobs[0]
+
+
+def run(config: Config | Sequence[str], directory: str | Path | None = None) -> Any:
+  """Runs the task of a config, or of overrides.
+
+  Training creates `directory` (default: outputs/DAY/TIME-NAME), or continues in `train.resume`, and returns a
+  `RunResult`. Other tasks return their own result. Raises LoraExpError, as the command line would report it.
+  """
+  if isinstance(config, Config):
+    config = with_absolute_paths(config)
+    if problems := all_problems(config):
+      raise InputError(problems)
+  else:
+    config = compose(config)
+  if config.task != "train":
+    return run_task(config, Path())
+  if config.train.resume:
+    run_dir = Path(config.train.resume)
+    run_task(config, run_dir)
+  else:
+    run_dir = _train_in_new_directory(config, directory)
+  return RunResult(run_dir, json.loads((run_dir / SUMMARY).read_text(encoding="utf-8")))
+
+
+def _train_in_new_directory(cfg: Config, directory: str | Path | None) -> Path:
+  """Trains in a new run directory, which is removed again if the run is refused before it trains."""
+  wanted = Path("outputs") / time.strftime(f"%Y-%m-%d/%H-%M-%S-{cfg.name}") if directory is None else Path(directory)
+  claim = claim_directory(wanted, typed=directory is not None)
+  try:
+    run_task(cfg, claim.path)
+  except InputError:
+    claim.undo()
+    raise
+  return claim.path
+
+
+def load(run_dir: str | Path) -> "LoadedRun":
+  """The base and the trained adapter of a finished run, ready to evaluate or to generate. Imports jax.
+
+  Raises InputError if the directory holds no finished run.
+  """
+  directory = Path(run_dir).absolute()
+  cfg = replace(load_config(str(directory)), task="evaluate", run=str(directory))
+  loaded: LoadedRun = import_module("lora_exp.train.loaded_run").open_run(cfg)
+  return loaded
