@@ -32,6 +32,7 @@ from lora_exp.runtime.console import share, show, show_warning
 from lora_exp.runtime.run_files import SAMPLES
 from lora_exp.runtime.saved_config import require_same_configs
 from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
+from lora_exp.sweep.sweep_run import SweepRun
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
 PLUGINS_PATH = Path(__file__).parent / "hydra_plugins_path"
@@ -110,9 +111,9 @@ class Session:
     self, launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, directory: Path
   ) -> list[Outcome]:
     """Has `launcher` run the jobs of the sweep in `directory`, numbered from `first`; returns their outcomes."""
-    placed_launcher = import_module("lora_exp.sweep.placed_launcher")
-    runs = [Outcome(n, asked=" ".join(texts)) for n, texts in enumerate(jobs, first)]
-    outcomes: list[Outcome] = placed_launcher.launch(launcher, jobs, first, [[run] for run in runs], directory)
+    remote_jobs = import_module("lora_exp.sweep.remote_jobs")
+    runs = [Outcome(n, overrides=" ".join(texts)) for n, texts in enumerate(jobs, first)]
+    outcomes: list[Outcome] = remote_jobs.launch(launcher, jobs, first, [[run] for run in runs], directory)
     self.outcomes |= {outcome.number: outcome for outcome in outcomes}
     return outcomes
 
@@ -126,17 +127,21 @@ class Session:
 
     `make_launcher` makes a launcher that calls a task for each pack elsewhere; without it they are trained here.
     """
-    packed_launcher, node = import_module("lora_exp.sweep.packed_launcher"), composed[0][0].hydra
-    jobs, runs = [], []
-    for cfg, directory in composed:
+    jobs = []
+    for cfg, run_dir in composed:
       texts = cfg.hydra.overrides.task
-      jobs.append((cfg.hydra.job.num, job_config(cfg, parse(texts)[0]), directory))
-      runs.append(Outcome(cfg.hydra.job.num, asked=" ".join(texts)))
-    sweep = packed_launcher.Packs(jobs, runs, width, Path(node.sweep.dir), bool(node.sweeper.get("repeat_failed")))
-    outcomes: list[Outcome] = sweep.train() if make_launcher is None else sweep.train_placed(make_launcher)
-    if sweep.stopped is not None:
+      jobs.append(SweepRun(cfg.hydra.job.num, job_config(cfg, parse(texts)[0]), run_dir, " ".join(texts)))
+    node = composed[0][0].hydra
+    settings = (width, Path(node.sweep.dir), bool(node.sweeper.get("repeat_failed")))
+    if make_launcher is None:
+      result = import_module("lora_exp.sweep.packed_sweep").train_packed(jobs, *settings)
+      outcomes, stopped = result.outcomes, result.stopped
+    else:
+      remote_packs = import_module("lora_exp.sweep.remote_packs")
+      outcomes, stopped = remote_packs.train_packed_remotely(jobs, *settings, make_launcher), None
+    if stopped is not None:
       self.stopped = True
-      show_warning(str(sweep.stopped))
+      show_warning(str(stopped))
     self.outcomes |= {outcome.number: outcome for outcome in outcomes}
     return outcomes
 
@@ -145,11 +150,11 @@ class Session:
   def run_job(self, composed: DictConfig) -> Outcome:
     """Hydra's task function: one run. Its outcome is stored, and returned for a copy in another process."""
     node = HydraConfig.get()
-    run = Outcome(node.job.num if self.line.multirun else 0, asked=" ".join(node.overrides.task))
+    run = Outcome(node.job.num if self.line.multirun else 0, overrides=" ".join(node.overrides.task))
     if self.stopped:
       return replace(run, code=StoppedError.code, reason="not begun")
     if self.line.multirun:
-      show(f"run {run.number}: {run.asked}")
+      show(f"run {run.number}: {run.overrides}")
     with chdir(node.runtime.cwd):  # where the command was typed, also in a process that was started elsewhere
       outcome = self.outcomes[run.number] = self._attempt(composed, node, run)
     return outcome
@@ -162,7 +167,7 @@ class Session:
       if self.line.multirun and cfg.task == "train":
         require_same_configs([(run.number, cfg, directory)])
         sweep_ledger = Ledger(Path(node.sweep.dir))
-        past = sweep_ledger.outcome(run.number, run.asked)
+        past = sweep_ledger.outcome(run.number, run.overrides)
         if past and not (past.code and node.sweeper.get("repeat_failed")):
           show(f"run {run.number}: ended before")
           return past

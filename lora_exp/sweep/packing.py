@@ -1,4 +1,4 @@
-"""Which jobs of a sweep can train as one program over one base, and how many of them at a time."""
+"""Which runs of a sweep can train as one program over one base, and how many of them at a time."""
 
 import json
 import math
@@ -8,11 +8,13 @@ from typing import Any
 
 from lora_exp.config import Config, InputError
 from lora_exp.lora import methods
-from lora_exp.train.memory import MemoryEstimate, device_memory, widest
-from lora_exp.train.plan import make_plan
+from lora_exp.runtime import console
+from lora_exp.sweep.ledger import Ledger
+from lora_exp.sweep.planned_run import PlannedRun
+from lora_exp.train.memory import device_memory, nbytes, widest
 
-# What a trial may have of its own: numbers that enter the compiled step as arrays, and shapes that are padded.
-OWN = {
+# Settings in which the trials of a pack may differ: numbers that are arrays in the step, and shapes that are padded.
+TRIAL_SETTINGS = {
   "": ("name",),
   "lora": (
     "rank", "parameters", "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "scaling",
@@ -23,69 +25,90 @@ OWN = {
 # Ranks are padded to the largest of their bucket: far above it a small rank costs too much, and every bucket compiles.
 BUCKETS = (16, 64, 256)
 
+SweepPack = list[PlannedRun]  # runs that train as one program
 
-def groups(cfgs: Sequence[Config], width: int | None = None) -> list[list[int]]:
-  """Numbers of `cfgs` that train together, in order of first appearance: as many as fit in memory, at most `width`."""
-  found: dict[str, list[int]] = {}
-  for n, cfg in enumerate(cfgs):
-    found.setdefault(shared(cfg), []).append(n)
-  memory, packs = device_memory(), []
-  for members in found.values():
-    need = needed([cfgs[n] for n in members])
-    most = len(members) if need is None else max(1, need.most(memory))
-    packs += cut(members, min(most, width or most), 1 if need is None else need.ways)
+
+def make_packs(runs: Sequence[PlannedRun], width: int | None, ledger: Ledger) -> list[SweepPack]:
+  """The packs of a sweep: those in the ledger as they were, and the other runs as many at a time as fit in memory.
+
+  `width` is the most runs in a pack. Raises InputError if it is not a positive integer.
+  """
+  if width is not None and (not isinstance(width, int) or width < 1):
+    raise InputError(f"hydra.launcher.width={width}: is no number of trials; give one from 1 on, or null for what fits")
+  by_number = {run.number: run for run in runs}
+  begun = [[by_number.pop(number) for number in pack if number in by_number] for pack in ledger.packs()]
+  return [pack for pack in begun if pack] + group_runs(list(by_number.values()), width)
+
+
+def group_runs(runs: Sequence[PlannedRun], width: int | None = None) -> list[SweepPack]:
+  """Runs that can share a program, in order of first appearance: as many as fit in memory, at most `width`."""
+  groups: dict[str, SweepPack] = {}
+  for run in runs:
+    groups.setdefault(shared_settings(run.plan.saved_cfg), []).append(run)
+  memory, packs = device_memory(), list[SweepPack]()
+  for group in groups.values():
+    need = widest([run.plan for run in group])
+    most = max(1, need.most(memory))
+    packs += split_evenly(group, min(most, width or most), need.ways)
   return packs
 
 
-def needed(cfgs: Sequence[Config]) -> MemoryEstimate | None:
-  """What a pack of `cfgs` takes of the memory, of those that can be built; None if none can."""
-  plans = []
-  for cfg in cfgs:
-    try:
-      plans.append(make_plan(cfg))
-    except InputError:  # told where the trial is to be trained
-      continue
-  return widest(plans) if plans else None
+def split_evenly(group: SweepPack, most: int, ways: int = 1) -> list[SweepPack]:
+  """`group` in as few parts of at most `most` as possible, of nearly equal size: equal ones share a compiled program.
 
-
-def cut(members: Sequence[int], most: int, ways: int = 1) -> list[list[int]]:
-  """`members` in as few parts of at most `most` as there can be, about alike: equal ones share a compiled program.
-
-  Where trials are split over `ways` devices, parts are multiples of that if `most` leaves room.
+  Where trials are split over `ways` devices, sizes are multiples of that if `most` leaves room.
   """
-  parts = math.ceil(len(members) / most)
-  size = math.ceil(len(members) / parts)
-  if (whole := math.ceil(size / ways) * ways) <= most:
-    size = whole
-  return [list(members[i : i + size]) for i in range(0, len(members), size)]
+  parts = math.ceil(len(group) / most)
+  size = math.ceil(len(group) / parts)
+  if (multiple := math.ceil(size / ways) * ways) <= most:
+    size = multiple
+  return [list(group[i : i + size]) for i in range(0, len(group), size)]
 
 
-def shared(cfg: Config) -> str:
-  """What must be equal within a pack, as text: all settings but the trial's own.
+def shared_settings(cfg: Config) -> str:
+  """The settings that must be equal within a pack, as JSON.
 
-  Trials of one seed drop alike, and their masks are made once for all of them. Where every adapter drops its input, masks
-  for each seed cost a fifth of a step, so that seeds train apart; those of the base alone cost too little to measure.
+  Trials with one seed share their dropout masks, which are made once for all of them. Where every adapter drops its
+  input, masks for each seed cost a fifth of a step, so different seeds train apart; the base's own dropout costs too
+  little to measure.
   """
-  node: dict[str, Any] = asdict(cfg)
-  for group, names in OWN.items():
+  settings: dict[str, Any] = asdict(cfg)
+  for group, names in TRIAL_SETTINGS.items():
     for name in names:
-      (node[group] if group else node).pop(name)
-  lora = cfg.lora
-  node["lora"]["dropout"] = lora.dropout > 0
-  method = methods.of(lora)
-  node["lora"] |= {"method": method.name, "init": None}
-  node["optim"]["clip"] = cfg.optim.clip is None
+      (settings[group] if group else settings).pop(name)
+  lora, method = cfg.lora, methods.of(cfg.lora)
+  settings["lora"] |= {"dropout": lora.dropout > 0, "method": method.name, "init": None}
+  settings["optim"]["clip"] = cfg.optim.clip is None
   if lora.dropout == 0:
-    node["train"]["seed"] = None
+    settings["train"]["seed"] = None
   if method.uses_rank:
-    node["bucket"] = bucket(max([lora.rank, *(lora.rank_pattern or {}).values()]))
+    settings["bucket"] = rank_bucket(max([lora.rank, *(lora.rank_pattern or {}).values()]))
   if not method.paddable:
-    node["rank"] = [lora.rank, lora.rank_pattern]
+    settings["rank"] = [lora.rank, lora.rank_pattern]
   if method.shared_leaves:  # they are as large as the largest target
-    node["lora"]["targets"] = [lora.targets, lora.exclude, lora.layers]
-  return json.dumps(node, sort_keys=True, default=str)
+    settings["lora"]["targets"] = [lora.targets, lora.exclude, lora.layers]
+  return json.dumps(settings, sort_keys=True, default=str)
 
 
-def bucket(rank: int) -> int:
-  """The smallest of `BUCKETS` that holds `rank`; a larger one is its own."""
+def rank_bucket(rank: int) -> int:
+  """The smallest of `BUCKETS` that holds `rank`; a larger rank is a bucket of its own."""
   return next((size for size in BUCKETS if rank <= size), rank)
+
+
+def show_packs(packs: Sequence[SweepPack]) -> None:
+  """Shows which runs train together, and the memory that they are estimated to need."""
+  rows = []
+  for number, pack in enumerate(packs):
+    cfgs, need = [run.plan.saved_cfg for run in pack], widest([run.plan for run in pack])
+    ranks, seeds = sorted({c.lora.rank for c in cfgs}), sorted({c.train.seed for c in cfgs})
+    rates, memory = sorted({c.optim.lr for c in cfgs}), nbytes(need.of(len(pack)))
+    runs = _ranges([run.number for run in pack])
+    rows.append((number, len(pack), cfgs[0].lora.method, ranks, seeds, rates, memory, runs))
+  columns = ("pack", "trials", "lora", "ranks", "seeds", "lr", "memory", "runs")
+  console.show_table("Packs: runs that train as one program", columns, rows)
+  console.show(f"Memory there is: {nbytes(device_memory())}; a pack is as wide as fits, by the estimate of task=plan.")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+  consecutive = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+  return f"{numbers[0]}-{numbers[-1]}" if consecutive and len(numbers) > 1 else ", ".join(map(str, numbers))

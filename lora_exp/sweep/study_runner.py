@@ -23,7 +23,7 @@ from lora_exp.runtime.locks import run_lock
 from lora_exp.sweep.ledger import Ledger, Outcome
 from lora_exp.sweep.study_journal import StudyJournal, finished
 from lora_exp.sweep.study_space import Study
-from lora_exp.train import outputs
+from lora_exp.train.run_summary import short
 
 Launch = Callable[[list[list[str]], int], object]  # overrides of each run, number of the first
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
@@ -110,7 +110,7 @@ class StudyRunner:
       if trial.status == "done":
         ledger.add("done", trial=trial.number)
       elif trial.status == "stopped" and not _there(trial, ledger, step):  # by a signal that another process got
-        where = outputs.short(self.directory)
+        where = short(self.directory)
         raise StoppedError(f"run {trial.number}: {trial.reason}; go on with the same command and hydra.sweep.dir={where}")
       elif not _there(trial, ledger, step):
         ledger.add("failed", trial=trial.number, reason=trial.reason or "it left no reason")

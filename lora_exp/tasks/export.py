@@ -27,8 +27,8 @@ from lora_exp.runtime.mesh import flatten, keep_programs
 from lora_exp.tasks.merge import checked
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
-from lora_exp.train.outputs import short
 from lora_exp.train.plan import Plan, naming_of
+from lora_exp.train.run_summary import short
 
 GENERATION = "generation_config.json"
 FACTS = "lora_exp.json"  # beside the files: what they were made from

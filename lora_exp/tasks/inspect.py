@@ -44,9 +44,9 @@ from lora_exp.runtime.spectrum import (
 )
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
-from lora_exp.train.outputs import short
 from lora_exp.train.plan import Plan
 from lora_exp.train.plan_tables import folded
+from lora_exp.train.run_summary import short
 
 MEANS = ("rank", "effective_rank", "stable_rank", "directions", "energy_first", "energy_half", "norm", "relative_norm",
          "amplification", "intruders")

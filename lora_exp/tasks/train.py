@@ -5,8 +5,8 @@ from pathlib import Path
 from lora_exp.config import Config, InputError
 from lora_exp.runtime.locks import run_lock
 from lora_exp.runtime.saved_config import save_config
-from lora_exp.train import pack
 from lora_exp.train.plan import make_plan
+from lora_exp.train.single_run import train_run
 
 
 def run(cfg: Config, run_dir: Path) -> None:
@@ -18,7 +18,7 @@ def run(cfg: Config, run_dir: Path) -> None:
     plan = make_plan(cfg)
     previous = save_config(plan.saved_cfg, run_dir)
     try:
-      pack.run(plan, run_dir)
+      train_run(plan, run_dir)
     except InputError:
       if previous is not None:
         save_config(previous, run_dir)

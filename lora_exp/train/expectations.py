@@ -23,8 +23,8 @@ from lora_exp.config import LoraExpError
 from lora_exp.config.metrics import METRICS
 from lora_exp.runtime import console
 from lora_exp.train.job import Job
-from lora_exp.train.outputs import frozen_digest
 from lora_exp.train.step import Tree, assemble, outputs
+from lora_exp.train.trained_weights import frozen_digest
 from lora_exp.train.trials import TrialHypers
 
 

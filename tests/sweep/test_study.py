@@ -20,7 +20,7 @@ from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.plots.trial_history import trial_history
 from lora_exp.report.reading.run_reader import read_sweep
-from lora_exp.sweep import packed_training
+from lora_exp.sweep import packed_sweep
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.study_journal import JOURNAL, NAME, StudyJournal
 from lora_exp.sweep.study_settings import read_study
@@ -118,9 +118,9 @@ def test_without_optuna_it_says_what_to_install(monkeypatch):
 
 def told(trials: StudyJournal, batch) -> None:
   """Ends a batch with losses that its parameters decide."""
-  for trial in batch:
-    loss = sum(float(value) for value in trial.params.values())
-    trials.tell(trial.number, [loss, -loss][: len(trials.cfg.objectives)], TrialState.COMPLETE)
+  for suggested in batch:
+    loss = sum(float(value) for value in suggested.params.values())
+    trials.tell(suggested.number, [loss, -loss][: len(trials.cfg.objectives)], TrialState.COMPLETE)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
@@ -209,9 +209,9 @@ def check_halved(study: Path, unpruned: Path, rungs: list[int]) -> None:
 
 @pytest.mark.thorough
 def test_pruned_runs_stop_early_and_the_best_ends_as_if_there_had_been_no_rung(unpruned, tmp_path, capfd, monkeypatch):
-  whole, sizes = packed_training.Pack, []
-  spy = lambda plans, *rest, **more: sizes.append(len(plans)) or whole(plans, *rest, **more)
-  monkeypatch.setattr(packed_training, "Pack", spy)
+  make_pack, sizes = packed_sweep.make_pack, []
+  spy = lambda trials, *rest, **more: sizes.append(len(trials)) or make_pack(trials, *rest, **more)
+  monkeypatch.setattr(packed_sweep, "make_pack", spy)
   study = halved(unpruned, tmp_path / "study", "[4]")
   assert sizes[0] == 4 > sizes[1] >= 2, "pruned runs cost nothing, but for one that the pack's shape needs"
   check_halved(study, unpruned, [4])
@@ -254,12 +254,12 @@ def test_a_pareto_study_goes_on_to_its_total_and_what_fails_is_told(tmp_path, ca
   trials = trials_of(study)
   assert [t.number for t in trials] == list(range(4)) and {n: trials[n].params for n in before} == before
   assert len({str(t.params) for t in trials}) == 4
-  for trial in trials:
-    run = study / str(trial.number + 1)  # after the frozen one
-    if trial.params["lora.targets"] == "no_such_module":
-      assert trial.state == TrialState.FAIL and "matches no module" in trial.user_attrs["reason"]
+  for ended in trials:
+    run = study / str(ended.number + 1)  # after the frozen one
+    if ended.params["lora.targets"] == "no_such_module":
+      assert ended.state == TrialState.FAIL and "matches no module" in ended.user_attrs["reason"]
     else:
-      assert trial.values == [summary(run)["losses"]["best"], summary(run)["parameters"]["trainable"]]
+      assert ended.values == [summary(run)["losses"]["best"], summary(run)["parameters"]["trainable"]]
   points = {t.number: t.values for t in trials if t.state == TrialState.COMPLETE}
   beaten = lambda v: any(w != v and w[0] <= v[0] and w[1] <= v[1] for w in points.values())
   front = [n for n, v in points.items() if not beaten(v)]

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from lora_exp.config.override_grammar import parse
 from lora_exp.runtime.saved_config import load_config
 from lora_exp.sweep.grid_jobs import grid_jobs
 from lora_exp.sweep.ledger import Ledger
-from lora_exp.sweep.packing import groups
+from lora_exp.sweep.packing import group_runs
+from lora_exp.sweep.planned_run import plan_runs
+from lora_exp.sweep.sweep_run import SweepRun
 
 SHORT = [*TINY, "train.steps=12", "train.eval_every=4", "train.save_every=4", "train.eval_tokens=512"]
 FAST = ("seconds_compile", "seconds_train", "seconds_total", "tokens_per_s", "peak_memory_bytes", "run")  # and paths
@@ -82,6 +85,12 @@ def test_the_rank_sweep_stands_between_its_two_reference_lines():
 
 
 # ---- which train together
+
+
+def groups(cfgs, width: int | None = None) -> list[list[int]]:
+  """The numbers of the runs that train together."""
+  runs, _ = plan_runs([SweepRun(n, cfg, Path(str(n)), "") for n, cfg in enumerate(cfgs)])
+  return [[run.number for run in pack] for pack in group_runs(runs, width)]
 
 
 def test_ranks_targets_and_rates_share_a_program_and_what_is_static_does_not():

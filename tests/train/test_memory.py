@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from packs import small
@@ -10,9 +11,11 @@ from runs import TINY, curve, environment, on_stories, summary
 
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
-from lora_exp.sweep import packing as grouping
+from lora_exp.sweep import packing
 from lora_exp.sweep.ledger import Ledger
-from lora_exp.sweep.packing import cut, groups
+from lora_exp.sweep.packing import group_runs, split_evenly
+from lora_exp.sweep.planned_run import plan_runs
+from lora_exp.sweep.sweep_run import SweepRun
 from lora_exp.train import memory
 from lora_exp.train.compiled_step import compile_abstract
 from lora_exp.train.memory import MemoryEstimate, estimate
@@ -47,17 +50,18 @@ def test_the_most_trials_are_those_that_fit():
 
 def test_a_sweep_has_packs_as_wide_as_fit(monkeypatch):
   cfgs = check_command_line(["-m", *TINY, "model.dropout=0", "lora.rank=1,2,4", "optim.lr=1e-3,2e-3,3e-3"]).jobs
-  need = memory.widest([make_plan(cfg) for cfg in cfgs])
+  runs, _ = plan_runs([SweepRun(n, cfg, Path(str(n)), "") for n, cfg in enumerate(cfgs)])
+  need = memory.widest([run.plan for run in runs])
   for room, sizes in ((need.of(9), [9]), (need.of(9) - 1, [5, 4]), (need.of(4), [3, 3, 3]), (need.solo // 2, [1] * 9)):
-    monkeypatch.setattr(grouping, "device_memory", lambda room=room: room)
-    assert [len(pack) for pack in groups(cfgs)] == sizes
+    monkeypatch.setattr(packing, "device_memory", lambda room=room: room)
+    assert [len(pack) for pack in group_runs(runs)] == sizes
   monkeypatch.undo()
-  assert [len(pack) for pack in groups(cfgs, 4)] == [3, 3, 3]  # a typed number is a cap
+  assert [len(pack) for pack in group_runs(runs, 4)] == [3, 3, 3]  # a typed number is a cap
 
 
 def test_trials_are_cut_into_parts_alike_that_the_mesh_divides():
-  assert cut(range(5), 5) == [[0, 1, 2, 3, 4]] and cut(range(5), 4) == [[0, 1, 2], [3, 4]]
-  assert [len(part) for part in cut(range(10), 8, 4)] == [8, 2]
+  assert split_evenly(range(5), 5) == [[0, 1, 2, 3, 4]] and split_evenly(range(5), 4) == [[0, 1, 2], [3, 4]]
+  assert [len(part) for part in split_evenly(range(10), 8, 4)] == [8, 2]
 
 
 def test_a_width_that_is_no_number_of_trials_is_refused(tmp_path, capfd):
@@ -70,33 +74,37 @@ def test_a_width_that_is_no_number_of_trials_is_refused(tmp_path, capfd):
 # exhaustion is the real one, of XLA's own allocator. The bound is taken away when the next pack is made.
 BOUNDED = """
 import resource, sys
-from lora_exp.cli import main as entry; from lora_exp import trial, loop, train
+from lora_exp.cli import main as entry
+from lora_exp.sweep import packed_sweep
+from lora_exp.train import pack_training
+from lora_exp.train.trial_writer import TrialWriter
 
 alone = "alone" in sys.argv
 
 def bound(most):
   resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
-def compile(job, batch, compile=loop.Job.compile):
-  compile(job, batch)
-  bound.needed = job.working_bytes
+def compile_step(job, batch, compile_step=pack_training.compile_step):
+  step = compile_step(job, batch)
+  bound.needed = step.working_bytes
   if len(job.trials.lr) == 1 and alone:
     tighten()
+  return step
 
 def tighten():
   held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
   bound(held + bound.needed // 2)
 
-def save(self, step, state, save=trial.Trial.save):
+def save(self, step, state, save=TrialWriter.save):
   save(self, step, state)
-  if step == 4 and self.number == 3:
+  if step == 4 and self.trial.index == 3:
     tighten()
 
-def begin(self, *args, begin=train.Pack.__init__, **named):
+def make_pack(*args, make_pack=packed_sweep.make_pack, **options):
   bound(resource.RLIM_INFINITY)
-  begin(self, *args, **named)
+  return make_pack(*args, **options)
 
-loop.Job.compile, trial.Trial.save, train.Pack.__init__ = compile, save, begin
+pack_training.compile_step, TrialWriter.save, packed_sweep.make_pack = compile_step, save, make_pack
 sys.exit(entry.run([word for word in sys.argv[1:] if word != "alone"]))
 """
 LARGE = [*TINY, "model.width=448", "model.ff=448", "lora=full", "train.steps=8", "train.save_every=4",

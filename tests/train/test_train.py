@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from lora_exp.cli import main as entry
 from lora_exp.models.factory import build_model
 from lora_exp.runtime.mesh import flatten
 from lora_exp.runtime.saved_config import load_config
-from lora_exp.train import outputs
+from lora_exp.train import pack_training
 
 SHORT = ["train.steps=2", "train.eval_every=0", "train.save_every=0", "train.eval_tokens=300", "train.export=last"]
 
@@ -30,9 +31,9 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
   """One run with everything on; the frozen arrays as they are at its end are digested anew, beside the files."""
   after = []
-  checked = outputs.check_frozen
+  checked = pack_training.check_frozen
   monkeypatch = pytest.MonkeyPatch()
-  monkeypatch.setattr(outputs, "check_frozen",
+  monkeypatch.setattr(pack_training, "check_frozen",
                       lambda job, before: (after.append(digest(flatten(job.frozen))), checked(job, before)))
   retain = stories(tmp_path_factory.mktemp("retain") / "retain.txt", count=30)
   run_dir = train(tmp_path_factory.mktemp("finished") / "run", "model=minigpt_tiny", *data, "data@retain=text",
@@ -153,13 +154,12 @@ def test_every_frozen_array_is_byte_for_byte_that_of_the_base(finished):
 
 
 def test_a_changed_base_would_be_seen(data, tmp_path, monkeypatch, capfd):
-  checked = outputs.check_frozen
+  checked = pack_training.check_frozen
 
   def spoiled(job, before):
-    job.frozen = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-6), job.frozen)
-    checked(job, before)
+    checked(replace(job, frozen=jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-6), job.frozen)), before)
 
-  monkeypatch.setattr(outputs, "check_frozen", spoiled)
+  monkeypatch.setattr(pack_training, "check_frozen", spoiled)
   run_dir = train(tmp_path / "run", *TINY, *data, *SHORT, code=1)
   assert "base changed" in capfd.readouterr().err
   assert summary(run_dir)["status"] == "failed" and not (run_dir / "adapter").exists()

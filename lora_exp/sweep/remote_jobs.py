@@ -137,7 +137,7 @@ def outcomes(end: End, runs: Sequence[Outcome], ledger: Ledger) -> list[Outcome]
   reason = f"{'a bug' if error is not end else 'its process died'}: {sentence(error)}"
   found = []
   for run in runs:
-    if (outcome := ledger.outcome(run.number, run.asked)) is None:
+    if (outcome := ledger.outcome(run.number, run.overrides)) is None:
       outcome = replace(run, code=code, reason=str(error) if isinstance(error, LoraExpError) else reason)
       ledger.add("lost", trial=run.number, reason=outcome.reason)
     found.append(outcome)

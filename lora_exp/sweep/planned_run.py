@@ -1,0 +1,29 @@
+"""Runs of a sweep with their plans: each plan is made here, once, and passed on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_exp.config import InputError
+from lora_exp.sweep.sweep_run import SweepRun
+from lora_exp.train.plan import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+  """A run of a sweep and its plan."""
+
+  number: int
+  plan: Plan
+  run_dir: Path
+
+
+def plan_runs(jobs: Sequence[SweepRun]) -> tuple[list[PlannedRun], dict[int, InputError]]:
+  """The jobs with their plans, and by number why the others have none."""
+  runs, problems = [], {}
+  for job in jobs:
+    try:
+      runs.append(PlannedRun(job.number, make_plan(job.cfg), job.run_dir))
+    except InputError as error:
+      problems[job.number] = error
+  return runs, problems

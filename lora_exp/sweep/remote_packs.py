@@ -1,0 +1,66 @@
+"""A sweep whose packs are jobs of another launcher, in processes and on machines of their own."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from lora_exp.runtime import console
+from lora_exp.sweep.ledger import Outcome
+from lora_exp.sweep.packed_sweep import train_packed
+from lora_exp.sweep.packing import group_runs, show_packs
+from lora_exp.sweep.planned_run import plan_runs
+from lora_exp.sweep.remote_jobs import launch
+from lora_exp.sweep.sweep_run import SweepRun
+
+PACKS = "packs"  # directory in the sweep's: a log of each pack
+
+
+@dataclass(frozen=True)
+class PackTask:
+  """Hydra's task function where a job is a pack: trains the pack that the job's number names, wherever it is called."""
+
+  packs: list[list[SweepRun]]
+  width: int | None
+  directory: Path
+  repeat_failed: bool
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """A copy in another process shares the terminal with others."""
+    self.__dict__.update(state)
+    console.share()
+
+  def __call__(self, _: Any) -> list[Outcome]:
+    try:
+      pack = self.packs[HydraConfig.get().job.num]
+      return train_packed(pack, self.width, self.directory, self.repeat_failed).outcomes
+    except Exception:
+      logging.getLogger("lora_exp").exception("the pack ended")
+      raise
+
+
+def train_packed_remotely(
+  jobs: Sequence[SweepRun],
+  width: int | None,
+  directory: Path,
+  repeat_failed: bool,
+  make_launcher: Callable[[PackTask], Any],
+) -> list[Outcome]:
+  """Trains each pack where the launcher that `make_launcher` makes for a task runs it; returns how each job ended.
+
+  Plans are made here to group the jobs, and again in the process that trains a pack, which may have other devices.
+  """
+  by_number = {job.number: job for job in jobs}
+  runs, _ = plan_runs(jobs)
+  groups = group_runs(runs, width)
+  show_packs(groups)
+  packs = [[by_number.pop(run.number) for run in group] for group in groups]
+  packs += [[job] for job in by_number.values()]  # those without a plan fail where they are to be trained
+  task = PackTask(packs, width, directory, repeat_failed)
+  overrides = [[f"hydra.sweep.subdir={PACKS}/{n}", "hydra.output_subdir=null"] for n in range(len(packs))]
+  expected = [[Outcome(job.number, overrides=job.overrides) for job in pack] for pack in packs]
+  outcomes = launch(make_launcher(task), overrides, 0, expected, directory)
+  return sorted(outcomes, key=lambda outcome: outcome.number)

@@ -1,0 +1,151 @@
+"""Training of a pack: evaluate, train, and leave for every trial a run directory that is complete by itself."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import chain
+
+import jax
+import numpy as np
+
+from lora_exp.config import LoraExpError, ReachedError
+from lora_exp.data.pipeline import train_batches
+from lora_exp.data.records import Batch
+from lora_exp.runtime import console
+from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
+from lora_exp.train.evaluation import EvalBatch, Evaluation, held_out
+from lora_exp.train.logger import wait_for
+from lora_exp.train.loop import Cadence, Hooks, train_loop
+from lora_exp.train.memory import check_fits
+from lora_exp.train.pack import Pack
+from lora_exp.train.run_summary import read_summary
+from lora_exp.train.step import State, Tree
+from lora_exp.train.trained_weights import check_frozen, frozen_digest
+from lora_exp.train.trial_writer import TrialResult, TrialWriter
+
+
+def train_pack(pack: Pack) -> list[TrialResult]:
+  """Trains a pack, or continues a restored one, and writes the files of its active trials whatever the end is.
+
+  What ends one trial alone is in its result, and so is a stop at `train.stop_at`. What ends all trials is raised:
+  StoppedError on a signal, DivergedError when no loss is finite, MemoryFullError when the step does not fit.
+  """
+  if _is_finished(pack):
+    console.show(f"The run is finished: all of its {pack.job.steps} steps are trained, and nothing is left to do.")
+    return [TrialResult(trial, "done", summary=read_summary(trial.run_dir)) for trial in pack.trials]
+  if pack.resumed:
+    console.show(f"Resumed at step {int(pack.job.state.step)} of {pack.job.steps}.")
+  base_digest = frozen_digest(pack.job)
+  writers = [TrialWriter(pack, trial, base_digest) for trial in pack.trials if trial.active]
+  step: CompiledStep | None = None
+  end: LoraExpError | None = None
+  try:
+    with closing(_batches(pack)) as batches:
+      first = next(batches, None)
+      step = _compile(pack, first)
+      state = _train(pack, step, chain([first], batches), writers)
+    check_frozen(pack.job, base_digest)
+    for writer in _live(writers):
+      writer.export(state)
+  except ReachedError as error:
+    end = error
+  except LoraExpError as error:
+    end = error
+    raise
+  finally:
+    results = {writer.trial.index: writer.close(step, end) for writer in writers}
+    wait_for([writer.logger for writer in writers])
+  return [results.get(trial.index) or TrialResult(trial, "inactive") for trial in pack.trials]
+
+
+def _is_finished(pack: Pack) -> bool:
+  """Whether a restored pack has all its steps and files: a kill may come between the last step and the files."""
+  if not pack.resumed or int(pack.job.state.step) < pack.job.steps:
+    return False
+  return all(read_summary(trial.run_dir).get("status") == "done" for trial in pack.trials)
+
+
+def _batches(pack: Pack) -> Iterator[Batch]:
+  """The training batches from the pack's step on; none where no step is left."""
+  cfg, start = pack.plan.cfg, int(pack.job.state.step)
+  if start < pack.job.steps:
+    with closing(train_batches(pack.rows, cfg.data, cfg.train.batch_size, start)) as batches:
+      yield from batches
+
+
+def _compile(pack: Pack, first: Batch | None) -> CompiledStep | None:
+  """The compiled step; None where there is nothing to train, as with lora=frozen. Raises MemoryFullError."""
+  job = pack.job
+  if job.steps == 0:
+    return None
+  # Without a batch, only files are missing; they report the cost of the step too.
+  step = compile_step(job, abstract_batch(pack.plan) if first is None else job.put(first))
+  if first is not None and len(pack.trials) > 1:  # a narrower pack may fit
+    check_fits(step)
+  return step
+
+
+def _live(writers: Sequence[TrialWriter]) -> list[TrialWriter]:
+  """The trials that still train; a diverged one only keeps its place in the program."""
+  return [writer for writer in writers if writer.failure is None]
+
+
+def _train(pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], writers: Sequence[TrialWriter]) -> State:
+  """Evaluates the base, trains to the last step, evaluates and saves again; returns the last state."""
+  job, cfg = pack.job, pack.plan.cfg
+  state, start = job.state, int(job.state.step)
+  hooks = _hooks(pack, writers)
+  if not pack.resumed:
+    hooks.evaluate(0, state.params)
+    hooks.sample(0, state.params)
+  if step is None or start >= job.steps:
+    return state
+  stop_at = cfg.train.stop_at
+  if pack.resumed and stop_at is not None and start >= stop_at:
+    raise ReachedError(f"stopped after step {start} of {job.steps} already, at train.stop_at={stop_at}")
+  cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, stop_at)
+  state = train_loop(step, batches, cadence, hooks, "train")
+  hooks.evaluate(job.steps, state.params)
+  hooks.save(job.steps, state)
+  hooks.sample(job.steps, state.params)
+  return state
+
+
+def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
+  """The loop's hooks: each does its work once for the pack, and writes it for every live trial."""
+  job, prompts = pack.job, pack.plan.cfg.sample.prompts
+
+  def log(step: int, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
+    for writer in _live(writers):
+      writer.log_step(step, metrics, seconds / len(pack.trials))
+
+  def evaluate(step: int, params: Tree) -> bool:
+    scores = _evaluate(pack, params, pack.held_out)
+    retained = _evaluate(pack, params, pack.retained) if pack.retained else [None] * len(scores)
+    improved = [
+      writer.log_evaluation(step, scores[writer.trial.index], retained[writer.trial.index])
+      for writer in _live(writers)
+    ]
+    return any(improved)
+
+  def save(step: int, state: State) -> None:
+    if len(pack.trials) > 1:
+      state = jax.device_get(state)  # at once: else each trial would fetch its part of every array by itself
+    for writer in _live(writers):
+      writer.save(step, state)
+
+  def sample(step: int, params: Tree) -> None:
+    if not prompts or pack.plan.cfg.data.numbers:
+      return
+    texts: list[str] = []
+    for writer in _live(writers):
+      trial = writer.trial
+      if not texts or step > 0 or trial.plan.start is not None:  # before the first step all trials are the base
+        own_params, hyperparameters = (jax.tree.map(lambda x: x[0], trial.select(x)) for x in (params, job.trials))
+        texts = pack.sampler(own_params, hyperparameters, job.frozen, prompts)
+      writer.log_samples(step, prompts, texts)
+
+  return Hooks(log, evaluate, save, sample)
+
+
+def _evaluate(pack: Pack, params: Tree, batches: list[EvalBatch]) -> list[Evaluation]:
+  return held_out(pack.job.evaluate, params, pack.job.trials, pack.job.frozen, batches)

@@ -1,0 +1,49 @@
+"""A run by itself: a pack of one trial."""
+
+import time
+from pathlib import Path
+
+from lora_exp.config import StoppedError
+from lora_exp.runtime.mesh import keep_programs
+from lora_exp.train import expectations
+from lora_exp.train.memory import memory_errors
+from lora_exp.train.pack import Pack, make_pack, restore_pack
+from lora_exp.train.pack_training import train_pack
+from lora_exp.train.plan import Plan
+from lora_exp.train.plan_tables import show_config, show_parameters
+from lora_exp.train.run_summary import short, show_result, write_summary
+from lora_exp.train.trial import Trial
+from lora_exp.train.trial_writer import TrialResult
+
+
+def train_run(plan: Plan, run_dir: Path) -> None:
+  """Trains the adapter of `plan` into `run_dir`, or resumes the run there if `train.resume` is set."""
+  started = time.monotonic()
+  keep_programs(plan.cfg.cache)
+  show_config(plan.saved_cfg, run_dir)
+  show_parameters(plan)
+  with memory_errors(plan):
+    pack = make_pack([Trial(0, plan, run_dir)], started, solo=True)
+    if plan.cfg.train.resume is not None:
+      pack = restore_pack(pack)
+    try:
+      [result] = train_pack(pack)
+      if result.error is not None:
+        raise result.error
+    except StoppedError as error:
+      raise type(error)(f"{error}; go on with train.resume={short(run_dir)}") from None
+    if result.params is not None:
+      _show_result(pack, result)
+
+
+def _show_result(pack: Pack, result: TrialResult) -> None:
+  """Shows the closing table, then checks what the experiment expects. Raises LoraExpError if it does not hold."""
+  cfg, run_dir, summary = pack.plan.cfg, result.trial.run_dir, dict(result.summary or {})
+  prompts = (prompt.strip() for prompt in cfg.sample.prompts if '"' not in prompt)
+  show_result(summary, run_dir, cfg.data, next(prompts, "Once upon a time"))
+  if cfg.expectations:
+    trials = result.trial.select(pack.job.trials)
+    end = expectations.End(pack.job, trials, result.params, summary, run_dir, pack.held_out[0].arrays)
+    summary["promises"] = expectations.check(cfg.expectations, end)
+    write_summary(run_dir, summary)
+    expectations.show(summary["promises"])

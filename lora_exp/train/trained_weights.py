@@ -1,0 +1,51 @@
+"""Export of what a run has trained, and the check that it trained nothing else."""
+
+from pathlib import Path
+
+import jax
+
+from lora_exp import lora
+from lora_exp.config import LoraExpError
+from lora_exp.lora import methods
+from lora_exp.models.weights import store
+from lora_exp.train.job import Job
+from lora_exp.train.plan import Plan, naming_of
+from lora_exp.train.step import Tree
+from lora_exp.train.trials import take_trial
+
+
+def frozen_digest(job: Job) -> str:
+  """SHA-256 of every frozen array."""
+  return store.digest(job.frozen)
+
+
+def check_frozen(job: Job, expected: str) -> None:
+  """Raises LoraExpError if training changed a byte of the base: never expected, always checked."""
+  if store.digest(job.frozen) != expected:
+    raise LoraExpError("the frozen base changed during training; this is a bug of lora_exp, please report it")
+
+
+def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_digest: str) -> lora.Adapter | None:
+  """adapter/ in PEFT's format, which is returned; model.safetensors for lora=full; nothing for lora=frozen.
+
+  `params` are one trial's (1, …).
+  """
+  cfg = plan.cfg
+  method = methods.of(cfg.lora)
+  if method.trains_everything:
+    store.save(run_dir, jax.tree.map(lambda x: x[0], params))
+  if not plan.table and not plan.full:
+    return None
+  metadata = {
+    "family": cfg.model.family,
+    "base": base_digest,
+    "step": step,
+    "scaling": cfg.lora.scaling,
+    "quant": cfg.lora.quant,
+  }
+  adapter = take_trial(jax.device_get(params), plan.table, plan.full, method.name, 0)
+  where = cfg.model.weights if cfg.model.base == "weights" else None
+  lora.save_adapter(
+    run_dir / "adapter", adapter, naming_of(cfg.model), metadata, base=where, dropout=cfg.lora.dropout
+  )
+  return adapter

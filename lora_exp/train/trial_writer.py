@@ -1,0 +1,143 @@
+"""What one trial writes into its run directory: metrics, samples and checkpoints, and its results at the end."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_exp.config import DivergedError, LoraExpError, NoCheckpointError, StoppedError
+from lora_exp.config.errors import BUG, DONE
+from lora_exp.lora import Adapter
+from lora_exp.runtime import console
+from lora_exp.train import checkpoint, token_probabilities
+from lora_exp.train.compiled_step import CompiledStep
+from lora_exp.train.evaluation import Evaluation
+from lora_exp.train.logger import Metrics, make_logger
+from lora_exp.train.loop import is_due
+from lora_exp.train.pack import Pack
+from lora_exp.train.run_summary import run_summary, write_summary
+from lora_exp.train.samples import append_samples, show_samples
+from lora_exp.train.step import State, Tree
+from lora_exp.train.trained_weights import export_trained
+from lora_exp.train.trial import Trial, restore_trial, solo_state
+
+
+@dataclass(frozen=True)
+class TrialResult:
+  """How a trial of a pack ended."""
+
+  trial: Trial
+  status: str  # done | stopped | diverged | failed | inactive
+  error: LoraExpError | None = None
+  summary: Mapping[str, Any] | None = None  # summary.json
+  params: Tree = None  # exported by this training, (1, …)
+
+
+class TrialWriter:
+  """Writes the files of one trial, from its first evaluation to `close`.
+
+  `failure` is set when the loss of a trial in a pack stops being finite; nothing more is written for it then.
+  """
+
+  def __init__(self, pack: Pack, trial: Trial, base_digest: str):
+    self.pack, self.trial, self.base_digest = pack, trial, base_digest
+    self.cfg = trial.plan.cfg
+    self.record = pack.records[trial.index]
+    self.metrics = Metrics(trial.run_dir, int(pack.job.state.step) if pack.resumed else None)
+    self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg))
+    self.failure: DivergedError | None = None
+    self.adapter: Adapter | None = None
+    self.exported: Tree = None
+
+  def log_step(self, step: int, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
+    """A line of metrics.jsonl for a training step that is due; `seconds` are this trial's share of the pack's."""
+    values = {name: float(x[self.trial.index]) for name, x in metrics.items()}
+    count, loss = values.pop("tokens"), values["loss"]
+    self.record = self.record.after_step(loss, int(count), seconds)
+    if step == 1 or is_due(step, self.cfg.train.log_every) or not math.isfinite(loss):
+      self._log(step, "train", **values, tokens_per_s=round(count / max(seconds, 1e-9), 1))
+    if not self.pack.solo and not math.isfinite(loss):
+      rate = self.cfg.optim.lr
+      self.failure = DivergedError(f"the loss is {loss} at step {step}: lower optim.lr (now {rate:g})")
+
+  def log_evaluation(self, step: int, held_out: Evaluation, retained: Evaluation | None) -> bool:
+    """Lines of metrics.jsonl for an evaluation; returns whether the held-out loss is the best so far."""
+    before, scores = self.record, held_out.row()
+    self.record = self.record.after_evaluation(step, scores)
+    improved = self.record.best_step != before.best_step
+    self._log(step, "eval", **scores)
+    if retained is not None:
+      self._log(step, "retain", **retained.row())
+      self.record = self.record.after_retention(step, retained.metrics["loss"])
+    return improved
+
+  def log_samples(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
+    """Appends to samples.jsonl; a run by itself shows the samples too."""
+    append_samples(self.trial.run_dir, step, prompts, texts)
+    if self.pack.solo:
+      show_samples(step, prompts, texts)
+
+  def _log(self, step: int, split: str, **values: Any) -> None:
+    row = {"step": step, "tokens": self.record.tokens, "split": split, **values}
+    self.metrics.log(row)
+    self.logger.log(row)
+
+  def save(self, step: int, state: State) -> None:
+    """A checkpoint of this trial alone, at its own ranks: trained leaves, optimizer, step, position in the data."""
+    data = {"fingerprint": self.pack.rows.fingerprint, "position": step}
+    meta = {"data": data, "record": asdict(self.record)}
+    best = self.record.best_step if self.cfg.train.export == "best" else None
+    arrays = solo_state(self.trial, self.pack.job.program.method, self.pack.table, state)
+    checkpoint.save(self.trial.run_dir, step, arrays, meta, best_step=best)
+
+  def export(self, state: State) -> None:
+    """Writes the trained weights, of the best or the last state, and the plots."""
+    step, params = self._state_to_export(state)
+    self.record = replace(self.record, exported_step=step)
+    self.adapter = export_trained(self.trial.run_dir, self.trial.plan, params, step, self.base_digest)
+    from lora_exp.report.plots.run_plots import plot_loss  # imports matplotlib, which takes half a second
+
+    plot_loss(self.trial.run_dir)
+    if self.pack.rows.eval_examples:
+      trials, batches = self.trial.select(self.pack.job.trials), [batch.arrays for batch in self.pack.held_out]
+      token_probabilities.draw(
+        self.trial.run_dir, self.pack.job, trials, params, batches, self.trial.plan.tokenizer
+      )
+    self.exported = params
+
+  def _state_to_export(self, state: State) -> tuple[int, Tree]:
+    """Step and params (1, …), padded as in the pack, of the state to export."""
+    last, best = int(state.step), self.record.best_step
+    if self.cfg.train.export == "best" and best not in (0, last):
+      try:
+        _, arrays, _ = restore_trial(self.trial, self.pack.job.program.method, self.pack.table, state, best)
+        leaves = [arrays[f"params.{name}"] for name in checkpoint.named_leaves(state.params)]
+        return best, jax.tree.unflatten(jax.tree.structure(state.params), leaves)
+      except NoCheckpointError as error:
+        console.show_warning(f"the last state is exported instead of the best: {error}")
+    return last, self.trial.select(state.params)
+
+  def close(self, step: CompiledStep | None, end: LoraExpError | None) -> TrialResult:
+    """Writes summary.json. `end` is the error that ended the whole pack, if one of ours did."""
+    done = self.exported is not None
+    error = None if done else self.failure or end
+    status = "done" if done else _status(error)
+    seconds = time.monotonic() - self.pack.started
+    summary = run_summary(status, self.trial.plan, step, self.record, self.base_digest, seconds)
+    if self.adapter is not None:
+      summary |= self.adapter.kind.summary(self.adapter.leaves)
+    self.metrics.close()
+    write_summary(self.trial.run_dir, summary)
+    self.logger.summary(summary)
+    self.logger.finish(DONE if done else BUG if error is None else error.code)
+    return TrialResult(self.trial, status, error, summary, self.exported)
+
+
+def _status(error: LoraExpError | None) -> str:
+  if isinstance(error, StoppedError):
+    return "stopped"
+  return "diverged" if isinstance(error, DivergedError) else "failed"
