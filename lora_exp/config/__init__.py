@@ -1,6 +1,8 @@
-"""Settings: what exists (`schema`), what is allowed (`checks`), what goes wrong (`errors`). Imports no jax.
+"""Settings as typed dataclasses, their checks, and the errors that a user can cause.
 
-`typed` makes a `Config` of a mapping; `overrides`, `compose`, `saved` and `rundir` are the steps of `commandline`.
+Here belongs everything about settings that needs no file, no network and no jax: `schema` (which settings exist),
+`conversion` (plain values to `Config`), `checks` (what is allowed), `metrics` (which metrics exist), `errors`. Checks
+that look at files are in `cli.file_checks`; those of one data source, model family or method are in its package.
 """
 
 from lora_exp.config.checks import check

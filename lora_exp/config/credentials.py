@@ -1,4 +1,4 @@
-"""Values that look like passwords are refused: a config is written to disk, to the log and to the dashboard."""
+"""Values that look like credentials are refused, because configs are written to disk, to logs and to wandb."""
 
 import re
 
@@ -13,13 +13,17 @@ CREDENTIALS = {
 
 
 def credential(value: str) -> str | None:
-  """What kind of credential `value` looks like ('an AWS key'), or None."""
-  return next((kind for kind, pattern in CREDENTIALS.items() if pattern.search(value)), None)
+  """The kind of credential that `value` looks like ('an AWS key'), or None."""
+  for kind, pattern in CREDENTIALS.items():
+    if pattern.search(value):
+      return kind
+  return None
 
 
 def credential_problem(path: str, value: str) -> list[str]:
-  """The one line against a credential in a config; it does not repeat the value."""
-  if kind := credential(value):
-    return [f"{path}: its value looks like {kind}, and configs are written to disk; "
-            "remove it here and give it in an environment variable (WANDB_API_KEY, HF_TOKEN)"]
-  return []
+  """The problem with a credential in a config, as a list of at most one line; the value is not repeated."""
+  kind = credential(value)
+  if kind is None:
+    return []
+  return [f"{path}: its value looks like {kind}, and configs are written to disk; "
+          "remove it here and give it in an environment variable (WANDB_API_KEY, HF_TOKEN)"]

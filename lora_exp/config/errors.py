@@ -1,7 +1,7 @@
-"""The one error a person can cause, and the exit code each kind carries.
+"""Errors that a user can cause, and the exit code of each.
 
-A task raises `LoraExpError` (or a kind of it) and never `SystemExit`, which would end a multirun at its first job;
-`__main__` prints the message without a traceback and exits with the code.
+A task raises `LoraExpError` or a subclass, and never `SystemExit`, which would end a multirun at its first job. The
+command line prints the message without a traceback and exits with the code.
 """
 
 import difflib
@@ -11,13 +11,13 @@ DONE, BUG, BAD_INPUT, IN_USE, NO_CHECKPOINT, DIVERGED, DISK, STOPPED = 0, 1, 2, 
 
 
 class LoraExpError(Exception):
-  """What is wrong, where, and what to do, in words; `code` is the process's exit code."""
+  """An error with a message for the user: what is wrong, where, and what to do. `code` is the exit code."""
 
   code = BUG
 
 
 class InputError(LoraExpError):
-  """A bad config, file or argument: exit code 2. Takes one problem, or all that were found."""
+  """A bad config, file or argument: exit code 2. Holds one problem or several."""
 
   code = BAD_INPUT
 
@@ -27,45 +27,45 @@ class InputError(LoraExpError):
 
 
 class InUseError(LoraExpError):
-  """Another process, or an earlier run, owns this run directory: exit code 3."""
+  """The run directory belongs to another process or to an earlier run: exit code 3."""
 
   code = IN_USE
 
 
 class NoCheckpointError(LoraExpError):
-  """No checkpoint of the run can be used: exit code 4."""
+  """The run has no usable checkpoint: exit code 4."""
 
   code = NO_CHECKPOINT
 
 
 class DivergedError(LoraExpError):
-  """The loss is no longer a finite number: exit code 5."""
+  """The loss is NaN or infinite: exit code 5."""
 
   code = DIVERGED
 
 
 class MemoryFullError(LoraExpError):
-  """A program does not fit in the memory there is: exit code 1."""
+  """A program needs more memory than there is: exit code 1."""
 
 
 class DiskError(LoraExpError):
-  """The disk is full or failed while writing: exit code 6."""
+  """The disk is full or writing failed: exit code 6."""
 
   code = DISK
 
 
 class StoppedError(LoraExpError):
-  """Stopped by a signal (or `train.stop_at`) after a checkpoint, resumable: exit code 75."""
+  """Stopped by a signal or by `train.stop_at`, after a checkpoint, and resumable: exit code 75."""
 
   code = STOPPED
 
 
 class ReachedError(StoppedError):
-  """Stopped at `train.stop_at`, as was asked: no reason for a sweep to stop as well."""
+  """Stopped at `train.stop_at`, as requested; a sweep goes on with its other trials."""
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 1) -> list[str]:
-  """The `n` of `choices` spelt most like `word`, best first; empty if none is near."""
+  """The `n` of `choices` with the most similar spelling to `word`, best first; empty if none is similar."""
   return difflib.get_close_matches(word, list(choices), n=n, cutoff=0.5)
 
 

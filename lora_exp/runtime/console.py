@@ -1,7 +1,8 @@
-"""Everything a person sees in the terminal: errors, tables, facts and progress.
+"""Everything that is printed in the terminal: errors, tables, facts, and progress bars.
 
-Text of people and of models is printed as it is: no markup is read from it and control characters are shown, so that
-a sample of a byte-level model cannot move the cursor. Into a pipe or a file go plain lines of at most 100 columns.
+Text of users and of models is printed as it is: no markup is interpreted, and control characters are escaped, so that a
+sample of a byte-level model cannot move the cursor. In a pipe or a file, tables have at most 100 columns, and a progress
+bar becomes a few plain lines.
 """
 
 import numbers
@@ -20,59 +21,53 @@ from rich.text import Text
 
 from lora_exp.config.errors import LoraExpError
 
-WIDTH = 100  # columns of a table, and of everything where there is no terminal
+WIDTH = 100  # columns of a table, and of all output that is not a terminal
 QUIET_SECONDS = 2.0  # shorter work prints no progress lines into a pipe
 
 console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
 _stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
-_live: Progress | None = None  # the display that inner bars join: a terminal can draw one
+_display: Progress | None = None  # the display that nested progress bars join: a terminal can draw only one
 
 
 def share() -> None:
-  """Lines alone from now on, also in a terminal: other processes write to it too."""
+  """Prints plain lines only from now on, also in a terminal, because other processes write to it too."""
   global console
   console = Console(markup=False, highlight=False, emoji=False, width=WIDTH, force_terminal=False)
 
 
-class Bar(Protocol):
-  """What `progress` yields."""
-
-  def advance(self, n: int = 1, **fields: object) -> None:
-    """Count `n` more; `fields` (loss=…) stay beside the bar until they are given again."""
-
-  def print(self, *values: object) -> None:
-    """A line above the bar."""
-
-
 def printable(value: object) -> str:
-  r"""`value` as text in which a control character other than newline and tab is spelt out, as `\x1b`."""
-  return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", str(value))
+  r"""`value` as text; control characters other than newline and tab are escaped, as in `\x1b`."""
+  return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", _escape, str(value))
+
+
+def _escape(match: re.Match[str]) -> str:
+  return f"\\x{ord(match[0]):02x}"
 
 
 def show(*values: object, style: str | None = None) -> None:
-  """One line (or several) of plain text; long lines are left to the terminal to wrap."""
+  """Prints plain text; the terminal wraps long lines."""
   console.print(*map(printable, values), style=style, soft_wrap=True)
 
 
 def write(text: str) -> None:
-  """`text` as it is and at once, without the end of a line: for what is shown while it is made."""
+  """Prints `text` at once and without a newline: for output that is shown while it is generated."""
   console.file.write(printable(text))
   console.file.flush()
 
 
 def show_error(error: LoraExpError) -> None:
-  """`error: …` on standard error, a line for each problem, without a traceback."""
+  """Prints `error: …` on standard error, one line per problem, without a traceback."""
   for problem in getattr(error, "problems", None) or [str(error) or type(error).__name__]:
     _stderr.print(Text("error: ", style="bold red") + Text(printable(problem)), soft_wrap=True)
 
 
 def show_warning(message: str) -> None:
-  """`warning: …` on standard error."""
+  """Prints `warning: …` on standard error."""
   _stderr.print(Text("warning: ", style="bold yellow") + Text(printable(message)), soft_wrap=True)
 
 
 def cell(value: object) -> str:
-  """`value` as a table shows it: 1,234,567, 0.01234, yes, a dash for nothing."""
+  """`value` as a table shows it: 1,234,567, 0.01234, yes, and a dash for None."""
   if value is None:
     return "-"
   if isinstance(value, bool):
@@ -92,7 +87,7 @@ def _is_number(value: object) -> bool:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
-  """A table under `title`; columns of numbers alone, and those named in `right`, are right-aligned."""
+  """Prints a table; columns that hold only numbers, and those named in `right`, are right-aligned."""
   rows = [list(row) for row in rows]
   table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
   for i, name in enumerate(columns):
@@ -105,7 +100,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def show_facts(title: str, facts: Mapping[str, object]) -> None:
-  """A two-column table of names and values."""
+  """Prints a table with two columns, names and values."""
   table = Table(box=None, show_header=False, pad_edge=False)
   table.add_column(style="dim", no_wrap=True)
   table.add_column(overflow="fold")
@@ -120,74 +115,84 @@ def _print_table(title: str, table: Table) -> None:
   console.print(table, width=min(console.width, WIDTH))
 
 
+class Bar(Protocol):
+  """A progress bar."""
+
+  def advance(self, n: int = 1, **fields: object) -> None:
+    """Counts `n` more; `fields` (loss=…) are shown beside the bar until they change."""
+
+  def print(self, *values: object) -> None:
+    """Prints a line above the bar."""
+
+
 @contextmanager
 def progress(title: str, total: int | None, unit: str = "", start: int = 0) -> Iterator[Bar]:
-  """A bar that counts from `start` to `total` (None: unknown) in `unit`s; without a terminal, a line about every 10 %.
+  """A bar that counts `unit`s from `start` to `total` (None: unknown); in a pipe, a line for about every 10 %.
 
-  Bars nest: an inner one appears under the outer one and goes away when it is done.
+  Bars can be nested: an inner one appears under the outer one and disappears when it is finished.
   """
   if not console.is_terminal:
-    plain = PlainBar(title, total, unit, start)
-    yield plain
-    plain.finish()
+    lines = LineBar(title, total, unit, start)
+    yield lines
+    lines.finish()
     return
-  global _live
-  outer = _live
+  global _display
+  outer = _display
   if outer is not None:
-    bar = LiveBar(outer, title, total, unit, start)
+    bar = DrawnBar(outer, title, total, unit, start)
     try:
       yield bar
     finally:
       outer.remove_task(bar.task)
     return
-  with _display() as _live:
+  with _new_display() as _display:
     try:
-      yield LiveBar(_live, title, total, unit, start)
+      yield DrawnBar(_display, title, total, unit, start)
     finally:
-      _live = None
+      _display = None
 
 
-def _display() -> Progress:
+def _new_display() -> Progress:
   columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
              TextColumn("{task.fields[unit]}", markup=False), TimeRemainingColumn(), FieldsColumn())
   return Progress(*columns, console=console, refresh_per_second=4)
 
 
 class FieldsColumn(ProgressColumn):
-  """The latest `advance(loss=…)` as `loss 1.234`."""
+  """The latest fields of a bar, as in `loss 1.234`."""
 
   def render(self, task: Task) -> Text:
-    return Text(_fields(task.fields["fields"]), style="dim")
+    return Text(_fields_text(task.fields["fields"]), style="dim")
 
 
-def _fields(fields: Mapping[str, object]) -> str:
+def _fields_text(fields: Mapping[str, object]) -> str:
   return "  ".join(f"{name} {cell(value)}" for name, value in fields.items())
 
 
-class LiveBar:
-  """A bar drawn in place."""
+class DrawnBar:
+  """A bar drawn in place in a terminal."""
 
   def __init__(self, display: Progress, title: str, total: int | None, unit: str, start: int):
     self.display, self.fields = display, dict[str, object]()
     self.task = display.add_task(printable(title), total=total, completed=start, unit=unit, fields=self.fields)
 
   def advance(self, n: int = 1, **fields: object) -> None:
-    self.fields.update(fields)  # read when the bar is drawn, a few times a second
+    self.fields.update(fields)  # the display reads them a few times a second
     self.display.advance(self.task, n)
 
   def print(self, *values: object) -> None:
     show(*values)
 
 
-class PlainBar:
-  """Lines for a pipe or a file: about every tenth of the work, or at doubling times where its length is unknown."""
+class LineBar:
+  """Lines for a pipe or a file: about every tenth of the work, or at doubling times if the total is unknown."""
 
   def __init__(self, title: str, total: int | None, unit: str, start: int):
     self.title, self.total, self.unit, self.done = title, total, unit, start
     self.fields: dict[str, object] = {}
     self.tenth = max(1, -(-(total - start) // 10)) if total is not None else 0
-    self.began = time.monotonic()
-    self.next_done, self.next_time = start + self.tenth, self.began + QUIET_SECONDS
+    self.start_time = time.monotonic()
+    self.next_done, self.next_time = start + self.tenth, self.start_time + QUIET_SECONDS
     self.printed: int | None = None  # the count on the latest line
 
   def advance(self, n: int = 1, **fields: object) -> None:
@@ -196,9 +201,9 @@ class PlainBar:
     now = time.monotonic()
     if now < self.next_time or self.done < self.next_done:
       return
-    self._line(now)
+    self._print_line(now)
     if self.total is None:
-      self.next_time = now + (now - self.began)
+      self.next_time = now + (now - self.start_time)
     else:
       self.next_done = self.done + self.tenth
 
@@ -206,12 +211,14 @@ class PlainBar:
     show(*values)
 
   def finish(self) -> None:
+    """Prints the last line, unless it was printed already or the work was short."""
     now = time.monotonic()
-    if self.printed != self.done and now - self.began >= QUIET_SECONDS:
-      self._line(now)
+    if self.printed != self.done and now - self.start_time >= QUIET_SECONDS:
+      self._print_line(now)
 
-  def _line(self, now: float) -> None:
+  def _print_line(self, now: float) -> None:
     self.printed = self.done
-    of = "" if self.total is None else f"/{self.total:,}"
-    count = f"{self.title}: {self.done:,}{of} {self.unit}".rstrip()
-    show(f"{count}, {now - self.began:,.0f} s" + (f"  {_fields(self.fields)}" if self.fields else ""))
+    of_total = "" if self.total is None else f"/{self.total:,}"
+    count = f"{self.title}: {self.done:,}{of_total} {self.unit}".rstrip()
+    fields = f"  {_fields_text(self.fields)}" if self.fields else ""
+    show(f"{count}, {now - self.start_time:,.0f} s{fields}")
