@@ -1,8 +1,8 @@
 """Everything that is printed in the terminal: errors, tables, facts, and progress bars.
 
 Text of users and of models is printed as it is: no markup is interpreted, and control characters are escaped, so that a
-sample of a byte-level model cannot move the cursor. In a pipe or a file, tables have at most 100 columns, and a progress
-bar becomes a few plain lines.
+sample of a byte-level model cannot move the cursor. In a pipe or a file, tables have at most 100 columns, and progress
+bars become a few plain lines.
 """
 
 import numbers
