@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from lora_exp.config.metrics import METRICS
-from lora_exp.report.findings.all_findings import findings
+from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.findings.finding import Finding
 from lora_exp.report.grouping.group import Group, make_groups
 from lora_exp.report.plots.style import axis_label
-from lora_exp.report.reading.run_files import read_sweep
-from lora_exp.report.sweep_report import make_report, make_table
+from lora_exp.report.reading.run_reader import read_sweep
+from lora_exp.report.sweep_report import make_report
 from lora_exp.report.verdicts.tuning import best_of
 from sweeps import trial
 
@@ -51,7 +51,7 @@ def group_by(sweep: Path, metric: str) -> Group:
 
 
 def finding(group: Group, topic: str) -> Finding:
-  [found] = [f for f in findings(group) if f.topic == topic]
+  [found] = [f for f in all_findings(group) if f.topic == topic]
   return found
 
 
@@ -69,10 +69,10 @@ def test_gain_and_share_are_positive_in_both_directions(sweep):
 def test_the_findings_follow_the_metric(sweep):
   by_accuracy = group_by(sweep, "accuracy")
   rank = finding(by_accuracy, "Rank")
-  assert (rank.concluded, rank.facts["rank"], rank.facts["best"]) == (True, 2, 4)
-  assert "the smallest whose held-out accuracy" in rank.text and "not measurably below" in rank.text
+  assert rank.concluded and rank.text.startswith("Rank 2 is enough")
+  assert "held-out accuracy" in rank.text and "measurably below that of the best, rank 4" in rank.text
   assert "Best learning rate by held-out accuracy: rank 1: 0.01" in finding(by_accuracy, "Rate").text
-  assert finding(group_by(sweep, "loss"), "Rank").facts["rank"] == 1
+  assert "best: rank 1" in finding(group_by(sweep, "loss"), "Rank").evidence
 
 
 def test_the_page_and_the_table_show_every_metric(sweep):
@@ -96,7 +96,7 @@ def test_an_axis_states_unit_and_direction(sweep):
 def test_a_metric_that_no_trial_has_counts_none(sweep):
   report = make_report(sweep, "exact")
   assert {reason for *_, reason in report.not_counted} == {"it has no held-out exact match"}
-  assert len(report.not_counted) == len(report.trials)
+  assert len(report.not_counted) == len(report.runs)
 
 
 def test_the_metric_of_an_old_run_is_in_its_curve(tmp_path):
@@ -105,5 +105,5 @@ def test_the_metric_of_an_old_run_is_in_its_curve(tmp_path):
   step = json.loads((run / "summary.json").read_text())["losses"]["best_step"]
   with open(run / "metrics.jsonl", "a") as file:
     file.write(json.dumps({"step": step, "tokens": 0, "split": "eval", "loss": 2.0, "accuracy": 0.4}) + "\n")
-  [record], _ = make_table(tmp_path)
-  assert (record.base_metric("accuracy"), record.held_out("accuracy")) == (0.1, 0.4)
+  [record] = read_sweep(tmp_path)
+  assert (record.base("accuracy"), record.exported("accuracy")) == (0.1, 0.4)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lora_exp.report.reading.run_files import read_run, read_sweep
 from runs import QUIET, TINY, on_stories, rows, summary, train
 
 from lora_exp.cli import main as entry
@@ -20,6 +19,7 @@ from lora_exp.config.override_grammar import parse
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.report.grouping.group import make_groups
+from lora_exp.report.reading.run_reader import read_run, read_sweep
 from lora_exp.report.verdicts.tuning import best_of
 from lora_exp.sweep.study_journal import StudyJournal
 from lora_exp.sweep.study_runner import objective_value
