@@ -23,7 +23,7 @@ from lora_exp.report.reading.run_reader import read_run, read_sweep
 from lora_exp.report.verdicts.tuning import best_of
 from lora_exp.sweep.study_journal import StudyJournal
 from lora_exp.sweep.study_runner import objective_value
-from lora_exp.sweep.study_space import read as read_study
+from lora_exp.sweep.study_settings import read_study
 from lora_exp.train import evaluation
 from lora_exp.train.base import make_base
 from lora_exp.train.evaluation import Evaluation, byte_lengths, difference, held_out, put_eval_batches, standard_error
