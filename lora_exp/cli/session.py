@@ -27,7 +27,7 @@ from lora_exp.cli.job_config import job_config
 from lora_exp.cli.tasks import run_task
 from lora_exp.config.errors import BUG, DONE, InputError, LoraExpError, ReachedError, StoppedError
 from lora_exp.config.override_grammar import parse
-from lora_exp.config.schema import Config
+from lora_exp.config.schema import Config, ReportConfig
 from lora_exp.runtime.console import share, show, show_warning
 from lora_exp.runtime.run_files import SAMPLES
 from lora_exp.runtime.saved_config import require_same_configs
@@ -78,7 +78,7 @@ class Session:
         stack.enter_context(raising_hydra_errors())
         hydra_main()
         if claim and line.multirun and not self.stopped:
-          _report_sweep(claim.path)
+          _report_sweep(claim.path, line.jobs[0].report if line.jobs else ReportConfig())
       except KeyboardInterrupt:
         self.interrupted = True
         again = f"; go on with the same command and hydra.sweep.dir={directory}" if claim and line.multirun else ""
@@ -198,9 +198,9 @@ def _begin_trial(number: int, cfg: Config, directory: Path, ledger: Ledger) -> C
   return cfg
 
 
-def _report_sweep(directory: Path) -> None:
+def _report_sweep(directory: Path, settings: ReportConfig) -> None:
   """Writes the report of a sweep, also where some of its runs failed."""
   try:
-    run_task(Config(task="report", run=str(directory)), directory)
+    run_task(Config(task="report", run=str(directory), report=settings), directory)
   except InputError as error:  # no run has results yet
     show_warning(str(error))

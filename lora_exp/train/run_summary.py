@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from lora_exp.config import DataConfig
+from lora_exp.config.metrics import METRICS
 from lora_exp.runtime import console
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.run_files import SUMMARY
@@ -96,18 +97,27 @@ def show_result(found: dict, run_dir: Path, data: DataConfig, prompt: str) -> No
     if losses["forgetting"] is None
     else f"{losses['forgetting']:+.4f}{' nats' if text else ''} on retain "
     f"({nats(losses['retain_base'])} → {nats(losses['retain_final'])})",
+    **_metric_facts(found["scores"]),
     "trainable parameters": f"{counts['trainable']:,} of {counts['total']:,} ({counts['percent']:.3g} %)",
     "time": f"{seconds['total']:.1f} s: {seconds['compile']:.1f} s compile, {seconds['train']:.1f} s train",
     "speed": f"{found['tokens_per_s']:,.0f} {unit}/s" if found["tokens_per_s"] else "-",
     "memory": f"{nbytes(found['peak_memory_bytes'])} in the step" if found["peak_memory_bytes"] else "-",
     "run directory": short(run_dir),
   }
-  if "exact" in found["scores"].get("final", {}):
-    base, after = found["scores"]["base"], found["scores"]["final"]
-    facts["answers that are right"] = f"{base['exact']:.1%} → {after['exact']:.1%} of {after['examples']:,} held out"
   console.show_facts("Result", facts)
   use = f"task=generate run={short(run_dir)} 'prompt=\"{prompt}\"'" if text else f"task=evaluate run={short(run_dir)}"
   console.show(f"Use it: python -m lora_exp {use}")
+
+
+def _metric_facts(scores: dict[str, dict]) -> dict[str, str]:
+  """A line for each metric that has none of its own: its value before and after training."""
+  before, after = scores.get("base", {}), scores.get("final", {})
+  others = [metric for name, metric in METRICS.items() if name not in ("loss", "perplexity")]
+  return {
+    metric.label: f"{before[metric.name]:.{metric.digits}f} → {after[metric.name]:.{metric.digits}f}"
+    for metric in others
+    if metric.name in before and metric.name in after
+  }
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.train.evaluation import map_logits
 from lora_exp.train.job import Job
 from lora_exp.train.step import Batch, LanguageModel, Tree, assemble, features
 from lora_exp.train.trials import TrialHypers
@@ -16,14 +17,12 @@ MOST, LONGEST = 32, 48  # examples in the picture, and tokens of each
 
 
 def token_probabilities(model: LanguageModel, batch: Batch) -> jax.Array:
-  """The probability (B, T) that the model gave to each target; logits of eight positions are held at once."""
+  """The probability (B, T) of each target given the tokens before it."""
+  return map_logits(model, features(model, batch), _probability, batch["targets"])
 
-  def at(place: tuple[jax.Array, jax.Array]) -> jax.Array:
-    x_BD, target_B = place
-    return jnp.take_along_axis(jax.nn.softmax(model.logits(x_BD)), target_B[:, None], axis=-1)[:, 0]
 
-  places = (jnp.moveaxis(features(model, batch), 1, 0), batch["targets"].T)
-  return jax.lax.map(at, places, batch_size=8).T
+def _probability(logits_BV: jax.Array, target_B: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(jax.nn.softmax(logits_BV), target_B[:, None], axis=-1)[:, 0]
 
 
 def draw(
