@@ -27,6 +27,11 @@ class LoadedRun:
   params: Tree  # what was trained, with the axis of trials; {} where that is in `frozen`, and for a base alone
   frozen: Tree  # every other array
 
+  def single(self) -> tuple[Tree, TrialHypers]:
+    """(params, trial) of the one trial, without the axis of trials."""
+    params, trial = jax.tree.map(lambda x: x[0], (self.params, self.job.trials))
+    return params, trial
+
   def base(self) -> tuple[Tree, TrialHypers, Tree]:
     """(params, trials, frozen) with which the job's program answers as the base: scales of 0, and kept parameters."""
     kept = flatten(self.job.frozen) if self.plan.full else {}

@@ -18,7 +18,6 @@ from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import to_hf
 from lora_exp.runtime.saved_config import load_config
-from lora_exp.tasks.generate import trial_of
 from lora_exp.train.loaded_run import open_run
 from lora_exp.train.step import assemble
 
@@ -53,7 +52,7 @@ def our_logits(run_dir: Path, tokens: np.ndarray) -> np.ndarray:
   cfg.run, cfg.task = str(run_dir), "evaluate"
   run = open_run(cfg)
   call = lambda params, trial, frozen: assemble(run.job.program, params, trial, frozen, None)(jnp.asarray(tokens))
-  return np.asarray(jax.jit(call)(*trial_of(run)))
+  return np.asarray(jax.jit(call)(*run.single(), run.frozen))
 
 
 def theirs(directory: Path, **more):

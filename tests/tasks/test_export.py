@@ -30,9 +30,10 @@ from lora_exp.models.hf_export import same_model, to_hf
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights.hf_writer import save_hf
 from lora_exp.runtime.mesh import flatten
-from lora_exp.tasks import export
-from lora_exp.tasks.merge import Answers, answers, compare, merge
+from lora_exp.train import model_directory
 from lora_exp.train.loaded_run import LoadedRun
+from lora_exp.train.merge_check import ModelOutputs, compare_outputs, model_outputs
+from lora_exp.train.merged_run import merge
 from lora_exp.train.plan import make_plan, naming_of
 from lora_exp.train.trials import take_trial
 
@@ -167,13 +168,13 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
   plan, job = make_plan(cfg), job_of(cfg)
   batch = [rows()]
   run = LoadedRun(plan, job, moved(job.state.params), job.frozen)
-  base = answers(LoadedRun(plan, job, *run.base()[::2]), batch, "float32")
-  before = answers(run, batch, "float32")
+  base = model_outputs(LoadedRun(plan, job, *run.base()[::2]), batch, "float32")
+  before = model_outputs(run, batch, "float32")
   plain, rounding = merge(run, None)
   assert plain.params == {} and not plain.plan.table
-  found = compare(before, answers(plain, batch, "float32"))
+  found = compare_outputs(before, model_outputs(plain, batch, "float32"))
   assert found.logit < 1e-4 and found.changed == 0
-  assert compare(base, before).logit > 1e-3, "the update does nothing"
+  assert compare_outputs(base, before).logit > 1e-3, "the update does nothing"
   assert rounding.shares()["update_kept"] == pytest.approx(1, abs=1e-3)
   save_hf(tmp_path, flatten(plain.frozen), "float32", get_family("llama").stored_names(ModelConfig()))
   same(load(tmp_path, replace(cfg.model, vocab_size=257)), {p: np.asarray(x) for p, x in flatten(plain.frozen).items()})
@@ -189,7 +190,7 @@ def test_a_vera_run_is_opened_though_its_first_module_is_not_the_largest(tmp_pat
   cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(tmp_path)))
   again = job_of(cfg)
   found = LoadedRun(make_plan(cfg), again, again.state.params, again.frozen)
-  assert compare(*(answers(r, [rows()], "float32") for r in (run, found))).logit < 1e-5
+  assert compare_outputs(*(model_outputs(r, [rows()], "float32") for r in (run, found))).logit < 1e-5
 
 
 def test_small_updates_are_lost_in_bfloat16_and_the_share_says_so():
@@ -206,12 +207,12 @@ def test_small_updates_are_lost_in_bfloat16_and_the_share_says_so():
 def test_differences_are_those_of_the_two_distributions():
   targets = np.array([0, 1])
   p, q = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), np.array([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]])
-  found = compare(*(Answers(np.log(x).astype(np.float32), targets) for x in (p, q)))
+  found = compare_outputs(*(ModelOutputs(np.log(x).astype(np.float32), targets) for x in (p, q)))
   kl = 0.5 * np.log(2) + 0.25 * np.log(0.5)
   assert (found.count, found.changed) == (2, 1)
   assert [found.logit, found.kl_mean, found.kl_most] == pytest.approx([np.log(2), kl / 2, kl], abs=1e-6)
   assert found.loss == pytest.approx(((-np.log(0.5) - np.log(0.8)) / 2, (-np.log(0.25) - np.log(0.8)) / 2), abs=1e-6)
-  numbers = compare(*(Answers(x, np.zeros((1, 2), np.float32)) for x in (np.ones((1, 2)), np.full((1, 2), 1.5))))
+  numbers = compare_outputs(*(ModelOutputs(x, np.zeros((1, 2), np.float32)) for x in (np.ones((1, 2)), np.full((1, 2), 1.5))))
   assert (numbers.loss, numbers.kl_mean, numbers.changed, numbers.logit) == ((1, 2.25), None, None, 0.5)
 
 
@@ -318,7 +319,7 @@ def test_a_disk_that_refuses_leaves_nothing(llama, monkeypatch, capfd, number, c
   def refuse(*args, **kwargs):
     raise OSError(number, "no", "model.safetensors")
 
-  monkeypatch.setattr(export, "save_tokenizer", refuse)
+  monkeypatch.setattr(model_directory, "save_tokenizer", refuse)
   before = everything(llama)
   assert entry.run(["task=export", "format=base", f"run={llama}"]) == code
   assert everything(llama) == before

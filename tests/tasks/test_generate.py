@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-from copy import copy
 from dataclasses import replace
 from functools import cache
 
@@ -19,10 +18,9 @@ from lora_exp.cli import main as entry
 from lora_exp.config import ArchConfig, InputError, SampleConfig
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2
-from lora_exp.tasks.generate import trial_of
-from lora_exp.tasks.merge import merge
 from lora_exp.train.decode import BLOCK, Rows, draw_token, nucleus, pad_left
 from lora_exp.train.loaded_run import LoadedRun
+from lora_exp.train.merged_run import merge
 from lora_exp.train.plan import make_plan
 from lora_exp.train.sampler import Sampler, Text, asking
 from lora_exp.train.step import assemble
@@ -127,7 +125,7 @@ def test_a_prompt_gives_beside_others_what_it_gives_alone():
 
 
 def test_more_prompts_than_fit_in_one_batch_are_all_answered(monkeypatch):
-  monkeypatch.setattr("lora_exp.tasks.generate.MOST_ROWS", 4)
+  monkeypatch.setattr("lora_exp.train.sampler.MOST_ROWS", 4)
   prompts = [f"number {i}" for i in range(5)]
   found = sample(prompts, temperature=1.0)
   assert found == sample(prompts[:4], temperature=1.0) + sample(prompts[4:], temperature=1.0) and len(set(found)) == 5
@@ -312,10 +310,10 @@ def test_merging_changes_no_logit(family, targets):
   with quickly():
     job = job_of(cfg)
     before = LoadedRun(make_plan(cfg), job, bent(job.state.params), job.frozen)
-    after, _ = merge(replace(before, job=copy(job)))
+    after, _ = merge(before)
     found = []
     for run in (before, after):
-      params, trial, frozen = trial_of(run)
+      (params, trial), frozen = run.single(), run.frozen
       assert bool(jax.tree.leaves(params)) is (run is before)
       model = jax.jit(lambda p, a, f, run=run: assemble(run.job.program, p, a, f, None)(jnp.arange(40)[None]))
       found.append(np.asarray(model(params, trial, frozen)))
@@ -392,7 +390,7 @@ def test_a_run_that_did_not_end_says_how_to_go_on(run, capfd, tmp_path):
   assert f"train.resume={tmp_path}" in said(capfd, f"run={tmp_path}", "prompt=a", code=2)
   file = tmp_path / "latin1.txt"
   file.write_bytes("Café".encode("latin1"))
-  assert "no UTF-8 text: byte 3" in said(capfd, f"run={run}", f"prompt_file={file}", code=2)
+  assert "not UTF-8 text: byte 3" in said(capfd, f"run={run}", f"prompt_file={file}", code=2)
 
 
 @pytest.mark.thorough

@@ -1,0 +1,96 @@
+"""A run as files for other programs: its adapter for PEFT, the model with the update merged, or its base."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lora_exp import __version__, lora
+from lora_exp.config import Config, LoraConfig
+from lora_exp.config.checks import export_directory
+from lora_exp.models.weights.locate import SMOLLM2, is_path
+from lora_exp.runtime import console
+from lora_exp.runtime.files import write_json
+from lora_exp.runtime.json_files import read_json_object
+from lora_exp.runtime.output_directory import new_directory
+from lora_exp.train.base import make_base
+from lora_exp.train.loaded_run import plan_of
+from lora_exp.train.merge_check import merge_checked
+from lora_exp.train.model_directory import MODEL_CONFIG, write_model
+from lora_exp.train.plan import naming_of
+from lora_exp.train.run_summary import short
+
+NOTE = "lora_exp.json"  # in the directory of a model: what it was made from
+LOAD = "AutoModelForCausalLM.from_pretrained"
+
+
+def export_merged(cfg: Config, out: Path) -> None:
+  """Writes the model with the update in its kernels, if it predicts what the run does. Raises LoraExpError if not."""
+  merged, check = merge_checked(cfg)
+  with new_directory(out) as directory:
+    for_transformers = write_model(directory, merged.plan, merged.frozen)
+    _write_note(directory, cfg, {"format": "merged", "check": check})
+  _show_model(out, cfg, "the model with what the run trained", for_transformers)
+
+
+def export_base(cfg: Config, out: Path) -> None:
+  """Writes the base of the run, as it was before training and in full precision."""
+  plan = plan_of(replace(cfg, run=None, lora=LoraConfig(method="frozen")))
+  base, facts = make_base(plan)
+  with new_directory(out) as directory:
+    for_transformers = write_model(directory, plan, base)
+    _write_note(directory, cfg, {"format": "base", "base": facts})
+  if cfg.lora.quant:
+    console.show_warning(f"the run held the adapted kernels in {cfg.lora.quant}; here they are as they were before")
+  _show_model(out, cfg, "the base of the run", for_transformers)
+
+
+def export_adapter(cfg: Config, out: Path) -> None:
+  """Writes the adapter of the run in PEFT's format, with the base that PEFT is to load."""
+  plan = plan_of(cfg)
+  assert plan.start is not None
+  metadata = _our_metadata(Path(str(cfg.run)) / "adapter")
+  base, loadable = base_for_peft(cfg)
+  with new_directory(out) as directory:
+    for_peft = lora.save_adapter(directory, plan.start, naming_of(cfg.model), metadata, base=base,
+                                 dropout=cfg.lora.dropout)
+    reason = _our_metadata(directory).get("reason")
+  if not for_peft:
+    where = short(out)
+    console.show_warning(f"PEFT cannot load {where}: {reason}. The names in it are ours, for lora.init_from={where}")
+    return
+  console.show(f"{short(out)}: the adapter, for PEFT")
+  if not loadable:
+    console.show(f"The base to put it on: python -m lora_exp task=export run={short(Path(str(cfg.run)))} format=base")
+
+
+def base_for_peft(cfg: Config) -> tuple[str | None, bool]:
+  """The directory that format=base wrote, or what the run took its base from; and whether transformers loads that."""
+  exported = export_directory(replace(cfg, format="base", out=None))
+  if (exported / MODEL_CONFIG).is_file():
+    return str(exported), True
+  weights = cfg.model.weights if cfg.model.base == "weights" else None
+  if weights is None or weights == SMOLLM2:
+    return weights, False
+  return weights, not is_path(weights) or (Path(weights) / MODEL_CONFIG).is_file()
+
+
+def _our_metadata(adapter: Path) -> dict[str, Any]:
+  """What this program wrote about an adapter into its config."""
+  return read_json_object(adapter / "adapter_config.json").get("lora_exp", {})
+
+
+def _write_note(directory: Path, cfg: Config, facts: Mapping[str, Any]) -> None:
+  write_json(directory / NOTE, {"version": __version__, "run": cfg.run, "method": cfg.lora.method, **facts})
+
+
+def _show_model(out: Path, cfg: Config, what: str, for_transformers: bool) -> None:
+  """Shows where the model is, and how to use it."""
+  console.show(f"{short(out)}: {what}")
+  if for_transformers:
+    console.show(f"Use it: {LOAD}({str(out)!r}), or model=hf model.weights={short(out)}")
+    return
+  console.show_warning(
+    f"transformers has no such model (model.family={cfg.model.family}), so the tensors have our own names; "
+    f"use them with the model settings of the run and model.weights={short(out)}"
+  )

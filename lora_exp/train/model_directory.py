@@ -1,0 +1,75 @@
+"""A model as a directory of Hugging Face: model.safetensors, config.json, and the files of its tokenizer."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lora_exp.config import ModelConfig
+from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenizers.save import save_tokenizer
+from lora_exp.models.hf_export import same_model, to_hf
+from lora_exp.models.registry import get_family
+from lora_exp.models.weights.hf_writer import save_hf
+from lora_exp.models.weights.locate import find_weights
+from lora_exp.runtime import console
+from lora_exp.runtime.files import write_json
+from lora_exp.runtime.json_files import read_json_object
+from lora_exp.runtime.mesh import flatten
+from lora_exp.train.plan import Plan
+from lora_exp.train.step import Tree
+
+MODEL_CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+
+def write_model(directory: Path, plan: Plan, params: Tree) -> bool:
+  """Writes the model of `plan` with the arrays `params`; returns whether transformers has such a model.
+
+  If it has not, the tensors have our own names, which `model.weights=DIR` reads.
+  """
+  model, source = plan.cfg.model, _source_directory(plan.cfg.model)
+  config = hf_config(plan)
+  names = get_family(model.family).stored_names(model) if config else None
+  arrays = flatten(params)
+  with console.progress("write", len(arrays), "tensors") as bar:
+    save_hf(directory, arrays, model.param_dtype, names, bar.advance)
+  if config is None:
+    return False
+  dtype_key = "dtype" if "dtype" in config else "torch_dtype"
+  write_json(directory / MODEL_CONFIG, config | {dtype_key: model.param_dtype})
+  save_tokenizer(directory, model.tokenizer, model.weights)
+  if source is not None and (source / GENERATION_CONFIG).is_file():
+    shutil.copyfile(source / GENERATION_CONFIG, directory / GENERATION_CONFIG)
+  else:
+    # A model tuned to chat also ends at the end of a turn.
+    ends = {"eos_token_id": list(plan.tokenizer.stops)}
+    write_json(directory / GENERATION_CONFIG, _token_ids(plan.tokenizer) | ends)
+  return True
+
+
+def hf_config(plan: Plan) -> dict[str, Any] | None:
+  """config.json of the model: that of its base if it describes the same model, else a new one.
+
+  None if transformers has no such model.
+  """
+  model, source = plan.cfg.model, _source_directory(plan.cfg.model)
+  if source is not None and (source / MODEL_CONFIG).is_file():
+    config = read_json_object(source / MODEL_CONFIG)
+    if same_model(config, model, plan.vocab_size):
+      return config
+  new = to_hf(model, plan.vocab_size)
+  return new and new | _token_ids(plan.tokenizer)
+
+
+def _source_directory(model: ModelConfig) -> Path | None:
+  """The directory that the base's weights came from; None if it has none."""
+  if model.base != "weights" or model.weights is None:
+    return None
+  path = find_weights(model.weights)
+  return path if path.is_dir() else path.parent
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+  """The token ids in config.json and generation_config.json."""
+  bos = tokenizer.special_tokens.get(tokenizer.template_words.get("bos_token", ""), tokenizer.bos)
+  return {"bos_token_id": bos, "eos_token_id": tokenizer.eot, "pad_token_id": None}
