@@ -1,4 +1,4 @@
-"""Runs and sweeps written by version 0.1.0 still work. tests/fixtures/v0.1.0 was made by that version (README there)."""
+"""Runs and sweeps written by version 0.1.0, in tests/fixtures/v0.1.0, still work."""
 
 import csv
 import json

