@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.allowed_values import choice_problem, choice_problems, range_problems
+from lora_exp.config.allowed_values import choice_problems, range_problems
 from lora_exp.config.conversion import shown
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.data_checks import data_problems
@@ -15,7 +15,6 @@ from lora_exp.config.lora_checks import lora_problems
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import TOKENIZERS, Config
 
-MLP_CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_normal", "xavier_uniform")}
 TASKS_OF_A_RUN = ("merge", "export")  # tasks that need a run
 NO_UPDATE = {"frozen": "nothing", "bitfit": "biases alone"}  # methods that change no kernel, and what they train
 # What an experiment may expect of a finished run, besides a value of each metric.
@@ -118,23 +117,8 @@ def _model_problems(cfg: Config) -> Iterator[str]:
 
 
 def _mlp_problems(cfg: Config) -> Iterator[str]:
-  mlp = cfg.model.mlp
-  if cfg.model.family != "mlp":
-    return
-  if cfg.task == "generate":
+  if cfg.model.family == "mlp" and cfg.task == "generate":
     yield "task=generate: model.family=mlp writes no text; see task=evaluate"
-  if mlp is None:
-    yield "model.mlp=null: model.family=mlp needs its sizes; add model=mlp"
-    return
-  for key, value in (("inputs", mlp.inputs), ("outputs", mlp.outputs)):
-    if value < 1:
-      yield f"model.mlp.{key}={value}: must be at least 1"
-  if not all(width >= 1 for width in mlp.hidden):
-    yield f"model.mlp.hidden={mlp.hidden}: each must be at least 1"
-  for key, choices in MLP_CHOICES.items():
-    value = getattr(mlp, key)
-    if value not in choices:
-      yield choice_problem(f"model.mlp.{key}", value, choices)
 
 
 def _optim_problems(cfg: Config) -> Iterator[str]:

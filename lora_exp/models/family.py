@@ -25,13 +25,6 @@ def grouped_head_units(model: ModelConfig) -> Mapping[str, int]:
   return {"heads": model.heads, "kv_heads": (model.arch or ArchConfig()).kv_heads}
 
 
-def check_head_groups(model: ModelConfig) -> Iterable[str]:
-  """Key/value heads divide the query heads."""
-  kv_heads = (model.arch or ArchConfig()).kv_heads
-  if kv_heads < 1 or model.heads % kv_heads:
-    yield f"model.arch.kv_heads={kv_heads}: must divide model.heads={model.heads}"
-
-
 def no_problems(model: ModelConfig) -> Iterable[str]:
   """Accepts all settings."""
   return ()

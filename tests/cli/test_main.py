@@ -58,7 +58,7 @@ MISTAKES = [
   (["lora.rank", "8"], "lora.rank", "lora.rank=8"),
   (["--lora.rank=8"], "--lora.rank=8", "settings have no dashes: lora.rank=8"),
   (["--mutirun"], "--mutirun", "did you mean --multirun?"),
-  (["model=minigtp"], "model=minigtp", "mlp, olmo2_1b, phi3_mini, qwen3_0_6b, smollm2_135m; did you mean minigpt"),
+  (["model=minigtp"], "model=minigtp", "did you mean minigpt"),
   (["modle=minigpt"], "modle", "did you mean model?"),
   (["experimnt=jax_tutorial"], "experimnt", "did you mean experiment?"),
   (["experiment=jax_tutorail"], "experiment=jax_tutorail", "did you mean jax_tutorial?"),

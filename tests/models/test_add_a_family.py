@@ -7,7 +7,6 @@ import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -75,13 +74,15 @@ def test_the_example_reads_its_config_and_builds(acme, tmp_path):
 def test_the_example_stores_three_kernels_as_one(acme, tmp_path):
   cfg = acme_model()
   arrays = flatten(nnx.to_pure_dict(nnx.state(build_model(cfg, 0), nnx.Param)))
-  arrays = {path: np.asarray(jax.random.normal(jax.random.key(i), x.shape)) for i, (path, x) in enumerate(arrays.items())}
+  rng = np.random.default_rng(0)
+  arrays = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in arrays.items()}
   save_hf(tmp_path, arrays, "float32", get_family("acme").stored_names(cfg))
   stored = load_file(tmp_path / "model.safetensors")
   fused = stored["model.layers.1.self_attn.W_pack.weight"]
   kernels = [arrays[f"layers.1.self_attn.{name}_proj.kernel"] for name in "qkv"]
   np.testing.assert_array_equal(fused, np.concatenate(kernels, axis=1).T)
-  np.testing.assert_array_equal(stored["model.layers.0.attention_norm.weight"], arrays["layers.0.input_layernorm.scale"])
+  norm = stored["model.layers.0.attention_norm.weight"]
+  np.testing.assert_array_equal(norm, arrays["layers.0.input_layernorm.scale"])
   assert not any("q_proj" in name or "input_layernorm" in name for name in stored)
   found = loaded(tmp_path, cfg)
   assert found.keys() == arrays.keys()
@@ -114,10 +115,19 @@ def test_an_unknown_family_is_refused_with_its_neighbour():
   assert problem.startswith("model.family=mistrall: choose gemma, ") and problem.endswith("did you mean mistral?")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3"])
-def test_heads_that_do_not_fit_are_refused(family):
-  [problem] = model_problems(ModelConfig(family=family, heads=3, arch=ArchConfig(kv_heads=2)))
-  assert "must divide" in problem
+@pytest.mark.parametrize(("family", "settings", "problem"), [
+  ("gpt2", {"heads": 3}, "model.heads=3: must divide model.width=256"),
+  ("llama", {"heads": 3}, "model.arch.kv_heads=2: must divide model.heads=3"),
+  ("qwen3", {"activation": "gleu"}, "model.arch.activation=gleu: choose gelu, gelu_tanh, relu, silu"),
+  ("phi3", {"partial_rotary_factor": 0.35}, "model.arch.partial_rotary_factor=0.35: must rotate an even number"),
+  ("gemma", {"rope_scaling": {"rope_type": "yarn"}}, "model.arch.rope_scaling.rope_type=yarn: choose default, "),
+  ("llama", {"rope_scaling": {"rope_type": "linear"}}, "model.arch.rope_scaling.factor=null: rope_type=linear needs"),
+])  # fmt: skip
+def test_settings_that_the_module_cannot_compute(family, settings, problem):
+  sizes = {"heads": settings.pop("heads", 8)}
+  model = ModelConfig(family=family, **sizes, arch=ArchConfig(**{"kv_heads": 2, **settings}))
+  [found] = model_problems(model)
+  assert found.startswith(problem)
 
 
 def test_reading_config_json_imports_no_jax():

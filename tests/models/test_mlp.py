@@ -49,7 +49,7 @@ def adapted(run_dir) -> MultilayerPerceptron:
 # ---- experiment=blox_mlp: patch an existing MLP
 
 
-def test_the_loss_falls_by_more_than_a_fifth_and_only_hidden_layers_are_adapted(blox):
+def test_the_loss_falls_with_only_hidden_layers_adapted(blox):
   found = summary(blox)
   assert found["status"] == "done" and found["losses"]["final"] < 0.8 * found["losses"]["base"]
   assert [row["path"] for row in found["targets"]] == ["layers.0", "layers.1"]
@@ -57,14 +57,14 @@ def test_the_loss_falls_by_more_than_a_fifth_and_only_hidden_layers_are_adapted(
   assert found["parameters"]["trainable"] == 4 * (16 + 64) + 4 * (64 + 32)
 
 
-def test_a_is_normal_with_a_standard_deviation_of_one_over_the_root_of_the_rank():
+def test_normal_init_has_a_deviation_of_one_over_root_rank():
   row, shape = lora.AdaptedModule("layers.1", 4096, 64, 4, 8, 2), jax.ShapeDtypeStruct((4096, 64), jnp.float32)
   drawn = lora.draw([row], {row.path: 4096}, {row.path: shape}, jax.random.key(0), init="normal")
   a = drawn[row.path]["lora_a"]
   assert np.std(a) == pytest.approx(0.5, rel=0.02) and abs(np.mean(a)) < 0.02
 
 
-def test_the_base_is_what_it_was_and_toggling_returns_it(blox):
+def test_disabling_the_adapter_restores_the_base(blox):
   x, _ = regression()
   base, model = mlp(), adapted(blox)
   trained = model(x)
@@ -75,7 +75,7 @@ def test_the_base_is_what_it_was_and_toggling_returns_it(blox):
   np.testing.assert_array_equal(model(x), trained)
 
 
-def test_merged_outputs_equal_and_the_kept_bytes_come_back(blox):
+def test_merging_keeps_outputs_and_unmerging_keeps_bytes(blox):
   x, _ = regression()
   model = adapted(blox)
   before, kernel = model(x), np.array(model.layers[0].kernel[...])
@@ -100,7 +100,7 @@ class Aware(nnx.Module):
     return self.output(nnx.relu(self.hidden1(nnx.relu(self.hidden0(x)))))
 
 
-def test_patching_and_lora_aware_writing_train_to_the_same_losses(tmp_path):
+def test_patched_and_lora_aware_models_train_alike(tmp_path):
   """A plain loop of optax and `nnx.split` over the aware model, from the numbers that the run started with."""
   run_dir = train(tmp_path / "run", *BLOX, FREE, "train.steps=30", "train.export=last", "train.eval_every=0")
   start = train(tmp_path / "start", *BLOX, FREE, "train.steps=1", "optim.lr=1e-30")
@@ -154,14 +154,14 @@ def test_a_base_can_be_pretrained_on_numbers(tmp_path):
 # ---- the loop is that of text
 
 
-def test_each_experiment_ends_with_the_checks_of_its_source(blox, solved):
+def test_each_experiment_checks_its_expectations(blox, solved):
   for run_dir, names in ((blox, ["trainable", "loss_falls", "base_changed", "merged_differs", "off_differs"]),
                          (solved, ["trainable", "accuracy", "base_changed"])):
     assert list(summary(run_dir)["promises"]) == names
     assert all(result["holds"] for result in summary(run_dir)["promises"].values())
 
 
-def test_a_run_that_learns_too_little_breaks_its_promise(tmp_path, capfd):
+def test_a_run_that_learns_too_little_fails_its_expectation(tmp_path, capfd):
   train(tmp_path / "run", *BLOX, "train.steps=2", "train.eval_every=0", code=1)
   assert "1 of 5 promises of this run do not hold: loss_falls" in capfd.readouterr().err
 
@@ -176,7 +176,7 @@ def test_evaluating_a_run_finds_what_the_run_found(blox, solved, capfd):
   assert "nats below" not in capfd.readouterr().out
 
 
-def test_metrics_keep_their_names_and_leave_out_what_has_no_meaning(blox, solved, capfd):
+def test_metrics_without_a_meaning_are_left_out(blox, solved, capfd):
   assert rows(solved, "train")[0].keys() == {"step", "tokens", "split", "loss", "accuracy", "grad_norm", "lr",
                                              "tokens_per_s"}
   assert rows(blox, "train")[0].keys() == rows(solved, "train")[0].keys() - {"accuracy"}
@@ -185,7 +185,7 @@ def test_metrics_keep_their_names_and_leave_out_what_has_no_meaning(blox, solved
   assert summary(blox)["perplexity"] is None and rows(blox, "train")[-1]["tokens"] == 100 * 32
 
 
-def test_the_screen_speaks_of_examples(tmp_path, capfd):
+def test_the_console_counts_examples(tmp_path, capfd):
   train(tmp_path / "run", *XOR, FREE, "train.steps=1")
   printed = capfd.readouterr().out
   assert "over 4 examples" in printed and "task=evaluate run=" in printed
@@ -193,7 +193,7 @@ def test_the_screen_speaks_of_examples(tmp_path, capfd):
   assert not [word for word in ("perplexity", "nats", "tokens", "held-out", "task=generate") if word in result]
 
 
-def test_the_adapter_is_written_in_pefts_format_and_says_that_peft_has_no_such_model(blox):
+def test_the_adapter_file_says_that_peft_cannot_load_it(blox):
   assert json.loads((blox / "adapter" / "adapter_config.json").read_text())["peft"] is False
   tensors = load_file(blox / "adapter" / "adapter_model.safetensors")
   assert tensors["base_model.model.layers.0.lora_A.weight"].shape == (4, 16)
@@ -239,7 +239,7 @@ def test_the_plan_counts_the_products_as_by_hand(in_tmp_path, capfd):
 
 
 @pytest.mark.parametrize("classes", [True, False])
-def test_the_losses_are_those_of_numpy_and_padding_does_not_count(classes):
+def test_losses_equal_numpy_and_skip_padding(classes):
   rng = np.random.default_rng(0)
   z, weights = rng.normal(size=(6, 3)), np.array([1, 1, 0, 1, 1, 0.0])
   y = rng.integers(0, 3, 6).astype(np.int32) if classes else rng.normal(size=(6, 3)).astype(np.float32)
@@ -276,7 +276,7 @@ def test_rows_keep_every_bit(table):
    ["model.mlp.inputs=2: must be 16 with data.source=regression",
     "model.mlp.outputs=2: must be 10 with data.source=regression"]),
   (["experiment=penzai_xor", "model.mlp.activation=rleu"],
-   ["model.mlp.activation=rleu: choose relu, gelu, gelu_tanh, silu; did you mean relu?"]),
+   ["model.mlp.activation=rleu: choose gelu, gelu_tanh, relu, silu; did you mean relu?"]),
   (["experiment=penzai_xor", "model.mlp.hidden=[4,0]"], ["model.mlp.hidden=[4, 0]: each must be at least 1"]),
   (["experiment=penzai_xor", "data.seq_len=4"], ["data.seq_len=4: must be 1, as an example of xor is a row"]),
   (["experiment=penzai_xor", "model.mlp=null"], ["model.mlp=null: model.family=mlp needs its sizes; add model=mlp"]),
@@ -284,7 +284,7 @@ def test_rows_keep_every_bit(table):
   (["experiment=penzai_xor", "lora.layers=[2]"],
    ["lora.layers=[2]: must be numbers of blocks from 0 to 1, or null for all"]),
 ])
-def test_one_sentence_says_what_does_not_go_together(argv, problems):
+def test_settings_that_contradict_each_other_are_refused(argv, problems):
   with pytest.raises(InputError) as error:
     check_command_line(argv)
   assert error.value.problems == problems

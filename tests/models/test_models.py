@@ -1,4 +1,4 @@
-"""Every family: a token sees its own document up to itself, decoding with a cache is the plain forward pass."""
+"""Every module: a token sees its own document up to itself, and decoding with a cache is the plain forward pass."""
 
 from functools import cache
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from packs import SIZES, bent, job_of, quickly, rows, small
+from tiny_models import GEMMA, OLMO2, PHI3
 
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.models.factory import build_model
@@ -18,16 +19,14 @@ from lora_exp.train.step import assemble, batch_loss
 
 VOCAB = 97
 LLAMA = {"family": "llama", "dropout": 0.0}
-GEMMA = {
-  "kv_heads": 1, "head_dim": 10, "norm_offset": True, "post_norms": True, "qk_norm": True, "activation": "gelu_tanh",
-  "embed_scale": True, "query_scale": 5.0, "window": 4, "full_layers": [1], "rope_local_theta": 100.0,
-  "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "attn_softcap": 20.0, "logit_softcap": 9.0,
-}  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 8.0}
 MODELS = {
   "minigpt": {},
   "gpt2": {"family": "gpt2", "dropout": 0.0, "arch": ArchConfig(activation="gelu_tanh")},
   "llama": LLAMA | {"arch": ArchConfig(kv_heads=2, head_dim=6, tied=False, qkv_bias=True, mlp_bias=True)},
-  "gemma": LLAMA | {"arch": ArchConfig(**GEMMA)},
+  "gemma": LLAMA | {"arch": ArchConfig(**GEMMA, rope_scaling=LINEAR, attn_softcap=20.0)},
+  "olmo2": LLAMA | {"family": "olmo2", "arch": ArchConfig(**OLMO2)},
+  "phi3": LLAMA | {"family": "phi3", "arch": ArchConfig(**PHI3)},
 }
 
 
@@ -38,7 +37,7 @@ def quick():
 
 
 @cache
-def made(name: str) -> LanguageModel:
+def model_of(name: str) -> LanguageModel:
   with quickly():
     return jax.jit(lambda: build_model(ModelConfig(**(SIZES | MODELS[name])), VOCAB))()
 
@@ -62,7 +61,7 @@ def tokens_of(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_token_changes_no_logit_before_it(name):
-  model, tokens = made(name), tokens_of(0, 2, 12)
+  model, tokens = model_of(name), tokens_of(0, 2, 12)
   changed = tokens.copy()
   changed[:, 7] = (changed[:, 7] + 1) % VOCAB
   before, after = logits(model, tokens), logits(model, changed)
@@ -72,14 +71,14 @@ def test_a_token_changes_no_logit_before_it(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_document_in_a_packed_row_has_the_logits_it_has_alone(name):
-  model, tokens = made(name), tokens_of(1, 1, 16)
+  model, tokens = model_of(name), tokens_of(1, 1, 16)
   positions = np.array([[*range(5), *range(8), 0, 0, 0]])
   segments = np.array([[1] * 5 + [2] * 8 + [0] * 3])
   packed = logits(model, tokens, positions, segments)
   assert np.isfinite(packed).all()  # padding too
   for piece in (slice(0, 5), slice(5, 13)):
     np.testing.assert_allclose(packed[:, piece], logits(model, tokens[:, piece]), atol=2e-5)
-  # And not because the first does not matter: without its segment the second sees it.
+  # The first document matters: where both are one segment, the second sees it.
   merged = logits(model, tokens, positions, np.minimum(segments, 1))
   assert np.abs(merged[:, 5:13] - packed[:, 5:13]).max() > 1e-3
 
@@ -87,13 +86,15 @@ def test_a_document_in_a_packed_row_has_the_logits_it_has_alone(name):
 def test_attention_is_the_softmax_of_its_definition():
   q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 6, 4, 8)) * 3
   mask = causal_mask(jnp.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]]))
-  wanted = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-  np.testing.assert_allclose(jax.jit(attend)(q, k, v, mask), wanted, atol=2e-6)
-  theirs = lambda *a: jax.nn.dot_product_attention(*a, mask=mask[:, None])
-  gradients = [jax.jit(jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), argnums=(0, 1, 2)))(q, k, v)
-               for f in (lambda *a: attend(*a, mask), theirs)]  # fmt: skip
-  for found, g in zip(*gradients, strict=True):
-    assert np.abs(found - g).max() <= 1e-5 * np.abs(g).max()
+  expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+  np.testing.assert_allclose(jax.jit(attend)(q, k, v, mask), expected, atol=2e-6)
+
+  def gradients(function):
+    return jax.jit(jax.grad(lambda *arrays: (function(*arrays) ** 2).sum(), argnums=(0, 1, 2)))(q, k, v)
+
+  reference = gradients(lambda *arrays: jax.nn.dot_product_attention(*arrays, mask=mask[:, None]))
+  for ours, g in zip(gradients(lambda *arrays: attend(*arrays, mask)), reference, strict=True):
+    assert np.abs(ours - g).max() <= 1e-5 * np.abs(g).max()
 
 
 def test_the_order_of_tokens_matters():
@@ -103,15 +104,15 @@ def test_the_order_of_tokens_matters():
 
 
 def test_a_window_hides_what_lies_before_it():
-  sees_all = {**GEMMA, "full_layers": None}
-  local = jax.jit(lambda: build_model(ModelConfig(**(SIZES | LLAMA | {"arch": ArchConfig(**sees_all)})), VOCAB))()
+  arch = ArchConfig(**{**GEMMA, "full_layers": None})
+  local = jax.jit(lambda: build_model(ModelConfig(**(SIZES | LLAMA | {"arch": arch})), VOCAB))()
   tokens = tokens_of(5, 1, 12)
   changed = tokens.copy()
   changed[:, 0] = (changed[:, 0] + 1) % VOCAB
   before, after = logits(local, tokens), logits(local, changed)  # two layers of 4 reach back 2·3 positions
   assert (before[:, 6] != after[:, 6]).any()
   np.testing.assert_array_equal(before[:, 7:], after[:, 7:])
-  before, after = logits(made("gemma"), tokens), logits(made("gemma"), changed)
+  before, after = logits(model_of("gemma"), tokens), logits(model_of("gemma"), changed)
   assert (before[:, 11] != after[:, 11]).any()  # its second layer sees everything
 
 
@@ -119,8 +120,8 @@ def test_query_heads_of_a_group_share_a_key_head():
   q = jax.random.normal(jax.random.key(0), (2, 6, 4, 8)) * 3
   k, v = jax.random.normal(jax.random.key(1), (2, 2, 6, 2, 8)) * 3
   mask = causal_mask(jnp.ones((2, 6), int))
-  wanted = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=0.2)
-  np.testing.assert_allclose(attend(q, k, v, mask, scale=0.2), wanted, atol=2e-6)
+  expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=0.2)
+  np.testing.assert_allclose(attend(q, k, v, mask, scale=0.2), expected, atol=2e-6)
 
 
 @pytest.mark.thorough
@@ -151,7 +152,7 @@ def test_a_tied_table_is_adapted_once_and_both_uses_see_it():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_decoding_with_a_cache_gives_the_logits_of_the_whole_row(name):
-  model, tokens = made(name), tokens_of(3, 2, 12)
+  model, tokens = model_of(name), tokens_of(3, 2, 12)
 
   @jax.jit
   def cached(model, tokens):
@@ -184,7 +185,7 @@ def test_recomputing_blocks_changes_no_gradient():
     assert float(jnp.abs(a - b).max()) <= 1e-5 * float(jnp.abs(a).max())
 
 
-def test_dropout_is_on_in_training_alone_and_another_key_draws_another():
+def test_dropout_is_on_in_training_only_and_follows_its_key():
   job = job_of(small(lora__dropout=0.1, model__layers=1))
   params, trial = jax.tree.map(lambda x: x[0], (bent(job.state.params), job.trials))
   loss = jax.jit(lambda key: batch_loss(job.program, params, trial, job.frozen, rows(), key).loss)
@@ -202,7 +203,7 @@ def test_the_base_depends_on_its_seed_alone():
     np.testing.assert_allclose(one[path], x, atol=1e-6)
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+def test_bfloat16_activations_with_float32_parameters():
   model = minigpt(dtype="bfloat16")
   tokens = tokens_of(4, 2, 12)
   low, high = logits(model, tokens), logits(minigpt(), tokens)

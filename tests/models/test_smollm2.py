@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the package that carries it: the published model's numbers, with nothing downloaded."""
+"""SmolLM2-135M-Instruct from its Python package gives the published model's logits."""
 
 import importlib.util
 import os
@@ -35,12 +35,13 @@ def model(cfg) -> Llama:
   model = abstract_model(cfg, 0)
   family, abstract = get_family(cfg.family), nnx.to_pure_dict(nnx.state(model, nnx.Param))
   layout = Layout(make_mesh(MeshConfig()), family.axes, family.units(cfg))
-  loaded = store.load(find_weights(str(cfg.weights)), abstract, layout.shardings(abstract), family.stored_names(cfg), cache())
+  source, shardings = find_weights(str(cfg.weights)), layout.shardings(abstract)
+  loaded = store.load(source, abstract, shardings, family.stored_names(cfg), cache())
   nnx.update(model, loaded)
   return model
 
 
-def test_it_has_its_number_of_parameters(model):
+def test_the_number_of_parameters(model):
   count = sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
   assert count == 134_515_008
 

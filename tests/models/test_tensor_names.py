@@ -58,7 +58,8 @@ def load(source, cfg: ModelConfig, names: StoredNames, mesh: MeshConfig | None =
   abstract = nnx.to_pure_dict(nnx.state(abstract_model(cfg, 0), nnx.Param))
   family = get_family(cfg.family)
   layout = Layout(make_mesh(mesh or MeshConfig()), family.axes, family.units(cfg))
-  return {path: np.asarray(x) for path, x in flatten(store.load(source, abstract, layout.shardings(abstract), names)).items()}
+  arrays = flatten(store.load(source, abstract, layout.shardings(abstract), names))
+  return {path: np.asarray(x) for path, x in arrays.items()}
 
 
 @pytest.mark.parametrize(("family", "rows"), [("phi3", ()), ("phi3", SPLIT), ("llama", ()), ("llama", FUSED)])
@@ -94,7 +95,8 @@ def test_a_part_of_the_wrong_size_is_reported(tmp_path):
   save_hf(tmp_path, random_arrays(CFG), "float32", names_of(other, SPLIT))
   with pytest.raises(InputError) as error:
     load(tmp_path, CFG, names_of(CFG, SPLIT))
-  assert f"{tmp_path}: model.layers.0.self_attn.q_proj.weight is (12, 20), the model's is (24, 20)" in error.value.problems
+  name = "model.layers.0.self_attn.q_proj.weight"
+  assert f"{tmp_path}: {name} is (12, 20), the model's is (24, 20)" in error.value.problems
 
 
 def test_a_row_names_one_module_on_one_side():

@@ -69,7 +69,7 @@ def exported(run_dir: Path, *argv: str, out: str) -> Path:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_exported_has_the_logits_of_the_run(name, tmp_path):
+def test_exported_files_have_the_logits_of_the_run(name, tmp_path):
   reference(*CASES[name], seed=len(name)).save_pretrained(tmp_path / "base")
   model = ["model=hf", "model.tokenizer=bytes", f"model.weights={tmp_path / 'base'}", *QUIET, *on_stories(tmp_path)]
   run = train(tmp_path / "run", *model, *FEW, *METHODS[name])
@@ -88,7 +88,7 @@ def test_what_is_exported_has_the_logits_of_the_run(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama 3", "llama tied", "mistral 0.3", "qwen2", "qwen3 window", "olmo2", "olmo2 other", "phi3", "phi3 longrope", "gemma 7b",
                                   "gemma3 capped", "gemma3 local"])  # fmt: skip
-def test_a_config_json_of_ours_is_the_model_that_it_was_read_from(name):
+def test_config_json_is_written_back_to_the_same_model(name):
   kind, arguments = CASES[name]
   model = reference(kind, arguments, 1)
   given = json.loads(model.config.to_json_string()) | {"architectures": [type(model).__name__]}
@@ -101,7 +101,7 @@ def test_a_config_json_of_ours_is_the_model_that_it_was_read_from(name):
   np.testing.assert_array_equal(their_logits(again, tokens), their_logits(model, tokens))
 
 
-def test_a_model_in_sixteen_bits_is_loaded_in_them(tmp_path):
+def test_a_bfloat16_export_is_loaded_as_bfloat16(tmp_path):
   reference(*CASES["llama tied"], seed=1).save_pretrained(tmp_path / "base")
   model = ["model=hf", "model.tokenizer=bytes", f"model.weights={tmp_path / 'base'}", *QUIET, *on_stories(tmp_path)]
   run = train(tmp_path / "run", *model, *FEW)
@@ -119,7 +119,7 @@ def smollm2(smollm2_package, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_smollm2_from_its_package_is_a_directory_that_transformers_and_peft_load(smollm2):
+def test_exported_smollm2_is_loaded_by_transformers_and_peft(smollm2):
   tokens = np.random.default_rng(0).integers(0, 49152, (1, 24), dtype=np.int32)
   want = our_logits(smollm2, tokens)
   merged = theirs(exported(smollm2, "task=merge", out="merged"))

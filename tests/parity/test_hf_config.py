@@ -86,14 +86,14 @@ def understood(cfg) -> dict:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("saved", [False, True])
-def test_a_config_means_what_transformers_takes_it_for(name, saved):
+def test_a_config_is_read_as_transformers_reads_it(name, saved):
   """As written, and as transformers writes it again: in its own layout."""
   model_type, file = FILES[name]
   cfg = transformers.CONFIG_MAPPING[model_type](**deepcopy(file))  # it adds to what it is given
   assert from_hf(cfg.to_dict() if saved else {"model_type": model_type, **file}) == understood(cfg)
 
 
-def test_the_text_model_of_a_gemma_3_with_vision():
+def test_the_text_config_of_gemma_3_with_vision():
   cfg = transformers.Gemma3Config(text_config={**GEMMA3, "sliding_window": 5})
   file = {**cfg.to_dict(), "architectures": ["Gemma3ForConditionalGeneration"]}
   assert from_hf(file) == understood(cfg.text_config)

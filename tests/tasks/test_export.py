@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from checkpoints import CONFIG, assert_same, load_arrays, published_arrays, random_arrays, write_checkpoint
 from packs import bent, job_of, quickly, rows, small
 from runs import QUIET, TINY, everything, on_stories, train
 from safetensors.numpy import load_file, save_file
-from test_weights import CONFIG, directory, load, published, same, tensors
 from tokenizer_files import byte_level, gguf_file
 from tokenizers import Tokenizer
 
@@ -51,8 +51,8 @@ def quick():
 def llama(tmp_path_factory) -> Path:
   """A run on a published Llama with a tied table, which is adapted with every kernel."""
   at = tmp_path_factory.mktemp("llama")
-  arrays = {name: x * 0.2 for name, x in published(tensors()).items() if name != "lm_head.weight"}
-  base = directory(at / "base", arrays, tie_word_embeddings=True)
+  arrays = {name: x * 0.2 for name, x in published_arrays(random_arrays()).items() if name != "lm_head.weight"}
+  base = write_checkpoint(at / "base", arrays, tie_word_embeddings=True)
   (base / "tokenizer_config.json").write_text("{}")
   (base / "generation_config.json").write_text('{"eos_token_id": 256}')
   model = ["model=hf", "model.tokenizer=bytes", f"model.weights={base}", *QUIET, *on_stories(at)]
@@ -177,7 +177,7 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
   assert compare_outputs(base, before).logit > 1e-3, "the update does nothing"
   assert rounding.shares()["update_kept"] == pytest.approx(1, abs=1e-3)
   save_hf(tmp_path, flatten(plain.frozen), "float32", get_family("llama").stored_names(ModelConfig()))
-  same(load(tmp_path, replace(cfg.model, vocab_size=257)), {p: np.asarray(x) for p, x in flatten(plain.frozen).items()})
+  assert_same(load_arrays(tmp_path, replace(cfg.model, vocab_size=257)), {p: np.asarray(x) for p, x in flatten(plain.frozen).items()})
 
 
 @pytest.mark.thorough
@@ -338,18 +338,18 @@ def test_what_a_killed_export_left_is_no_obstacle(llama, tmp_path):
 
 @pytest.mark.parametrize("largest", [10**9, 20_000, 1])
 def test_a_large_model_is_cut_into_files_with_an_index(tmp_path, largest):
-  arrays = tensors()
+  arrays = random_arrays()
   save_hf(tmp_path, arrays, "float32", get_family("llama").stored_names(ModelConfig()), largest=largest)
   files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
   if largest == 10**9:
     assert files == ["model.safetensors"]
   else:
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert index["weight_map"].keys() == published(arrays).keys() and sorted(set(index["weight_map"].values())) == files
+    assert index["weight_map"].keys() == published_arrays(arrays).keys() and sorted(set(index["weight_map"].values())) == files
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in arrays.values())
     sizes = [sum(x.nbytes for x in load_file(tmp_path / file).values()) for file in files]
     assert max(sizes) <= max(largest, max(x.nbytes for x in arrays.values())) and len(files) > 2
-  same(load(tmp_path), arrays)
+  assert_same(load_arrays(tmp_path), arrays)
 
 
 GEMMA3 = {"norm_offset": True, "embed_scale": True, "post_norms": True, "qk_norm": True, "activation": "gelu_tanh",

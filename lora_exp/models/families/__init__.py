@@ -37,15 +37,15 @@ nnx module in `models/modules/`, which several families may share; Mistral, Qwen
 
 2. If no module computes it, write `models/modules/NAME_decoder.py` with a subclass of `LanguageModel`: its `head`,
    `hidden` and `empty_cache`, made by `Class(model_config, vocab_size, rngs=rngs)`. `phi3_decoder.py` shows how to
-   replace parts of Llama. Module paths are those of transformers' code without the prefix, because PEFT's adapters are
-   named by them. A setting that no other family has is `model.arch.options.MY_NAME`, read in the module as
-   `arch.options["my_name"]` and in the table as `Number("arch.options.my_name", "their_name")`.
+   replace parts of Llama. Module paths are those of transformers' code without the prefix, because PEFT's adapters
+   are named by them. A setting that no other family has is `model.arch.options.NAME`: the module reads
+   `arch.options["NAME"]`, and the table has a row `Number("arch.options.NAME", "their_name")`.
 
-3. Write `conf/model/NAME_SIZE.yaml`, which inherits another model's file and states what differs: `family: NAME`, sizes,
-   `weights`, `arch`.
+3. Write `conf/model/NAME_SIZE.yaml`, which inherits another model's file and states what differs: `family: NAME`,
+   sizes, `weights`, `arch`.
 
-Then `model=NAME_SIZE` trains and `model=hf model.weights=DIR` reads published checkpoints; merging, exporting, sharding,
-packing and PEFT files work from the tables.
+Then `model=NAME_SIZE` trains, and `model=hf model.weights=DIR` reads published checkpoints. Merging, exporting,
+sharding, packing and PEFT files work from the tables.
 
 # The tables
 
@@ -55,8 +55,8 @@ packing and PEFT files work from the tables.
     axes      end of a parameter's path -> a logical axis for each dimension: vocab, heads, kv_heads and mlp are split
               over the mesh axis `tensor`, embed over `fsdp`, None over none
     units     logical axis -> equal pieces that are never cut, such as heads
-    names     how checkpoints name tensors: a prefix, and a `NameRow` where a name differs, where one stored tensor holds
-              several of our kernels, or where several stored tensors hold one
+    names     how checkpoints name tensors: a prefix, and a `NameRow` where a name differs, where one stored tensor
+              holds several of our kernels, or where several stored tensors hold one
     config    how config.json names settings: a row for each field, transformers' defaults, settings that are fixed, and
               rules (pairs of functions, read and write) for what several fields say together
     check     problems with settings that the module cannot compute, a sentence each

@@ -1,9 +1,9 @@
 """GPT-2, small to XL (Radford et al., 2019). Paths are those of transformers' code without `transformer.`."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from lora_exp.config.schema import ModelConfig
+from lora_exp.models.arch_checks import check_learned_positions
 from lora_exp.models.config_rules import no_fields, width_by_heads
 from lora_exp.models.config_table import (
   REQUIRED,
@@ -36,12 +36,6 @@ def _read_nothing(file: ConfigFile, settings: Settings) -> None:
 
 def _write_dropout(model: ModelConfig) -> dict[str, Any]:
   return {"embd_pdrop": model.dropout, "resid_pdrop": model.dropout, "attn_pdrop": 0.0}
-
-
-def check_heads(model: ModelConfig) -> Iterable[str]:
-  """Heads of equal size fill the width."""
-  if model.heads >= 1 and model.width % model.heads:
-    yield f"model.heads={model.heads}: must divide model.width={model.width}"
 
 
 ATTENTION = ("attn.c_attn", "attn.c_proj")
@@ -96,5 +90,5 @@ FAMILY = Family(
     rules=(ConfigRule(_read_heads, no_fields), ConfigRule(_read_nothing, _write_dropout)),
     supported={"scale_attn_weights": True},
   ),
-  check=check_heads,
+  check=check_learned_positions,
 )

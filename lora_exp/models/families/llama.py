@@ -1,8 +1,9 @@
 """Llama 2 and 3, SmolLM2. Paths are those of transformers' code without `model.`: `layers.0.self_attn.q_proj`."""
 
+from lora_exp.models.arch_checks import check_rotary
 from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION, all_heads, width_by_heads
 from lora_exp.models.config_table import REQUIRED, Activation, Count, Flag, Number, PublishedConfig
-from lora_exp.models.family import Family, check_head_groups, grouped_head_units
+from lora_exp.models.family import Family, grouped_head_units
 from lora_exp.models.tensor_names import TensorNames
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -61,5 +62,5 @@ FAMILY = Family(
     defaults={**REQUIRED_SIZES, "hidden_act": "silu", "max_position_embeddings": 2048},
     rules=(HEAD_GROUPS, ROTATION),
   ),
-  check=check_head_groups,
+  check=check_rotary,
 )

@@ -1,6 +1,6 @@
 """MiniGPT of the JAX AI stack's tutorial, which nobody publishes: it is pretrained here."""
 
-from lora_exp.models.families.gpt2 import check_heads
+from lora_exp.models.arch_checks import check_heads
 from lora_exp.models.family import Family, head_units
 
 FAMILY = Family(

@@ -1,10 +1,33 @@
 """A multi-layer perceptron for numbers: `layers.0`, `layers.1`, … and the `output` layer. Its sizes are `model.mlp`."""
 
+from collections.abc import Iterator
+
+from lora_exp.config.schema import ModelConfig
+from lora_exp.models.arch_checks import one_of
 from lora_exp.models.family import Family
+
+CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_normal", "xavier_uniform")}
+
+
+def check_sizes(model: ModelConfig) -> Iterator[str]:
+  """The sizes are given and positive, and the activation and the initialisation are known."""
+  mlp = model.mlp
+  if mlp is None:
+    yield "model.mlp=null: model.family=mlp needs its sizes; add model=mlp"
+    return
+  for name, size in (("inputs", mlp.inputs), ("outputs", mlp.outputs)):
+    if size < 1:
+      yield f"model.mlp.{name}={size}: must be at least 1"
+  if not all(width >= 1 for width in mlp.hidden):
+    yield f"model.mlp.hidden={mlp.hidden}: each must be at least 1"
+  for name, choices in CHOICES.items():
+    yield from one_of(f"model.mlp.{name}", getattr(mlp, name), choices)
+
 
 FAMILY = Family(
   name="mlp",
   module="lora_exp.models.modules.multilayer_perceptron:MultilayerPerceptron",
   presets={"mlp": ("layers.*",), "all_linear": ("layers.*",), "head": ("output",)},
   axes={"kernel": ("embed", "mlp"), "bias": ("mlp",)},
+  check=check_sizes,
 )

@@ -6,6 +6,7 @@ The fused kernels are one module each, as in transformers' code, so that PEFT's 
 from typing import Any
 
 from lora_exp.config.schema import ModelConfig
+from lora_exp.models.arch_checks import check_rotary
 from lora_exp.models.config_rules import (
   HEAD_GROUPS,
   LENGTH,
@@ -18,7 +19,7 @@ from lora_exp.models.config_rules import (
 )
 from lora_exp.models.config_table import ConfigFile, ConfigRule, PublishedConfig, Settings, is_positive, shortened
 from lora_exp.models.families import llama
-from lora_exp.models.family import Family, check_head_groups, grouped_head_units
+from lora_exp.models.family import Family, grouped_head_units
 
 LONGROPE = ("longrope", "su", "yarn")  # the kind, and what earlier files of Phi-3 call it
 
@@ -97,5 +98,5 @@ FAMILY = Family(
     },
     rules=(HEAD_GROUPS, ConfigRule(_read_rotation, _write_rotation), WINDOW),
   ),
-  check=check_head_groups,
+  check=check_rotary,
 )

@@ -46,8 +46,8 @@ def rotations(
   The frequencies are theta^(-2i/r); `scaling` changes them for longer contexts. `linear` divides them by `factor`
   (arXiv 2306.15595). `llama3` does so where they turn less than `low_freq_factor` times within the original context,
   not at all above `high_freq_factor`, and smoothly in between. `longrope` (arXiv 2402.13753) divides each by its own
-  factor, from one of two lists: the long one if `length`, the longest context, exceeds the original one, as transformers
-  does.
+  factor, from one of two lists: as in transformers, the long one if `length`, the longest context, exceeds the
+  original.
   """
   frequency = theta ** (-jnp.arange(0, rotating, 2, dtype=jnp.float32) / rotating)
   kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type", "default"))
