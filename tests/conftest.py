@@ -34,7 +34,25 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/ from what the program does now")
-  parser.addoption("--require-parity", action="store_true", help="fail, not skip, without the extra [parity]")
+  parser.addoption("--no-skips", action="store_true", help="a test that would be skipped fails: for CI")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+  """With --no-skips, a test file that skips itself fails."""
+  report = yield
+  if report.outcome == "skipped" and collector.config.getoption("--no-skips"):
+    report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
+  return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+  """With --no-skips, a test that skips itself fails, unless it needs a cluster."""
+  report = yield
+  if report.skipped and item.config.getoption("--no-skips") and "needs a cluster" not in str(report.longrepr):
+    report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
+  return report
 
 
 @pytest.fixture

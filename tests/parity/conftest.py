@@ -1,11 +1,8 @@
-"""Parity tests are skipped without the extra [parity], unless they are required."""
+"""torch on one thread: the test processes share the cores."""
 
-import pytest
+import contextlib
 
+with contextlib.suppress(ImportError):  # without the extra [parity] these tests are skipped
+  import torch
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-  if config.getoption("--require-parity"):
-    import peft  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)
+  torch.set_num_threads(1)
