@@ -63,7 +63,9 @@ class OverrideNames:
     return [] if key.startswith("hydra.") else list(_setting_problems(override))
 
   def _options(self, group: str, kind: ObjectType) -> list[str]:
-    return self.loader.get_group_options(group, kind, config_name="config", overrides=self.searchpath)
+    """The groups or files in `group`; a file whose name begins with _ is inherited by others, and no choice."""
+    options = self.loader.get_group_options(group, kind, config_name="config", overrides=self.searchpath)
+    return [name for name in options if not name.startswith("_")]
 
   def _choices(self, group: str) -> list[str]:
     return self._options(group, ObjectType.CONFIG)

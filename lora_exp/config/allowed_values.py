@@ -9,15 +9,13 @@ from lora_exp.config.conversion import shown
 from lora_exp.config.data_checks import sources
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.metrics import METRICS
-from lora_exp.config.schema import ADAPTERS, EXAMPLES, INITS, Config
+from lora_exp.config.schema import ADAPTERS, INITS, Config
 
 CHOICES: dict[str, Collection[str | None]] = {
   "format": ("peft", "merged", "base"),
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.base": ("random", "pretrain", "weights"),
-  "data.source": ("stdlib", "text", "jsonl", "chatterbot", "arithmetic", "sentences", *EXAMPLES),
-  "data.view": (None, "code", "docs"),
   "data.packing": ("pack", "pad"),
   "data.chat": ("auto", "none"),
   "lora.method": (*ADAPTERS, "bitfit", "full", "frozen"),
@@ -69,7 +67,7 @@ RANGES: dict[str, Range] = {
   "model.pretrain.steps": COUNT, "model.pretrain.batch_size": COUNT, "model.pretrain.lr": POSITIVE,
   "model.pretrain.warmup": NOT_NEGATIVE, "model.pretrain.weight_decay": NOT_NEGATIVE, "model.pretrain.clip": POSITIVE,
   "model.pretrain.dropout": RATE,
-  "data.eval_fraction": FRACTION, "data.seq_len": COUNT, "data.limit": COUNT, "data.repeat": COUNT,
+  "data.eval_fraction": FRACTION, "data.seq_len": COUNT, "data.limit": COUNT,
   "data.seed": SEED, "data.steps": COUNT,
   "data.teacher.rank": COUNT, "data.teacher.strength": POSITIVE, "data.teacher.seed": SEED,
   "mesh.data": AXIS_SIZE, "mesh.fsdp": AXIS_SIZE, "mesh.tensor": AXIS_SIZE, "mesh.trial": AXIS_SIZE,

@@ -91,9 +91,6 @@ class ModelConfig:
   pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
 
-FILE_SOURCES = ("text", "jsonl")  # the sources that read data.path
-EXAMPLES = {"xor": (2, 2), "regression": (16, 10)}  # sources without tokens: features, and classes or numbers
-
 
 @dataclass
 class TeacherConfig:
@@ -112,7 +109,7 @@ class TeacherConfig:
 class DataConfig:
   """One source of text, and how it becomes rows of tokens; or one of numbers, whose rows are examples."""
 
-  source: str = "stdlib"  # stdlib | text | jsonl | chatterbot | arithmetic | sentences; of numbers: xor | regression
+  source: str = "stdlib"  # the name of a file in lora_exp/data/sources
   view: str | None = None  # of stdlib: code (docstrings and comments removed) | docs (docstrings alone)
   path: str | None = None  # of text and jsonl: the file
   eval_path: str | None = None  # of text and jsonl: a held-out file; null: documents of `path` are held out
@@ -132,11 +129,7 @@ class DataConfig:
   prompts: list[str] = field(default_factory=list)  # that suit it: what sample.prompts are by default
   steps: int = 32  # optimizer steps that suit it: what train.steps is by default
   teacher: TeacherConfig | None = None  # its distribution over the next token is learned instead of the text's own
-
-  @property
-  def numbers(self) -> bool:
-    """Whether its rows are examples of numbers; each counts as one token."""
-    return self.source in EXAMPLES
+  options: dict[str, Any] = field(default_factory=dict)  # further settings of the source, by name: see lora_exp/data/sources
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lora_exp.data.records import decode
-from lora_exp.data.rows import Rows, damage_explained, read
+from lora_exp.data.rows import Rows, damage_explained, reader
 
 BLOCK = 4096  # rows that are counted at once
 BIGRAM = 0.7  # weight of the bigram, the rest is the unigram's
@@ -45,10 +45,10 @@ def count_pairs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def _codes(rows: Rows, split: str) -> Iterator[np.ndarray]:
   """a*V + b of the pairs (a, b) whose target counts, a block of rows at a time."""
-  reader = read(rows, split)
+  records_reader = reader(rows, split)
   for first in range(0, rows.count(split), BLOCK):
     with damage_explained(rows):
-      block = reader.read(first, min(first + BLOCK, rows.count(split)))
+      block = records_reader.read(first, min(first + BLOCK, rows.count(split)))
     batch = decode(block, rows.seq_len, rows.vocab_size)
     counted = batch["weights"] > 0
     yield batch["tokens"][counted].astype(np.int64) * rows.vocab_size + batch["targets"][counted]

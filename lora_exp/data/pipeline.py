@@ -14,7 +14,7 @@ import numpy as np
 from lora_exp.config.schema import DataConfig
 from lora_exp.data import examples
 from lora_exp.data.records import Batch, decode
-from lora_exp.data.rows import Rows, damage_explained, read
+from lora_exp.data.rows import Rows, damage_explained, reader
 
 THREADS = 2
 AHEAD = 4  # batches
@@ -42,10 +42,10 @@ def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterato
   prompt and its answer, `answers` (B, T) bool says which targets belong to the answer.
   """
   chosen = eval_rows(rows, max_tokens)
-  reader = read(rows, "eval")
+  records_reader = reader(rows, "eval")
   for first in range(0, len(chosen), batch_size):
     with damage_explained(rows):
-      records = reader.read(chosen[first : first + batch_size].tolist())
+      records = records_reader.read(chosen[first : first + batch_size].tolist())
     empty = [bytes(len(records[0]))] * (batch_size - len(records))
     yield _decoder(rows, answers=rows.eval_examples > 0)(records + empty)
 

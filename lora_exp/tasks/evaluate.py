@@ -10,6 +10,7 @@ from lora_exp.config import Config, DataConfig
 from lora_exp.config.metrics import METRICS, Metric
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
+from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import keep_programs
@@ -43,7 +44,7 @@ def run(cfg: Config) -> None:
     for evaluation in trained:
       lines.append(_line(split, method.name, evaluation) | _against_base(evaluation, base))
       facts |= _facts(split, source, evaluation, base)
-  _show_table(lines, "examples" if cfg.data.numbers else "tokens")
+  _show_table(lines, "examples" if is_numeric(cfg.data) else "tokens")
   if facts:
     console.show_facts("Trained against base", facts)
   if cfg.run is not None:
@@ -95,7 +96,7 @@ def _facts(split: str, source: DataConfig, trained: Evaluation, base: Evaluation
 
 
 def _sentence(metric: Metric, source: DataConfig, change: float, error: float | None) -> str:
-  unit = f"{metric.unit} " if metric.unit and not source.numbers else ""
+  unit = f"{metric.unit} " if metric.unit and not is_numeric(source) else ""
   side = "above" if change > 0 else "below"
   margin = "" if error is None else f" ± {error:.2g}"
   return f"{abs(change):.4f}{margin} {unit}{side} the base"

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_exp.data.examples import batch_shapes
+from lora_exp.data.sources import source_class
 from lora_exp.runtime.flops import count_flops
 from lora_exp.train.job import Job, abstract_job
 from lora_exp.train.plan import Plan
@@ -66,9 +66,5 @@ def compile_abstract(plan: Plan, trials: int) -> CompiledStep:
 def abstract_batch(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes, dtypes and shardings of a training batch."""
   rows, length = plan.cfg.train.batch_size, plan.cfg.data.seq_len
-  if plan.cfg.data.numbers:
-    shapes = batch_shapes(plan.cfg.data.source, rows)
-    return {k: jax.ShapeDtypeStruct(*shape, sharding=plan.layout.batch) for k, shape in shapes.items()}
-  ints = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=plan.layout.batch)
-  floats = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=plan.layout.batch)
-  return {"tokens": ints, "targets": ints, "segments": ints, "positions": ints, "weights": floats}
+  shapes = source_class(plan.cfg.data.source).batch_shapes(rows, length)
+  return {name: jax.ShapeDtypeStruct(*shape, sharding=plan.layout.batch) for name, shape in shapes.items()}

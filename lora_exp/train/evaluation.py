@@ -20,6 +20,7 @@ import numpy as np
 
 from lora_exp.config import DataConfig
 from lora_exp.config.metrics import Metric, metric_values
+from lora_exp.data.sources import is_numeric
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.train.loss import Sums, example_loss
@@ -112,7 +113,7 @@ class EvalBatch(NamedTuple):
 def byte_lengths(cfg: DataConfig, tokenizer: Tokenizer) -> np.ndarray | None:
   """Bytes of each token id (V,); None where targets are not all text: examples of numbers, padding in the loss."""
   padding_counts = cfg.packing == "pad" and cfg.pad_in_loss
-  return None if cfg.numbers or padding_counts else tokenizer.byte_lengths
+  return None if is_numeric(cfg) or padding_counts else tokenizer.byte_lengths
 
 
 def count_batch(batch: Batch, byte_lengths: np.ndarray | None = None) -> dict[str, float]:

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from lora_exp.config import MemoryFullError
+from lora_exp.data.sources import is_numeric
 from lora_exp.runtime.mesh import flatten
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.job import mapping_of
@@ -73,14 +74,14 @@ def _working(plan: Plan) -> int:
   attention's weights twice, and a chunk of logits."""
   cfg = plan.cfg
   rows = max(1, cfg.train.batch_size // (plan.layout.batch_ways * cfg.optim.accumulate))
-  length = 1 if cfg.data.numbers else cfg.data.seq_len
+  length = 1 if is_numeric(cfg.data) else cfg.data.seq_len
   kernels = [x.shape for path, x in flatten(plan.base).items() if path.endswith("kernel")]
   wide = sum(shape[-2] + shape[-1] for shape in kernels if len(shape) > 1 and plan.vocab_size not in shape)
-  attention = 0 if cfg.data.numbers else 2 * cfg.model.layers * cfg.model.heads * length
+  attention = 0 if is_numeric(cfg.data) else 2 * cfg.model.layers * cfg.model.heads * length
   if cfg.model.remat:
     wide, attention = wide // cfg.model.layers, attention // cfg.model.layers
   each = (wide + attention) * (2 if cfg.model.dtype == "bfloat16" else 4)
-  logits = 0 if cfg.data.numbers else min(CHUNK_LOGITS, rows * length * plan.vocab_size)
+  logits = 0 if is_numeric(cfg.data) else min(CHUNK_LOGITS, rows * length * plan.vocab_size)
   return int(WORKING * rows * length * each + 1.5 * 4 * logits)
 
 

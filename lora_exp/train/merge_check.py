@@ -13,6 +13,7 @@ from lora_exp.config import Config, LoraExpError
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.records import Batch
 from lora_exp.data.rows import make_rows
+from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.lora.quantization import is_quantised
 from lora_exp.runtime import console
@@ -56,7 +57,7 @@ def merge_checked(cfg: Config) -> tuple[LoadedRun, dict[str, Any]]:
   dtype = cfg.merge.dtype or cfg.model.param_dtype
   bound = BOUNDS[dtype] if cfg.merge.bound is None else cfg.merge.bound
   merged, difference = _merge_and_compare(cfg, dtype)
-  _show(difference, merged.rounding, dtype, bound, "examples" if cfg.data.numbers else "tokens")
+  _show(difference, merged.rounding, dtype, bound, "examples" if is_numeric(cfg.data) else "tokens")
   if not math.isfinite(difference.logit):
     raise LoraExpError(
       f"in {dtype} the model's logits are not finite, merged or before, and nothing is written; "

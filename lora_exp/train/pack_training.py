@@ -10,6 +10,7 @@ import numpy as np
 from lora_exp.config import LoraExpError, ReachedError
 from lora_exp.data.pipeline import train_batches
 from lora_exp.data.records import Batch
+from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
 from lora_exp.train.evaluation import EvalBatch, Evaluation, held_out
@@ -134,7 +135,7 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
       writer.save(step, state)
 
   def sample(step: int, params: Tree) -> None:
-    if not prompts or pack.plan.cfg.data.numbers:
+    if not prompts or is_numeric(pack.plan.cfg.data):
       return
     texts: list[str] = []
     for writer in _live(writers):

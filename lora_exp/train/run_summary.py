@@ -13,6 +13,7 @@ import jax
 
 from lora_exp.config import DataConfig
 from lora_exp.config.metrics import METRICS
+from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.run_files import SUMMARY
@@ -81,7 +82,7 @@ def show_result(found: dict, run_dir: Path, data: DataConfig, prompt: str) -> No
   nats = lambda value: "-" if value is None else f"{value:.4f}"
   against = lambda gain: f"{abs(gain):.4f} {'below' if gain > 0 else 'above'} the base"
   gain = None if losses["base"] is None or losses["best"] is None else losses["base"] - losses["best"]
-  text = not data.numbers
+  text = not is_numeric(data)
   counted, unit = ("nats a token over", "tokens") if text else ("over", "examples")
   loss = "held-out loss" if text else "loss"  # examples are evaluated on what they teach
   perplexity = f", perplexity {found['perplexity']:.4g}" if found["perplexity"] else ""

@@ -10,6 +10,7 @@ import numpy as np
 from lora_exp.config import Config, InputError, SampleConfig
 from lora_exp.config.conversion import shown
 from lora_exp.data.chat import encode_chat
+from lora_exp.data.sources import prompt_separator
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.train.decode import NOTHING, Decoder, Rows, pad_left, power_of_two
@@ -30,12 +31,13 @@ def asking(cfg: Config, tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is None:
       raise InputError(f"sample.chat=always: the tokenizer {tokenizer.name} has no chat template; use sample.chat=none")
     return "turn"
-  learned = (cfg.task == "train" or cfg.run is not None) and cfg.data.source in ("jsonl", "chatterbot")
+  separator = prompt_separator(cfg.data)
+  learned = (cfg.task == "train" or cfg.run is not None) and separator is not None
   if cfg.sample.chat == "none" or not learned:
     return "plain"
   if cfg.data.chat == "auto" and tokenizer.chat_template is not None:
     return "turn"
-  return "line" if cfg.data.source == "chatterbot" else "plain"
+  return "line" if separator == "\n" else "plain"
 
 
 class Sampler:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_files import CHATML, LINES, ODD, byte_level, gguf_file, gpt2_files, sentencepiece_model, spaced
 
+from lora_exp.cli.all_checks import all_problems
 from lora_exp.cli.paths import with_absolute_paths
 from lora_exp.config import InputError
-from lora_exp.config.checks import check
 from lora_exp.config.schema import Config, DataConfig, ModelConfig
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
@@ -339,14 +339,14 @@ def test_an_absent_package_comes_with_its_command(tmp_path, package, make):
   ("from_weights", None, "model.tokenizer=from_weights: the weights bring it; set model.weights")])
 def test_the_setting_is_checked_before_anything_is_read(tokenizer, weights, message):
   cfg = Config(model=ModelConfig(tokenizer=tokenizer, weights=weights, base="random"))
-  assert any(problem.startswith(message) for problem in check(cfg))
+  assert any(problem.startswith(message) for problem in all_problems(cfg))
 
 
 def test_a_path_is_kept_from_the_root(tmp_path, in_tmp_path):
   byte_level(tmp_path / "mine")
   cfg = with_absolute_paths(Config(model=ModelConfig(tokenizer="mine", base="random")))
   assert cfg.model.tokenizer == str(tmp_path / "mine")
-  assert not any("tokenizer" in problem for problem in check(cfg))
+  assert not any("tokenizer" in problem for problem in all_problems(cfg))
   assert with_absolute_paths(Config(model=ModelConfig(tokenizer="gpt2_4069"))).model.tokenizer == "gpt2_4069"
 
 

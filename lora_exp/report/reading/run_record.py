@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lora_exp.config.schema import EXAMPLES
 from lora_exp.report.reading.method_facts import MethodFacts, method_facts, method_label
 
 SEEDS = ("train.seed", "data.seed", "model.seed")
@@ -92,7 +91,7 @@ class RunRecord:
   @property
   def is_text(self) -> bool:
     """Whether its data is text, and its loss in nats per token; otherwise its data is examples of numbers."""
-    return self.config.get("data.source") not in EXAMPLES
+    return self.config.get("model.family") != "mlp"
 
   def curve(self, split: str, metric: str = "loss") -> list[tuple[int, float]]:
     """(step, value) of a metric on `split` (train, eval or retain), the finite values alone."""

@@ -1,0 +1,231 @@
+"""Documents become rows of T positions, and rows become files of records.
+
+A document of n tokens (its text and the end-of-text token) gives n - 1 pairs (token, next token).
+
+packing=pack cuts the stream of all pairs into rows: no position is wasted, each target is predicted exactly once, and
+no pair crosses two documents. A document that is continued in the next row is a segment of its own there.
+packing=pad gives each document a row, as the JAX LoRA tutorial does: tokens[:T], with the targets tokens[1:] and a 0.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from lora_exp.config.errors import DiskError, InputError
+from lora_exp.config.schema import DataConfig
+from lora_exp.data import examples, records
+from lora_exp.data.encode import EncodedDocument, chat_template, encode_documents
+from lora_exp.data.sources import NumericSource, TextSource
+from lora_exp.data.sources.base import Document
+from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.runtime import console
+
+BATCH = 2**20  # characters, or positions of padded rows, tokenised at once: bounds the memory and feeds every thread
+OPTIONS = "group_size:1,uncompressed"  # records are read one at a time; compressing would take longer than all the rest
+
+
+@dataclass(frozen=True)
+class RowCounts:
+  """What was counted while rows were written. Tokens are counted where they are targets with loss."""
+
+  train_rows: int
+  eval_rows: int
+  train_tokens: int
+  eval_tokens: int
+  train_bytes: int  # of the text of the counted tokens; the end of a document and padding have none
+  eval_bytes: int
+  documents: int  # that have something to learn
+  eval_documents: int  # of them held out
+  truncated: int  # documents cut at T tokens (packing=pad)
+  eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
+
+
+def write_rows(
+  directory: Path, cfg: DataConfig, tokenizer: Tokenizer, source: TextSource, progress: bool
+) -> RowCounts:
+  """Writes the rows of `source` into train.array_record and eval.array_record; `progress` shows a bar.
+
+  Held out are the documents of `source.held_out()`, or else those of one key in `held_out_every`. Raises InputError for
+  bad documents and for too few of them, DiskError for a full disk.
+  """
+  held_out = source.held_out()
+  every = None if held_out else held_out_every(cfg)
+  with closing(RowWriter(directory, cfg, tokenizer, source.prompt_separator or "")) as writer:
+    units = _write_documents(source, cfg, writer, every, progress)
+    if held_out:
+      _write_documents(held_out, cfg, writer, 1, progress)
+    counts = writer.finish()
+  _check_counts(counts, cfg, source, units, every)
+  return counts
+
+
+def write_examples(directory: Path, source: NumericSource, limit: int | None) -> RowCounts:
+  """Writes the first `limit` examples of `source` as the rows of both splits. An example is counted as one token."""
+  x_NI, y = examples.first(source, limit)
+  for split in ("train", "eval"):
+    with disk_errors(), closing(ArrayRecordWriter(str(directory / f"{split}.array_record"), OPTIONS)) as writer:
+      for record in examples.encode(x_NI, y):
+        writer.write(record)
+  n = len(x_NI)
+  return RowCounts(train_rows=n, eval_rows=n, train_tokens=n, eval_tokens=n, train_bytes=0, eval_bytes=0, documents=n,
+                   eval_documents=n, truncated=0, eval_examples=0)
+
+
+def held_out_every(cfg: DataConfig) -> int:
+  """Of every so many documents one is held out. Raises InputError for a share that leaves too few to learn."""
+  if not 0 < cfg.eval_fraction <= 0.5:
+    raise InputError(f"data.eval_fraction={cfg.eval_fraction:g}: must be above 0 and at most 0.5")
+  return round(1 / cfg.eval_fraction)
+
+
+def _write_documents(
+  source: TextSource, cfg: DataConfig, writer: "RowWriter", every: int | None, progress: bool
+) -> int:
+  """Writes all documents, one of `every` keys held out (None: none is); returns how many units there were."""
+  units = read = 0
+  with ExitStack() as stack:
+    bar = stack.enter_context(console.progress("tokenise", source.size, "bytes")) if progress else None
+    documents = source.documents()
+    if isinstance(documents, Generator):
+      stack.enter_context(closing(documents))  # with data.limit it is left before its end
+    for batch in _batches(documents, cfg):
+      writer.add(batch, [every is not None and document.key % every == every - 1 for document in batch])
+      units = batch[-1].key + 1
+      if bar:
+        bar.advance(batch[-1].read - read)
+      read = batch[-1].read
+  return units
+
+
+def _batches(documents: Iterator[Document], cfg: DataConfig) -> Iterator[list[Document]]:
+  """The documents up to data.limit, as many at a time as are tokenised at once."""
+  batch: list[Document] = []
+  size = 0
+  for document in documents:
+    if cfg.limit is not None and document.key >= cfg.limit:
+      break
+    batch.append(document)
+    size += max(len(document.prompt) + len(document.text), cfg.seq_len)
+    if size >= BATCH:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
+class RowWriter:
+  """Turns documents into the records of both splits, in bounded memory."""
+
+  def __init__(self, directory: Path, cfg: DataConfig, tokenizer: Tokenizer, separator: str):
+    self.cfg, self.tokenizer, self.separator = cfg, tokenizer, separator
+    self.truncated = 0
+    self.train, self.eval = (SplitWriter(directory / f"{split}.array_record", cfg.seq_len, tokenizer)
+                             for split in ("train", "eval"))
+
+  def add(self, documents: Sequence[Document], held_out: Sequence[bool]) -> None:
+    """Tokenises the documents and writes the rows that are full; `held_out` says which go to the split eval."""
+    chat = chat_template(self.cfg, self.tokenizer) is not None
+    encoded = encode_documents(self.tokenizer, documents, chat, self.separator)
+    for split, wanted in ((self.train, False), (self.eval, True)):
+      chosen = [document for document, is_held in zip(encoded, held_out, strict=True) if is_held == wanted]
+      if chosen:
+        self._add(split, chosen)
+
+  def _add(self, split: "SplitWriter", documents: Sequence[EncodedDocument]) -> None:
+    ids = [document.ids for document in documents]
+    prompts = [document.prompt_tokens for document in documents]
+    if self.cfg.packing == "pack":
+      pairs = records.stream(ids, prompts, self.cfg.prompt_in_loss)
+      split.add(pairs, pairs, int(pairs["start"].sum()))
+      return
+    self.truncated += sum(len(document) > self.cfg.seq_len for document in ids)
+    rows = records.padded(ids, prompts, self.cfg.seq_len, self.cfg.prompt_in_loss)
+    learned = rows["counted"].any(axis=1)
+    text = rows[learned].ravel()
+    if self.cfg.pad_in_loss:
+      rows = records.with_padding_in_loss(rows, prompts, self.cfg.prompt_in_loss)
+    split.add(rows[learned].ravel(), text, int(learned.sum()))
+
+  def finish(self) -> RowCounts:
+    """Writes the last rows; returns what has been written in all."""
+    train, held = self.train, self.eval
+    train.write_remainder()
+    held.write_remainder()
+    return RowCounts(
+      train_rows=train.rows, eval_rows=held.rows, train_tokens=train.tokens, eval_tokens=held.tokens,
+      train_bytes=train.bytes, eval_bytes=held.bytes, documents=train.documents + held.documents,
+      eval_documents=held.documents, truncated=self.truncated,
+      eval_examples=held.answers if self.cfg.packing == "pad" else 0)
+
+  def close(self) -> None:
+    """Closes both files."""
+    self.train.close()
+    self.eval.close()
+
+
+class SplitWriter:
+  """One file of records: takes pairs, writes rows of T, and keeps the remainder for the next pairs."""
+
+  def __init__(self, path: Path, seq_len: int, tokenizer: Tokenizer):
+    self.writer = ArrayRecordWriter(str(path), OPTIONS)
+    self.seq_len, self.tokenizer = seq_len, tokenizer
+    self.remainder = np.zeros(0, records.PAIR)
+    self.rows = self.tokens = self.bytes = self.documents = self.answers = 0
+
+  def add(self, pairs: np.ndarray, text: np.ndarray, documents: int) -> None:
+    """Appends `pairs` (n,) of PAIR; the bytes of the counted targets in `text` (m,) are those of the text."""
+    self.documents += documents
+    self.tokens += int(pairs["counted"].sum())
+    self.bytes += int(self.tokenizer.byte_lengths[text["target"][text["counted"]]].sum())
+    pairs = np.concatenate([self.remainder, pairs])
+    full = len(pairs) - len(pairs) % self.seq_len
+    self._write(pairs[:full])
+    self.remainder = pairs[full:].copy()
+
+  def _write(self, pairs: np.ndarray) -> None:
+    rows = pairs.reshape(-1, self.seq_len).copy()
+    rows["start"][:, 0] = True  # a document that is continued is a new segment
+    with disk_errors():
+      for record in records.encode(rows, self.tokenizer.vocab_size):
+        self.writer.write(record)
+    self.rows += len(rows)
+    self.answers += int(rows["answer"].any(axis=1).sum())
+
+  def write_remainder(self) -> None:
+    """Writes the last row, padded with positions of weight 0."""
+    if len(self.remainder):
+      padding = np.zeros(self.seq_len - len(self.remainder), records.PAIR)
+      self._write(np.concatenate([self.remainder, padding]))
+      self.remainder = padding[:0]
+
+  def close(self) -> None:
+    """Closes the file."""
+    with disk_errors():
+      self.writer.close()
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+  """Raises DiskError for the RuntimeError with which ArrayRecord reports a full disk, often only when it is closed."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise DiskError(f"cannot write the rows to the cache: {error}; free some space there or set cache=") from error
+
+
+def _check_counts(counts: RowCounts, cfg: DataConfig, source: TextSource, units: int, every: int | None) -> None:
+  """Raises InputError where there is nothing to train on, or nothing to evaluate on."""
+  if units == 0:
+    raise InputError(f"{source.label} holds no text" if cfg.limit != 0 else "data.limit=0 reads nothing: raise it")
+  if counts.eval_tokens == 0 and every is None:
+    raise InputError(f"data.eval_path: {cfg.eval_path} holds no text to evaluate on")
+  if counts.eval_tokens == 0:
+    or_file = ", or set data.eval_path" if source.reads_files() else ""
+    raise InputError(f"nothing is held out: 1 of {every} {source.unit} is (data.eval_fraction={cfg.eval_fraction}) and "
+                     f"{source.label} gives {units}; raise data.eval_fraction or data.limit{or_file}")
+  if counts.train_tokens == 0:
+    raise InputError(f"nothing to train on: the {units} {source.unit} of {source.label} give no token to predict")

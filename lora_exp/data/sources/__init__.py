@@ -1,0 +1,129 @@
+'''Where data comes from: one file for each source, found by being in this folder.
+
+Here belongs what only one source knows: its settings, their checks, its documents, its identity for the cache, its
+error messages. How documents become rows is `data.rows`; what holds for every source is checked in `data.checks`.
+
+Add a source
+------------
+
+A source is one file in this folder and one in `conf/data/`. Nothing else is edited. As an example, poems that blank
+lines separate; `data/sources/poems.py`:
+
+    """Poems of a text file."""
+
+    from collections.abc import Iterator
+    from dataclasses import dataclass
+
+    from lora_exp.data.sources.base import Document
+    from lora_exp.data.sources.files import FileSource
+
+
+    @dataclass(frozen=True)
+    class Poems(FileSource):
+      """Poems of a UTF-8 file, separated by blank lines; the title may be read as a prompt."""
+
+      name = "poems"
+      unit = "poems"
+      content = "a text file of poems, separated by blank lines"
+      prompt_separator = "\\n"
+
+      min_lines: int = 2
+      title_as_prompt: bool = False
+
+      def check(self) -> Iterator[str]:
+        if self.min_lines < 2:
+          yield self.problem("min_lines", "must be at least 2, a title and a line")
+
+      def documents(self) -> Iterator[Document]:
+        key = 0
+        for poem in self.decode(self.file.read_bytes(), 1, 0).split("\\n\\n"):
+          lines = poem.strip().splitlines()
+          if len(lines) < self.min_lines:
+            continue
+          title, text = (lines[0], lines[1:]) if self.title_as_prompt else ("", lines)
+          yield Document(key, "\\n".join(text), prompt=title)
+          key += 1
+
+and `conf/data/poems.yaml`, which has the source's own settings under `options`, each with its default:
+
+    # Poems of a text file: data.path=FILE, separated by blank lines.
+    defaults: [base, _self_]
+
+    source: poems
+    options:
+      min_lines: 2
+      title_as_prompt: false
+
+Now `data=poems data.path=FILE data.options.min_lines=4` trains, and `data@retain=poems retain.path=FILE` watches it.
+
+- **The base class** is `TextSource`, `FileSource` where the file `data.path` is read, or `NumericSource` for models that
+  read no tokens. See `data/sources/base.py`.
+- **Settings** are the dataclass's fields. One that has the name of a setting of `data` (`view`, `seed`, `limit`, ...)
+  has its value from there; any other is `data.options.NAME`, and is converted to the type of the field. An option that
+  no field names is refused, with the nearest spelling.
+- **Checks**: `check` yields the problems of the settings, `check_inputs` those of files and packages. They run before
+  anything is made, and are shown together with all other problems of the command line.
+- **Documents** have a `key`. Of every ten keys one is held out (`data.eval_fraction`), so documents that belong together
+  share one. Where the file is bad, raise `InputError`, and say in which line and what to do.
+- **Identity**: rows are cached under the hash of `name`, `version`, every setting, and `digest()`. `FileSource` hashes
+  the file, `TextSource` all documents. A setting whose effect the digest shows anyhow, such as a path, may be declared
+  `covered_by_digest`. Raise `version` when the code comes to give other documents for the same files and settings.
+'''
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+
+from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.config.schema import DataConfig
+from lora_exp.data.sources.base import NumericSource, Source, TextSource
+from lora_exp.data.sources.settings import make_source
+
+__all__ = ["NumericSource", "Source", "TextSource", "is_numeric", "open_source", "prompt_separator", "registry", "source_class"]
+
+
+@cache
+def registry() -> Mapping[str, type[Source]]:
+  """Every source by its name: the classes in the files of this folder that have one."""
+  found: dict[str, type[Source]] = {}
+  for module in pkgutil.iter_modules(__path__):
+    loaded = importlib.import_module(f"{__name__}.{module.name}")
+    for cls in vars(loaded).values():
+      if inspect.isclass(cls) and issubclass(cls, Source) and cls.__module__ == loaded.__name__ and "name" in vars(cls):
+        if cls.name in found:
+          raise ValueError(f"{cls} and {found[cls.name]} are both called {cls.name!r}")
+        found[cls.name] = cls
+  return MappingProxyType(found)
+
+
+def source_class(name: str) -> type[Source]:
+  """The source called `name`. Raises InputError, with the nearest spelling, where there is none."""
+  if name not in registry():
+    raise InputError(f"data.source={name}: choose {', '.join(registry())}{did_you_mean(name, registry())}")
+  return registry()[name]
+
+
+def is_numeric(cfg: DataConfig) -> bool:
+  """Whether the rows of `cfg` are examples of numbers, each of which counts as one token."""
+  return source_class(cfg.source).numeric
+
+
+def prompt_separator(cfg: DataConfig) -> str | None:
+  """What stands between a prompt and its answer in the documents of `cfg`; None where they have no answers."""
+  cls = source_class(cfg.source)
+  return cls.prompt_separator if issubclass(cls, TextSource) else None
+
+
+def open_source(cfg: DataConfig) -> Source:
+  """The source that `cfg` describes, ready to be read. Raises InputError with every problem of its settings and files.
+
+  A message calls the settings `data.NAME`.
+  """
+  source, problems = make_source(source_class(cfg.source), cfg)
+  problems += [*source.check(), *source.check_inputs()]
+  if problems:
+    raise InputError([f"data.{problem}" for problem in problems])
+  return source

@@ -1,0 +1,50 @@
+"""Sums of two numbers behind the name of a function: the task of penzai's LoRA tutorial."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_exp.data.sources.base import Document, TextSource, covered_by_digest
+
+BELOW = 1000  # bound of both arguments
+EXAMPLE_BYTES = 34  # of an example, about
+
+
+@dataclass(frozen=True)
+class Arithmetic(TextSource):
+  """`>>> mystery_function(a, b)` and on the next line its value, a + b.
+
+  The first `limit` of all 1,000,000 pairs, in an order that the seed decides: no pair occurs twice, so what is held out
+  is never trained on.
+  """
+
+  name = "arithmetic"
+  unit = "examples"
+  label = "the arithmetic task"
+
+  seed: int = covered_by_digest(0)
+  limit: int | None = covered_by_digest(None)
+
+  @property
+  def count(self) -> int:
+    """How many examples there are."""
+    return min(self.limit or BELOW**2, BELOW**2)
+
+  @property
+  def size(self) -> int:
+    return self.count * EXAMPLE_BYTES
+
+  def arguments(self) -> np.ndarray:
+    """The arguments of each example, (count, 2) int64."""
+    chosen = np.random.default_rng(self.seed).permutation(BELOW**2)[: self.count]
+    return np.stack(np.divmod(chosen, BELOW), axis=1)
+
+  def digest(self) -> str:
+    """SHA-256 (hex) of the arguments."""
+    return hashlib.sha256(self.arguments().astype("<i4").tobytes()).hexdigest()
+
+  def documents(self) -> Iterator[Document]:
+    for key, (a, b) in enumerate(self.arguments().tolist()):
+      yield Document(key, str(a + b), f">>> mystery_function({a}, {b})\n", read=(key + 1) * EXAMPLE_BYTES)

@@ -1,0 +1,68 @@
+"""A file of JSON lines: prompts and responses."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.data.sources.base import Document
+from lora_exp.data.sources.files import FileSource
+
+
+@dataclass(frozen=True)
+class JsonLines(FileSource):
+  """A JSON object on each line: the text of `response_field` is learned after that of `prompt_field`."""
+
+  name = "jsonl"
+  content = "a file of JSON lines"
+  prompt_separator = ""
+
+  prompt_field: str = "prompt"
+  response_field: str = "response"
+
+  def check(self) -> Iterator[str]:
+    for setting in ("prompt_field", "response_field"):
+      if not getattr(self, setting):
+        yield self.problem(setting, "must be the name of a field")
+
+  def documents(self) -> Iterator[Document]:
+    read = key = 0
+    with self.file.open("rb") as file:
+      for number, line in enumerate(file, 1):
+        start, read = read, read + len(line)
+        if not line.strip():
+          continue
+        text = self.decode(line, number, start)
+        try:
+          prompt, response = self._texts(text)
+        except InputError as error:
+          raise InputError(f"{self.file}, line {number}: {error}") from error
+        yield Document(key, response, prompt, read)
+        key += 1
+
+  def _texts(self, line: str) -> tuple[str, str]:
+    """(prompt, response) of one line."""
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise InputError(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from error
+    except RecursionError as error:
+      raise InputError("JSON nested too deeply") from error
+    if not isinstance(record, dict):
+      raise InputError(f"a JSON object is expected, this is {type(record).__name__}")
+    return text_field(record, self.prompt_field), text_field(record, self.response_field)
+
+
+def text_field(record: dict[str, object], name: str) -> str:
+  """The text of the field `name`. Raises InputError where there is none, or where it is not valid Unicode."""
+  if name not in record:
+    raise InputError(f"no field {name!r}, the fields are {', '.join(map(repr, record)) or 'none'}"
+                     f"{did_you_mean(name, record)} (data.prompt_field and data.response_field name them)")
+  value = record[name]
+  if not isinstance(value, str):
+    raise InputError(f"the field {name!r} holds {type(value).__name__}, a string is expected")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(f"the field {name!r} holds half of a surrogate pair at character {error.start}") from error
+  return value

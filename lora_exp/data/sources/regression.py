@@ -1,0 +1,27 @@
+"""Noise to learn by heart: the regression of blox's LoRA notebook."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_exp.data.sources.base import NumericSource
+
+EXAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Regression(NumericSource):
+  """32 examples of 16 features and 10 numbers, all from N(0, 1)."""
+
+  name = "regression"
+  inputs, outputs, classes = 16, 10, False
+
+  def examples(self) -> tuple[np.ndarray, np.ndarray]:
+    return normal(0, self.inputs), normal(1, self.outputs)
+
+
+def normal(seed: int, width: int) -> np.ndarray:
+  """(N, width) float32 from N(0, 1), as `jax.random` draws them."""
+  import jax  # not at the top: the checks of a command line need no jax
+
+  return np.asarray(jax.random.normal(jax.random.key(seed), (EXAMPLES, width)))

@@ -1,0 +1,32 @@
+"""A source's settings, taken from the config: those of `DataConfig` by name, all others from `data.options`."""
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from lora_exp.config.conversion import Builder
+from lora_exp.config.errors import did_you_mean
+from lora_exp.config.schema import DataConfig
+from lora_exp.data.sources.base import COMMON, Source
+
+
+def make_source(cls: type[Source], cfg: DataConfig) -> tuple[Source, list[str]]:
+  """The source with the settings in `cfg`, and the problems of `cfg.options`: a key without `data.`, and what is wrong.
+
+  An option that has a problem has its default in the source.
+  """
+  own = {setting.name: setting for setting in dataclasses.fields(cls) if setting.name not in COMMON}
+  hints = get_type_hints(cls)
+  builder = Builder([])
+  values: dict[str, Any] = {setting.name: getattr(cfg, setting.name) for setting in dataclasses.fields(cls)
+                            if setting.name in COMMON}
+  for name, value in cfg.options.items():
+    if name in own:
+      values[name] = builder.convert(hints[name], value, f"options.{name}")
+    else:
+      has = f"it has {', '.join(own)}" if own else "it has none"
+      builder.problems.append(f"options.{name}: no such option of the source {cls.name}; {has}{did_you_mean(name, own)}")
+  for name, setting in own.items():
+    if name not in values and setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING:
+      builder.problems.append(f"options.{name}: the source {cls.name} needs it; add data.options.{name}=VALUE")
+      values[name] = None
+  return cls(**values), builder.problems

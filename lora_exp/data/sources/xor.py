@@ -1,0 +1,19 @@
+"""The exclusive or of two signs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_exp.data.sources.base import NumericSource
+
+
+@dataclass(frozen=True)
+class Xor(NumericSource):
+  """The four corners of a square; class 1 where the signs differ. The task of penzai's first LoRA tutorial."""
+
+  name = "xor"
+  inputs, outputs, classes = 2, 2, True
+
+  def examples(self) -> tuple[np.ndarray, np.ndarray]:
+    x_NI = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], np.float32)
+    return x_NI, np.array([0, 1, 1, 0], np.int32)
