@@ -129,7 +129,7 @@ class DataConfig:
   prompts: list[str] = field(default_factory=list)  # that suit it: what sample.prompts are by default
   steps: int = 32  # optimizer steps that suit it: what train.steps is by default
   teacher: TeacherConfig | None = None  # its distribution over the next token is learned instead of the text's own
-  options: dict[str, Any] = field(default_factory=dict)  # further settings of the source, by name: see lora_exp/data/sources
+  options: dict[str, Any] = field(default_factory=dict)  # the source's own settings: see lora_exp/data/sources
 
 
 @dataclass

@@ -3,12 +3,15 @@
 These are the checks that need the sources or look at files. What needs neither is `config.data_checks`.
 """
 
+import re
 from collections.abc import Iterator
 
 from lora_exp.config.data_checks import merges, sources
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import Config, DataConfig
 from lora_exp.data.sources import NumericSource, registry, source_class
+from lora_exp.data.sources.base import COMMON
+from lora_exp.data.sources.files import FileSource
 from lora_exp.data.sources.settings import make_source
 
 
@@ -22,7 +25,7 @@ def _problems(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
   try:
     cls = source_class(data.source)
   except InputError as error:
-    yield str(error).replace("data.", f"{name}.", 1)
+    yield _in_group(name, str(error))
     return
   numeric_model = cfg.model.family == "mlp"
   if cls.numeric != numeric_model:
@@ -32,13 +35,25 @@ def _problems(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
   problems += source.check()
   if cfg.task in ("train", "evaluate") or (name == "data" and merges(cfg)):
     problems += source.check_inputs()
-  yield from (f"{name}.{problem}" for problem in problems)
+  yield from (_in_group(name, problem) for problem in problems)
   if isinstance(source, NumericSource):
     yield from _numeric(cfg, name, data, source)
     return
-  if not source.reads_files() and (data.path is not None or data.eval_path is not None):
-    files = [f"{_group(name)}={other}" for other, kind in registry().items() if kind.reads_files()]
-    yield f"{name}.path={data.path}: {data.source} reads no such file; add {' or '.join(files)}"
+  if not isinstance(source, FileSource) and (data.path is not None or data.eval_path is not None):
+    path = data.path or data.eval_path or ""
+    choices = [f"{_group(name)}={other}" for other in file_sources(path)]
+    yield f"{name}.path={data.path}: {data.source} reads no such file; add {' or '.join(choices)}"
+
+
+def file_sources(path: str) -> list[str]:
+  """The sources that read files, those first whose files usually end as `path` does."""
+  names = {name: cls for name, cls in registry().items() if issubclass(cls, FileSource)}
+  return sorted(names, key=lambda name: not path.endswith(names[name].suffixes))
+
+
+def _in_group(name: str, problem: str) -> str:
+  """A problem of a source, whose messages call its settings `data.NAME`, for the settings in the group `name`."""
+  return re.sub(rf"(?<![\w./-])data\.(?=({'|'.join([*COMMON, 'options'])})\b)", f"{name}.", problem)
 
 
 def _group(name: str) -> str:

@@ -21,6 +21,7 @@ from lora_exp.data import examples, records
 from lora_exp.data.encode import EncodedDocument, chat_template, encode_documents
 from lora_exp.data.sources import NumericSource, TextSource
 from lora_exp.data.sources.base import Document
+from lora_exp.data.sources.files import FileSource
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime import console
 
@@ -224,7 +225,7 @@ def _check_counts(counts: RowCounts, cfg: DataConfig, source: TextSource, units:
   if counts.eval_tokens == 0 and every is None:
     raise InputError(f"data.eval_path: {cfg.eval_path} holds no text to evaluate on")
   if counts.eval_tokens == 0:
-    or_file = ", or set data.eval_path" if source.reads_files() else ""
+    or_file = ", or set data.eval_path" if isinstance(source, FileSource) else ""
     raise InputError(f"nothing is held out: 1 of {every} {source.unit} is (data.eval_fraction={cfg.eval_fraction}) and "
                      f"{source.label} gives {units}; raise data.eval_fraction or data.limit{or_file}")
   if counts.train_tokens == 0:

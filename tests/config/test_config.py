@@ -31,7 +31,8 @@ def config(*overrides: str) -> Config:
 
 
 def files(group: str) -> list[Path]:
-  return sorted(path for path in (CONF / group).glob("*.yaml") if (group, path.stem) != ("data", "none"))
+  choices = (path for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+  return sorted(path for path in choices if (group, path.stem) != ("data", "none"))
 
 
 @pytest.fixture

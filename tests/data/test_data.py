@@ -12,6 +12,7 @@ import tokenize
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ from hypothesis import strategies as st
 
 from lora_exp.config.errors import DiskError, InputError
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import rows as rows_module
-from lora_exp.data import sources
+from lora_exp.data import python_text, row_writer
 from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
+from lora_exp.data.sources import stdlib, text
+from lora_exp.data.sources.base import Document
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.data.tokenizers.base import BpeTokenizer, Control
 
@@ -156,7 +158,7 @@ def test_packed_rows_hold_every_document_exactly_and_nothing_else(documents, seq
 
 def test_rows_do_not_depend_on_how_much_is_tokenised_at_once(tmp_path, monkeypatch):
   whole = make_rows(text_config(tmp_path), BYTES, tmp_path / "a")
-  monkeypatch.setattr(rows_module, "BATCH", 50)
+  monkeypatch.setattr(row_writer, "BATCH", 50)
   parts = make_rows(text_config(tmp_path), BYTES, tmp_path / "b")
   for split in ("train", "eval"):
     assert_equal(every_row(whole, split), every_row(parts, split))
@@ -237,35 +239,39 @@ def test_a_prompt_that_fills_the_row_leaves_nothing_to_learn(tmp_path):
 # sources
 
 
+def first_files(view: str, count: int) -> list[Document]:
+  """The documents of the first `count` files of the standard library."""
+  with closing(stdlib.StandardLibrary(view).documents()) as documents:
+    return list(itertools.takewhile(lambda document: document.key < count, documents))
+
+
 def test_the_librarys_code_has_no_docstring_and_no_comment():
-  source = sources.Stdlib("code")
-  source.paths = source.paths[:40]
-  texts = [document.text for document in source.documents()]
+  texts = [document.text for document in first_files("code", 40)]
   assert len(texts) > 30
-  for text in texts:
-    documented = [n for n in ast.walk(ast.parse(text)) if isinstance(n, sources.python_text.DOCUMENTED)]
+  for code in texts:
+    documented = [n for n in ast.walk(ast.parse(code)) if isinstance(n, python_text.DOCUMENTED)]
     assert [ast.get_docstring(node) for node in documented] == [None] * len(documented)
-    assert tokenize.COMMENT not in {token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)}
+    assert tokenize.COMMENT not in {token.type for token in tokenize.generate_tokens(io.StringIO(code).readline)}
 
 
 def test_both_views_of_a_file():
   file = b'"""Module."""\nclass A:\n  """Class.\n\n  More."""\n  async def f(self):\n    """Function."""  # why\n'
-  assert sources.python_text.texts_of(file, "docs") == ["Module.", "Class.\n\nMore.", "Function."]
-  assert sources.python_text.texts_of(file, "code") == ["class A:\n\n    async def f(self):\n        pass"]
-  assert sources.python_text.texts_of(b"print 'python 2'", "code") == []
-  assert sources.python_text.texts_of(b"null \0 byte", "code") == []
+  assert python_text.texts_of(file, "docs") == ["Module.", "Class.\n\nMore.", "Function."]
+  assert python_text.texts_of(file, "code") == ["class A:\n\n    async def f(self):\n        pass"]
+  assert python_text.texts_of(b"print 'python 2'", "code") == []
+  assert python_text.texts_of(b"null \0 byte", "code") == []
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_parsing_in_processes_keeps_the_order(workers):
-  paths = sources.stdlib_files()[:25]
-  expected = [sources.python_text.texts_of(path.read_bytes(), "docs") for path in paths]
-  assert list(sources.parsed(paths, "docs", workers)) == expected
+  paths = stdlib.library_files()[:25]
+  expected = [python_text.texts_of(path.read_bytes(), "docs") for path in paths]
+  assert list(stdlib.parsed(paths, "docs", workers)) == expected
 
 
 def test_the_library_leaves_out_tests_and_installed_packages():
   root = Path(ast.__file__).parent
-  names = [path.relative_to(root).as_posix() for path in sources.stdlib_files()]
+  names = [path.relative_to(root).as_posix() for path in stdlib.library_files()]
   assert names == sorted(names)
   assert {"ast.py", "json/decoder.py"} <= set(names)
   assert not [name for name in names if {"test", "tests", "idlelib", "site-packages"} & set(name.split("/"))]
@@ -274,27 +280,25 @@ def test_the_library_leaves_out_tests_and_installed_packages():
 def test_docstrings_of_a_file_are_held_out_together(tmp_path):
   cfg = DataConfig(view="docs", limit=20, seq_len=64)
   rows = make_rows(cfg, BYTES, tmp_path)
-  source = sources.Stdlib("docs")
-  source.paths = source.paths[:20]
-  held = [d.text for d in source.documents() if d.key in (9, 19)]
+  held = [d.text for d in first_files("docs", 20) if d.key in (9, 19)]
   assert documents_in(every_row(rows, "eval"), BYTES.eot) == [BYTES.encode(text) + [BYTES.eot] for text in held]
 
 
 def test_documents_are_split_wherever_the_blocks_end():
   content = b"one<|endoftext|>two<|endo<|endoftext|><|endoftext|>three"
   for block in range(1, len(content) + 1):
-    found = [piece for piece, _ in sources.split_documents(io.BytesIO(content), block)]
+    found = [piece for piece, _ in text.split_documents(io.BytesIO(content), block)]
     assert found == [b"one", b"two<|endo", b"", b"three"]
 
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_a_long_document_is_cut_at_newlines_and_between_characters(monkeypatch, block):
-  monkeypatch.setattr(sources, "LONGEST", 64)
+  monkeypatch.setattr(text, "LONGEST", 64)
   content = ("word " * 30 + "\n" + "é" * 101 + "<|endoftext|>end\n" * 2).encode()
-  pieces = [piece for piece, _ in sources.split_documents(io.BytesIO(content), block)]
+  pieces = [piece for piece, _ in text.split_documents(io.BytesIO(content), block)]
   assert max(map(len, pieces)) <= 64
   assert b"".join(pieces) == content.replace(b"<|endoftext|>", b"")
-  assert pieces == [piece for piece, _ in sources.split_documents(io.BytesIO(content))]
+  assert pieces == [piece for piece, _ in text.split_documents(io.BytesIO(content))]
   assert "".join(piece.decode() for piece in pieces).count("é") == 101  # each piece decodes by itself
 
 
@@ -314,13 +318,13 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path):
       file.write(f"{n} word\n" * 2**17 + ("<|endoftext|>" if n % 2 else ""))  # 1.2 to 2.4 MB each: cut
   assert path.stat().st_size > 20 * 2**20
   lengths: list[int] = []
-  assert peak_memory(lambda: lengths.extend(len(d.text) for d in sources.Text(path).documents())) < 12 * 2**20
-  assert sources.LONGEST // 2 < max(lengths) <= sources.LONGEST
+  assert peak_memory(lambda: lengths.extend(len(d.text) for d in text.Text(str(path)).documents())) < 12 * 2**20
+  assert text.LONGEST // 2 < max(lengths) <= text.LONGEST
 
 
 @pytest.mark.thorough
 def test_rows_are_made_in_memory_that_does_not_grow_with_the_file(tmp_path, monkeypatch):
-  monkeypatch.setattr(rows_module, "BATCH", 2**16)
+  monkeypatch.setattr(row_writer, "BATCH", 2**16)
   document = "A line of the story.\n" * 200
   small, large = (text_config(tmp_path, [document] * count, path=text_file(tmp_path, [document] * count, f"{count}"))
                   for count in (600, 1800))
@@ -387,13 +391,13 @@ def test_jsonl_that_is_not_utf8(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-  ({"source": "txt"}, "data.source=txt: one of stdlib, text, jsonl, .*; did you mean text"),
-  ({"source": "stdlib"}, "data.view=None: the source stdlib has the views code and docs"),
-  ({"path": None}, "data.source=text reads a file: set data.path"),
-  ({"path": "FOLDER/corpsu.txt"}, "data.path: there is no file .*corpsu.txt; did you mean corpus.txt"),
-  ({"path": "FOLDER"}, "data.path: .* is not a file"),
-  ({"eval_path": "FOLDER/none.txt"}, "data.eval_path: there is no file"),
-  ({"eval_fraction": 0.0}, "data.eval_fraction=0.0: above 0"),
+  ({"source": "txt"}, "data.source=txt: choose .*, stdlib, text, .*; did you mean text"),
+  ({"source": "stdlib"}, "data.view=null: choose code, docs"),
+  ({"path": None}, "data.path=null: give data.path=FILE, a text file"),
+  ({"path": "FOLDER/corpsu.txt"}, "data.path=.*corpsu.txt: no such file; did you mean corpus.txt"),
+  ({"path": "FOLDER"}, "data.path=.*: is a directory; give a file"),
+  ({"eval_path": "FOLDER/none.txt"}, "data.eval_path=.*none.txt: no such file"),
+  ({"eval_fraction": 0.0}, "data.eval_fraction=0: must be above 0"),
   ({"limit": 3}, "nothing is held out: .*gives 3; raise"),
   ({"source": "stdlib", "view": "docs", "limit": 2}, "1 of 4 files is .*library gives 2; .* or data.limit$"),
   ({"limit": 0}, "data.limit=0 reads nothing"),

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from lora_exp.cli.command_line import check_command_line
-from lora_exp.cli.compose import conf_directory
+from lora_exp.cli.compose import composer, conf_directory
 from lora_exp.config import Config, InputError
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import chatterbot
-from lora_exp.data.chatterbot import Chatterbot
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
-from lora_exp.data.sources import get_source
-from lora_exp.data.synthetic import Arithmetic, Sentences
+from lora_exp.data.sources import chatterbot, open_source
+from lora_exp.data.sources.arithmetic import Arithmetic
+from lora_exp.data.sources.chatterbot import Chatterbot, english_files
+from lora_exp.data.sources.sentences import Sentences
 from lora_exp.data.tokenizers import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
@@ -26,7 +27,8 @@ BYTES = get_tokenizer("bytes")
 
 def of_conf(name: str, **changes) -> DataConfig:
   """The settings of conf/data/NAME.yaml."""
-  settings = yaml.safe_load((conf_directory() / "data" / f"{name}.yaml").read_text())
+  with composer(conf_directory()) as composing:
+    settings = OmegaConf.to_container(composing.compose([f"data={name}"]).data, resolve=True)
   return DataConfig(**{**settings, "seq_len": 64, **changes})
 
 
@@ -49,19 +51,19 @@ def texts_of(batch: dict[str, np.ndarray], tokenizer=BYTES) -> list[str]:
 @pytest.fixture
 def corpus(request: pytest.FixtureRequest) -> Chatterbot:
   """The installed package."""
-  try:
-    return Chatterbot()
-  except InputError as error:
-    pytest.skip(str(error))
+  source = Chatterbot()
+  for problem in source.check_inputs():
+    pytest.skip(problem)
+  return source
 
 
 def test_chatterbot_holds_the_packages_pairs(corpus):
   documents = list(corpus.documents())
   assert len(documents) == 2393
-  talks = [talk for path in corpus.paths for talk in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]]
-  said = Counter(sentence.strip() for talk in talks for sentence in talk[1:])
+  files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in english_files()]
+  said = Counter(sentence.strip() for file in files for talk in file["conversations"] for sentence in talk[1:])
   assert Counter(document.text for document in documents) == said
-  assert (documents[0].prompt, documents[0].between) == ("What is AI?", "\n")
+  assert (documents[0].prompt, corpus.prompt_separator) == ("What is AI?", "\n")
   assert documents[0].text.startswith("Artificial Intelligence is the branch of engineering")
 
 
@@ -85,8 +87,8 @@ def test_of_chatterbot_the_answer_alone_is_learned_with_any_tokenizer(corpus, to
 
 def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-  with pytest.raises(InputError, match=r"which is not here: pip install chatterbot-corpus==1\.3\.3$"):
-    get_source(DataConfig(source="chatterbot"))
+  with pytest.raises(InputError, match=r"is not installed: pip install chatterbot-corpus==1\.3\.3$"):
+    open_source(DataConfig(source="chatterbot"))
 
 
 def test_files_that_hold_no_conversations_are_named_and_no_object_is_made_of_them(monkeypatch, tmp_path):
@@ -135,10 +137,10 @@ def test_the_default_fills_the_tutorials_200_batches_of_16():
 
 
 def test_arithmetic_examples_follow_the_seed_and_a_larger_limit_adds_to_them():
-  pairs = lambda seed, limit: Arithmetic(seed, limit).pairs().tolist()
+  pairs = lambda seed, limit: Arithmetic(seed, limit).arguments().tolist()
   assert pairs(0, 50) == pairs(0, 50) == pairs(0, 80)[:50] != pairs(1, 50)
   assert Arithmetic(0, 50).digest() != Arithmetic(1, 50).digest()
-  every = Arithmetic(0, None).pairs()
+  every = Arithmetic(0, None).arguments()
   assert len(np.unique(every, axis=0)) == 10**6 and every.min() == 0 and every.max() == 999
 
 

@@ -25,6 +25,7 @@ lines separate; `data/sources/poems.py`:
       name = "poems"
       unit = "poems"
       content = "a text file of poems, separated by blank lines"
+      suffixes = (".txt",)
       prompt_separator = "\\n"
 
       min_lines: int = 2
@@ -47,24 +48,24 @@ lines separate; `data/sources/poems.py`:
 and `conf/data/poems.yaml`, which has the source's own settings under `options`, each with its default:
 
     # Poems of a text file: data.path=FILE, separated by blank lines.
-    defaults: [base, _self_]
+    defaults: [_base, _self_]
 
     source: poems
     options:
       min_lines: 2
       title_as_prompt: false
 
-Now `data=poems data.path=FILE data.options.min_lines=4` trains, and `data@retain=poems retain.path=FILE` watches it.
+Now `data=poems data.path=FILE data.options.min_lines=4` trains. `data@retain=poems retain.path=FILE` works too.
 
-- **The base class** is `TextSource`, `FileSource` where the file `data.path` is read, or `NumericSource` for models that
-  read no tokens. See `data/sources/base.py`.
+- **The base class** is `TextSource`, `FileSource` where the file `data.path` is read, or `NumericSource` for models
+  that read no tokens. See `data/sources/base.py`.
 - **Settings** are the dataclass's fields. One that has the name of a setting of `data` (`view`, `seed`, `limit`, ...)
   has its value from there; any other is `data.options.NAME`, and is converted to the type of the field. An option that
   no field names is refused, with the nearest spelling.
-- **Checks**: `check` yields the problems of the settings, `check_inputs` those of files and packages. They run before
-  anything is made, and are shown together with all other problems of the command line.
-- **Documents** have a `key`. Of every ten keys one is held out (`data.eval_fraction`), so documents that belong together
-  share one. Where the file is bad, raise `InputError`, and say in which line and what to do.
+- **Checks**: `check` yields the problems of the settings, `check_inputs` those of files and packages. They run
+  before anything is made, and are shown together with all other problems of the command line.
+- **Documents** have a `key`. Of every ten keys one is held out (`data.eval_fraction`), so documents that belong
+  together share one. Where the file is bad, raise `InputError`, and say in which line and what to do.
 - **Identity**: rows are cached under the hash of `name`, `version`, every setting, and `digest()`. `FileSource` hashes
   the file, `TextSource` all documents. A setting whose effect the digest shows anyhow, such as a path, may be declared
   `covered_by_digest`. Raise `version` when the code comes to give other documents for the same files and settings.
@@ -125,5 +126,5 @@ def open_source(cfg: DataConfig) -> Source:
   source, problems = make_source(source_class(cfg.source), cfg)
   problems += [*source.check(), *source.check_inputs()]
   if problems:
-    raise InputError([f"data.{problem}" for problem in problems])
+    raise InputError(problems)
   return source

@@ -47,11 +47,6 @@ class Source(ABC):
   version: ClassVar[int] = 1  # raise it when the same files and settings come to give other data
   numeric: ClassVar[bool] = False  # gives examples of numbers, and no text
 
-  @classmethod
-  def reads_files(cls) -> bool:
-    """Whether it reads the file `data.path`."""
-    return any(setting.name == "path" for setting in dataclasses.fields(cls))
-
   def check(self) -> Iterator[str]:
     """Problems of the settings alone, one line each, best made by `problem`. No file is read here."""
     yield from ()
@@ -61,9 +56,9 @@ class Source(ABC):
     yield from ()
 
   def problem(self, setting: str, reason: str) -> str:
-    """'SETTING=VALUE: REASON'; the caller of `check` puts `data.` or `retain.` before it."""
+    """'data.SETTING=VALUE: REASON'. In a source of `data@retain`, `data.` is replaced before the message is shown."""
     key = setting if setting in COMMON else f"options.{setting}"
-    return f"{key}={shown(getattr(self, setting))}: {reason}"
+    return f"data.{key}={shown(getattr(self, setting))}: {reason}"
 
   @abstractmethod
   def digest(self) -> str:

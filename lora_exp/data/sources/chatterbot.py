@@ -32,7 +32,7 @@ class Chatterbot(TextSource):
 
   def check_inputs(self) -> Iterator[str]:
     if not english_files():
-      yield f"source={self.name}: the package chatterbot-corpus is not installed: {INSTALL}"
+      yield f"data.source={self.name}: the package chatterbot-corpus is not installed: {INSTALL}"
 
   def digest(self) -> str:
     """SHA-256 (hex) of the package's English files."""

@@ -16,6 +16,7 @@ class FileSource(TextSource):
   """A source that reads one file, and held-out documents from another where there is one."""
 
   content: ClassVar[str]  # what the file is, for the message where none is given: "a file of JSON lines"
+  suffixes: ClassVar[tuple[str, ...]] = ()  # of such files, for suggestions
 
   path: str | None = covered_by_digest()
   eval_path: str | None = covered_by_digest(None)
@@ -36,11 +37,11 @@ class FileSource(TextSource):
 
   def check_inputs(self) -> Iterator[str]:
     if not self.path:
-      yield self.problem("path", f"source={self.name} reads a file; give the path of {self.content}")
+      yield self.problem("path", f"give data.path=FILE, {self.content}")
     else:
-      yield from file_problems("path", self.path)
+      yield from file_problems("data.path", self.path)
     if self.eval_path:
-      yield from file_problems("eval_path", self.eval_path)
+      yield from file_problems("data.eval_path", self.eval_path)
 
   def held_out(self) -> Self | None:
     """The same source that reads `eval_path`, if that is given."""

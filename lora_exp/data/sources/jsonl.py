@@ -14,6 +14,7 @@ class JsonLines(FileSource):
   """A JSON object on each line: the text of `response_field` is learned after that of `prompt_field`."""
 
   name = "jsonl"
+  suffixes = (".jsonl", ".ndjson")
   content = "a file of JSON lines"
   prompt_separator = ""
 

@@ -25,7 +25,7 @@ class Sentences(TextSource):
 
   def check(self) -> Iterator[str]:
     if len(set(self.sentences)) < 2 or not all(map(str.strip, self.sentences)):
-      yield "sentences: must be two different texts or more, none of them blank"
+      yield "data.sentences: must be two different texts or more, none of them blank"
     if self.repeat < 1:
       yield self.problem("repeat", "must be at least 1")
 

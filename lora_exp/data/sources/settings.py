@@ -10,7 +10,7 @@ from lora_exp.data.sources.base import COMMON, Source
 
 
 def make_source(cls: type[Source], cfg: DataConfig) -> tuple[Source, list[str]]:
-  """The source with the settings in `cfg`, and the problems of `cfg.options`: a key without `data.`, and what is wrong.
+  """The source with the settings in `cfg`, and the problems of `cfg.options`, in which settings are called `data.NAME`.
 
   An option that has a problem has its default in the source.
   """
@@ -21,12 +21,13 @@ def make_source(cls: type[Source], cfg: DataConfig) -> tuple[Source, list[str]]:
                             if setting.name in COMMON}
   for name, value in cfg.options.items():
     if name in own:
-      values[name] = builder.convert(hints[name], value, f"options.{name}")
+      values[name] = builder.convert(hints[name], value, f"data.options.{name}")
     else:
-      has = f"it has {', '.join(own)}" if own else "it has none"
-      builder.problems.append(f"options.{name}: no such option of the source {cls.name}; {has}{did_you_mean(name, own)}")
+      known = f"it has {', '.join(own)}" if own else "it has none"
+      problem = f"data.options.{name}: no such option of the source {cls.name}; {known}{did_you_mean(name, own)}"
+      builder.problems.append(problem)
   for name, setting in own.items():
     if name not in values and setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING:
-      builder.problems.append(f"options.{name}: the source {cls.name} needs it; add data.options.{name}=VALUE")
+      builder.problems.append(f"data.options.{name}: the source {cls.name} needs it; add data.options.{name}=VALUE")
       values[name] = None
   return cls(**values), builder.problems

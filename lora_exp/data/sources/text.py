@@ -16,6 +16,7 @@ class Text(FileSource):
   """UTF-8 text with `<|endoftext|>` between documents; one longer than 1 MiB is cut at a newline into several."""
 
   name = "text"
+  suffixes = (".txt",)
   content = "a text file (TinyStories, for example), documents separated by <|endoftext|>"
 
   def documents(self) -> Iterator[Document]:
