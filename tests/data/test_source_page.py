@@ -1,4 +1,4 @@
-"""The page on adding a source: its example is followed to the letter, and every source keeps what it says of identity."""
+"""The page on adding a source: its example works, and every setting of a source is part of its identity."""
 
 import dataclasses
 import re

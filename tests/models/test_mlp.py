@@ -65,7 +65,7 @@ def test_normal_init_has_a_deviation_of_one_over_root_rank():
 
 
 def test_disabling_the_adapter_restores_the_base(blox):
-  x, _ = regression()
+  x, _ = Regression().examples()
   base, model = mlp(), adapted(blox)
   trained = model(x)
   assert not np.allclose(trained, base(x), atol=0.05)
@@ -76,7 +76,7 @@ def test_disabling_the_adapter_restores_the_base(blox):
 
 
 def test_merging_keeps_outputs_and_unmerging_keeps_bytes(blox):
-  x, _ = regression()
+  x, _ = Regression().examples()
   model = adapted(blox)
   before, kernel = model(x), np.array(model.layers[0].kernel[...])
   with pytest.raises(KeyError), lora.merged(model):
@@ -109,7 +109,7 @@ def test_patched_and_lora_aware_models_train_alike(tmp_path):
     assert ours.lora_a.shape == layer.lora_a.shape and not ours.lora_b[...].any()
     ours.lora_a[...], ours.kernel[...] = layer.lora_a[...], layer.kernel[...]
   model.output.kernel[...] = base.output.kernel[...]
-  x, y = regression()
+  x, y = Regression().examples()
   graph, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
 
   @jax.jit
@@ -134,7 +134,7 @@ def solved(tmp_path_factory):
 
 
 def test_xor_is_solved_in_20_steps(solved):
-  x, y = xor()
+  x, y = Xor().examples()
   assert (y == (x[:, 0] != x[:, 1])).all()
   last = rows(solved, "eval")[-1]
   assert (last["step"], last["accuracy"], last["counted"]) == (20, 1.0, 4) and last["loss"] < 0.1
@@ -252,7 +252,7 @@ def test_losses_equal_numpy_and_skip_padding(classes):
   assert (sums.correct is None) if not classes else float(sums.correct) == ((z.argmax(1) == y) * weights).sum()
 
 
-@pytest.mark.parametrize("table", [xor, regression])
+@pytest.mark.parametrize("table", [Xor().examples, Regression().examples])
 def test_rows_keep_every_bit(table):
   x, y = table()
   records = encode(x, y)

@@ -83,7 +83,9 @@ from lora_exp.config.schema import DataConfig
 from lora_exp.data.sources.base import NumericSource, Source, TextSource
 from lora_exp.data.sources.settings import make_source
 
-__all__ = ["NumericSource", "Source", "TextSource", "is_numeric", "open_source", "prompt_separator", "registry", "source_class"]
+__all__ = [
+  "NumericSource", "Source", "TextSource", "is_numeric", "open_source", "prompt_separator", "registry", "source_class",
+]
 
 
 @cache

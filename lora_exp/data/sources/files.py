@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from lora_exp.config.data_checks import file_problems
 from lora_exp.config.errors import InputError
 from lora_exp.data.sources.base import TextSource, covered_by_digest
+from lora_exp.runtime.files import file_problem
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class FileSource(TextSource):
     if not self.path:
       yield self.problem("path", f"give data.path=FILE, {self.content}")
     else:
-      yield from file_problems("data.path", self.path)
+      yield from filter(None, [file_problem("data.path", self.path)])
     if self.eval_path:
-      yield from file_problems("data.eval_path", self.eval_path)
+      yield from filter(None, [file_problem("data.eval_path", self.eval_path)])
 
   def held_out(self) -> Self | None:
     """The same source that reads `eval_path`, if that is given."""

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, get_type_hints
 
-from lora_exp.config.conversion import Builder
+from lora_exp.config.conversion import TypeConverter
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.sources.base import COMMON, Source
@@ -16,18 +16,18 @@ def make_source(cls: type[Source], cfg: DataConfig) -> tuple[Source, list[str]]:
   """
   own = {setting.name: setting for setting in dataclasses.fields(cls) if setting.name not in COMMON}
   hints = get_type_hints(cls)
-  builder = Builder([])
+  converter = TypeConverter()
   values: dict[str, Any] = {setting.name: getattr(cfg, setting.name) for setting in dataclasses.fields(cls)
                             if setting.name in COMMON}
   for name, value in cfg.options.items():
     if name in own:
-      values[name] = builder.convert(hints[name], value, f"data.options.{name}")
+      values[name] = converter.convert(hints[name], value, f"data.options.{name}")
     else:
       known = f"it has {', '.join(own)}" if own else "it has none"
       problem = f"data.options.{name}: no such option of the source {cls.name}; {known}{did_you_mean(name, own)}"
-      builder.problems.append(problem)
+      converter.problems.append(problem)
   for name, setting in own.items():
     if name not in values and setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING:
-      builder.problems.append(f"data.options.{name}: the source {cls.name} needs it; add data.options.{name}=VALUE")
+      converter.problems.append(f"data.options.{name}: the source {cls.name} needs it; add data.options.{name}=VALUE")
       values[name] = None
-  return cls(**values), builder.problems
+  return cls(**values), converter.problems
