@@ -16,7 +16,9 @@ from lora_exp import lora
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError, MlpConfig, ModelConfig
-from lora_exp.data.examples import decode, encode, regression, xor
+from lora_exp.data.examples import decode, encode
+from lora_exp.data.sources.regression import Regression
+from lora_exp.data.sources.xor import Xor
 from lora_exp.models.factory import build_model
 from lora_exp.models.modules.multilayer_perceptron import MultilayerPerceptron
 from lora_exp.train.loss import example_loss
@@ -267,10 +269,10 @@ def test_rows_keep_every_bit(table):
 
 @pytest.mark.parametrize(("argv", "problems"), [
   (["model=mlp", "data@retain=none"],
-   ["data.source=stdlib: is text, and model.family=mlp reads numbers; add data=xor or data=regression"]),
+   ["data.source=stdlib: is text, and model.family=mlp reads numbers; add data=regression or data=xor"]),
   (["model=mlp", "data=xor"],
-   ["retain.source=stdlib: is text, and model.family=mlp reads numbers; add data@retain=xor or "
-    "data@retain=regression or data@retain=none"]),
+   ["retain.source=stdlib: is text, and model.family=mlp reads numbers; add data@retain=regression or "
+    "data@retain=xor or data@retain=none"]),
   (["data=xor"], ["data.source=xor: holds numbers, and model.family=minigpt reads text; add model=mlp"]),
   (["model=mlp", "data=regression", "data@retain=none"],
    ["model.mlp.inputs=2: must be 16 with data.source=regression",
