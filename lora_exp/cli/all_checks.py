@@ -1,12 +1,47 @@
 """The first stage of checks: everything that can be refused before a directory is created or a model is built."""
 
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import lora_exp
 from lora_exp.cli.file_checks import file_problems
+from lora_exp.config.allowed_values import choice_problem
 from lora_exp.config.checks import check
-from lora_exp.config.schema import Config
+from lora_exp.config.schema import INITS, Config
 from lora_exp.data.checks import source_problems
 from lora_exp.models.registry import model_problems
 
+TASKS_WITHOUT_JAX = ("report", "dashboard", "list")  # which read files alone
+
 
 def all_problems(cfg: Config) -> list[str]:
-  """Every problem of a config, one line each: values first, then families, sources, files and packages."""
-  return [*check(cfg), *model_problems(cfg.model), *source_problems(cfg), *file_problems(cfg)]
+  """Every problem of a config, one line each: values first, then families, sources, files and packages.
+
+  What only the method itself can say is checked last and only if there is no other problem, as it imports jax.
+  """
+  problems = [
+    *check(cfg), *_method_name_problems(cfg), *model_problems(cfg.model), *source_problems(cfg), *file_problems(cfg)
+  ]  # fmt: skip
+  if problems or cfg.task in TASKS_WITHOUT_JAX:
+    return problems
+  from lora_exp.lora.method_checks import method_problems
+
+  return method_problems(cfg)
+
+
+def method_names() -> list[str]:
+  """The files in `lora_exp/lora/methods`, without importing them."""
+  folder = Path(lora_exp.__file__).parent / "lora" / "methods"
+  return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name != "base")
+
+
+def _method_name_problems(cfg: Config) -> Iterator[str]:
+  names = method_names()
+  if cfg.lora.method not in names:
+    yield choice_problem("lora.method", cfg.lora.method, names)
+  if cfg.lora.init not in (*INITS, *names):
+    from lora_exp.lora import methods
+
+    starts = [method.name for method in methods.every() if method.init_of is not None]
+    yield choice_problem("lora.init", cfg.lora.init, [*INITS, *starts])

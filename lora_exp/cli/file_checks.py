@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_exp.cli.tasks import task_names
 from lora_exp.config.allowed_values import choice_problem
-from lora_exp.config.checks import NO_UPDATE, TASKS_OF_A_RUN, export_directory, lies_in_run_files
+from lora_exp.config.checks import TASKS_OF_A_RUN, export_directory, lies_in_run_files
 from lora_exp.config.conversion import shown
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import TOKENIZERS, Config, ModelConfig
@@ -71,8 +71,6 @@ def _inspect_problems(cfg: Config, run: str) -> Iterator[str]:
   problem = run_directory_problem("run", run)
   if problem is not None:
     yield problem
-  elif cfg.lora.method in NO_UPDATE:
-    yield f"run={run}: lora={cfg.lora.method} trained {NO_UPDATE[cfg.lora.method]}; there is no ΔW to look into"
 
 
 def _model_problems(model: ModelConfig) -> Iterator[str]:

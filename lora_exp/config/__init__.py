@@ -21,7 +21,6 @@ from lora_exp.config.errors import (
   nearest,
 )
 from lora_exp.config.schema import (
-  ADAPTERS,
   ArchConfig,
   Config,
   DataConfig,
@@ -40,7 +39,6 @@ from lora_exp.config.schema import (
 )
 
 __all__ = [
-  "ADAPTERS",
   "ArchConfig",
   "Config",
   "DataConfig",

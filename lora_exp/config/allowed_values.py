@@ -9,7 +9,7 @@ from lora_exp.config.conversion import shown
 from lora_exp.config.data_checks import sources
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.metrics import METRICS
-from lora_exp.config.schema import ADAPTERS, INITS, Config
+from lora_exp.config.schema import Config
 
 CHOICES: dict[str, Collection[str | None]] = {
   "format": ("peft", "merged", "base"),
@@ -18,9 +18,7 @@ CHOICES: dict[str, Collection[str | None]] = {
   "model.base": ("random", "pretrain", "weights"),
   "data.packing": ("pack", "pad"),
   "data.chat": ("auto", "none"),
-  "lora.method": (*ADAPTERS, "bitfit", "full", "frozen"),
   "lora.scaling": ("standard", "rslora"),
-  "lora.init": tuple(INITS),
   "lora.bias": ("none", "all", "lora_only"),
   "lora.quant": (None, "int8", "int4", "nf4"),
   "lora.compute": ("auto", "factored", "merged"),

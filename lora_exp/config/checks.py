@@ -16,7 +16,6 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import TOKENIZERS, Config
 
 TASKS_OF_A_RUN = ("merge", "export")  # tasks that need a run
-NO_UPDATE = {"frozen": "nothing", "bitfit": "biases alone"}  # methods that change no kernel, and what they train
 # What an experiment may expect of a finished run, besides a value of each metric.
 EXPECTATIONS = ("trainable", "total", "adapter_bytes", "loss_falls", "behind_best", "base_changed", "merged_differs",
                 "off_differs")
@@ -58,13 +57,8 @@ def _export_problems(cfg: Config) -> Iterator[str]:
   if cfg.run is None:
     yield f"run=null: task={cfg.task} needs the run that it works on; add run=outputs/DAY/TIME-NAME"
     return
-  method = cfg.lora.method
   if cfg.task == "merge" and cfg.format == "base":
     yield "format=base: task=merge writes the merged model; use task=export format=base"
-  elif method == "frozen" and cfg.format != "base":
-    yield f"run={cfg.run}: lora=frozen trained nothing; the base alone: task=export format=base"
-  elif method == "full" and cfg.task == "export" and cfg.format == "peft":
-    yield "format=peft: lora=full trains the model itself, and no adapter; use format=merged"
   out = export_directory(cfg)
   if lies_in_run_files(out, Path(cfg.run)):
     yield f"out={out}: would lie in the run's own files; choose another directory, or none: {cfg.run}/export"

@@ -142,16 +142,13 @@ class MeshConfig:
   trial: int = 1  # splits the trials of a pack
 
 
-ADAPTERS = ("lora", "dora", "vera", "adalora")  # methods that put low-rank factors beside kernels
-INITS = {  # lora.init -> what A is drawn from
+INITS = {  # lora.init -> what A is drawn from; a method of its own (pissa, olora) may be named too
   "kaiming": "U(±1/√in)",
   "he_uniform": "U(±√(6/in))",
   "xavier_uniform": "U(±√(6/(in + rank)))",
   "normal": "N(0, init_std²)",
   "gaussian": "N(0, 1/rank²)",
   "orthogonal": "orthonormal columns",
-  "pissa": "the largest singular directions of W",
-  "olora": "the first rows of R in Wᵀ = Q·R",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config import ADAPTERS, Config, InputError, LoraExpError
+from lora_exp.config import Config, InputError, LoraExpError
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.grouping.setting_keys import varied_keys
 from lora_exp.report.reading.run_reader import flatten_settings, read_sweep
@@ -101,7 +101,7 @@ def _telling(trials: Sequence[RunRecord], columns: Sequence[str]) -> list[str]:
   keys = make_groups(trials)[0].keys
   kinds = [key for key in KINDS if key in columns] if "method" in keys else []
   methods = {trial.config.get("lora.method") for trial in trials}
-  adapted = any(method in ADAPTERS for method in methods)
+  adapted = any(trial.method.adapts_kernels for trial in trials)
   return [*(["lora.method"] if len(methods) > 1 and adapted else []), *kinds, *(key for key in keys if key != "method")]
 
 

@@ -14,7 +14,6 @@ from threadpoolctl import threadpool_limits
 
 from lora_exp import __version__, lora
 from lora_exp.config import Config, InputError
-from lora_exp.config.checks import NO_UPDATE
 from lora_exp.lora import methods
 from lora_exp.lora.resize import update_svd
 from lora_exp.models.weights import store
@@ -79,7 +78,7 @@ def _sweep(directory: Path) -> None:
                                                                     f.parent.name.zfill(9))):
     try:
       cfg = replace(load_config(str(file.parent)), task="inspect", run=str(file.parent))
-      if cfg.lora.method not in NO_UPDATE:
+      if methods.of(cfg.lora).changes_kernels:
         trial = Trained(cfg, plan_of(cfg))
         groups.setdefault(repr((cfg.model, cfg.pretrain_data, cfg.mesh, cfg.cache)), []).append(trial)
     except InputError as error:

@@ -51,6 +51,7 @@ def run_summary(
     "perplexity": record.scores.get("final", {}).get("perplexity"),
     "held_out_tokens": record.held_out_tokens,
     "scores": record.scores,
+    "method": methods.of(plan.cfg.lora).facts(),
     "parameters": plan.parameters(),
     "targets": [asdict(row) for row in plan.table],
     "seconds": {

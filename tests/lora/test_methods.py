@@ -17,6 +17,7 @@ from test_mesh import child
 from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, MlpConfig
 from lora_exp.config.lora_checks import lora_problems
+from lora_exp.lora.method_checks import method_problems
 from lora_exp.lora import methods
 from lora_exp.lora.methods import adalora
 from lora_exp.lora.quantization import dense, is_quantised
@@ -75,7 +76,7 @@ def config(case: str, family: str = "minigpt", **more) -> Config:
   found |= {} if found["method"] == "vera" else {"alpha": 6.0}
   found |= {} if found["budget"] is None else {"budget": 2.2}
   cfg = small(**SMALL | FAMILIES[family] | {f"lora__{k}": v for k, v in found.items()} | more)
-  assert not list(lora_problems(cfg))
+  assert not [*lora_problems(cfg), *method_problems(cfg)]
   return cfg
 
 

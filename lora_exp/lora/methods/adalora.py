@@ -40,6 +40,7 @@ class AdaLoRA(LoRA):
   paper = "2303.10512"
   cost = "R·(I + O + 1) parameters, and two running averages of each beside the optimizer's"
   leaves = LoRA.leaves | {"lora_e": Leaf("R")}
+  uses_budget = True
 
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]

@@ -77,6 +77,9 @@ class Method:
   paddable: ClassVar[bool] = True  # zero columns of a rank stay zero in training: trials of other ranks share a pack
   drops_input: ClassVar[bool] = True  # lora.dropout drops inputs of the update
   additive: ClassVar[bool] = True  # W as adapted is W + ΔW, and ΔW does not depend on W
+  has_lr_ratio: ClassVar[bool] = False  # lora.lr_ratio applies
+  uses_budget: ClassVar[bool] = False  # lora.budget applies
+  options: ClassVar[Mapping[str, Any]] = {}  # settings of its own in lora.options, with their defaults
   inspect_note: ClassVar[str | None] = None  # a sentence below task=inspect
 
   # Sizes
@@ -222,6 +225,18 @@ class Method:
     return {}
 
   # Settings
+
+  def facts(self) -> dict[str, Any]:
+    """What a report needs to know, which the run writes to summary.json."""
+    return {
+      "name": self.name,
+      "title": self.title,
+      "reference": "upper" if self.trains_everything else "lower" if self.trains_nothing else None,
+      "adapts_kernels": self.adapts_kernels,
+      "uses_rank": self.uses_rank,
+      "uses_alpha": self.uses_alpha,
+      "has_constants": self.has_constants,
+    }
 
   def check(self, config: LoraConfig) -> list[str]:
     """Problems of the group `lora` that only this method knows, a sentence each."""

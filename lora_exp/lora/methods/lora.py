@@ -4,7 +4,7 @@ rsLoRA (lora.scaling=rslora), LoRA+ (lora.lr_ratio) and QLoRA (lora.quant) are s
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class LoRA(Method):
   paper = "2106.09685"
   cost = "R·(I + O) parameters"
   leaves = {"lora_a": Leaf("IR"), "lora_b": Leaf("RO")}
-  has_lr_ratio: ClassVar[bool] = True  # lora.lr_ratio is of A and B
+  has_lr_ratio = True
 
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]
