@@ -14,6 +14,7 @@ import jax
 from lora_exp.config import DataConfig
 from lora_exp.config.metrics import METRICS
 from lora_exp.data.sources import is_numeric
+from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.run_files import SUMMARY

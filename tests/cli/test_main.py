@@ -133,7 +133,7 @@ def test_the_traceback_is_there_for_who_asks(tmp_path):
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-  (["--help"], ["lora-exp -m sweep=rank", "lora: adalora, bitfit, dora, frozen, full, lora, loraplus,", "75 stopped"]),
+  (["--help"], ["lora-exp -m sweep=rank", "adalora, bitfit, dora, frozen, full, lora, loraplus,", "75 stopped"]),
   (["--cfg", "job", "lora.rank=5"], ["rank: 5"]),
   (["--cfg", "job", "--resolve", "--package", "data"], ["seq_len: 128"]),
   (["--info", "defaults"], ["stdlib_docs"]),

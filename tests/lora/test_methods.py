@@ -17,8 +17,8 @@ from test_mesh import child
 from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, MlpConfig
 from lora_exp.config.lora_checks import lora_problems
-from lora_exp.lora.method_checks import method_problems
 from lora_exp.lora import methods
+from lora_exp.lora.method_checks import method_problems
 from lora_exp.lora.methods import adalora
 from lora_exp.lora.quantization import dense, is_quantised
 from lora_exp.runtime.mesh import dotted, flatten
@@ -29,7 +29,7 @@ from lora_exp.train.step import assemble, gradient, outputs, over_trials, separa
 from lora_exp.train.trials import take_trial
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "lora"
-METHODS = sorted({file.stem for file in CONF.glob("*.yaml")} - {"full", "frozen"})
+METHODS = sorted({file.stem for file in CONF.glob("[!_]*.yaml")} - {"full", "frozen"})
 VARIANTS: dict[str, dict] = {  # beside the files of conf/lora: what goes with any method
   "bias_all": dict.fromkeys(("mlp", "minigpt"), {"bias": "all"}),
   "bias_lora_only": {
@@ -71,7 +71,9 @@ EACH = [  # case by case: a multi-layer perceptron compiles quickly, and MiniGPT
 
 def config(case: str, family: str = "minigpt", **more) -> Config:
   """A file of conf/lora (or a variant) on a small model, with `more` on top; alpha is nowhere the rank."""
-  found = yaml.safe_load((CONF / f"{'lora' if case in VARIANTS else case}.yaml").read_text())
+  files = ("_base", "lora" if case in VARIANTS else case)
+  found = {key: x for file in files for key, x in yaml.safe_load((CONF / f"{file}.yaml").read_text()).items()}
+  del found["defaults"]
   found |= {"rank": 4, "targets": TARGETS[family], "dropout": 0.1} | VARIANTS.get(case, {}).get(family, {})
   found |= {} if found["method"] == "vera" else {"alpha": 6.0}
   found |= {} if found["budget"] is None else {"budget": 2.2}
