@@ -20,6 +20,8 @@ COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None
 # Settings that may change when a run is resumed.
 CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "expectations", "report",
               "train.resume", "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")
+# Families that version 0.1.0 called llama; `model.arch` told them apart, and does still.
+ONCE_LLAMA = ("mistral", "qwen2", "qwen3", "gemma", "gemma3")
 
 
 def save_config(cfg: Config, directory: Path) -> Config | None:
@@ -76,6 +78,8 @@ def changed_settings(before: Config, after: Config) -> list[tuple[str, Any, Any]
   allowed = list(CHANGEABLE)
   if before.lora.parameters is not None:
     allowed.append("lora.rank")  # it follows from the number of parameters
+  if before.model.family == "llama" and after.model.family in ONCE_LLAMA:
+    allowed.append("model.family")
   paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
   return [(path, old.get(path), new.get(path)) for path in paths if not _is_below(path, allowed)]
 

@@ -6,7 +6,8 @@ import yaml
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config.conversion import to_config
 from lora_exp.config.old_names import old_name_warning, rename_override
-from lora_exp.runtime.saved_config import load_config
+from lora_exp.config.schema import Config, ModelConfig
+from lora_exp.runtime.saved_config import changed_settings, load_config
 
 
 @pytest.mark.parametrize(("old", "new"), [
@@ -62,3 +63,10 @@ def test_a_sweep_file_of_old_names_is_read(tmp_path):
   )
   line = check_command_line(["--config-dir", str(tmp_path), "sweep=mine"])
   assert [job.expectations for job in line.jobs] == [{"total": 3}, {"total": 4}]
+
+
+def test_a_run_of_a_llama_module_may_have_its_family_renamed():
+  """Version 0.1.0 called Mistral, Qwen and Gemma llama; another module is another model."""
+  before = Config(model=ModelConfig(family="llama"))
+  assert changed_settings(before, Config(model=ModelConfig(family="gemma3"))) == []
+  assert changed_settings(before, Config(model=ModelConfig(family="gpt2"))) == [("model.family", "llama", "gpt2")]

@@ -43,7 +43,7 @@ def config(name: str) -> Config:
 
 def parameters(name: str, layers: int) -> int:
   cfg = config(name).model
-  model = abstract_model(replace(cfg, layers=layers), cfg.vocab_size)
+  model = abstract_model(replace(cfg, layers=layers), cfg.vocab_size or 257)
   return sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
 
 

@@ -86,8 +86,10 @@ def test_exported_files_have_the_logits_of_the_run(name, tmp_path):
   np.testing.assert_allclose(their_logits(adapted, tokens), want, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama 3", "llama tied", "mistral 0.3", "qwen2", "qwen3 window", "olmo2", "olmo2 other", "phi3", "phi3 longrope", "gemma 7b",
-                                  "gemma3 capped", "gemma3 local"])  # fmt: skip
+@pytest.mark.parametrize("name", [
+  "gpt2", "llama 3", "llama tied", "mistral 0.3", "qwen2", "qwen3 window", "olmo2", "olmo2 other", "phi3",
+  "phi3 longrope", "gemma 7b", "gemma3 capped", "gemma3 local",
+])  # fmt: skip
 def test_config_json_is_written_back_to_the_same_model(name):
   kind, arguments = CASES[name]
   model = reference(kind, arguments, 1)
