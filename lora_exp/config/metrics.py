@@ -16,19 +16,31 @@ To add a metric whose sums exist, add one entry to `METRICS`:
 
 with its value, a function of the sums:
 
-    def _bits_per_token(sums: Sums) -> float:
-      return ratio(sums, "nats", "count") / math.log(2)
+    def _bits_per_token(totals: Totals) -> float:
+      return ratio(totals, "nats", "count") / math.log(2)
 
-If it needs a new sum, add that to `SUMS` of `train/evaluation.py` under the name that the metric uses. Nothing else
-changes.
+If it needs a new sum, add that to `SUMS` of `train/evaluation.py` under the name that the metric uses; top-5 accuracy,
+for example, needs the number of targets among the five most likely tokens:
+
+    def _in_top_five(logits_BV: jax.Array, targets_B: jax.Array) -> jax.Array:
+      target_B1 = jnp.take_along_axis(logits_BV, targets_B[:, None], axis=-1)
+      return (logits_BV > target_B1).sum(-1) < 5
+
+    def _top_five(predictions: Predictions) -> jax.Array | None:
+      if predictions.x_BTD is None:  # examples of numbers
+        return None
+      batch = predictions.batch
+      return (predictions.map_logits(_in_top_five, batch["targets"]) * batch["weights"]).sum()
+
+Nothing else changes.
 """
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-Sums = Mapping[str, float]  # name of a sum -> its value over a split
-MAX_EXPONENT = 700.0  # e^700 is the largest power that float64 holds without overflow, in round numbers
+Totals = Mapping[str, float]  # name of a sum -> its total over a split
+MAX_EXPONENT = 700.0  # e^710 overflows float64
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,8 @@ class Metric:
 
   name: str  # in files and in the config
   label: str  # in tables and plots
-  sums: tuple[str, ...]  # that `value` reads
-  value: Callable[[Sums], float]
+  sums: tuple[str, ...]  # that `value` needs
+  value: Callable[[Totals], float]
   unit: str = ""  # of text; examples of numbers have none
   higher_is_better: bool = False
   digits: int = 4  # after the decimal point, in tables
@@ -67,38 +79,38 @@ class Metric:
     return "above" if self.higher_is_better else "below"
 
   def applies(self, sums: Collection[str]) -> bool:
-    """Whether every sum that it reads exists."""
+    """Whether every sum that it needs is among `sums`."""
     return all(name in sums for name in self.sums)
 
 
-def ratio(sums: Sums, numerator: str, denominator: str) -> float:
+def ratio(totals: Totals, numerator: str, denominator: str) -> float:
   """One sum divided by another; NaN if there was nothing to count."""
-  return sums[numerator] / sums[denominator] if sums[denominator] else math.nan
+  return totals[numerator] / totals[denominator] if totals[denominator] else math.nan
 
 
-def _loss(sums: Sums) -> float:
+def _loss(totals: Totals) -> float:
   """Mean loss of a token or an example."""
-  return ratio(sums, "loss", "count")
+  return ratio(totals, "loss", "count")
 
 
-def _perplexity(sums: Sums) -> float:
+def _perplexity(totals: Totals) -> float:
   """e to the mean negative log-likelihood of a token."""
-  return math.exp(min(ratio(sums, "nats", "count"), MAX_EXPONENT))
+  return math.exp(min(ratio(totals, "nats", "count"), MAX_EXPONENT))
 
 
-def _bits_per_byte(sums: Sums) -> float:
+def _bits_per_byte(totals: Totals) -> float:
   """Bits to encode a byte of the text: comparable between tokenizers, as the loss of a token is not."""
-  return ratio(sums, "nats", "bytes") / math.log(2)
+  return ratio(totals, "nats", "bytes") / math.log(2)
 
 
-def _accuracy(sums: Sums) -> float:
+def _accuracy(totals: Totals) -> float:
   """Share of the targets that are the model's most likely token (or class)."""
-  return ratio(sums, "correct", "count")
+  return ratio(totals, "correct", "count")
 
 
-def _exact(sums: Sums) -> float:
+def _exact(totals: Totals) -> float:
   """Share of the responses whose every token, the end included, is the most likely one."""
-  return ratio(sums, "exact", "answers")
+  return ratio(totals, "exact", "responses")
 
 
 def _by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
@@ -110,10 +122,10 @@ METRICS: dict[str, Metric] = _by_name([
   Metric("perplexity", "perplexity", sums=("nats", "count"), value=_perplexity),
   Metric("bits_per_byte", "bits per byte", sums=("nats", "bytes"), value=_bits_per_byte),
   Metric("accuracy", "accuracy", sums=("correct", "count"), value=_accuracy, higher_is_better=True),
-  Metric("exact", "exact match", sums=("exact", "answers"), value=_exact, higher_is_better=True),
+  Metric("exact", "exact match", sums=("exact", "responses"), value=_exact, higher_is_better=True),
 ])
 
 
-def metric_values(sums: Sums) -> dict[str, float]:
+def metric_values(totals: Totals) -> dict[str, float]:
   """The value of every metric that applies, by name, in the order of `METRICS`."""
-  return {name: float(metric.value(sums)) for name, metric in METRICS.items() if metric.applies(sums)}
+  return {name: float(metric.value(totals)) for name, metric in METRICS.items() if metric.applies(totals)}

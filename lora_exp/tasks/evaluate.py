@@ -1,25 +1,34 @@
 """`task=evaluate`: the metrics of a run and of its base, or of a base alone, on held-out data of any source."""
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from lora_exp.config import Config, DataConfig
-from lora_exp.config.metrics import METRICS, Metric
+from lora_exp.config.metrics import METRICS
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import keep_programs
-from lora_exp.train.evaluation import Evaluation, byte_lengths, difference, held_out, put_eval_batches
+from lora_exp.train.evaluation import (
+  Evaluation,
+  byte_lengths,
+  difference,
+  held_out,
+  put_eval_batches,
+  standard_error,
+)
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.step import Tree
 from lora_exp.train.trials import TrialHypers
 
 FILE = "evaluations.jsonl"
+Change = tuple[float, float | None]  # from the base, and its standard error
 
 
 def run(cfg: Config) -> None:
@@ -42,8 +51,9 @@ def run(cfg: Config) -> None:
     base, *trained = evaluations(loaded, source, max_tokens, is_run)
     lines.append(_line(split, "base", base))
     for evaluation in trained:
-      lines.append(_line(split, method.name, evaluation) | _against_base(evaluation, base))
-      facts |= _facts(split, source, evaluation, base)
+      changes = {name: difference(METRICS[name], evaluation, base) for name in evaluation.metrics}
+      lines.append(_line(split, method.name, evaluation) | _against_base(changes))
+      facts |= _facts(split, source, changes)
   _show_table(lines, "examples" if is_numeric(cfg.data) else "tokens")
   if facts:
     console.show_facts("Trained against base", facts)
@@ -51,7 +61,9 @@ def run(cfg: Config) -> None:
     _keep(Path(cfg.run) / FILE, cfg, lines)
 
 
-def evaluations(loaded: LoadedRun, source: DataConfig, max_tokens: int | None, with_trained: bool) -> Iterator[Evaluation]:
+def evaluations(
+  loaded: LoadedRun, source: DataConfig, max_tokens: int | None, with_trained: bool
+) -> Iterator[Evaluation]:
   """The evaluation of the base on about `max_tokens` held-out tokens of `source`, then that of the trained model."""
   plan, job = loaded.plan, loaded.job
   ways = plan.layout.batch_ways
@@ -69,37 +81,37 @@ def evaluations(loaded: LoadedRun, source: DataConfig, max_tokens: int | None, w
 
 
 def _line(split: str, model: str, evaluation: Evaluation) -> dict:
-  """The line of evaluations.jsonl: every declared metric, null where it does not apply."""
-  metrics = evaluation.metrics
-  values = {name: metrics.get(name) for name in METRICS}
-  return {"split": split, "model": model, **values, "tokens": int(evaluation.sums["count"])}
+  """The line of evaluations.jsonl: every declared metric, null where it does not apply, and their standard errors."""
+  values = {name: _finite(evaluation.metrics.get(name)) for name in METRICS}
+  errors = {name: _finite(standard_error(METRICS[name], evaluation)) for name in evaluation.metrics}
+  return {"split": split, "model": model, **values, "tokens": int(evaluation.sums["count"]), "standard_errors": errors}
 
 
-def _against_base(trained: Evaluation, base: Evaluation) -> dict:
-  """The differences from the base, trained minus base; those of the loss stand apart, as in version 0.1.0."""
-  table = {}
-  for name in trained.metrics:
-    change, error = difference(METRICS[name], trained, base)
-    table[name] = {"difference": change, "standard_error": error}
-  loss = table["loss"]
-  return {"above_base": loss["difference"], "standard_error": loss["standard_error"], "against_base": table}
+def _against_base(changes: Mapping[str, Change]) -> dict:
+  """The differences from the base by metric; those of the loss also where version 0.1.0 wrote them."""
+  above, error = changes["loss"]
+  table = {
+    name: {"difference": _finite(change), "standard_error": _finite(error)} for name, (change, error) in changes.items()
+  }
+  return {"above_base": above, "standard_error": error, "against_base": table}
 
 
-def _facts(split: str, source: DataConfig, trained: Evaluation, base: Evaluation) -> dict[str, str]:
-  """A sentence for each metric: how far the trained model is from the base."""
+def _finite(value: float | None) -> float | None:
+  """`value`, or None if JSON has no such number."""
+  return value if value is not None and math.isfinite(value) else None
+
+
+def _facts(split: str, source: DataConfig, changes: Mapping[str, Change]) -> dict[str, str]:
+  """A phrase for each metric: how far the trained model is from the base."""
   facts = {}
-  for name in trained.metrics:
+  for name, (change, error) in changes.items():
     metric = METRICS[name]
+    unit = f"{metric.unit} " if metric.unit and not is_numeric(source) else ""
+    margin = "" if error is None else f" ± {error:.2g}"
+    side = "above" if change > 0 else "below"
     key = "forgetting" if (split, name) == ("retain", "loss") else f"{split} {metric.label}"
-    facts[key] = _sentence(metric, source, *difference(metric, trained, base))
+    facts[key] = f"{abs(change):.4f}{margin} {unit}{side} the base"
   return facts
-
-
-def _sentence(metric: Metric, source: DataConfig, change: float, error: float | None) -> str:
-  unit = f"{metric.unit} " if metric.unit and not is_numeric(source) else ""
-  side = "above" if change > 0 else "below"
-  margin = "" if error is None else f" ± {error:.2g}"
-  return f"{abs(change):.4f}{margin} {unit}{side} the base"
 
 
 def _show_table(lines: list[dict], unit: str) -> None:

@@ -37,7 +37,8 @@ class Predictions:
   batch: Batch  # arrays (B, T) of text, (B, …) of examples of numbers
   loss: Sums  # of the batch, over targets with a weight
   model: LanguageModel
-  x_BTD: jax.Array | None  # features before the head; None for examples of numbers
+  x_BTD: jax.Array | None = None  # of text: features before the head
+  z_BO: jax.Array | None = None  # of examples of numbers: logits of classes, or the predicted numbers
 
   def map_logits(self, function: Callable[..., jax.Array], *columns_BT: jax.Array) -> jax.Array:
     """(B, T) of `function(logits (B, V), *columns (B,))` at each position; of text only."""
@@ -72,7 +73,7 @@ def _most_likely(logits_BV: jax.Array) -> jax.Array:
   return logits_BV.argmax(-1)
 
 
-# Besides the sums that come with the loss, see `step.loss_sums`.
+# Sums of a model's predictions, besides those that come with the loss (`step.loss_sums`).
 SUMS: dict[str, Callable[[Predictions], jax.Array | None]] = {
   "exact": _exact,
 }
@@ -83,7 +84,7 @@ def _count(batch: Batch, byte_lengths: np.ndarray | None) -> float:
   return float(np.asarray(batch["weights"]).sum(dtype=np.float64))
 
 
-def _answers(batch: Batch, byte_lengths: np.ndarray | None) -> float | None:
+def _responses(batch: Batch, byte_lengths: np.ndarray | None) -> float | None:
   """Rows with a response to a prompt."""
   return float(np.asarray(batch["answers"]).any(1).sum()) if "answers" in batch else None
 
@@ -96,9 +97,10 @@ def _bytes(batch: Batch, byte_lengths: np.ndarray | None) -> float | None:
   return float(byte_lengths[np.asarray(batch["targets"])[weighted]].sum())
 
 
+# Numbers of a batch that no model is needed for; also of the batches of training.
 COUNTS: dict[str, Callable[[Batch, np.ndarray | None], float | None]] = {
   "count": _count,
-  "answers": _answers,
+  "responses": _responses,
   "bytes": _bytes,
 }
 
@@ -138,11 +140,13 @@ def eval_step(
   def one_trial(trial: TrialHypers, params: Tree) -> dict[str, jax.Array]:
     model: Any = assemble(program, params, trial, frozen, None)
     if "x" in batch:
-      x_BTD, loss = None, example_loss(model(batch["x"]), batch["y"], batch["weights"])
+      z_BO = model(batch["x"])
+      loss = example_loss(z_BO, batch["y"], batch["weights"])
+      predictions = Predictions(batch, loss, model, z_BO=z_BO)
     else:
       x_BTD = features(model, batch)
       loss = token_loss(program, model, x_BTD, batch)
-    predictions = Predictions(batch, loss, model, x_BTD)
+      predictions = Predictions(batch, loss, model, x_BTD)
     sums = {name: compute(predictions) for name, compute in SUMS.items()}
     return loss_sums(batch, loss) | {name: value for name, value in sums.items() if value is not None}
 
@@ -153,7 +157,7 @@ def eval_step(
 class Evaluation:
   """What one trial's model scores on held-out batches."""
 
-  batch_sums: dict[str, np.ndarray]  # name of a sum or count -> (batches,) float64
+  batch_sums: dict[str, np.ndarray]  # name of a sum or count -> (K,) float64, of each batch
   sums: dict[str, float]  # the same over all batches
 
   @property
@@ -164,8 +168,8 @@ class Evaluation:
   def row(self) -> dict[str, float | int]:
     """Its metrics, the number of targets (`counted`) and, where rows have them, of responses (`examples`)."""
     counts = {"counted": int(self.sums["count"])}
-    if "answers" in self.sums:
-      counts["examples"] = int(self.sums["answers"])
+    if "responses" in self.sums:
+      counts["examples"] = int(self.sums["responses"])
     return self.metrics | counts
 
 
@@ -176,25 +180,24 @@ def held_out(
   frozen: Tree,
   batches: Iterable[EvalBatch],
 ) -> list[Evaluation]:
-  """The evaluation of each of N trials on `batches`; every target weighs the same.
+  """The evaluation of each of N trials on K batches; every target weighs the same.
 
   `evaluate` is the compiled `eval_step`; `params` and `trials` have a leading axis N.
   """
-  computed, counts = [], []
+  device_sums, counts = [], []
   for batch in batches:
-    computed.append(evaluate(params, trials, frozen, batch.arrays))
+    device_sums.append(evaluate(params, trials, frozen, batch.arrays))
     counts.append(batch.counts)
-  sums_KN = {name: np.array([np.asarray(step[name], np.float64) for step in computed]) for name in computed[0]}
-  totals_N = {name: values.sum(axis=0) for name, values in sums_KN.items()}
-  counts_K = {name: np.array([count[name] for count in counts]) for name in counts[0]}
-  totals = {name: float(values.sum()) for name, values in counts_K.items()}
-  return [
-    Evaluation(
-      {name: values[:, n] for name, values in sums_KN.items()} | counts_K,
-      {name: float(values[n]) for name, values in totals_N.items()} | totals,
-    )
-    for n in range(len(totals_N["loss"]))
-  ]
+  sums_KN = {name: np.array([np.asarray(sums[name], np.float64) for sums in device_sums]) for name in device_sums[0]}
+  counts_K = {name: np.array([batch_counts[name] for batch_counts in counts]) for name in counts[0]}
+  totals_N = {name: values_KN.sum(axis=0) for name, values_KN in sums_KN.items()}
+  totals = {name: float(values_K.sum()) for name, values_K in counts_K.items()}
+  evaluations = []
+  for n in range(len(totals_N["loss"])):
+    batch_sums = {name: values_KN[:, n] for name, values_KN in sums_KN.items()}
+    sums = {name: float(values_N[n]) for name, values_N in totals_N.items()}
+    evaluations.append(Evaluation(batch_sums | counts_K, sums | totals))
+  return evaluations
 
 
 def difference(metric: Metric, trained: Evaluation, base: Evaluation) -> tuple[float, float | None]:
@@ -220,12 +223,12 @@ def _standard_error(influence_K: np.ndarray) -> float | None:
 
 
 def _influence(metric: Metric, evaluation: Evaluation, step: float = 1e-4) -> np.ndarray:
-  """(batches,) the derivative of a metric with respect to each batch's weight, by central differences."""
+  """(K,) the derivative of a metric with respect to the weight of each batch, by central differences."""
 
   def at_weight(batch: int, weight: float) -> float:
-    """The metric if the batch counted `weight` more than the others."""
-    return metric.value({name: total + weight * evaluation.batch_sums[name][batch]
-                         for name, total in evaluation.sums.items()})  # fmt: skip
+    """The metric with `weight` more of the batch."""
+    sums = {name: total + weight * evaluation.batch_sums[name][batch] for name, total in evaluation.sums.items()}
+    return metric.value(sums)
 
   batches = range(len(evaluation.batch_sums["count"]))
   return np.array([(at_weight(k, step) - at_weight(k, -step)) / (2 * step) for k in batches])

@@ -1,4 +1,4 @@
-"""Evaluation: any run or base on any data, beside its base, with an error that says what a difference is worth."""
+"""`task=evaluate`: a run against its base, on its own data or on other data, and a base alone."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def lines(run) -> list[dict]:
   return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
 
 
-def test_a_run_is_scored_beside_its_base_and_the_scores_are_kept(run, capfd):
+def test_a_run_is_scored_against_its_base(run, capfd):
   assert entry.run(["task=evaluate", f"run={run}"]) == 0
   said = capfd.readouterr().out
   base, lora = lines(run)[-2:]
@@ -35,10 +35,12 @@ def test_a_run_is_scored_beside_its_base_and_the_scores_are_kept(run, capfd):
   assert (base["model"], lora["model"]) == ("base", "lora")
   assert lora["above_base"] == pytest.approx(lora["loss"] - base["loss"]) and lora["above_base"] < 0
   assert 0 < lora["standard_error"] < abs(lora["above_base"])
+  assert lora["against_base"]["loss"] == {"difference": lora["above_base"], "standard_error": lora["standard_error"]}
+  assert lora["standard_errors"].keys() == lora["against_base"].keys() >= {"loss", "perplexity", "accuracy"}
   assert f"{-lora['above_base']:.4f} ± " in said and "below the base" in said
 
 
-def test_other_data_is_evaluated_when_it_is_named(run, tmp_path):
+def test_other_data_can_be_named(run, tmp_path):
   file = stories(tmp_path / "other.txt", count=20)
   argv = ["task=evaluate", f"run={run}", "data=text", f"data.path={file}"]
   assert entry.run(argv) == 0
@@ -48,7 +50,7 @@ def test_other_data_is_evaluated_when_it_is_named(run, tmp_path):
   assert lines(run)[-1]["tokens"] == sum(len(story(i)) for i in range(20)) + ends
 
 
-def test_a_base_alone_is_scored_and_leaves_nothing(run, in_tmp_path, capfd):
+def test_a_base_alone_is_scored_and_writes_nothing(run, in_tmp_path, capfd):
   entry.run(["task=evaluate", f"run={run}"])
   file = on_stories(run.parent)
   before = lines(run)

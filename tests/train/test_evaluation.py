@@ -14,7 +14,7 @@ from runs import QUIET, TINY, on_stories, rows, summary, train
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import DataConfig, InputError
-from lora_exp.config.metrics import METRICS, Metric, Sums, ratio
+from lora_exp.config.metrics import METRICS, Metric, Totals, ratio
 from lora_exp.config.override_grammar import parse
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
@@ -63,7 +63,7 @@ def some_right(job, batches: list[dict]) -> list[dict]:
 
 def sums_by_hand(job, batches: list[dict]) -> dict[str, float]:
   """The sums of all batches, a token at a time."""
-  sums = dict.fromkeys(("loss", "correct", "count", "bytes", "exact", "answers"), 0.0)
+  sums = dict.fromkeys(("loss", "correct", "count", "bytes", "exact", "responses"), 0.0)
   for batch in batches:
     z = logits_of(job, batch)
     log_p = z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
@@ -75,7 +75,7 @@ def sums_by_hand(job, batches: list[dict]) -> dict[str, float]:
       sums["count"] += 1
       sums["bytes"] += target < BYTES
     for b in np.flatnonzero(batch["answers"].any(1)):
-      sums["answers"] += 1
+      sums["responses"] += 1
       sums["exact"] += all(right[b, t] for t in np.flatnonzero(batch["answers"][b]))
   return sums
 
@@ -86,13 +86,14 @@ def test_every_metric_equals_a_computation_by_hand(arithmetic):
   placed = put_eval_batches(batches, job.put, byte_lengths(plan.cfg.data, plan.tokenizer))
   [found] = held_out(job.evaluate, job.state.params, job.trials, job.frozen, placed)
   sums = sums_by_hand(job, batches)
-  assert 0 < sums["exact"] < sums["answers"] == 12 and 0 < sums["correct"] < sums["count"]
-  assert found.metrics == pytest.approx({
+  assert 0 < sums["exact"] < sums["responses"] == 12 and 0 < sums["correct"] < sums["count"]
+  expected = {
     "loss": sums["loss"] / sums["count"],
     "perplexity": math.exp(sums["loss"] / sums["count"]),
     "bits_per_byte": sums["loss"] / math.log(2) / sums["bytes"],
     "accuracy": sums["correct"] / sums["count"],
-    "exact": sums["exact"] / sums["answers"]}, rel=1e-5)  # fmt: skip
+    "exact": sums["exact"] / sums["responses"]}
+  assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
   assert (found.row()["counted"], found.row()["examples"]) == (sums["count"], 12)
 
 
@@ -151,14 +152,16 @@ def in_top_five(logits_BV: jax.Array, targets_B: jax.Array) -> jax.Array:
   return (logits_BV > target_B1).sum(-1) < 5
 
 
-def top_five(predictions: evaluation.Predictions) -> jax.Array:
-  """Targets among the five most likely tokens."""
+def top_five(predictions: evaluation.Predictions) -> jax.Array | None:
+  """Targets among the five most likely tokens; None for examples of numbers."""
+  if predictions.x_BTD is None:
+    return None
   batch = predictions.batch
   return (predictions.map_logits(in_top_five, batch["targets"]) * batch["weights"]).sum()
 
 
-def top_five_share(sums: Sums) -> float:
-  return ratio(sums, "top_five", "count")
+def top_five_share(totals: Totals) -> float:
+  return ratio(totals, "top_five", "count")
 
 
 TOP_FIVE = Metric("top_five", "top-5 accuracy", sums=("top_five", "count"), value=top_five_share, higher_is_better=True)
