@@ -105,7 +105,7 @@ def test_a_killed_maker_is_replaced_and_its_temporary_removed(tmp_path):
   dead.communicate()
 
 
-def test_temporaries_of_the_dead_are_removed_those_of_the_living_stay(tmp_path):
+def test_only_abandoned_temporary_directories_are_removed(tmp_path):
   dead, living = (python(MAKE_SLOWLY, tmp_path, fingerprint(n=n), 60) for n in range(2))
   for process in (dead, living):
     assert process.stdout is not None

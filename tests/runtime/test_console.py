@@ -1,4 +1,4 @@
-"""What a person reads is what was meant: no markup, no cursor moved by a sample, few lines in a pipe."""
+"""What is printed: no markup is interpreted, no sample moves the cursor, and a pipe gets few lines."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_a_table_aligns_numbers_and_fits_a_hundred_columns(capsys):
   assert lines[4].rstrip().endswith("     8") and lines[5].rstrip().endswith("12,345")
 
 
-def test_quick_work_prints_nothing_into_a_pipe_and_long_work_a_few_lines(capsys, monkeypatch):
+def test_progress_in_a_pipe_is_a_few_lines_of_long_work(capsys, monkeypatch):
   clock = [0.0]
   monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
   for seconds in (0.001, 1.0):

@@ -86,7 +86,7 @@ def test_every_mesh_has_the_losses_of_one_device_with_dropout_on(mesh):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("mesh", ["data", "tutorial"])
-def test_nothing_is_gathered_where_no_parameter_is_split_over_the_batch(mesh):
+def test_nothing_is_gathered_without_split_parameters(mesh):
   program = trained(mesh)["program"]
   assert "all-reduce" in program
   assert gathered(program) == []
@@ -129,7 +129,7 @@ print(json.dumps([table, list(job.frozen["output_layer"]["kernel"].sharding.spec
 """
 
 
-def test_a_vocabulary_that_does_not_divide_is_replicated_and_the_table_says_so():
+def test_an_indivisible_vocabulary_is_replicated():
   table, spec = json.loads(child(ODD))
   note = "vocab 257 does not divide over tensor 2: replicated"
   assert table["output_layer.kernel"] == ["32×257", "whole × whole", note]
@@ -184,7 +184,7 @@ print(json.dumps(digest(mesh__data=8) == digest(mesh__data=1, mesh__fsdp=4, mesh
 
 
 @pytest.mark.thorough
-def test_a_random_base_and_its_adapters_have_the_same_bits_on_every_mesh():
+def test_random_weights_have_the_same_bits_on_every_mesh():
   assert json.loads(child(RANDOM)) is True
 
 

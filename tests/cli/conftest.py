@@ -1,0 +1,26 @@
+"""A stand-in for training, so that the command line's tests see how a run ends without waiting for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_exp.config import Config
+from lora_exp.tasks import evaluate, train
+
+Train = Callable[[Config, Path], object]
+
+
+@pytest.fixture
+def trained(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Train], None]:
+  """trained(function): task=train and task=evaluate call `function`; by default training writes one metric."""
+
+  def install(run: Train) -> None:
+    monkeypatch.setattr(train, "train_run", lambda plan, run_dir: run(plan.cfg, run_dir))
+    monkeypatch.setattr(evaluate, "run", run)
+
+  def write_metrics(cfg: Config, run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").write_text("{}\n")
+
+  install(write_metrics)
+  return install

@@ -1,0 +1,106 @@
+"""A bad value is reported in one line, with its setting and what is allowed, before anything is created."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_exp.cli.command_line import check_command_line
+from lora_exp.config import Config, InputError
+
+
+def config(*overrides: str) -> Config:
+  """The checked config of one command line."""
+  return check_command_line(overrides).jobs[0]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+  path = tmp_path / "stories.txt"
+  path.write_text("One.<|endoftext|>Two.")
+  return path
+
+
+def test_setting_weights_sets_the_base(tmp_path):
+  (tmp_path / "model.safetensors").touch()
+  cfg = config(f"model.weights={tmp_path}", "model.base=random")
+  assert cfg.model.base == "weights"
+
+
+def test_relative_paths_become_absolute(in_tmp_path):
+  (in_tmp_path / "a.txt").write_text("One.")
+  assert config("data=text", "data.path=a.txt").data.path == str(in_tmp_path / "a.txt")
+  assert config('cache="~/c"').cache == str(Path.home() / "c")
+
+
+@pytest.mark.parametrize(("override", "words"), [
+  ("model.heads=7", "must divide model.width"),
+  ("model.dropout=1", "below 1"),
+  ("model.dtype=float16", "choose float32, bfloat16"),
+  ("model.base=weights", "model.weights=null: model.base=weights needs"),
+  ("model.weights=/no/such", "no such file"),
+  ("data.path=stories.txt", "add data=text"),
+  ("model.pretrain.warmup=99999", "at most model.pretrain.steps"),
+  ("data@pretrain_data=none", "data@pretrain_data=stdlib_code"),
+  ("data.seq_len=9999", "at most model.max_len"),
+  ("retain.seq_len=9999", "retain.seq_len=9999: must be at most"),
+  ("pretrain_data.seq_len=9999", "pretrain_data.seq_len=9999: must be at most"),
+  ("data.view=null", "choose code, docs"),
+  ("data.view=doc", "did you mean docs?"),
+  ("data.eval_fraction=1", "between 0 and 1"),
+  ("data.pad_in_loss=true", "needs data.packing=pad"),
+  ("data.limit=0", "at least 1"),
+  ("mesh.data=0", "at least 1, or -1"),
+  ("mesh.trial=2", "must be 1"),
+  ("lora.rank=0", "at least 1"),
+  ("lora.alpha=-1", "above 0"),
+  ("lora.targets=3", "must be a pattern"),
+  ("lora.targets=[]", "at least one module"),
+  ('lora.targets="re:(q"', "not a regular expression"),
+  ('lora.exclude="re:*"', "not a regular expression"),
+  ("lora.layers=1", "must be a list"),
+  ("lora.layers=[99]", "numbers of blocks from 0 to"),
+  ("lora.rank_pattern={query: 0}", "lora.rank_pattern.query=0: must be at least 1"),
+  ("lora.alpha_pattern={query: 0}", "must be above 0"),
+  ("lora.init=normall", "did you mean normal?"),
+  ("optim.lr=0", "above 0"),
+  ("optim.betas=[0.9]", "two numbers"),
+  ("optim.betas=[0.9,1.0]", "below 1"),
+  ("optim.eps=0", "above 0"),
+  ("optim.accumulate=3", "must divide train.batch_size"),
+  ("optim.clip=0", "above 0"),
+  ("train.steps=null", "give train.steps or train.epochs"),
+  ("train.epochs=1", "add train.steps=null"),
+  ("train.seed=-1", "between 0 and"),
+  ("sample.top_p=0", "above 0 and at most 1"),
+  ('sample.prompts=[""]', "empty prompt"),
+  ("logger.mode=on", "choose auto, online, offline"),
+  ("name=a/b", "plain file name"),
+  ("name=..", "plain file name"),
+  ("logger.project=hf_abcdefghijklmnopqrstuvwx", "looks like a Hugging Face token"),
+])
+def test_a_bad_value_is_one_line_with_setting_and_remedy(override, words):
+  with pytest.raises(InputError) as caught:
+    check_command_line([override])
+  assert len(caught.value.problems) == 1, caught.value.problems
+  assert words in caught.value.problems[0]
+  assert "\n" not in caught.value.problems[0]
+
+
+def test_all_problems_of_a_config_come_together():
+  with pytest.raises(InputError) as caught:
+    check_command_line(["lora.rank=0", "optim.lr=-1", "train.batch_size=0", "data=text", "name=a/b"])
+  assert sorted(p.split(":")[0] for p in caught.value.problems) == \
+    ["data.path=null", "lora.rank=0", "name=a/b", "optim.lr=-1.0", "train.batch_size=0"]
+
+
+def test_a_missing_file_suggests_a_file_beside_it(text_file):
+  typed = f"data.path={text_file.parent}/storys.txt"
+  with pytest.raises(InputError, match=rf"{typed}: no such file; did you mean stories.txt"):
+    check_command_line(["data=text", typed])
+  with pytest.raises(InputError, match="is a directory; give a file"):
+    check_command_line(["data=text", f"data.path={text_file.parent}"])
+
+
+def test_the_tutorial_asks_for_its_file_by_name():
+  with pytest.raises(InputError, match=r"data\.path=FILE.*TinyStories.*<\|endoftext\|>"):
+    check_command_line(["experiment=jax_tutorial"])

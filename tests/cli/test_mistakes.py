@@ -1,0 +1,122 @@
+"""A mistake on the command line is reported in plain words, ends with 2, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_exp.cli import main as entry
+from lora_exp.config import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def process(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+  return subprocess.run([sys.executable, "-m", "lora_exp", *argv], cwd=cwd, text=True, capture_output=True,
+                        env={**os.environ, "PYTHONPATH": str(ROOT), **env}, timeout=60)
+
+
+MISTAKES = [
+  (["lora.rnk=8"], "lora.rnk", "did you mean lora.rank?"),
+  (["rank=8"], "rank", "did you mean lora.rank?"),
+  (["+lora.foo=1"], "lora.foo", "no such setting"),
+  (["++lora.rnk=8"], "lora.rnk", "did you mean lora.rank?"),
+  (["+lora.rank=8"], "lora.rank", "without +: lora.rank=8"),
+  (["~lora.rank"], "~lora.rank", "give it a value"),
+  (["~lora"], "~lora", "choose another"),
+  (["lora={rnk: 8}"], "lora.rnk", "did you mean lora.rank?"),
+  (["lora.rank", "8"], "lora.rank", "lora.rank=8"),
+  (["--lora.rank=8"], "--lora.rank=8", "settings have no dashes: lora.rank=8"),
+  (["--mutirun"], "--mutirun", "did you mean --multirun?"),
+  (["model=minigtp"], "model=minigtp", "did you mean minigpt"),
+  (["modle=minigpt"], "modle", "did you mean model?"),
+  (["experimnt=jax_tutorial"], "experimnt", "did you mean experiment?"),
+  (["experiment=jax_tutorail"], "experiment=jax_tutorail", "did you mean jax_tutorial?"),
+  (["data@retian=none"], "@retian", "data@retain"),
+  (["data@retain=null"], "data@retain=null", "did you mean none?"),
+  (["model=null"], "model=null", "choose gemma3_1b"),
+  (["models/x=1"], "models/x", "no such group"),
+  (["task=trian"], "task=trian", "did you mean train?"),
+  (["lora.rank=1.5"], "lora.rank=1.5", "whole number"),
+  (["lora.rank=eight"], "lora.rank=eight", "whole number"),
+  (["lora.rank="], "lora.rank=", "whole number"),
+  (["optim.lr=nan"], "optim.lr=nan", "finite"),
+  (["optim.lr=${nowhere}"], "optim.lr", "not found"),
+  (["lora.targets=re:(q|v)_proj"], "lora.targets", "'lora.targets=\"re:(q|v)_proj\"'"),
+  (["lora.targets=[query,value"], "lora.targets", "a list ends with ]"),
+  (["prompt=Hello, world"], "prompt=Hello, world", "'prompt=\"Hello, world\"'"),
+  (["lora.rank=1,2"], "lora.rank=1,2", "need -m"),
+  (["-m", "lora.rank=4,0"], "lora.rank=0", "at least 1"),
+  (["-m", "lora=lora,rslorra"], "lora=rslorra", "did you mean rslora?"),
+  (["-m", "lora.rank=interval(1,2)"], "lora.rank", "takes lists"),
+  (["data=text"], "data.path=null", "data.path=FILE"),
+  (["data=text", "data.path=/no/such.txt"], "data.path=/no/such.txt", "no such file"),
+  (["task=generate", "prompt=''"], "prompt", "is empty"),
+  (["sample.stop=['']"], "sample.stop", "empty text"),
+  (["task=generate", "run=/no/such"], "run=/no/such", "no such directory"),
+  (["run=/tmp"], "run=/tmp", "train.resume=/tmp"),
+  (["train.resume=/"], "train.resume=/", "holds no run"),
+  (["-m", "train.resume=/", "lora.rank=1,2"], "train.resume=/", "holds no run"),
+  (["name=../escape"], "name=../escape", "plain file name"),
+  (["hydra.run.dir=/proc/none/x"], "/proc/none", "hydra.run.dir=DIR"),
+  (["hydra.foo=1"], "hydra.foo", "no such setting"),
+  (["+hydra.callbacks.x._target_=os.abort"], "hydra.callbacks", "cannot be set"),
+  (["hydra/job_logging=stdout"], "hydra/job_logging", "cannot be set"),
+  (["+lora._target_=os.abort"], "_target_", "chosen by name"),
+  (["--experimental-rerun", "x.pickle"], "--experimental-rerun", "train.resume=DIR"),
+  (["--config-dir", "/no/such"], "--config-dir=/no/such", "no such directory"),
+  (["--config-name", "other"], "other", "Cannot find primary config"),
+  (["--cfg", "jobs"], "--cfg", "'job', 'hydra', 'all'"),
+  (["--resolve"], "--resolve", "--cfg job --resolve"),
+]
+
+
+@pytest.mark.parametrize(("argv", "named", "remedy"), MISTAKES, ids=[" ".join(argv) for argv, _, _ in MISTAKES])
+def test_a_mistake_ends_with_2_and_names_setting_and_remedy(argv, named, remedy, in_tmp_path,
+                                                                                   capfd):
+  assert entry.run(argv) == InputError.code
+  output = capfd.readouterr()
+  assert named in output.err and remedy in output.err
+  assert "Traceback" not in output.err + output.out and len(output.err.splitlines()) < 25
+  assert list(in_tmp_path.iterdir()) == []
+
+
+def test_a_hundred_mistakes_fit_on_one_screen(in_tmp_path, capfd):
+  assert entry.run([f"lora.x{i}=1" for i in range(100)]) == 2
+  output = capfd.readouterr().err
+  assert len(output.splitlines()) < 25 and "and 80 more" in output
+
+
+@pytest.mark.parametrize("argv", [["lora.rnk=8"], ["-m", "lora.rank=4,0"], ["experiment=jax_tutorial"]])
+def test_a_process_reports_mistakes_on_standard_error(argv, tmp_path):
+  done = process(*argv, cwd=tmp_path)
+  assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+  assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_hydra_full_error_shows_the_traceback(tmp_path):
+  done = process("lora.rnk=8", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+  assert done.returncode == 2 and "Traceback" in done.stderr and "did you mean lora.rank?" in done.stderr
+
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+  (["--help"], ["lora-exp -m sweep=rank", "adalora, bitfit, dora, frozen, full, lora, loraplus,", "75 stopped"]),
+  (["--cfg", "job", "lora.rank=5"], ["rank: 5"]),
+  (["--cfg", "job", "--resolve", "--package", "data"], ["seq_len: 128"]),
+  (["--info", "defaults"], ["stdlib_docs"]),
+  (["--version"], ["lora_exp 0."]),
+])
+def test_flags_that_print_something_run_nothing(argv, words, tmp_path):
+  done = process(*argv, cwd=tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert all(word in done.stdout for word in words)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_config_is_refused_without_jax():
+  code = "import sys, lora_exp.cli.main as m; assert m.run(['lora.rank=0']) == 2; print('jax' in sys.modules)"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
+  assert done.stdout.strip() == "False", done.stderr
