@@ -32,7 +32,7 @@ from lora_exp.runtime.console import share, show, show_warning
 from lora_exp.runtime.run_files import SAMPLES
 from lora_exp.runtime.saved_config import require_same_configs
 from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
-from lora_exp.sweep.sweep_run import SweepRun
+from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
 PLUGINS_PATH = Path(__file__).parent / "hydra_plugins_path"
@@ -132,13 +132,14 @@ class Session:
       texts = cfg.hydra.overrides.task
       jobs.append(SweepRun(cfg.hydra.job.num, job_config(cfg, parse(texts)[0]), run_dir, " ".join(texts)))
     node = composed[0][0].hydra
-    settings = (width, Path(node.sweep.dir), bool(node.sweeper.get("repeat_failed")))
+    sweep = PackedSweep(Path(node.sweep.dir), width, bool(node.sweeper.get("repeat_failed")))
     if make_launcher is None:
-      result = import_module("lora_exp.sweep.packed_sweep").train_packed(jobs, *settings)
-      outcomes, stopped = result.outcomes, result.stopped
+      packed_sweep = import_module("lora_exp.sweep.packed_sweep")
+      stopped = packed_sweep.train_packed(packed_sweep.plan_sweep(jobs, sweep), sweep)
+      outcomes = packed_sweep.sweep_outcomes(jobs, sweep, stopped)
     else:
-      remote_packs = import_module("lora_exp.sweep.remote_packs")
-      outcomes, stopped = remote_packs.train_packed_remotely(jobs, *settings, make_launcher), None
+      run_remote_packs = import_module("lora_exp.sweep.remote_packs").run_remote_packs
+      outcomes, stopped = run_remote_packs(jobs, sweep, make_launcher), None
     if stopped is not None:
       self.stopped = True
       show_warning(str(stopped))

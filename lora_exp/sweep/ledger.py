@@ -6,6 +6,7 @@ disk before the lock is released.
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -56,6 +57,13 @@ class Ledger:
       self.add("done", trial=outcome.number)
     elif outcome.code not in (STOPPED, IN_USE):
       self.add("failed", trial=outcome.number, code=outcome.code, reason=outcome.reason)
+
+  def fail(self, number: int, error: LoraExpError) -> None:
+    """Records, logs and shows why a run failed, unless it has ended before."""
+    if not self.ended(number):
+      logging.getLogger("lora_exp").error("run %d: %s", number, error)
+      self.add("failed", trial=number, code=error.code, reason=str(error))
+      show_error(LoraExpError(f"run {number}: {error}"))
 
   def _last(self, number: int) -> dict[str, Any]:
     return next((row for row in reversed(self.rows) if row.get("trial") == number), {})

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_exp.config import Config, InputError
@@ -12,6 +12,7 @@ from lora_exp.runtime import console
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.planned_run import PlannedRun
 from lora_exp.train.memory import device_memory, nbytes, widest
+from lora_exp.train.trials import union
 
 # Settings in which the trials of a pack may differ: numbers that are arrays in the step, and shapes that are padded.
 TRIAL_SETTINGS = {
@@ -25,7 +26,17 @@ TRIAL_SETTINGS = {
 # Ranks are padded to the largest of their bucket: far above it a small rank costs too much, and every bucket compiles.
 BUCKETS = (16, 64, 256)
 
-SweepPack = list[PlannedRun]  # runs that train as one program
+
+@dataclass(frozen=True)
+class SweepPack:
+  """Runs of a sweep that train as one program."""
+
+  runs: list[PlannedRun]
+  memory: int  # bytes that they are estimated to need on one device
+
+  @property
+  def numbers(self) -> list[int]:
+    return [run.number for run in self.runs]
 
 
 def make_packs(runs: Sequence[PlannedRun], width: int | None, ledger: Ledger) -> list[SweepPack]:
@@ -37,23 +48,29 @@ def make_packs(runs: Sequence[PlannedRun], width: int | None, ledger: Ledger) ->
     raise InputError(f"hydra.launcher.width={width}: is no number of trials; give one from 1 on, or null for what fits")
   by_number = {run.number: run for run in runs}
   begun = [[by_number.pop(number) for number in pack if number in by_number] for pack in ledger.packs()]
-  return [pack for pack in begun if pack] + group_runs(list(by_number.values()), width)
+  return [_make_pack(pack) for pack in begun if pack] + group_runs(list(by_number.values()), width)
 
 
 def group_runs(runs: Sequence[PlannedRun], width: int | None = None) -> list[SweepPack]:
   """Runs that can share a program, in order of first appearance: as many as fit in memory, at most `width`."""
-  groups: dict[str, SweepPack] = {}
+  groups: dict[str, list[PlannedRun]] = {}
   for run in runs:
     groups.setdefault(shared_settings(run.plan.saved_cfg), []).append(run)
-  memory, packs = device_memory(), list[SweepPack]()
-  for group in groups.values():
-    need = widest([run.plan for run in group])
-    most = max(1, need.most(memory))
-    packs += split_evenly(group, min(most, width or most), need.ways)
-  return packs
+  available = device_memory()
+  return [pack for group in groups.values() for pack in _split_group(group, width, available)]
 
 
-def split_evenly(group: SweepPack, most: int, ways: int = 1) -> list[SweepPack]:
+def _split_group(group: list[PlannedRun], width: int | None, available: int) -> list[SweepPack]:
+  need = widest([run.plan for run in group])
+  most = max(1, need.most(available))
+  return [SweepPack(part, need.of(len(part))) for part in split_evenly(group, min(most, width or most), need.ways)]
+
+
+def _make_pack(runs: list[PlannedRun]) -> SweepPack:
+  return SweepPack(runs, widest([run.plan for run in runs]).of(len(runs)))
+
+
+def split_evenly(group: Sequence[Any], most: int, ways: int = 1) -> list[list[Any]]:
   """`group` in as few parts of at most `most` as possible, of nearly equal size: equal ones share a compiled program.
 
   Where trials are split over `ways` devices, sizes are multiples of that if `most` leaves room.
@@ -99,11 +116,10 @@ def show_packs(packs: Sequence[SweepPack]) -> None:
   """Shows which runs train together, and the memory that they are estimated to need."""
   rows = []
   for number, pack in enumerate(packs):
-    cfgs, need = [run.plan.saved_cfg for run in pack], widest([run.plan for run in pack])
+    cfgs = [run.plan.saved_cfg for run in pack.runs]
     ranks, seeds = sorted({c.lora.rank for c in cfgs}), sorted({c.train.seed for c in cfgs})
-    rates, memory = sorted({c.optim.lr for c in cfgs}), nbytes(need.of(len(pack)))
-    runs = _ranges([run.number for run in pack])
-    rows.append((number, len(pack), cfgs[0].lora.method, ranks, seeds, rates, memory, runs))
+    rates, memory = sorted({c.optim.lr for c in cfgs}), nbytes(pack.memory)
+    rows.append((number, len(cfgs), cfgs[0].lora.method, ranks, seeds, rates, memory, _ranges(pack.numbers)))
   columns = ("pack", "trials", "lora", "ranks", "seeds", "lr", "memory", "runs")
   console.show_table("Packs: runs that train as one program", columns, rows)
   console.show(f"Memory there is: {nbytes(device_memory())}; a pack is as wide as fits, by the estimate of task=plan.")
@@ -112,3 +128,20 @@ def show_packs(packs: Sequence[SweepPack]) -> None:
 def _ranges(numbers: Sequence[int]) -> str:
   consecutive = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
   return f"{numbers[0]}-{numbers[-1]}" if consecutive and len(numbers) > 1 else ", ".join(map(str, numbers))
+
+
+def without_pruned(runs: list[PlannedRun], ledger: Ledger) -> list[PlannedRun]:
+  """`runs` of a pack without those that a study pruned, except the ones that decide the pack's shapes.
+
+  So the arrays of the others, and with them their losses, are what they are in the whole pack.
+  """
+  remaining = runs
+  for run in runs:
+    others = [other for other in remaining if other is not run]
+    if ledger.state(run.number) == "pruned" and len(others) > 1 and _ranks(others) == _ranks(runs):
+      remaining = others
+  return remaining
+
+
+def _ranks(runs: Sequence[PlannedRun]) -> dict[str, int]:
+  return {row.path: row.rank for row in union([run.plan.table for run in runs])}

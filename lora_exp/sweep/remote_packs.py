@@ -3,18 +3,17 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from lora_exp.runtime import console
 from lora_exp.sweep.ledger import Outcome
-from lora_exp.sweep.packed_sweep import train_packed
+from lora_exp.sweep.packed_sweep import plan_sweep, sweep_outcomes, train_packed
 from lora_exp.sweep.packing import group_runs, show_packs
 from lora_exp.sweep.planned_run import plan_runs
 from lora_exp.sweep.remote_jobs import launch
-from lora_exp.sweep.sweep_run import SweepRun
+from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 
 PACKS = "packs"  # directory in the sweep's: a log of each pack
 
@@ -24,9 +23,7 @@ class PackTask:
   """Hydra's task function where a job is a pack: trains the pack that the job's number names, wherever it is called."""
 
   packs: list[list[SweepRun]]
-  width: int | None
-  directory: Path
-  repeat_failed: bool
+  sweep: PackedSweep
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     """A copy in another process shares the terminal with others."""
@@ -35,19 +32,16 @@ class PackTask:
 
   def __call__(self, _: Any) -> list[Outcome]:
     try:
-      pack = self.packs[HydraConfig.get().job.num]
-      return train_packed(pack, self.width, self.directory, self.repeat_failed).outcomes
+      jobs = self.packs[HydraConfig.get().job.num]
+      stopped = train_packed(plan_sweep(jobs, self.sweep), self.sweep)
+      return sweep_outcomes(jobs, self.sweep, stopped)
     except Exception:
       logging.getLogger("lora_exp").exception("the pack ended")
       raise
 
 
-def train_packed_remotely(
-  jobs: Sequence[SweepRun],
-  width: int | None,
-  directory: Path,
-  repeat_failed: bool,
-  make_launcher: Callable[[PackTask], Any],
+def run_remote_packs(
+  jobs: Sequence[SweepRun], sweep: PackedSweep, make_launcher: Callable[[PackTask], Any]
 ) -> list[Outcome]:
   """Trains each pack where the launcher that `make_launcher` makes for a task runs it; returns how each job ended.
 
@@ -55,12 +49,11 @@ def train_packed_remotely(
   """
   by_number = {job.number: job for job in jobs}
   runs, _ = plan_runs(jobs)
-  groups = group_runs(runs, width)
+  groups = group_runs(runs, sweep.width)
   show_packs(groups)
-  packs = [[by_number.pop(run.number) for run in group] for group in groups]
+  packs = [[by_number.pop(number) for number in group.numbers] for group in groups]
   packs += [[job] for job in by_number.values()]  # those without a plan fail where they are to be trained
-  task = PackTask(packs, width, directory, repeat_failed)
   overrides = [[f"hydra.sweep.subdir={PACKS}/{n}", "hydra.output_subdir=null"] for n in range(len(packs))]
   expected = [[Outcome(job.number, overrides=job.overrides) for job in pack] for pack in packs]
-  outcomes = launch(make_launcher(task), overrides, 0, expected, directory)
+  outcomes = launch(make_launcher(PackTask(packs, sweep)), overrides, 0, expected, sweep.directory)
   return sorted(outcomes, key=lambda outcome: outcome.number)

@@ -14,3 +14,12 @@ class SweepRun:
   cfg: Config
   run_dir: Path
   overrides: str  # as typed, separated by spaces
+
+
+@dataclass(frozen=True)
+class PackedSweep:
+  """The settings of a sweep that trains in packs."""
+
+  directory: Path
+  width: int | None  # the most runs in a pack; None: as many as fit in memory
+  repeat_failed: bool  # whether failed runs train once more

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lora_exp.data.sources import source_class
 from lora_exp.runtime.flops import count_flops

@@ -17,7 +17,6 @@ from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
 from lora_exp.train.merge_check import merge_checked
 from lora_exp.train.model_directory import MODEL_CONFIG, write_model
-from lora_exp.train.plan import naming_of
 from lora_exp.train.run_summary import short
 
 NOTE = "lora_exp.json"  # in the directory of a model: what it was made from
@@ -52,7 +51,7 @@ def export_adapter(cfg: Config, out: Path) -> None:
   metadata = _our_metadata(Path(str(cfg.run)) / "adapter")
   base, loadable = base_for_peft(cfg)
   with new_directory(out) as directory:
-    for_peft = lora.save_adapter(directory, plan.start, naming_of(cfg.model), metadata, base=base,
+    for_peft = lora.save_adapter(directory, plan.start, plan.naming(), metadata, base=base,
                                  dropout=cfg.lora.dropout)
     reason = _our_metadata(directory).get("reason")
   if not for_peft:

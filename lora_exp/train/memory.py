@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding
 
 from lora_exp.config import MemoryFullError
 from lora_exp.data.sources import is_numeric
-from lora_exp.runtime.mesh import flatten
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.job import mapping_of
 from lora_exp.train.loss import CHUNK_LOGITS
@@ -54,13 +53,12 @@ def estimate(plan: Plan) -> MemoryEstimate:
   Trials mapped in a loop are worked on one at a time, and the loop keeps their state twice (what it reads and what it
   writes); trials side by side each need their own working memory.
   """
-  cfg = plan.cfg
-  base = sum(_local(plan, path, x) for path, x in flatten(plan.base).items())
-  trained = 4 * int(plan.parameters()["trainable"])
-  state = trained * (1 + (cfg.optim.momentum > 0 if cfg.optim.name == "sgd" else 2))  # and the optimizer's moments
-  work = trained + _working(plan)  # a gradient, and what is kept for it
-  beside = work if mapping_of(plan.layout) == "vmap" else 0
-  return MemoryEstimate(base + state + work, 2 * state + beside, plan.layout.mesh.shape["trial"])
+  cfg, trained = plan.cfg, 4 * int(plan.parameters()["trainable"])
+  moments = (cfg.optim.momentum > 0) if cfg.optim.name == "sgd" else 2
+  state, work = trained * (1 + moments), trained + _working(plan)  # work: a gradient, and what is kept for it
+  further = 2 * state + (work if mapping_of(plan.layout) == "vmap" else 0)
+  base = sum(_local(plan, path, x) for path, x in plan.shapes.items())
+  return MemoryEstimate(base + state + work, further, plan.layout.mesh.shape["trial"])
 
 
 def _local(plan: Plan, path: str, x) -> int:
@@ -75,7 +73,7 @@ def _working(plan: Plan) -> int:
   cfg = plan.cfg
   rows = max(1, cfg.train.batch_size // (plan.layout.batch_ways * cfg.optim.accumulate))
   length = 1 if is_numeric(cfg.data) else cfg.data.seq_len
-  kernels = [x.shape for path, x in flatten(plan.base).items() if path.endswith("kernel")]
+  kernels = [x.shape for path, x in plan.shapes.items() if path.endswith("kernel")]
   wide = sum(shape[-2] + shape[-1] for shape in kernels if len(shape) > 1 and plan.vocab_size not in shape)
   attention = 0 if is_numeric(cfg.data) else 2 * cfg.model.layers * cfg.model.heads * length
   if cfg.model.remat:

@@ -9,7 +9,7 @@ from lora_exp.config import LoraExpError
 from lora_exp.lora import methods
 from lora_exp.models.weights import store
 from lora_exp.train.job import Job
-from lora_exp.train.plan import Plan, naming_of
+from lora_exp.train.plan import Plan
 from lora_exp.train.step import Tree
 from lora_exp.train.trials import take_trial
 
@@ -46,6 +46,6 @@ def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_dige
   adapter = take_trial(jax.device_get(params), plan.table, plan.full, method.name, 0)
   where = cfg.model.weights if cfg.model.base == "weights" else None
   lora.save_adapter(
-    run_dir / "adapter", adapter, naming_of(cfg.model), metadata, base=where, dropout=cfg.lora.dropout
+    run_dir / "adapter", adapter, plan.naming(), metadata, base=where, dropout=cfg.lora.dropout
   )
   return adapter

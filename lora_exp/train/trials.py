@@ -16,8 +16,7 @@ import numpy as np
 from flax import nnx
 
 from lora_exp import lora
-from lora_exp.config import Config, InputError
-from lora_exp.config.conversion import shown
+from lora_exp.config import Config
 from lora_exp.lora import methods
 from lora_exp.lora.methods import Leaf, Leaves
 from lora_exp.runtime import console
@@ -40,54 +39,6 @@ class TrialHypers(NamedTuple):
   lr_ratio: jax.Array  # B's learning rate over A's
   budget: jax.Array  # of AdaLoRA: ranks that a module keeps on average
   scale: jax.Array  # (N, modules): 0 where a trial does not target the module
-
-
-def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Table:
-  """The modules that `cfg` adapts on `model`; empty where it trains no adapter."""
-  c, method = cfg.lora, methods.of(cfg.lora)
-  if not method.adapts_kernels:
-    return []
-  return lora.resolve(
-    model,
-    c.targets,
-    method=method.name,
-    rank=c.rank,
-    alpha=c.alpha,
-    scaling=c.scaling,
-    exclude=c.exclude,
-    layers_=c.layers,
-    rank_pattern=c.rank_pattern,
-    alpha_pattern=c.alpha_pattern,
-    presets=presets,
-    options=c.options,
-  )
-
-
-def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Config:
-  """`cfg` with the whole rank whose adapters come nearest to `lora.parameters`; itself where that is not set.
-
-  Raises InputError if rank 1 takes more.
-  """
-  budget = cfg.lora.parameters
-  if budget is None or not methods.of(cfg.lora).adapts_kernels:
-    return cfg
-  ranked = lambda rank: replace(cfg, lora=replace(cfg.lora, rank=rank))
-  count = lambda rank: sum(row.parameters for row in table_of(model, ranked(rank), presets))
-  base = sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
-  wanted = budget if budget >= 1 else budget * base
-  least, step = count(1), count(2) - count(1)  # a straight line in the rank, whatever the method
-  if wanted < least:
-    given = f"{budget:.0f}" if budget >= 1 else f"{budget} ({wanted:,.0f} of the base's {base:,} parameters)"
-    raise InputError(
-      f"lora.parameters={given}: rank 1 on lora.targets={shown(cfg.lora.targets)} takes {least:,}; give at least that, "
-      "or fewer targets"
-    )
-  return ranked(1 + round((wanted - least) / step))
-
-
-def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:
-  """The parameters that `cfg` trains in full beside its adapters: biases and chosen modules."""
-  return lora.full_paths(model, table, cfg.lora.bias, cfg.lora.train_modules)
 
 
 def union(tables: Sequence[Table]) -> Table:

@@ -90,7 +90,7 @@ def test_the_rank_sweep_stands_between_its_two_reference_lines():
 def groups(cfgs, width: int | None = None) -> list[list[int]]:
   """The numbers of the runs that train together."""
   runs, _ = plan_runs([SweepRun(n, cfg, Path(str(n)), "") for n, cfg in enumerate(cfgs)])
-  return [[run.number for run in pack] for pack in group_runs(runs, width)]
+  return [pack.numbers for pack in group_runs(runs, width)]
 
 
 def test_ranks_targets_and_rates_share_a_program_and_what_is_static_does_not():

@@ -34,7 +34,7 @@ from lora_exp.train import model_directory
 from lora_exp.train.loaded_run import LoadedRun
 from lora_exp.train.merge_check import ModelOutputs, compare_outputs, model_outputs
 from lora_exp.train.merged_run import merge
-from lora_exp.train.plan import make_plan, naming_of
+from lora_exp.train.plan import make_plan
 from lora_exp.train.trials import take_trial
 
 FEW = ["train.steps=3", "optim.lr=0.05", "optim.warmup=0", "train.eval_every=0", "train.save_every=0",
@@ -186,7 +186,7 @@ def test_a_vera_run_is_opened_though_its_first_module_is_not_the_largest(tmp_pat
   plan, job = make_plan(cfg), job_of(cfg)
   run = LoadedRun(plan, job, moved(job.state.params), job.frozen)
   adapter = take_trial(run.params, plan.table, [], "vera", 0)
-  lora.save_adapter(tmp_path, adapter, naming_of(cfg.model), {})
+  lora.save_adapter(tmp_path, adapter, make_plan(cfg).naming(), {})
   cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(tmp_path)))
   again = job_of(cfg)
   found = LoadedRun(make_plan(cfg), again, again.state.params, again.frozen)

@@ -54,9 +54,9 @@ def test_a_sweep_has_packs_as_wide_as_fit(monkeypatch):
   need = memory.widest([run.plan for run in runs])
   for room, sizes in ((need.of(9), [9]), (need.of(9) - 1, [5, 4]), (need.of(4), [3, 3, 3]), (need.solo // 2, [1] * 9)):
     monkeypatch.setattr(packing, "device_memory", lambda room=room: room)
-    assert [len(pack) for pack in group_runs(runs)] == sizes
+    assert [len(pack.runs) for pack in group_runs(runs)] == sizes
   monkeypatch.undo()
-  assert [len(pack) for pack in group_runs(runs, 4)] == [3, 3, 3]  # a typed number is a cap
+  assert [len(pack.runs) for pack in group_runs(runs, 4)] == [3, 3, 3]  # a typed number is a cap
 
 
 def test_trials_are_cut_into_parts_alike_that_the_mesh_divides():

@@ -1,0 +1,118 @@
+"""What a run trains: its adapted modules with their ranks, and the parameters that are trained in full."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flax import nnx
+
+from lora_exp import lora
+from lora_exp.config import ArchConfig, Config, InputError, LoraConfig, ModelConfig
+from lora_exp.config.conversion import shown
+from lora_exp.lora import methods
+from lora_exp.models.family import Family
+from lora_exp.runtime.mesh import flatten
+from lora_exp.train.trials import Table
+
+
+@dataclass(frozen=True)
+class Targets:
+  """The resolved targets of a run, and its config with them."""
+
+  cfg: Config  # with the rank from `lora.parameters` and the method from `lora.init_from`
+  saved_cfg: Config  # for config.yaml: as given, with the rank from `lora.parameters`
+  table: Table  # adapted modules
+  full: list[str]  # dotted paths of the parameters trained in full besides them
+  adapter: lora.Adapter | None = None  # the adapter in `lora.init_from`
+
+
+def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
+  """The targets of `cfg` on the abstract base `model`. Raises InputError with every problem."""
+  if cfg.lora.init_from is not None:
+    adapter = _initial_adapter(cfg, model, family)
+    resolved = replace(cfg, lora=replace(cfg.lora, method=adapter.method, init=LoraConfig.init, alpha=None))
+    return Targets(resolved, cfg, list(adapter.rows), list(adapter.full), adapter)
+  cfg = with_rank(model, cfg, family.presets)
+  table, problems = Table(), list[str]()
+  try:
+    table = table_of(model, cfg, family.presets)
+  except InputError as error:
+    problems += error.problems
+  try:
+    full = full_of(model, table, cfg)
+  except InputError as error:
+    problems += error.problems
+  if problems:
+    raise InputError(problems)
+  return Targets(cfg, cfg, table, full)
+
+
+def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Table:
+  """The modules of `model` that `cfg` adapts; [] for a method without adapters."""
+  c, method = cfg.lora, methods.of(cfg.lora)
+  if not method.adapts_kernels:
+    return []
+  return lora.resolve(
+    model,
+    c.targets,
+    method=method.name,
+    rank=c.rank,
+    alpha=c.alpha,
+    scaling=c.scaling,
+    exclude=c.exclude,
+    layers_=c.layers,
+    rank_pattern=c.rank_pattern,
+    alpha_pattern=c.alpha_pattern,
+    presets=presets,
+    options=c.options,
+  )
+
+
+def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Config:
+  """`cfg` with the rank whose adapters have nearest to `lora.parameters` parameters; `cfg` itself without a budget.
+
+  Raises InputError if rank 1 needs more.
+  """
+  budget = cfg.lora.parameters
+  if budget is None or not methods.of(cfg.lora).adapts_kernels:
+    return cfg
+
+  def with_lora_rank(rank: int) -> Config:
+    return replace(cfg, lora=replace(cfg.lora, rank=rank))
+
+  def count(rank: int) -> int:
+    return sum(row.parameters for row in table_of(model, with_lora_rank(rank), presets))
+
+  base = sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
+  wanted = budget if budget >= 1 else budget * base
+  least, step = count(1), count(2) - count(1)  # linear in the rank for every method
+  if wanted < least:
+    given = f"{budget:.0f}" if budget >= 1 else f"{budget} ({wanted:,.0f} of the base's {base:,} parameters)"
+    raise InputError(
+      f"lora.parameters={given}: rank 1 on lora.targets={shown(cfg.lora.targets)} takes {least:,}; give at least that, "
+      "or fewer targets"
+    )
+  return with_lora_rank(1 + round((wanted - least) / step))
+
+
+def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:
+  """Dotted paths of the parameters that `cfg` trains in full besides its adapters: biases and chosen modules."""
+  return lora.full_paths(model, table, cfg.lora.bias, cfg.lora.train_modules)
+
+
+def _initial_adapter(cfg: Config, model: nnx.Module, family: Family) -> lora.Adapter:
+  """The adapter in `lora.init_from`, checked against the model's shapes."""
+  shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(model).items()}
+  parameters = {path: tuple(x.shape) for path, x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
+  return lora.load_adapter(Path(str(cfg.lora.init_from)), peft_naming(cfg.model, family), shapes, parameters)
+
+
+def peft_naming(cfg: ModelConfig, family: Family) -> lora.Naming | None:
+  """How PEFT names the modules of this model; None for a family that others do not publish.
+
+  Nor is there a name for modules that transformers splits or joins.
+  """
+  if family.names is None or any(len(row.ours) + len(row.stored) > 2 for row in family.names.rows):
+    return None
+  tied = (family.presets["embeddings"][0], "lm_head") if (cfg.arch or ArchConfig()).tied else None
+  return lora.Naming(prefix=family.names.prefix, conv1d=not family.names.transposed, tied=tied, model_type=cfg.family)
