@@ -87,7 +87,7 @@ class _Chat:
     assert self.tokenizer.chat_template is not None
     try:
       return _compiled(self.tokenizer.chat_template).render(
-        **self.tokenizer.template_words, messages=messages, add_generation_prompt=ask, tools=None, documents=None)
+        **self.tokenizer.template_variables, messages=messages, add_generation_prompt=ask, tools=None, documents=None)
     except (TemplateError, *FAULTS) as error:
       raise InputError(f"the chat template of {self.tokenizer.name} fails: {error}; {INSTEAD}") from error
 

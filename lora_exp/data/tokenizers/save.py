@@ -1,4 +1,4 @@
-"""A tokenizer as the files that transformers loads: those that lie with it, or a tokenizer.json made of its tokens."""
+"""Saves a tokenizer for transformers: as the files that it was read from, or as a tokenizer.json of its tokens."""
 
 import json
 import shutil
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.data.tokenizers.base import BpeTokenizer, byte_level
-from lora_exp.data.tokenizers.files import find
-from lora_exp.data.tokenizers.gguf import PATTERNS, Gguf
+from lora_exp.data.tokenizers.base import PieceTokenizer, byte_level
+from lora_exp.data.tokenizers.files import find_tokenizer_file
+from lora_exp.data.tokenizers.gguf_vocabulary import PATTERNS, GgufTokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
          "merges.txt", "chat_template.jinja", "chat_template.json")
@@ -20,13 +20,13 @@ BYTES = BY_GPT2 | {"use_regex": False}
 def save_tokenizer(directory: Path, name: str, weights: str | None) -> None:
   """Writes the tokenizer `name` (as `get_tokenizer` takes it) so that AutoTokenizer of transformers loads it.
 
-  One that has files of its own is copied. Of byte-level BPE without any (GGUF, the built-in ones) tokenizer.json and
-  tokenizer_config.json are made: the same ids, apart from texts with bytes that have no token.
+  The files of a checkpoint are copied. For the byte-level BPE of a GGUF file or of this program, tokenizer.json and
+  tokenizer_config.json are made, with the same ids except for bytes that have no token.
   """
-  file = find(name, weights)
+  file = find_tokenizer_file(name, weights)
   if file is None or file.suffix == ".gguf":
     tokenizer = get_tokenizer(name, weights)
-    assert isinstance(tokenizer, BpeTokenizer)
+    assert isinstance(tokenizer, PieceTokenizer)
     _write(directory / "tokenizer.json", _json(tokenizer))
     _write(directory / "tokenizer_config.json", _settings(tokenizer))
     return
@@ -41,21 +41,23 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
   file.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _settings(tokenizer: BpeTokenizer) -> dict[str, Any]:
+def _settings(tokenizer: PieceTokenizer) -> dict[str, Any]:
   """tokenizer_config.json; the class is the one that takes tokenizer.json as it is."""
   eos = next(token for token, i in tokenizer.special_tokens.items() if i == tokenizer.eot)
-  words = {"eos_token": eos} | {key: tokenizer.template_words[key] for key in ("bos_token",)
-                                if key in tokenizer.template_words}
+  named_tokens = {"eos_token": eos}
+  if "bos_token" in tokenizer.template_variables:
+    named_tokens["bos_token"] = tokenizer.template_variables["bos_token"]
   template = {} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}
-  return {"tokenizer_class": "PreTrainedTokenizerFast", **words, "clean_up_tokenization_spaces": False, **template}
+  return {"tokenizer_class": "PreTrainedTokenizerFast", **named_tokens, "clean_up_tokenization_spaces": False,
+          **template}
 
 
-def _json(tokenizer: BpeTokenizer) -> dict[str, Any]:
+def _json(tokenizer: PieceTokenizer) -> dict[str, Any]:
   """tokenizer.json of byte-level BPE."""
-  text = tokenizer.added if isinstance(tokenizer, Gguf) else {}  # stand for themselves in a text, and are no controls
+  text = tokenizer.added if isinstance(tokenizer, GgufTokenizer) else {}  # occur in texts
   added = {**tokenizer.special_tokens, **text}
-  ranks = {spelt: i for i, spelt in enumerate(tokenizer.spelt) if i not in added.values()}
-  vocab = {byte_level(spelt): i for spelt, i in ranks.items()} | added
+  ranks = {piece: i for i, piece in enumerate(tokenizer.pieces) if i not in added.values()}
+  vocab = {byte_level(piece): i for piece, i in ranks.items()} | added
   flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
   first = next((token for token, i in tokenizer.special_tokens.items() if i == tokenizer.bos), None)
   return {
@@ -64,7 +66,7 @@ def _json(tokenizer: BpeTokenizer) -> dict[str, Any]:
                      for token, i in sorted(added.items(), key=lambda item: item[1])],
     "normalizer": None,
     "pre_tokenizer": _split(tokenizer),
-    "post_processor": None if first is None else _begins_with(first, added[first]),
+    "post_processor": None if first is None else _first_token(first, added[first]),
     "decoder": BY_GPT2,
     "model": {
       "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
@@ -74,16 +76,16 @@ def _json(tokenizer: BpeTokenizer) -> dict[str, Any]:
 
 
 def _merges(ranks: Mapping[bytes, int]) -> Iterator[list[str]]:
-  """Every pair of tokens that make a third, in the order of the third: how tiktoken merges."""
+  """Every pair of tokens whose bytes are a third token, in the order of the third: what tiktoken merges."""
   for token in sorted(ranks, key=ranks.__getitem__):
     halves = [(token[:n], token[n:]) for n in range(1, len(token)) if token[:n] in ranks and token[n:] in ranks]
     for left, right in sorted(halves, key=lambda pair: (ranks[pair[0]], ranks[pair[1]])):
       yield [byte_level(left), byte_level(right)]
 
 
-def _split(tokenizer: BpeTokenizer) -> dict[str, Any]:
-  """How text is cut before merging, in the parts that the published tokenizer.json of such a model has."""
-  kind = tokenizer.split if isinstance(tokenizer, Gguf) else tokenizer.name
+def _split(tokenizer: PieceTokenizer) -> dict[str, Any]:
+  """How text is split before merging, in the parts that the published tokenizer.json of such a model has."""
+  kind = tokenizer.split if isinstance(tokenizer, GgufTokenizer) else tokenizer.name
   if kind == "bytes":
     return BYTES
   if kind == "smollm":
@@ -98,9 +100,10 @@ def _sequence(*parts: dict[str, Any]) -> dict[str, Any]:
   return {"type": "Sequence", "pretokenizers": list(parts)}
 
 
-def _begins_with(token: str, i: int) -> dict[str, Any]:
-  one = lambda name, kind: {"Sequence": {"id": name, "type_id": kind}}
-  bos = lambda kind: {"SpecialToken": {"id": token, "type_id": kind}}
-  return {"type": "TemplateProcessing", "single": [bos(0), one("A", 0)],
-          "pair": [bos(0), one("A", 0), bos(1), one("B", 1)],
-          "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}}}  # fmt: skip
+def _first_token(token: str, i: int) -> dict[str, Any]:
+  """The post-processor that puts `token` before every text."""
+  before, a, b = ({"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                  {"Sequence": {"id": "B", "type_id": 1}})
+  between = {"SpecialToken": {"id": token, "type_id": 1}}
+  return {"type": "TemplateProcessing", "single": [before, a], "pair": [before, a, between, b],
+          "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}}}

@@ -1,4 +1,4 @@
-"""The vocabulary in a GGUF file, served by tiktoken: byte-level BPE whose ids are in the order of merging."""
+"""The vocabulary in a GGUF file: byte-level BPE whose ids are in the order of merging, run by tiktoken."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import BpeTokenizer, Control, bytes_of
+from lora_exp.data.tokenizers.base import ControlTokens, PieceTokenizer, bytes_of
 from lora_exp.data.tokenizers.gguf_header import read_header
 from lora_exp.runtime.cache import fingerprint
 
@@ -22,43 +22,43 @@ PATTERNS = {  # how text is split before merging, by tokenizer.ggml.pre
   # Every digit alone, then GPT-2's pattern: whitespace before a digit ends there as it does at the end of the text.
   "smollm": r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s++(?=\p{N})|\s++$|\s+(?!\S)|\s",
 }
-INSTEAD = "set model.tokenizer= to the model's tokenizer.json or tokenizer.model"
-NEEDED = ("ggml.tokens", "ggml.token_type", "ggml.merges")
+ADVICE = "set model.tokenizer= to the model's tokenizer.json or tokenizer.model"
+REQUIRED = ("ggml.tokens", "ggml.token_type", "ggml.merges")
 BOS_FIRST = ("llama-bpe",)  # where the file does not say
 CONTROL, USER_DEFINED = ADDED = 3, 4  # types of tokens
 
 
-def read(file: Path) -> "Gguf":
-  """The tokenizer in `file`. Raises InputError if it is of another kind."""
+def read(file: Path) -> "GgufTokenizer":
+  """The tokenizer in `file`. Raises InputError if it is not byte-level BPE, or not complete."""
   header = read_header(file)
   if header.get("tokenizer.ggml.model") != "gpt2":
     raise InputError(f"{file}: its tokenizer is of the kind {header.get('tokenizer.ggml.model')}, and only byte-level "
-                     f"BPE (gpt2) is read from GGUF; {INSTEAD}")
+                     f"BPE (gpt2) is read from GGUF; {ADVICE}")
   if (pre := header.get("tokenizer.ggml.pre")) not in PATTERNS:
-    raise InputError(f"{file}: tokenizer.ggml.pre={pre} is none of {', '.join(PATTERNS)}; {INSTEAD}")
+    raise InputError(f"{file}: tokenizer.ggml.pre={pre} is none of {', '.join(PATTERNS)}; {ADVICE}")
   settings = {key.removeprefix("tokenizer."): value for key, value in header.items() if key.startswith("tokenizer.")}
-  if absent := [name for name in NEEDED if not isinstance(settings.get(name), list)]:
+  if absent := [name for name in REQUIRED if not isinstance(settings.get(name), list)]:
     raise InputError(f"{file}: tokenizer.{absent[0]} is absent")
-  return Gguf(file, settings)
+  return GgufTokenizer(file, settings)
 
 
-class Gguf(BpeTokenizer):
-  """Byte-level BPE. Bytes that have no token (SmolLM2 lacks 21, all rare) vanish after merging."""
+class GgufTokenizer(PieceTokenizer):
+  """Byte-level BPE. Bytes without a token (SmolLM2 lacks 21, all rare) are dropped after merging."""
 
   def __init__(self, file: Path, settings: Mapping[str, Any]):
     tokens, types = settings["ggml.tokens"], settings["ggml.token_type"]
     kinds = list(zip(tokens, types, strict=True))
-    spelt = [token.encode() if kind in ADDED else bytes_of(token) for token, kind in kinds]
-    super().__init__(str(file), fingerprint(**settings), spelt, _control(file, settings))
-    ranks = {spelt[i]: i for i, (_, kind) in enumerate(kinds) if kind not in ADDED and i != self.eot}
+    pieces = [token.encode() if kind in ADDED else bytes_of(token) for token, kind in kinds]
+    super().__init__(str(file), fingerprint(**settings), pieces, _control_tokens(file, settings))
+    ranks = {pieces[i]: i for i, (_, kind) in enumerate(kinds) if kind not in ADDED and i != self.eot}
     merged = [ranks.get(bytes_of(merge.replace(" ", "", 1)), -1) for merge in settings["ggml.merges"]]
     if merged != sorted(merged):
-      raise InputError(f"{file}: its tokens are not in the order of merging; {INSTEAD}")
-    # tiktoken dies at a byte without a rank: give it one, and drop it after encoding.
+      raise InputError(f"{file}: its tokens are not in the order of merging; {ADVICE}")
+    # tiktoken panics at a byte without a rank. Such a byte has a rank beyond the vocabulary, and is dropped later.
     absent = [bytes((b,)) for b in range(256) if bytes((b,)) not in ranks]
     ranks |= {byte: self.vocab_size + n for n, byte in enumerate(absent)}
     self.split = settings["ggml.pre"]
-    # Added tokens that are no control tokens are text like any other, and stand for themselves in it.
+    # Added tokens that are not control tokens may occur in a text, where each is one id.
     self.added = {token: i for i, (token, kind) in enumerate(kinds) if kind == USER_DEFINED}
     self._encoding = tiktoken.Encoding(
       file.name, pat_str=PATTERNS[settings["ggml.pre"]], mergeable_ranks=ranks, special_tokens=self.added)
@@ -69,13 +69,15 @@ class Gguf(BpeTokenizer):
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
     encoded = self._encoding.encode_batch(
       list(texts), num_threads=os.cpu_count() or 1, allowed_special=set(self.added), disallowed_special=())
-    return list(map(self._known, encoded))
+    return [self._known(ids) for ids in encoded]
 
   def _known(self, ids: list[int]) -> list[int]:
+    """`ids` without those beyond the vocabulary."""
     return ids if max(ids, default=0) < self.vocab_size else [i for i in ids if i < self.vocab_size]
 
 
-def _control(file: Path, settings: Mapping[str, Any]) -> Control:
+def _control_tokens(file: Path, settings: Mapping[str, Any]) -> ControlTokens:
+  """The control tokens that the header states. Raises InputError if nothing ends a document."""
   tokens = settings["ggml.tokens"]
   ids = {name: i for name in ("bos", "eos", "eot", "eom") if (i := settings.get(f"ggml.{name}_token_id")) is not None
          and i < len(tokens)}
@@ -84,6 +86,6 @@ def _control(file: Path, settings: Mapping[str, Any]) -> Control:
   control = {token: i for i, (token, kind) in enumerate(zip(tokens, settings["ggml.token_type"], strict=True))
              if kind == CONTROL or i == ids["eos"]}
   bos_first = settings.get("ggml.add_bos_token", settings["ggml.pre"] in BOS_FIRST)
-  return Control(control, ids["eos"], ids.get("bos") if bos_first else None,
+  return ControlTokens(control, ids["eos"], ids.get("bos") if bos_first else None,
                  tuple(ids[name] for name in ("eot", "eom") if name in ids), settings.get("chat_template"),
                  {f"{name}_token": tokens[i] for name, i in ids.items()})

@@ -1,4 +1,4 @@
-"""tokenizer.model, by the library `sentencepiece`: Gemma, Llama 2, the first Mistral."""
+"""tokenizer.model, read by the library `sentencepiece`: Gemma, Llama 2, the first Mistral."""
 
 import os
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import BpeTokenizer, fingerprint_of, piece_bytes, valid
-from lora_exp.data.tokenizers.sidecar_files import read_sidecar_files
+from lora_exp.data.tokenizers.base import PieceTokenizer, piece_bytes, tokenizer_fingerprint, without_surrogates
+from lora_exp.data.tokenizers.settings_files import read_tokenizer_settings
 
 try:
   import sentencepiece
@@ -30,12 +30,12 @@ message_type { name: "ModelProto"
   field { name: "normalizer_spec" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: "NormalizerSpec" } }
 """
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces in sentencepiece_model.proto
-# Gemma's file calls <start_of_turn> user-defined, as it does line breaks and HTML tags, and would read it in any text.
-TURN = re.compile(r"<(start|end)_of_\w+>|<\|.*\|>|<(bos|eos|pad|mask)>")
+# Gemma's file calls <start_of_turn> user-defined, like line breaks and HTML tags, and would find it in any text.
+TURN_MARK = re.compile(r"<(start|end)_of_\w+>|<\|.*\|>|<(bos|eos|pad|mask)>")
 
 
-def read(file: Path) -> "SentencePiece":
-  """The tokenizer in `file`. Raises InputError if it is none."""
+def read(file: Path) -> "SentencePieceTokenizer":
+  """The tokenizer in `file`. Raises InputError if it is not a sentencepiece model."""
   content = file.read_bytes()
   try:
     model = _message_class().FromString(content)
@@ -45,41 +45,41 @@ def read(file: Path) -> "SentencePiece":
     tiktoken = " (Llama 3's is tiktoken's: take the directory with its tokenizer.json)" if b"== " in content else ""
     raise InputError(f"{file} is no sentencepiece model, or was cut short{tiktoken}")
   try:
-    return SentencePiece(file, content, model)
+    return SentencePieceTokenizer(file, content, model)
   except RuntimeError as error:
     raise InputError(f"{file} is no sentencepiece model: {error}") from error
 
 
-class SentencePiece(BpeTokenizer):
-  """A sentencepiece model. Its control pieces, and those that mark turns of a chat, are never read in a text."""
+class SentencePieceTokenizer(PieceTokenizer):
+  """A sentencepiece model. Its control pieces, and those that mark turns of a chat, are never found in a text."""
 
   def __init__(self, file: Path, content: bytes, model: Any):
-    beside, whole = read_sidecar_files(file.parent), _load(model)
+    settings, unchanged = read_tokenizer_settings(file.parent), _load(model)
     ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
     for piece in model.pieces:
-      turn = piece.type == USER_DEFINED and TURN.fullmatch(piece.piece)
-      if turn or (piece.piece in beside.control and piece.type != UNKNOWN):
+      turn = piece.type == USER_DEFINED and TURN_MARK.fullmatch(piece.piece)
+      if turn or (piece.piece in settings.special and piece.type != UNKNOWN):
         piece.type = CONTROL
     special = {piece.piece for piece in model.pieces if piece.type in (UNKNOWN, CONTROL)}
-    bos, eos = (i if i >= 0 else None for i in (whole.bos_id(), whole.eos_id()))
-    control = beside.resolved(file, ids, special, bos, eos)
+    bos, eos = (i if i >= 0 else None for i in (unchanged.bos_id(), unchanged.eos_id()))
+    control = settings.control_tokens(file, ids, special, bos, eos)
     self._library = _load(model)
-    space_first = self._library.encode("a", out_type=str)[0].startswith("\u2581")
-    spelt = [piece.encode() if piece in control.tokens else piece_bytes(piece) for piece in ids]
-    super().__init__(str(file), fingerprint_of(content, control), spelt, control, space_first)
+    adds_space = self._library.encode("a", out_type=str)[0].startswith("\u2581")
+    pieces = [piece.encode() if piece in control.ids else piece_bytes(piece) for piece in ids]
+    super().__init__(str(file), tokenizer_fingerprint(content, control), pieces, control, adds_space)
     model.normalizer_spec.add_dummy_prefix = False
-    self._going_on = _load(model)
+    self._continuing = _load(model)
 
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
-    pieces = self._library if start else self._going_on
-    return pieces.encode([valid(text) for text in texts], num_threads=os.cpu_count() or 1)
+    pieces = self._library if start else self._continuing
+    return pieces.encode([without_surrogates(text) for text in texts], num_threads=os.cpu_count() or 1)
 
 
 @cache
 def _message_class() -> type[Message]:
-  """What is changed of sentencepiece_model.proto; all else is kept as it came.
+  """The message of the fields of sentencepiece_model.proto that are changed; all others are kept as unknown fields.
 
-  The module that the library brings for it runs with one version of protobuf.
+  The library's own module for it works with one version of protobuf alone.
   """
   schema = descriptor_pb2.FileDescriptorProto(name="lora_exp/sentencepiece.proto", package="lora_exp.sentencepiece")
   text_format.Parse(SCHEMA, schema)

@@ -1,0 +1,97 @@
+"""The settings in a tokenizer's directory: which tokens begin and end a document, and the chat template."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_exp.config.errors import InputError
+from lora_exp.data.tokenizers.base import END_OF_TEXT, ControlTokens
+from lora_exp.runtime.json_files import read_json_object
+
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")  # tried in order where no setting names the end
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+  """What tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json state."""
+
+  named_tokens: Mapping[str, str]  # {"bos_token": "<s>", ...}
+  special: Collection[str]  # tokens that they call special
+  add_bos: bool | None  # None: they do not state it
+  ends: tuple[int, ...]  # ids that end what the model generates
+  chat_template: str | None
+  tokenizer_class: str | None
+
+  def control_tokens(
+    self, file: Path, ids: Mapping[str, int], special: Collection[str], bos: int | None = None, eos: int | None = None
+  ) -> ControlTokens:
+    """The control tokens of the tokenizer in `file`, whose vocabulary is `ids` {token: id}.
+
+    `special` are the tokens that the file calls special, `bos` and `eos` what it begins and ends a document with; the
+    settings take precedence. Raises InputError if nothing ends a document.
+    """
+    tokens = {i: token for token, i in ids.items()}
+    ends = tuple(i for i in self.ends if i in tokens)
+    eos_token = self.named_tokens.get("eos_token")
+    if eos_token is not None:
+      eot = ids.get(eos_token)
+    else:
+      candidates = (eos, *ends, *(ids.get(token) for token in ENDS))
+      eot = next((i for i in candidates if i is not None), None)
+    if eot is None:
+      reason = "has no eos_token" if eos_token is None else f"names {eos_token!r}, which is not in the vocabulary"
+      raise InputError(f"{file}: no token ends a document: tokenizer_config.json in its directory {reason}")
+    if self.add_bos is not None:
+      bos = ids.get(self.named_tokens.get("bos_token", "")) if self.add_bos else None
+    control = {token: i for token, i in ids.items() if i == eot or token in special or token in self.special}
+    bos_token = {} if bos is None else {"bos_token": tokens[bos]}
+    variables = {"eos_token": tokens[eot], **bos_token, **self.named_tokens}
+    return ControlTokens(control, eot, bos, ends, self.chat_template, variables)
+
+
+def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
+  """The settings in `folder`; a file that is missing states nothing. Raises InputError for one that is not JSON."""
+  settings = _optional_json(folder / "special_tokens_map.json") | _optional_json(folder / "tokenizer_config.json")
+  texts = {key: _token_text(value) for key, value in settings.items() if key.endswith("_token")}
+  named_tokens = {key: text for key, text in texts.items() if text is not None}
+  model_end = _optional_json(folder / "config.json").get("eos_token_id")
+  ends = _optional_json(folder / "generation_config.json").get("eos_token_id", model_end)
+  add_bos = settings.get("add_bos_token")
+  return TokenizerSettings(
+    named_tokens, {*named_tokens.values(), *_further_special_tokens(settings)},
+    add_bos if isinstance(add_bos, bool) else None,
+    tuple(i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)),
+    _chat_template(folder, settings), settings.get("tokenizer_class"))
+
+
+def _optional_json(file: Path) -> dict[str, Any]:
+  """The object in a JSON file; empty where the file is missing."""
+  return read_json_object(file) if file.is_file() else {}
+
+
+def _token_text(value: object) -> str | None:
+  """The text of a token, which is written as itself or as a mapping with its `content`."""
+  value = value.get("content") if isinstance(value, dict) else value
+  return value if isinstance(value, str) else None
+
+
+def _further_special_tokens(settings: Mapping[str, Any]) -> list[str]:
+  """The tokens that tokenizer_config.json calls special without a name of their own."""
+  decoder = settings.get("added_tokens_decoder")
+  added = [token for token in decoder.values() if isinstance(token, dict) and token.get("special")] if decoder else []
+  more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+  more = more.values() if isinstance(more, dict) else more
+  return [text for text in map(_token_text, [*added, *more]) if text is not None]
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+  """chat_template.jinja, chat_template.json, or the setting: one template, or several, of which `default` is taken."""
+  file = folder / "chat_template.jinja"
+  if file.is_file():
+    return file.read_text(encoding="utf-8")
+  template = _optional_json(folder / "chat_template.json").get("chat_template", settings.get("chat_template"))
+  if isinstance(template, list):
+    by_name = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+    template = by_name.get("default")
+  return template if isinstance(template, str) else None
