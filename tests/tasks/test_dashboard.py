@@ -17,7 +17,7 @@ from runs import ROOT, TINY, environment, on_stories
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config.setting_names import all_settings
-from lora_exp.tasks import dashboard
+from lora_exp.report import wandb_workspace
 from sweeps import ranks, references
 
 FILES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
@@ -154,7 +154,7 @@ def test_wandb_takes_our_sweep_files(tmp_path, file):
   with serving(Hub()) as hub:
     done = wandb(hub, tmp_path, "sweep", str(file))
     assert "wandb agent me/lora_exp/s0" in done.stderr and hub.unknown == []
-    assert hub.sweep["metric"] == {"name": dashboard.LOSS, "goal": "minimize"}
+    assert hub.sweep["metric"] == {"name": wandb_workspace.LOSS, "goal": "minimize"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -188,5 +188,5 @@ def test_an_agent_runs_a_job_and_the_sweep_gets_what_it_asks_for(tmp_path):
       assert run["sweep"] == "s0" and run["exit_code"] == 0
       assert json.loads(run["config"])["lora"]["value"]["rank"] == number + 1
       summary = run["summary"]
-      assert summary[dashboard.LOSS] > 0 and summary["parameters"]["trainable"] == 384 * (number + 1)
+      assert summary[wandb_workspace.LOSS] > 0 and summary["parameters"]["trainable"] == 384 * (number + 1)
       assert [row["step"] for row in run["history"] if "train/loss" in row] == [1, 2]

@@ -5,14 +5,38 @@ They count while the weights beside the file are those that were inspected.
 
 import hashlib
 import json
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
+
+from lora_exp import __version__
 from lora_exp.report.reading.adapter_updates import ADAPTER
-from lora_exp.runtime.spectrum import UpdateSpectrum
+from lora_exp.runtime.files import write_json
+from lora_exp.runtime.spectrum import UpdateSpectrum, round_off
 
 INSPECT_FILE = "inspect.json"
 FULL_MODEL = Path("model.safetensors")
+MEANS = ("rank", "effective_rank", "stable_rank", "directions", "energy_first", "energy_half", "norm", "relative_norm",
+         "amplification", "intruders")
+
+
+def write_inspection(directory: Path, method: str, spectra: Sequence[UpdateSpectrum]) -> None:
+  """Writes inspect.json: the spectra of all modules, their means, and which weights they are of."""
+  content = {"version": __version__, "run": str(directory), "method": method, "weights": weights_digest(directory),
+             "mean": mean_spectrum(spectra), "modules": [asdict(spectrum) for spectrum in spectra]}
+  write_json(directory / INSPECT_FILE, content)
+
+
+def mean_spectrum(spectra: Sequence[UpdateSpectrum]) -> dict[str, float | None]:
+  """The mean over modules of each field in MEANS; None for a field without values."""
+  means: dict[str, float | None] = {}
+  for name in MEANS:
+    values = [getattr(spectrum, name) for spectrum in spectra]
+    known = [value for value in values if value is not None]
+    means[name] = round_off(float(np.mean(known))) if known else None
+  return means
 
 
 def read_inspection(directory: Path) -> list[UpdateSpectrum]:
