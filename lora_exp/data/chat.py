@@ -1,9 +1,10 @@
-"""A question and its answer as the turns of a chat, the way the model was tuned: its own template, then its own ids.
+"""A prompt and its answer as turns of a chat: rendered by the model's own template, then encoded.
 
-What people write stays text: `<|im_end|>` in a question must not end the turn. Before a template is rendered, every
-control token that a content spells is broken by a character that no content holds. After it, what still spells a
-control token was written by the template and becomes that token; the rest is encoded as ordinary text, mended. The
-template itself sees true contents, so that what it trims, splits or looks for is what it would in any other library.
+Text that people write stays text: `<|im_end|>` in a question must not end the turn. Before a template is rendered,
+every control token that occurs in a content is interrupted by a character that no content has, the guard. What reads as
+a control token afterwards was written by the template, and becomes that token. The guards are removed from the text in
+between, which is encoded as ordinary text. Nothing else is changed in the contents that the template sees, so that it
+trims, splits and searches as it does in any other library.
 """
 
 import json
@@ -25,123 +26,137 @@ from lora_exp.config.errors import InputError
 from lora_exp.data.tokenizers import Tokenizer
 
 Message = Mapping[str, str]  # {"role": "user", "content": "Hello"}
-TODAY = datetime(2024, 7, 26)  # for templates that write a date (Llama 3's default), lest rows depend on the day
-FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # of a template's code
-INSTEAD = "data.chat=none takes the prompt as it is"
+Segment = int | tuple[str, bool]  # a control token, or (text, whether it is encoded with start=True)
+DATE = datetime(2024, 7, 26)  # the one of Llama 3's template: rows must not depend on the day that they are made
+CODE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # of a template
+ADVICE = "data.chat=none takes the prompt as it is"
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-  """The ids that ask for an answer to `messages`. Raises InputError if the template does not take them."""
-  return next(_encoded(tokenizer, [_Chat(tokenizer, messages).prompt()]))
+  """The ids of `messages` and of the beginning of an answer to them.
+
+  Raises InputError if the tokenizer has no template, or if its template refuses the messages.
+  """
+  return next(_encode_segments(tokenizer, [_Conversation(tokenizer, messages).prompt()]))
 
 
 def encode_answers(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-  """For each (question, answer) the ids that ask, as `encode_chat`, and those of the answer with the end of its turn.
+  """For each (question, answer) the ids of the question, as `encode_chat`, and those of the answer with its turn's end.
 
-  Raises InputError if the template does not take them, or puts the answer elsewhere than after its prompt.
+  Raises InputError if the template refuses the messages, or does not put the answer right after the prompt.
   """
-  turns = [_Chat(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-           for question, answer in pairs]
-  ids = _encoded(tokenizer, (pieces for chat in turns for pieces in chat.prompt_and_answer()))
+  conversations = [
+    _Conversation(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    for question, answer in pairs]
+  parts = (segments for conversation in conversations for segments in conversation.prompt_and_answer())
+  ids = _encode_segments(tokenizer, parts)
   return list(zip(ids, ids, strict=True))
 
 
-Pieces = list[int | tuple[str, bool]]  # a control token, or (text, whether it starts anew)
-
-
-class _Chat:
-  """A conversation under a tokenizer's template; its contents hold no control token."""
+class _Conversation:
+  """Messages under a tokenizer's template, with guards in their contents."""
 
   def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]):
     if tokenizer.chat_template is None:
-      raise InputError(f"the tokenizer {tokenizer.name} has no chat template; {INSTEAD}")
-    self.tokenizer, self.controls = tokenizer, _control_pattern(tuple(tokenizer.special_tokens))
+      raise InputError(f"the tokenizer {tokenizer.name} has no chat template; {ADVICE}")
+    self.tokenizer, self.template = tokenizer, _compiled(tokenizer.chat_template)
+    self.control_pattern = _control_pattern(tuple(tokenizer.special_tokens))
     contents = "".join(message["content"] for message in messages)
-    self.mark = next(chr(c) for c in range(0xF0000, 0x110000) if chr(c) not in contents)  # private use
-    self.messages = [{**message, "content": self._broken(message["content"])} for message in messages]
+    private_use = map(chr, range(0xF0000, 0x110000))
+    self.guard = next(character for character in private_use if character not in contents)
+    self.messages = [{**message, "content": self._guarded(message["content"])} for message in messages]
 
-  def prompt(self) -> Pieces:
+  def prompt(self) -> list[Segment]:
     """All messages, and the beginning of an answer."""
-    return self._pieces(self._rendered(self.messages, True), start=True)
+    return self._segments(self._rendered(self.messages, True), start=True)
 
-  def prompt_and_answer(self) -> tuple[Pieces, Pieces]:
+  def prompt_and_answer(self) -> tuple[list[Segment], list[Segment]]:
     """All messages but the last with the beginning of an answer, and the last message up to the end of its turn."""
-    asked, whole = self._rendered(self.messages[:-1], True), self._rendered(self.messages, False)
-    if not whole.startswith(asked):
-      raise InputError(f"the chat template of {self.tokenizer.name} does not go on from its generation prompt with "
-                       f"the answer; {INSTEAD}")
-    prompt = self._pieces(asked, start=True)
-    anew = not prompt or (isinstance(prompt[-1], int) and self.tokenizer.start_after_control)
-    return prompt, self._one_turn(self._pieces(whole[len(asked) :], start=anew))
+    prompt_text, full_text = self._rendered(self.messages[:-1], True), self._rendered(self.messages, False)
+    if not full_text.startswith(prompt_text):
+      raise InputError(f"the chat template of {self.tokenizer.name} does not continue its generation prompt with the "
+                       f"answer; {ADVICE}")
+    prompt = self._segments(prompt_text, start=True)
+    start = not prompt or (isinstance(prompt[-1], int) and self.tokenizer.start_after_control)
+    return prompt, self._first_turn(self._segments(full_text[len(prompt_text) :], start))
 
-  def _one_turn(self, answer: Pieces) -> Pieces:
+  def _first_turn(self, answer: list[Segment]) -> list[Segment]:
     """`answer` up to the token that ends it: one that ends generation, else its last control token, else `eot`."""
-    controls = [n for n, piece in enumerate(answer) if isinstance(piece, int)]
-    end = next((n for n in controls if answer[n] in self.tokenizer.stops), controls[-1] if controls else None)
+    controls = [n for n, segment in enumerate(answer) if isinstance(segment, int)]
+    last = controls[-1] if controls else None
+    end = next((n for n in controls if answer[n] in self.tokenizer.stops), last)
     return [*answer, self.tokenizer.eot] if end is None else answer[: end + 1]
 
-  def _broken(self, content: str) -> str:
-    return self.controls.sub(lambda found: found[0] + self.mark, content)
+  def _guarded(self, content: str) -> str:
+    """`content` with the guard inside every control token."""
+    return self.control_pattern.sub(lambda match: match[0] + self.guard, content)
 
-  def _rendered(self, messages: Sequence[Message], ask: bool) -> str:
-    assert self.tokenizer.chat_template is not None
+  def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
     try:
-      return _compiled(self.tokenizer.chat_template).render(
-        **self.tokenizer.template_variables, messages=messages, add_generation_prompt=ask, tools=None, documents=None)
-    except (TemplateError, *FAULTS) as error:
-      raise InputError(f"the chat template of {self.tokenizer.name} fails: {error}; {INSTEAD}") from error
+      return self.template.render(**self.tokenizer.template_variables, messages=messages, tools=None, documents=None,
+                                  add_generation_prompt=add_generation_prompt)
+    except (TemplateError, *CODE_ERRORS) as error:
+      raise InputError(f"the chat template of {self.tokenizer.name} fails: {error}; {ADVICE}") from error
 
-  def _pieces(self, text: str, start: bool) -> Pieces:
-    """`text` cut at the control tokens that the template wrote; the texts between are mended."""
-    pieces: Pieces = []
-    at = 0
-    for found in self.controls.finditer(text):
-      if found.start() < at:
+  def _segments(self, text: str, start: bool) -> list[Segment]:
+    """`text` split at the control tokens that the template wrote, without guards.
+
+    `start`: whether the first text is encoded with start=True.
+    """
+    segments: list[Segment] = []
+    position = 0
+    for match in self.control_pattern.finditer(text):
+      if match.start() < position:
         continue  # inside the token before
-      token = found[1]
-      pieces += self._text(text[at : found.start()], start)
-      pieces.append(self.tokenizer.special_tokens[token])
-      at, start = found.start() + len(token), self.tokenizer.start_after_control
-    return pieces + self._text(text[at:], start)
+      token = match[1]
+      segments += self._text_segment(text[position : match.start()], start)
+      segments.append(self.tokenizer.special_tokens[token])
+      position, start = match.start() + len(token), self.tokenizer.start_after_control
+    return segments + self._text_segment(text[position:], start)
 
-  def _text(self, text: str, start: bool) -> Pieces:
-    return [(mended, start)] if (mended := text.replace(self.mark, "")) else []
+  def _text_segment(self, text: str, start: bool) -> list[Segment]:
+    """`text` without guards, if anything is left of it."""
+    text = text.replace(self.guard, "")
+    return [(text, start)] if text else []
 
 
-def _encoded(tokenizer: Tokenizer, chats: Iterable[Pieces]) -> Iterator[list[int]]:
-  """The ids of each list of pieces; all texts are encoded together, and each once: templates repeat theirs."""
-  chats = list(chats)
-  texts = dict.fromkeys(piece for pieces in chats for piece in pieces if not isinstance(piece, int))
-  ids: dict[tuple[str, bool], list[int]] = {}
+def _encode_segments(tokenizer: Tokenizer, parts: Iterable[list[Segment]]) -> Iterator[list[int]]:
+  """The ids of each list of segments. Equal texts, which templates repeat, are encoded once, all in one batch."""
+  parts = list(parts)
+  texts = dict.fromkeys(segment for segments in parts for segment in segments if not isinstance(segment, int))
+  ids: dict[Segment, list[int]] = {}
   for start in (True, False):
-    alike = [piece for piece in texts if piece[1] == start]
-    ids.update(zip(alike, tokenizer.encode_batch([text for text, _ in alike], start), strict=True))
-  for pieces in chats:
-    yield [i for piece in pieces for i in ([piece] if isinstance(piece, int) else ids[piece])]
+    batch = [segment for segment in texts if segment[1] == start]
+    ids.update(zip(batch, tokenizer.encode_batch([text for text, _ in batch], start), strict=True))
+  for segments in parts:
+    encoded: list[int] = []
+    for segment in segments:
+      encoded += [segment] if isinstance(segment, int) else ids[segment]
+    yield encoded
 
 
 @cache
 def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-  """Finds a character at which one of `tokens` begins, the longest that does, overlapping ones too."""
-  words = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True) if len(token) > 1)
-  return re.compile(f"(?=({words or '(?!)'})).", re.DOTALL)
+  """Matches a character at which one of `tokens` begins; group 1 is the longest that does. Overlaps are found too."""
+  alternatives = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True) if len(token) > 1)
+  return re.compile(f"(?=({alternatives or '(?!)'})).", re.DOTALL)
 
 
 @cache
 def _compiled(template: str) -> Template:
-  """`template` with what templates of published models rely on, in jinja's sandbox: they come from strangers."""
+  """`template` in jinja's sandbox, as it comes from others, with what the templates of published models rely on."""
   environment = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-  environment.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime, "namespace": _Namespace}
+  environment.globals |= {"raise_exception": _raise_exception, "strftime_now": DATE.strftime, "namespace": _Namespace}
   environment.filters["tojson"] = _to_json
   try:
     return environment.from_string(template)
   except TemplateError as error:
-    raise InputError(f"the chat template is no Jinja template: {error}; {INSTEAD}") from error
+    raise InputError(f"the chat template is not a Jinja template: {error}; {ADVICE}") from error
 
 
 class _Generation(Extension):
-  """`{% generation %}…{% endgeneration %}`, with which a template marks the answer, is what stands in it."""
+  """`{% generation %}…{% endgeneration %}`, with which a template marks an answer: renders what is inside."""
 
   tags = {"generation"}
 
@@ -151,7 +166,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-  """Jinja's namespace; names with an underscore lead out of the sandbox."""
+  """Jinja's namespace without names that begin with an underscore, which lead out of the sandbox."""
 
   def __setitem__(self, name: str, value: Any) -> None:
     if name.startswith("_"):
@@ -159,9 +174,10 @@ class _Namespace(Namespace):
     super().__setitem__(name, value)
 
 
-def _refuse(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
   raise TemplateError(message)
 
 
 def _to_json(value: Any, **settings: Any) -> str:
+  """Jinja's `tojson`, which transformers replaces: it does not escape HTML."""
   return json.dumps(value, ensure_ascii=settings.pop("ensure_ascii", False), **settings)

@@ -1,4 +1,4 @@
-"""What counting pairs of tokens achieves on the held-out rows: a model must do better than this."""
+"""The held-out loss of an interpolated bigram model, counted on the training rows: a trained model must do better."""
 
 from collections.abc import Iterator
 
@@ -8,33 +8,37 @@ from lora_exp.data.records import decode
 from lora_exp.data.rows import Rows, damage_explained, reader
 
 BLOCK = 4096  # rows that are counted at once
-BIGRAM = 0.7  # weight of the bigram, the rest is the unigram's
+BIGRAM_WEIGHT = 0.7  # of the mixture; the remainder is the unigram's
 
 
 def bigram_loss(rows: Rows) -> float:
-  """Nats a held-out token of p(b|a) = 0.7 c(a,b)/c(a) + 0.3 (c(b)+1)/(N+V), counted on the training rows.
+  """Nats per held-out token under p(b|a) = 0.7 c(a,b)/c(a) + 0.3 (c(b)+1)/(N+V), with the counts c of training pairs.
 
-  Where a was never seen the unigram has all the weight: p sums to 1 over b.
+  Jelinek-Mercer interpolation with an add-one unigram. Where a never occurred the unigram has all the weight, so that p
+  sums to 1 over b. Raises InputError for damaged rows.
   """
   size = rows.vocab_size
   codes, counts = count_pairs(rows)
-  ones, firsts = np.zeros(size), np.zeros(size)
-  np.add.at(ones, codes % size, counts)
-  np.add.at(firsts, codes // size, counts)
-  unigram = (ones + 1) / (ones.sum() + size)
+  target_counts, token_counts = np.zeros(size), np.zeros(size)
+  np.add.at(target_counts, codes % size, counts)
+  np.add.at(token_counts, codes // size, counts)
+  unigram = (target_counts + 1) / (target_counts.sum() + size)
   total = 0.0
-  for wanted in _codes(rows, "eval"):
-    place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-    pair = np.where(codes[place] == wanted, counts[place], 0)
-    seen = firsts[wanted // size]
-    p_unigram = unigram[wanted % size]
-    p_bigram = np.where(seen > 0, pair / np.maximum(seen, 1), p_unigram)
-    total -= np.log(BIGRAM * p_bigram + (1 - BIGRAM) * p_unigram).sum()
+  for pairs in _codes(rows, "eval"):
+    index = np.minimum(np.searchsorted(codes, pairs), len(codes) - 1)
+    pair_counts = np.where(codes[index] == pairs, counts[index], 0)
+    seen = token_counts[pairs // size]
+    p_unigram = unigram[pairs % size]
+    p_bigram = np.where(seen > 0, pair_counts / np.maximum(seen, 1), p_unigram)
+    total -= np.log(BIGRAM_WEIGHT * p_bigram + (1 - BIGRAM_WEIGHT) * p_unigram).sum()
   return float(total / rows.eval_tokens)
 
 
 def count_pairs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-  """The pairs a*V + b of the training rows' counted targets, sorted, and how often each is there."""
+  """The distinct pairs of the training rows as sorted codes a·V + b, (n,) int64, and their counts, (n,) int64.
+
+  Only pairs whose target has loss are counted.
+  """
   codes, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
   for block in _codes(rows, "train"):
     new, new_counts = np.unique(block, return_counts=True)
@@ -44,7 +48,7 @@ def count_pairs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _codes(rows: Rows, split: str) -> Iterator[np.ndarray]:
-  """a*V + b of the pairs (a, b) whose target counts, a block of rows at a time."""
+  """The codes a·V + b of the pairs (a, b) whose target has loss, (n,) int64 for each block of rows."""
   records_reader = reader(rows, split)
   for first in range(0, rows.count(split), BLOCK):
     with damage_explained(rows):

@@ -1,8 +1,8 @@
-"""Rows become batches: shuffled anew each epoch, repeated without end, read ahead by threads.
+"""Rows become batches, shuffled anew in each epoch and read ahead by threads.
 
-Batch number n is a function of the rows, the seed and the batch size alone. A batch is a dict of arrays (B, T):
-tokens, targets, segments, positions (int32) and weights (float32), see `records.decode`; or x, y and weights (B, …)
-where rows are examples of numbers, see `numbers.decode`.
+Batch number n is a function of the rows, the seed and the batch size alone. A batch is a dict of arrays: tokens,
+targets, segments, positions (B, T) int32 and weights (B, T) float32 of text (`records.decode`); x, y and weights (B, …)
+of examples of numbers (`examples.decode`).
 """
 
 from collections.abc import Generator, Iterator
@@ -17,16 +17,19 @@ from lora_exp.data.records import Batch, decode
 from lora_exp.data.rows import Rows, damage_explained, reader
 
 THREADS = 2
-AHEAD = 4  # batches
+PREFETCHED = 4  # batches
 
 
 def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) -> Generator[Batch]:
-  """Batches without end, number `start` first; a batch may reach into the next epoch. `close()` stops the threads."""
+  """Training batches without end, from number `start` on; a batch may extend into the next epoch.
+
+  `close()` stops the threads. Raises InputError for damaged rows.
+  """
   data = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(rows.file("train")))).seed(cfg.seed)
   if cfg.shuffle:
     data = data.shuffle()
   data = data.repeat().batch(batch_size, drop_remainder=True, batch_fn=_decoder(rows))
-  batches = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)))
+  batches = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCHED)))
   batches.set_state({"next_index": start})
   try:
     with damage_explained(rows):
@@ -36,10 +39,11 @@ def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) 
 
 
 def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterator[Batch]:
-  """Held-out rows in order, spread evenly over all of them, about `max_tokens` counted tokens (None: all).
+  """Held-out rows in order, spread evenly over all of them: about `max_tokens` tokens with loss (None: all).
 
-  The last batch is filled with rows of padding (segments and weights 0), so that all have one shape. Where a row is a
-  prompt and its answer, `answers` (B, T) bool says which targets belong to the answer.
+  The last batch is filled with rows of padding (segments and weights 0), so that all batches have one shape. Where a
+  row is a prompt and its answer, `answers` (B, T) bool says which targets belong to the answer. Raises InputError for
+  damaged rows.
   """
   chosen = eval_rows(rows, max_tokens)
   records_reader = reader(rows, "eval")
@@ -51,7 +55,7 @@ def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterato
 
 
 def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
-  """The numbers of the held-out rows that `eval_batches` takes: at least one."""
+  """The numbers of the held-out rows that `eval_batches` takes, (n,) int64 with n of 1 or more."""
   count = rows.eval_rows
   if max_tokens is not None:
     count = min(count, max(1, max_tokens * rows.eval_rows // rows.eval_tokens))
@@ -59,6 +63,7 @@ def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
 
 
 def _decoder(rows: Rows, answers: bool = False) -> partial[Batch]:
+  """The function that makes a batch of records."""
   if rows.features:
     return partial(examples.decode, features=rows.features, classes=rows.classes)
   return partial(decode, seq_len=rows.seq_len, vocab_size=rows.vocab_size, answers=answers)

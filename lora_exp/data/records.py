@@ -1,7 +1,7 @@
-"""Pairs (token, next token) as arrays, as bytes on disk, and as batches.
+"""Pairs (token, next token) as arrays, as records on disk, and as batches.
 
-A record is one row of T positions: token and target as little-endian uint16 (uint32 where V > 65,536), then four
-times T bits: a piece starts here, the target counts, the position is no padding, the target answers a prompt.
+A record is one row of T positions: T tokens and T targets as little-endian uint16 (uint32 where V > 65,536), then four
+times T bits: a segment starts here, the target has loss, the position is not padding, the target belongs to an answer.
 """
 
 from collections.abc import Sequence
@@ -9,33 +9,33 @@ from itertools import chain
 
 import numpy as np
 
-FLAGS = ("start", "counted", "real", "answer")
+FLAGS = ("start", "counted", "real", "answer")  # in the order of their bits in a record
 PAIR = np.dtype([("token", "<i4"), ("target", "<i4"), *((flag, "?") for flag in FLAGS)])
 Batch = dict[str, np.ndarray]
 
 
-def _places(ids: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """All tokens in one array, the number of each one's document, and its place in the document."""
+def _flatten(ids: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """All tokens in one array (n,) int32, the number of each one's document (n,), and its index in the document (n,)."""
   lengths = np.fromiter(map(len, ids), np.int64, len(ids))
   flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
-  place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-  return flat, np.repeat(np.arange(len(ids)), lengths), place
+  index = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+  return flat, np.repeat(np.arange(len(ids)), lengths), index
 
 
 def stream(ids: Sequence[list[int]], prompts: Sequence[int], prompt_in_loss: bool = False) -> np.ndarray:
-  """The pairs of documents one after another, (pairs,) of PAIR; each document's first `prompts` tokens do not count.
+  """The pairs of all documents, one document after another: (n,) of PAIR.
 
-  With `prompt_in_loss` they do.
+  `prompts[d]` is the number of tokens in the prompt of document d, which have no loss unless `prompt_in_loss`.
   """
-  flat, document, place = _places(ids)
-  first = place == 0
+  flat, document, index = _flatten(ids)
+  first = index == 0
   last = np.append(first[1:], True)[: len(flat)]
   pairs = np.zeros(len(flat) - len(ids), PAIR)
   pairs["token"], pairs["target"] = flat[~last], flat[~first]
   pairs["start"] = first[~last]
   prompt = np.asarray(prompts, np.int64)[document]
-  pairs["answer"] = ((place >= prompt) & (prompt > 0))[~first]
-  pairs["counted"] = prompt_in_loss | (place >= prompt)[~first]
+  pairs["answer"] = ((index >= prompt) & (prompt > 0))[~first]
+  pairs["counted"] = prompt_in_loss | (index >= prompt)[~first]
   pairs["real"] = True
   return pairs
 
@@ -43,11 +43,14 @@ def stream(ids: Sequence[list[int]], prompts: Sequence[int], prompt_in_loss: boo
 def padded(
   ids: Sequence[list[int]], prompts: Sequence[int], seq_len: int, prompt_in_loss: bool = False
 ) -> np.ndarray:
-  """A row for each document, (documents, T) of PAIR: tokens[:T], targets tokens[1:] and a 0 that does not count."""
-  flat, document, place = _places(ids)
+  """A row for each document, (documents, T) of PAIR: tokens[:T], with the targets tokens[1:] and a 0 without loss.
+
+  `prompts` and `prompt_in_loss` are as in `stream`.
+  """
+  flat, document, index = _flatten(ids)
   rows = np.zeros((len(ids), seq_len), PAIR)
-  kept = place < seq_len
-  where = document[kept], place[kept]
+  kept = index < seq_len
+  where = document[kept], index[kept]
   rows["token"][where] = flat[kept]
   rows["real"][where] = True
   rows["start"][:, 0] = True
@@ -59,14 +62,14 @@ def padded(
 
 
 def with_padding_in_loss(rows: np.ndarray, prompts: Sequence[int], prompt_in_loss: bool = False) -> np.ndarray:
-  """`padded` rows whose padding is ordinary tokens that count, as in the JAX tutorial."""
+  """`padded` rows (documents, T) whose padding is read and has loss like any token, as in the JAX LoRA tutorial."""
   rows["real"] = True
   rows["counted"] = prompt_in_loss | ~_in_prompt(prompts, rows.shape[1])
   return rows
 
 
 def _in_prompt(prompts: Sequence[int], seq_len: int) -> np.ndarray:
-  """(documents, T): whether the target at this position belongs to the prompt."""
+  """(documents, T) bool: whether the target at this position belongs to the prompt."""
   return np.arange(1, seq_len + 1) < np.asarray(prompts, np.int64)[:, None]
 
 
@@ -78,10 +81,10 @@ def encode(rows: np.ndarray, vocab_size: int) -> list[bytes]:
 
 
 def decode(records: Sequence[bytes], seq_len: int, vocab_size: int, answers: bool = False) -> Batch:
-  """B records as tokens, targets, segments, positions (B, T) int32 and weights (B, T) float32.
+  """B records as a batch: tokens, targets, segments, positions (B, T) int32 and weights (B, T) float32.
 
-  segments numbers the pieces of a row from 1, 0 is padding; positions count from 0 in each piece. With `answers` also
-  (B, T) bool of that name: whether the target belongs to the answer to a prompt, its end included.
+  `segments` numbers the documents of a row from 1, and is 0 on padding; `positions` counts from 0 in each segment. With
+  `answers`, the batch has (B, T) bool of that name too: whether the target belongs to an answer, its end included.
   """
   raw = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)
   width = seq_len * _id_type(vocab_size).itemsize

@@ -115,8 +115,8 @@ def test_the_date_of_a_template_is_always_the_same(tmp_path):
   ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
   ("{% set n = namespace() %}{% set n.__init__ = 1 %}", "must not set __init__"),
   ("{{ messages.append(1) }}", "unsafe"), ("{{ range(10 ** 9) }}", "too big"), ("{{ 1 / 0 }}", "division by zero"),
-  ("{{ messages[7].content.strip() }}", "has no element 7"), ("{% for %}", "is no Jinja template"),
-  ("{{ messages | tojson }}{{ add_generation_prompt }}", "does not go on from its generation prompt")])
+  ("{{ messages[7].content.strip() }}", "has no element 7"), ("{% for %}", "is not a Jinja template"),
+  ("{{ messages | tojson }}{{ add_generation_prompt }}", "does not continue its generation prompt")])
 def test_a_template_of_strangers_can_only_fail(tmp_path, template, message):
   tokenizer = get_tokenizer(str(byte_level(tmp_path, chat_template=template)))
   with pytest.raises(InputError, match=message):
