@@ -24,8 +24,8 @@ from lora_exp.train.evaluation import (
   standard_error,
 )
 from lora_exp.train.loaded_run import LoadedRun, open_run
-from lora_exp.train.step import Tree
-from lora_exp.train.trials import TrialHypers
+from lora_exp.train.program import Tree
+from lora_exp.train.trials import Hyperparameters
 
 FILE = "evaluations.jsonl"
 Change = tuple[float, float | None]  # from the base, and its standard error
@@ -71,7 +71,7 @@ def evaluations(
   batch_size = -(-plan.cfg.train.batch_size // ways) * ways  # a run can be evaluated on another mesh
   batches = list(eval_batches(rows, batch_size, max_tokens))
   put = plan.layout.put_batch if source.teacher is None else job.put
-  models: list[tuple[Tree, TrialHypers, Tree]] = [loaded.base()]
+  models: list[tuple[Tree, Hyperparameters, Tree]] = [loaded.base()]
   if with_trained:
     models.append((loaded.params, job.trials, loaded.frozen))
   for params, trials, frozen in models:

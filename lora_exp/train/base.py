@@ -24,7 +24,7 @@ from lora_exp.train.evaluation import held_out, put_eval_batches
 from lora_exp.train.job import make_job
 from lora_exp.train.loop import Cadence, Hooks, train_loop
 from lora_exp.train.plan import Plan
-from lora_exp.train.step import Tree
+from lora_exp.train.program import Tree
 
 FORMAT = 1  # raised when the same settings would train another base
 NOT_THE_BASE = ("base", "weights", "dropout", "remat", "adapter_lr")  # settings that change nothing in its weights

@@ -11,7 +11,8 @@ from lora_exp.data.sources import source_class
 from lora_exp.runtime.flops import count_flops
 from lora_exp.train.job import Job, abstract_job
 from lora_exp.train.plan import Plan
-from lora_exp.train.step import State, state_shardings, train_step
+from lora_exp.train.program import State
+from lora_exp.train.step import state_shardings, train_step
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,18 @@ class CompiledStep:
     return state, metrics
 
   @property
+  def _memory(self) -> Any:
+    return self.compiled.memory_analysis()
+
+  @property
   def peak_memory_bytes(self) -> int:
     """XLA's figure for one device: arguments, outputs that are not donated, and temporaries."""
-    return self.compiled.memory_analysis().argument_size_in_bytes + self.working_bytes
+    return self._memory.argument_size_in_bytes + self.working_bytes
 
   @property
   def working_bytes(self) -> int:
     """The same without the arguments: what a step needs besides the arrays that are already allocated."""
-    m = self.compiled.memory_analysis()
+    m = self._memory
     return m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
 
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from lora_exp.config import SampleConfig
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.mesh import BATCH, Layout
-from lora_exp.train.step import Tree
+from lora_exp.train.program import Tree
 
 Array = jax.Array
 BLOCK = 16  # tokens decoded in one call: text appears while it is drawn, and the call costs little

@@ -24,8 +24,9 @@ from lora_exp.data.sources import is_numeric
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.train.loss import Sums, example_loss
-from lora_exp.train.step import Batch, Program, Tree, assemble, features, loss_sums, over_trials, token_loss
-from lora_exp.train.trials import TrialHypers
+from lora_exp.train.program import Program, Tree, assemble
+from lora_exp.train.step import Batch, features, loss_sums, over_trials, token_loss
+from lora_exp.train.trials import Hyperparameters
 
 POSITIONS = 8  # whose logits are in memory at once
 
@@ -133,11 +134,11 @@ def put_eval_batches(
 
 
 def eval_step(
-  program: Program, params: Tree, trials: TrialHypers, frozen: Tree, batch: Batch
+  program: Program, params: Tree, trials: Hyperparameters, frozen: Tree, batch: Batch
 ) -> dict[str, jax.Array]:
   """The sums of the loss and the SUMS of a batch, (N,) for N trials, without dropout."""
 
-  def one_trial(trial: TrialHypers, params: Tree) -> dict[str, jax.Array]:
+  def one_trial(trial: Hyperparameters, params: Tree) -> dict[str, jax.Array]:
     model: Any = assemble(program, params, trial, frozen, None)
     if "x" in batch:
       z_BO = model(batch["x"])
@@ -176,7 +177,7 @@ class Evaluation:
 def held_out(
   evaluate: Callable[..., dict[str, jax.Array]],
   params: Tree,
-  trials: TrialHypers,
+  trials: Hyperparameters,
   frozen: Tree,
   batches: Iterable[EvalBatch],
 ) -> list[Evaluation]:

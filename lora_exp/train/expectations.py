@@ -23,9 +23,10 @@ from lora_exp.config import LoraExpError
 from lora_exp.config.metrics import METRICS
 from lora_exp.runtime import console
 from lora_exp.train.job import Job
-from lora_exp.train.step import Tree, assemble, outputs
+from lora_exp.train.program import Tree, assemble
+from lora_exp.train.step import outputs
 from lora_exp.train.trained_weights import frozen_digest
-from lora_exp.train.trials import TrialHypers
+from lora_exp.train.trials import Hyperparameters
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class End:
   """A finished run: what it trained, what it wrote."""
 
   job: Job
-  trials: TrialHypers  # of the run, as a pack of one
+  trials: Hyperparameters  # of the run, as a pack of one
   params: Tree  # exported, (1, …)
   summary: Mapping[str, Any]  # summary.json
   dir: Path

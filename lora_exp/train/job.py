@@ -17,9 +17,10 @@ from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.mesh import Layout, dotted, flatten
 from lora_exp.train.evaluation import byte_lengths, eval_step
 from lora_exp.train.plan import Plan, steps_of
-from lora_exp.train.step import Program, State, Tree, init_state, split_model, state_shardings
+from lora_exp.train.program import Program, State, Tree, split_model
+from lora_exp.train.step import init_state, state_shardings
 from lora_exp.train.teacher import Teacher, make_teacher
-from lora_exp.train.trials import TrialHypers, first_leaves, inject_trials, make_trials, union
+from lora_exp.train.trials import Hyperparameters, first_leaves, inject_trials, make_trials, union
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Job:
 
   program: Program
   steps: int
-  trials: TrialHypers
+  trials: Hyperparameters
   frozen: Tree
   state: State
   keys: jax.Array  # (N,) dropout keys

@@ -14,8 +14,8 @@ from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.base import make_base
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, make_plan
-from lora_exp.train.step import Tree
-from lora_exp.train.trials import TrialHypers
+from lora_exp.train.program import Tree
+from lora_exp.train.trials import Hyperparameters
 
 
 @dataclass
@@ -27,12 +27,12 @@ class LoadedRun:
   params: Tree  # what was trained, with the axis of trials; {} where that is in `frozen`, and for a base alone
   frozen: Tree  # every other array
 
-  def single(self) -> tuple[Tree, TrialHypers]:
+  def single(self) -> tuple[Tree, Hyperparameters]:
     """(params, trial) of the one trial, without the axis of trials."""
     params, trial = jax.tree.map(lambda x: x[0], (self.params, self.job.trials))
     return params, trial
 
-  def base(self) -> tuple[Tree, TrialHypers, Tree]:
+  def base(self) -> tuple[Tree, Hyperparameters, Tree]:
     """(params, trials, frozen) with which the job's program answers as the base: scales of 0, and kept parameters."""
     kept = flatten(self.job.frozen) if self.plan.full else {}
 

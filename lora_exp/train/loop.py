@@ -16,7 +16,7 @@ from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.evaluation import count_batch
 from lora_exp.train.job import Job
-from lora_exp.train.step import State, Tree
+from lora_exp.train.program import State, Tree
 
 
 @dataclass(frozen=True)

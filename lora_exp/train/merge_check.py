@@ -19,7 +19,8 @@ from lora_exp.lora.quantization import is_quantised
 from lora_exp.runtime import console
 from lora_exp.train.loaded_run import LoadedRun
 from lora_exp.train.merged_run import MergedRun, Rounding, open_merged
-from lora_exp.train.step import Tree, assemble, features, outputs
+from lora_exp.train.program import Tree, assemble
+from lora_exp.train.step import features, outputs
 
 # Largest difference of a logit. In 16 bits it is what that arithmetic does anyway: SmolLM2's logits (up to 33) change
 # by 1.3 (bfloat16) and 0.16 (float16) from float32 without merging, and by 0.84 and 0.13 with it.

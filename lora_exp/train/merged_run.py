@@ -17,7 +17,7 @@ from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.job import make_job
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.plan import Plan
-from lora_exp.train.step import Tree
+from lora_exp.train.program import Tree
 from lora_exp.train.trials import take_trial
 
 Array = Any

@@ -16,7 +16,7 @@ from lora_exp.runtime.files import write_json
 from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.mesh import flatten
 from lora_exp.train.plan import Plan
-from lora_exp.train.step import Tree
+from lora_exp.train.program import Tree
 
 MODEL_CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"

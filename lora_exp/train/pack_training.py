@@ -1,6 +1,6 @@
 """Training of a pack: evaluate, train, and leave for every trial a run directory that is complete by itself."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 
@@ -18,8 +18,8 @@ from lora_exp.train.logger import wait_for
 from lora_exp.train.loop import Cadence, Hooks, train_loop
 from lora_exp.train.memory import check_fits
 from lora_exp.train.pack import Pack
+from lora_exp.train.program import State, Tree
 from lora_exp.train.run_summary import read_summary
-from lora_exp.train.step import State, Tree
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
 
@@ -43,7 +43,7 @@ def train_pack(pack: Pack) -> list[TrialResult]:
     with closing(_batches(pack)) as batches:
       first = next(batches, None)
       step = _compile(pack, first)
-      state = _train(pack, step, chain([first], batches), writers)
+      state = _train(pack, step, chain(() if first is None else (first,), batches), writers)
     check_frozen(pack.job, base_digest)
     for writer in _live(writers):
       writer.export(state)
@@ -65,7 +65,7 @@ def _is_finished(pack: Pack) -> bool:
   return all(read_summary(trial.run_dir).get("status") == "done" for trial in pack.trials)
 
 
-def _batches(pack: Pack) -> Iterator[Batch]:
+def _batches(pack: Pack) -> Generator[Batch, None, None]:
   """The training batches from the pack's step on; none where no step is left."""
   cfg, start = pack.plan.cfg, int(pack.job.state.step)
   if start < pack.job.steps:

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-import jax
 from flax import nnx
 
 from lora_exp import lora
@@ -23,7 +23,7 @@ from lora_exp.train.targets import Targets, peft_naming, resolve_targets
 from lora_exp.train.teacher import table_of as teacher_table
 from lora_exp.train.trials import Table
 
-Tree = dict  # nested dicts
+Tree = Any  # nested dicts
 TASKS_WITHOUT_STEPS = ("generate", "evaluate", "merge", "export", "inspect")  # their batches need not divide
 
 
@@ -39,7 +39,7 @@ class Plan:
   tokenizer: Tokenizer
   layout: Layout
   base: Tree  # ShapeDtypeStruct of every parameter of the base, in nested dicts
-  shapes: Mapping[str, jax.ShapeDtypeStruct]  # the same by dotted path
+  shapes: Mapping[str, Any]  # the same by dotted path
   table: Table  # adapted modules
   full: list[str]  # dotted paths of the parameters trained in full besides them
   start: lora.Adapter | None = None  # the adapter in `lora.init_from`

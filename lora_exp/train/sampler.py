@@ -14,8 +14,8 @@ from lora_exp.data.sources import prompt_separator
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.train.decode import NOTHING, Decoder, Rows, pad_left, power_of_two
-from lora_exp.train.step import Program, Tree, assemble
-from lora_exp.train.trials import TrialHypers
+from lora_exp.train.program import Program, Tree, assemble
+from lora_exp.train.trials import Hyperparameters
 
 MOST_ROWS = 32  # prompts decoded together
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of bytes that are no character, or not yet
@@ -55,7 +55,7 @@ class Sampler:
       program.layout,
     )
 
-  def __call__(self, params: Tree, trial: TrialHypers, frozen: Tree, prompts: Sequence[str]) -> list[str]:
+  def __call__(self, params: Tree, trial: Hyperparameters, frozen: Tree, prompts: Sequence[str]) -> list[str]:
     """Completions without their prompts, up to a stop token or a stop text."""
     return self.decode(params, trial, frozen, self.encode(prompts))
 
@@ -80,7 +80,7 @@ class Sampler:
   def decode(
     self,
     params: Tree,
-    trial: TrialHypers,
+    trial: Hyperparameters,
     frozen: Tree,
     prompts: Sequence[Sequence[int]],
     show: Callable[[str], None] | None = None,

@@ -1,119 +1,33 @@
-"""The compiled step: loss, gradient and update of every trial, as pure functions of nested dicts of arrays.
-
-Dicts cross the jit boundary and modules live inside the trace: twenty times less dispatch than `nnx.jit`. What is
-equal for all trials is static in `Program`; what differs is an array in `TrialHypers`.
-"""
+"""The compiled step: loss, gradient and update of every trial, as pure functions of nested dicts of arrays."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, traverse_util
 
-from lora_exp.config import OptimConfig
-from lora_exp.lora import AdapterLayer, Constant, Hyper, methods
+from lora_exp.lora import methods
 from lora_exp.models.modules.attention import causal_mask
 from lora_exp.models.modules.language_model import LanguageModel
-from lora_exp.runtime.dropout import DropKey, Dropout, path_key
 from lora_exp.runtime.fusion import compiled_alone
-from lora_exp.runtime.mesh import Layout
 from lora_exp.train.loss import Sums, TeacherTargets, example_loss, head_loss
-from lora_exp.train.trials import TrialHypers
+from lora_exp.train.optimizer import make_optimizer, schedule
+from lora_exp.train.program import Program, State, Tree, assemble, join_constants, split_constants
+from lora_exp.train.trials import Hyperparameters
 
-Tree = Any  # nested dicts of arrays
 Batch = dict[str, Any]  # arrays (B, …); with a teacher also its head, see teacher.py
-ADAPTER = nnx.Any(nnx.LoRAParam, Constant)  # what a trial has of its own beside the base
-
-
-class State(NamedTuple):
-  """What a step changes; params and opt have a leading axis of trials.
-
-  `params` is all that a trial has of its own: what is trained, and the constants of its adapter, which a step leaves.
-  """
-
-  step: Any  # int32
-  params: Tree
-  opt: Tree
-
-
-@dataclass(frozen=True)
-class Program:
-  """The static part of a step: everything that must be equal within a pack."""
-
-  train_graph: nnx.GraphDef
-  eval_graph: nnx.GraphDef
-  hyper_paths: tuple[tuple, ...]
-  key_paths: tuple[tuple, ...]
-  modules: tuple[str, ...]  # adapted modules, in the order of TrialHypers.scale
-  constants: frozenset[tuple]  # paths of the params that are not trained
-  method: str
-  optim: OptimConfig
-  mapping: str  # of the trials: map (a loop; best on a CPU) | vmap
-  shared_dropout_key: bool  # all trials drop alike: the masks of a step are made once for all of them
-  layout: Layout
-
-
-def split_model(
-  model: nnx.Module, method: str, modules: tuple[str, ...], dropout: bool, base_dropout: bool, **rest: Any
-) -> tuple[Program, Tree, Tree]:
-  """`(program, params, frozen)` of an injected model, by Variable type and never by a name.
-
-  `dropout` (static): whether any trial drops inputs of its adapters; `base_dropout`: whether the base drops as its own
-  rates say.
-  """
-  trial_types = nnx.Param if methods.get(method).trains_everything else ADAPTER
-  parts: Any = (trial_types, Hyper, DropKey, ...)
-  eval_graph = nnx.graphdef(model)
-  for _, module in nnx.iter_modules(model):
-    if (base_dropout and isinstance(module, Dropout) and module.rate) or (dropout and isinstance(module, AdapterLayer)):
-      module.deterministic = False
-  train_graph, (params, hyper, keys, frozen) = nnx.graphdef(model), nnx.state(model, *parts)
-  paths = lambda state: tuple(traverse_util.flatten_dict(nnx.to_pure_dict(state)))
-  constants = frozenset(paths(nnx.state(model, Constant)))
-  program = Program(train_graph, eval_graph, paths(hyper), paths(keys), modules, constants, method, **rest)
-  return program, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
-
-
-def separate(program: Program, params: Tree) -> tuple[Tree, Tree]:
-  """(trained, constants) of `params`."""
-  if not program.constants:
-    return params, {}
-  flat = traverse_util.flatten_dict(params)
-  part = lambda held: traverse_util.unflatten_dict({p: x for p, x in flat.items() if (p in program.constants) == held})
-  return part(False), part(True)
-
-
-def together(trained: Tree, constants: Tree) -> Tree:
-  """The inverse of `separate`."""
-  if not constants:
-    return trained
-  flat = traverse_util.flatten_dict
-  return traverse_util.unflatten_dict(flat(trained) | flat(constants))
-
-
-def assemble(program: Program, params: Tree, trial: TrialHypers, frozen: Tree, key: jax.Array | None) -> LanguageModel:
-  """One trial's model, inside the trace; without a key nothing is dropped."""
-  graph = program.eval_graph if key is None else program.train_graph
-  root = jax.random.key(0) if key is None else key
-  dotted = lambda path: ".".join(map(str, path))
-  scale = lambda path: trial.scale[program.modules.index(dotted(path[:-1]))]
-  hyper = {path: trial.dropout if path[-1] == "rate" else scale(path) for path in program.hyper_paths}
-  keys = {path: path_key(root, dotted(path[:-1])) for path in program.key_paths}
-  whole = program.layout.gather_fsdp
-  model: Any = nnx.merge(graph, whole(params), *map(traverse_util.unflatten_dict, (hyper, keys)), whole(frozen))
-  return model
 
 
 def features(model: LanguageModel, batch: Batch) -> jax.Array:
-  """Features (B, T, D) of a batch before the head; no token sees another document."""
+  """Features (B, T, D) of a batch before the head; tokens attend within their own document."""
   return model.hidden(batch["tokens"], batch["positions"], causal_mask(batch["segments"]))[0]
 
 
-def batch_loss(program: Program, params: Tree, trial: TrialHypers, frozen: Tree, batch: Batch, key: jax.Array | None) -> Sums:
-  """The loss of one trial on a batch, summed over the tokens (or examples: a batch with `x`) that count."""
+def batch_loss(
+  program: Program, params: Tree, trial: Hyperparameters, frozen: Tree, batch: Batch, key: jax.Array | None
+) -> Sums:
+  """The loss of one trial on a batch, summed over the targets; examples of numbers have `x` instead of tokens."""
   model: Any = assemble(program, params, trial, frozen, key)
   if "x" in batch:
     return example_loss(model(batch["x"]), batch["y"], batch["weights"])
@@ -144,77 +58,58 @@ def loss_sums(batch: Batch, sums: Sums) -> dict[str, jax.Array]:
 
 
 def gradient(
-  program: Program, params: Tree, trial: TrialHypers, frozen: Tree, batch: Batch, key: jax.Array
+  program: Program, params: Tree, trial: Hyperparameters, frozen: Tree, batch: Batch, key: jax.Array
 ) -> tuple[Tree, Sums, jax.Array]:
-  """One trial's gradient of the mean loss a token by what is trained of `params`, its sums, and the tokens counted.
+  """(gradient, sums, count) of one trial: the gradient of the mean loss with respect to the trained part of `params`.
 
-  With `optim.accumulate` the batch is cut into parts; every token weighs the same, whatever its part.
+  `count` is the number of targets. With `optim.accumulate` the batch is cut into parts, and every target has the same
+  weight whatever its part.
   """
   tokens = batch["weights"].sum()
   parts = program.optim.accumulate
-  trained, constants = separate(program, params)
+  trained, constants = split_constants(program, params)
 
-  def part_gradient(part: Batch, key: jax.Array):
-    def mean(trained):
-      sums = batch_loss(program, together(trained, constants), trial, frozen, part, key)
+  def part_gradient(part: Batch, key: jax.Array) -> tuple[Tree, Sums]:
+    def mean_loss(trained: Tree) -> tuple[jax.Array, Sums]:
+      sums = batch_loss(program, join_constants(trained, constants), trial, frozen, part, key)
       return sums.loss / jnp.maximum(tokens, 1), sums
 
-    grads, sums = jax.grad(mean, has_aux=True)(trained)
+    grads, sums = jax.grad(mean_loss, has_aux=True)(trained)
     return grads, sums
 
   if parts == 1:
     grads, sums = part_gradient(batch, key)
-    return grads, sums, tokens
-  # Every device keeps its own rows: a part takes each `parts`-th of them.
-  whole = {name: batch[name] for name in ("teacher_head",) if name in batch}
-  cut = {k: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for k, x in batch.items() if k not in whole}
-
-  def add(total, numbered):
-    i, part = numbered
-    return jax.tree.map(jnp.add, total, part_gradient(part | whole, jax.random.fold_in(key, i))), None
-
-  like = jax.eval_shape(part_gradient, {name: x[0] for name, x in cut.items()} | whole, key)
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-  (grads, sums), _ = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
+  else:
+    grads, sums = _accumulate(part_gradient, batch, key, parts)
   return grads, sums, tokens
 
 
-def schedule(cfg: OptimConfig, steps: jax.Array, step: jax.Array) -> jax.Array:
-  """The share of the peak learning rate at `step` (from 0): linear warmup, then constant, linear or cosine decay."""
-  done = jnp.asarray(step, jnp.float32)
-  progress = jnp.clip((done - cfg.warmup) / jnp.maximum(1, steps - cfg.warmup), 0, 1)
-  decay = {
-    "constant": lambda: jnp.ones(()),
-    "linear": lambda: 1 - progress,
-    "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
-  }[cfg.schedule]()
-  return jnp.minimum(1, (done + 1) / max(1, cfg.warmup)) * decay
+def _accumulate(
+  part_gradient: Callable[[Batch, jax.Array], tuple[Tree, Sums]], batch: Batch, key: jax.Array, parts: int
+) -> tuple[Tree, Sums]:
+  """The sum of `part_gradient` over `parts` parts of a batch.
 
-
-def optimizer(program: Program, trial: TrialHypers, lr: jax.Array) -> optax.GradientTransformation:
-  """The optax transformation of one trial; its rates may be traced. Weight decay is decoupled, on matrices alone.
-
-  The method of the pack may scale some updates (LoRA+), and wrap the whole rule (AdaLoRA).
+  A part takes every `parts`-th row, so that each device keeps its own rows.
   """
-  cfg, method = program.optim, methods.get(program.method)
-  matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-  b1, b2 = cfg.betas
-  rule = {
-    "adamw": lambda: optax.adamw(lr, b1=b1, b2=b2, eps=cfg.eps, weight_decay=trial.weight_decay, mask=matrices),
-    "adam": lambda: optax.adam(lr, b1=b1, b2=b2, eps=cfg.eps),
-    "sgd": lambda: optax.sgd(lr, momentum=cfg.momentum or None),
-  }[cfg.name]()
-  rule = optax.chain(rule, method.update_factors(trial))
-  if cfg.clip is not None:
-    rule = optax.chain(optax.clip_by_global_norm(trial.clip), rule)
-  return method.wrap_optimizer(rule, trial)
+  shared = {name: batch[name] for name in ("teacher_head",) if name in batch}
+  rows = {name: x for name, x in batch.items() if name not in shared}
+  cut = {name: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for name, x in rows.items()}
+
+  def add(total: tuple[Tree, Sums], numbered: tuple[jax.Array, Batch]) -> tuple[tuple[Tree, Sums], None]:
+    i, part = numbered
+    return jax.tree.map(jnp.add, total, part_gradient(part | shared, jax.random.fold_in(key, i))), None
+
+  shapes = jax.eval_shape(part_gradient, {name: x[0] for name, x in cut.items()} | shared, key)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), cut))
+  return total
 
 
 def over_trials(function: Callable, mapping: str, *trees: Tree, inline: bool = False) -> Tree:
-  """`function` mapped over the leading axis of `trees`; a pack of one is called as it is.
+  """`function` mapped over the leading axis of `trees`; for one trial it is called directly.
 
-  In a loop it is compiled by itself, so that a trial has the bits of its solo run; `inline` shows XLA into it, which
-  then computes once for all trials what is equal for them.
+  In a loop it is compiled by itself, so that a trial in a pack has the bits of its solo run. With `inline`, XLA
+  optimizes across the call, and computes once what is equal for all trials.
   """
   if mapping == "vmap" and jax.tree.leaves(trees)[0].shape[0] > 1:
     return jax.vmap(function)(*trees)
@@ -224,20 +119,25 @@ def over_trials(function: Callable, mapping: str, *trees: Tree, inline: bool = F
   return jax.lax.map(lambda trial: one(*trial), trees)
 
 
-def init_state(program: Program, params: Tree, trials: TrialHypers) -> State:
-  """The state before the first step; params have a leading axis of trials."""
-  start = lambda trial, p: optimizer(program, trial, trial.lr).init(separate(program, p)[0])
-  return State(jnp.int32(0), params, over_trials(start, program.mapping, trials, params))
+def init_state(program: Program, params: Tree, trials: Hyperparameters) -> State:
+  """The state before the first step; the leaves of `params` have a leading axis N of trials."""
+
+  def init_optimizer(trial: Hyperparameters, params: Tree) -> Tree:
+    return make_optimizer(program, trial, trial.lr).init(split_constants(program, params)[0])
+
+  return State(jnp.int32(0), params, over_trials(init_optimizer, program.mapping, trials, params))
 
 
 def state_shardings(program: Program, state: State) -> State:
-  """Where a state lies. Given to every jit: left out, the first update would move a leaf and compile again."""
-  place = lambda tree: program.layout.shardings(tree, trials=True)
-  return State(program.layout.replicated, place(state.params), place(state.opt))
+  """The shardings of a state. Every jit gets them: otherwise the first update may move a leaf and compile again."""
+  shardings = program.layout.shardings
+  return State(
+    program.layout.replicated, shardings(state.params, trials=True), shardings(state.opt, trials=True)
+  )
 
 
 def train_step(
-  program: Program, state: State, trials: TrialHypers, frozen: Tree, batch: Batch, seed_keys: jax.Array
+  program: Program, state: State, trials: Hyperparameters, frozen: Tree, batch: Batch, seed_keys: jax.Array
 ) -> tuple[State, dict[str, Any]]:
   """One optimizer step of N trials: the new state, and loss, sums, tokens, grad_norm and lr, each (N,).
 
@@ -246,11 +146,11 @@ def train_step(
   """
   keys = jax.vmap(jax.random.fold_in, (0, None))(seed_keys, state.step)
 
-  def one_trial(trial: TrialHypers, params: Tree, opt: Tree, key: jax.Array):
+  def one_trial(trial: Hyperparameters, params: Tree, opt: Tree, key: jax.Array):
     factor = schedule(program.optim, trial.steps, state.step)
     grads, sums, tokens = gradient(program, params, trial, frozen, batch, key)
-    trained, constants = separate(program, params)
-    updates, opt = optimizer(program, trial, trial.lr * factor).update(grads, opt, trained)
+    trained, constants = split_constants(program, params)
+    updates, opt = make_optimizer(program, trial, trial.lr * factor).update(grads, opt, trained)
     count = jnp.maximum(tokens, 1)
     metrics = {
       "loss": sums.loss / count,
@@ -259,18 +159,20 @@ def train_step(
       "grad_norm": optax.tree.norm(grads),
       "lr": trial.lr * factor,
     }
-    return together(optax.apply_updates(trained, updates), constants), opt, metrics
+    return join_constants(optax.apply_updates(trained, updates), constants), opt, metrics
 
-  drops = program.train_graph != program.eval_graph  # masks cost more to draw than to keep for all trials
-  own = (trials, state.params, state.opt)
+  def with_first_key(trial: Hyperparameters, params: Tree, opt: Tree):
+    return one_trial(trial, params, opt, keys[0])
+
+  drops = program.train_graph != program.eval_graph  # shared masks save more than the separate compilation would
+  mapped = (trials, state.params, state.opt)
   if program.shared_dropout_key:
-    alike = lambda trial, params, opt: one_trial(trial, params, opt, keys[0])
-    params, opt, metrics = over_trials(alike, program.mapping, *own, inline=drops)
+    params, opt, metrics = over_trials(with_first_key, program.mapping, *mapped, inline=drops)
   else:
-    params, opt, metrics = over_trials(one_trial, program.mapping, *own, keys, inline=drops)
+    params, opt, metrics = over_trials(one_trial, program.mapping, *mapped, keys, inline=drops)
   return State(state.step + 1, params, opt), metrics
 
 
 def outputs(model: Any, batch: Batch) -> jax.Array:
-  """What the model says of a batch: logits (B, T, V), all at once; of examples, its classes or numbers (B, O)."""
+  """The model's outputs for a batch: logits (B, T, V), or logits and numbers (B, O) for examples of numbers."""
   return model(batch["x"]) if "x" in batch else model.logits(features(model, batch))

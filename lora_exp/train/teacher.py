@@ -21,7 +21,8 @@ from lora_exp.models.registry import get_family
 from lora_exp.runtime.dropout import path_key, stream_key
 from lora_exp.runtime.mesh import Layout, dotted
 from lora_exp.train.loss import Head, head_of
-from lora_exp.train.step import Batch, Tree, features
+from lora_exp.train.program import Tree
+from lora_exp.train.step import Batch, features
 
 Values = Mapping[str, Any]  # a model's parameters by dotted path
 

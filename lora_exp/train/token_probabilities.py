@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.train.evaluation import map_logits
 from lora_exp.train.job import Job
-from lora_exp.train.step import Batch, LanguageModel, Tree, assemble, features
-from lora_exp.train.trials import TrialHypers
+from lora_exp.train.program import Tree, assemble
+from lora_exp.train.step import Batch, features
+from lora_exp.train.trials import Hyperparameters
 
 MOST, LONGEST = 32, 48  # examples in the picture, and tokens of each
 
@@ -26,7 +28,7 @@ def _probability(logits_BV: jax.Array, target_B: jax.Array) -> jax.Array:
 
 
 def draw(
-  run_dir: Path, job: Job, trials: TrialHypers, params: Tree, held: Sequence[Mapping[str, jax.Array]], tokenizer: Tokenizer
+  run_dir: Path, job: Job, trials: Hyperparameters, params: Tree, held: Sequence[Mapping[str, jax.Array]], tokenizer: Tokenizer
 ) -> None:
   """plots/answers.png: the first held-out examples, a row each, each token learned with its probability."""
   held = held[: -(-MOST // len(held[0]["tokens"]))]

@@ -10,7 +10,7 @@ from lora_exp.lora import methods
 from lora_exp.models.weights import store
 from lora_exp.train.job import Job
 from lora_exp.train.plan import Plan
-from lora_exp.train.step import Tree
+from lora_exp.train.program import Tree
 from lora_exp.train.trials import take_trial
 
 

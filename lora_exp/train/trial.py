@@ -9,7 +9,7 @@ import jax
 
 from lora_exp.train import checkpoint
 from lora_exp.train.plan import Plan
-from lora_exp.train.step import State, Tree
+from lora_exp.train.program import State, Tree
 from lora_exp.train.trials import Table, padded_trial, solo_trial
 
 

@@ -19,9 +19,9 @@ from lora_exp.train.evaluation import Evaluation
 from lora_exp.train.logger import Metrics, make_logger
 from lora_exp.train.loop import is_due
 from lora_exp.train.pack import Pack
+from lora_exp.train.program import State, Tree
 from lora_exp.train.run_summary import run_summary, write_summary
 from lora_exp.train.samples import append_samples, show_samples
-from lora_exp.train.step import State, Tree
 from lora_exp.train.trained_weights import export_trained
 from lora_exp.train.trial import Trial, restore_trial, solo_state
 

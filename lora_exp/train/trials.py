@@ -1,4 +1,4 @@
-"""TrialHypers: the points of a sweep that train in one program over one base. A single run is the pack of one.
+"""Hyperparameters: the points of a sweep that train in one program over one base. A single run is the pack of one.
 
 Nothing that differs between trials is a Python constant of the step: scale, rates and decay are arrays with a leading
 axis N. Ranks and targets need no masks: A is padded with zero columns and B with zero rows, and a module that a trial
@@ -28,7 +28,7 @@ AdapterLeaves = Mapping[str, Leaves]  # module path -> its adapter's arrays by n
 Tree = Any  # nested dicts of arrays
 
 
-class TrialHypers(NamedTuple):
+class Hyperparameters(NamedTuple):
   """What differs between trials; a leading axis N, or one trial inside the mapped step."""
 
   lr: jax.Array  # peak learning rate
@@ -50,7 +50,7 @@ def union(tables: Sequence[Table]) -> Table:
   return list(rows.values())
 
 
-def make_trials(cfgs: Sequence[Config], tables: Sequence[Table], steps: int) -> TrialHypers:
+def make_trials(cfgs: Sequence[Config], tables: Sequence[Table], steps: int) -> Hyperparameters:
   """The numbers of every trial; `cfgs` and `tables` in the order of the trials, `steps` the length of the run."""
   paths = [row.path for row in union(tables)]
   scale = np.zeros((len(cfgs), len(paths)), np.float32)
@@ -58,7 +58,7 @@ def make_trials(cfgs: Sequence[Config], tables: Sequence[Table], steps: int) -> 
     for row in table:
       scale[n, paths.index(row.path)] = row.scale
   column = lambda get: jnp.array([get(c) for c in cfgs], jnp.float32)
-  return TrialHypers(
+  return Hyperparameters(
     lr=column(lambda c: c.optim.lr),
     weight_decay=column(lambda c: c.optim.weight_decay),
     clip=column(lambda c: np.inf if c.optim.clip is None else c.optim.clip),

@@ -25,7 +25,8 @@ from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train import checkpoint, loss
 from lora_exp.train.compiled_step import CompiledStep, compile_step
 from lora_exp.train.plan import make_plan
-from lora_exp.train.step import assemble, gradient, outputs, over_trials, separate, together
+from lora_exp.train.program import assemble
+from lora_exp.train.step import gradient, outputs, over_trials, separate, together
 from lora_exp.train.trials import take_trial
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "lora"

@@ -19,7 +19,7 @@ from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import to_hf
 from lora_exp.runtime.saved_config import load_config
 from lora_exp.train.loaded_run import open_run
-from lora_exp.train.step import assemble
+from lora_exp.train.program import assemble
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

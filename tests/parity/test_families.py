@@ -19,8 +19,8 @@ from lora_exp.models.weights.locate import find_weights
 from lora_exp.train.base import loaded_base
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import make_plan
+from lora_exp.train.program import assemble
 from lora_exp.train.sampler import Sampler
-from lora_exp.train.step import assemble
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

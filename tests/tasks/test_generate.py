@@ -22,8 +22,8 @@ from lora_exp.train.decode import BLOCK, Rows, draw_token, nucleus, pad_left
 from lora_exp.train.loaded_run import LoadedRun
 from lora_exp.train.merged_run import merge
 from lora_exp.train.plan import make_plan
+from lora_exp.train.program import assemble
 from lora_exp.train.sampler import Sampler, Text, asking
-from lora_exp.train.step import assemble
 
 MAX_LEN = 64
 TOKENIZER = get_tokenizer("bytes")

@@ -29,7 +29,8 @@ from lora_exp.train.base import make_base
 from lora_exp.train.evaluation import Evaluation, byte_lengths, difference, held_out, put_eval_batches, standard_error
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan
-from lora_exp.train.step import assemble, features
+from lora_exp.train.program import assemble
+from lora_exp.train.step import features
 
 BYTES = 256  # ids below it are a byte each; the others are control tokens
 

@@ -15,7 +15,8 @@ from lora_exp.train import token_probabilities
 from lora_exp.train.base import make_base
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan
-from lora_exp.train.step import assemble, features
+from lora_exp.train.program import assemble
+from lora_exp.train.step import features
 
 ON_GPT2 = {"gpt2_sentences": ["c_attn"], "lora_guide": ["c_attn", "attn.c_proj"]}
 ABSENT = "is not here, and the hub cannot be reached"

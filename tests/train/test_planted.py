@@ -18,7 +18,8 @@ from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step
 from lora_exp.train.evaluation import held_out, put_eval_batches
 from lora_exp.train.loss import Head, TeacherTargets, head_loss
-from lora_exp.train.step import assemble, gradient, outputs
+from lora_exp.train.program import assemble
+from lora_exp.train.step import gradient, outputs
 
 TEACHER = TeacherConfig(rank=3, targets="attention", strength=0.5)
 

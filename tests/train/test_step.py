@@ -14,8 +14,9 @@ from lora_exp.config import ArchConfig
 from lora_exp.models.modules.minigpt_decoder import MiniGPT
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step
+from lora_exp.train.optimizer import schedule
 from lora_exp.train.plan import make_plan
-from lora_exp.train.step import gradient, over_trials, schedule
+from lora_exp.train.step import gradient, over_trials
 from lora_exp.train.trials import take_trial
 
 TRIALS = (
