@@ -1,0 +1,129 @@
+"""Findings on rates, alpha, targets and methods."""
+
+import math
+import statistics
+
+import pytest
+from reports import findings_on, losses, read_results
+
+from lora_exp.report.grouping.group import make_groups
+from lora_exp.report.reading.run_reader import read_sweep
+from lora_exp.report.sweep_report import make_table
+from sweeps import BASE, trial
+
+
+def grid(directory, places: dict[int, float], rates=(1e-3, 3e-3, 1e-2, 3e-2), depth: float = 0.2) -> None:
+  """Parabolas in log lr: {rank: best rate}; rank 4 and above reach 2.0, below it 2.4."""
+  n = 0
+  for rank, place in places.items():
+    for lr in rates:
+      for seed in range(3):
+        loss = (2.4 if rank < 4 else 2.0) + depth * math.log10(lr / place) ** 2 + 0.01 * (seed - 1)
+        trial(directory, n, loss + 1e-4 * ((rank + seed) % 3), lora__rank=rank, optim__lr=lr, train__seed=seed)
+        n += 1
+
+
+def test_each_rank_is_compared_at_its_best_rate(tmp_path):
+  grid(tmp_path, {1: 1e-2, 4: 1e-2, 16: 3e-3})
+  [found] = findings_on(tmp_path, "Rank")
+  assert found.concluded and found.values["rank"] == 4 and "each at its own best lr" in found.text
+  [rate] = findings_on(tmp_path, "Rate")
+  assert rate.concluded and "rank 4: 0.01 (fitted 0.01)" in rate.text and "rank 16: 0.003 (fitted 0.003)" in rate.text
+
+
+def test_best_rate_at_the_edge_concludes_nothing(tmp_path):
+  grid(tmp_path, {1: 1e-2, 4: 1e-2, 16: 2e-1}, depth=0.4)
+  [found], [rate], [step] = (findings_on(tmp_path, topic) for topic in ("Rank", "Rate", "Next"))
+  assert not found.concluded and "lr of rank 16 is the highest tried (lr 0.03)" in found.text
+  assert not rate.concluded and "extend the grid" in step.text.lower()
+
+
+def test_rate_beyond_which_trials_diverge_is_no_edge(tmp_path):
+  """Depth: rate 0.03 is measurably better than 0.01, and only what lies beyond tells whether it is an edge."""
+  grid(tmp_path, {1: 1e-1, 4: 1e-1, 16: 1e-1}, depth=0.4)
+  assert not findings_on(tmp_path, "Rank")[0].concluded
+  for n, rank in enumerate((1, 4, 16)):
+    trial(tmp_path, 36 + n, None, status="diverged", lora__rank=rank, optim__lr=0.1)
+  [found] = findings_on(tmp_path, "Rank")
+  assert found.concluded and found.values["rank"] == 4
+
+
+@pytest.mark.parametrize(("effect", "middle", "mattered"), [(0.0, 1, False), (0.2, 1, True), (0.2, 2, True)])
+def test_alpha_is_judged_once_the_rate_was_tuned(tmp_path, effect, middle, mattered):
+  n = 0
+  for i, alpha in enumerate((4.0, 8.0, 16.0)):
+    for lr in (1e-3, 1e-2, 1e-1):
+      for seed in range(3):
+        loss = 2.0 + 0.3 * math.log10(lr / 1e-2) ** 2 + effect * abs(i - middle) + 0.01 * seed + 1e-4 * ((i + seed) % 3)
+        trial(tmp_path, n, loss, lora__alpha=alpha, optim__lr=lr, train__seed=seed)
+        n += 1
+  [found] = findings_on(tmp_path, "Alpha")
+  assert found.concluded and found.values["mattered"] is mattered
+  assert ("did not matter" in found.text) is not mattered
+
+
+def test_alpha_at_one_rate_concludes_nothing(tmp_path):
+  for n, alpha in enumerate((4.0, 8.0, 16.0)):
+    for seed in range(3):
+      trial(tmp_path, 3 * n + seed, 2 + 0.1 * n + 0.01 * seed, lora__alpha=alpha, train__seed=seed)
+  [found] = findings_on(tmp_path, "Alpha")
+  assert not found.concluded and "sweep optim.lr too" in found.text
+
+
+SIZES = {"attention": 4000, "mlp": 2000, "all_linear": 6000}
+
+
+def test_paying_targets_are_the_cheapest_sufficient_ones(tmp_path):
+  n = 0
+  for place, loss in {"mlp": 2.4, "attention": 2.0, "all_linear": 2.001}.items():
+    for seed in range(3):
+      trial(tmp_path, n, loss + 0.01 * seed + 1e-4 * ((n * 7) % 3), lora__targets=place, train__seed=seed,
+          trainable=SIZES[place])
+      n += 1
+  made, *_ = findings_on(tmp_path, "Targets")
+  assert made.concluded and made.values["targets"] == "attention" and "It pays to adapt attention" in made.text
+  make_table(tmp_path)
+  gain = statistics.mean(BASE - loss for loss in losses(read_results(tmp_path), targets="attention")) / 4
+  assert f"attention {gain:.4g} (4,000 parameters)" in findings_on(tmp_path, "Targets")[1].text
+
+
+def test_targets_are_compared_at_equal_parameters(tmp_path):
+  n = 0
+  for place, size, gain in (("attention", 500, 0.3), ("mlp", 700, 0.2)):
+    for rank in (1, 2, 4, 8):
+      for seed in range(3):
+        loss = 2.8 - gain * math.log(rank * size / 500) + 0.01 * seed
+        trial(tmp_path, n, loss, lora__targets=place, lora__rank=rank, train__seed=seed, trainable=rank * size)
+        n += 1
+  equal = next(f for f in findings_on(tmp_path, "Targets") if "parameters each" in f.text)
+  place = equal.values["parameters"]
+  assert place == pytest.approx(math.sqrt(700 * 4000)) and equal.values["order"] == ["attention", "mlp"]
+  assert f"attention {2.8 - 0.3 * math.log(place / 500) + 0.01:.4f}" in equal.text
+
+
+def test_targets_with_one_parameter_budget(tmp_path):
+  n = 0
+  for place, rank, loss in (("mlp", 13, 2.4), ("attention", 6, 2.0), ("all_linear", 4, 2.002)):
+    for seed in range(3):
+      trial(tmp_path, n, loss + 0.01 * seed + 1e-4 * ((n * 7) % 3), lora__targets=place, lora__rank=rank,
+          lora__parameters=0.03, train__seed=seed, trainable=49152 if rank == 4 else 53248)
+      n += 1
+  [made] = findings_on(tmp_path, "Targets")
+  assert made.concluded and made.values["targets"] == "attention"
+  assert made.text.startswith("With 49,152 to 53,248 trainable parameters each, attention has the lowest loss: ")
+  assert "Not measurably worse: all_linear, rank 4" in made.text and "Measurably worse: mlp, rank 13" in made.text
+  assert findings_on(tmp_path, "Rank") == [] and "rank" not in findings_on(tmp_path, "Next")[0].text
+
+
+def test_methods_are_labelled_by_their_settings(tmp_path):
+  kinds = {"lora": {}, "pissa": {"lora__init": "pissa"}, "rslora": {"lora__scaling": "rslora"},
+           "dora": {"lora__method": "dora"}}
+  for n, (name, settings) in enumerate(kinds.items()):
+    for seed in range(3):
+      loss = 2.0 + 0.1 * n + 0.01 * seed
+      trial(tmp_path, 3 * n + seed, loss, train__seed=seed, change={"fingerprints": {"base": name, "data": "rows"}}
+          if name == "pissa" else None, **settings)
+  [group] = make_groups(read_sweep(tmp_path))
+  assert [s.label for s in group.settings] == list(kinds)
+  [found] = findings_on(tmp_path, "Methods")
+  assert found.concluded and found.values["best"] == "lora" and "measurably below every other" in found.text

@@ -1,0 +1,41 @@
+"""Estimates, differences and fits against textbook formulas."""
+
+import math
+import statistics
+
+import pytest
+
+from lora_exp.report.statistics.estimates import difference, estimate, t_quantile
+from lora_exp.report.statistics.fits import fit_parabola, pareto_front
+
+T2 = 4.3027  # Student's t, 0.975, two degrees of freedom
+
+
+@pytest.mark.parametrize(("df", "t"), [(1, 12.7062), (2, 4.3027), (9, 2.2622), (13, 2.1604), (25, 2.0595),
+                                       (40, 2.0211), (1000, 1.9623)])
+def test_t_quantile(df, t):
+  assert t_quantile(df) == pytest.approx(t, rel=3e-4)
+
+
+def test_estimate_has_students_interval():
+  assert estimate([1.0, 2.0, 4.0]).half == pytest.approx(T2 * statistics.stdev([1, 2, 4]) / math.sqrt(3), rel=1e-4)
+  assert estimate([1.0]).half is None and math.isnan(estimate([]).mean)
+
+
+def test_pairing_removes_what_the_seeds_share():
+  a = {0: 1.00, 1: 2.00, 2: 3.00}
+  b = {0: 0.90, 1: 1.91, 2: 2.89}
+  paired, apart = difference(a, b), difference(a, {k + 10: v for k, v in b.items()})
+  assert paired.paired and paired.half < 0.03 and paired.mean == pytest.approx(0.1)
+  assert not apart.paired and apart.half > 1 and apart.mean == pytest.approx(0.1)
+
+
+def test_pareto_front_holds_undominated_points():
+  assert pareto_front([(4, 2.0), (1, 3.0), (2, 3.1), (8, 2.0), (16, 1.9), (1, 3.2)]) == [1, 0, 4]
+
+
+def test_fit_parabola_recovers_a_vertex_and_refuses_a_hill():
+  x = [math.log(v) for v in (1e-4, 1e-3, 1e-2, 1e-1)]
+  fit = fit_parabola(x, [0.3 * (v - math.log(4e-3)) ** 2 + 2 for v in x])
+  assert math.exp(fit.vertex) == pytest.approx(4e-3) and fit.minimum == pytest.approx(2)
+  assert fit_parabola(x[:3], [1, 2, 1]) is None and fit_parabola(x[:2], [1, 2]) is None
