@@ -1,6 +1,7 @@
 """Models from settings: with random weights, or with shapes alone."""
 
 from dataclasses import asdict
+from functools import partial
 
 from flax import nnx
 
@@ -24,6 +25,6 @@ def abstract_model(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
   key = repr((asdict(cfg), vocab_size))
   if key not in _last_traced:
     _last_traced.clear()
-    _last_traced[key] = nnx.split(nnx.eval_shape(lambda: build_model(cfg, vocab_size)))
+    _last_traced[key] = nnx.split(nnx.eval_shape(partial(build_model, cfg, vocab_size)))
   model: nnx.Module = nnx.merge(*_last_traced[key])
   return model

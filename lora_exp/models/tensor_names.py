@@ -5,7 +5,7 @@ transposed. A `NameRow` says where names differ, where a stored tensor holds sev
 where one of our kernels is stored as several tensors.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -109,9 +109,9 @@ class StoredNames:
       return StoredNames()
     usual = self.names.prefix
     candidates = [replace(self, prefix=p) for p in (usual, "", f"language_model.{usual}", f"{usual}language_model.")]
-    return max(candidates, key=lambda names: sum(name in stored for name in names.all_stored(shapes)))
+    counts = [names._count(stored, shapes) for names in candidates]
+    return candidates[counts.index(max(counts))]
 
-  def all_stored(self, shapes: Mapping[str, Sequence[int]]) -> Iterable[str]:
-    """The names of all stored tensors, once for each part of ours."""
-    for path in shapes:
-      yield from (part.name for part in self.parts(path, shapes))
+  def _count(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> int:
+    """How many parts of our arrays are among the names `stored`."""
+    return sum(part.name in stored for path in shapes for part in self.parts(path, shapes))

@@ -1,4 +1,4 @@
-"""Against transformers: a tiny random checkpoint of every family, as it saves them, gives its logits and its tokens."""
+"""Every family against transformers: a tiny random checkpoint that it saves gives its logits and its tokens."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -25,8 +25,8 @@ from lora_exp.train.sampler import Sampler
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-LENGTH = 24  # of the rows; longer than every window, and than the context that llama3's scaling starts from
-VOCAB = 263  # more than the byte tokenizer's
+LENGTH = 24  # tokens of a row: more than every window, and than the original context of scaled rotations
+VOCAB = 263  # more than the byte tokenizer has
 OURS = ["model=hf", "model.tokenizer=bytes", "logger=none", "sample=none", "data@retain=none", "lora=frozen"]
 NEW = 14  # tokens that are generated
 LLAMA3 = {
@@ -42,7 +42,7 @@ LONGROPE = {
 
 
 def sizes(width: int, layers: int, heads: int, kv_heads: int, head_dim: int, ff: int, **more: Any) -> dict[str, Any]:
-  """The arguments of a transformers configuration, in whose order they stand in a case."""
+  """Arguments of a transformers configuration: sizes, and `more` of its fields."""
   return {
     "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
     "num_key_value_heads": kv_heads, "head_dim": head_dim, "intermediate_size": ff, **more,
@@ -55,11 +55,12 @@ def headless(*args: int, **more: Any) -> dict[str, Any]:
 
 
 def gpt2(width: int, layers: int, heads: int, ff: int | None, **more: Any) -> dict[str, Any]:
+  """`sizes` under GPT-2's names."""
   return {"n_embd": width, "n_layer": layers, "n_head": heads, "n_inner": ff, **more}
 
 
-def gemma3(pattern: str, wide: dict, **more: Any) -> dict[str, Any]:
-  """Layers that see everything (F) or have the window (S)."""
+def gemma3(pattern: str, wide: dict[str, Any], **more: Any) -> dict[str, Any]:
+  """Fields of Gemma 3: for each letter of `pattern` a layer without a window (F) or with one (S)."""
   kinds = [{"F": "full_attention", "S": "sliding_attention"}[kind] for kind in pattern]
   return {"layer_types": kinds, "rope_parameters": {"full_attention": wide, "sliding_attention": LOCAL}, **more}
 
@@ -101,14 +102,14 @@ ONE_OF_EACH = ["gpt2", "llama 3", "mistral", "qwen3", "olmo2", "phi3", "gemma", 
 
 
 @dataclass
-class Pair:
+class ModelPair:
   """One checkpoint, in transformers and here."""
 
   theirs: Any
   job: Job
 
   def model(self, frozen) -> Any:
-    """Ours, inside a trace that gets `job.frozen` from outside."""
+    """Our model with the arrays `frozen`, inside a trace."""
     trial = jax.tree.map(lambda x: x[0], self.job.trials)
     return assemble(self.job.program, {}, trial, frozen, None)
 
@@ -121,7 +122,7 @@ def quick():
 
 
 def reference(kind: str, arguments: dict[str, Any], seed: int):
-  """A model of transformers whose every parameter matters: kernels keep the size of what passes, norms differ."""
+  """A model of transformers with random parameters at which every parameter changes the logits."""
   arguments = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | arguments
   places = {"n_positions" if kind == "GPT2" else "max_position_embeddings": 64}
   cfg = getattr(transformers, f"{kind}Config")(**places, **arguments, attn_implementation="eager")
@@ -137,22 +138,22 @@ def reference(kind: str, arguments: dict[str, Any], seed: int):
   return model
 
 
-def pair(kind: str, arguments: dict[str, Any], directory: Path, seed: int = 0, *overrides: str) -> Pair:
-  """A checkpoint in `directory`, as transformers saves it, and what `model=hf model.weights=DIR` makes of it."""
+def pair(kind: str, arguments: dict[str, Any], directory: Path, seed: int = 0, *overrides: str) -> ModelPair:
+  """A checkpoint that transformers saves in `directory`, loaded by both."""
   theirs = reference(kind, arguments, seed)
   theirs.save_pretrained(directory)
-  return Pair(theirs, loaded(directory, *overrides))
+  return ModelPair(theirs, loaded(directory, *overrides))
 
 
 def loaded(directory: Path, *overrides: str) -> Job:
-  """The checkpoint in `directory`, as `model=hf model.weights=DIR` loads it."""
+  """The job of `model=hf model.weights=DIR`."""
   cfg = check_command_line([*OURS, f"model.weights={directory}", "data.seq_len=16", *overrides]).jobs[0]
   plan = make_plan(cfg)
   return make_job(plan, loaded_base(plan, find_weights(str(cfg.model.weights))), 0)
 
 
 @cache
-def case(name: str) -> Pair:
+def case(name: str) -> ModelPair:
   with quickly():
     return pair(*CASES[name], Path(mkdtemp(prefix="lora_exp_parity_")), len(name))
 
@@ -166,12 +167,12 @@ def their_logits(model, tokens: np.ndarray, **more) -> np.ndarray:
     return model(torch.tensor(tokens, dtype=torch.long), **more).logits.numpy()
 
 
-def our_logits(found: Pair, tokens: np.ndarray):
-  """Logits of whole rows; and with a cache: a prompt first, then one token after another."""
+def our_logits(models: ModelPair, tokens: np.ndarray):
+  """Logits of whole rows, and those with a cache: of a prompt first, then of one token after another."""
 
   @jax.jit
   def both(frozen, tokens):
-    model = found.model(frozen)
+    model = models.model(frozen)
     prompt, slots = 7, jnp.arange(LENGTH)
 
     def step(store, at):
@@ -184,16 +185,16 @@ def our_logits(found: Pair, tokens: np.ndarray):
     _, rest = jax.lax.scan(step, store, jnp.arange(prompt, LENGTH)[:, None])
     return model(tokens), jnp.concatenate([first, rest[:, :, 0].swapaxes(0, 1)], axis=1)
 
-  return both(found.job.frozen, tokens)
+  return both(models.job.frozen, tokens)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_transformers_with_and_without_a_cache(name):
-  found, tokens = case(name), tokens_of(1)
-  want = their_logits(found.theirs, tokens)
-  whole, cached = our_logits(found, tokens)
-  assert np.abs(want).max() > 1
-  np.testing.assert_allclose(whole, want, atol=1e-4, rtol=0)
+  models, tokens = case(name), tokens_of(1)
+  expected = their_logits(models.theirs, tokens)
+  whole, cached = our_logits(models, tokens)
+  assert np.abs(expected).max() > 1
+  np.testing.assert_allclose(whole, expected, atol=1e-4, rtol=0)
   np.testing.assert_allclose(cached, whole, atol=1e-4, rtol=0)
 
 
@@ -213,25 +214,25 @@ class Numbers:
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_greedy_tokens_equal_transformers(name):
-  found = case(name)
+  models = case(name)
   prompts = [row[:length].tolist() for row, length in zip(tokens_of(2, 3), (3, 18, 11), strict=True)]
   cfg = SampleConfig(max_tokens=NEW, temperature=0.0)
-  sample = Sampler(found.job.program, cfg, Numbers(), 64)
-  trial = jax.tree.map(lambda x: x[0], found.job.trials)
-  texts = sample(found.job.state.params, trial, found.job.frozen, [Numbers().decode(prompt) for prompt in prompts])
+  sample = Sampler(models.job.program, cfg, Numbers(), 64)
+  trial = jax.tree.map(lambda x: x[0], models.job.trials)
+  texts = sample(models.job.state.params, trial, models.job.frozen, [Numbers().decode(prompt) for prompt in prompts])
   for prompt, text in zip(prompts, texts, strict=True):
-    want = found.theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :]
-    assert Numbers().encode(text) == want.tolist()
+    expected = models.theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :]
+    assert Numbers().encode(text) == expected.tolist()
 
 
 def test_capped_attention_scores_equal_transformers():
-  """Gemma 3's code takes a cap and is given none by its settings, nor are we: this one is given to both by hand."""
+  """No settings of Gemma 3 give its code a cap of attention scores; here both models get one by hand."""
   kind, arguments = CASES["gemma3"]
-  found = pair(kind, arguments, Path(mkdtemp()), 5, "model.arch.attn_softcap=1.5")
+  models = pair(kind, arguments, Path(mkdtemp()), 5, "model.arch.attn_softcap=1.5")
   tokens = tokens_of(3)
-  want = their_logits(found.theirs, tokens, softcap=1.5)
-  assert np.abs(want - their_logits(found.theirs, tokens)).max() > 0.1
-  np.testing.assert_allclose(our_logits(found, tokens)[0], want, atol=1e-4, rtol=0)
+  expected = their_logits(models.theirs, tokens, softcap=1.5)
+  assert np.abs(expected - their_logits(models.theirs, tokens)).max() > 0.1
+  np.testing.assert_allclose(our_logits(models, tokens)[0], expected, atol=1e-4, rtol=0)
 
 
 def test_gpt2_as_released_without_prefix_with_masks(tmp_path):
@@ -242,5 +243,5 @@ def test_gpt2_as_released_without_prefix_with_masks(tmp_path):
   published |= {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for i in range(3)}
   save_file(published, tmp_path / "model.safetensors", metadata={"format": "pt"})
   tokens = tokens_of(4)
-  found, _ = our_logits(Pair(theirs, loaded(tmp_path)), tokens)
-  np.testing.assert_allclose(found, their_logits(theirs, tokens), atol=1e-4, rtol=0)
+  logits, _ = our_logits(ModelPair(theirs, loaded(tmp_path)), tokens)
+  np.testing.assert_allclose(logits, their_logits(theirs, tokens), atol=1e-4, rtol=0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lora_exp.config import InputError
+from lora_exp.models.weights.locate import SINGLE
 from lora_exp.models.weights.safetensors_checkpoint import write_safetensors
 from lora_exp.runtime import cache, console
 
@@ -32,10 +33,11 @@ def dequantised(path: Path, root: str | Path) -> Path:
   """
   with open(path, "rb") as file:
     key = cache.fingerprint(format=FORMAT, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-  return cache.get_or_make(root, "gguf", key, lambda directory: _make(path, directory / "model.safetensors"))
+  return cache.get_or_make(root, "gguf", key, partial(_dequantise, path))
 
 
-def _make(path: Path, out: Path) -> None:
+def _dequantise(path: Path, directory: Path) -> None:
+  """Writes the tensors of the GGUF file `path` to `directory`/model.safetensors."""
   try:
     import gguf
   except ImportError:
@@ -49,7 +51,7 @@ def _make(path: Path, out: Path) -> None:
   except (ValueError, KeyError, IndexError) as error:
     raise InputError(f"{path} is not a whole GGUF file: {error}; get it again") from None
   with console.progress("dequantise once", len(reader.tensors), "tensors") as bar:
-    write_safetensors(out, _tensors(reader.tensors, heads, bar), "F32")
+    write_safetensors(directory / SINGLE, _tensors(reader.tensors, heads, bar), "F32")
 
 
 def _tensors(

@@ -7,6 +7,7 @@ twice. One tensor at a time is held beside the model.
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,22 +73,22 @@ def _tensors(
       sources.setdefault(part.name, []).append((path, part))
   for name, parts in sources.items():
     path, part = parts[0]
-
-    def make(parts: list[tuple[str, StoredPart]] = parts) -> np.ndarray:
-      done()
-      return _joined([(part, np.asarray(arrays[path])) for path, part in parts])
-
-    yield TensorToWrite(name, part.stored_shape(shapes[path]), make)
+    yield TensorToWrite(name, part.stored_shape(shapes[path]), partial(_make, arrays, parts, done))
 
 
-def _joined(parts: list[tuple[StoredPart, np.ndarray]]) -> np.ndarray:
+def _make(
+  arrays: Mapping[str, Any], parts: list[tuple[str, StoredPart]], done: Callable[[], object]
+) -> np.ndarray:
   """A stored tensor: our arrays, or their parts, side by side along the outputs."""
-  if len(parts) == 1 and parts[0][1].ndim == 0:
-    return parts[0][1]
-  ordered = sorted(parts, key=lambda pair: pair[0].stored_start)
-  pieces = [x[..., part.start : part.start + part.size] for part, x in ordered]
-  whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
-  return whole.T if ordered[0][0].transposed else whole
+  done()
+  pieces = {part.stored_start: _piece(np.asarray(arrays[path]), part) for path, part in parts}
+  joined = pieces[0] if len(pieces) == 1 else np.concatenate([pieces[start] for start in sorted(pieces)], axis=-1)
+  return joined.T if parts[0][1].transposed else joined
+
+
+def _piece(x: np.ndarray, part: StoredPart) -> np.ndarray:
+  """The outputs of our array that the stored tensor holds."""
+  return x[..., part.start : part.start + part.size] if x.ndim else x
 
 
 def _files(tensors: Iterable[TensorToWrite], itemsize: int, largest: int) -> Iterator[list[TensorToWrite]]:

@@ -118,8 +118,8 @@ def _read_array(checkpoint: Checkpoint, parts: Sequence[StoredPart], leaf: Any, 
   indices: Iterable[Any] = sharding.addressable_devices_indices_map(leaf.shape).values()
   arrays = {bounds: _empty([b - a for a, b in bounds], leaf.dtype) for bounds in map(bounds_of, indices)}
   for part in parts:
-    slices = [piece for bounds, x in arrays.items() if (piece := _slice(part, bounds, x)) is not None]
-    checkpoint.read(part.name, slices)
+    slices = [_slice(part, bounds, x) for bounds, x in arrays.items()]
+    checkpoint.read(part.name, [wanted for wanted in slices if wanted is not None])
 
   def array_at(index: Any) -> np.ndarray:
     return arrays[bounds_of(index)]
