@@ -68,7 +68,8 @@ class OverrideNames:
     return [name for name in options if not name.startswith("_")]
 
   def _choices(self, group: str) -> list[str]:
-    return self._options(group, ObjectType.CONFIG)
+    """The files of a group; those whose name starts with _ only serve as a base for others."""
+    return [name for name in self._options(group, ObjectType.CONFIG) if not name.startswith("_")]
 
   def _group_problems(self, override: Override) -> Iterator[str]:
     group, text = override.key_or_group, override.input_line

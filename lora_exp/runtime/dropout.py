@@ -1,7 +1,7 @@
-"""Dropout whose key is filled in by the step, for the base and for the adapters alike.
+"""Dropout of the base and of adapters, and the random keys of a run.
 
-A module that drops holds a `DropKey`, a placeholder that is no part of the stored state. Each step fills all of them
-with fold_in(fold_in(key(seed), step), hash of the module's path): nothing is saved, and a new module changes no other
+A module with dropout holds a `DropKey`, a placeholder that is not part of the stored state. Each step fills every one
+with fold_in(fold_in(key(seed), step), hash of the module's path). No key is saved, and adding a module changes no other
 module's mask.
 """
 
@@ -14,7 +14,7 @@ from flax import nnx
 
 
 class DropKey(nnx.Variable):
-  """The PRNG key of one module's dropout; a placeholder outside the step."""
+  """The random key of one module's dropout; outside of a step, a placeholder."""
 
 
 def placeholder() -> DropKey:
@@ -28,20 +28,20 @@ def path_key(key: jax.Array, path: str) -> jax.Array:
 
 
 def path_keys(key: jax.Array, paths: Sequence[str]) -> jax.Array:
-  """`path_key` of each of `paths`, at once."""
+  """`path_key` for each of `paths`, as an array of keys."""
   return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array([zlib.crc32(p.encode()) for p in paths], jnp.uint32))
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:
-  """The key of one use of a seed (`adapter`, `dropout`, `sample`): streams of a seed are independent."""
+  """The key of a seed for one purpose (`adapter`, `dropout`, `sample`); the streams of a seed are independent."""
   return path_key(jax.random.key(seed), stream)
 
 
 def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
-  """Zeros a share `rate` of `x` and scales the rest by 1/(1 - rate); the rate may be traced, and 0 changes no bit.
+  """Zeros each element of `x` with probability `rate` and scales the others by 1/(1 - rate).
 
-  Two masks are cut from each random word, as random bits cost more than the products of a small adapter; the rate is
-  thereby rounded to 1/65,536.
+  The rate may be traced; a rate of 0 changes no bit. Each random 32-bit word serves two elements, because random bits
+  cost more than the products of a small adapter; the rate is therefore rounded to a multiple of 1/65,536.
   """
   *lead, width = x.shape
   words = jax.random.bits(key, (*lead, (width + 1) // 2), jnp.uint32)
@@ -51,7 +51,7 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
 
 
 class Dropout(nnx.Module):
-  """Dropout of a base model at a static rate; on only where `deterministic` is False and the step filled the key."""
+  """Dropout of a base model at a static rate; active if `deterministic` is False and the step has filled the key."""
 
   def __init__(self, rate: float):
     self.rate = rate

@@ -1,16 +1,17 @@
-"""Floating-point operations of a program, counted in what JAX traced rather than by a formula for each model."""
+"""Floating-point operations of a program, counted in its jaxpr, so that no model needs a formula."""
 
 import math
+from typing import Any
 
 from jax.interpreters import partial_eval
 
 
-def count_flops(jaxpr) -> int:
-  """Twice the multiplications of all matrix products that the outputs of `jaxpr` need, scans as often as they run."""
+def count_flops(jaxpr: Any) -> int:
+  """Twice the multiplications in all matrix products that the outputs of `jaxpr` depend on; scans count per step."""
   return _count(partial_eval.dce_jaxpr(jaxpr, True)[0])
 
 
-def _count(jaxpr) -> int:
+def _count(jaxpr: Any) -> int:
   total = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "dot_general":

@@ -1,39 +1,40 @@
-"""Boundaries for the compiler: what must come out in the same bits whatever stands around it.
+"""Boundaries for XLA's fusion: results that must have the same bits whatever computation surrounds them.
 
-XLA fuses an addition into the norm that follows it, and LLVM then adds that norm's sum in another order: an adapter
-whose update is exactly zero would move the last bit of the logits, and a trial's gradient in a pack would not be that of
-its solo run (30 layers make 1e-4 of it). On a CPU XLA drops `optimization_barrier` before it fuses; a call that may not
-be inlined is kept.
+XLA fuses an addition into the norm that follows it, and LLVM then computes that norm's sum in another order. An adapter
+whose update is exactly zero would change the last bit of the logits, and a trial's gradient in a pack would differ from
+that of its solo run (by 1e-4 after 30 layers). On CPU, XLA removes `optimization_barrier` before it fuses, but a call
+that must not be inlined is kept.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 
 def apart(x: jax.Array) -> jax.Array:
-  """`x`, not fused with what uses it."""
+  """`x`, not fused with the operations that use it."""
   if jax.default_backend() != "cpu":
     return jax.lax.optimization_barrier(x)
   with set_xla_metadata(inlineable="false"):
     return _same(x)
 
 
-def compiled_alone(function: Callable) -> Callable:
-  """`function`, on a CPU compiled as a computation of its own: the same bits in a loop over trials as without one."""
+def compiled_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function`, compiled on CPU as a computation of its own, so that its bits do not depend on a loop over trials."""
   if jax.default_backend() != "cpu":
     return function
 
-  def called(*args):
-    with set_xla_metadata(inlineable=None):  # what it calls may be inlined
+  def called(*args: Any) -> Any:
+    with set_xla_metadata(inlineable=None):  # functions that it calls may be inlined
       return function(*args)
 
-  def call(*args):
+  def call(*args: Any) -> Any:
     with set_xla_metadata(inlineable="false"):
       return jax.jit(called)(*args)
 
   return call
 
 
-_same = jax.jit(jax.lax.optimization_barrier)  # a plain identity would be traced away
+_same = jax.jit(jax.lax.optimization_barrier)  # tracing would remove a plain identity

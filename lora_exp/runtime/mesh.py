@@ -1,13 +1,15 @@
-"""The device mesh, which logical axis of an array lies on which mesh axis, and a table that explains the sharding.
+"""The device mesh, and how each array is sharded over it.
 
-Rules go by a parameter's dotted path, so they need no annotations and work on any model. An axis that a mesh axis
-does not divide is replicated, and the table says so; only the batch must divide.
+A parameter's dotted path decides the logical axes of its array, so that no model needs annotations, and `LOGICAL` maps
+logical axes to mesh axes. An array axis that a mesh axis does not divide is replicated, and the sharding table says so;
+only the batch must divide.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,13 +23,13 @@ BATCH = ("data", "fsdp")
 
 
 def keep_programs(cache: str) -> None:
-  """Turns JAX's persistent compilation cache on, in the cache directory and for every program however small."""
+  """Enables JAX's persistent compilation cache in `cache`/programs, for programs of any size."""
   jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser() / "programs"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def make_mesh(cfg: MeshConfig) -> Mesh:
-  """The mesh of `cfg` over the devices there are; raises InputError where the sizes do not fit them."""
+  """The mesh of `cfg` over all devices. Raises InputError if the sizes do not match the number of devices."""
   sizes = {f.name: getattr(cfg, f.name) for f in fields(cfg)}
   devices, fixed = jax.device_count(), math.prod(n for n in sizes.values() if n != -1)
   wanted = ", ".join(f"mesh.{k}={v}" for k, v in sizes.items() if v != 1)
@@ -41,99 +43,114 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def dotted(key_path: Sequence) -> str:
-  """The dotted path of a JAX key path, of dictionary keys alone: an optimizer's leaf has its parameter's."""
+def dotted(key_path: Sequence[Any]) -> str:
+  """The dotted path of a JAX key path; only dictionary keys count, so an optimizer's leaf has its parameter's path."""
   return ".".join(str(k.key) for k in key_path if isinstance(k, jax.tree_util.DictKey))
 
 
-def flatten(tree) -> dict[str, jax.Array]:
-  """Leaves of nested dicts by dotted path, in path order."""
+def flatten(tree: Any) -> dict[str, jax.Array]:
+  """The leaves of nested dicts by dotted path, in path order."""
   return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
-  """Where every array lies. `axes` and `units` come from the model's family (models/family.py)."""
+  """How arrays are sharded over a mesh. `axes` and `units` come from the model's family (models/family.py)."""
 
   mesh: Mesh
-  axes: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
-  units: Mapping[str, int] = field(default_factory=dict)
-  leaves: Mapping[str, str] = field(default_factory=dict)  # adapter's factor -> its axes, of I (in), O (out) and R (rank)
-  notes: dict[str, str] = field(default_factory=dict)  # path -> why an axis was replicated
+  axes: Mapping[str, Sequence[str | None]] = field(default_factory=dict)  # end of a path -> logical axes of its array
+  units: Mapping[str, int] = field(default_factory=dict)  # logical axis -> pieces that it may be split into, as heads
+  leaves: Mapping[str, str] = field(default_factory=dict)  # factor of an adapter -> its axes, letters of I, O and R
 
   def spec(self, path: str, shape: Sequence[int], *, trials: bool = False, gathered: bool = False) -> P:
-    """The partition of the array at `path`; `trials`: it has a leading axis of trials; `gathered`: not split over fsdp."""
-    body = tuple(shape[1:]) if trials else tuple(shape)
-    names = self._logical(path, len(body))
-    split = [self._mesh_axis(path, name, size, gathered) for name, size in zip(names, body, strict=True)]
-    ways = self.mesh.shape["trial"]
-    return P("trial" if ways > 1 and shape[0] % ways == 0 else None, *split) if trials else P(*split)
+    """The partition of the array at `path`.
 
-  def _logical(self, path: str, rank: int) -> Sequence[str | None]:
-    path = path.replace(".frozen_", ".")  # the base's own value of a parameter that is trained in full
+    With `trials` it has a leading axis of trials; with `gathered` it is not split over fsdp.
+    """
+    body = tuple(shape[1:]) if trials else tuple(shape)
+    axes = [axis for axis, _ in self._split(path, body, gathered)]
+    if not trials:
+      return P(*axes)
+    ways = self.mesh.shape["trial"]
+    return P("trial" if ways > 1 and shape[0] % ways == 0 else None, *axes)
+
+  def _split(self, path: str, shape: Sequence[int], gathered: bool) -> list[tuple[str | None, str]]:
+    """(mesh axis or None, why it is not split or '') for each axis of the array at `path`."""
+    logical = self._logical_axes(path, len(shape))
+    return [self._mesh_axis(axis, size, gathered) for axis, size in zip(logical, shape, strict=True)]
+
+  def _logical_axes(self, path: str, rank: int) -> Sequence[str | None]:
+    path = path.replace(".frozen_", ".")  # the base's value of a parameter that is trained in full
     owner, _, leaf = path.rpartition(".")
     for name, axes in self.axes.items():
       module = name.rsplit(".", 1)[0]
       if leaf in self.leaves and len(axes) == 2 and owner.endswith(module):
         kernel_axes = dict(zip("IO", axes, strict=True))
-        split = [kernel_axes.get(axis) for axis in self.leaves[leaf]]
-        return [axis if axis != "embed" else None for axis in split]
+        factor_axes = [kernel_axes.get(letter) for letter in self.leaves[leaf]]
+        return [axis if axis != "embed" else None for axis in factor_axes]
       if path.endswith(name) and len(axes) == rank:
         return axes
     return (None,) * rank
 
-  def _mesh_axis(self, path: str, logical: str | None, size: int, gathered: bool) -> str | None:
+  def _mesh_axis(self, logical: str | None, size: int, gathered: bool) -> tuple[str | None, str]:
     axis = LOGICAL.get(logical or "")
     ways = self.mesh.shape[axis] if axis else 1
     if ways == 1 or (gathered and axis == "fsdp"):
-      return None
+      return None, ""
     pieces = self.units.get(logical or "", size)
-    if size % ways:  # as of a quantised kernel's scales, which are fewer than its inputs
+    if size % ways:  # as for the scales of a quantised kernel, which are fewer than its inputs
       pieces = size
     if pieces % ways:
-      self.notes[path] = f"{logical} {pieces:,} does not divide over {axis} {ways}: replicated"
-      return None
-    return axis
+      return None, f"{logical} {pieces:,} does not divide over {axis} {ways}: replicated"
+    return axis, ""
 
-  def shardings(self, tree, *, trials: bool = False):
-    """A NamedSharding for each leaf of nested dicts (or of an optimizer's state over them)."""
-    place = lambda path, x: NamedSharding(self.mesh, self.spec(dotted(path), x.shape, trials=trials and x.ndim > 0))
-    return jax.tree_util.tree_map_with_path(place, tree)
+  def shardings(self, tree: Any, *, trials: bool = False) -> Any:
+    """A NamedSharding for each leaf of nested dicts, or of an optimizer's state over them."""
 
-  def gather_fsdp(self, tree):
-    """Inside jit: the parameters whole over `fsdp`, so that weights travel and activations do not."""
+    def sharding(key_path: Sequence[Any], x: Any) -> NamedSharding:
+      return NamedSharding(self.mesh, self.spec(dotted(key_path), x.shape, trials=trials and x.ndim > 0))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+  def gather_fsdp(self, tree: Any) -> Any:
+    """Inside jit: the parameters gathered over `fsdp`, so that weights are communicated and activations are not."""
     if self.mesh.shape["fsdp"] == 1:
       return tree
-    whole = lambda path, x: jax.lax.with_sharding_constraint(
-      x, NamedSharding(self.mesh, self.spec(dotted(path), x.shape, gathered=True))
-    )
-    return jax.tree_util.tree_map_with_path(whole, tree)
+
+    def gathered(key_path: Sequence[Any], x: jax.Array) -> jax.Array:
+      spec = self.spec(dotted(key_path), x.shape, gathered=True)
+      return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(gathered, tree)
 
   @property
   def replicated(self) -> NamedSharding:
-    """The same on every device."""
+    """The sharding of an array that every device holds in full."""
     return NamedSharding(self.mesh, P())
 
   @property
   def batch(self) -> NamedSharding:
-    """Rows split over `data` and `fsdp`."""
+    """The sharding of a batch: rows split over `data` and `fsdp`."""
     return NamedSharding(self.mesh, P(BATCH))
 
   @property
   def batch_ways(self) -> int:
-    """Pieces that a batch is split into."""
-    return math.prod(self.mesh.shape[a] for a in BATCH)
+    """The number of pieces that a batch is split into."""
+    return math.prod(self.mesh.shape[axis] for axis in BATCH)
 
   def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A batch on the devices."""
+    """`batch` on the devices."""
     return jax.device_put(dict(batch), self.batch)
 
-  def table(self, tree) -> list[tuple[str, str, str, str]]:
-    """Rows (path, shape, how it is split, note), layers of a kind folded into one row."""
+  def table(self, tree: Any) -> list[tuple[str, str, str, str]]:
+    """Rows (path, shape, split, note); blocks of a model that differ only in their number share a row."""
     rows: dict[str, tuple[str, str, str, str]] = {}
     for path, x in flatten(tree).items():
-      kind = ".".join("*" if s.isdigit() else s for s in path.split("."))
-      spec = self.spec(path, x.shape)
-      split = " × ".join(f"{a} {self.mesh.shape[a]}" if a else "whole" for a in spec) or "whole"
-      rows.setdefault(kind, (kind, "×".join(map(str, x.shape)), split, self.notes.get(path, "")))
+      kind = ".".join("*" if segment.isdigit() else segment for segment in path.split("."))
+      if kind in rows:
+        continue
+      axes = self._split(path, x.shape, gathered=False)
+      split = " × ".join(f"{axis} {self.mesh.shape[axis]}" if axis else "whole" for axis, _ in axes) or "whole"
+      notes = [note for _, note in axes if note]
+      rows[kind] = (kind, "×".join(map(str, x.shape)), split, notes[-1] if notes else "")
     return list(rows.values())
