@@ -38,7 +38,7 @@ def test_relative_paths_become_absolute(in_tmp_path):
   ("model.dtype=float16", "choose float32, bfloat16"),
   ("model.base=weights", "model.weights=null: model.base=weights needs"),
   ("model.weights=/no/such", "no such file"),
-  ("data.path=stories.txt", "add data=text"),
+  ("data.path=stories.txt", "stdlib reads no such file; add data="),
   ("model.pretrain.warmup=99999", "at most model.pretrain.steps"),
   ("data@pretrain_data=none", "data@pretrain_data=stdlib_code"),
   ("data.seq_len=9999", "at most model.max_len"),

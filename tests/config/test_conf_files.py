@@ -13,6 +13,8 @@ from lora_exp.cli.compose import composer, conf_directory
 from lora_exp.cli.job_config import job_config
 from lora_exp.config import Config, check
 from lora_exp.config.override_grammar import parse
+from lora_exp.data.sources import NumericSource, registry
+from lora_exp.data.sources.files import FileSource
 
 CONF = conf_directory()
 GROUPS = ("model", "data", "mesh", "lora", "optim", "train", "sample", "logger")
@@ -48,12 +50,15 @@ def test_every_file_of_a_group_has_every_setting(group):
 
 @pytest.mark.parametrize("group", [*GROUPS, "task"])
 def test_every_choice_composes_and_passes_the_checks(group, text_file):
-  """Sources need their file, numbers their model, model=hf a checkpoint (test_weights.py), three tasks a run
-  (test_export.py, test_dashboard.py, test_inspect.py), SmolLM2 its package (below); no more is missing."""
-  numbers = ["data@retain=none", "model=mlp"]
-  sizes = ["model.mlp.inputs=16", "model.mlp.outputs=10"]
-  needs = {"text": [f"data.path={text_file}"], "jsonl": [f"data.path={text_file}"], "xor": numbers,
-           "regression": [*numbers, *sizes], "mlp": ["data@retain=none", "data=xor"]}
+  """Sources need their file or model, model=hf a checkpoint (test_weights.py), three tasks a run (test_export.py,
+  test_dashboard.py, test_inspect.py), SmolLM2 its package (below); no more is missing."""
+  needs = {"mlp": ["data@retain=none", "data=xor"]}
+  for source in registry().values() if group == "data" else ():
+    if issubclass(source, FileSource):
+      needs[source.name] = [f"data.path={text_file}"]
+    elif issubclass(source, NumericSource):
+      sizes = [f"model.mlp.inputs={source.inputs}", f"model.mlp.outputs={source.outputs}"]
+      needs[source.name] = ["data@retain=none", "model=mlp", *sizes]
   others = ("hf", "smollm2_135m", "merge", "export", "dashboard", "inspect")
   for path in (path for path in files(group) if path.stem not in others):
     assert check(config(f"{group}={path.stem}", *needs.get(path.stem, ()))) == [], path

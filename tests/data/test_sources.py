@@ -174,7 +174,7 @@ def config(*overrides: str) -> Config:
   (["data=sentences", "data.sentences=[a,a]"], "two different texts"),
   (["data=sentences", "data.sentences=[a,' ']"], "none of them blank"),
   (["data=sentences", "data.repeat=0"], "data.repeat=0: must be at least 1"),
-  (["data=chatterbot", "data.path=a.txt"], "chatterbot reads no such file; add data=text or data=jsonl"),
+  (["data=chatterbot", "data.path=a.txt"], "chatterbot reads no such file; add data="),
   (["data.source=chatter"], "did you mean chatterbot?"),
 ])
 def test_settings_that_do_not_fit_are_named(overrides, words):

@@ -18,6 +18,7 @@ from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError, MlpConfig, ModelConfig
 from lora_exp.config.metrics import METRICS
 from lora_exp.data.examples import decode, encode
+from lora_exp.data.sources import registry
 from lora_exp.data.sources.regression import Regression
 from lora_exp.data.sources.xor import Xor
 from lora_exp.models.factory import build_model
@@ -272,10 +273,9 @@ def test_rows_keep_every_bit(table):
 
 @pytest.mark.parametrize(("argv", "problems"), [
   (["model=mlp", "data@retain=none"],
-   ["data.source=stdlib: is text, and model.family=mlp reads numbers; add data=regression or data=xor"]),
+   ["data.source=stdlib: is text, and model.family=mlp reads numbers; add {data}"]),
   (["model=mlp", "data=xor"],
-   ["retain.source=stdlib: is text, and model.family=mlp reads numbers; add data@retain=regression or "
-    "data@retain=xor or data@retain=none"]),
+   ["retain.source=stdlib: is text, and model.family=mlp reads numbers; add {data@retain} or data@retain=none"]),
   (["data=xor"], ["data.source=xor: holds numbers, and model.family=minigpt reads text; add model=mlp"]),
   (["model=mlp", "data=regression", "data@retain=none"],
    ["model.mlp.inputs=2: must be 16 with data.source=regression",
@@ -292,4 +292,8 @@ def test_rows_keep_every_bit(table):
 def test_settings_that_contradict_each_other_are_refused(argv, problems):
   with pytest.raises(InputError) as error:
     check_command_line(argv)
+  numeric = [name for name, source in registry().items() if source.numeric]
+  choices = {f"{{{group}}}": " or ".join(f"{group}={name}" for name in numeric) for group in ("data", "data@retain")}
+  for placeholder, text in choices.items():
+    problems = [problem.replace(placeholder, text) for problem in problems]
   assert error.value.problems == problems

@@ -96,7 +96,7 @@ def registry() -> Mapping[str, type[Source]]:
     loaded = importlib.import_module(f"{__name__}.{module.name}")
     for cls in vars(loaded).values():
       if inspect.isclass(cls) and issubclass(cls, Source) and cls.__module__ == loaded.__name__ and "name" in vars(cls):
-        if cls.name in found:
+        if found.get(cls.name, cls) is not cls:
           raise ValueError(f"{cls} and {found[cls.name]} are both called {cls.name!r}")
         found[cls.name] = cls
   return MappingProxyType(found)
