@@ -7,10 +7,10 @@ from pathlib import Path
 
 from lora_exp.config.errors import InUseError
 from lora_exp.runtime.disk_errors import write_error
-from lora_exp.runtime.run_files import CHECKPOINTS, CONFIG, LEDGER, LOCK, METRICS, MULTIRUN
+from lora_exp.runtime.run_files import CHECKPOINTS, CONFIG, LEDGER, LOCK, METRICS_FILE, MULTIRUN
 
-RUN_MARKS = (CONFIG, METRICS, CHECKPOINTS, MULTIRUN)  # a directory with one of these holds a run or a sweep
-TRAINING_MARKS = (METRICS, CHECKPOINTS, ".submitit")  # of a run whose training began, or that waits in a queue
+RUN_MARKS = (CONFIG, METRICS_FILE, CHECKPOINTS, MULTIRUN)  # a directory with one of these holds a run or a sweep
+TRAINING_MARKS = (METRICS_FILE, CHECKPOINTS, ".submitit")  # of a run whose training began, or that waits in a queue
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-from lora_exp.runtime.run_files import LEDGER, METRICS
+from lora_exp.runtime.run_files import LEDGER, METRICS_FILE
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
   """The rows of a run's metrics.jsonl, in order, without an incomplete last line. Raises InputError."""
-  path = Path(run_dir) / METRICS
+  path = Path(run_dir) / METRICS_FILE
   if not path.is_file():
     raise InputError(f"{path} does not exist; name the directory of a run")
   return [row for _, row in parse_lines(path)]

@@ -1,7 +1,7 @@
 """The names of the files in a run directory and in the directory of a sweep."""
 
 CONFIG = "config.yaml"  # every setting of the run, resolved
-METRICS = "metrics.jsonl"  # one line per logged step
+METRICS_FILE = "metrics.jsonl"  # one line per logged step
 SUMMARY = "summary.json"  # status, losses, parameters, costs
 SAMPLES = "samples.jsonl"  # text drawn while training
 EVALUATIONS = "evaluations.jsonl"  # results of task=evaluate

@@ -1,6 +1,6 @@
 """Evaluation: sums over held-out batches, and the metrics that `config/metrics.py` makes of them.
 
-Training, the pretraining of a base, `task=evaluate` and the checks at the end of an experiment all call `held_out`.
+Training, the pretraining of a base and `task=evaluate` all call `held_out`.
 
 Three sums come with the loss, in training too: `loss`, `nats` and `correct` (`step.loss_sums`). `SUMS` are computed on
 the devices from a trial's predictions on a held-out batch. `COUNTS` follow from the batch alone, also in training. Each

@@ -24,16 +24,16 @@ from lora_exp.config.schema import LoggerConfig
 from lora_exp.runtime import console
 from lora_exp.runtime.files import write_text_atomically
 from lora_exp.runtime.json_lines import parse_lines
-from lora_exp.runtime.run_files import METRICS
+from lora_exp.runtime.run_files import METRICS_FILE
 from lora_exp.runtime.sweep_directory import sweep_trial
 
 
-class Metrics:
+class MetricsFile:
   """metrics.jsonl of a run: a line for each row, on the disk's side as soon as it is logged."""
 
   def __init__(self, run_dir: Path, last_step: int | None):
     """A new file, or (`last_step`) the old one with its rows up to that step; later ones and a torn last one go."""
-    self.path = Path(run_dir) / METRICS
+    self.path = Path(run_dir) / METRICS_FILE
     kept = []
     if last_step is not None and self.path.exists():
       kept = [line for line, row in parse_lines(self.path) if row.get("step", 0) <= last_step]
@@ -182,7 +182,7 @@ class WandbLogger(Logger):
   def _warn(self, what: str) -> None:
     if not self.warned:
       self.warned = True
-      console.show_warning(f"wandb: {what}; the run goes on, {METRICS} has every row")
+      console.show_warning(f"wandb: {what}; the run goes on, {METRICS_FILE} has every row")
 
   def _work(self) -> None:
     # The one broad except of the program: a dashboard must not end a training, whatever it raises.

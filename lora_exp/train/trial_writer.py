@@ -16,7 +16,7 @@ from lora_exp.runtime import console
 from lora_exp.train import checkpoint, token_probabilities
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.evaluation import Evaluation
-from lora_exp.train.logger import Metrics, make_logger
+from lora_exp.train.logger import MetricsFile, make_logger
 from lora_exp.train.loop import is_due
 from lora_exp.train.pack import Pack
 from lora_exp.train.program import State, Tree
@@ -47,7 +47,7 @@ class TrialWriter:
     self.pack, self.trial, self.base_digest = pack, trial, base_digest
     self.cfg = trial.plan.cfg
     self.record = pack.records[trial.index]
-    self.metrics = Metrics(trial.run_dir, int(pack.job.state.step) if pack.resumed else None)
+    self.metrics = MetricsFile(trial.run_dir, int(pack.job.state.step) if pack.resumed else None)
     self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg))
     self.failure: DivergedError | None = None
     self.adapter: Adapter | None = None

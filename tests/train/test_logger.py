@@ -33,7 +33,7 @@ def row(step: int, split: str = "train", loss: float = 2.0) -> dict:
 
 
 def test_rows_come_back_as_they_were_logged(tmp_path):
-  metrics = logger.Metrics(tmp_path, None)
+  metrics = logger.MetricsFile(tmp_path, None)
   metrics.log(row(1))
   assert read_metrics(tmp_path) == [row(1)], "on the disk before the file is closed"
   metrics.log({"step": np.int32(2), "loss": np.float32(0.5), "name": "ü\n"})
@@ -43,7 +43,7 @@ def test_rows_come_back_as_they_were_logged(tmp_path):
 
 
 def test_what_json_cannot_say_is_null(tmp_path):
-  metrics = logger.Metrics(tmp_path, None)
+  metrics = logger.MetricsFile(tmp_path, None)
   for value in (float("nan"), float("inf"), np.float32("-inf")):
     metrics.log({"step": 1, "loss": value})
   for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -54,7 +54,7 @@ def test_resuming_drops_later_rows_and_a_torn_line_and_goes_on(tmp_path):
   path = tmp_path / "metrics.jsonl"
   early = '{"step": 1,   "loss": 2.50}\n{"step": 2, "loss": 2.4, "split": "eval"}\n'
   path.write_text(early + '{"step": 3, "loss": 2.3}\n{"step": 4, "lo')
-  metrics = logger.Metrics(tmp_path, 2)
+  metrics = logger.MetricsFile(tmp_path, 2)
   assert path.read_text() == early, "kept lines stay byte for byte"
   metrics.log(row(3))
   assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]

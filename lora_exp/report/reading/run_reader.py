@@ -13,7 +13,7 @@ import yaml
 from lora_exp.config import InputError
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime.json_lines import read_metrics
-from lora_exp.runtime.run_files import METRICS
+from lora_exp.runtime.run_files import METRICS_FILE
 
 MAPPINGS = ("lora.rank_pattern", "lora.alpha_pattern", "model.arch.rope_scaling")  # settings whose value is a mapping
 LOG = "lora_exp.log"
@@ -81,7 +81,7 @@ def _read_mapping(path: Path, parse: Callable[[str], Any], problems: list[str]) 
 
 def _read_metrics(path: Path, problems: list[str]) -> list[dict]:
   """The rows of metrics.jsonl that have a step; [] with an entry in `problems` if a line is damaged."""
-  if not (path / METRICS).is_file():
+  if not (path / METRICS_FILE).is_file():
     return []
   try:
     return [row for row in read_metrics(path) if isinstance(row.get("step"), int)]
