@@ -4,7 +4,6 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import lora_exp
 from lora_exp.cli.file_checks import file_problems
 from lora_exp.config.allowed_values import choice_problem
 from lora_exp.config.checks import check
@@ -31,8 +30,8 @@ def all_problems(cfg: Config) -> list[str]:
 
 
 def method_names() -> list[str]:
-  """The files in `lora_exp/lora/methods`, without importing them."""
-  folder = Path(lora_exp.__file__).parent / "lora" / "methods"
+  """The names of the files in `lora_exp/lora/methods`."""
+  folder = Path(__file__).resolve().parents[1] / "lora" / "methods"  # importing it would import jax
   return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name != "base")
 
 

@@ -10,7 +10,8 @@ _OLD_KEY = re.compile(r"([+~]*)(" + "|".join(map(re.escape, OLD_NAMES)) + r")(?=
 
 def rename_override(text: str) -> str:
   """The override `text` with the current name of its setting: `mesh.arm=2` becomes `mesh.trial=2`."""
-  return _OLD_KEY.sub(lambda match: match[1] + OLD_NAMES[match[2]], text, count=1) if _OLD_KEY.match(text) else text
+  match = _OLD_KEY.match(text)
+  return text if match is None else match[1] + OLD_NAMES[match[2]] + text[match.end() :]
 
 
 def old_name_warning(texts: Sequence[str]) -> str | None:
