@@ -8,7 +8,7 @@ from lora_exp.cli.file_checks import file_problems
 from lora_exp.config.allowed_values import choice_problem
 from lora_exp.config.checks import check
 from lora_exp.config.schema import INITS, Config
-from lora_exp.data.checks import source_problems
+from lora_exp.data.source_checks import source_problems
 from lora_exp.models.registry import model_problems
 
 TASKS_WITHOUT_JAX = ("report", "dashboard", "list")  # which read files alone

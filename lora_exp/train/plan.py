@@ -19,8 +19,8 @@ from lora_exp.lora import methods
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
-from lora_exp.train.targets import Targets, peft_naming, resolve_targets
 from lora_exp.train.teacher import table_of as teacher_table
+from lora_exp.train.trained_targets import Targets, peft_naming, resolve_targets
 from lora_exp.train.trials import Table
 
 Tree = Any  # nested dicts

@@ -29,7 +29,7 @@ from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import stdlib, text
 from lora_exp.data.sources.base import Document
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.data.tokenizers.base import ControlTokens, PieceTokenizer
+from lora_exp.data.tokenizers.tokenizer import ControlTokens, PieceTokenizer
 
 BYTES = get_tokenizer("bytes")
 STORIES = [f"Story {n}:\n" + " ".join(str(n * 7919 * k % 10007) for k in range(1, n % 9 + 3)) for n in range(40)]

@@ -1,7 +1,7 @@
 '''Where data comes from: one file for each source, found by being in this folder.
 
 Here belongs what only one source knows: its settings, their checks, its documents, its identity for the cache, its
-error messages. How documents become rows is `data.rows`; what holds for every source is checked in `data.checks`.
+error messages. How documents become rows is `data.rows`; what holds for every source is checked in `data.source_checks`.
 
 Add a source
 ------------

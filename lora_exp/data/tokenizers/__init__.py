@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import cache, partial
 
 from lora_exp.config.errors import InputError, did_you_mean
-from lora_exp.data.tokenizers.base import Tokenizer
 from lora_exp.data.tokenizers.builtin import ByteTokenizer, Gpt2Tokenizer
-from lora_exp.data.tokenizers.files import FROM_WEIGHTS, find_tokenizer_file, read_tokenizer
+from lora_exp.data.tokenizers.tokenizer import Tokenizer
+from lora_exp.data.tokenizers.tokenizer_files import FROM_WEIGHTS, find_tokenizer_file, read_tokenizer
 
 __all__ = ["TOKENIZERS", "Tokenizer", "get_tokenizer"]
 

@@ -16,7 +16,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import END_OF_TEXT, ControlTokens, PieceTokenizer, bytes_of
+from lora_exp.data.tokenizers.tokenizer import END_OF_TEXT, ControlTokens, PieceTokenizer, bytes_of
 
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 

@@ -9,8 +9,8 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import ControlTokens, PieceTokenizer, bytes_of
 from lora_exp.data.tokenizers.gguf_header import read_header
+from lora_exp.data.tokenizers.tokenizer import ControlTokens, PieceTokenizer, bytes_of
 from lora_exp.runtime.cache import fingerprint
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.data.tokenizers.base import PieceTokenizer, byte_level
-from lora_exp.data.tokenizers.files import find_tokenizer_file
 from lora_exp.data.tokenizers.gguf_vocabulary import PATTERNS, GgufTokenizer
+from lora_exp.data.tokenizers.tokenizer import PieceTokenizer, byte_level
+from lora_exp.data.tokenizers.tokenizer_files import find_tokenizer_file
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
          "merges.txt", "chat_template.jinja", "chat_template.json")

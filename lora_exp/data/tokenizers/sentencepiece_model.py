@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import PieceTokenizer, piece_bytes, tokenizer_fingerprint, without_surrogates
 from lora_exp.data.tokenizers.settings_files import read_tokenizer_settings
+from lora_exp.data.tokenizers.tokenizer import PieceTokenizer, piece_bytes, tokenizer_fingerprint, without_surrogates
 
 try:
   import sentencepiece

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import END_OF_TEXT, ControlTokens
+from lora_exp.data.tokenizers.tokenizer import END_OF_TEXT, ControlTokens
 from lora_exp.runtime.json_files import read_json_object
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")  # tried in order where no setting names the end

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import (
+from lora_exp.data.tokenizers.settings_files import TokenizerSettings, read_tokenizer_settings
+from lora_exp.data.tokenizers.tokenizer import (
   PieceTokenizer,
   bytes_of,
   piece_bytes,
   tokenizer_fingerprint,
   without_surrogates,
 )
-from lora_exp.data.tokenizers.settings_files import TokenizerSettings, read_tokenizer_settings
 
 try:
   import tokenizers as library

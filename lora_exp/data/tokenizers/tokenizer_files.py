@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.base import Tokenizer
+from lora_exp.data.tokenizers.tokenizer import Tokenizer
 from lora_exp.models.weights.locate import SMOLLM2, find_weights
 
 FROM_WEIGHTS = "from_weights"
