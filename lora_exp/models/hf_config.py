@@ -42,12 +42,12 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> dict[str, 
 
 def published_families() -> dict[str, tuple[Family, PublishedConfig]]:
   """The families that transformers has, by every class name under which they are published."""
-  found = {}
+  by_class = {}
   for family in all_families().values():
     if family.config is not None:
       for architecture in (family.config.architecture, *family.config.wrappers.values()):
-        found[architecture] = (family, family.config)
-  return found
+        by_class[architecture] = (family, family.config)
+  return by_class
 
 
 def _family(config: Mapping[str, Any]) -> tuple[Family, PublishedConfig]:

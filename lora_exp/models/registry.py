@@ -14,13 +14,13 @@ from lora_exp.models.family import Family
 @cache
 def all_families() -> Mapping[str, Family]:
   """Every family by its name, in alphabetical order. Raises ValueError for a file whose FAMILY has another name."""
-  found = {}
+  by_name = {}
   for file in sorted(module.name for module in pkgutil.iter_modules(families.__path__)):
     family: Family = importlib.import_module(f"{families.__name__}.{file}").FAMILY
     if family.name != file:
       raise ValueError(f"models/families/{file}.py: FAMILY.name is {family.name!r}; give the file and it one name")
-    found[file] = family
-  return found
+    by_name[file] = family
+  return by_name
 
 
 def get_family(name: str) -> Family:

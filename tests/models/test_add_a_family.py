@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from lora_exp.config import ArchConfig, InputError, MeshConfig, ModelConfig
-from lora_exp.models import families
+from lora_exp.models import families, hf_config, hf_export, registry
+from lora_exp.models.config_table import Number
 from lora_exp.models.factory import abstract_model, build_model
 from lora_exp.models.hf_config import from_hf, resolve_architecture
 from lora_exp.models.hf_export import to_hf
@@ -88,6 +89,21 @@ def test_the_example_stores_three_kernels_as_one(acme, tmp_path):
   assert found.keys() == arrays.keys()
   for path, x in found.items():
     np.testing.assert_array_equal(x, arrays[path], err_msg=path)
+
+
+def test_a_setting_of_one_family_alone_is_an_option(acme, monkeypatch):
+  """`model.arch.options` holds it, in both directions."""
+  family = get_family("acme")
+  assert family.config is not None
+  row = Number("arch.options.residual_scale", "residual_multiplier")
+  changed = replace(family, config=replace(family.config, fields=(*family.config.fields, row)))
+  monkeypatch.setattr(registry, "all_families", lambda: {"acme": changed})
+  monkeypatch.setattr(hf_config, "all_families", lambda: {"acme": changed})
+  monkeypatch.setattr(hf_export, "all_families", lambda: {"acme": changed})
+  fields = from_hf(CONFIG | {"residual_multiplier": 0.5})
+  assert fields["arch"]["options"] == {"residual_scale": 0.5}
+  config = to_hf(ModelConfig(**(fields | {"arch": ArchConfig(**fields["arch"])})), 97)
+  assert config is not None and config["residual_multiplier"] == 0.5
 
 
 def test_a_wrong_fused_tensor_is_reported_once(acme, tmp_path):

@@ -2,7 +2,7 @@
 
 `transformer/layer_0/attn/q_einsum` w (H, D, h) and `kv_einsum` w (2, K, D, h), or `qkv_einsum` w (3, H, D, h) where
 H = K; `attn_vec_einsum` w (H, h, D); `mlp/gating_einsum` w (2, D, F), later (2, F, D); `mlp/linear` w (F, D);
-norms store an offset from 1, as Hugging Face's do. The tokens' table may have more rows than there are tokens.
+norms store an offset from 1, as Hugging Face's do. The embedding may have more rows than there are tokens.
 """
 
 import re
@@ -20,12 +20,12 @@ from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.safetensors_reader import Slice
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-NORMS = {  # where there are norms after attention and feed-forward too, and where there are none
+NORMS = {  # of models with norms after attention and feed-forward (True), and of those without
   True: {"pre_attention_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
          "pre_ffw_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
   False: {"pre_attention_norm": "input_layernorm", "pre_ffw_norm": "post_attention_layernorm"},
 }
-TABLE = "model.embed_tokens.weight"
+EMBEDDING = "model.embed_tokens.weight"
 VISION = ("SigLiPFromPatches_0", "vision_encoder", "embedder/mm_")
 
 
@@ -36,7 +36,7 @@ class View:
   stored: str
   shape: tuple[int, ...]
   index: tuple[int, ...] = ()
-  axes: tuple[int, ...] = ()  # () leaves them
+  axes: tuple[int, ...] = ()  # () keeps their order
 
 
 class OrbaxCheckpoint:
@@ -49,7 +49,7 @@ class OrbaxCheckpoint:
     self.stores = {path: _open(directory, metadata, keys) for path, keys in _paths(directory, metadata).items()}
     self.views = _views({path: tuple(store.shape) for path, store in self.stores.items()})
     self.tensors = {
-      name: StoredTensor(view.shape, self._dtype(view), padded=name == TABLE) for name, view in self.views.items()
+      name: StoredTensor(view.shape, self._dtype(view), padded=name == EMBEDDING) for name, view in self.views.items()
     }
 
   def _dtype(self, view: View) -> str:
@@ -60,16 +60,16 @@ class OrbaxCheckpoint:
     """Fills the arrays of `slices` with their parts of the tensor, cast to the arrays' dtypes."""
     view = self.views[name]
     try:
-      whole = np.asarray(self.stores[view.stored][view.index].read().result())
+      array = np.asarray(self.stores[view.stored][view.index].read().result())
     except ValueError as error:
       raise InputError(f"{self.directory}: {view.stored} cannot be read: {str(error).splitlines()[0]}") from None
-    whole = (whole.transpose(view.axes) if view.axes else whole).reshape(view.shape)
+    matrix = (array.transpose(view.axes) if view.axes else array).reshape(view.shape)
     for index, out in slices:
-      out[...] = whole[index]
+      out[...] = matrix[index]
 
 
-def open_gemma(path: Path) -> OrbaxCheckpoint:
-  """The checkpoint in `path` or its only subdirectory. Raises InputError if it cannot be read as one of Gemma's."""
+def open_orbax(path: Path) -> OrbaxCheckpoint:
+  """The checkpoint in `path` or its only subdirectory. Raises InputError if it is not one of Gemma's."""
   return OrbaxCheckpoint(orbax_directory(path) or path)
 
 
@@ -77,12 +77,12 @@ def _paths(directory: Path, metadata: Mapping[str, Any]) -> dict[str, tuple[str,
   """The keys of each stored array by its path: transformer/layer_0/attn/q_einsum/w."""
   try:
     keys = [tuple(key["key"] for key in entry["key_metadata"]) for entry in metadata["tree_metadata"].values()]
-    found = {"/".join(parts): parts for parts in keys}
+    paths = {"/".join(parts): parts for parts in keys}
   except (KeyError, TypeError, AttributeError):
-    found = {}
-  if not found or any(".." in path for path in found):
-    raise InputError(f"{directory / '_METADATA'}: lists no tensors as orbax does; get the checkpoint again")
-  return found
+    paths = {}
+  if not paths or any(".." in path for path in paths):
+    raise InputError(f"{directory / '_METADATA'}: does not list tensors as orbax does; get the checkpoint again")
+  return paths
 
 
 def _open(directory: Path, metadata: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -109,17 +109,17 @@ def _views(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, View]:
   short = {path: re.sub(r"^(params/)?(transformer/)?", "", path) for path in shapes}
   norms = NORMS[any("post_ffw_norm" in path for path in shapes)]
   width = next((shapes[path][-1] for path, name in short.items() if name == "embedder/input_embedding"), 0)
-  found: dict[str, View] = {}
+  views: dict[str, View] = {}
   for path, name in short.items():
     if not name.startswith(VISION):
-      found |= _views_of(name, path, shapes[path], norms, width)
-  return found
+      views |= _views_of(name, path, shapes[path], norms, width)
+  return views
 
 
 def _views_of(name: str, path: str, shape: tuple[int, ...], norms: Mapping[str, str], width: int) -> dict[str, View]:
   """The views of one stored array; one that is not known keeps its own name, and is reported when it is loaded."""
   if name == "embedder/input_embedding":
-    return {TABLE: View(path, shape)}
+    return {EMBEDDING: View(path, shape)}
   if name == "final_norm/scale":
     return {"model.norm.weight": View(path, shape)}
   layer = re.fullmatch(r"layer_(\d+)/(.*?)(/w|/scale)?", name)

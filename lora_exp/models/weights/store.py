@@ -19,7 +19,7 @@ from lora_exp.config import InputError
 from lora_exp.models.tensor_names import StoredNames, StoredPart
 from lora_exp.models.weights import locate
 from lora_exp.models.weights.gguf_checkpoint import dequantised
-from lora_exp.models.weights.orbax_checkpoint import open_gemma
+from lora_exp.models.weights.orbax_checkpoint import open_orbax
 from lora_exp.models.weights.safetensors_checkpoint import open_safetensors
 from lora_exp.models.weights.stored_tensor import Checkpoint, StoredTensor
 from lora_exp.runtime.mesh import flatten
@@ -73,7 +73,7 @@ def open_source(path: Path, cache: str | Path) -> Checkpoint:
     raise InputError(f"model.weights={path}: {error}") from None
   if kind == "gguf":
     return open_safetensors(dequantised(path if path.is_file() else locate.gguf_file(path) or path, cache))
-  return open_gemma(path) if kind == "orbax" else open_safetensors(path)
+  return open_orbax(path) if kind == "orbax" else open_safetensors(path)
 
 
 def _check_tensors(
@@ -173,4 +173,4 @@ def _files(source: Path) -> Sequence[Path]:
   kind = locate.checkpoint_format(source)
   if kind == "gguf":
     return [locate.gguf_file(source) or source if source.is_dir() else source]
-  return open_gemma(source).files if kind == "orbax" else open_safetensors(source).files
+  return open_orbax(source).files if kind == "orbax" else open_safetensors(source).files
