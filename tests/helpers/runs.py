@@ -64,6 +64,14 @@ def process(*argv: str, cwd: Path, devices: int = 1) -> subprocess.CompletedProc
   return subprocess.run(command(*argv), cwd=cwd, env=env, text=True, capture_output=True, timeout=900)
 
 
+def script_output(script: str, *args: str, devices: int = 8) -> str:
+  """The last line that the Python `script` prints in a process with `devices` virtual devices."""
+  env = environment(devices) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+  done = subprocess.run([sys.executable, "-c", script, *args], env=env, capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr[-4000:]
+  return done.stdout.splitlines()[-1]
+
+
 def rows(run_dir: Path, split: str | None = None) -> list[dict]:
   """The lines of metrics.jsonl, of one split or all."""
   found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

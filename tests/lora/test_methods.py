@@ -12,7 +12,7 @@ import pytest
 import yaml
 from flax import nnx
 from packs import bent, job_of, quickly, rows, small
-from test_mesh import child
+from runs import script_output
 
 from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, MlpConfig
@@ -573,7 +573,7 @@ def losses_on(family: str, case: str, mesh: str | None) -> list[float]:
 @pytest.mark.thorough
 @pytest.mark.parametrize("chosen", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
 def test_every_mesh_has_the_losses_of_one_device(chosen):
-  many = json.loads(child(LOSSES, json.dumps(chosen)))
+  many = json.loads(script_output(LOSSES, json.dumps(chosen)))
   for (family, case, mesh), found in zip(chosen, many, strict=True):
     assert found == pytest.approx(losses_on(family, case, None), rel=1e-5), (family, case, mesh)
 

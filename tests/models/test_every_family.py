@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from packs import bent, job_of, quickly, rows, small
-from test_mesh import child
+from runs import script_output
 from tiny_models import GEMMA, OLMO2, PHI3
 
 from lora_exp.config import ArchConfig, Config
@@ -109,7 +109,7 @@ with quickly():
 @pytest.mark.thorough
 def test_the_gradient_on_eight_devices_is_that_of_one():
   """Also where the tensor axis cuts the fused kernel through the keys, and where key heads are fewer than its ways."""
-  for family, many in json.loads(child(CHILD)).items():
+  for family, many in json.loads(script_output(CHILD)).items():
     for path, wanted in gradients(family).items():
       g = np.array(wanted)
       assert np.abs(g).max() > 0, path

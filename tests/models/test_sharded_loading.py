@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from checkpoints import published_arrays, write_checkpoint
 from flax import nnx
-from runs import environment
-from test_mesh import child
+from runs import environment, script_output
 
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.models.factory import abstract_model
@@ -37,7 +36,7 @@ print(json.dumps([split["layers.0.self_attn.q_proj.kernel"], split["layers.1.mlp
 
 
 def test_every_device_gets_its_slice_on_every_mesh(tmp_path):
-  split = json.loads(child(PLACES, str(write_checkpoint(tmp_path))))
+  split = json.loads(script_output(PLACES, str(write_checkpoint(tmp_path))))
   assert split == [["fsdp", "tensor"], ["tensor", "fsdp"]]
 
 
@@ -85,7 +84,7 @@ def big(tmp_path_factory) -> dict[str, Path]:
 ])
 def test_memory_grows_by_little_more_than_the_weights(big, code, param_dtype, mesh):
   """On eight devices, also where each of them needs every weight, and where the file's dtype is another."""
-  found = json.loads(child(MEASURE, str(big[code]), param_dtype, json.dumps(mesh)))
+  found = json.loads(script_output(MEASURE, str(big[code]), param_dtype, json.dumps(mesh)))
   assert found["all"] == found["own"]
   assert found["grown"] <= 1.3 * found["all"], found
 

@@ -3,23 +3,17 @@
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from packs import quickly
 from runs import QUIET, on_stories, train
-from test_families import CASES, reference, their_logits, tokens_of
+from transformers_models import CASES, exported, reference, run_logits, their_logits, tokens_of
 
-from lora_exp.cli import main as entry
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.data.chat import encode_chat
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import to_hf
-from lora_exp.runtime.saved_config import load_config
-from lora_exp.train.loaded_run import open_run
-from lora_exp.train.program import assemble
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -46,15 +40,6 @@ def quick():
     yield
 
 
-def our_logits(run_dir: Path, tokens: np.ndarray) -> np.ndarray:
-  """What the run says, by the adapter that lies in its directory."""
-  cfg = load_config(str(run_dir))
-  cfg.run, cfg.task = str(run_dir), "evaluate"
-  run = open_run(cfg)
-  call = lambda params, trial, frozen: assemble(run.job.program, params, trial, frozen, None)(jnp.asarray(tokens))
-  return np.asarray(jax.jit(call)(*run.single(), run.frozen))
-
-
 def theirs(directory: Path, **more):
   """The model in `directory`, which must hold every tensor and no other."""
   found, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -63,18 +48,13 @@ def theirs(directory: Path, **more):
   return found.eval()
 
 
-def exported(run_dir: Path, *argv: str, out: str) -> Path:
-  assert entry.run([*argv, f"run={run_dir}"]) == 0
-  return run_dir / "export" / out
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_exported_files_have_the_logits_of_the_run(name, tmp_path):
   reference(*CASES[name], seed=len(name)).save_pretrained(tmp_path / "base")
   model = ["model=hf", "model.tokenizer=bytes", f"model.weights={tmp_path / 'base'}", *QUIET, *on_stories(tmp_path)]
   run = train(tmp_path / "run", *model, *FEW, *METHODS[name])
   tokens = tokens_of(1)
-  want = our_logits(run, tokens)
+  want = run_logits(run, tokens)
   merged = theirs(exported(run, "task=merge", out="merged"))
   np.testing.assert_allclose(their_logits(merged, tokens), want, atol=1e-4, rtol=0)
   base = theirs(exported(run, "task=export", "format=base", out="base"))
@@ -110,7 +90,7 @@ def test_a_bfloat16_export_is_loaded_as_bfloat16(tmp_path):
   found = theirs(exported(run, "task=merge", "merge.dtype=bfloat16", out="merged"), dtype="auto")
   assert {x.dtype for x in found.parameters()} == {torch.bfloat16}
   tokens = tokens_of(1)
-  np.testing.assert_allclose(their_logits(found.float(), tokens), our_logits(run, tokens), atol=0.2, rtol=0)
+  np.testing.assert_allclose(their_logits(found.float(), tokens), run_logits(run, tokens), atol=0.2, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +103,7 @@ def smollm2(smollm2_package, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_exported_smollm2_is_loaded_by_transformers_and_peft(smollm2):
   tokens = np.random.default_rng(0).integers(0, 49152, (1, 24), dtype=np.int32)
-  want = our_logits(smollm2, tokens)
+  want = run_logits(smollm2, tokens)
   merged = theirs(exported(smollm2, "task=merge", out="merged"))
   np.testing.assert_allclose(their_logits(merged, tokens), want, atol=2e-4, rtol=0)
   base = exported(smollm2, "task=export", "format=base", out="base")

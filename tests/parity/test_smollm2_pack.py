@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from packs import rows as batch_of
 from runs import QUIET, on_stories, rows, train
-from test_export_hf import exported, our_logits
-from test_families import their_logits
+from transformers_models import exported, run_logits, their_logits
 
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
@@ -94,7 +93,7 @@ def test_losses_are_those_of_solo_runs_and_peft_loads_every_rank(tmp_path):
   for n, (rank, _) in enumerate(TRIALS):
     adapted = their_adapted(base, sweep / str(n))
     assert {x.shape[0] for name, x in adapted.named_parameters() if "lora_A" in name} == {rank}
-    want = our_logits(sweep / str(n), tokens)  # of 16 at the most
+    want = run_logits(sweep / str(n), tokens)  # of 16 at the most
     np.testing.assert_allclose(their_logits(adapted, tokens), want, atol=1e-3, rtol=0)
 
 

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from functools import cache
 
 import pytest
+from runs import script_output
 
 MESHES = {
   "one": {"data": 1},
@@ -28,18 +26,6 @@ SETTINGS = {
   "train__batch_size": 8,
 }
 BATCH = {"batch": 8, "length": 14}  # so that no activation has the shape of a parameter
-
-
-def child(script: str, *args: str, devices: int = 8) -> str:
-  """The last line that `script` printed in a process of its own, with `devices` virtual devices."""
-  env = os.environ | {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": os.pathsep.join(sys.path),
-  }
-  done = subprocess.run([sys.executable, "-c", script, *args], env=env, capture_output=True, text=True, timeout=300)
-  assert done.returncode == 0, done.stderr[-4000:]
-  return done.stdout.splitlines()[-1]
 
 
 TRAIN = """
@@ -63,7 +49,7 @@ print(json.dumps({name: result(mesh) for name, mesh in meshes.items()}))
 def trainings(devices: int) -> dict[str, dict]:
   """For each mesh of that many devices: losses of 20 steps, the compiled step, and where arrays lie."""
   meshes = {name: sizes for name, sizes in MESHES.items() if math.prod(sizes.values()) == devices}
-  return json.loads(child(TRAIN, json.dumps([meshes, SETTINGS, BATCH]), devices=devices))
+  return json.loads(script_output(TRAIN, json.dumps([meshes, SETTINGS, BATCH]), devices=devices))
 
 
 def trained(mesh: str) -> dict:
@@ -130,7 +116,7 @@ print(json.dumps([table, list(job.frozen["output_layer"]["kernel"].sharding.spec
 
 
 def test_an_indivisible_vocabulary_is_replicated():
-  table, spec = json.loads(child(ODD))
+  table, spec = json.loads(script_output(ODD))
   note = "vocab 257 does not divide over tensor 2: replicated"
   assert table["output_layer.kernel"] == ["32×257", "whole × whole", note]
   assert table["token_emb.embedding"] == ["257×32", "whole × whole", note]
@@ -160,7 +146,7 @@ print(json.dumps([
 
 
 def test_a_mesh_that_does_not_fit_is_refused_with_what_to_change():
-  three, four, batch, parts, both, fine = json.loads(child(REFUSED))
+  three, four, batch, parts, both, fine = json.loads(script_output(REFUSED))
   assert len(three) == 1 and "mesh.data=3" in three[0] and "there are 8" in three[0]
   assert len(four) == 1 and "needs 4 devices and there are 8" in four[0]
   assert len(batch) == 1 and "train.batch_size=12" in batch[0] and "multiple of 8" in batch[0]
@@ -185,7 +171,7 @@ print(json.dumps(digest(mesh__data=8) == digest(mesh__data=1, mesh__fsdp=4, mesh
 
 @pytest.mark.thorough
 def test_random_weights_have_the_same_bits_on_every_mesh():
-  assert json.loads(child(RANDOM)) is True
+  assert json.loads(script_output(RANDOM)) is True
 
 
 TRIALS = """
@@ -205,6 +191,7 @@ print(json.dumps([*losses, [(x.shape[0], [p.data.shape[0] for p in x.addressable
 
 @pytest.mark.thorough
 def test_trials_may_be_split_over_the_mesh():
-  split, together, sizes = json.loads(child(TRIALS))
+  split, together, sizes = json.loads(script_output(TRIALS))
   assert [x for row in split for x in row] == pytest.approx([x for row in together for x in row], rel=1e-5)
-  assert sizes and all(trials == 2 and held == [1] * 8 for trials, held in sizes)  # every device holds one trial of the two
+  # Every device holds one of the two trials.
+  assert sizes and all(trials == 2 and held == [1] * 8 for trials, held in sizes)

@@ -11,10 +11,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adapters import KINDS, adapter
 from flax import nnx
 from packs import quickly
 from runs import TINY, train
-from test_adapter_files import KINDS, adapter
 
 import lora_exp
 from lora_exp import lora
