@@ -1,6 +1,6 @@
 """A row of the table of adapted modules, which every run prints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class AdaptedModule:
   alpha: float
   scale: float
   parameters: int = 0  # trained ones
+  has_bias: bool = field(default=False, compare=False)  # a fact of the model
 
   def sizes(self) -> dict[str, int]:
     """The length of each axis letter: I, O and R."""

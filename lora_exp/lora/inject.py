@@ -79,7 +79,8 @@ def resolve(
     r = _first(rank_pattern, path, presets, rank) if kind.uses_rank else 1
     a = float(_first(alpha_pattern, path, presets, 2 * r if alpha is None else alpha)) if kind.uses_alpha else float(r)
     scale = scale_of(a, r, scaling) if kind.uses_alpha else 1.0
-    row = AdaptedModule(path, *kernels.shape(known[path]), r, a, scale)
+    has_bias = getattr(known[path], "bias", None) is not None
+    row = AdaptedModule(path, *kernels.shape(known[path]), r, a, scale, has_bias=has_bias)
     count = kind.trained_size(kind.leaf_names(path, options or {}), row)
     table.append(replace(row, parameters=math.prod(kernels.lead(known[path])) * count))
   return table
@@ -301,7 +302,8 @@ def extract_adapter(model: nnx.Module) -> Adapter:
     first = module.scale[...].reshape(-1)[0]
     scale: Any = first if isinstance(first, jax.core.Tracer) else float(first)
     count = sum(x.size for name, x in arrays.items() if kind.leaves[name].trained)
-    rows.append(AdaptedModule(path, *kernels.shape(module), rank, scale * rank, scale, count))
+    has_bias = getattr(module, "bias", None) is not None
+    rows.append(AdaptedModule(path, *kernels.shape(module), rank, scale * rank, scale, count, has_bias))
   full = {path: getattr(owner, name)[...] for path, (owner, name) in trained_in_full(model).items()}
   return Adapter(method, tuple(rows), leaves, full)
 

@@ -41,6 +41,7 @@ class AdaLoRA(LoRA):
   cost = "R·(I + O + 1) parameters, and two running averages of each beside the optimizer's"
   leaves = LoRA.leaves | {"lora_e": Leaf("R")}
   uses_budget = True
+  peft = None
 
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]
@@ -57,6 +58,13 @@ class AdaLoRA(LoRA):
   def factors(self, leaves: Leaves) -> Factors:
     """A·diag(e) and B."""
     return leaves["lora_a"] * leaves["lora_e"][..., None, :], leaves["lora_b"]
+
+  def peft_leaves(self, leaves: Leaves, needed: bool) -> dict[str, Array]:
+    """e folded into A, without the columns whose e is 0; one of them stays where the module is `needed`."""
+    a, b, e = leaves["lora_a"], leaves["lora_b"], leaves["lora_e"]
+    kept = (e != 0).reshape(-1, a.shape[-1]).any(axis=0)
+    kept[0] |= needed and not kept.any()
+    return {"lora_a": (a * e[..., None, :])[..., kept], "lora_b": b[..., kept, :]}
 
   def wrap_optimizer(self, rule: optax.GradientTransformation, trial: Any) -> optax.GradientTransformation:
     """With the allocation of ranks around it."""

@@ -22,6 +22,7 @@ from lora_exp.config import LoraConfig
 from lora_exp.lora import matmul
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.initialization import is_abstract
+from lora_exp.lora.peft_format import PeftFormat
 from lora_exp.lora.quantization import dense
 from lora_exp.runtime.dropout import path_key
 
@@ -81,6 +82,9 @@ class Method:
   uses_budget: ClassVar[bool] = False  # lora.budget applies
   options: ClassVar[Mapping[str, Any]] = {}  # settings of its own in lora.options, with their defaults
   inspect_note: ClassVar[str | None] = None  # a sentence below task=inspect
+
+  peft: ClassVar[PeftFormat | None] = None  # the format of its files in PEFT; None: see `peft_name` and `peft_leaves`
+  peft_name: ClassVar[str] = "lora"  # without a format of its own: the method whose files it is written as
 
   # Sizes
 
@@ -241,6 +245,24 @@ class Method:
   def check(self, config: LoraConfig) -> list[str]:
     """Problems of the group `lora` that only this method knows, a sentence each."""
     return []
+
+  # PEFT's files
+
+  def peft_leaves(self, leaves: Leaves, needed: bool) -> dict[str, Array]:
+    """The numpy arrays of a module as the file's method has them; `needed`: the module must not vanish from the file."""
+    return dict(leaves)
+
+  def peft_fields(self, names: Mapping[str, str], leaves: Mapping[str, Leaves]) -> dict[str, Any]:
+    """Config fields that follow from the adapter; `names` are PEFT's of the modules."""
+    return {}
+
+  def peft_leaf_names(self, name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The leaves that a file holds of the module that PEFT calls `name`; `values` is adapter_config.json."""
+    return tuple(self.peft.keys) if self.peft else ()
+
+  def peft_reason(self, modules: tuple[AdaptedModule, ...], leaves: Mapping[str, Leaves]) -> str | None:
+    """Why PEFT cannot compute what this adapter does, which only the method knows; None if it can."""
+    return None
 
   # Arithmetic of adapters
 

@@ -1,6 +1,7 @@
 """DoRA: each output's size is trained apart from its direction, y = m/‖W + s·A·B‖ ⊙ (x·W + s·(x·A)·B) (2402.09353)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.initialization import is_abstract
 from lora_exp.lora.methods.base import Array, InitSettings, Leaf, Leaves, Modules
-from lora_exp.lora.methods.lora import LoRA
+from lora_exp.lora.methods.lora import FORMAT, LoRA
+from lora_exp.lora.peft_format import LORA_KEYS, LORA_TABLE_KEYS
 from lora_exp.lora.quantization import dense
 
 TINY = 1e-30  # below any squared norm of a kernel's column that is not zero
@@ -24,6 +26,13 @@ class DoRA(LoRA):
   cost = "R·(I + O) + O parameters, and the norms of W + s·A·B in every step"
   leaves = LoRA.leaves | {"magnitude": Leaf("O"), "kernel_norm2": Leaf("O", trained=False)}
   additive = False
+  peft = replace(
+    FORMAT,
+    keys=LORA_KEYS | {"magnitude": "lora_magnitude_vector"},
+    table_keys=LORA_TABLE_KEYS | {"magnitude": "lora_magnitude_vector"},
+    select={"use_dora": True},
+    adapts_tied_head=False,
+  )
   inspect_note = "DoRA's ΔW is s·A·B; what its norm does to W is in the intruders alone."
 
   def init_all(

@@ -4,7 +4,7 @@ rsLoRA (lora.scaling=rslora), LoRA+ (lora.lr_ratio) and QLoRA (lora.quant) are s
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,20 @@ import optax
 
 from lora_exp.lora.initialization import draw_all
 from lora_exp.lora.methods.base import Factors, InitSettings, Leaf, Leaves, Method, Modules
+from lora_exp.lora.peft_format import LORA_KEYS, LORA_TABLE_KEYS, PeftFormat
+
+FORMAT = PeftFormat(
+  "LORA",
+  keys=LORA_KEYS,
+  table_keys=LORA_TABLE_KEYS,
+  select={"use_dora": False},
+  constants={"init_lora_weights": True},
+  dropout_key="lora_dropout",
+  bias_word="lora_only",
+  rslora=True,
+  adapts_tied_head=True,
+  harmless=frozenset({"megatron_core", "qalora_group_size", "eva_config", "runtime_config"}),
+)
 
 
 class LoRA(Method):
@@ -23,6 +37,7 @@ class LoRA(Method):
   cost = "R·(I + O) parameters"
   leaves = {"lora_a": Leaf("IR"), "lora_b": Leaf("RO")}
   has_lr_ratio = True
+  peft: ClassVar[PeftFormat | None] = FORMAT
 
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.lora.initialization import is_abstract
-from lora_exp.lora.methods.base import Factors, InitSettings, Leaf, Leaves, Modules
+from lora_exp.lora.methods.base import Array, Factors, InitSettings, Leaf, Leaves, Modules
 from lora_exp.lora.methods.lora import LoRA
 from lora_exp.lora.quantization import dense
 
@@ -26,6 +26,7 @@ class PiSSA(LoRA):
   paper = "2404.02948"
   cost = "R·(I + O) parameters, as many constants, and a singular value decomposition of every kernel at the start"
   init_of = "lora"
+  peft = None
   leaves = LoRA.leaves | {"start_a": Leaf("IR", trained=False), "start_b": Leaf("RO", trained=False)}
 
   def init_all(
@@ -53,6 +54,11 @@ class PiSSA(LoRA):
     root = np.sqrt(sigma[..., :rank] / scale)
     a, b = u[..., :rank] * root[..., None, :], root[..., None] * vt[..., :rank, :]
     return a.astype(w_IO.dtype), b.astype(w_IO.dtype)
+
+  def peft_leaves(self, leaves: Leaves, needed: bool) -> dict[str, Array]:
+    """[A, A₀] and [B; −B₀]: a LoRA of twice the rank."""
+    a = np.concatenate([leaves["lora_a"], leaves["start_a"]], -1)
+    return {"lora_a": a, "lora_b": np.concatenate([leaves["lora_b"], -leaves["start_b"]], -2)}
 
   def start(self, leaves: Leaves) -> Factors:
     """A₀ and B₀."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lora_exp.lora.initialization import draw_a, he_uniform
 from lora_exp.lora.methods.base import Factors, InitSettings, Leaf, Leaves, Method, Modules
+from lora_exp.lora.peft_format import PeftFormat
 from lora_exp.runtime.dropout import path_key
 
 LAMBDA_D = 0.1  # what d starts as, in the paper and in PEFT
@@ -29,6 +30,15 @@ class VeRA(Method):
   uses_alpha = False
   one_rank = True
   stackable = False
+  peft = PeftFormat(
+    "VERA",
+    keys={"lambda_d": "vera_lambda_d", "lambda_b": "vera_lambda_b"},
+    shared_keys={"vera_a": "base_model.vera_A", "vera_b": "base_model.vera_B"},
+    constants={"save_projection": True, "projection_prng_key": 0, "d_initial": LAMBDA_D, "init_weights": True},
+    alpha_key=None,
+    dropout_key="vera_dropout",
+    bias_word="vera_only",
+  )
 
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_exp.config import InputError
+from lora_exp.lora import methods
+from lora_exp.lora.methods import Method
+from lora_exp.lora.peft.tensors import format_of
 
-TYPES = ("LORA", "VERA")
-BIASES = ("none", "all", "lora_only", "vera_only")
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # inits that leave the base as it is
 READ = {
   "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules",
   "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "init_lora_weights",
-  "ensure_weight_tying", "save_projection", "fan_in_fan_out", "lora_exp", "peft",
+  "ensure_weight_tying", "save_projection", "fan_in_fan_out", "lora_exp", "peft", "init_weights", "init_ia3_weights",
 }  # fmt: skip
 HARMLESS = {  # whatever they say, what is computed from the file's arrays is the same
-  "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_version",
-  "qalora_group_size", "revision", "task_type", "vera_dropout", "projection_prng_key", "d_initial", "init_weights",
-  "eva_config", "runtime_config",
+  "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type",
+  "projection_prng_key", "d_initial",
 }  # fmt: skip
 HIGHEST_RANK = 10**6
 LONGEST = 10**5  # characters of a pattern
@@ -35,34 +35,36 @@ class PeftConfig:
   problems: list[str] = field(default_factory=list)
 
   def __post_init__(self):
-    kind = self.values.get("peft_type")
-    if kind not in TYPES:
-      self.problem(f"peft_type={shortened(kind)}: not supported; choose {' or '.join(TYPES)}")
+    self.method = self._method()
+    form = self.form = format_of(self.method)
+    known = READ | HARMLESS | form.harmless | {form.alpha_key, form.dropout_key}
     for name, value in self.values.items():
-      if name not in READ | HARMLESS and value not in (None, False, {}, []):
+      if name not in known and value not in (None, False, {}, []):
         self.problem(f"{shortened(name)}={shortened(value)}: not supported here, and it may change what is computed")
     if self.values.get("init_lora_weights", True) not in STARTS:
       self.problem(
         f"init_lora_weights={shortened(self.values['init_lora_weights'])}: PEFT may have rewritten the base for this "
         "adapter; save it with path_initial_model_for_weight_conversion"
       )
-    self.vera = kind == "VERA"
     self.own = self._typed("lora_exp", dict, {})
     self.foreign = self._typed("peft", bool, True)  # PEFT's names and PEFT's way with them
     self.start = self._flag(self.own, "start", "lora_exp.")
-    self.rslora, self.dora = self._flag(self.values, "use_rslora"), self._flag(self.values, "use_dora")
+    self.rslora = self._flag(self.values, "use_rslora")
+    for name in form.select:
+      self._flag(self.values, name)
     self.tying = self._flag(self.values, "ensure_weight_tying")
     self.bias = self.values.get("bias", "none")
-    if self.bias not in BIASES:
-      self.problem(f"bias={shortened(self.bias)}: choose {', '.join(BIASES)}")
-    if self.vera and self.values.get("save_projection", True) is not True:
-      self.problem("save_projection=false: VeRA's random arrays are not in the file; save it with save_projection=True")
-    self.rank = self._rank("r", self.values.get("r"))
-    self.alpha = 1.0 if self.vera else self._alpha("lora_alpha", self.values.get("lora_alpha"))
+    biases = ("none", "all", form.bias_word) if form.bias_word else ("none",)
+    if self.bias not in biases:
+      self.problem(f"bias={shortened(self.bias)}: choose {', '.join(biases)}")
+    if form.shared_keys and self.values.get("save_projection", True) is not True:
+      self.problem(f"save_projection=false: {self.method.title}'s random arrays are not in the file; save it with save_projection=True")
+    self.rank = self._rank("r", self.values.get("r")) if form.has_ranks else 1
+    self.alpha = 1.0 if form.alpha_key is None else self._alpha(form.alpha_key, self.values.get(form.alpha_key))
     self.ranks = self._patterns("rank_pattern", self._rank)
     self.alphas = self._patterns("alpha_pattern", self._alpha)
-    if self.vera and self.foreign and self.ranks:
-      self.problem("rank_pattern: PEFT's VeRA has one rank for all modules")
+    if self.method.one_rank and self.foreign and self.ranks:
+      self.problem(f"rank_pattern: PEFT's {self.method.title} has one rank for all modules")
     self.modules_to_save = self._names("modules_to_save")
     self.targets = self._targets("target_modules")
     if self.targets is None:
@@ -71,6 +73,18 @@ class PeftConfig:
     self._layers()
     if self.problems:
       raise InputError(self.problems)
+
+  def _method(self) -> Method:
+    """The method whose format this is; LoRA, with a problem, where there is none."""
+    kind = self.values.get("peft_type")
+    formats = {method: method.peft for method in methods.every() if method.peft is not None}
+    found = [method for method, form in formats.items() if form.peft_type == kind]
+    if not found:
+      types = sorted({form.peft_type for form in formats.values()})
+      self.problem(f"peft_type={shortened(kind)}: not supported; choose {', '.join(types)}")
+      return methods.get("lora")
+    chosen = [m for m in found if all(bool(self.values.get(k)) == v for k, v in format_of(m).select.items())]
+    return (chosen or found)[0]
 
   def problem(self, text: str) -> None:
     """Notes what is wrong."""
@@ -156,8 +170,8 @@ class PeftConfig:
     return next((value for pattern, value in self.alphas if pattern.match(name)), self.alpha)
 
   def scale(self, alpha: float, rank: int) -> float:
-    """alpha/rank, or alpha/sqrt(rank) for rsLoRA; VeRA has none."""
-    return 1.0 if self.vera else alpha / (math.sqrt(rank) if self.rslora else rank)
+    """alpha/rank, or alpha/sqrt(rank) for rsLoRA; 1 for a method without alpha."""
+    return 1.0 if self.form.alpha_key is None else alpha / (math.sqrt(rank) if self.rslora else rank)
 
   def adapts(self, name: str) -> bool:
     """Whether PEFT would adapt the module `name` of a model that has it."""

@@ -19,6 +19,7 @@ from lora_exp.config import InputError
 from lora_exp.lora import methods
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
+from lora_exp.lora.methods import Method
 from lora_exp.lora.peft import tensors as peft_tensors
 from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.tensors import Naming, Place, module_name
@@ -49,12 +50,13 @@ def save_adapter(
   adapter_config.json under `lora_exp` (PEFT ignores unknown keys), its `scaling: rslora` becomes `use_rslora`; `base`
   is the base's name or path.
   """
-  rslora = metadata.get("scaling") == "rslora" and adapter.method != "vera"
+  rslora = metadata.get("scaling") == "rslora" and adapter.kind.uses_alpha
   made = peft_tensors.written(adapter, rslora)
   why = peft_tensors.reason(adapter, made, naming)
   if why is not None:
     naming = None
-  places = peft_tensors.layout(made.method, made.rows, {p: x.shape for p, x in adapter.full.items()}, naming, made.leads)
+  full_shapes = {path: x.shape for path, x in adapter.full.items()}
+  places = peft_tensors.layout(made.method, made.rows, made.leaf_names, full_shapes, naming, made.leads)
   own: dict[str, Any] = {**metadata, "method": adapter.method, "start": made.start}
   own |= {"leads": made.leads} if made.leads else {}
   own |= {"reason": why} if why is not None else {}
@@ -71,7 +73,9 @@ def save_adapter(
 
 def _exact(adapter: Adapter, config: PeftConfig, made: peft_tensors.PeftTensors, naming: Naming | None) -> dict[str, list[float]]:
   """[alpha, scale] of the rows that would be read a little otherwise."""
-  ours = {row.path: row for row in (made.rows if adapter.method == "adalora" else adapter.rows)}
+  # A method without files of its own that is no start comes back as the LoRA that it was written as.
+  as_written = adapter.kind.peft is None and not made.start
+  ours = {row.path: row for row in (made.rows if as_written else adapter.rows)}
   differ = {}
   for row in made.rows:
     alpha, scale, _ = _scaled(config, module_name(naming, row.path), row.rank)
@@ -86,7 +90,7 @@ def _scaled(config: PeftConfig, name: str, rank: int) -> tuple[float, float, int
   scale = config.scale(alpha, rank)
   if config.start:
     rank, alpha = rank // 2, alpha / 2
-  return float(rank) if config.vera else alpha, scale, rank
+  return float(rank) if config.form.alpha_key is None else alpha, scale, rank
 
 
 def load_adapter(
@@ -113,8 +117,8 @@ def load_adapter(
   bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
   _raise([f"{weights}: {name} holds values that are not finite" for name in bad])
   leaves, full = _sorted(weights, fit.places, arrays)
-  method = _started(config.own.get("method")) if config.start else fit.method
-  return Adapter(method, tuple(rows), {row.path: _leaves(row, leaves, config.start) for row in rows}, full)
+  method = _started(config.own.get("method")) if config.start else fit.method.name
+  return Adapter(method, tuple(rows), {row.path: _leaves(row, leaves, fit.method, config.start) for row in rows}, full)
 
 
 def _started(method: Any) -> str:
@@ -136,7 +140,9 @@ def _as_trained(config: PeftConfig, fit: AdapterFileCheck, row: AdaptedModule) -
                          "lora_alpha and r; take lora_exp.exact out where those were changed")
     else:
       alpha, scale = map(float, given)
-  count = math.prod(fit.leads.get(row.path, ())) * trained_size(fit.method, replace(row, rank=rank))
+  count = math.prod(fit.leads.get(row.path, ())) * trained_size(
+    fit.method, replace(row, rank=rank), fit.leaf_names[row.path]
+  )
   return replace(row, rank=rank, alpha=alpha, scale=scale, parameters=count)
 
 
@@ -146,7 +152,7 @@ def _sorted(weights: Path, places: Mapping[str, Place], arrays: Mapping[str, np.
   full: dict[str, np.ndarray] = {}
   problems = []
   for name, place in places.items():
-    x = np.ascontiguousarray(np.swapaxes(arrays[name], -1, -2)) if place.turned else arrays[name]
+    x = place.loaded(arrays[name])
     into, key = (leaves.setdefault(place.path, {}), place.leaf) if place.leaf else (full, place.path)
     if key in into and not np.array_equal(into[key], x):
       problems.append(f"{weights}: {name} is not what the table has, and here the head is the table")
@@ -155,11 +161,12 @@ def _sorted(weights: Path, places: Mapping[str, Place], arrays: Mapping[str, np.
   return leaves, full
 
 
-def _leaves(row: AdaptedModule, leaves: Mapping[str, Mapping[str, np.ndarray]], start: bool) -> dict[str, np.ndarray]:
+def _leaves(
+  row: AdaptedModule, leaves: Mapping[str, Mapping[str, np.ndarray]], method: Method, start: bool
+) -> dict[str, np.ndarray]:
   own = dict(leaves[row.path])
-  if "" in leaves:
-    own |= {"vera_a": leaves[""]["vera_a"][: row.fan_in, : row.rank],
-            "vera_b": leaves[""]["vera_b"][: row.rank, : row.fan_out]}
+  for name, x in leaves.get("", {}).items():  # those that all modules share
+    own[name] = x[tuple(slice(row.sizes()[axis]) for axis in method.leaves[name].axes)]
   if start:
     a, b, r = own["lora_a"], own["lora_b"], row.rank
     own |= {"lora_a": a[..., :r], "lora_b": b[..., :r, :], "start_a": a[..., r:], "start_b": -b[..., r:, :]}

@@ -17,17 +17,10 @@ import numpy as np
 from lora_exp.lora import methods
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
+from lora_exp.lora.methods import Method
+from lora_exp.lora.peft_format import PeftFormat
 
 PREFIX = "base_model.model."  # before every module's name
-SHARED = {"vera_a": "base_model.vera_A", "vera_b": "base_model.vera_B"}
-FILED = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "magnitude"), "vera": ("lambda_d", "lambda_b")}
-ENDS = {
-  "lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "lora_magnitude_vector",
-  "lambda_d": "vera_lambda_d", "lambda_b": "vera_lambda_b",
-}  # fmt: skip
-AXES = {name: leaf.axes for method in FILED for name, leaf in methods.get(method).leaves.items()}
-TABLE_ENDS = ENDS | {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}
-
 
 @dataclass(frozen=True)
 class Naming:
@@ -48,6 +41,17 @@ class Place(NamedTuple):
   leaf: str
   shape: tuple[int, ...]  # in the file
   turned: bool  # its last two axes are swapped there
+  vector: bool = False  # a vector that the file holds as a matrix of one row or column
+
+  def stored(self, x: np.ndarray) -> np.ndarray:
+    """An array of ours as the file holds it."""
+    x = np.swapaxes(x, -1, -2) if self.turned else x
+    return np.ascontiguousarray(x.reshape(self.shape) if self.vector else x)
+
+  def loaded(self, x: np.ndarray) -> np.ndarray:
+    """The inverse of `stored`."""
+    x = x.reshape(-1) if self.vector else x
+    return np.ascontiguousarray(np.swapaxes(x, -1, -2)) if self.turned else x
 
 
 def module_name(naming: Naming | None, path: str) -> str:
@@ -65,31 +69,58 @@ def parameter_name(naming: Naming | None, path: str) -> tuple[str, bool]:
 
 
 def layout(
-  method: str,
+  method: Method,
   rows: Sequence[AdaptedModule],
+  leaf_names: Mapping[str, Sequence[str]],
   full: Mapping[str, tuple[int, ...]],
   naming: Naming | None,
   leads: Mapping[str, Sequence[int]],
 ) -> dict[str, Place]:
   """Every tensor of an adapter's file, by its name there.
 
-  `full` are the parameters trained in full with their shapes, `leads` the leading axes of stacked kernels.
+  `leaf_names` are the leaves of each module, `full` the parameters trained in full with their shapes, `leads` the
+  leading axes of stacked kernels.
   """
+  form = format_of(method)
   places = {}
   for row in rows:
-    ends = TABLE_ENDS if naming is not None and row.path in naming.tables else ENDS
-    for leaf in FILED[method]:
-      shape = (*leads.get(row.path, ()), *_shape(leaf, row.fan_in, row.fan_out, row.rank))
+    is_table = naming is not None and row.path in naming.tables
+    ends = form.table_keys if is_table and form.table_keys else form.keys
+    for leaf in leaf_names[row.path]:
       name = f"{PREFIX}{module_name(naming, row.path)}.{ends[leaf]}"
-      places[name] = Place(row.path, leaf, shape, _turned(leaf))
-    if naming is not None and naming.tied is not None and row.path == naming.tied[0] and method == "lora":
+      places[name] = _leaf_place(method, leaf, row.path, row.sizes(), leads.get(row.path, ()), naming is not None)
+    if form.adapts_tied_head and naming is not None and naming.tied is not None and row.path == naming.tied[0]:
       head = PREFIX + naming.tied[1]  # its A and B are the table's B and A
       places[f"{head}.lora_A.weight"] = Place(row.path, "lora_b", (row.rank, row.fan_out), False)
       places[f"{head}.lora_B.weight"] = Place(row.path, "lora_a", (row.fan_in, row.rank), False)
-  if method == "vera" and rows:
-    sizes = [max(getattr(row, name) for row in rows) for name in ("fan_in", "fan_out", "rank")]
-    places |= {name: Place("", leaf, _shape(leaf, *sizes), True) for leaf, name in SHARED.items()}
+  if rows:
+    for leaf, name in form.shared_keys.items():
+      places[name] = _leaf_place(method, leaf, "", largest_sizes(rows), (), naming is not None)
   return places | _full(rows, full, naming)
+
+
+def _leaf_place(
+  method: Method, leaf: str, path: str, sizes: Mapping[str, int], lead: Sequence[int], peft: bool
+) -> Place:
+  axes = method.leaves[leaf].axes
+  shape = [sizes[axis] for axis in axes]
+  column = format_of(method).column_axes.get(leaf) if peft else None
+  if column is not None:
+    return Place(path, leaf, (shape[0], 1) if column == 0 else (1, shape[0]), False, True)
+  turned = len(axes) == 2
+  return Place(path, leaf, (*lead, *(shape[::-1] if turned else shape)), turned)
+
+
+def largest_sizes(rows: Sequence[AdaptedModule]) -> dict[str, int]:
+  """I, O and R of the leaves that all modules share."""
+  return {axis: max(row.sizes()[axis] for row in rows) for axis in "IOR"}
+
+
+def format_of(method: Method) -> PeftFormat:
+  """How PEFT stores the method. Raises ValueError for one that is written as another method's files."""
+  if method.peft is None:
+    raise ValueError(f"{method.name} has no files of its own: they are those of {method.peft_name}")
+  return method.peft
 
 
 def _full(rows: Sequence[AdaptedModule], full: Mapping[str, tuple[int, ...]], naming: Naming | None) -> dict[str, Place]:
@@ -105,66 +136,45 @@ def _full(rows: Sequence[AdaptedModule], full: Mapping[str, tuple[int, ...]], na
   return places
 
 
-def _turned(leaf: str) -> bool:
-  return len(AXES[leaf]) == 2
-
-
-def _shape(leaf: str, fan_in: int, fan_out: int, rank: int) -> tuple[int, ...]:
-  sizes = {"I": fan_in, "O": fan_out, "R": rank}
-  shape = tuple(sizes[axis] for axis in AXES[leaf])
-  return shape[::-1] if _turned(leaf) else shape
-
-
 # What is written
 
 
 class PeftTensors(NamedTuple):
   """An adapter as a file holds it."""
 
-  method: str  # of FILED
+  method: Method  # whose format the file has
   rows: list[AdaptedModule]  # at the ranks of the file
   leaves: dict[str, dict[str, np.ndarray]]
   leads: dict[str, list[int]]
   start: bool  # every module's second half is what it started from
 
+  @property
+  def leaf_names(self) -> dict[str, list[str]]:
+    """The leaves of each module that have a tensor of their own."""
+    return {path: [name for name in format_of(self.method).keys if name in x] for path, x in self.leaves.items()}
+
 
 def written(adapter: Adapter, rslora: bool) -> PeftTensors:
   """`adapter` in the leaves that PEFT knows, each row with the alpha that gives its scale."""
-  method = adapter.method if adapter.method in FILED else "lora"
+  kind = adapter.kind
+  method = kind if kind.peft is not None else methods.get(kind.peft_name)
   rows: list[AdaptedModule] = []
   leaves: dict[str, dict[str, np.ndarray]] = {}
   leads: dict[str, list[int]] = {}
   for row in adapter.rows:
-    own = dict(adapter.leaves[row.path])
-    if "lora_a" in own:
-      own = _as_lora(own, f"{row.path}.bias" in adapter.full)
-      rank = own["lora_a"].shape[-1]
-      lead = own["lora_a"].shape[:-2]
-    else:
-      rank, lead = row.rank, ()
+    arrays = {name: np.asarray(x) for name, x in adapter.leaves[row.path].items()}
+    arrays = kind.peft_leaves(arrays, f"{row.path}.bias" in adapter.full)
+    rank = row.rank if method.shared_leaves else method.rank_of(arrays)
     if not rank:
       continue
-    alpha = row.alpha if rank == row.rank and _gives(row.alpha, rank, rslora, row.scale) else None
-    if alpha is None:
+    if lead := method.lead_of(arrays):
+      leads[row.path] = list(lead)
+    alpha = row.alpha
+    if rank != row.rank or not _gives(row.alpha, rank, rslora, row.scale):
       alpha = row.scale * (math.sqrt(rank) if rslora else rank)
     rows.append(replace(row, rank=rank, alpha=alpha))
-    leaves[row.path] = own
-    if lead:
-      leads[row.path] = list(lead)
-  starts = ["start_a" in adapter.leaves[row.path] for row in adapter.rows]
-  return PeftTensors(method, rows, leaves, leads, any(starts) and all(starts) and adapter.method != "adalora")
-
-
-def _as_lora(own: dict[str, np.ndarray], needed: bool) -> dict[str, np.ndarray]:
-  """The leaves with AdaLoRA's e and the start in A and B; one direction stays where the module is `needed`."""
-  a, b = own["lora_a"], own["lora_b"]
-  if "lora_e" in own:
-    kept = (own["lora_e"] != 0).reshape(-1, a.shape[-1]).any(axis=0)
-    kept[0] |= needed and not kept.any()
-    a, b = (a * own["lora_e"][..., None, :])[..., kept], b[..., kept, :]
-  if "start_a" in own:
-    a, b = np.concatenate([a, own["start_a"]], -1), np.concatenate([b, -own["start_b"]], -2)
-  return own | {"lora_a": a, "lora_b": b}
+    leaves[row.path] = arrays
+  return PeftTensors(method, rows, leaves, leads, kind.init_of is not None and bool(adapter.rows))
 
 
 def _gives(alpha: float, rank: int, rslora: bool, scale: float) -> bool:
@@ -173,29 +183,31 @@ def _gives(alpha: float, rank: int, rslora: bool, scale: float) -> bool:
 
 def arrays(adapter: Adapter, made: PeftTensors, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
   """The tensors of `places`, in float32 at least."""
-  shared = _shared(made) if made.method == "vera" and made.rows else {}
+  shared = _shared_arrays(made)
   tensors = {}
   for name, place in places.items():
     if not place.leaf:
       x = np.asarray(adapter.full[place.path])
     else:
       x = np.asarray(made.leaves[place.path][place.leaf] if place.path else shared[place.leaf])
-    x = x.astype(np.promote_types(x.dtype, np.float32))
-    tensors[name] = np.ascontiguousarray(np.swapaxes(x, -1, -2) if place.turned else x)
+    tensors[name] = place.stored(x.astype(np.promote_types(x.dtype, np.float32)))
     if tensors[name].shape != place.shape:
       raise ValueError(f"{name} is {tensors[name].shape}, and the table says {place.shape}")
   return tensors
 
 
-def _shared(made: PeftTensors) -> dict[str, np.ndarray]:
-  """VeRA's pair, of which each module has the first inputs, outputs and directions."""
-  sizes = [max(getattr(row, name) for row in made.rows) for name in ("fan_in", "fan_out", "rank")]
-  dtype = made.leaves[made.rows[0].path]["vera_a"].dtype
-  a, b = np.zeros((sizes[0], sizes[2]), dtype), np.zeros((sizes[2], sizes[1]), dtype)
-  for row in made.rows:
-    a[: row.fan_in, : row.rank] = made.leaves[row.path]["vera_a"]
-    b[: row.rank, : row.fan_out] = made.leaves[row.path]["vera_b"]
-  return {"vera_a": a, "vera_b": b}
+def _shared_arrays(made: PeftTensors) -> dict[str, np.ndarray]:
+  """The leaves that all modules share, put together from the parts that each module has."""
+  if not made.rows:
+    return {}
+  largest, shared = largest_sizes(made.rows), {}
+  for name in made.method.shared_leaves:
+    axes = made.method.leaves[name].axes
+    x = np.zeros([largest[axis] for axis in axes], made.leaves[made.rows[0].path][name].dtype)
+    for row in made.rows:
+      x[tuple(slice(row.sizes()[axis]) for axis in axes)] = made.leaves[row.path][name]
+    shared[name] = x
+  return shared
 
 
 def reason(adapter: Adapter, made: PeftTensors, naming: Naming | None) -> str | None:
@@ -206,22 +218,26 @@ def reason(adapter: Adapter, made: PeftTensors, naming: Naming | None) -> str | 
     return "no module is adapted, which PEFT refuses"
   if made.leads:
     return f"{next(iter(made.leads))} is a stack of kernels, which PEFT does not adapt"
+  form, title = format_of(made.method), made.method.title
   tables = [row.path for row in made.rows if row.path in naming.tables]
-  if made.method == "vera" and tables:
-    return f"{tables[0]} is a table of embeddings, which PEFT's VeRA does not adapt"
-  if made.method == "vera" and len({row.rank for row in made.rows}) > 1:
-    return "PEFT's VeRA has one rank for all modules"
-  if made.method == "dora" and naming.tied is not None and naming.tied[0] in tables:
-    return f"{naming.tied[0]} is the head as well, whose features PEFT's DoRA cannot scale"
-  if made.method == "dora" and any("start_a" in adapter.leaves[row.path] for row in made.rows):
-    return "PEFT's DoRA takes the norm of the kernel with everything that is added to it"
-  return None
+  if tables and form.table_keys is None:
+    return f"{tables[0]} is a table of embeddings, which PEFT's {title} does not adapt"
+  if made.method.one_rank and len({row.rank for row in made.rows}) > 1:
+    return f"PEFT's {title} has one rank for all modules"
+  if not form.adapts_tied_head and naming.tied is not None and naming.tied[0] in tables:
+    return f"{naming.tied[0]} is the head as well, whose features PEFT's {title} cannot scale"
+  if naming.conv1d and not form.adapts_conv1d:
+    return f"PEFT's {title} does not adapt GPT-2's Conv1D layers"
+  if form.bias_word is None and trained_modules(adapter.full)[1]:
+    return f"PEFT's {title} trains no biases"
+  return made.method.peft_reason(tuple(made.rows), made.leaves)
 
 
 def config(
   made: PeftTensors, full: Iterable[str], naming: Naming | None, rslora: bool, dropout: float, base: str | None
 ) -> dict[str, Any]:
   """adapter_config.json, but for our own part of it."""
+  form = format_of(made.method)
   names = {row.path: module_name(naming, row.path) for row in made.rows}
   tied = None if naming is None else naming.tied
   ties = tied is not None and (tied[0] in names or f"{tied[0]}.embedding" in full)
@@ -231,32 +247,30 @@ def config(
     ranks[tied[1]], alphas[tied[1]] = ranks[names[tied[0]]], alphas[names[tied[0]]]
   rank, alpha = _usual(ranks.values(), 1), _usual(alphas.values(), 1)
   whole, biases = trained_modules(full)
-  vera = made.method == "vera"
+  saved = [*(module_name(naming, path) for path in whole), *(heads if ties and tied and tied[0] in whole else [])]
   found: dict[str, Any] = {
-    "peft_type": "VERA" if vera else "LORA",
+    "peft_type": form.peft_type,
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": base,
     "inference_mode": True,
-    "r": rank,
     "target_modules": _targets(list(ranks), naming),
-    "rank_pattern": {_exactly(name): r for name, r in ranks.items() if r != rank},
-    "fan_in_fan_out": naming is not None and naming.conv1d,
-    "bias": _bias(biases, names, "vera_only" if vera else "lora_only"),
-    "modules_to_save": [*(module_name(naming, path) for path in whole), *(heads if ties and tied and
-                        tied[0] in whole else [])] or None,
+    "modules_to_save": saved or None,
+    **made.method.peft_fields(names, made.leaves),
+    **form.constants,
   }
-  if vera:
-    return found | {"vera_dropout": dropout, "save_projection": True, "projection_prng_key": 0, "d_initial": 0.1,
-                    "init_weights": True}
-  return found | {
-    "lora_alpha": alpha,
-    "alpha_pattern": {_exactly(name): a for name, a in alphas.items() if a != alpha},
-    "lora_dropout": dropout,
-    "use_rslora": rslora,
-    "use_dora": made.method == "dora",
-    "init_lora_weights": True,
-    "ensure_weight_tying": ties,
-  }
+  if form.adapts_conv1d:
+    found["fan_in_fan_out"] = naming is not None and naming.conv1d
+  if form.has_ranks:
+    found |= {"r": rank, "rank_pattern": {_exactly(name): r for name, r in ranks.items() if r != rank}}
+  if form.bias_word is not None:
+    found["bias"] = _bias(biases, names, form.bias_word)
+  if form.dropout_key is not None:
+    found[form.dropout_key] = dropout
+  if form.alpha_key is not None:
+    found |= {form.alpha_key: alpha, "alpha_pattern": {_exactly(name): a for name, a in alphas.items() if a != alpha}}
+  if form.rslora:
+    found |= {"use_rslora": rslora, "ensure_weight_tying": ties}
+  return found | dict(form.select)
 
 
 def trained_modules(full: Iterable[str]) -> tuple[list[str], list[str]]:

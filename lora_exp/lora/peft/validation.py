@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lora_exp.config import did_you_mean
-from lora_exp.lora import methods
 from lora_exp.lora.adapted_module import AdaptedModule
+from lora_exp.lora.methods import Method
 from lora_exp.lora.peft.adapter_config import PeftConfig, shortened
 from lora_exp.lora.peft.tensors import PREFIX, Naming, Place, layout, module_name
 from lora_exp.runtime.safetensors_reader import DTYPES, TensorEntry
@@ -26,13 +26,17 @@ class AdapterFileCheck:
   problems: list[str] = field(default_factory=list)
 
   def __post_init__(self):
-    self.method = "vera" if self.config.vera else "dora" if self.config.dora else "lora"
+    self.method = self.config.method
     self.names = {path: module_name(self.naming, path) for path in self.shapes}
     self.leads = self._leads()
     self.ties = self._ties()
     self.rows = [self._row(path) for path in self._adapted()]
     self.full = self._full()
-    self.places = layout(self.method, self.rows, self.full, self.naming, self.leads)
+    self.leaf_names = {
+      row.path: self.method.peft_leaf_names(self.names[row.path], self.config.values) for row in self.rows
+    }
+    self.places = layout(self.method, self.rows, self.leaf_names, self.full, self.naming, self.leads)
+    self._method_problems()
 
   def compare(self, found: Mapping[str, TensorEntry]) -> None:
     """Notes every tensor that is missing, not known, or of another shape or dtype."""
@@ -102,8 +106,9 @@ class AdapterFileCheck:
     if not (config.tying or config.adapts(table) and config.adapts(head)):
       self.config_problem(f"{table} and {head} are one table here, and only one of them is adapted; train the adapter "
                           "with ensure_weight_tying=True")
-    elif config.dora:
-      self.config_problem(f"{head} is the table {table} here, whose features DoRA scales; leave it out for DoRA")
+    elif not config.form.adapts_tied_head:
+      title = config.method.title
+      self.config_problem(f"{head} is the table {table} here, whose features {title} scales; leave it out for {title}")
     elif (config.rank_of(table), config.alpha_of(table)) != (config.rank_of(head), config.alpha_of(head)):
       self.config_problem(f"{table} and {head} are one table here, and have another rank or alpha")
     return True
@@ -115,8 +120,17 @@ class AdapterFileCheck:
       self.config_problem(f"{path} has the odd rank {rank}, and half of it should be what it started from")
     alpha = self.config.alpha_of(self.names[path])
     fan_in, fan_out = self.shapes[path]
-    row = AdaptedModule(path, fan_in, fan_out, rank, alpha, self.config.scale(alpha, rank))
-    return replace(row, parameters=math.prod(self.leads.get(path, ())) * trained_size(self.method, row))
+    has_bias = f"{path}.bias" in self.full_shapes
+    row = AdaptedModule(path, fan_in, fan_out, rank, alpha, self.config.scale(alpha, rank), has_bias=has_bias)
+    count = trained_size(self.method, row, self.method.peft_leaf_names(self.names[path], self.config.values))
+    return replace(row, parameters=math.prod(self.leads.get(path, ())) * count)
+
+  def _method_problems(self) -> None:
+    """What PEFT's method does to these modules that ours does not."""
+    leaves = {path: dict.fromkeys(names) for path, names in self.leaf_names.items()}
+    why = self.method.peft_reason(tuple(self.rows), leaves) if self.config.foreign else None
+    if why is not None:
+      self.config_problem(f"{why}, which is not possible here")
 
   def _full(self) -> dict[str, tuple[int, ...]]:
     """The parameters that the file should hold whole."""
@@ -172,7 +186,6 @@ class AdapterFileCheck:
     return {} if self.config.foreign else leads
 
 
-def trained_size(method: str, row: AdaptedModule) -> int:
-  """Trained parameters of one kernel."""
-  kind = methods.get(method)
-  return kind.trained_size(tuple(kind.leaves), row)
+def trained_size(method: Method, row: AdaptedModule, leaf_names: Sequence[str]) -> int:
+  """Trained parameters of one kernel; shared leaves are constants."""
+  return method.trained_size(leaf_names, row)
