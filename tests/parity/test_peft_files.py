@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from lora_exp import lora
-from lora_exp.config import ArchConfig, ModelConfig
+from lora_exp.config import ArchConfig, InputError, ModelConfig
 from lora_exp.lora import kernels, methods
 from lora_exp.lora.inject import full_paths, kernels_of
 from lora_exp.lora.methods.dora import squared_norm
@@ -116,7 +116,11 @@ def our_logits(found: Pair, adapter: lora.Adapter) -> np.ndarray:
   for row in adapter.rows:
     kernel, own = kernels.of(known[row.path]), adapter.leaves[row.path]
     w = np.asarray(kernel[...], np.float64)
-    if "vera_a" in own:
+    if "hada_w1_a" in own:
+      new = w + row.scale * (own["hada_w1_b"] @ own["hada_w1_a"]) * (own["hada_w2_b"] @ own["hada_w2_a"])
+    elif "ia3_in" in own or "ia3_out" in own:
+      new = w * own["ia3_out"] if "ia3_out" in own else own["ia3_in"][:, None] * w
+    elif "vera_a" in own:
       new = w + row.scale * (own["vera_a"] * own["lambda_d"]) @ (own["vera_b"] * own["lambda_b"])
     else:
       a = own["lora_a"] * own["lora_e"] if "lora_e" in own else own["lora_a"]
@@ -162,8 +166,9 @@ def trained(found: Pair, targets, *, method="lora", init="kaiming", bias="none",
   leaves = {}
   for row in rows:
     sizes = {"I": row.fan_in, "O": row.fan_out, "R": row.rank}
-    declared = methods.variant(method, init).leaves
-    own = {name: 0.3 * rng.normal(size=[sizes[axis] for axis in leaf.axes]) for name, leaf in declared.items()}
+    kind = methods.variant(method, init)
+    names = kind.leaf_names(row.path, {})
+    own = {name: 0.3 * rng.normal(size=[sizes[axis] for axis in kind.leaves[name].axes]) for name in names}
     if method == "dora":
       norm = np.linalg.norm(kernels.of(known[row.path])[...], axis=0)
       own |= {"magnitude": norm * (1 + own["magnitude"]), "kernel_norm2": norm**2}
@@ -186,7 +191,7 @@ def in_peft(found: Pair, directory: Path):
     state = peft.load_peft_weights(str(directory), device="cpu")
     result = peft.set_peft_model_state_dict(model, state)
   assert not result.unexpected_keys
-  ends = ("lora_", "vera_lambda", "modules_to_save", "base_model.vera_")  # VeRA's pair is listed in every layer, too
+  ends = ("lora_", "hada_", "ia3_", "vera_lambda", "modules_to_save", "base_model.vera_")  # VeRA's pair is listed in every layer, too
   assert not [key for key in result.missing_keys if any(part in key for part in ends)]
   assert not [w for w in said if "missing adapter keys" in str(w.message)]
   return model.eval()
@@ -221,10 +226,14 @@ MORE: dict[str, dict[str, tuple]] = {  # targets and settings of one family
     "table and head": (["embed_tokens", "lm_head", "q_proj"], of(rank=3, alpha=5.0)),
     "whole head, norms": (["q_proj"], of(rank=3, alpha=5.0, train_modules=["lm_head", "norm", "layers.1.mlp"])),
     "dora of a table": (["embed_tokens", "lm_head"], of(rank=3, alpha=5.0, method="dora")),
+    "loha": (["all_linear"], of(rank=3, alpha=5.0, method="loha", rank_pattern={"mlp": 2})),
+    "loha, whole norm": (["mlp"], of(rank=2, alpha=5.0, method="loha", train_modules=["norm"])),
+    "ia3 of layers without biases": (["mlp"], of(method="ia3")),
     "vera, whole table": (["q_proj"], of(rank=5, method="vera", train_modules=["embed_tokens"], bias="lora_only")),
   },
   "gemma": {
     "tied table": (["embed_tokens", "mlp"], of(rank=3, alpha=5.0, rank_pattern={"embed_tokens": 2})),
+    "ia3": (["all_linear"], of(method="ia3")),
     "pissa of the tied table": (["embed_tokens"], of(rank=2, alpha=3.0, init="pissa")),
     "whole table, norms": (["q_proj"], of(rank=3, alpha=5.0, train_modules=["embed_tokens", "input_layernorm"])),
   },
@@ -272,6 +281,10 @@ THEIRS: dict[str, tuple[str, Any]] = {
   "tied table": ("gemma", of(r=3, lora_alpha=5, target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True)),
   "whole tied table": ("gemma", of(r=3, lora_alpha=5, target_modules=["q_proj"], modules_to_save=["embed_tokens"],
                                      ensure_weight_tying=True)),
+  "loha": ("llama", peft.LoHaConfig(r=3, alpha=5, target_modules=["q_proj", "down_proj"], init_weights=False)),
+  "loha, patterns": ("qwen3", peft.LoHaConfig(r=3, alpha=5, target_modules=["v_proj", "up_proj"], init_weights=False,
+                                              rank_pattern={"up_proj": 2}, alpha_pattern={"v_proj": 2.5})),
+  "ia3": ("qwen3", peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])),
   "vera": ("llama", peft.VeraConfig(r=16, target_modules=["q_proj", "v_proj", "down_proj"])),
   "vera of Conv1D": ("gpt2", peft.VeraConfig(r=16, target_modules=["c_attn", "c_fc"], bias="vera_only")),
 }  # fmt: skip
@@ -292,8 +305,30 @@ def test_an_adapter_that_peft_saved_computes_here_what_it_does_there(tmp_path, n
   want = their_logits(theirs.eval())
   assert np.abs(want - base_logits(family)).max() > 0.05, "the adapter does nothing"
   np.testing.assert_allclose(our_logits(found, adapter), want, atol=1e-4, rtol=0)
-  if name in ("lora", "dora, biases", "tied table", "vera of Conv1D"):  # and through the layers themselves
+  if name in ("lora", "dora, biases", "tied table", "vera of Conv1D", "loha", "ia3"):  # and through the layers themselves
     np.testing.assert_allclose(np.asarray(forward(attached(found.ours, adapter))), want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "targets", "method", "why"), [
+  ("gpt2", ["attn.c_attn"], "loha", "Conv1D"), ("llama", ["q_proj"], "ia3", "rescales the bias"),
+  ("gemma", ["embed_tokens"], "loha", "table of embeddings"),
+])  # fmt: skip
+def test_what_peft_cannot_compute_is_written_with_the_reason(tmp_path, family, targets, method, why):
+  found = pair(family)
+  adapter = trained(found, targets, method=method)
+  assert lora.save_adapter(tmp_path, adapter, found.naming, {}) is False
+  config = json.loads((tmp_path / "adapter_config.json").read_text())
+  assert why in config["lora_exp"]["reason"] and config["peft"] is False
+  again = lora.load_adapter(tmp_path, found.naming, found.shapes, found.full_shapes)
+  assert again.method == method
+  np.testing.assert_array_equal(our_logits(found, again), our_logits(found, adapter))
+
+
+def test_an_ia3_of_peft_that_rescales_biases_is_refused(tmp_path):
+  config = peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[])
+  peft.get_peft_model(pair("llama").theirs(), config).save_pretrained(tmp_path)
+  with pytest.raises(InputError, match=r"rescales the bias of layers\.0\.self_attn\.v_proj"):
+    lora.load_adapter(tmp_path, pair("llama").naming, pair("llama").shapes, pair("llama").full_shapes)
 
 
 # Training
