@@ -1,0 +1,114 @@
+"""A method is one file: the page that says so works, and nothing outside the folder knows a method or a leaf by name."""
+
+import ast
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import lora_exp
+from lora_exp.config import InputError
+from lora_exp.lora import methods
+
+PACKAGE = Path(lora_exp.__file__).parent
+FOLDER = PACKAGE / "lora" / "methods"
+COMMON = {"lora", "head"}  # a group of the config, and words that other things are called as well
+LEAVES = {name for method in methods.every() for name in method.leaves}
+NAMES = (LEAVES | set(methods.names())) - COMMON
+
+
+def strings(node: ast.expr) -> set[str]:
+  """The string constants in an expression."""
+  return {x.value for x in ast.walk(node) if isinstance(x, ast.Constant) and isinstance(x.value, str)}
+
+
+def compared_names(tree: ast.AST) -> set[str]:
+  """Names of methods and leaves that code compares with, looks up, or takes for the end of a path."""
+  found: set[str] = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Compare):
+      found |= strings(node)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("endswith", "startswith"):
+      found |= {x for argument in node.args for x in strings(argument)}
+    elif isinstance(node, ast.MatchValue):
+      found |= strings(node.value)
+  return found & NAMES
+
+
+# PEFT's head of a tied table has the table's A and B exchanged: the file format knows these two.
+ALLOWED = {"report/reading/method_facts.py"}  # names of version 0.1.0, whose runs wrote no facts
+
+
+def test_no_code_outside_the_folder_compares_a_name():
+  wrong = {}
+  for file in PACKAGE.rglob("*.py"):
+    if FOLDER in file.parents or str(file.relative_to(PACKAGE)) in ALLOWED:
+      continue
+    if found := compared_names(ast.parse(file.read_text(encoding="utf-8"))):
+      wrong[str(file.relative_to(PACKAGE))] = found
+  assert not wrong
+
+
+@pytest.mark.parametrize("code", ['x == "vera"', 'm in ("full", "lora")', 'p.endswith("lora_b")', '"magnitude" in leaves'])
+def test_the_search_finds_such_code(code):
+  assert compared_names(ast.parse(code))
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_name():
+  with pytest.raises(InputError, match=r"did you mean vera\?"):
+    methods.get("vear")
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_has_its_facts(name):
+  method = methods.get(name)
+  assert method.name == name and method.title and method.cost and method.__doc__
+  assert all(set(leaf.axes) <= set("IOR") for leaf in method.leaves.values())
+
+
+def example() -> tuple[str, str]:
+  """The file and the YAML of the example in the folder's docstring."""
+  blocks = re.findall(r"(?:^    .*\n|^\n)+", methods.__doc__ or "", re.M)
+  code = [textwrap.dedent(block) for block in blocks if block.strip()]
+  return next(x for x in code if "class " in x), next(x for x in code if "defaults:" in x)
+
+
+ADDED = """
+import sys, tempfile
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from lora_exp.lora import methods
+methods.__path__.append(sys.argv[1])
+methods.names.cache_clear()
+from lora_exp import lora
+model = nnx.Sequential(nnx.Linear(6, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(1)))
+x = jnp.ones((2, 6))
+before = model(x)
+lora.inject(model, method="lorafa", rank=3)
+np.testing.assert_array_equal(model(x), before)
+for module in model.layers:
+  module.fa_b[...] = jnp.ones(module.fa_b.shape)
+after = model(x)
+assert not np.allclose(after, before)
+undo = lora.merge(model)
+np.testing.assert_allclose(model(x), after, rtol=1e-5)
+lora.unmerge(model, undo)
+np.testing.assert_array_equal(model(x), after)
+adapter = lora.eject(model)
+np.testing.assert_array_equal(model(x), before)
+with tempfile.TemporaryDirectory() as directory:
+  assert lora.save_adapter(directory, adapter, lora.Naming("model."), {}) is True
+print("ok")
+"""
+
+
+def test_the_example_of_the_docstring_is_a_method(tmp_path):
+  file, yaml = example()
+  assert len(file.splitlines()) < 50 and "method: lorafa" in yaml
+  (tmp_path / "lorafa.py").write_text(file)
+  done = subprocess.run([sys.executable, "-c", ADDED, str(tmp_path)], capture_output=True, text=True)
+  assert done.stdout.strip() == "ok", done.stderr
