@@ -117,7 +117,7 @@ def test_auto_is_online_with_a_key_in_the_environment(no_key, monkeypatch):
 RUN = """
 import sys
 from pathlib import Path
-from lora_exp import logger
+from lora_exp.train import logger
 from lora_exp.config.schema import LoggerConfig
 logger.WandbLogger.init_seconds = 2.0
 log = logger.make_logger(LoggerConfig(mode=sys.argv[2], tags=["tag"], group="g"), Path(sys.argv[1]), "rank 8/demo",
