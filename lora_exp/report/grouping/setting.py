@@ -66,7 +66,9 @@ class Setting:
 
   def _gain(self, run: RunRecord) -> float | None:
     base, result = run.base(self.metric.name), run.result(self.metric.name)
-    return None if base is None or result is None else self.metric.sign * (base - result)
+    if base is None or result is None:
+      return None
+    return result - base if self.metric.higher_is_better else base - result
 
   def estimate(self, value: Callable[[RunRecord], float | None]) -> Estimate:
     """The estimate of `value` over the seeds; runs whose value is None are left out."""
