@@ -26,7 +26,7 @@ def lines_of(figure) -> dict[str, object]:
   return {line.get_label().split("  ")[0]: line for line in figure.axes[0].lines}
 
 
-def test_a_png_appears_in_the_run_directory_and_is_made_again(tmp_path):
+def test_loss_plot_is_written_and_overwritten(tmp_path):
   write(tmp_path, rows_of(40))
   for _ in range(2):
     path = plot_loss(tmp_path)
@@ -60,7 +60,7 @@ def test_the_axis_above_counts_the_tokens_of_the_steps_below():
   assert all(text == f"{32 * step / 1000:.3g}k" for step, text in labels.items() if step)
 
 
-def test_one_spike_neither_moves_the_median_nor_flattens_the_picture():
+def test_spike_does_not_move_median_or_axis_limits():
   rows = rows_of(200)
   quiet = loss_figure(rows, "run").axes[0].get_ylim()
   next(row for row in rows if row["step"] == 100)["loss"] = 900.0

@@ -74,7 +74,7 @@ def panels(spec: dict) -> dict[str, list[dict]]:
 # ---- what is on it
 
 
-def test_a_workspace_shows_curves_by_rank_the_trade_off_and_what_the_settings_lead_to(sweep, capsys):
+def test_workspace_has_curves_tradeoffs_and_settings(sweep, capsys):
   assert entry.run(["task=dashboard", f"run={sweep}"]) == 0
   told = written(sweep)
   assert (told["name"], told["project"]) == ("08-29-18-rank", "lora_exp")
@@ -137,7 +137,7 @@ def test_with_a_key_it_is_saved_and_its_address_is_told(sweep, tmp_path):
   assert address and address[1].startswith(f"{hub.url}/me/lora_exp?nw=")
 
 
-def test_a_server_that_never_answers_is_left_and_the_file_is_there(sweep, tmp_path):
+def test_server_without_an_answer_leaves_the_file(sweep, tmp_path):
   with socket.create_server(("127.0.0.1", 0)) as silent:
     done = task(sweep, f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, seconds=1)
   assert done.returncode == 1 and "no answer within 1 s" in done.stderr and "Traceback" not in done.stderr
