@@ -25,8 +25,8 @@ from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train import checkpoint, loss
 from lora_exp.train.compiled_step import CompiledStep, compile_step
 from lora_exp.train.plan import make_plan
-from lora_exp.train.program import assemble
-from lora_exp.train.step import gradient, outputs, over_trials, separate, together
+from lora_exp.train.program import assemble, join_constants, split_constants
+from lora_exp.train.step import gradient, outputs, over_trials
 from lora_exp.train.trials import take_trial
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "lora"
@@ -75,8 +75,9 @@ def config(case: str, family: str = "minigpt", **more) -> Config:
   files = ("_base", "lora" if case in VARIANTS else case)
   found = {key: x for file in files for key, x in yaml.safe_load((CONF / f"{file}.yaml").read_text()).items()}
   del found["defaults"]
-  found |= {"rank": 4, "targets": TARGETS[family], "dropout": 0.1} | VARIANTS.get(case, {}).get(family, {})
-  found |= {} if found["method"] == "vera" else {"alpha": 6.0}
+  method = methods.variant(found["method"], found["init"])
+  found |= {"rank": 4, "targets": TARGETS[family], "dropout": 0.1 if method.drops_input else 0.0}
+  found |= VARIANTS.get(case, {}).get(family, {}) | ({"alpha": 6.0} if method.uses_alpha else {})
   found |= {} if found["budget"] is None else {"budget": 2.2}
   cfg = small(**SMALL | FAMILIES[family] | {f"lora__{k}": v for k, v in found.items()} | more)
   assert not [*lora_problems(cfg), *method_problems(cfg)]
@@ -157,6 +158,12 @@ def plain(plan, values: dict):
 def by_hand(w_IO, own: dict, scale: float):
   """The kernel of an adapted module by the papers' formulas."""
   w = w_IO.astype(jnp.float32)
+  if "hada_w1_a" in own:
+    return w + scale * (own["hada_w1_b"] @ own["hada_w1_a"]) * (own["hada_w2_b"] @ own["hada_w2_a"])
+  if "ia3_out" in own or "ia3_in" in own:
+    return w @ jnp.diag(own["ia3_out"]) if "ia3_out" in own else jnp.diag(own["ia3_in"]) @ w
+  if not {"vera_a", "lora_a"} & set(own):  # a method that no paper is written out for here: by its own kernel
+    return next(kind for kind in methods.every() if set(own) <= set(kind.leaves)).adapted(w, own, scale)
   if "vera_a" in own:
     a, b = own["vera_a"][: w.shape[0]], own["vera_b"][:, : w.shape[1]]
     return w + a @ jnp.diag(own["lambda_d"]) @ b @ jnp.diag(own["lambda_b"])
@@ -172,7 +179,8 @@ def by_hand(w_IO, own: dict, scale: float):
 
 def effective(base: dict, flat: dict, table) -> dict:
   """The parameters of the plain model that answers as one with the trained leaves and constants `flat` does."""
-  pair = {path.rpartition(".")[2]: x for path, x in flat.items() if path.endswith(("vera_a", "vera_b"))}
+  shared = tuple(name for kind in methods.every() for name in kind.shared_leaves)
+  pair = {name: x for path, x in flat.items() if (name := path.rpartition(".")[2]) in shared}
   values = {**base, **{path: x for path, x in flat.items() if path in base}}  # trained in full
   for row in table:
     own = pair | {name: flat[f"{row.path}.{name}"] for name in LEAVES if f"{row.path}.{name}" in flat}
@@ -242,27 +250,32 @@ def test_optimised_it_answers_as_its_base_to_the_last_bit_too(family, case):
 def gradients(family: str, case: str):
   """{point: (params, gradient)} before the first step and where all leaves have moved a little; nothing is dropped."""
   of = job(family, case)
-  trained, constants = separate(of.program, of.state.params)
+  trained, constants = split_constants(of.program, of.state.params)
   trial, batch = only(of.trials._replace(dropout=0 * of.trials.dropout)), batch_of(family)
   found = jax.jit(lambda params, frozen: gradient(of.program, params, trial, frozen, batch, of.keys[0])[0])
   points = {"start": trained, "moved": bent(trained)}
   with quickly():
-    whole = {name: only(together(point, constants)) for name, point in points.items()}
+    whole = {name: only(join_constants(point, constants)) for name, point in points.items()}
     return {name: (params, by_path(found(params, of.frozen))) for name, params in whole.items()}
 
 
-WAITS = {"lora": ("lora_a",), "dora": ("lora_a",), "adalora": ("lora_a", "lora_b"), "vera": ("lambda_d",)}
+WAITS = {
+  "lora": ("lora_a",), "dora": ("lora_a",), "adalora": ("lora_a", "lora_b"), "vera": ("lambda_d",), "ia3": (),
+  "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a"), "pissa": (), "olora": (), "bitfit": (),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "case"), EACH)
 def test_at_the_first_step_only_what_stands_beside_a_zero_has_no_gradient(family, case):
   """B has a gradient at once and A from the second step on; of VeRA b and then d, of AdaLoRA e and then A and B."""
   cfg = config(case, family).lora
-  waits = () if methods.of(cfg).init_of else WAITS.get(cfg.method, ())
+  name = methods.of(cfg).name
+  waits = WAITS.get(name, ())
   at_start, later = gradients(family, case)["start"][1], gradients(family, case)["moved"][1]
   of = job(family, case)
-  assert at_start.keys() == later.keys() == by_path(separate(of.program, of.state.params)[0]).keys()
-  for path, g in at_start.items():
+  assert at_start.keys() == later.keys() == by_path(split_constants(of.program, of.state.params)[0]).keys()
+  assert any(g.any() for g in at_start.values())
+  for path, g in at_start.items() if name in WAITS else ():
     assert g.any() == (not path.endswith(waits) if waits else True), path
   for path, g in later.items():
     assert np.isfinite(g).all() and g.any(), path
@@ -272,7 +285,7 @@ def test_at_the_first_step_only_what_stands_beside_a_zero_has_no_gradient(family
 def test_every_gradient_leaf_is_that_of_the_formula_written_out(family, case):
   of, plan = job(family, case), make_plan(config(case, family))
   params, found = gradients(family, case)["moved"]
-  trained, constants = (flatten(tree) for tree in separate(of.program, params))
+  trained, constants = (flatten(tree) for tree in split_constants(of.program, params))
   loss_of = lambda trained, base: mean_loss(
     plain(plan, effective(base, trained | constants, plan.table)), batch_of(family)
   )
@@ -322,9 +335,10 @@ RATES = (
   {"lr": 3e-2, "weight_decay": 0.01, "clip": 1.0},
   {"lr": 2e-2, "weight_decay": 0.3, "clip": 0.1},
 )
-PACKED = ["lora", "dora", "pissa", "vera", "adalora", "qlora", "bias_all", "train_modules"]
+PACKED = [method.name for method in methods.every() if method.adapts_kernels and method.paddable]
+PACKED += ["qlora", "bias_all", "train_modules"]
 PACKS = [
-  pytest.param(c, how, marks=[] if how == "map" and c in ("dora", "vera") else pytest.mark.slow)
+  pytest.param(c, how, marks=[] if how == "map" and c in ("dora", "vera", "loha", "ia3") else pytest.mark.slow)
   for how in ("map", "vmap")
   for c in PACKED
 ]
@@ -334,14 +348,15 @@ def trial_config(case: str, n: int) -> Config:
   """Trial n of a pack: its own rank, alpha, targets, rates, dropout and seed."""
   plain = config(case, "mlp").lora
   trial = {k: v for k, v in TRIALS[n].items() if getattr(plain, k) is not None}
-  if plain.method == "vera":
+  if not methods.of(plain).has_lr_ratio:
     trial.pop("lr_ratio")
   if case == "qlora":  # a pack has one base
     trial["targets"] = ["layers.*", "output"]
   if case == "train_modules":
     trial["targets"] = ("layers.0", "layers.*", "layers.1")[n]
   more = {f"lora__{k}": v for k, v in trial.items()} | {f"optim__{k}": v for k, v in RATES[n].items()}
-  return config(case, "mlp", lora__dropout=(0.1, 0.3, 0.2)[n], train__seed=n, **more)
+  more |= {"lora__dropout": (0.1, 0.3, 0.2)[n]} if plain.dropout else {}
+  return config(case, "mlp", train__seed=n, **more)
 
 
 def trial_gradients(of, params) -> dict:
@@ -359,7 +374,7 @@ def taken(tree, n: int, case: str, trial: int) -> dict[str, np.ndarray]:
   """Trial n's own part of a tree of trials, in which it is the one numbered `trial`."""
   plan = make_plan(trial_config(case, n))
   flat = flatten(tree)
-  adapter = take_trial(tree, plan.table, [p for p in plan.full if p in flat], plan.cfg.lora.method, trial)
+  adapter = take_trial(tree, plan.table, [p for p in plan.full if p in flat], methods.of(plan.cfg.lora).name, trial)
   leaves = {f"{path}.{name}": np.asarray(x) for path, own in adapter.leaves.items() for name, x in own.items()}
   return leaves | {path: np.asarray(x) for path, x in adapter.full.items()}
 
@@ -386,11 +401,11 @@ def test_an_trial_in_a_pack_starts_and_is_differentiated_as_it_would_be_alone(ca
     start = taken(alone.state.params, n, case, 0)
     for path, x in taken(before.params, n, case, n).items():
       np.testing.assert_array_equal(x, start[path], err_msg=path)
-    trained, constants = separate(alone.program, alone.state.params)
+    trained, constants = split_constants(alone.program, alone.state.params)
     # Where the trial stands after its training in the pack, put back on the trial alone.
     now = taken(pack(case, mapping)[2].params, n, case, n)
     put = lambda path, x, now=now: jnp.asarray(now[dotted(path)])[None]
-    params = together(jax.tree_util.tree_map_with_path(put, trained), constants)
+    params = join_constants(jax.tree_util.tree_map_with_path(put, trained), constants)
     wanted = taken(trial_gradients(alone, params), n, case, 0)
     packed = trial_gradients(of, pack(case, mapping)[2].params)
     found = taken(packed, n, case, n)
@@ -404,11 +419,11 @@ def test_an_trial_in_a_pack_starts_and_is_differentiated_as_it_would_be_alone(ca
 @pytest.mark.parametrize(("case", "mapping"), PACKS)
 def test_padding_and_modules_that_an_trial_does_not_target_stay_zero(case, mapping):
   of, before, after = pack(case, mapping)
-  trained = separate(of.program, after.params)[0]
+  trained = split_constants(of.program, after.params)[0]
   for n in range(3):
     own = taken(trained, n, case, n)
     assert count_bits(x[n] for x in jax.tree.leaves(trained)) == count_bits(own.values()), f"trial {n}"
-    first = taken(separate(of.program, before.params)[0], n, case, n)
+    first = taken(split_constants(of.program, before.params)[0], n, case, n)
     assert all((x != first[path]).any() for path, x in own.items()), f"trial {n}: all of it trains"
 
 
@@ -429,9 +444,9 @@ def only_trial(state, n: int):
 # The chunked loss under adapted heads
 
 
-HEADS = [(case, False) for case in ("lora", "dora", "pissa", "olora", "vera", "adalora", "qlora", "bias_all")]
-HEADS += [(case, True) for case in ("lora", "dora", "pissa", "olora", "vera", "adalora", "train_modules")]
-HEADS += [("train_modules", False)]
+ADAPTERS = [method.name for method in methods.every() if method.adapts_kernels]
+HEADS = [(case, False) for case in (*ADAPTERS, "qlora", "bias_all", "train_modules")]
+HEADS += [(case, True) for case in (*ADAPTERS, "train_modules")]
 SLOW_HEADS = [("lora", False), ("lora", True), ("olora", False), ("olora", True), ("adalora", False), ("adalora", True)]
 
 
