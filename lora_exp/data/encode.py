@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.chat import encode_answers
-from lora_exp.data.sources.base import Document
+from lora_exp.data.sources.source import Document
 from lora_exp.data.tokenizers import Tokenizer
 
 

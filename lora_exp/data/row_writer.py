@@ -20,8 +20,8 @@ from lora_exp.config.schema import DataConfig
 from lora_exp.data import examples, records
 from lora_exp.data.encode import EncodedDocument, chat_template, encode_documents
 from lora_exp.data.sources import NumericSource, TextSource
-from lora_exp.data.sources.base import Document
-from lora_exp.data.sources.files import FileSource
+from lora_exp.data.sources.file_source import FileSource
+from lora_exp.data.sources.source import Document
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime import console
 

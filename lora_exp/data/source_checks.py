@@ -10,9 +10,9 @@ from lora_exp.config.data_checks import merges, sources
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import Config, DataConfig
 from lora_exp.data.sources import NumericSource, registry, source_class
-from lora_exp.data.sources.base import COMMON
-from lora_exp.data.sources.files import FileSource
+from lora_exp.data.sources.file_source import FileSource
 from lora_exp.data.sources.settings import make_source
+from lora_exp.data.sources.source import COMMON
 
 
 def source_problems(cfg: Config) -> list[str]:

@@ -19,7 +19,7 @@ def run(cfg: Config) -> None:
   loaded = open_merged(cfg).run if cfg.sample.merged else open_run(cfg)
   sampler = make_sampler(loaded.job.program, cfg, loaded.plan.tokenizer)
   ids, model = sampler.encode(prompts), (*loaded.single(), loaded.frozen)
-  end = "" if sampler.asks == "plain" else "\n"
+  end = "\n" if sampler.format.chat else sampler.format.separator
   if len(prompts) == 1:
     console.write(prompts[0] + end)
     sampler.decode(*model, ids, console.write)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -21,31 +22,44 @@ MOST_ROWS = 32  # prompts decoded together
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of bytes that are no character, or not yet
 
 
-def asking(cfg: Config, tokenizer: Tokenizer) -> str:
-  """How prompts are put to the model: plain, as a turn of its chat template, or as a line of their own.
+@dataclass(frozen=True)
+class PromptFormat:
+  """How a prompt is put to the model: as a turn of its chat template, or as text with a separator after it."""
 
-  `sample.chat=auto` asks as the run's data did: a base alone, and a run on texts without prompts, goes on from the
-  plain prompt. Raises InputError for sample.chat=always without a template.
+  chat: bool = False
+  separator: str = ""
+
+
+PLAIN = PromptFormat()
+
+
+def prompt_format(cfg: Config, tokenizer: Tokenizer) -> PromptFormat:
+  """The format of the prompts that `cfg` samples from.
+
+  With `sample.chat=auto` it is the format of the run's data. A base alone, and a run on text without prompts, continues
+  the plain prompt. Raises InputError for sample.chat=always without a template.
   """
   if cfg.sample.chat == "always":
     if tokenizer.chat_template is None:
       raise InputError(f"sample.chat=always: the tokenizer {tokenizer.name} has no chat template; use sample.chat=none")
-    return "turn"
+    return PromptFormat(chat=True)
   separator = prompt_separator(cfg.data)
-  learned = (cfg.task == "train" or cfg.run is not None) and separator is not None
-  if cfg.sample.chat == "none" or not learned:
-    return "plain"
+  trained = cfg.task == "train" or cfg.run is not None
+  if cfg.sample.chat == "none" or not trained or separator is None:
+    return PLAIN
   if cfg.data.chat == "auto" and tokenizer.chat_template is not None:
-    return "turn"
-  return "line" if separator == "\n" else "plain"
+    return PromptFormat(chat=True)
+  return PromptFormat(separator=separator)
 
 
 class Sampler:
-  """Completions of prompts, put to the model as `asks` says. One object serves every state of one program."""
+  """Completions of prompts in one format. One object serves every state of one program."""
 
-  def __init__(self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int, asks: str = "plain"):
+  def __init__(
+    self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int, format: PromptFormat = PLAIN
+  ):
     self.cfg, self.tokenizer, self.max_len, self.layout = cfg, tokenizer, max_len, program.layout
-    self.asks = asks
+    self.format = format
     self.decoder = Decoder(
       lambda weights: assemble(program, weights[0], weights[1], weights[2], None),
       cfg,
@@ -72,10 +86,10 @@ class Sampler:
     return ids
 
   def _asked(self, prompt: str) -> list[int]:
-    if self.asks == "turn":
+    if self.format.chat:
       return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
     start = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-    return start + self.tokenizer.encode(prompt + ("\n" if self.asks == "line" else "")) or [self.tokenizer.eot]
+    return start + self.tokenizer.encode(prompt + self.format.separator) or [self.tokenizer.eot]
 
   def decode(
     self,
@@ -131,7 +145,7 @@ class Sampler:
 
 def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer) -> Sampler:
   """The sampler of a run: called with (params, trial, frozen, prompts) it gives the completions."""
-  return Sampler(program, cfg.sample, tokenizer, cfg.model.max_len, asking(cfg, tokenizer))
+  return Sampler(program, cfg.sample, tokenizer, cfg.model.max_len, prompt_format(cfg, tokenizer))
 
 
 class Text:

@@ -14,7 +14,7 @@ from lora_exp.cli.job_config import job_config
 from lora_exp.config import Config, check
 from lora_exp.config.override_grammar import parse
 from lora_exp.data.sources import NumericSource, registry
-from lora_exp.data.sources.files import FileSource
+from lora_exp.data.sources.file_source import FileSource
 
 CONF = conf_directory()
 GROUPS = ("model", "data", "mesh", "lora", "optim", "train", "sample", "logger")

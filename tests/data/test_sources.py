@@ -76,7 +76,7 @@ def test_answers_to_one_question_are_held_out_together(corpus):
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "gpt2_4096", "gpt2"])
-def test_of_chatterbot_the_answer_alone_is_learned_with_any_tokenizer(corpus, tokenizer, tmp_path):
+def test_only_chatterbots_answers_are_learned(corpus, tokenizer, tmp_path):
   ids = get_tokenizer(tokenizer)
   rows = make_rows(of_conf("chatterbot", limit=40, eval_fraction=0.1), ids, tmp_path)
   learned = batch_of(rows, "train")
@@ -85,13 +85,13 @@ def test_of_chatterbot_the_answer_alone_is_learned_with_any_tokenizer(corpus, to
   assert spelt == "".join(f"{answer}<|endoftext|>" for answer in answers)
 
 
-def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(InputError, match=r"is not installed: pip install chatterbot-corpus==1\.3\.3$"):
     open_source(DataConfig(source="chatterbot"))
 
 
-def test_files_that_hold_no_conversations_are_named_and_no_object_is_made_of_them(monkeypatch, tmp_path):
+def test_files_without_conversations_are_named(monkeypatch, tmp_path):
   folder = tmp_path / "chatterbot_corpus" / "data" / "english"
   folder.mkdir(parents=True)
   spec = importlib.machinery.ModuleSpec("chatterbot_corpus", None, origin=str(folder.parents[1] / "__init__.py"))
@@ -120,7 +120,7 @@ def test_arithmetic_is_penzais_task(tmp_path):
   assert len(set(train + held)) == 200
 
 
-def test_every_token_of_an_example_is_learned_and_the_answer_is_marked(tmp_path):
+def test_all_of_an_example_is_learned_and_its_answer_marked(tmp_path):
   rows = make_rows(of_conf("arithmetic", limit=20), BYTES, tmp_path)
   held = batch_of(rows, "eval")
   for n, text in enumerate(texts_of(held)):
@@ -136,7 +136,7 @@ def test_the_default_fills_the_tutorials_200_batches_of_16():
   assert cfg.limit * (1 - cfg.eval_fraction) == 200 * 16
 
 
-def test_arithmetic_examples_follow_the_seed_and_a_larger_limit_adds_to_them():
+def test_arithmetic_follows_the_seed_and_a_limit_adds_to_it():
   pairs = lambda seed, limit: Arithmetic(seed, limit).arguments().tolist()
   assert pairs(0, 50) == pairs(0, 50) == pairs(0, 80)[:50] != pairs(1, 50)
   assert Arithmetic(0, 50).digest() != Arithmetic(1, 50).digest()

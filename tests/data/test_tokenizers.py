@@ -82,7 +82,7 @@ def test_the_gguf_header_is_what_the_library_reads(tmp_path):
 
 
 @pytest.mark.parametrize(("pre", "bos"), [("llama-bpe", 1), ("qwen2", None), ("gpt-2", None)])
-def test_other_families_in_gguf_are_read_as_the_library_reads_them(tmp_path, pre, bos):
+def test_other_gguf_families_are_read_as_the_library_does(tmp_path, pre, bos):
   from tokenizers import Regex, pre_tokenizers
   from tokenizers import Tokenizer as Library
 

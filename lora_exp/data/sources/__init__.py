@@ -1,7 +1,8 @@
 '''Where data comes from: one file for each source, found by being in this folder.
 
 Here belongs what only one source knows: its settings, their checks, its documents, its identity for the cache, its
-error messages. How documents become rows is `data.rows`; what holds for every source is checked in `data.source_checks`.
+error messages. How documents become rows is `data.rows`; what holds for every source is checked in
+`data.source_checks`.
 
 Add a source
 ------------
@@ -14,8 +15,8 @@ lines separate; `data/sources/poems.py`:
     from collections.abc import Iterator
     from dataclasses import dataclass
 
-    from lora_exp.data.sources.base import Document
-    from lora_exp.data.sources.files import FileSource
+    from lora_exp.data.sources.source import Document
+    from lora_exp.data.sources.file_source import FileSource
 
 
     @dataclass(frozen=True)
@@ -58,7 +59,7 @@ and `conf/data/poems.yaml`, which has the source's own settings under `options`,
 Now `data=poems data.path=FILE data.options.min_lines=4` trains. `data@retain=poems retain.path=FILE` works too.
 
 - **The base class** is `TextSource`, `FileSource` where the file `data.path` is read, or `NumericSource` for models
-  that read no tokens. See `data/sources/base.py`.
+  that read no tokens. See `data/sources/source.py`.
 - **Settings** are the dataclass's fields. One that has the name of a setting of `data` (`view`, `seed`, `limit`, ...)
   has its value from there; any other is `data.options.NAME`, and is converted to the type of the field. An option that
   no field names is refused, with the nearest spelling.
@@ -80,8 +81,8 @@ from types import MappingProxyType
 
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.sources.base import NumericSource, Source, TextSource
 from lora_exp.data.sources.settings import make_source
+from lora_exp.data.sources.source import NumericSource, Source, TextSource
 
 __all__ = [
   "NumericSource", "Source", "TextSource", "is_numeric", "open_source", "prompt_separator", "registry", "source_class",

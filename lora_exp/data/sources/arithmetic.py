@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_exp.data.sources.base import Document, TextSource, covered_by_digest
+from lora_exp.data.sources.source import Document, TextSource, covered_by_digest
 
 BELOW = 1000  # bound of both arguments
 EXAMPLE_BYTES = 34  # of an example, about

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.sources.base import Document, TextSource
+from lora_exp.data.sources.source import Document, TextSource
 
 INSTALL = "pip install chatterbot-corpus==1.3.3"
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_exp.config.errors import InputError, did_you_mean
-from lora_exp.data.sources.base import Document
-from lora_exp.data.sources.files import FileSource
+from lora_exp.data.sources.file_source import FileSource
+from lora_exp.data.sources.source import Document
 
 
 @dataclass(frozen=True)

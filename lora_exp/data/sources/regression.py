@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_exp.data.sources.base import NumericSource
+from lora_exp.data.sources.source import NumericSource
 
 EXAMPLES = 32
 

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 from lora_exp.config.conversion import TypeConverter
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.sources.base import COMMON, Source
+from lora_exp.data.sources.source import COMMON, Source
 
 
 def make_source(cls: type[Source], cfg: DataConfig) -> tuple[Source, list[str]]:

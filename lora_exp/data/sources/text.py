@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from lora_exp.data.sources.base import Document
-from lora_exp.data.sources.files import FileSource
+from lora_exp.data.sources.file_source import FileSource
+from lora_exp.data.sources.source import Document
 
 SEPARATOR = b"<|endoftext|>"
 LONGEST = 2**20  # bytes of a document; a longer one is cut at a newline

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.sources.base import TextSource, covered_by_digest
+from lora_exp.data.sources.source import TextSource, covered_by_digest
 from lora_exp.runtime.files import file_problem
 
 

@@ -1,0 +1,50 @@
+"""Rows are made once, and named by everything that decides them."""
+
+
+import pytest
+from corpora import BYTES, STORIES, text_config, text_file
+
+from lora_exp.config.errors import InputError
+from lora_exp.config.schema import DataConfig
+from lora_exp.data.ngram import bigram_loss
+from lora_exp.data.pipeline import train_batches
+from lora_exp.data.rows import make_rows
+from lora_exp.data.tokenizers import get_tokenizer
+
+
+def test_rows_are_made_once(tmp_path):
+  first = make_rows(text_config(tmp_path), BYTES, tmp_path)
+  before = first.file("train").stat()
+  second = make_rows(text_config(tmp_path, shuffle=False, seed=9, view="code"), BYTES, tmp_path)
+  after = second.file("train").stat()
+  assert (first, before.st_ino, before.st_mtime_ns) == (second, after.st_ino, after.st_mtime_ns)
+
+
+def test_rows_are_named_by_what_made_them(tmp_path):
+  first = make_rows(text_config(tmp_path), BYTES, tmp_path)
+  different = [make_rows(text_config(tmp_path, **{"documents": STORIES, **settings}), tokenizer, tmp_path).fingerprint
+               for settings, tokenizer in [
+                 ({}, get_tokenizer("gpt2_4096")), ({"seq_len": 17}, BYTES), ({"packing": "pad"}, BYTES),
+                 ({"packing": "pad", "pad_in_loss": True}, BYTES), ({"limit": 30}, BYTES),
+                 ({"eval_fraction": 0.5}, BYTES), ({"documents": [*STORIES, "more"]}, BYTES)]]
+  assert len({first.fingerprint, *different}) == 8
+  moved = text_file(tmp_path, STORIES, "moved.txt")
+  assert make_rows(text_config(tmp_path, path=moved), BYTES, tmp_path).fingerprint == first.fingerprint
+
+
+def test_damaged_rows_are_noticed_and_not_trained_on(tmp_path):
+  cfg = text_config(tmp_path)
+  rows = make_rows(cfg, BYTES, tmp_path)
+  content = bytearray(rows.file("train").read_bytes())
+  content[content.index(b"S\0t\0o\0r\0y")] ^= 1
+  rows.file("train").write_bytes(content)
+  with pytest.raises(InputError, match="is damaged: delete that directory"):
+    next(train_batches(rows, DataConfig(shuffle=False), rows.train_rows))
+  with pytest.raises(InputError, match="is damaged"):
+    bigram_loss(rows)
+  rows.file("train").write_bytes(content[:100])
+  with pytest.raises(InputError, match="is damaged"):
+    make_rows(cfg, BYTES, tmp_path)
+  (rows.path / "meta.json").write_text("{")
+  with pytest.raises(InputError, match="is damaged"):
+    make_rows(cfg, BYTES, tmp_path)
