@@ -17,7 +17,7 @@ from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2
 from lora_exp.train.decode import BLOCK, Rows, draw_token, nucleus, pad_left
 from lora_exp.train.program import assemble
-from lora_exp.train.sampler import Sampler, Text, asking
+from lora_exp.train.sampler import Sampler, Text, prompt_format
 
 MAX_LEN = 64
 TOKENIZER = get_tokenizer("bytes")
@@ -276,8 +276,8 @@ def test_prompt_becomes_a_chat_turn_where_runs_learned_turns():
   def asked(run: str | None, source: str, data_chat: str = "auto", chat: str = "auto") -> str:
     cfg = small(data__source=source, data__chat=data_chat, sample__chat=chat)
     cfg.task, cfg.run = "generate", run
-    asks = asking(cfg, tokenizer)
-    sampler = Sampler(made("minigpt")[0].program, cfg.sample, tokenizer, 999, asks)
+    format = prompt_format(cfg, tokenizer)
+    sampler = Sampler(made("minigpt")[0].program, cfg.sample, tokenizer, 999, format)
     return tokenizer.decode(sampler.encode(["Hi"])[0])
 
   turn = asked(None, "text", chat="always")
