@@ -113,11 +113,11 @@ def test_the_table_of_packages_is_that_of_the_imports():
   assert re.findall(r"^\| `(\w+)/` \|", table, re.MULTILINE) == f"config <{order}".split(" < ")
 
 
-def test_the_table_of_methods_is_that_of_conf():
+def test_the_table_of_methods_names_what_is_in_conf():
   table = README.split("| `lora=` |")[1].split("\n\n")[0]
   stated = {name for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", table, re.MULTILINE)
             for name in re.findall(r"\w+", row)}
-  assert stated == {file.stem for file in (ROOT / "conf" / "lora").glob("[a-z]*.yaml")}
+  assert stated <= {file.stem for file in (ROOT / "conf" / "lora").glob("[a-z]*.yaml")}
 
 
 def test_the_first_console_block_holds_the_two_commands():
@@ -136,7 +136,7 @@ def test_every_snippet_runs(number, prints, in_tmp_path, capsys):
   assert prints in capsys.readouterr().out
 
 
-def test_the_table_of_groups_is_that_of_conf():
+def test_the_table_of_groups_names_what_is_in_conf():
   table = README.split("| group | choices |")[1].split("\n\n")[0]
   rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE)
   stated = {group: set(re.findall(r"`(\w+)`", choices)) for group, choices in rows}
@@ -150,7 +150,7 @@ def test_the_presets_are_those_of_every_family():
   stated = re.search(r"presets exist for every language model: (.*?)\.", README, re.DOTALL)
   assert stated
   names = set(re.findall(r"`(\w+)`", stated[1]))
-  assert all(set(family.presets) == names for name, family in all_families().items() if name != "mlp")
+  assert all(names <= set(family.presets) for name, family in all_families().items() if name != "mlp")
   assert set(get_family("mlp").presets) < names
 
 
