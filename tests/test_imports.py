@@ -117,6 +117,18 @@ def test_files_and_functions_are_short():
   assert not too_long, "\n".join(too_long)
 
 
+def test_config_uses_no_file_system():
+  forbidden = {"exists", "is_dir", "is_file", "iterdir", "glob", "open", "read_text", "write_text", "find_spec"}
+  calls = set()
+  for file in (PACKAGE / "config").glob("*.py"):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+      if isinstance(node, ast.Call):
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        calls |= {f"{file.name}: {name}"} if name in forbidden else set()
+  assert not calls
+
+
 def test_no_two_files_have_one_name():
   files = [file for file in python_files() if file.parent.name not in REGISTRIES and not file.stem.startswith("__")]
   names = [file.name for file in files]

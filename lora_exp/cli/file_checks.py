@@ -21,6 +21,8 @@ def file_problems(cfg: Config) -> Iterator[str]:
   yield from _model_problems(cfg.model)
   if cfg.train.resume:
     yield from _run_problems("train.resume", cfg.train.resume)
+  if cfg.lora.init_from is not None:
+    yield from _adapter_problems(cfg.lora.init_from)
 
 
 def _run_problems(setting: str, directory: str) -> Iterator[str]:
@@ -81,3 +83,13 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
   if name not in TOKENIZERS and not Path(name).exists():
     yield (f"model.tokenizer={shown(name)}: choose {', '.join(TOKENIZERS)}, or give a file or directory with a "
            f"tokenizer{did_you_mean(name, TOKENIZERS)}")
+
+
+def _adapter_problems(directory: str) -> Iterator[str]:
+  """Why the directory in lora.init_from holds no adapter."""
+  folder = Path(directory)
+  if not folder.is_dir():
+    yield f"lora.init_from={directory}: no such directory; give one with adapter_config.json"
+  elif not (folder / "adapter_config.json").is_file():
+    hint = " (a run's adapter lies in its folder adapter)" if (folder / "adapter").is_dir() else ""
+    yield f"lora.init_from={directory}: holds no adapter_config.json{hint}"

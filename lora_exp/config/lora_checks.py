@@ -3,11 +3,10 @@
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lora_exp.config.conversion import shown
-from lora_exp.config.schema import Config, LoraConfig
+from lora_exp.config.schema import Config
 
 
 def lora_problems(cfg: Config) -> Iterator[str]:
@@ -30,18 +29,6 @@ def lora_problems(cfg: Config) -> Iterator[str]:
         yield f"lora.{name}.{pattern}={value}: must be {words}"
   if lora.quant and lora.compute == "merged":
     yield "lora.compute=merged: would keep a dense copy of each quantised kernel; use auto or factored"
-  yield from _init_from(lora)
-
-
-def _init_from(lora: LoraConfig) -> Iterator[str]:
-  if lora.init_from is None:
-    return
-  folder = Path(lora.init_from)
-  if not folder.is_dir():
-    yield f"lora.init_from={lora.init_from}: no such directory; give one with adapter_config.json"
-  elif not (folder / "adapter_config.json").is_file():
-    inner = " (a run's adapter lies in its folder adapter)" if (folder / "adapter").is_dir() else ""
-    yield f"lora.init_from={lora.init_from}: holds no adapter_config.json{inner}"
 
 
 def pattern_problems(path: str, patterns: Any) -> Iterator[str]:

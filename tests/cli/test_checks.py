@@ -104,3 +104,11 @@ def test_a_missing_file_suggests_a_file_beside_it(text_file):
 def test_the_tutorial_asks_for_its_file_by_name():
   with pytest.raises(InputError, match=r"data\.path=FILE.*TinyStories.*<\|endoftext\|>"):
     check_command_line(["experiment=jax_tutorial"])
+
+
+def test_an_adapter_to_start_from_must_exist(tmp_path):
+  with pytest.raises(InputError, match="lora.init_from=/no/such: no such directory"):
+    check_command_line(["lora.init_from=/no/such"])
+  (tmp_path / "adapter").mkdir()
+  with pytest.raises(InputError, match=r"holds no adapter_config.json \(a run's adapter lies in its folder adapter\)"):
+    check_command_line([f"lora.init_from={tmp_path}"])
