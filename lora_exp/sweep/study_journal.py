@@ -1,4 +1,4 @@
-"""The trials of a study in Optuna's journal: chosen by number, never twice the same, and known again after a kill."""
+"""The trials of a study in Optuna's journal: sampled by number, all distinct, and found again after a kill."""
 
 import os
 import random
@@ -22,19 +22,19 @@ from lora_exp.sweep.study_space import Choice, Interval, Study
 
 JOURNAL = "study.jsonl"  # in the directory of the sweep
 NAME = "lora_exp"  # of the study in it
-TRIES = 20  # draws of the sampler that may repeat a trial
+TRIES = 20  # samples that may repeat a trial before one is drawn at random
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class StudyJournal:
-  """The journal of the study `cfg` in `directory`, which this process holds the lock of.
+  """The journal of a study in its directory, whose lock this process holds.
 
-  Raises InputError if it was begun as another study, or has more trials than it is to have.
+  Raises InputError if it belongs to a study with other settings, or has more than `n_trials` trials already.
   """
 
   def __init__(self, cfg: Study, directory: Path):
     self.cfg, path = cfg, directory / JOURNAL
-    _cut_torn(path)
+    _remove_incomplete_line(path)
     path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed
     self.storage = JournalStorage(JournalFileBackend(str(path)))
     directions = [StudyDirection.MINIMIZE if sign > 0 else StudyDirection.MAXIMIZE for sign in cfg.signs]
@@ -43,12 +43,12 @@ class StudyJournal:
     self._check(directory)
 
   def _check(self, directory: Path) -> None:
-    now = facts(self.cfg)
+    now = fixed_settings(self.cfg)
     before = self.study.user_attrs.get("study")
     if before is None:
       self.study.set_user_attr("study", before := now)
     if differ := [key for key, value in now.items() if before.get(key) != value]:
-      raise InputError(f"hydra.sweep.dir={directory}: the study was begun otherwise ({', '.join(differ)}); give "
+      raise InputError(f"hydra.sweep.dir={directory}: the study was begun with another {', '.join(differ)}; give "
                        "the same command again, or another directory")
     if self.cfg.n_trials < len(self.all):
       raise InputError(f"hydra.sweeper.n_trials={self.cfg.n_trials}: is the total, and the study in {directory} has "
@@ -60,7 +60,7 @@ class StudyJournal:
     return self.study.get_trials(deepcopy=False)
 
   def batch(self) -> list[FrozenTrial]:
-    """The trials to train now: those that a kill interrupted, or new ones; none where there are enough."""
+    """The trials to train now: an interrupted batch, or a new one; [] when the study has all its trials."""
     begun = [t for t in self.all if not t.state.is_finished()]
     start = begun[0].user_attrs["batch"][0] if begun else len(self.all)
     end = begun[0].user_attrs["batch"][1] if begun else min(start + self.cfg.width, self.cfg.n_trials)
@@ -69,14 +69,14 @@ class StudyJournal:
     return self.all[start:end]
 
   def _add(self, batch: list[int]) -> None:
-    """Chooses a trial and writes it as one line of the journal, so that none is ever half chosen."""
+    """Samples a trial and writes it as one line of the journal, so that a kill cannot leave half of it."""
     chosen = self._choose(len(self.all))
     self.study.add_trial(create_trial(
       state=TrialState.RUNNING, params=chosen.params, distributions=chosen.distributions,
       system_attrs=chosen.system_attrs, user_attrs={"batch": batch}))  # fmt: skip
 
   def _choose(self, number: int) -> FrozenTrial:
-    """A function of the seed, the number and the trials before it: a study that goes on chooses as an unbroken one."""
+    """A trial that follows from the seed, its number and the trials before it, so that a resumed study samples alike."""
     tried = {_key(t.params) for t in self.all}
     for attempt in range(TRIES):
       copy = optuna.create_study(directions=self.study.directions, sampler=sampler(self.cfg, number, attempt))
@@ -85,34 +85,34 @@ class StudyJournal:
       chosen = copy.trials[-1]
       if _key(chosen.params) not in tried:
         return chosen
-    draw = random.Random(f"{self.cfg.seed} {number}")  # few points are left, all of them of the lists
+    draw = random.Random(f"{self.cfg.seed} {number}")  # a finite space that is almost exhausted
     while _key(params := {k: draw.choice(_values(d)) for k, d in self.space.items()}) in tried:
       pass
     return create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
 
   def report(self, number: int, step: int, value: float) -> None:
-    """The objective at a rung, once."""
+    """Records the objective at a rung, once."""
     trial = self.all[number]
     if step not in trial.intermediate_values:
       self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
 
   def tell(self, number: int, values: Sequence[float] | None, state: TrialState, reason: str | None = None) -> None:
-    """How a trial ended."""
+    """Records how a trial ended."""
     if reason is not None:
       self.storage.set_trial_user_attr(self.all[number]._trial_id, "reason", reason)
     self.study.tell(number, values, state)
 
 
-def facts(cfg: Study) -> dict[str, Any]:
-  """What must not change while a study goes on."""
+def fixed_settings(cfg: Study) -> dict[str, Any]:
+  """The settings that must not change when a study is continued."""
   fixed = [text for text in cfg.fixed if not any(f"{_path(text)}.".startswith(f"{free}.") for free in CHANGEABLE)]
   space = {key: list(part.values) if isinstance(part, Choice) else asdict(part) for key, part in cfg.space.items()}
   names = ("repeats", "extra", "width", "sampler", "seed", "objectives", "rungs", "keep")
   return {"params": space, "settings": sorted(fixed), **{name: getattr(cfg, name) for name in names}}
 
 
-def _cut_torn(path: Path) -> None:
-  """Cuts off a last line that a kill tore."""
+def _remove_incomplete_line(path: Path) -> None:
+  """Removes a last line that was not written completely."""
   if path.exists():
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
@@ -122,7 +122,7 @@ def _path(text: str) -> str:
 
 
 def distribution(part: Choice | Interval) -> BaseDistribution:
-  """A part of the space in Optuna's terms."""
+  """A parameter of the space as an Optuna distribution."""
   if isinstance(part, Choice):
     return CategoricalDistribution(part.values)
   if part.integer:
@@ -131,7 +131,7 @@ def distribution(part: Choice | Interval) -> BaseDistribution:
 
 
 def _values(part: BaseDistribution) -> Sequence[Any]:
-  """All of a part of the space that has an end."""
+  """Every value of a finite distribution."""
   if isinstance(part, CategoricalDistribution):
     return part.choices
   assert isinstance(part, IntDistribution | FloatDistribution) and part.step
@@ -140,7 +140,7 @@ def _values(part: BaseDistribution) -> Sequence[Any]:
 
 
 def sampler(cfg: Study, number: int, attempt: int) -> BaseSampler:
-  """What chooses trial `number`, seeded by it."""
+  """The sampler of trial `number`, seeded by the study's seed, the number and the attempt."""
   seed = int(np.random.SeedSequence([cfg.seed, number, attempt]).generate_state(1)[0])
   if cfg.sampler == "nsga2":
     return NSGAIISampler(population_size=max(2, cfg.width), seed=seed)
@@ -151,6 +151,6 @@ def _key(params: Mapping[str, Any]) -> tuple:
   return tuple(sorted(params.items()))
 
 
-def finished(trials: Iterable[FrozenTrial], state: TrialState) -> list[FrozenTrial]:
-  """The trials that ended so."""
+def in_state(trials: Iterable[FrozenTrial], state: TrialState) -> list[FrozenTrial]:
+  """The trials that are in `state`."""
   return [trial for trial in trials if trial.state == state]

@@ -68,6 +68,11 @@ class Study:
     """The overrides of one run of the trial with these parameters."""
     return [*self.fixed, *(f"{key}={value}" for key, value in params.items()), *self.repeats[repeat]]
 
+  def runs(self, trial: int) -> list[int]:
+    """The numbers of the runs of a trial, one for each of its seeds; the extra runs have the first numbers."""
+    first = len(self.extra) + trial * len(self.repeats)
+    return list(range(first, first + len(self.repeats)))
+
   def examples(self) -> list[list[str]]:
     """A few jobs in which every choice, and both ends of every interval, occur at least once."""
     columns = {key: parameter.examples() for key, parameter in self.space.items()}

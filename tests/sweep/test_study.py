@@ -162,9 +162,9 @@ def test_another_seed_is_another_study_and_a_study_goes_on_only_as_it_began(tmp_
     (tmp_path / str(seed)).mkdir()
     params[seed] = [t.params for t in StudyJournal(made(*SPACE, seed=seed), tmp_path / str(seed)).batch()]
   assert params[0] != params[1]
-  with pytest.raises(InputError, match=r"begun otherwise \(width, seed\)"):
+  with pytest.raises(InputError, match=r"begun with another width, seed"):
     StudyJournal(made(*SPACE, width=4, seed=1), tmp_path / "0")
-  with pytest.raises(InputError, match=r"begun otherwise \(settings\)"):
+  with pytest.raises(InputError, match=r"begun with another settings"):
     StudyJournal(made(*SPACE, "train.steps=3"), tmp_path / "0")
   StudyJournal(made(*SPACE, "logger=none", n_trials=30), tmp_path / "0")  # which may change
 
@@ -219,7 +219,7 @@ def test_pruned_runs_stop_early_and_the_best_ends_as_if_there_had_been_no_rung(u
   assert "2 complete, 2 pruned" in shown.out and "warning" not in shown.err
   trials = read_sweep(study)
   assert sorted(trial.status for trial in trials) == ["done", "done", "pruned", "pruned"]
-  assert all(trial.loss is None and trial.reason.startswith("at step") for trial in trials if trial.status == "pruned")
+  assert all(trial.result("loss") is None and trial.reason.startswith("at step") for trial in trials if trial.status == "pruned")
   page = (study / "report.md").read_text()
   assert "no result to compare at full length" in page and "did not finish" not in page
 
@@ -321,7 +321,7 @@ def test_a_pruned_run_is_no_failure_and_no_result(tmp_path):
   ranks(tmp_path, {2: 2.4, 8: 2.4})
   trial(tmp_path, 6, 2.9, status="pruned", lora__rank=4, change={"reason": "at step 4, not among the best 2 of 4"})
   pruned = read_sweep(tmp_path)[6]
-  assert (pruned.status, pruned.loss, pruned.reason) == ("pruned", None, "at step 4, not among the best 2 of 4")
+  assert (pruned.status, pruned.result("loss"), pruned.reason) == ("pruned", None, "at step 4, not among the best 2 of 4")
   assert not any("did not finish" in finding.text for finding in said(tmp_path, "Next"))
   [rank] = said(tmp_path, "Rank")
   assert rank.concluded and rank.values["rank"] == 2
