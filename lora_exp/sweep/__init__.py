@@ -1,1 +1,4 @@
-"""Many runs from one command: which of them share a program, and how they are started, resumed and remembered."""
+"""Many runs from one command: grids and studies, packs of runs that share a program, launchers, and the ledger.
+
+What one run does belongs to `train`; parsing of the command line to `cli`.
+"""

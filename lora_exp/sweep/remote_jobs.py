@@ -1,7 +1,7 @@
-"""Jobs of a sweep in processes and on machines of their own: another launcher places them, and here is how they ended.
+"""Jobs of a sweep that another launcher runs, in processes and on machines of their own.
 
-A job is one run, or a pack of runs that train as one program. The launchers themselves give up all jobs when the
-process of one dies; here that one is lost, and the others count.
+A job is one run, or a pack of runs that train as one program. The launchers give up all jobs when the process of one
+dies; here only that job is lost.
 """
 
 import os
@@ -24,11 +24,11 @@ from lora_exp.sweep.launcher_plugins import PLUGINS
 from lora_exp.sweep.ledger import Ledger, Outcome
 
 Jobs = Sequence[Sequence[str]]  # the overrides of each
-End = JobReturn | Exception  # an exception: what took the job's process away
+End = JobReturn | Exception  # an exception if the process of the job died
 
 
 def launch(launcher: Any, jobs: Jobs, first: int, runs: Sequence[Sequence[Outcome]], sweep: Path) -> list[Outcome]:
-  """Runs `jobs`, numbered from `first`, through a plugin's launcher that is set up; shows and returns how they ended.
+  """Runs `jobs`, numbered from `first`, with the launcher of a plugin; shows and returns how their runs ended.
 
   `runs` are those that each job trains into the directory `sweep`.
   """
@@ -49,8 +49,10 @@ def launch(launcher: Any, jobs: Jobs, first: int, runs: Sequence[Sequence[Outcom
 
 
 def _joblib(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
-  """A process that dies breaks the pool with all jobs in it: each half runs again, where what has ended is not trained
-  again, until the one that died is alone."""
+  """Runs jobs in joblib's pool, which a process that dies breaks with all its jobs.
+
+  Each half then runs again, skipping the runs that have ended, until the job that died is alone.
+  """
   from joblib.externals.loky.process_executor import BrokenProcessPool
 
   try:
@@ -63,7 +65,7 @@ def _joblib(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
 
 
 def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
-  _check_answers(launcher.ray_cfg.init.get("address") or os.environ.get("RAY_ADDRESS") or "")
+  _require_cluster(launcher.ray_cfg.init.get("address") or os.environ.get("RAY_ADDRESS") or "")
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
   import ray
   from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
@@ -90,8 +92,8 @@ def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
     ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-  """Raises InputError at once where Ray would try for minutes."""
+def _require_cluster(address: str) -> None:
+  """Raises InputError at once where Ray would retry for minutes."""
   host, _, port = address.removeprefix("ray://").rpartition(":")
   if not port.isdecimal():  # local, auto, or none
     return
@@ -123,16 +125,16 @@ def _end(get: Callable[[], Any]) -> End:
   try:
     found: JobReturn = get()
     return found
-  except Exception as error:  # whatever the cluster says of a job that it lost
+  except Exception as error:  # any error of the cluster about a job that it lost
     return error
 
 
 def outcomes(end: End, runs: Sequence[Outcome], ledger: Ledger) -> list[Outcome]:
-  """How the `runs` of one job ended; those that its process took with it are lost, which the ledger is told."""
+  """How the `runs` of one job ended; runs that died with its process are recorded as lost."""
   if isinstance(end, JobReturn) and end.status == JobStatus.COMPLETED:
     value = end.return_value
     return value if isinstance(value, list) else [value]
-  error = end._return_value if isinstance(end, JobReturn) else end  # what the job raised, or what took it away
+  error = end._return_value if isinstance(end, JobReturn) else end  # raised by the job, or the death of its process
   code = error.code if isinstance(error, LoraExpError) else BUG
   reason = f"{'a bug' if error is not end else 'its process died'}: {sentence(error)}"
   found = []
@@ -145,7 +147,7 @@ def outcomes(end: End, runs: Sequence[Outcome], ledger: Ledger) -> list[Outcome]
 
 
 def sentence(error: BaseException) -> str:
-  """The kind of an error and the first line that it says; where that is a traceback of elsewhere, its last."""
+  """The type of an error and the first line of its message; the last line, if the message is a traceback."""
   lines = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines() if line.strip()]
   if any(line.endswith("Traceback (most recent call last):") for line in lines):
     return lines[-1][:300]

@@ -76,7 +76,7 @@ class StudyJournal:
       system_attrs=chosen.system_attrs, user_attrs={"batch": batch}))  # fmt: skip
 
   def _choose(self, number: int) -> FrozenTrial:
-    """A trial that follows from the seed, its number and the trials before it, so that a resumed study samples alike."""
+    """A trial that depends on the seed, its number and the trials before it alone, also in a resumed study."""
     tried = {_key(t.params) for t in self.all}
     for attempt in range(TRIES):
       copy = optuna.create_study(directions=self.study.directions, sampler=sampler(self.cfg, number, attempt))

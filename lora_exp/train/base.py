@@ -1,4 +1,4 @@
-"""The frozen base: random, loaded, or pretrained once and kept in the cache under the hash of what made it."""
+"""The frozen base: random, loaded, or pretrained once and cached under the hash of the settings that made it."""
 
 import json
 import time
@@ -27,12 +27,12 @@ from lora_exp.train.plan import Plan
 from lora_exp.train.program import Tree
 
 FORMAT = 1  # raised when the same settings would train another base
-NOT_THE_BASE = ("base", "weights", "dropout", "remat", "adapter_lr")  # settings that change nothing in its weights
-HELD_OUT = 65_536  # tokens that the base is scored on
+IRRELEVANT = ("base", "weights", "dropout", "remat", "adapter_lr")  # model settings that do not change its weights
+HELD_OUT = 65_536  # tokens on which the base is evaluated
 
 
 def make_base(plan: Plan) -> tuple[Tree, dict]:
-  """Every parameter of the base in its place on the mesh, and what is known of it: kind, and losses if pretrained."""
+  """(base, facts): every parameter on the mesh, and the kind of base, with its losses if it is pretrained."""
   cfg = plan.cfg
   if cfg.model.base == "random":
     return random_base(plan), {"kind": "random", "seed": cfg.model.seed}
@@ -45,32 +45,32 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
 
 
 def random_base(plan: Plan) -> Tree:
-  """Random weights from `model.seed`, made where they will lie; the same bits on every mesh."""
+  """Random weights from `model.seed`, created under their shardings; bit-equal on every mesh."""
   make = lambda: nnx.to_pure_dict(nnx.state(build_model(plan.cfg.model, plan.vocab_size), nnx.Param))
   return jax.jit(make, out_shardings=plan.layout.shardings(plan.base))()
 
 
 def loaded_base(plan: Plan, source: Path) -> Tree:
-  """Weights from `source`, each read straight into its place."""
+  """Weights from `source`, each read directly into its sharding."""
   cfg = plan.cfg
   places, names = plan.layout.shardings(plan.base), get_family(cfg.model.family).stored_names(cfg.model)
   return store.load(source, plan.base, places, names, cfg.cache)
 
 
 def pretrained(plan: Plan) -> Path:
-  """The cache's directory of the pretrained base, trained now if it is not there."""
+  """The cache directory of the pretrained base, which is trained now if it is not cached."""
   cfg = plan.cfg
-  making = pretrain_config(cfg)
-  rows = make_rows(making.data, plan.tokenizer, cfg.cache)
-  shape = {k: v for k, v in asdict(cfg.model).items() if k not in NOT_THE_BASE}
-  order = {"seed": making.data.seed, "shuffle": making.data.shuffle}
+  pretraining = pretrain_config(cfg)
+  rows = make_rows(pretraining.data, plan.tokenizer, cfg.cache)
+  shape = {k: v for k, v in asdict(cfg.model).items() if k not in IRRELEVANT}
+  order = {"seed": pretraining.data.seed, "shuffle": pretraining.data.shuffle}
   key = cache.fingerprint(format=FORMAT, model=shape, rows=rows.fingerprint, order=order)
-  making_plan = replace(plan, cfg=making, table=[], full=[], start=None)
-  return cache.get_or_make(cfg.cache, "base", key, lambda directory: _pretrain(making_plan, rows, directory))
+  pretrain_plan = replace(plan, cfg=pretraining, table=[], full=[], start=None)
+  return cache.get_or_make(cfg.cache, "base", key, lambda directory: _pretrain(pretrain_plan, rows, directory))
 
 
 def pretrain_config(cfg: Config) -> Config:
-  """The run that makes the base: every parameter trained, on `pretrain_data`, with the settings of `model.pretrain`."""
+  """The config of pretraining: every parameter trains, on `pretrain_data`, with the settings of `model.pretrain`."""
   p, data = cfg.model.pretrain, cfg.pretrain_data
   if data is None:
     raise InputError("model.base=pretrain needs pretrain_data: choose data@pretrain_data=stdlib_code, or another base")
@@ -99,7 +99,7 @@ def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
     quiet = Hooks(nothing, nothing, nothing, nothing)
     state = train_loop(step, batches, Cadence(0, 0, 0), quiet, "pretrain the base")
   except StoppedError:
-    raise StoppedError("stopped while the base was pretrained; nothing of it is kept, so start again") from None
+    raise StoppedError("stopped while the base was pretrained; it is not saved, so start again") from None
   finally:
     batches.close()
   held = put_eval_batches(eval_batches(rows, cfg.train.batch_size, HELD_OUT), plan.layout.put_batch)

@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or absent, and that are never read unverified.
+"""Checkpoints that are complete or absent, and verified before they are read.
 
     checkpoints/40/state/       the arrays, as orbax writes them, each under its dotted path
-    checkpoints/40/meta.json    what the caller adds, and the shape and dtype of every array
+    checkpoints/40/meta.json    metadata of the caller, and the shape and dtype of every array
     checkpoints/40/SHA256SUMS   written last: `sha256sum -c` checks it
 
-Orbax survives a kill, but it restores a flipped bit as a wrong number and casts to another dtype in silence; the sums
-and the comparison with what the caller expects are there for these two.
+Orbax survives a kill, but restores a flipped bit as a wrong number and silently casts to another dtype. The checksums
+and the comparison with the expected shapes and dtypes catch both.
 """
 
 import errno
@@ -27,18 +27,19 @@ from lora_exp.runtime import console
 from lora_exp.runtime.files import sync_path
 
 SUMS, META, STATE = "SHA256SUMS", "meta.json", "state"
-TEMPORARY = "tmp."  # prefix of a folder that is not a checkpoint yet, or no longer
+TEMPORARY = "tmp."  # prefix of a directory that is not yet, or no longer, a checkpoint
 
 
 def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_step: int | None = None) -> None:
   """Commit `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of `step`.
 
-  Once it is committed, checkpoints other than the newest `keep` and `best_step` are deleted, and so are those of later
-  steps: they belong to a course that was left when the run resumed from an earlier one. Raises DiskError.
+  After the commit, checkpoints other than the newest `keep` and `best_step` are deleted, and so are those of later
+  steps: they were written before the run was resumed from an earlier step. Raises DiskError.
   """
   root = Path(run_dir) / "checkpoints"
   temporary = root / f"{TEMPORARY}{step}"
-  arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}  # of jax's, orbax takes twice as long
+  # orbax takes twice as long with jax arrays
+  arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
   meta = {"meta": meta, "arrays": {name: _spec(leaf) for name, leaf in arrays.items()}}
   with _disk_errors(root):
     root.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
     except BaseException:
       shutil.rmtree(temporary, ignore_errors=True)
       raise
-    if (root / str(step)).exists():  # a damaged one, or saved again: until the next rename the older ones stand in
+    if (root / str(step)).exists():  # damaged, or saved again
       _discard(root, step)
     _move(temporary, root / str(step))
     _delete_old(root, step, keep, best_step)
@@ -73,7 +74,7 @@ def restore(run_dir: Path, abstract: Any, step: int | None = None) -> tuple[int,
   """(step, state, meta) of the newest checkpoint whose files are unchanged, or of exactly `step`.
 
   `abstract` is the state as arrays or `jax.ShapeDtypeStruct`s; a leaf comes back under its sharding there, without one
-  on the first device. Damaged checkpoints are passed over with a warning. Raises NoCheckpointError if none is left,
+  on the first device. Damaged checkpoints are skipped with a warning. Raises NoCheckpointError if none is left,
   and InputError with every name, shape and dtype that differs from `abstract`.
   """
   run_dir = Path(run_dir)
@@ -133,7 +134,7 @@ def _differences(stored: dict[str, dict], expected: dict[str, dict]) -> list[str
 
 
 def _damage(folder: Path) -> str:
-  """What differs from the sums, in words; '' if nothing does."""
+  """How the files differ from the checksums; '' if they do not."""
   try:
     found = _digests(folder)
     recorded = (folder / SUMS).read_bytes().decode(errors="replace")
@@ -155,7 +156,7 @@ def _sums(digests: dict[str, str]) -> str:
 
 
 def _digests(folder: Path, sync: bool = False) -> dict[str, str]:
-  """SHA-256 of every file below `folder` but the sums; with `sync`, each is on the disk afterwards."""
+  """SHA-256 of every file below `folder` except the checksums; with `sync`, each file is flushed to the disk."""
   digests = {}
   for path in sorted(folder.rglob("*")):
     if sync:
@@ -176,7 +177,7 @@ def _delete_old(root: Path, step: int, keep: int, best_step: int | None) -> None
 
 
 def _discard(root: Path, step: int) -> None:
-  """Take a checkpoint out of sight in one rename; `_remove_leftovers` deletes it."""
+  """Removes a checkpoint in one rename; `_remove_leftovers` deletes its files."""
   _move(root / str(step), root / f"{TEMPORARY}old.{step}")
 
 
@@ -192,7 +193,7 @@ def _move(source: Path, target: Path) -> None:
 
 @contextmanager
 def _disk_errors(root: Path) -> Iterator[None]:
-  """Failures of the disk as DiskError: the operating system's, and those that tensorstore wraps in a ValueError."""
+  """Turns disk errors into DiskError: those of the operating system, and those that tensorstore wraps in ValueError."""
   try:
     yield
   except (OSError, ValueError) as error:
@@ -203,9 +204,7 @@ def _disk_errors(root: Path) -> Iterator[None]:
 
 
 def _orbax():
-  """orbax, imported when first needed: it takes half a second. It logs every save through absl, and each error with a
-  traceback before raising it; both would stand between the lines that a person reads.
-  """
+  """orbax, imported at first use because that takes half a second, with its logging through absl turned off."""
   import orbax.checkpoint
 
   logging.getLogger("absl").setLevel(logging.CRITICAL)

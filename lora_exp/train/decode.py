@@ -1,7 +1,7 @@
-"""The compiled half of generation: one prefill of the prompts, then blocks of tokens with a key/value cache.
+"""Compiled generation: a prefill of the prompts, then blocks of tokens with a key/value cache.
 
-Rows are padded on the left, so that all end at one slot of the cache: row b begins at slot `start_B[b]`, and a token's
-position is its slot less that. Widths and numbers of slots come in powers of two: few programs serve every length.
+Rows are padded on the left, so that all prompts end at the same slot of the cache: row b begins at slot `start_B[b]`,
+and the position of a token is its slot minus that. Widths and slot counts are powers of two: few programs are compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,37 +19,37 @@ from lora_exp.runtime.mesh import BATCH, Layout
 from lora_exp.train.program import Tree
 
 Array = jax.Array
-BLOCK = 16  # tokens decoded in one call: text appears while it is drawn, and the call costs little
-PREFILL = 256  # positions of a prompt that go through the model at once
-NOTHING = -1  # in place of a token after a row's end
-BELOW_ONE = 1 - 1e-6  # keeps a draw below the rounded sum of all token_probabilities
+BLOCK = 16  # tokens decoded in one call; text is shown after each block
+PREFILL = 256  # prompt positions processed in one call
+NOTHING = -1  # in place of a token after the end of a row
+BELOW_ONE = 1 - 1e-6  # keeps a sample below the rounded sum of all probabilities
 
 
-class State(NamedTuple):
-  """What one block of tokens hands to the next."""
+class DecodeState(NamedTuple):
+  """What one block of tokens passes to the next."""
 
-  token_B: Array  # the latest
+  token_B: Array  # the latest one
   done_B: Array
-  drawn: Array  # tokens so far
+  drawn: Array  # tokens generated so far
   cache: Any
 
 
-class Rows(NamedTuple):
-  """What is known of the rows and does not change."""
+class PromptRows(NamedTuple):
+  """The constants of a batch of prompts."""
 
-  start_B: np.ndarray  # slot of a row's first token
-  room_B: np.ndarray  # tokens that may be drawn
-  key_B: Array  # of the draws
-  width: np.int32  # slots that the padded prompts take
+  start_B: np.ndarray  # slot of the first token of each row
+  room_B: np.ndarray  # most tokens to generate
+  key_B: Array  # sampling keys
+  width: np.int32  # slots of the padded prompts
 
 
 def power_of_two(n: int) -> int:
-  """The smallest that is at least `n`."""
+  """The smallest power of two that is at least `n`."""
   return 1 << max(0, n - 1).bit_length()
 
 
 def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens (B, P) with each prompt at its row's end, and the slots (B,) where they begin."""
+  """Token ids (B, P), int32, with each prompt at the end of its row, and the slots (B,) where prompts begin."""
   longest = max(map(len, prompts))
   width = max(16, power_of_two(longest)) if longest <= PREFILL else -(-longest // PREFILL) * PREFILL
   tokens = np.zeros((len(prompts), width), np.int32)
@@ -59,16 +59,16 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uniforms(key_B: Array, first, count: int) -> Array:
-  """Numbers (B, count) in [0, 1) for the draws from number `first` on; each depends on its row's key and number."""
+  """Uniform numbers (B, count) in [0, 1) for samples `first`, `first` + 1, …; each depends on row key and number."""
   draw = lambda key, number: jax.random.uniform(jax.random.fold_in(key, number))
   return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(key_B, first + jnp.arange(count))
 
 
 def draw_token(logits_BV: Array, uniform_B: Array, cfg: SampleConfig) -> Array:
-  """A token (B,) a row: the likeliest at temperature 0, else drawn after top-k and then top-p.
+  """The next token (B,) of each row: the most likely one at temperature 0, else sampled after top-k and then top-p.
 
-  `uniform_B`, in [0, 1), picks from the cumulated token_probabilities: a random number for each token of the vocabulary costs
-  more than all layers of a small model.
+  `uniform_B`, in [0, 1), selects from the cumulated probabilities: one random number per token of the vocabulary would
+  cost more than all layers of a small model.
   """
   logits_BV = logits_BV.astype(jnp.float32)
   if cfg.temperature == 0:
@@ -88,10 +88,10 @@ def draw_token(logits_BV: Array, uniform_B: Array, cfg: SampleConfig) -> Array:
 
 
 def nucleus(chance_BV: Array, share: float) -> Array:
-  """Chances outside the smallest set of likeliest tokens that hold `share` become 0 (top-p, arXiv 1904.09751).
+  """Sets the probabilities outside the smallest set of tokens that holds `share` to 0 (top-p, arXiv 1904.09751).
 
-  The least chance that stays is found bit by bit: floats that are not negative are ordered as their bits are, and 31
-  sums are twenty times quicker than sorting a large vocabulary.
+  The smallest probability in the set is found bit by bit: non-negative floats are ordered as their bits, and 31 sums
+  are twenty times faster than sorting a large vocabulary.
   """
 
   def bit(i, least_B):
@@ -104,7 +104,7 @@ def nucleus(chance_BV: Array, share: float) -> Array:
 
 
 class Decoder:
-  """Compiled prefill and decoding. `model_of(weights)` gives the model inside the trace."""
+  """Compiled prefill and decoding; `model_of(weights)` assembles the model inside the trace."""
 
   def __init__(
     self,
@@ -120,31 +120,33 @@ class Decoder:
     self._prefill = jax.jit(self._prefill_chunk, static_argnames="slots", donate_argnames="cache")
     self._decode = jax.jit(self._decode_block, donate_argnames="state")
 
-  def start(self, weights: Tree, tokens_BP: np.ndarray, rows: Rows, slots: int) -> State:
-    """The state after the prompts and their first new token; the cache gets `slots` slots."""
+  def start(self, weights: Tree, tokens_BP: np.ndarray, rows: PromptRows, slots: int) -> DecodeState:
+    """The state after the prompts and the first new token of each; the cache has `slots` slots."""
     state: Any = None
     for first in range(0, tokens_BP.shape[1], PREFILL):
       chunk, cache = tokens_BP[:, first : first + PREFILL], state and state.cache
       state = self._prefill(weights, chunk, rows, np.int32(first), cache=cache, slots=slots)
     return state
 
-  def block(self, weights: Tree, rows: Rows, state: State, ended_B: np.ndarray) -> tuple[State, Array]:
-    """Up to BLOCK more tokens (B, BLOCK), fewer where every row is done; rows in `ended_B` take no more.
+  def block(
+    self, weights: Tree, rows: PromptRows, state: DecodeState, ended_B: np.ndarray
+  ) -> tuple[DecodeState, Array]:
+    """Up to BLOCK more tokens (B, BLOCK), fewer if every row is done; rows in `ended_B` get none.
 
-    Consumes `state`.
+    Donates `state`.
     """
     return self._decode(weights, rows, ended_B, state=state)
 
-  def _prefill_chunk(self, weights, tokens_BP, rows: Rows, first, cache, slots: int) -> State:
+  def _prefill_chunk(self, weights, tokens_BP, rows: PromptRows, first, cache, slots: int) -> DecodeState:
     model = self.model_of(weights)
     batch = tokens_BP.shape[0]
     cache = model.empty_cache(batch, slots) if cache is None else cache
     logits_BV, cache = self._forward(model, tokens_BP, rows, first, cache)
     nobody = jnp.zeros(batch, bool)
     token_B, done_B = self._draw(logits_BV, uniforms(rows.key_B, 0, 1)[:, 0], rows, jnp.int32(0), nobody)
-    return self._placed(State(token_B, done_B, jnp.int32(1), cache))
+    return self._placed(DecodeState(token_B, done_B, jnp.int32(1), cache))
 
-  def _decode_block(self, weights, rows: Rows, ended_B, state: State) -> tuple[State, Array]:
+  def _decode_block(self, weights, rows: PromptRows, ended_B, state: DecodeState) -> tuple[DecodeState, Array]:
     model = self.model_of(weights)
     uniform_BN = uniforms(rows.key_B, state.drawn, BLOCK)
 
@@ -158,32 +160,32 @@ class Decoder:
         model, jnp.maximum(state.token_B, 0)[:, None], rows, rows.width + state.drawn - 1, state.cache
       )
       token_B, done_B = self._draw(logits_BV, uniform_BN[:, i], rows, state.drawn, state.done_B)
-      return i + 1, State(token_B, done_B, state.drawn + 1, cache), tokens_BN.at[:, i].set(token_B)
+      return i + 1, DecodeState(token_B, done_B, state.drawn + 1, cache), tokens_BN.at[:, i].set(token_B)
 
     nothing = jnp.full((len(ended_B), BLOCK), NOTHING, jnp.int32)
     start = (jnp.int32(0), state._replace(done_B=state.done_B | ended_B), nothing)
     _, state, tokens_BN = jax.lax.while_loop(going, one, start)
     return self._placed(state), tokens_BN
 
-  def _forward(self, model: LanguageModel, tokens_BT, rows: Rows, first, cache) -> tuple[Array, Any]:
+  def _forward(self, model: LanguageModel, tokens_BT, rows: PromptRows, first, cache) -> tuple[Array, Any]:
     """Logits (B, V) after the last of `tokens_BT`, which fill the cache from slot `first` on."""
     slots = jax.tree.leaves(cache)[0].shape[1]
     slot_S, slot_T = jnp.arange(slots), first + jnp.arange(tokens_BT.shape[1])
     seen_BTS = (slot_S <= slot_T[:, None]) & (slot_S >= rows.start_B[:, None, None])
-    # Padding, and rows that are done, have no position of their own: any that the model knows will do.
+    # Padding and finished rows have no position of their own; any valid one will do.
     positions_BT = jnp.clip(slot_T - rows.start_B[:, None], 0, self.max_len - 1)
     x_BTD, cache = model.hidden(tokens_BT, positions_BT, seen_BTS, cache, first)
     return model.logits(x_BTD[:, -1:])[:, 0], cache
 
-  def _draw(self, logits_BV, uniform_B, rows: Rows, count, done_B) -> tuple[Array, Array]:
-    """Token number `count` of each row, NOTHING for rows that are done or end here, and which are done now."""
-    logits_BV = logits_BV[:, : self.vocab_size]  # a model may have more rows than its tokenizer has tokens
+  def _draw(self, logits_BV, uniform_B, rows: PromptRows, count, done_B) -> tuple[Array, Array]:
+    """Token number `count` of each row, NOTHING for rows that are done or end here; and which rows are now done."""
+    logits_BV = logits_BV[:, : self.vocab_size]  # the model's vocabulary may be larger than the tokenizer's
     token_B = draw_token(logits_BV, uniform_B, self.cfg)
     over_B = done_B | jnp.isin(token_B, jnp.array(self.stops, jnp.int32))
     return jnp.where(over_B, NOTHING, token_B), over_B | (count + 1 >= rows.room_B)
 
-  def _placed(self, state: State) -> State:
-    """The state in its place on the mesh, always the same: a block that moved it would compile the next one anew."""
+  def _placed(self, state: DecodeState) -> DecodeState:
+    """The state under fixed shardings: if a block changed them, the next block would be compiled again."""
     place = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(self.layout.mesh, spec))
     rows = BATCH if state.token_B.shape[0] % self.layout.batch_ways == 0 else None
     ways = self.layout.mesh.shape["tensor"]
@@ -193,4 +195,4 @@ class Decoder:
       return place(x, P(rows, None, heads))
 
     token_B, done_B = place(state.token_B, P()), place(state.done_B, P())
-    return State(token_B, done_B, place(state.drawn, P()), jax.tree.map(cached, state.cache))
+    return DecodeState(token_B, done_B, place(state.drawn, P()), jax.tree.map(cached, state.cache))

@@ -27,7 +27,7 @@ from lora_exp.train.trials import Hyperparameters, first_leaves, inject_trials, 
 class Job:
   """The trials of a pack over one base: static program, arrays, and the state to train from.
 
-  The first step of training donates the arrays of `state`; what is read later comes from the state that training returns.
+  The first step of training donates the arrays of `state`; training returns the state after its last step.
   """
 
   program: Program
@@ -51,7 +51,7 @@ class Job:
 
 
 def mapping_of(layout: Layout) -> str:
-  """How a step goes over its trials: one after another, which is best on a CPU, or side by side."""
+  """How the step is mapped over trials: `map`, a loop, which is best on a CPU, or `vmap`."""
   return "map" if jax.default_backend() == "cpu" and layout.mesh.shape["trial"] == 1 else "vmap"
 
 
@@ -63,14 +63,14 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
   plans = plans or [plan]
   if any(_shared(p) != _shared(plan) for p in plans):
     raise ValueError(
-      "the trials of a pack must agree on all but rank, alpha, targets, rates, decay and seeds; on a quantised base, on "
-      "targets too"
+      "the trials of a pack must agree on all settings but rank, alpha, targets, rates, decay and seeds; on a quantised "
+      "base, on targets too"
     )
   cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
   cfgs, tables, method = [p.cfg for p in plans], [p.table for p in plans], methods.of(cfg.lora)
   teacher = make_teacher(cfg, plan.model(), found, layout)
   mapping = mapping_of(layout)
-  # Merging needs a kernel of its own for every trial: only one trial at a time may do it.
+  # A merged kernel per trial takes too much memory where several trials run at once.
   compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
   if cfg.lora.quant:
     found = _quantised(found, {row.path for table in tables for row in table}, layout, cfg.lora.quant)
@@ -103,14 +103,14 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
 
 
 def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Mapping:
-  """What the adapters of one trial begin with: what was given, or what its method and init say."""
+  """The adapter leaves of one trial at step 0: those in `lora.init_from`, or those of its method."""
   if plan.start is not None:
     return lora.completed(plan.start, lora.kernels_of(model, plan.table, found))
   return first_leaves(model, plan.cfg, plan.table, found) if plan.table else {}
 
 
 def _quantised(base: Mapping[str, jax.Array], modules: Collection[str], layout: Layout, kind: str) -> dict[str, Any]:
-  """The base by dotted path with the kernels of `modules` quantised, each laid out as it was."""
+  """The base by dotted path with the kernels of `modules` quantised, under unchanged shardings."""
   make = lambda w: lora.quantise(w, kind)
 
   def one(path: str, w):
@@ -125,16 +125,16 @@ def _quantised(base: Mapping[str, jax.Array], modules: Collection[str], layout: 
 
 
 def _shared(plan: Plan) -> tuple:
-  """What the compiled step of a pack takes from one trial for all of them."""
+  """The settings that the trials of a job must share, because the compiled step takes them from the first."""
   cfg = plan.cfg
   optim = replace(cfg.optim, lr=0.0, weight_decay=0.0, clip=None)
   sizes = (cfg.train.batch_size, cfg.data.seq_len, methods.of(cfg.lora).name, cfg.lora.compute, cfg.lora.quant)
-  quantised = sorted(row.path for row in plan.table) if cfg.lora.quant else []  # the base's adapted kernels
+  quantised = sorted(row.path for row in plan.table) if cfg.lora.quant else []  # adapted kernels of the base
   return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, tuple(plan.full), quantised
 
 
 def _make(start: Callable[[Tree], State], program: Program, params: Tree) -> State:
-  """The state that `start` makes, laid out over the mesh; of abstract `params`, its shapes and places alone."""
+  """The state that `start` makes of `params`, under its shardings; abstract if `params` are."""
   shapes = jax.eval_shape(start, params)
   places = state_shardings(program, shapes)
   if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):

@@ -1,4 +1,4 @@
-"""A run opened for use: what it trained beside its base; or a base alone."""
+"""A finished run, loaded for evaluation, generation or export; or a base alone."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,11 @@ from lora_exp.train.trials import Hyperparameters
 
 @dataclass
 class LoadedRun:
-  """A pack of one. `job` holds the base's frozen arrays."""
+  """A run as a pack of one; `job` holds the frozen arrays of its base."""
 
   plan: Plan
   job: Job
-  params: Tree  # what was trained, with the axis of trials; {} where that is in `frozen`, and for a base alone
+  params: Tree  # trained leaves (1, …); {} for a base alone, and where they are in `frozen`
   frozen: Tree  # every other array
 
   def single(self) -> tuple[Tree, Hyperparameters]:
@@ -33,7 +33,7 @@ class LoadedRun:
     return params, trial
 
   def base(self) -> tuple[Tree, Hyperparameters, Tree]:
-    """(params, trials, frozen) with which the job's program answers as the base: scales of 0, and kept parameters."""
+    """(params, trials, frozen) with which the job's program computes the base: scales of 0, original parameters."""
     kept = flatten(self.job.frozen) if self.plan.full else {}
 
     def one(key_path, x):
@@ -46,23 +46,23 @@ class LoadedRun:
 
 
 def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> LoadedRun:
-  """The run in `cfg.run`, or without one the base of `cfg`; it computes in `dtype`, or as `model.dtype` says.
+  """Loads the run in `cfg.run`, or without one the base of `cfg`; it computes in `dtype`, by default `model.dtype`.
 
-  With lora=full the trained model is a base of its own; the one it began as is made only `with_base`.
+  With lora=full the trained model replaces the base; the original base is made only `with_base`.
   """
   full = cfg.run is not None and methods.of(cfg.lora).trains_everything
   plan = plan_of(cfg)
   places = plan.layout.shardings(plan.base)
   trained = store.load(Path(str(cfg.run)) / store.FILE, plan.base, places) if full else None
   base = make_base(plan)[0] if with_base or trained is None else trained
-  if dtype is not None:  # not before: a pretrained base is named by the settings that made it
+  if dtype is not None:  # after the base: a pretrained base is cached under the settings that made it
     plan = replace(plan, cfg=replace(plan.cfg, model=replace(plan.cfg.model, dtype=dtype)))
   job = make_job(plan, base, 0)
   return LoadedRun(plan, job, job.state.params, job.frozen if trained is None else trained)
 
 
 def plan_of(cfg: Config) -> Plan:
-  """The plan of the run in `cfg.run` with its adapter, which is read, or of the base alone. Makes no base."""
+  """The plan of the run in `cfg.run` with its adapter, or of the base alone. Makes no base."""
   method = methods.of(cfg.lora) if cfg.run or cfg.lora.init_from else methods.get("frozen")
   directory = Path(str(cfg.run))
   if cfg.run:
@@ -75,7 +75,7 @@ def plan_of(cfg: Config) -> Plan:
 
 
 def _check_finished(directory: Path, method: methods.Method) -> None:
-  """Raises InputError if the run has not left what it was to train: before a base is made for it."""
+  """Raises InputError if the run has not written its trained weights."""
   left = store.FILE if method.trains_everything else "adapter"
   if not method.trains_nothing and not (directory / left).exists():
     raise InputError(

@@ -1,7 +1,7 @@
-"""Where the curves go: metrics.jsonl, which is the truth, and wandb, which is a view of it.
+"""Logging of metrics: to metrics.jsonl, the record of the run, and to wandb, a view of it.
 
-wandb lives in one thread fed by a bounded queue. Whatever goes wrong there (no network, no disk, a bug, a server that
-never answers) costs its dashboard and one warning, never the run or its time.
+wandb runs in one thread that is fed by a bounded queue. Whatever goes wrong there (no network, no disk, a bug, a server
+that does not answer) costs the dashboard and one warning, but neither the run nor its time.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ from lora_exp.runtime.sweep_directory import sweep_trial
 
 
 class MetricsFile:
-  """metrics.jsonl of a run: a line for each row, on the disk's side as soon as it is logged."""
+  """Writes metrics.jsonl of a run: one line for each row, flushed as soon as it is logged."""
 
   def __init__(self, run_dir: Path, last_step: int | None):
-    """A new file, or (`last_step`) the old one with its rows up to that step; later ones and a torn last one go."""
+    """Starts a new file, or with `last_step` continues the old one after dropping the rows of later steps."""
     self.path = Path(run_dir) / METRICS_FILE
     kept = []
     if last_step is not None and self.path.exists():
@@ -44,7 +44,7 @@ class MetricsFile:
       raise DiskError(f"{self.path}: cannot be written ({error.strerror})") from error
 
   def log(self, row: dict) -> None:
-    """Append `row`; numbers that JSON does not know (NaN, infinity) become null. Raises DiskError."""
+    """Appends `row`; NaN and infinity become null. Raises DiskError."""
     try:
       self.file.write(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n")
       self.file.flush()
@@ -56,39 +56,39 @@ class MetricsFile:
 
 
 def _plain(value: Any) -> Any:
-  """`value` for JSON: scalars of numpy and jax as Python numbers, NaN and infinity as null."""
+  """`value` for JSON: numpy and jax scalars as Python numbers, NaN and infinity as None."""
   value = value.item() if hasattr(value, "item") else value
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Logger:
-  """A view of the run besides its files; this one shows nothing."""
+  """The interface of loggers; this one does nothing."""
 
   def log(self, row: dict) -> None:
     """One row of metrics.jsonl."""
 
   def summary(self, values: dict) -> None:
-    """What the run came to, by name."""
+    """The content of summary.json."""
 
   def finish(self, exit_code: int) -> None:
-    """The run ended."""
+    """Ends the run with its exit code."""
 
   def wait(self, until: float) -> None:
-    """Returns when everything is written, or at the time `until` (of time.monotonic)."""
+    """Waits until everything is written, at most until the time `until` (of time.monotonic)."""
 
 
 def wait_for(loggers: Sequence[Logger]) -> None:
-  """Returns when all of them have written everything, or after a bounded time that they share."""
+  """Waits until all loggers have written everything, or until a time limit that they share."""
   until = time.monotonic() + WandbLogger.finish_seconds
   for one in loggers:
     one.wait(until)
 
 
 def make_logger(cfg: LoggerConfig, run_dir: Path, name: str, config: dict) -> Logger:
-  """The logger that `cfg` asks for; `config` is the run's whole configuration, `name` its name on the dashboard.
+  """The logger of `cfg`; `config` are all settings of the run, `name` is its name on the dashboard.
 
-  The trials of a sweep lie in one directory, SWEEP/wandb, for `wandb leet` looks no deeper; they are a group, and each is
-  called by its number and what is its own.
+  The trials of a sweep share one directory, SWEEP/wandb, because `wandb leet` does not search deeper. They form a
+  group, and the name of each is its number and the settings in which it differs.
   """
   mode = wandb_mode(cfg.mode) if cfg.name == "wandb" else "disabled"
   if mode == "disabled":
@@ -133,7 +133,7 @@ def _has_key() -> bool:
 
 
 class WandbLogger(Logger):
-  """Hands rows to the thread that owns wandb; never raises, never waits (`wait` alone, and a bounded time)."""
+  """Passes rows to the thread that owns wandb; never raises, and only `wait` waits, for a limited time."""
 
   init_seconds = 20.0  # of waiting for the server when the run starts
   finish_seconds = 60.0  # of waiting for the import, the queue and the upload, of all trials together
@@ -142,7 +142,7 @@ class WandbLogger(Logger):
   def __init__(self, settings: dict):
     self.settings = settings
     self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(self.queue_rows)
-    self.last: tuple[str, Any] | None = None  # what has not found its place in the queue
+    self.last: tuple[str, Any] | None = None  # what did not fit into the queue
     self.warned = False
     self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
     self.thread.start()

@@ -1,7 +1,7 @@
-"""The memory of a pack: what there is, what its step is estimated to take, and what is said when it was not enough.
+"""The memory of a pack: what is available, an estimate of what its step needs, and errors when it is not enough.
 
-The estimate is a formula, so that a sweep knows how wide its packs can be before anything is compiled. What XLA says of
-the compiled step is then held against the memory there is: a pack that is too wide is cut.
+The estimate is a formula, so that a sweep can size its packs before anything is compiled. XLA's figure for the compiled
+step is then compared with the available memory, and a pack that is too large is split.
 """
 
 import math
@@ -21,21 +21,21 @@ from lora_exp.train.job import mapping_of
 from lora_exp.train.loss import CHUNK_LOGITS
 from lora_exp.train.plan import Plan
 
-HOST, ACCELERATOR = 0.8, 0.95  # shares of the memory there is: a process holds more than the arrays of its step
+HOST, ACCELERATOR = 0.8, 0.95  # usable shares of the memory: a process holds more than the arrays of its step
 WORKING = 1.25  # XLA's temporaries over the kernels' inputs and outputs and the attention's weights, measured
 CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-  """Bytes on one device that a step takes."""
+  """Bytes on one device that a step needs."""
 
-  solo: int  # of one trial: base, adapter, optimizer, and what a step works with
+  solo: int  # of one trial: base, adapter, optimizer state and temporaries
   further: int  # of each further trial on that device
-  ways: int = 1  # pieces that trials are split into: the mesh axis `trial`
+  ways: int = 1  # size of the mesh axis `trial`, over which trials are split
 
   def of(self, trials: int) -> int:
-    """What a pack of `trials` takes."""
+    """What a pack of `trials` trials needs."""
     return self.solo + (math.ceil(trials / self.ways) - 1) * self.further
 
   def most(self, memory: int) -> int:
@@ -43,19 +43,19 @@ class MemoryEstimate:
     return 0 if memory < self.solo else self.ways * (1 + (memory - self.solo) // max(1, self.further))
 
   def at_least(self, other: "MemoryEstimate") -> "MemoryEstimate":
-    """The larger of both, figure by figure."""
+    """The larger of both, field by field."""
     return MemoryEstimate(max(self.solo, other.solo), max(self.further, other.further), self.ways)
 
 
 def estimate(plan: Plan) -> MemoryEstimate:
-  """What the step of trials like `plan` takes, by a formula; within a factor of two of XLA's figure for one trial.
+  """An estimate of what the step of trials like `plan` needs; within a factor of two of XLA's figure for one trial.
 
-  Trials mapped in a loop are worked on one at a time, and the loop keeps their state twice (what it reads and what it
-  writes); trials side by side each need their own working memory.
+  A loop over trials works on one at a time and keeps the state of all of them twice, as its input and its output.
+  Under vmap every trial needs working memory of its own.
   """
   cfg, trained = plan.cfg, 4 * int(plan.parameters()["trainable"])
   moments = (cfg.optim.momentum > 0) if cfg.optim.name == "sgd" else 2
-  state, work = trained * (1 + moments), trained + _working(plan)  # work: a gradient, and what is kept for it
+  state, work = trained * (1 + moments), trained + _working(plan)  # work: a gradient and its residuals
   further = 2 * state + (work if mapping_of(plan.layout) == "vmap" else 0)
   base = sum(_local(plan, path, x) for path, x in plan.shapes.items())
   return MemoryEstimate(base + state + work, further, plan.layout.mesh.shape["trial"])
@@ -68,8 +68,10 @@ def _local(plan: Plan, path: str, x) -> int:
 
 
 def _working(plan: Plan) -> int:
-  """Bytes that a gradient works with on one device: a row of each kernel's input and output for every token, the
-  attention's weights twice, and a chunk of logits."""
+  """Bytes of temporaries of a gradient on one device.
+
+  For every token an input and an output of each kernel, the attention weights twice, and a chunk of logits.
+  """
   cfg = plan.cfg
   rows = max(1, cfg.train.batch_size // (plan.layout.batch_ways * cfg.optim.accumulate))
   length = 1 if is_numeric(cfg.data) else cfg.data.seq_len
@@ -84,7 +86,7 @@ def _working(plan: Plan) -> int:
 
 
 def widest(plans: Sequence[Plan]) -> MemoryEstimate:
-  """What packs of `plans` take: the largest of all trials, figure by figure."""
+  """What packs of `plans` need: the largest of all trials, field by field."""
   need = estimate(plans[0])
   for plan in plans[1:]:
     need = need.at_least(estimate(plan))
@@ -92,7 +94,7 @@ def widest(plans: Sequence[Plan]) -> MemoryEstimate:
 
 
 def device_memory() -> int:
-  """Bytes that programs may yet use on one device: what an accelerator reports, or a share of the machine's."""
+  """Bytes available to programs on one device: as an accelerator reports, or a share of the machine's memory."""
   stats = jax.local_devices()[0].memory_stats() or {}
   if "bytes_limit" in stats:
     return int(ACCELERATOR * stats["bytes_limit"]) - stats.get("bytes_in_use", 0)
@@ -100,7 +102,7 @@ def device_memory() -> int:
 
 
 def _available() -> int:
-  """Bytes that the machine can give: caches of files count as free."""
+  """Bytes available on the machine; file caches count as free."""
   try:
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -109,7 +111,7 @@ def _available() -> int:
 
 
 def _allowed() -> float:
-  """Bytes that the container may take yet, of control groups of version 2; without a limit infinity."""
+  """Bytes that the container may still allocate (control groups, version 2); infinity without a limit."""
   try:
     most, held = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
     cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()).get("inactive_file", 0)
@@ -119,15 +121,15 @@ def _allowed() -> float:
 
 
 def check_fits(step: CompiledStep) -> None:
-  """Raises MemoryFullError if XLA says that the compiled step of several trials needs more than there is yet."""
+  """Raises MemoryFullError if the compiled step of several trials needs more memory than is available."""
   needed, there = step.working_bytes, device_memory()
   if needed > there:
-    raise MemoryFullError(f"the step needs {nbytes(needed)} beside its arrays, and there is {nbytes(there)}")
+    raise MemoryFullError(f"the step needs {nbytes(needed)} besides its arrays, and {nbytes(there)} are available")
 
 
 @contextmanager
 def memory_errors(plan: Plan, trials: int = 1) -> Iterator[None]:
-  """Raises MemoryFullError in place of what jax raises where memory is exhausted; of one trial, with what can be done."""
+  """Turns out-of-memory errors of jax and Python into MemoryFullError; for one trial, with advice."""
   try:
     yield
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -138,7 +140,7 @@ def memory_errors(plan: Plan, trials: int = 1) -> Iterator[None]:
 
 
 def advice(plan: Plan) -> str:
-  """What makes one trial smaller."""
+  """How to make one trial smaller."""
   cfg = plan.cfg
   return (
     f"cut the batch into parts (optim.accumulate={2 * cfg.optim.accumulate}), lower train.batch_size="
@@ -148,7 +150,7 @@ def advice(plan: Plan) -> str:
 
 
 def nbytes(count: float) -> str:
-  """A number of bytes as people write it."""
+  """A number of bytes with a binary unit, as 4.07 MiB."""
   for unit in ("B", "KiB", "MiB", "GiB"):
     if abs(count) < 1024:
       return f"{count:.4g} {unit}"

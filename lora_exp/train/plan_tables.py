@@ -12,7 +12,7 @@ from lora_exp.train.plan import Plan
 
 
 def show_config(cfg: Config, run_dir: Path) -> None:
-  """Every setting of the run that is not null, a line for each group; of further data, what differs from `data`."""
+  """Shows every setting that is not null, a line for each group; for further data only what differs from `data`."""
   node = {name: value for name, value in asdict(cfg).items() if name not in ("format", "out", "merge")}
   if cfg.model.base != "pretrain":
     node["pretrain_data"], node["model"]["pretrain"] = None, None
@@ -32,7 +32,7 @@ def _lines(node: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
 
 
 def show_parameters(plan: Plan) -> None:
-  """The tables that every run prints: adapted modules, parameters, and how arrays lie on a mesh of several devices."""
+  """Shows the adapted modules, the parameter counts and, on several devices, the shardings."""
   if plan.table:
     columns = ("module", "kernel", "rank", "alpha", "scale", "trainable")
     rows = [(r.path, f"{r.fan_in}×{r.fan_out}", r.rank, r.alpha, r.scale, r.parameters) for r in plan.table]
@@ -46,7 +46,7 @@ def show_parameters(plan: Plan) -> None:
 
 
 def _folded(rows: list[tuple]) -> list[tuple]:
-  """Rows that differ only in the number of their block, as one: `blocks.{0-3}.linear1`, its last column their sum."""
+  """`rows`, joined where they differ only in their block number: `blocks.{0-3}.linear1`, last column summed."""
   found = []
   for name, places in folded(rows):
     _, *rest = rows[places[0]]
@@ -55,7 +55,7 @@ def _folded(rows: list[tuple]) -> list[tuple]:
 
 
 def folded(keys: Sequence[tuple]) -> list[tuple[str, list[int]]]:
-  """(name, places) of the keys, a module's path first, that differ only in the number of its block."""
+  """(name, indices) of the keys that differ only in the block number of their first element, a module path."""
   groups: dict[tuple, list[int]] = {}
   for place, key in enumerate(keys):
     kind = ".".join("*" if s.isdigit() else s for s in key[0].split("."))

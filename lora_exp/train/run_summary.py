@@ -1,4 +1,4 @@
-"""summary.json: what a run trained, how far, how well and at what cost; and the table that closes a run."""
+"""summary.json, with the results and the cost of a run; and the closing table of a run."""
 
 import importlib.metadata
 import json
@@ -73,13 +73,13 @@ def run_summary(
 
 
 def process_bytes() -> int:
-  """The largest memory this process has held; the system gives KiB, and macOS bytes."""
+  """The peak resident memory of this process in bytes; getrusage reports KiB, and bytes on macOS."""
   unit = 1 if platform.system() == "Darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def show_result(found: dict, run_dir: Path, data: DataConfig, prompt: str) -> None:
-  """The table that closes a run, and how to go on: with `prompt`, if it makes text."""
+  """Shows the closing table of a run, and a command that uses the run: with `prompt`, if it generates text."""
   losses, counts, seconds = found["losses"], found["parameters"], found["seconds"]
   nats = lambda value: "-" if value is None else f"{value:.4f}"
   against = lambda gain: f"{abs(gain):.4f} {'below' if gain > 0 else 'above'} the base"
@@ -135,5 +135,5 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
 
 
 def short(path: Path) -> str:
-  """A path as a person would type it here."""
+  """A path relative to the working directory where that is shorter to type."""
   return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -14,12 +14,12 @@ from lora_exp.data.chat import encode_chat
 from lora_exp.data.sources import prompt_separator
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime.dropout import stream_key
-from lora_exp.train.decode import NOTHING, Decoder, Rows, pad_left, power_of_two
+from lora_exp.train.decode import NOTHING, Decoder, PromptRows, pad_left, power_of_two
 from lora_exp.train.program import Program, Tree, assemble
 from lora_exp.train.trials import Hyperparameters
 
 MOST_ROWS = 32  # prompts decoded together
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of bytes that are no character, or not yet
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes from bytes that are not, or not yet, a character
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Sampler:
     return self.decode(params, trial, frozen, self.encode(prompts))
 
   def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-    """The ids of each prompt; InputError where the model has no position left for a token after it."""
+    """The token ids of each prompt. Raises InputError if `model.max_len` leaves no position for another token."""
     ids = [self._asked(prompt) for prompt in prompts]
     if problems := [
       f"the prompt {shown(prompt)!r} has {len(row):,} tokens, and model.max_len={self.max_len} leaves no room for "
@@ -99,9 +99,9 @@ class Sampler:
     prompts: Sequence[Sequence[int]],
     show: Callable[[str], None] | None = None,
   ) -> list[str]:
-    """Completions of prompts given as ids; `show` is called with each piece of the first one's text, once it is sure.
+    """Completions of prompts given as token ids; `show` gets the text of the first one piece by piece.
 
-    A prompt's draws depend on `sample.seed` and on how often it came before, not on the prompts beside it.
+    The samples of a prompt depend on `sample.seed` and on how often it came before, not on the other prompts.
     """
     texts = [Text(self.tokenizer, prompt, self.cfg.stop) for prompt in prompts]
     seen: Counter[tuple[int, ...]] = Counter()
@@ -116,14 +116,14 @@ class Sampler:
 
   def _decode(self, weights, prompts, repeats, texts: list["Text"], show) -> None:
     count = len(prompts)
-    batch = power_of_two(count)  # further rows are copies of the first that are done at once
+    batch = power_of_two(count)  # further rows are copies of the first, and end at once
     prompts = [*prompts, *[prompts[0]] * (batch - count)]
     tokens_BP, start_B = pad_left(prompts)
     room_B = np.array([min(self.cfg.max_tokens, self.max_len - len(prompt)) for prompt in prompts], np.int32)
     numbers = jnp.array([*repeats, *[0] * (batch - count)], jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(self.cfg.seed, "sample"), numbers)
     width = tokens_BP.shape[1]
-    rows = Rows(start_B, room_B, jax.device_put(keys, self.layout.replicated), np.int32(width))
+    rows = PromptRows(start_B, room_B, jax.device_put(keys, self.layout.replicated), np.int32(width))
     slots = power_of_two(width + int(room_B.max()))
     state = self.decoder.start(weights, tokens_BP, rows, slots)
     new_BN = state.token_B[:, None]
@@ -149,23 +149,23 @@ def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer) -> Sampler
 
 
 class Text:
-  """One completion as its tokens come: what is sure of it, whole characters alone and nothing of a stop text."""
+  """The text of one completion while it is generated: complete characters, and no part of a stop text."""
 
   def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]):
     self.tokenizer, self.stops, self.ids = tokenizer, stops, list[int]()
-    # A space at the beginning is text where the completion goes on after text.
+    # A leading space is part of the text if the prompt ends with text.
     controls = tokenizer.special_tokens.values()
     self.anew = tokenizer.start_after_control and len(prompt) > 0 and prompt[-1] in controls
     self.whole, self.given, self.stopped = "", 0, False
 
   def add(self, ids: Sequence[int]) -> str:
-    """The text that is sure now and was not before."""
+    """Adds token ids; returns the text that has become final."""
     if self.stopped:
       return ""
     self.ids += ids
     self.whole = self.tokenizer.decode(self.ids, start=self.anew)
     sure = self.whole.rstrip(BROKEN)
-    # The stop text that is complete first counts, so that it does not matter in which pieces the tokens come.
+    # The stop text that is complete first counts, whatever the pieces in which tokens arrive.
     found = [(i + len(stop), i) for stop in self.stops if (i := sure.find(stop)) >= 0]
     if found:
       self.stopped = True
@@ -175,7 +175,7 @@ class Text:
     return self._give(sure)
 
   def rest(self) -> str:
-    """What was held back, when no more tokens come."""
+    """The text that was held back, when no more tokens come."""
     return self._give(self.whole)
 
   def _give(self, sure: str) -> str:

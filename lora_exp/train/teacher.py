@@ -1,7 +1,8 @@
 """A teacher with a known answer: the base plus an update of rank k on named targets (`data=planted`).
 
-Students learn its distribution over the next token, not the text's own word, so that no sampling noise hides what the
-rank and the targets are. All k directions of an update are alike: a student of rank k - 1 must leave one of them out.
+Students learn its distribution over the next token instead of the token in the text, so that sampling noise does not
+hide the effect of rank and targets. All k directions of the update have equal weight, so that a student of rank k - 1
+must omit one of them.
 """
 
 import math
@@ -29,7 +30,7 @@ Values = Mapping[str, Any]  # a model's parameters by dotted path
 
 @dataclass
 class Teacher:
-  """The teacher's model on the mesh. Called, it adds its features `teacher` (B, T, D) and `teacher_head` to a batch."""
+  """The teacher's model on the mesh. A call adds its features `teacher` (B, T, D) and `teacher_head` to a batch."""
 
   model: Callable[[Tree], LanguageModel]  # of its parameters
   params: Tree
@@ -44,19 +45,19 @@ class Teacher:
     return batch | {"teacher": self._features(self.params, batch), "teacher_head": self.head}
 
   def abstract(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a batch of shapes alone."""
+    """The same for a batch of shapes."""
     x = jax.eval_shape(self._features, self.params, batch)
     x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.batch)
     return {**batch, "teacher": x, "teacher_head": self.head}
 
 
 def table_of(model: nnx.Module, cfg: Config) -> list[lora.AdaptedModule]:
-  """The modules that the teacher of `cfg.data` differs in. Raises InputError for targets that it cannot have."""
-  asked = cfg.data.teacher
-  assert asked is not None
+  """The modules in which the teacher of `cfg.data` differs from the base. Raises InputError for invalid targets."""
+  teacher_cfg = cfg.data.teacher
+  assert teacher_cfg is not None
   family = get_family(cfg.model.family)
   try:
-    table = lora.resolve(model, asked.targets, rank=asked.rank, presets=family.presets)
+    table = lora.resolve(model, teacher_cfg.targets, rank=teacher_cfg.rank, presets=family.presets)
   except InputError as error:
     raise InputError([problem.replace("lora.targets", "data.teacher.targets") for problem in error.problems]) from None
   heads = {path for path, module in lora.modules(model).items() if module is getattr(model, "head", None)}
@@ -73,14 +74,14 @@ def table_of(model: nnx.Module, cfg: Config) -> list[lora.AdaptedModule]:
 
 
 def make_teacher(cfg: Config, model: nnx.Module, base: Values, layout: Layout) -> Teacher | None:
-  """The teacher that `cfg.data` names on the base with the parameters `base`, or None; `model` is abstract."""
-  asked = cfg.data.teacher
-  if asked is None:
+  """The teacher of `cfg.data` on the base with the parameters `base`, or None; `model` is abstract."""
+  teacher_cfg = cfg.data.teacher
+  if teacher_cfg is None:
     return None
   table = table_of(model, cfg)
-  values = {**base, **planted(model, table, asked, base)}
+  values = {**base, **planted(model, table, teacher_cfg, base)}
   parts: Any = nnx.split(model, nnx.Param, ...)
-  graph, state, keys = parts  # the keys are of dropout, which a teacher does without
+  graph, state, keys = parts  # dropout keys; the teacher has no dropout
   params = jax.tree_util.tree_map_with_path(lambda path, _: values[dotted(path)], nnx.to_pure_dict(state))
   keys = jax.tree.map(lambda _: jax.random.key(0), nnx.to_pure_dict(keys))
   taught: Callable[[Tree], Any] = lambda params: nnx.merge(graph, params, keys)
@@ -91,10 +92,10 @@ def make_teacher(cfg: Config, model: nnx.Module, base: Values, layout: Layout) -
 
 
 def planted(
-  model: nnx.Module, table: list[lora.AdaptedModule], asked: TeacherConfig, base: Values
+  model: nnx.Module, table: list[lora.AdaptedModule], teacher_cfg: TeacherConfig, base: Values
 ) -> dict[str, jax.Array]:
   """The teacher's kernels W + ΔW; ΔW = strength·‖W‖/√k · U·Vᵀ with k orthonormal directions U (I, k) and V (O, k)."""
-  root, found = stream_key(asked.seed, "teacher"), {}
+  root, found = stream_key(teacher_cfg.seed, "teacher"), {}
   for row in table:
     module = lora.modules(model)[row.path]
     w = lora.kernels_of(model, [row], base)[row.path]
@@ -104,7 +105,7 @@ def planted(
     sides = jax.random.split(path_key(root, row.path))
     u, v = (_orthonormal(key, (*w.shape[:-2], size, row.rank)) for key, size in zip(sides, w.shape[-2:], strict=True))
     norm = jnp.linalg.norm(w.astype(jnp.float32), axis=(-2, -1), keepdims=True)
-    update = asked.strength / math.sqrt(row.rank) * norm * (u @ jnp.swapaxes(v, -1, -2))
+    update = teacher_cfg.strength / math.sqrt(row.rank) * norm * (u @ jnp.swapaxes(v, -1, -2))
     found[name] = kernels.from_IO(module, (w + update).astype(w.dtype))
   return found
 

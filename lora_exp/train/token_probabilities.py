@@ -1,6 +1,6 @@
-"""What a trained model thinks of held-out prompts and answers: the probability of each token, as a picture."""
+"""The probability that a trained model gives to each token of held-out responses, as a plot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ from lora_exp.train.program import Tree, assemble
 from lora_exp.train.step import Batch, features
 from lora_exp.train.trials import Hyperparameters
 
-MOST, LONGEST = 32, 48  # examples in the picture, and tokens of each
+MAX_EXAMPLES, MAX_TOKENS = 32, 48  # in the plot
 
 
 def token_probabilities(model: LanguageModel, batch: Batch) -> jax.Array:
@@ -28,19 +28,40 @@ def _probability(logits_BV: jax.Array, target_B: jax.Array) -> jax.Array:
 
 
 def draw(
-  run_dir: Path, job: Job, trials: Hyperparameters, params: Tree, held: Sequence[Mapping[str, jax.Array]], tokenizer: Tokenizer
+  run_dir: Path,
+  job: Job,
+  trials: Hyperparameters,
+  params: Tree,
+  held_out: Sequence[Mapping[str, jax.Array]],
+  tokenizer: Tokenizer,
 ) -> None:
-  """plots/answers.png: the first held-out examples, a row each, each token learned with its probability."""
-  held = held[: -(-MOST // len(held[0]["tokens"]))]
-  one = lambda tree: jax.tree.map(lambda x: x[0], tree)
-  call = jax.jit(lambda params, trial, frozen, b: token_probabilities(assemble(job.program, params, trial, frozen, None), b))
-  found = [call(one(params), one(trials), job.frozen, dict(batch)) for batch in held]
-  join = lambda arrays: np.concatenate([np.asarray(x) for x in arrays])
-  rows = np.flatnonzero(join(batch["answers"].any(1) for batch in held))[:MOST]
-  counted, targets = (join(batch[name] for batch in held)[rows] for name in ("weights", "targets"))
-  places = [np.flatnonzero(row)[:LONGEST] for row in counted]
-  words = lambda ids: ["end" if i == tokenizer.eot else tokenizer.decode([i]) for i in ids]
-  texts = [words(row[at].tolist()) for row, at in zip(targets, places, strict=True)]
+  """Writes plots/answers.png: a row for each of the first held-out examples, with the probability of each target.
+
+  `params` and `trials` are those of one trial, (1, …).
+  """
+
+  @jax.jit
+  def probabilities(params: Tree, trial: Hyperparameters, frozen: Tree, batch: Batch) -> jax.Array:
+    return token_probabilities(assemble(job.program, params, trial, frozen, None), batch)
+
+  own_params, trial = jax.tree.map(lambda x: x[0], (params, trials))
+  batches = held_out[: -(-MAX_EXAMPLES // len(held_out[0]["tokens"]))]
+  values_BT = _join(probabilities(own_params, trial, job.frozen, dict(batch)) for batch in batches)
+  examples = np.flatnonzero(_join(batch["answers"].any(1) for batch in batches))[:MAX_EXAMPLES]
+  weights_BT, targets_BT = (_join(batch[name] for batch in batches) for name in ("weights", "targets"))
+  texts, values = [], []
+  for row in examples:
+    positions = np.flatnonzero(weights_BT[row])[:MAX_TOKENS]
+    texts.append([_token_text(tokenizer, token) for token in targets_BT[row][positions].tolist()])
+    values.append(values_BT[row][positions])
   from lora_exp.report.plots.run_plots import plot_token_probabilities  # matplotlib takes half a second to import
 
-  plot_token_probabilities(run_dir, texts, [row[at] for row, at in zip(join(found)[rows], places, strict=True)])
+  plot_token_probabilities(run_dir, texts, values)
+
+
+def _join(arrays: Iterable[jax.Array]) -> np.ndarray:
+  return np.concatenate([np.asarray(x) for x in arrays])
+
+
+def _token_text(tokenizer: Tokenizer, token: int) -> str:
+  return "end" if token == tokenizer.eot else tokenizer.decode([token])

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from runs import TINY, command, curve, environment, on_stories, process, rows, summary, train
 
 from lora_exp.cli import main as entry
+from lora_exp.cli import session
 from lora_exp.config import InputError
 from lora_exp.config.override_grammar import parse
 from lora_exp.report.findings.all_findings import all_findings
@@ -43,7 +44,7 @@ def run_study(directory: Path, *argv: str, launcher: str = "packed", code: int =
   common = ["-m", "hydra/sweeper=study", f"hydra/launcher={launcher}", f"hydra.sweep.dir={directory}"]
   with pytest.MonkeyPatch.context() as patch:
     if not report:
-      patch.setattr(entry.Session, "summarise", lambda *_: None)
+      patch.setattr(session, "_report_sweep", lambda *_: None)
     assert entry.run([*common, *argv]) == code
   return directory
 

@@ -15,7 +15,7 @@ from packs import bent, job_of, quickly, small
 from lora_exp.config import ArchConfig, InputError, SampleConfig
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2
-from lora_exp.train.decode import BLOCK, Rows, draw_token, nucleus, pad_left
+from lora_exp.train.decode import BLOCK, PromptRows, draw_token, nucleus, pad_left
 from lora_exp.train.program import assemble
 from lora_exp.train.sampler import Sampler, Text, prompt_format
 
@@ -79,7 +79,7 @@ def test_padding_and_cache_do_not_change_logits(family):
   job, params, trial = made(family)
   decoder = sampler(family).decoder
   tokens, start = pad_left(prompts)
-  rows = Rows(start, np.full(3, 6), None, np.int32(16))
+  rows = PromptRows(start, np.full(3, 6), None, np.int32(16))
 
   @jax.jit
   def forward(part, first, cache):
