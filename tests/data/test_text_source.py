@@ -58,7 +58,7 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path):
   assert text.LONGEST // 2 < max(lengths) <= text.LONGEST
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
   monkeypatch.setattr(row_writer, "BATCH", 2**16)
   document = "A line of the story.\n" * 200

@@ -99,7 +99,7 @@ def test_files_that_cannot_be_read_leave_no_rows_in_the_cache(in_tmp_path, capfd
   assert sorted(path.name for path in in_tmp_path.iterdir()) == sorted(FILES)
 
 
-def test_a_batch_that_the_mesh_cannot_divide_is_refused_with_every_other_problem(tmp_path):
+def test_an_indivisible_batch_is_listed_with_all_problems(tmp_path):
   done = process(*TINY, *on_stories(tmp_path), "train.batch_size=6", "lora.targets=quary", cwd=tmp_path, devices=8)
   assert done.returncode == 2 and "Traceback" not in done.stderr
   assert "train.batch_size=6" in done.stderr and "multiple of 8" in done.stderr and "lora.targets=quary" in done.stderr

@@ -99,7 +99,7 @@ def nonzero(seen):
   return sum(np.asarray(e != 0).sum(-1) for e in seen.values())
 
 
-def test_the_budget_goes_to_the_module_that_has_something_to_learn():
+def test_the_budget_goes_to_the_module_that_learns():
   params, _, _ = run(tree(), 0.75)
   assert adalora.kept_ranks(params) == {"blocks.0.q": 0, "blocks.0.v": 0, "blocks.1.q": 3, "blocks.1.v": 0}
   learnt = methods.get("adalora").delta(None, params["blocks"][1]["q"], 1.0)
@@ -114,7 +114,7 @@ def test_exactly_the_budget_is_left_at_the_end(budget):
   assert (nonzero(seen)[-18:] == want).all(), "the last 30 % of the steps keep what the last pruning left"
 
 
-def test_a_pruned_rank_trains_on_until_the_last_pruning_and_then_stays_at_zero():
+def test_a_pruned_rank_stays_zero_after_the_last_pruning():
   _, state, seen = run(tree(), 1.0)
   e = np.concatenate([np.asarray(x) for x in seen.values()], axis=1)  # (steps, all ranks)
   count = (e != 0).sum(1)
@@ -128,7 +128,7 @@ def test_a_pruned_rank_trains_on_until_the_last_pruning_and_then_stays_at_zero()
   assert (mask == (e[-1] != 0)).all()
 
 
-def test_the_schedule_starts_full_falls_as_a_cube_and_ends_at_the_target():
+def test_the_budget_schedule_is_cubic():
   budgets = [float(adalora.budget_at(t, 10, 70, 64, 10)) for t in range(101)]
   assert budgets[:11] == [64.0] * 11
   assert budgets[70:] == [10.0] * 31
@@ -171,9 +171,9 @@ def padded_pack():
   return stack(trials), stack(active), jnp.array([1.0, 1.5, 2.0])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
-def test_padding_stays_zero_and_an_trial_of_a_pack_is_as_it_would_be_alone(mapping):
+def test_padding_stays_zero_and_a_pack_matches_solo_runs(mapping):
   packed, active, budget = padded_pack()
   state = jax.jit(jax.vmap(rule().init))(packed)
 
@@ -214,7 +214,7 @@ def test_the_regulariser_does_not_see_padding():
   assert not any(x.any() for x in grads[("none",)].values())
 
 
-def test_the_regulariser_has_no_gradient_where_the_columns_are_orthonormal():
+def test_orthonormal_columns_have_no_regulariser_gradient():
   exact = {(): {"lora_a": jnp.eye(5, 2), "lora_b": jnp.eye(2, 5), "lora_e": jnp.ones(2)}}
   value, grads = penalty(exact)
   assert value == 0
@@ -256,7 +256,7 @@ def test_other_leaves_get_the_inner_update_to_the_last_bit():
     assert (where(updates) == where(plain)).all()
 
 
-def test_without_a_budget_to_meet_and_without_the_regulariser_it_is_the_inner_optimizer():
+def test_without_budget_or_regulariser_it_is_the_inner_rule():
   got, _, _ = run(tree(), RANK, steps=20, orthogonal=0.0)
   params = tree()
   state = INNER.init(params)

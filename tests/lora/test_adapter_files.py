@@ -49,7 +49,7 @@ def test_an_adapter_comes_back_from_its_files_bit_for_bit(tmp_path, kind):
   assert (config["base_model_name_or_path"], config["lora_exp"]["method"]) == ("some/base", wanted.method)
 
 
-def test_adalora_comes_back_as_the_lora_that_it_is_without_its_pruned_directions(tmp_path):
+def test_adalora_is_saved_as_lora_of_the_kept_ranks(tmp_path):
   wanted = adapter("adalora", {Q: 3, DOWN: 1, FAR: 2})
   assert lora.save_adapter(tmp_path, wanted, LLAMA, {})
   found = load(tmp_path)
@@ -62,7 +62,7 @@ def test_adalora_comes_back_as_the_lora_that_it_is_without_its_pruned_directions
   same(load(tmp_path / "again"), found)
 
 
-def test_scales_that_are_float32_numbers_come_back_with_their_last_digit(tmp_path):
+def test_float32_scales_round_trip_exactly(tmp_path):
   wanted = adapter("lora", {Q: 3, DOWN: 7})
   scale = float(np.float32(5 / 7))
   wanted = replace(wanted, rows=tuple(replace(row, scale=scale, alpha=0.3) for row in wanted.rows))
@@ -271,7 +271,7 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_adapter_is_refused_in_a_sentence_that_names_its_file(root, tmp_path, name):
+def test_a_damaged_adapter_error_names_its_file(root, tmp_path, name):
   damage, kinds = DAMAGES[name]
   rng = np.random.default_rng(len(name))
   for i in range(4):
@@ -312,7 +312,7 @@ def rewrite(directory: Path, **keys: Any) -> None:
   (directory / CONFIG).write_text(json.dumps(config | keys))
 
 
-def test_all_differences_are_named_at_once_the_first_twenty_of_many(directory):
+def test_all_mismatches_are_listed_up_to_twenty(directory):
   tensors = load_file(directory / WEIGHTS)
   name = f"base_model.model.model.{Q}.lora_A.weight"
   tensors[name.replace("lora_A", "lora_a")] = tensors.pop(name)
@@ -336,7 +336,7 @@ def test_problems_of_both_files_are_named_together(directory):
   assert len(problems) == 3
 
 
-def test_an_adapter_of_another_family_is_refused_with_the_nearest_name(root, tmp_path):
+def test_an_adapter_of_another_family_names_nearest_paths(root, tmp_path):
   shapes = {"wte": (31, 14), "h.1.attn.c_attn": (14, 42), "h.1.attn.c_proj": (14, 14)}
   with pytest.raises(InputError, match="names no module of this gpt2 model.*another family"):
     lora.load_adapter(saved_in(root, "lora"), GPT2, shapes)
@@ -369,7 +369,7 @@ def test_an_adapter_of_one_use_of_a_tied_table_is_refused(root, tmp_path):
   assert "lm_head.lora_A.weight is not what the table has" in problem
 
 
-def test_the_bases_table_that_peft_stores_beside_an_adapter_must_have_the_models_size(root, tmp_path):
+def test_a_saved_embedding_table_must_have_the_models_size(root, tmp_path):
   directory = shutil.copytree(saved_in(root, "tied table"), tmp_path / "adapter")
   tensors, name = load_file(directory / WEIGHTS), "base_model.model.model.embed_tokens.base_layer.weight"
   save_file(tensors | {name: np.zeros((31, 14), np.float32)}, directory / WEIGHTS)

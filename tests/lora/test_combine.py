@@ -87,7 +87,7 @@ def test_the_exact_sum_is_the_weighted_sum_of_the_updates(method):
     assert all(x.dtype == np.float32 for x in found.leaves[row.path].values())
 
 
-def test_a_model_with_the_sum_answers_as_one_with_every_update_added_to_its_kernels():
+def test_a_sum_of_adapters_equals_adding_every_update():
   parts, weights = [drawn("pissa", 2, 1), drawn("vera", 3, 2)], [0.5, -0.25]
   model, plain = net(), net()
   lora.attach(model, combine_adapters(parts, weights))
@@ -194,7 +194,7 @@ def test_what_cannot_be_combined_is_refused_with_the_reason(parts, weights, sett
   assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_every_problem_is_told_at_once_and_values_that_are_not_finite_by_name():
+def test_all_problems_are_listed_with_nonfinite_values():
   broken = drawn("dora")
   broken.leaves["layers.1"]["lora_b"][0, 0] = np.inf
   with pytest.raises(InputError) as caught:
@@ -210,7 +210,7 @@ def test_every_problem_is_told_at_once_and_values_that_are_not_finite_by_name():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rank", [1, 2, 3, 8])
-def test_a_resize_is_numpys_best_approximation_and_tells_its_error(method, rank):
+def test_a_resize_is_the_best_approximation(method, rank):
   before = drawn(method, 3, 4, scale=0.3)
   after, errors = resize(before, rank)
   assert (after.method, list(errors)) == ("lora", list(SHAPES))
@@ -237,7 +237,7 @@ def test_a_resize_leaves_a_positive_scale(scale):
 
 
 @pytest.mark.parametrize("init", ["kaiming", "pissa", "olora"])
-def test_a_fresh_adapter_has_no_error_and_still_trains_at_another_rank(init):
+def test_a_fresh_adapter_is_resized_exactly_and_trains(init):
   model = net()
   lora.inject(model, rank=3, init=init)
   for rank in (2, 9):
@@ -248,7 +248,7 @@ def test_a_fresh_adapter_has_no_error_and_still_trains_at_another_rank(init):
       assert np.linalg.norm(own["lora_a"], axis=0).min() > 0  # else no gradient would ever reach B
 
 
-def test_columns_that_a_larger_rank_adds_change_nothing_and_can_be_trained():
+def test_added_ranks_change_no_output_and_train():
   model, before = net(), drawn("lora", 2)
   lora.attach(model, before)
   y = model(X)
@@ -338,7 +338,7 @@ def test_extract_is_the_best_lora_between_two_checkpoints(rank):
   assert rest == {f"{path}.bias": math.inf for path in SHAPES}  # zero in the base
 
 
-def test_an_extracted_lora_that_keeps_the_rest_answers_as_the_tuned_model():
+def test_an_extracted_lora_matches_the_tuned_model():
   model, other = net(), net()
   tuned = tuned_flat()
   for i, layer in enumerate(other.layers):
@@ -348,7 +348,7 @@ def test_an_extracted_lora_that_keeps_the_rest_answers_as_the_tuned_model():
   np.testing.assert_allclose(model(X), other(X), rtol=1e-5, atol=1e-5)
 
 
-def test_extract_tells_of_every_other_parameter_that_differs_and_of_no_other():
+def test_extract_lists_every_other_changed_parameter():
   base = {"emb.embedding": np.ones((6, 4)), "norm.scale": np.ones(4), "out.kernel": np.ones((4, 2, 3)), "b": np.ones(2)}
   tuned = {k: v.copy() for k, v in base.items()}
   tuned["emb.embedding"][2, 1], tuned["norm.scale"][0], tuned["out.kernel"][0, 0, 0] = 3, 2, 5
@@ -370,13 +370,13 @@ def test_extract_takes_targets_as_inject_does():
     extract(base, tuned, 1, "layer.0")
 
 
-def test_a_checkpoint_that_did_not_move_gives_an_adapter_that_changes_nothing():
+def test_an_unchanged_checkpoint_gives_an_empty_update():
   adapter, errors, rest = extract(flat(net()), flat(net()), 2)
   assert not any(own["lora_b"].any() for own in adapter.leaves.values())
   assert errors == dict.fromkeys(SHAPES, 0.0) and rest == {}
 
 
-def test_checkpoints_that_do_not_fit_are_refused_with_every_problem():
+def test_mismatched_checkpoints_list_every_problem():
   base, tuned = flat(net()), tuned_flat()
   del tuned["layers.0.bias"]
   tuned["extra"] = np.ones(2)
@@ -404,7 +404,7 @@ def nudge(model: nnx.Module, by: float) -> None:
     v[...] = v[...] + by
 
 
-def test_switching_loses_nothing_and_no_adapter_is_the_base_bit_for_bit():
+def test_switching_adapters_is_lossless():
   model = net()
   before = bits(model)
   adapters = Adapters(model)
@@ -439,7 +439,7 @@ def test_the_selected_adapter_is_given_as_it_stands():
   np.testing.assert_array_equal(adapters["math"].leaves["layers.0"]["lora_b"], np.ones((2, 5)))
 
 
-def test_an_adapter_made_elsewhere_is_added_beside_the_selected_one():
+def test_an_external_adapter_is_added_as_a_second_one():
   model = net()
   adapters = Adapters(model)
   adapters.add("math", rank=2)
@@ -488,7 +488,7 @@ def test_names_that_are_wrong_are_answered_with_the_nearest():
     adapters.add("other", adapter=drawn(), rank=4)
 
 
-def test_an_adapter_that_other_hands_put_on_or_took_off_is_not_lost_by_a_switch():
+def test_a_switch_keeps_externally_changed_adapters():
   model = net()
   lora.inject(model, rank=2)
   with pytest.raises(InputError, match="without a name"):

@@ -76,11 +76,11 @@ TOKENS = np.arange(10).reshape(2, 5) % 20
     (r"re:query", "blocks.0.mha.query", False),
   ],
 )
-def test_a_pattern_matches_whole_segments_or_all_of_the_path_after_re(pattern, path, hit):
+def test_patterns_match_whole_segments_or_a_full_regex(pattern, path, hit):
   assert targets.matches(pattern, path) is hit
 
 
-def test_targets_exclude_and_layers_choose_together_in_reading_order():
+def test_targets_exclude_and_layers_combine_in_order():
   choose = lambda *args, **more: targets.select_paths(PATHS, *args, presets=PRESETS, **more)
   assert choose("qv", layers=[1]) == ["blocks.1.mha.query", "blocks.1.mha.value"]
   assert choose(["head", "linear1"]) == ["blocks.0.linear1", "blocks.1.linear1", "output_layer"]
@@ -135,7 +135,7 @@ def test_ranks_alphas_and_scales_go_by_pattern():
 # Surgery
 
 
-def test_inject_changes_no_bit_of_the_output_and_eject_restores_the_model():
+def test_inject_keeps_the_output_and_eject_restores_it():
   model = tiny()
   graph, state = nnx.split(model)
   before = model(TOKENS)
@@ -179,7 +179,7 @@ def module_cases():
 
 @pytest.mark.parametrize("compute", ["factored", "merged"])
 @pytest.mark.parametrize("name", module_cases())
-def test_an_adapted_module_is_the_module_with_the_kernel_w_plus_s_a_b(name, compute):
+def test_an_adapted_module_computes_with_w_plus_s_a_b(name, compute):
   module, x = module_cases()[name]
   whole = nnx.clone(module)
   shape = kernel_shape(module)
@@ -203,7 +203,7 @@ def test_an_adapted_module_is_the_module_with_the_kernel_w_plus_s_a_b(name, comp
     assert np.abs(found[key] - g).max() <= 1e-5 * np.abs(g).max(), key
 
 
-def test_an_adapted_embedding_is_seen_by_its_look_up_and_by_its_tied_head():
+def test_an_adapted_embedding_changes_lookup_and_tied_head():
   module, ids = nnx.Embed(20, 12, rngs=nnx.Rngs(0)), jnp.array([[1, 5, 19]])
   whole = nnx.clone(module)
   a, b = jax.random.normal(jax.random.key(3), (20, 2)), jax.random.normal(jax.random.key(4), (2, 12))
@@ -213,7 +213,7 @@ def test_an_adapted_embedding_is_seen_by_its_look_up_and_by_its_tied_head():
   np.testing.assert_allclose(module.attend(X), whole.attend(X), atol=2e-5)
 
 
-def test_dropout_touches_the_adapters_input_alone_and_only_in_training():
+def test_dropout_applies_to_the_adapter_input_in_training():
   base = nnx.Linear(12, 12, rngs=nnx.Rngs(0))
   module = nnx.clone(base)
   lora.layers.attach(module, "lora", {"lora_a": jnp.eye(12), "lora_b": jnp.eye(12)}, 1.0)  # y = base(x) + dropout(x)

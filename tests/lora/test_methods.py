@@ -220,7 +220,7 @@ FAST = {("minigpt", "vera"), ("llama", "pissa"), ("gemma", "dora")}
   ("family", "case", "init"),
   [pytest.param(*s, marks=[] if pytest.param(*s[:2]) in EACH or s[:2] in FAST else pytest.mark.slow) for s in STARTS],
 )
-def test_the_model_answers_as_its_base_to_the_last_bit_before_the_first_step(family, case, init):
+def test_the_untrained_model_is_bit_equal_to_its_base(family, case, init):
   """Head and embeddings are adapted too, tied or not. Without LLVM's optimisations, to be quick: see the next test."""
   cfg = config(case, family, **({"lora__init": init} if init else {}))
   of = job_of(cfg) if init else job(family, case)
@@ -266,7 +266,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize(("family", "case"), EACH)
-def test_at_the_first_step_only_what_stands_beside_a_zero_has_no_gradient(family, case):
+def test_the_first_gradient_is_zero_only_beside_a_zero_factor(family, case):
   """B has a gradient at once and A from the second step on; of VeRA b and then d, of AdaLoRA e and then A and B."""
   cfg = config(case, family).lora
   name = methods.of(cfg).name
@@ -307,7 +307,7 @@ def named(tree) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("family", "case"), EACH)
-def test_five_steps_lower_the_loss_and_leave_the_base_and_the_constants(family, case):
+def test_five_steps_lower_the_loss_and_keep_frozen_leaves(family, case):
   of = job(family, case)
   base, before = named(of.frozen), by_path(of.state.params)
   state, losses = steps(of, of.state, 5)
@@ -392,9 +392,9 @@ def pack(case: str, mapping: str):
   return of, before, steps(of, before, 20)[0]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "mapping"), PACKS)
-def test_an_trial_in_a_pack_starts_and_is_differentiated_as_it_would_be_alone(case, mapping):
+def test_a_packed_trial_has_its_solo_init_and_gradient(case, mapping):
   of, before, _ = pack(case, mapping)
   for n in range(3):
     alone = job_of(trial_config(case, n), steps=400)
@@ -417,7 +417,7 @@ def test_an_trial_in_a_pack_starts_and_is_differentiated_as_it_would_be_alone(ca
 
 
 @pytest.mark.parametrize(("case", "mapping"), PACKS)
-def test_padding_and_modules_that_an_trial_does_not_target_stay_zero(case, mapping):
+def test_padding_and_untargeted_modules_stay_zero(case, mapping):
   of, before, after = pack(case, mapping)
   trained = split_constants(of.program, after.params)[0]
   for n in range(3):
@@ -428,7 +428,7 @@ def test_padding_and_modules_that_an_trial_does_not_target_stay_zero(case, mappi
 
 
 @pytest.mark.parametrize(("case", "mapping"), PACKS)
-def test_an_trial_that_breaks_changes_no_byte_of_the_others(case, mapping):
+def test_a_trial_that_breaks_changes_no_byte_of_the_others(case, mapping):
   of, before, _ = pack(case, mapping)
   broken = jax.tree.map(lambda x: x.at[1].set(jnp.nan), before.params)
   well, ill = (steps(of, before._replace(params=params), 3)[0] for params in (before.params, broken))
@@ -453,7 +453,7 @@ SLOW_HEADS = [("lora", False), ("lora", True), ("olora", False), ("olora", True)
 @pytest.mark.parametrize(
   ("case", "tied"), [pytest.param(*h, marks=pytest.mark.slow if h in SLOW_HEADS else []) for h in HEADS]
 )
-def test_the_chunked_loss_under_an_adapted_head_is_that_of_all_logits(case, tied, monkeypatch):
+def test_chunked_loss_with_an_adapted_head_equals_full_loss(case, tied, monkeypatch):
   monkeypatch.setattr(loss, "CHUNK_LOGITS", 3 * 2 * 40)
   chosen, rngs = config(case).lora, nnx.Rngs(0)
   head = nnx.Embed(40, 8, rngs=rngs) if tied else nnx.Linear(8, 40, rngs=rngs)
@@ -530,7 +530,7 @@ def test_adalora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 @pytest.mark.parametrize("case", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
-def test_a_quantised_base_is_smaller_and_its_gradient_that_on_the_same_base_made_dense(case, kind):
+def test_quantised_gradients_equal_those_on_the_dequantised_base(case, kind):
   of = job_of(config(case, "mlp", lora__quant=kind))
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
   kernels = sum(x.nbytes for path, x in base_of(of).items() if path.endswith("kernel"))
@@ -546,7 +546,7 @@ def test_a_quantised_base_is_smaller_and_its_gradient_that_on_the_same_base_made
 
 
 @pytest.mark.parametrize("case", ["dora", pytest.param("pissa", marks=pytest.mark.slow)])
-def test_what_is_taken_from_a_kernel_is_taken_from_the_quantised_one(case):
+def test_kernel_statistics_use_the_quantised_kernel(case):
   """DoRA's norm is that of the weights that answer, and PiSSA's directions are theirs."""
   of = job_of(config(case, "mlp", lora__quant="nf4"))
   params, base = flatten(only(of.state.params)), base_of(of)
@@ -585,7 +585,7 @@ def losses_on(family: str, case: str, mesh: str | None) -> list[float]:
   return steps(of, of.state, 5)[1][:, 0].tolist()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
 def test_every_mesh_has_the_losses_of_one_device(chosen):
   many = json.loads(script_output(LOSSES, json.dumps(chosen)))

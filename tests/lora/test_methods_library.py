@@ -68,7 +68,7 @@ CASES: dict[str, dict] = {
   "train_modules": {"alpha": 5.0, "train_modules": ["norm", "stack"], "exclude": "stack"},
 }
 SLOW = ("merged", "rslora", "olora", "adalora", "bias", "train_modules")
-LONG = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(("dora", "vera"), pytest.mark.thorough)
+LONG = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(("dora", "vera"), pytest.mark.slow)
 EACH = [pytest.param(case, marks=LONG.get(case, [])) for case in CASES]
 TOKENS = np.random.default_rng(0).integers(0, 20, (4, 7))
 
@@ -151,14 +151,14 @@ def life(case: str) -> dict:
   return seen
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EACH)
 def test_nothing_changes_before_the_first_step(case):
   np.testing.assert_array_equal(life(case)["start"], base()[2])
 
 
 @pytest.mark.parametrize("case", EACH)
-def test_training_what_has_the_adapters_type_lowers_the_loss_and_touches_nothing_else(case):
+def test_training_by_variable_type_changes_only_the_adapter(case):
   seen = life(case)
   assert seen["losses"][-1] < 0.99 * seen["losses"][0]
   assert as_bytes(seen["constants"]) == as_bytes(seen["leaves"])
@@ -183,7 +183,7 @@ def test_merged_it_says_the_same_with_one_product_a_kernel(case):
 
 
 @pytest.mark.parametrize("case", EACH)
-def test_switched_off_and_unmerged_and_taken_off_not_a_bit_of_the_base_differs(case):
+def test_disable_unmerge_and_eject_restore_every_bit(case):
   seen = life(case)
   np.testing.assert_array_equal(seen["off"], base()[2])
   np.testing.assert_array_equal(seen["on"], seen["trained"])
@@ -228,7 +228,7 @@ def test_each_kernel_of_a_stack_is_drawn_within_its_own_bound(model):
 
 @pytest.mark.parametrize("method", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("heads", [2, LAYERS])
-def test_stacked_layers_of_one_kernel_a_head_are_merged_and_unmerged(heads, method):
+def test_stacked_per_head_kernels_merge_and_unmerge(heads, method):
   model = heads_of_layers(heads)
   lora.inject(model, "stack", rank=2, alpha=3.0, method=method)
   model.stack.lora_b[...] = 0.3 * jax.random.normal(jax.random.key(1), model.stack.lora_b[...].shape)

@@ -44,7 +44,7 @@ def job(family: str, **more):
   return job_of(config(family, **more))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_untrained_adapter_changes_no_logit(family):
   of = job(family, lora__targets="all_linear")
@@ -63,7 +63,7 @@ def test_an_untrained_adapter_changes_no_logit(family):
   assert np.abs(logits(trained, of.frozen, tokens) - base).max() > 1e-2
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_with_remat_is_near_the_float32_gradient(family):
   wide = job(family, lora__targets="all_linear")
@@ -106,7 +106,7 @@ with quickly():
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_gradient_on_eight_devices_is_that_of_one():
   """Also where the tensor axis cuts the fused kernel through the keys, and where key heads are fewer than its ways."""
   for family, many in json.loads(script_output(CHILD)).items():

@@ -205,7 +205,7 @@ def test_the_adapter_file_says_that_peft_cannot_load_it(blox):
   assert tensors["base_model.model.layers.0.lora_A.weight"].shape == (4, 16)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
   settings = [*XOR, FREE, "data.shuffle=true", "train.batch_size=3",
               "train.steps=8", "train.eval_every=4", "optim.accumulate=3"]
@@ -222,7 +222,7 @@ def test_full_training_works_too(tmp_path):
   assert (run_dir / "model.safetensors").is_file()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_eight_devices_train_as_one(tmp_path):
   few = [FREE, "train.steps=5", "train.eval_every=0"]
   one = train(tmp_path / "one", *BLOX, *few)

@@ -125,7 +125,7 @@ def test_query_heads_of_a_group_share_a_key_head():
   np.testing.assert_allclose(attend(q, k, v, mask, scale=0.2), expected, atol=2e-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_tied_table_is_adapted_once_and_both_uses_see_it():
   sizes = {f"model__{k}": v for k, v in MODELS["gemma"].items()}
   job = job_of(small(**sizes, lora__targets=["embeddings", "attention"]))
@@ -169,7 +169,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_row(name):
   np.testing.assert_allclose(cached(model, tokens), logits(model, tokens), atol=2e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_recomputing_blocks_changes_no_gradient():
   found = []
   for remat in (False, True):

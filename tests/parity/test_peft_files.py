@@ -291,7 +291,7 @@ THEIRS: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_an_adapter_that_peft_saved_computes_here_what_it_does_there(tmp_path, name):
+def test_a_peft_adapter_computes_the_same_here(tmp_path, name):
   family, settings = THEIRS[name]
   found = pair(family)
   config = peft.LoraConfig(**settings, task_type="CAUSAL_LM") if isinstance(settings, dict) else deepcopy(settings)

@@ -64,7 +64,7 @@ def first_gradients(base, plans) -> list[dict[str, np.ndarray]]:
   return [{path: np.asarray(x[n]) for path, x in found.items()} for n in range(len(plans))]
 
 
-def test_every_leaf_of_the_first_gradient_is_that_of_the_solo_run(tmp_path):
+def test_first_gradients_equal_those_of_solo_runs(tmp_path):
   """Thirty layers make 1e-4 of the last bit: the loop over trials and the solo step must call one compiled function."""
   base, plans = base_and_plans(on_stories(tmp_path))
   packed, alone = first_gradients(base, plans), {n: first_gradients(base, [plans[n]])[0] for n in SOLO}

@@ -88,7 +88,7 @@ def test_page_of_a_sweep_in_which_nothing_finished(tmp_path):
   assert not make_report(tmp_path).sections and "there is no config.yaml" in Page(tmp_path).text
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_real_sweep_is_reported_from_the_command_line(in_tmp_path, capfd):
   argv = [*TINY, "train=quick", "train.steps=4", "data=sentences"]
   assert entry.run(["-m", "lora.rank=1,2", "train.seed=0,1", *argv, "hydra.sweep.dir=sweep"]) == 0

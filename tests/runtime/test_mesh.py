@@ -62,7 +62,7 @@ def gathered(program: str) -> list[list[int]]:
   return [[int(n) for n in dims.split(",") if n] for result in found for dims in re.findall(r"\w+\[([\d,]*)\]", result)]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [m for m in MESHES if m != "one"])
 def test_every_mesh_has_the_losses_of_one_device_with_dropout_on(mesh):
   one, many = trained("one")["losses"], trained(mesh)["losses"]
@@ -70,7 +70,7 @@ def test_every_mesh_has_the_losses_of_one_device_with_dropout_on(mesh):
   assert many == pytest.approx(one, rel=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data", "tutorial"])
 def test_nothing_is_gathered_without_split_parameters(mesh):
   program = trained(mesh)["program"]
@@ -169,7 +169,7 @@ print(json.dumps(digest(mesh__data=8) == digest(mesh__data=1, mesh__fsdp=4, mesh
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_random_weights_have_the_same_bits_on_every_mesh():
   assert json.loads(script_output(RANDOM)) is True
 
@@ -189,7 +189,7 @@ print(json.dumps([*losses, [(x.shape[0], [p.data.shape[0] for p in x.addressable
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_trials_may_be_split_over_the_mesh():
   split, together, sizes = json.loads(script_output(TRIALS))
   assert [x for row in split for x in row] == pytest.approx([x for row in together for x in row], rel=1e-5)

@@ -40,7 +40,7 @@ def written(directory: Path) -> dict[Path, int]:
 # ---- the ledger
 
 
-def test_processes_that_write_the_ledger_at_once_keep_every_line_whole(tmp_path):
+def test_concurrent_ledger_writes_keep_every_line(tmp_path):
   (tmp_path / "sweep.jsonl").write_text('{"event": "done", "trial": 0}\n{"event": "to')  # torn by one that died
   code = ("import sys; from pathlib import Path; from lora_exp.sweep.ledger import Ledger; "
           "ledger = Ledger(Path(sys.argv[1])); "
@@ -62,7 +62,7 @@ print([entry.run(["-m", f"hydra/launcher={name}", "lora.rank=1,2"]) for name in 
 """
 
 
-def test_a_launcher_without_its_package_is_one_sentence_before_anything_is_made(tmp_path):
+def test_a_missing_launcher_package_is_an_early_error(tmp_path):
   names = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "packed_ray": "ray"}
   done = subprocess.run([sys.executable, "-c", ALONE, *names], cwd=tmp_path, env=environment(),
                         text=True, capture_output=True)  # fmt: skip
@@ -122,7 +122,7 @@ def test_another_command_is_refused_before_a_file_changes(basic, capfd):
   assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(basic, tmp_path, capfd):
   directory, argv = basic
   argv = [*argv[:-1], "optim.lr=1e-3"]
@@ -134,7 +134,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(basic, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_packed_runs_that_failed_are_repeated_if_asked_and_the_others_stay(tmp_path):
+def test_repeat_failed_repeats_only_failed_trials(tmp_path):
   argv = [*SHORT, *on_stories(tmp_path), *NAN, "optim.lr=1e-3,1e38,2e-3", "hydra/launcher=packed"]
   directory = sweep(tmp_path / "sweep", *argv, code=1)
   before = written(directory)
@@ -147,8 +147,8 @@ def test_packed_runs_that_failed_are_repeated_if_asked_and_the_others_stay(tmp_p
 # ---- processes of this machine: hydra/launcher=joblib
 
 
-@pytest.mark.thorough
-def test_joblib_one_that_fails_is_told_of_and_the_others_are_done(tmp_path):
+@pytest.mark.slow
+def test_joblib_reports_a_failed_run_and_finishes_the_others(tmp_path):
   pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
   argv = ["-m", "hydra/launcher=joblib", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, *on_stories(tmp_path),
           "lora.targets=mlp,no_such"]  # fmt: skip
@@ -212,7 +212,7 @@ def on(address: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_ray_two_nodes_eight_jobs_one_failing_seven_results_one_reason(cluster, tmp_path):
+def test_ray_on_two_nodes_reports_one_failure_of_eight_jobs(cluster, tmp_path):
   argv = ["-m", *on(cluster), f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, *on_stories(tmp_path), *EIGHT]
   done = process(*argv, cwd=tmp_path)
   assert done.returncode == 1, done.stderr
@@ -225,7 +225,7 @@ def test_ray_two_nodes_eight_jobs_one_failing_seven_results_one_reason(cluster, 
 
 
 @pytest.mark.slow
-def test_ray_a_process_that_is_killed_is_one_reason_and_the_same_command_trains_it(cluster, tmp_path):
+def test_ray_reports_a_killed_process_and_resumes_it(cluster, tmp_path):
   directory = tmp_path / "sweep"
   argv = ["-m", *on(cluster), f"hydra.sweep.dir={directory}", "hydra.launcher.ray.remote.max_retries=0", *SHORT,
           *on_stories(tmp_path), "train.seed=0,1,2", "train.steps=100"]  # fmt: skip
@@ -241,7 +241,7 @@ def test_ray_a_process_that_is_killed_is_one_reason_and_the_same_command_trains_
 
 
 @pytest.mark.slow
-def test_ray_starts_a_killed_run_again_and_it_goes_on_from_its_checkpoint(cluster, tmp_path):
+def test_ray_restarts_a_killed_run_from_its_checkpoint(cluster, tmp_path):
   directory = tmp_path / "sweep"
   watch = kill_once(directory / "1")
   argv = [*SHORT, *on_stories(tmp_path), "train.seed=0,1", "train.steps=100"]
@@ -296,7 +296,7 @@ def test_submitit_local_one_that_fails_and_one_that_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_queue_that_warns_before_its_time_limit_leaves_a_run_that_goes_on(tmp_path):
+def test_a_time_limit_warning_leaves_a_resumable_run(tmp_path):
   pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
   directory = tmp_path / "sweep"
   argv = ["-m", "hydra/launcher=submitit_local", f"hydra.sweep.dir={directory}", *SHORT, *on_stories(tmp_path),
@@ -314,7 +314,7 @@ def test_a_queue_that_warns_before_its_time_limit_leaves_a_run_that_goes_on(tmp_
 
 
 @pytest.mark.slow
-def test_joblib_a_process_that_is_killed_each_time_is_one_reason_and_the_others_are_done(tmp_path):
+def test_joblib_reports_a_process_killed_each_time(tmp_path):
   pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
   directory = tmp_path / "sweep"
   argv = ["-m", "hydra/launcher=joblib", f"hydra.sweep.dir={directory}", *SHORT, *on_stories(tmp_path),

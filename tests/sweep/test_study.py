@@ -126,7 +126,7 @@ def told(trials: StudyJournal, batch) -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 @pytest.mark.parametrize("objectives", [["loss"], ["loss", "trainable"]])
-def test_a_study_that_is_taken_up_again_chooses_what_an_unbroken_one_chooses(sampler, objectives, tmp_path):
+def test_a_resumed_study_makes_the_same_choices(sampler, objectives, tmp_path):
   cfg = made(*SPACE, sampler=sampler, objectives=objectives, n_trials=20)
   unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
   for directory in (unbroken, broken):
@@ -157,7 +157,7 @@ def test_no_point_is_tried_twice_and_a_space_has_an_end(tmp_path):
   assert sorted((t.params["a"], t.params["b"]) for t in trials.all) == [(a, b) for a in "123" for b in range(4)]
 
 
-def test_another_seed_is_another_study_and_a_study_goes_on_only_as_it_began(tmp_path):
+def test_a_study_resumes_only_with_its_own_settings(tmp_path):
   params = {}
   for seed in (0, 1):
     (tmp_path / str(seed)).mkdir()
@@ -208,8 +208,8 @@ def check_halved(study: Path, unpruned: Path, rungs: list[int]) -> None:
   assert sorted(row["trial"] for row in ledger if row["event"] == "pruned") == sorted({*range(4)} - {*left})
 
 
-@pytest.mark.thorough
-def test_pruned_runs_stop_early_and_the_best_ends_as_if_there_had_been_no_rung(unpruned, tmp_path, capfd, monkeypatch):
+@pytest.mark.slow
+def test_pruning_leaves_the_best_trial_unchanged(unpruned, tmp_path, capfd, monkeypatch):
   make_pack, sizes = packed_sweep.make_pack, []
   spy = lambda trials, *rest, **more: sizes.append(len(trials)) or make_pack(trials, *rest, **more)
   monkeypatch.setattr(packed_sweep, "make_pack", spy)
@@ -244,8 +244,8 @@ def test_runs_that_are_launched_one_by_one_are_pruned_alike(unpruned, tmp_path):
 # ---- several objectives, runs beside, failures, going on
 
 
-@pytest.mark.thorough
-def test_a_pareto_study_goes_on_to_its_total_and_what_fails_is_told(tmp_path, capfd):
+@pytest.mark.slow
+def test_a_pareto_study_continues_to_its_total(tmp_path, capfd):
   argv = [*SHORT, *on_stories(tmp_path), "lora.rank=choice(1,2,4)", "lora.targets=choice(mlp,qv,no_such_module)",
           "optim.lr=0.03", "train.steps=4", "hydra.sweeper.objectives=[loss,trainable]",
           "hydra.sweeper.extra=[{lora: frozen}]"]  # fmt: skip
@@ -283,7 +283,7 @@ MOMENTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", list(MOMENTS))
-def test_a_killed_study_goes_on_with_the_same_command_and_ends_as_if_it_had_not_been(moment, tmp_path):
+def test_a_killed_study_resumes_to_the_same_result(moment, tmp_path):
   argv = [*SHORT, *on_stories(tmp_path), *SPACE, "hydra.sweeper.width=4", "hydra.sweeper.n_trials=7",
           "hydra.sweeper.rungs=[4,8]"]  # fmt: skip
   unbroken = run_study(tmp_path / "unbroken", *argv)

@@ -49,7 +49,7 @@ def adapter(run_dir) -> bytes:
 # ---- which jobs there are
 
 
-def test_lists_multiply_zipped_lists_go_together_and_points_stand_beside_them():
+def test_lists_multiply_zip_and_extra_points_are_added():
   assert made(params={"lora.rank": "1,2", "train.seed": "0,1"}) == [
     ["lora.rank=1", "train.seed=0"], ["lora.rank=1", "train.seed=1"],
     ["lora.rank=2", "train.seed=0"], ["lora.rank=2", "train.seed=1"],
@@ -93,7 +93,7 @@ def groups(cfgs, width: int | None = None) -> list[list[int]]:
   return [pack.numbers for pack in group_runs(runs, width)]
 
 
-def test_ranks_targets_and_rates_share_a_program_and_what_is_static_does_not():
+def test_ranks_targets_and_rates_share_a_program():
   found = cfgs(
     *TINY, "model.dropout=0", "lora.rank=1,8", "lora.targets=mlp,attention", "optim.lr=1e-3,1e-2", "train.seed=0,1"
   )
@@ -105,7 +105,7 @@ def test_ranks_targets_and_rates_share_a_program_and_what_is_static_does_not():
     assert groups(cfgs(*TINY, "model.dropout=0", other), 32) == [[0], [1]], other
 
 
-def test_trials_of_several_seeds_train_together_though_the_base_drops():
+def test_seeds_share_a_pack_with_dropout_in_the_base():
   argv = [*TINY, "model.dropout=0.1", "train.seed=0,1", "lora.rank=1,2"]
   assert groups(cfgs(*argv)) == [[0, 1, 2, 3]]
   assert groups(cfgs(*argv, "lora.dropout=0.1")) == [[0, 1], [2, 3]]  # masks for every adapter and seed cost too much
@@ -114,8 +114,8 @@ def test_trials_of_several_seeds_train_together_though_the_base_drops():
 # ---- a budget of parameters
 
 
-@pytest.mark.thorough
-def test_a_budget_chooses_the_rank_of_each_place_and_below_rank_1_says_the_least_it_takes(tmp_path, capfd):
+@pytest.mark.slow
+def test_a_budget_chooses_ranks_and_names_the_least_it_needs(tmp_path, capfd):
   short = [*TINY, *on_stories(tmp_path), "train.steps=1", "train.eval_tokens=128", "lora.parameters=300"]
   sweep(tmp_path / "sweep", *short, "lora.targets=qv,attention,all_linear", code=1)  # 128, 256 and 384 for each rank
   assert [load_config(str(tmp_path / "sweep" / n)).lora.rank for n in "01"] == [2, 1]
@@ -128,7 +128,7 @@ def test_a_budget_chooses_the_rank_of_each_place_and_below_rank_1_says_the_least
   sweep(tmp_path / "sweep", *short, "lora.targets=qv,attention,all_linear", code=1)  # goes on, with nothing left to do
 
 
-def test_the_budget_sweep_spends_one_budget_and_ranks_share_programs():
+def test_the_budget_sweep_shares_programs_between_ranks():
   found = [c for c in cfgs("sweep=budget") if c.lora.method == "lora"]
   assert {c.lora.parameters for c in found} == {0.03}
   assert {c.lora.targets for c in found} == {"qv", "attention", "mlp", "all_linear"} and len(found) == 12
@@ -149,7 +149,7 @@ def packed(tmp_path_factory):
 @pytest.mark.parametrize(("number", "own"), [
   (0, ["lora.rank=1"]), (3, ["lora.rank=2", "lora.targets=mlp"]), (4, ["lora.rank=4"]),
 ])  # fmt: skip
-def test_an_trial_leaves_what_its_own_run_would_have_left(packed, tmp_path, number, own):
+def test_a_trial_leaves_what_its_own_run_would_have_left(packed, tmp_path, number, own):
   stories = [f"data.path={packed.parent / 'lora_exp_test_stories.txt'}", "data=text"]
   alone, trial = train(tmp_path / "run", *SHORT, *stories, *own), packed / str(number)
   files = lambda d: {str(p.relative_to(d)) for p in d.rglob("*") if p.is_file() and "checkpoints" not in p.parts}
@@ -166,8 +166,8 @@ def test_an_trial_leaves_what_its_own_run_would_have_left(packed, tmp_path, numb
   assert names(trial) == names(alone)
 
 
-@pytest.mark.thorough
-def test_with_dropout_an_trial_among_other_seeds_is_what_it_is_alone(tmp_path):
+@pytest.mark.slow
+def test_with_dropout_a_packed_trial_equals_its_solo_run(tmp_path):
   argv = [*SHORT, *on_stories(tmp_path), "model.dropout=0.1"]
   directory = sweep(tmp_path / "sweep", *argv, "train.seed=0,1", "lora.rank=2,16")
   assert sum('"pack"' in line for line in (directory / "sweep.jsonl").read_text().splitlines()) == 1
@@ -177,7 +177,7 @@ def test_with_dropout_an_trial_among_other_seeds_is_what_it_is_alone(tmp_path):
   assert losses(directory / "2") != pytest.approx(losses(directory / "0"), rel=1e-3)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_trials_are_spread_over_the_devices_of_a_mesh(tmp_path):
   argv = ["-m", "hydra/launcher=packed", *SHORT, *on_stories(tmp_path), "train.batch_size=4", "lora.rank=1,2,4"]
   for name, mesh in (("one", ["mesh.data=1"]), ("spread", ["mesh.trial=2", "mesh.data=2", "mesh.tensor=2"])):
@@ -190,7 +190,7 @@ def test_trials_are_spread_over_the_devices_of_a_mesh(tmp_path):
   assert not (tmp_path / "spread" / "3").exists()
 
 
-def test_an_trial_can_be_used_like_any_run(packed, capfd):
+def test_a_trial_can_be_used_like_any_run(packed, capfd):
   assert entry.run(["task=evaluate", f"run={packed / '3'}"]) == 0
   assert "nats below the base" in capfd.readouterr().out
 
@@ -204,7 +204,7 @@ def test_the_sweep_ends_with_its_report(packed):
 # ---- what goes wrong
 
 
-def test_an_trial_that_diverges_is_marked_and_changes_no_byte_of_the_others(tmp_path):
+def test_a_diverged_trial_does_not_change_the_others(tmp_path):
   argv = [*SHORT, *on_stories(tmp_path), "optim.clip=null", "optim=sgd", "train.export=last"]
   healthy = sweep(tmp_path / "healthy", *argv, "optim.lr=1e-3,2e-3,3e-3")
   broken = sweep(tmp_path / "broken", *argv, "optim.lr=1e-3,1e38,3e-3", code=1)
@@ -215,7 +215,7 @@ def test_an_trial_that_diverges_is_marked_and_changes_no_byte_of_the_others(tmp_
   assert row["trial"] == 1 and "lower optim.lr" in row["reason"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_job_that_cannot_be_built_fails_alone_with_its_reason(tmp_path, capfd):
   argv = [*SHORT, *on_stories(tmp_path), "lora.targets=mlp,no_such_module"]
   directory = sweep(tmp_path / "sweep", *argv, code=1)
@@ -270,11 +270,11 @@ MOMENTS = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [
   pytest.param(name, marks=[] if name == "in the first pack" else [pytest.mark.slow]) for name in MOMENTS
 ])  # fmt: skip
-def test_a_killed_sweep_goes_on_with_the_same_command_and_ends_as_if_it_had_not_been(unbroken, tmp_path, moment):
+def test_a_killed_sweep_resumes_to_the_same_result(unbroken, tmp_path, moment):
   stories = ["data=text", f"data.path={unbroken.parent / 'lora_exp_test_stories.txt'}"]
   argv = ["-m", "hydra/launcher=packed", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, *KILLED, *stories]
   killed_at(argv, tmp_path / "sweep", MOMENTS[moment])
@@ -292,7 +292,7 @@ def test_a_killed_sweep_goes_on_with_the_same_command_and_ends_as_if_it_had_not_
   assert sorted(ends) == list(range(6)), "each trial is trained once"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_sweep_goes_on_only_as_it_began(unbroken, capfd):
   before = {p: p.read_bytes() for p in unbroken.rglob("*") if p.is_file()}
   stories = ["data=text", f"data.path={unbroken.parent / 'lora_exp_test_stories.txt'}"]

@@ -141,7 +141,7 @@ def test_exported_adapter_names_its_base(llama, tmp_path, capfd):
   assert config(tmp_path / "one")["base_model_name_or_path"] == str(llama.parent / "base")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_model_unknown_to_transformers_keeps_our_names(minigpt, tmp_path, capfd):
   merged, adapter = tmp_path / "merged", tmp_path / "adapter"
   assert entry.run(["task=merge", f"run={minigpt}", f"out={merged}"]) == 0
@@ -165,7 +165,7 @@ def test_run_on_numbers_is_merged(tmp_path, capfd):
   assert (run / "export/merged/model.safetensors").is_file()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_full_fine_tuning_is_exported_as_a_model(tmp_path, capfd):
   run = train(tmp_path / "run", *TINY, *on_stories(tmp_path), *FEW, "lora=full")
   assert entry.run(["task=merge", f"run={run}"]) == 0

@@ -44,7 +44,7 @@ def test_merged_adapter_gives_the_same_text(run, capfd):
   assert base != unmerged and base.startswith("Once")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_full_fine_tuning_generates_without_its_base(run, capfd, tmp_path):
   data = on_stories(tmp_path)
   full = train(tmp_path / "full", *TINY, *data, "lora=full", "train.steps=3", "train.eval_every=0",
@@ -76,7 +76,7 @@ def test_run_that_did_not_end_says_how_to_resume(run, capfd, tmp_path):
   assert "not UTF-8 text: byte 3" in said(capfd, f"run={run}", f"prompt_file={file}", code=2)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_eight_devices_give_the_text_of_one(run, capfd, tmp_path):
   file = tmp_path / "prompts.txt"
   file.write_text("\n".join(["Once", "a little dog", "the", "Tom saw"] * 2))

@@ -32,7 +32,7 @@ def table(directory):
     return list(csv.DictReader(file))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_run_is_inspected(swept, capfd):
   run = swept / "2"
   assert entry.run(["task=inspect", f"run={run}"]) == 0
@@ -64,7 +64,7 @@ def test_run_of_every_method_is_inspected(tmp_path, method):
     assert row["singular_values"] == pytest.approx(read[row["module"]].svd[1], rel=1e-4, abs=1e-9)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_full_fine_tuning_is_kernels_minus_base(swept):
   run = swept / "5"
   assert entry.run(["task=inspect", f"run={run}"]) == 0
@@ -85,7 +85,7 @@ def test_full_fine_tuning_is_kernels_minus_base(swept):
     assert rows[path]["amplification"] is None and rows[path]["rank"] == min(update.shape)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_sweep_is_inspected_and_reported(swept, capfd):
   assert "effective rank" in (swept / "report.html").read_text()  # by itself, when the sweep ended
   before = table(swept)
@@ -105,7 +105,7 @@ def test_sweep_is_inspected_and_reported(swept, capfd):
   assert {"spectrum.png", "overlap.png"} <= {path.name for path in (swept / "plots").iterdir()}
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_inspection_of_other_weights_is_not_reported(swept, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(swept / "0", run, ignore=shutil.ignore_patterns("checkpoints", "wandb"))
@@ -117,7 +117,7 @@ def test_inspection_of_other_weights_is_not_reported(swept, tmp_path):
   assert not read_inspection(run)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "words"), [
   ("4", "lora=frozen trained nothing; there is no ΔW to look into"),
   ("nowhere", "no such directory"),

@@ -79,7 +79,7 @@ def test_it_needs_no_data_and_refuses_what_a_run_refuses(in_tmp_path):
   assert list(in_tmp_path.iterdir()) == []
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux says of a process")
 def test_it_allocates_no_base(tmp_path):
   """6.5 GB of weights are planned in a process that stays far below them; compiling takes up to 2 GB."""

@@ -97,7 +97,7 @@ def test_a_step_saved_again_holds_the_new_state(two, abstract):
   assert_same_bits(state, trained_state(21))
 
 
-def test_one_flipped_bit_in_any_file_is_found_and_the_older_one_is_used(two, abstract, capfd):
+def test_one_flipped_bit_falls_back_to_the_older_checkpoint(two, abstract, capfd):
   whole = files_of(two, 20)
   assert len(whole) > 5
   for i, path in enumerate(whole):
@@ -202,7 +202,7 @@ print([path.name for path in (run / "checkpoints").iterdir()])
 """
 
 
-def test_a_disk_that_refuses_bytes_is_reported_as_such_and_costs_nothing(tmp_path):
+def test_a_full_disk_is_reported_and_loses_nothing(tmp_path):
   done = run_python(DISK, tmp_path)
   assert "could not be written" in done.stdout and "File too large" in done.stdout
   assert done.stdout.splitlines()[-1] == "['1']"

@@ -61,7 +61,7 @@ def _check_counts(cfg: Config) -> None:
 # where a model cannot be had
 
 
-def test_without_gpt2_the_recipe_runs_on_smollm2_and_a_command_is_told(no_hub, smollm2_package):
+def test_without_gpt2_the_recipe_falls_back_to_smollm2(no_hub, smollm2_package):
   found = line("experiment=gpt2_sentences", "lora.rank=4")
   assert f"model.weights=openai-community/gpt2: {ABSENT}" in found.note
   assert "hf download openai-community/gpt2 --local-dir DIR, and then model.weights=DIR" in found.note
@@ -126,7 +126,7 @@ def test_the_picture_shows_each_token_with_its_probability(small, tmp_path, monk
   np.testing.assert_allclose(probabilities[0], expected, rtol=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_on_arithmetic_scores_answers_and_draws_them(tmp_path):
   run = runs.train(tmp_path / "run", *runs.TINY, "data=arithmetic", "data.limit=40", "train=quick", "train.steps=2")
   assert [row["examples"] for row in runs.rows(run, "eval")] == [8, 8]

@@ -191,7 +191,7 @@ def test_losses_are_curves_against_steps_and_against_tokens(offline):
   assert [item["tokens"] for item in history if "eval/loss" in item] == [800, 1600, 2400]
 
 
-def test_a_server_that_is_not_there_costs_a_warning_and_the_run_is_kept(tmp_path):
+def test_an_unreachable_server_is_only_a_warning(tmp_path):
   with socket.create_server(("127.0.0.1", 0)) as server:
     port = server.getsockname()[1]
   done = run_wandb(tmp_path, "online", port)
@@ -227,8 +227,8 @@ def packed(tmp_path_factory):
   return sweep, trials(sweep, "hydra/launcher=packed", "lora.rank=1,4", "lora.targets=mlp,all_linear")
 
 
-@pytest.mark.thorough
-def test_a_sweep_is_a_group_whose_trials_lie_in_one_directory_under_readable_names(packed):
+@pytest.mark.slow
+def test_a_sweep_is_a_group_with_readable_run_names(packed):
   sweep, found = packed
   assert sorted(found) == ["0-lora-r1-mlp", "1-lora-r1-all_linear", "2-lora-r4-mlp", "3-lora-r4-all_linear"]
   for records in found.values():
@@ -238,8 +238,8 @@ def test_a_sweep_is_a_group_whose_trials_lie_in_one_directory_under_readable_nam
   assert json.loads(told)["config"]["lora"]["rank"] == 4 and json.loads(told)["summary"]["status"] == "done"
 
 
-@pytest.mark.thorough
-def test_what_wandb_has_of_an_trial_is_its_metrics_against_steps_and_tokens(packed):
+@pytest.mark.slow
+def test_wandb_gets_metrics_against_steps_and_tokens(packed):
   sweep, found = packed
   for name, records in found.items():
     for split in ("train", "eval"):
@@ -251,7 +251,7 @@ def test_what_wandb_has_of_an_trial_is_its_metrics_against_steps_and_tokens(pack
       assert [item[f"loss_by_tokens/{split}"] for item in theirs] == [row["loss"] for row in rows]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_trials_that_are_run_one_after_another_are_a_group_too(tmp_path):
   found = trials(tmp_path / "seeds", "hydra/launcher=basic", "lora=frozen", "model.seed=0,1", "logger.group=mine")
   assert sorted(found) == ["0-frozen-base0", "1-frozen-base1"]
@@ -372,7 +372,7 @@ def test_a_wandb_that_hangs_is_left_behind(fake, capsys, where):
   assert told.count("warning") == 1 and "did not finish" in told
 
 
-def test_rows_that_wandb_cannot_take_are_dropped_with_one_warning(fake, capsys):
+def test_rows_that_wandb_rejects_give_one_warning(fake, capsys):
   log = fake(lambda **_: FakeRun(fake.hang, "log"), queue_rows=10)
   began = time.monotonic()
   use(log, rows=5000)

@@ -27,14 +27,14 @@ def planned(**settings):
 
 
 @pytest.mark.parametrize("settings", [{"lora__rank": 16}, {"lora__method": "full", "optim__name": "sgd"}])
-def test_the_estimate_of_an_trial_is_within_a_factor_of_two_of_what_xla_says(settings):
+def test_the_memory_estimate_is_within_a_factor_of_two_of_xla(settings):
   plan = planned(**settings)
   said = compile_abstract(plan, 1).peak_memory_bytes
   assert said / 2 < estimate(plan).solo < 2 * said
 
 
-@pytest.mark.thorough
-def test_each_further_trial_takes_its_own_state_twice_and_no_base():
+@pytest.mark.slow
+def test_each_further_trial_adds_its_state_twice_and_no_base():
   plan = planned(lora__rank=16)
   two, four = (compile_abstract(plan, trials).peak_memory_bytes for trials in (2, 4))
   assert (four - two) / 2 == pytest.approx(estimate(plan).further, rel=0.1)
@@ -116,9 +116,9 @@ def bounded(directory, *argv: str) -> subprocess.CompletedProcess[str]:
                         capture_output=True, timeout=600)  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not bound a process's memory")
-def test_a_pack_that_exhausts_memory_goes_on_in_halves_from_its_last_checkpoints(tmp_path):
+def test_a_pack_out_of_memory_continues_in_halves(tmp_path):
   argv = ["-m", "hydra/launcher=packed", *LARGE, *on_stories(tmp_path), "train.batch_size=4"]
   argv += ["optim.lr=1e-4,2e-4,3e-4,4e-4"]
   done = bounded(tmp_path, *argv, f"hydra.sweep.dir={tmp_path / 'halved'}")

@@ -61,7 +61,7 @@ def moved(params):
   return jax.tree_util.tree_map_with_path(lambda p, x, new: x if constant(p) else new, params, bent(params))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_merged_and_read_back(method, tmp_path):
   if method == "nf4":
@@ -82,7 +82,7 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
   assert_same(load_arrays(tmp_path, replace(cfg.model, vocab_size=257)), {p: np.asarray(x) for p, x in flatten(plain.frozen).items()})
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_vera_whose_first_module_is_not_the_largest_is_read(tmp_path):
   cfg = small(**LLAMA, lora__method="vera", lora__targets=["all_linear"])
   plan, job = make_plan(cfg), job_of(cfg)

@@ -39,7 +39,7 @@ def taught(job) -> dict:
   return flatten(job.teacher.params)
 
 
-def test_the_teacher_is_the_base_plus_directions_alike_on_the_targets_alone():
+def test_the_teacher_differs_from_the_base_on_its_targets_only():
   job = job_of(config())
   base, teacher = flatten(job.frozen), taught(job)
   moved = {path for path, w in teacher.items() if not np.array_equal(w, base[path])}
@@ -66,9 +66,9 @@ HEADS = {
 }  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_loss_and_gradient_are_those_of_the_divergence_written_out(head):
+def test_loss_and_gradient_equal_the_explicit_divergence(head):
   job = job_of(config(model__dropout=0.0, **HEADS[head]))
   batch = job.put(rows())
   params, numbers = trial(bent(job.state.params), 0), trial(job.trials, 0)
@@ -103,8 +103,8 @@ def test_the_divergence_is_the_same_in_one_chunk_and_in_many(monkeypatch):
   np.testing.assert_array_equal(whole[1][1, 5:], 0)
 
 
-@pytest.mark.thorough
-def test_a_student_that_is_the_teacher_has_no_loss_and_one_rank_less_has():
+@pytest.mark.slow
+def test_a_student_equal_to_the_teacher_has_zero_loss():
   """A and B of ΔW itself, cut to ranks 3 and 2; nothing is dropped although the base has dropout."""
   losses = {}
   for rank in (3, 2):
@@ -144,8 +144,8 @@ def planted(directory) -> list[str]:
   return [*PLANTED, *on_stories(directory)[1:]]
 
 
-@pytest.mark.thorough
-def test_a_run_tells_what_it_is_held_to_and_goes_on_to_the_same_bits(tmp_path, capsys):
+@pytest.mark.slow
+def test_a_taught_run_prints_its_teacher_and_resumes_bit_equal(tmp_path, capsys):
   typed = [*planted(tmp_path), "train.steps=6", "train.batch_size=4", "train.eval_every=3", "train.save_every=3"]
   whole = train(tmp_path / "whole", *typed)
   said = capsys.readouterr().out

@@ -43,13 +43,13 @@ def copy(stopped, tmp_path):
   return shutil.copytree(stopped, tmp_path / "run")
 
 
-def test_a_stopped_run_says_how_it_goes_on_and_its_files_are_whole(stopped):
+def test_a_stopped_run_prints_how_to_resume_it(stopped):
   assert summary(stopped)["status"] == "stopped"
   assert [row["step"] for row in curve(stopped) if row["split"] == "train"] == list(range(1, 11))
   assert checkpoint.steps(stopped)[-1] == 10 and not (stopped / "adapter").exists()
 
 
-def test_what_is_left_after_a_stop_equals_the_unbroken_run_bit_for_bit(unbroken, copy):
+def test_a_resumed_run_is_bit_equal_to_the_unbroken_one(unbroken, copy):
   resume(copy, "train.stop_at=25", code=75)
   resume(copy)
   assert curve(copy) == curve(unbroken)
@@ -128,7 +128,7 @@ def long_unbroken(long_settings, tmp_path_factory):
   return train(tmp_path_factory.mktemp("long") / "run", *long_settings)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_sigterm_ends_with_75_and_the_run_goes_on_bit_for_bit(long_settings, long_unbroken, tmp_path):
   run_dir = tmp_path / "run"
   metrics = run_dir / "metrics.jsonl"
@@ -143,7 +143,7 @@ def test_sigterm_ends_with_75_and_the_run_goes_on_bit_for_bit(long_settings, lon
   assert curve(run_dir) == curve(long_unbroken)
 
 
-def test_after_sigkill_the_run_goes_on_from_its_latest_checkpoint_bit_for_bit(long_settings, long_unbroken, tmp_path):
+def test_a_killed_run_resumes_bit_equal_from_its_checkpoint(long_settings, long_unbroken, tmp_path):
   run_dir = tmp_path / "run"
   started = start(long_settings, run_dir, lambda: bool(checkpoint.steps(run_dir)))
   started.send_signal(signal.SIGKILL)
@@ -194,7 +194,7 @@ def test_a_changed_data_file_is_refused(settings, tmp_path, capfd):
   assert "no such file" in refused(run_dir, capfd=capfd)
 
 
-def test_damaged_checkpoints_end_with_4_and_a_damaged_latest_one_is_passed_over(copy, capfd):
+def test_damaged_checkpoints_are_skipped_or_exit_with_4(copy, capfd):
   newest = checkpoint.steps(copy)[-1]
   (copy / "checkpoints" / str(newest) / "meta.json").write_text("{}")
   if len(checkpoint.steps(copy)) > 1:

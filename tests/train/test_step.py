@@ -89,7 +89,7 @@ def padding(leaves: dict, n: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("mapping", ["map", "vmap"])
-def test_every_gradient_leaf_of_an_trial_in_a_pack_equals_its_solo_run(mapping):
+def test_every_packed_gradient_equals_its_solo_run(mapping):
   found = flatten(gradients(pack(mapping)[0].job, pack("map")[3].params, rows(99)))
   for n in range(3):
     alone, packed = solo_gradient(n), own(found, n)
@@ -102,15 +102,15 @@ def test_every_gradient_leaf_of_an_trial_in_a_pack_equals_its_solo_run(mapping):
 
 
 @pytest.mark.parametrize("mapping", ["map", "vmap"])
-def test_an_trial_in_a_pack_has_the_losses_of_its_solo_run(mapping):
+def test_a_trial_in_a_pack_has_the_losses_of_its_solo_run(mapping):
   losses = pack(mapping)[1]
   for n in range(3):
     np.testing.assert_allclose(losses[:10, n], solo(n)[1][:, 0], rtol=1e-5)
   assert len({float(x) for x in losses[9]}) == 3  # three trials, not one three times
 
 
-@pytest.mark.thorough
-def test_where_nothing_drops_an_trial_in_a_pack_has_the_bits_of_its_solo_run():
+@pytest.mark.slow
+def test_without_dropout_a_packed_trial_is_bit_equal_to_solo():
   """In the program that a person runs, and wide enough for LLVM to add the norms' sums in several ways."""
   sizes = {"family": "llama", "layers": 3, "width": 192, "heads": 4, "ff": 512, "dropout": 0.0}
   of = {f"model__{k}": v for k, v in sizes.items()} | {"model__arch": ArchConfig(kv_heads=2, head_dim=48)}
@@ -144,7 +144,7 @@ def test_the_pack_starts_each_trial_as_it_would_start_alone():
       np.testing.assert_array_equal(own(packed, n)[path], x[0], err_msg=path)
 
 
-def test_an_trial_is_taken_out_at_its_own_ranks():
+def test_a_trial_is_taken_out_at_its_own_ranks():
   job, *_ = pack("map")
   taken = take_trial(job.state.params, make_plan(config(0)).table, [], "lora", 0).leaves
   mine = own(flatten(job.state.params), 0)
@@ -203,9 +203,9 @@ def test_frozen_trains_nothing_and_is_measured_by_the_same_step():
   assert before["loss"] == after["loss"] and np.isfinite(before["loss"]).all()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_accumulating_parts_gives_the_gradient_of_the_whole_batch(method):
+def test_accumulated_gradients_equal_the_full_batch_gradient(method):
   batch = rows(5, batch=4)
   batch["weights"][0] = 0  # a part with nothing to count
   batch["weights"][1, 3:] = 0  # and one with little
@@ -228,7 +228,7 @@ def instructions(training: Training) -> list[str]:
   return [line for line in text.splitlines() if "=" in line and not line[:1].isdigit()]
 
 
-def test_another_lr_alpha_dropout_or_length_runs_in_the_same_program():
+def test_lr_alpha_dropout_and_length_do_not_recompile():
   one, losses, _ = solo(0)
   cfg = config(0, train__steps=7)
   cfg.lora.alpha, cfg.lora.dropout = 7.0, 0.4
@@ -284,7 +284,7 @@ def test_nothing_is_dropped_in_evaluation():
   assert all(sums[name][0] == sums[name][1] for name in ("loss", "correct"))
 
 
-def test_an_trial_of_rate_0_beside_one_that_drops_has_the_gradient_of_a_pack_without_dropout():
+def test_rate_0_in_a_dropout_pack_has_the_undropped_gradient():
   found = []
   for rate in (0.0, 0.7):
     cfgs = [config(2, model__dropout=0.0) for _ in range(2)]
@@ -308,7 +308,7 @@ def test_the_schedules_warm_up_and_fall_to_zero_at_the_last_step():
   assert share("linear", 8) == pytest.approx(0.75) and share("cosine", 8) == pytest.approx(0.8535534)
 
 
-def test_the_clip_is_each_trials_own_and_metrics_are_of_the_gradient_before_it():
+def test_clipping_is_per_trial_and_logs_the_unclipped_norm():
   tight, loose = (config(1, optim__name="sgd") for _ in range(2))
   for cfg, clip in ((tight, 1e-3), (loose, 1e3)):
     cfg.optim.clip, cfg.optim.lr, cfg.lora.dropout = clip, 1.0, 0.0
