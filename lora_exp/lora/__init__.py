@@ -1,14 +1,13 @@
 """Low-rank adapters for any Flax NNX model: every method worth comparing, and files that PEFT accepts.
 
-An adapted module answers y = g ⊙ (x·W + s·(x·A)·B − s·(x·A₀)·B₀) + b. A method is which of these parts it has, and
-which are trained (formula.py has the table): LoRA trains A and B and has neither g nor A₀, B₀; DoRA adds g; PiSSA and
-OLoRA take A and B from W and keep what they started as in A₀ and B₀; VeRA and AdaLoRA train vectors beside A and B.
-Three rules hold for all of them.
+Most methods compute y = g ⊙ (x·W + s·(x·A)·B − s·(x·A₀)·B₀) + b with some of these parts: LoRA trains A and B, DoRA adds
+g, PiSSA and OLoRA take A and B from W and subtract A₀ and B₀. Others change W in another way (LoHa, IA³). Each method is
+one file in `lora/methods`, whose docstring says how to add one. Three rules hold for all of them.
 
-*The base is never rewritten.* W stays as it was loaded, quantised or not, and before the first step the model answers
-as its base, bit for bit. `eject`, `unmerge` and `disabled` put kept arrays back; nothing is ever subtracted.
+*The base is never rewritten.* W stays as it was loaded, quantised or not, and before the first step the model computes
+the same as its base, bit for bit. `eject`, `unmerge` and `disabled` restore saved arrays; nothing is ever subtracted.
 
-*What trains is told by type.* `nnx.LoRAParam` are the trained leaves (also `Trained`, a bias or a module trained in
+*Types say what trains.* `nnx.LoRAParam` are the trained leaves (also `Trained`, a bias or a module trained in
 full), `Constant` the adapter's frozen ones. `nnx.split(model, nnx.LoRAParam, ...)` cannot select the wrong half.
 
 *A module becomes its adapted self in place.* Its class changes to a subclass, so paths, sharing (a tied head sees the

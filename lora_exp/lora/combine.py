@@ -116,8 +116,8 @@ def _misfits(adapters: Sequence[Adapter]) -> list[str]:
     problems += not_finite(adapter, whose)
     if not adapter.kind.additive:
       problems.append(
-        f"{whose} is a {adapter.kind.title}, whose update is no sum: merge it into a copy of the base, extract a LoRA out "
-        "of the two, and combine that"
+        f"{whose} is a {adapter.kind.title}, whose update is no sum: merge it into a copy of the base, extract a LoRA "
+        "out of the two, and combine that"
       )
     if adapter.full:
       problems.append(

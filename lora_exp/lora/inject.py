@@ -58,7 +58,8 @@ def resolve(
   """The table of modules that these settings adapt; alpha defaults to twice the module's rank.
 
   The first matching pattern of `rank_pattern` and of `alpha_pattern` wins. The scale of a method without alpha (VeRA)
-  is 1. `options` are the method's own settings. Raises InputError naming every pattern that matches no target, with the nearest paths, and every pattern that never wins.
+  is 1. `options` are the method's own settings. Raises InputError naming every pattern that matches no target, with the
+  nearest paths, and every pattern that never wins.
   """
   presets = presets or {}
   known = {path: m for path, m in modules(model).items() if layers.adaptable(m)}

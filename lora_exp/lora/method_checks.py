@@ -69,8 +69,8 @@ def _rank_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
   for name in ("rank_pattern", "init_from"):
     if getattr(lora, name) is not None:
       yield (
-        f"lora.parameters={shown(lora.parameters)}: chooses the rank, and lora.{name}={shown(getattr(lora, name))} does "
-        "too; remove one of them"
+        f"lora.parameters={shown(lora.parameters)}: chooses the rank, and lora.{name}={shown(getattr(lora, name))} "
+        "does too; remove one of them"
       )
 
 

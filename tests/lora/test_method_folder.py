@@ -1,4 +1,4 @@
-"""A method is one file: the page that says so works, and nothing outside the folder knows a method or a leaf by name."""
+"""A method is one file: the page that says so works, and no code outside the folder knows a method or a leaf by name."""
 
 import ast
 import re
@@ -7,15 +7,21 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 import lora_exp
+from lora_exp import lora
 from lora_exp.config import InputError
 from lora_exp.lora import methods
 
 PACKAGE = Path(lora_exp.__file__).parent
 FOLDER = PACKAGE / "lora" / "methods"
-COMMON = {"lora", "head"}  # a group of the config, and words that other things are called as well
+COMMON = {"lora"}  # a group of the config as well
+ENDS = ("endswith", "startswith")
 LEAVES = {name for method in methods.every() for name in method.leaves}
 NAMES = (LEAVES | set(methods.names())) - COMMON
 
@@ -31,14 +37,13 @@ def compared_names(tree: ast.AST) -> set[str]:
   for node in ast.walk(tree):
     if isinstance(node, ast.Compare):
       found |= strings(node)
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("endswith", "startswith"):
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ENDS:
       found |= {x for argument in node.args for x in strings(argument)}
     elif isinstance(node, ast.MatchValue):
       found |= strings(node.value)
   return found & NAMES
 
 
-# PEFT's head of a tied table has the table's A and B exchanged: the file format knows these two.
 ALLOWED = {"report/reading/method_facts.py"}  # names of version 0.1.0, whose runs wrote no facts
 
 
@@ -52,7 +57,10 @@ def test_no_code_outside_the_folder_compares_a_name():
   assert not wrong
 
 
-@pytest.mark.parametrize("code", ['x == "vera"', 'm in ("full", "lora")', 'p.endswith("lora_b")', '"magnitude" in leaves'])
+COMPARISONS = ['x == "vera"', 'm in ("full", "lora")', 'p.endswith("lora_b")', '"magnitude" in leaves']
+
+
+@pytest.mark.parametrize("code", COMPARISONS)
 def test_the_search_finds_such_code(code):
   assert compared_names(ast.parse(code))
 
@@ -67,6 +75,23 @@ def test_every_method_has_its_facts(name):
   method = methods.get(name)
   assert method.name == name and method.title and method.cost and method.__doc__
   assert all(set(leaf.axes) <= set("IOR") for leaf in method.leaves.values())
+
+
+ADAPTERS = [method.name for method in methods.every() if method.adapts_kernels]
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_computes_the_same_after_its_files(tmp_path, name):
+  model = nnx.Sequential(nnx.Linear(6, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(1)))
+  lora.inject(model, method=name, rank=3)
+  state = nnx.state(model, nnx.LoRAParam)
+  nnx.update(model, jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), state))
+  x = jnp.ones((2, 6))
+  trained, shapes = model(x), {path: lora.kernel_shape(m) for path, m in lora.modules(model).items()}
+  assert lora.save_adapter(tmp_path, lora.eject(model), None, {}) is False, "no naming, so not for PEFT"
+  assert not np.allclose(model(x), trained)
+  lora.attach(model, lora.load_adapter(tmp_path, None, shapes))
+  np.testing.assert_allclose(model(x), trained, rtol=1e-5, atol=1e-6)
 
 
 def example() -> tuple[str, str]:

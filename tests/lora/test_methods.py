@@ -128,7 +128,7 @@ def compiled_step(job) -> CompiledStep:
 
 
 def steps(job, state, count: int):
-  """`count` optimizer steps from `state`, which stays, on one batch; the state after them, and losses (steps, trials)."""
+  """`count` optimizer steps on one batch from `state`, which stays; the state after them, losses (steps, trials)."""
   batch = job_batch(job)
   state, losses = jax.tree.map(jnp.array, state), []
   step = compiled_step(job)
@@ -318,7 +318,8 @@ def test_five_steps_lower_the_loss_and_keep_frozen_leaves(family, case):
     assert (x.tobytes() == before[path].tobytes()) == (path in constants), path
   batch, trials = batch_of(family), of.trials
   with quickly():
-    seen = [of.evaluate(state.params, trials._replace(dropout=trials.dropout + r), of.frozen, batch) for r in (0, 0, 0.8)]
+    rates = [trials._replace(dropout=trials.dropout + rate) for rate in (0, 0, 0.8)]
+    seen = [of.evaluate(state.params, changed, of.frozen, batch) for changed in rates]
   assert len({float(sums["loss"][0]) for sums in seen}) == 1
   assert seen[0]["loss"][0] / batch["weights"].sum() < losses[0]
 
@@ -523,6 +524,15 @@ def test_adalora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
   resumed, _ = steps(of, restored, 8)
   assert named(resumed) == named(after)
   assert named(half) != named(after)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in ("loha", "ia3") else pytest.mark.slow) for c in METHODS])
+def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, case):
+  of = job("mlp", case)
+  half, _ = steps(of, of.state, 2)
+  checkpoint.save(tmp_path, 2, half, {})
+  _, restored, _ = checkpoint.restore(tmp_path, of.state)
+  assert named(steps(of, restored, 2)[0]) == named(steps(of, half, 2)[0])
 
 
 # Quantised bases

@@ -12,6 +12,7 @@ from packs import quickly
 
 from lora_exp import lora
 from lora_exp.config import InputError
+from lora_exp.lora import methods
 
 LAYERS = 3
 
@@ -67,6 +68,9 @@ CASES: dict[str, dict] = {
   "bias": {"alpha": 5.0, "bias": "all"},
   "train_modules": {"alpha": 5.0, "train_modules": ["norm", "stack"], "exclude": "stack"},
 }
+for method in methods.every():
+  if method.adapts_kernels and method.name not in CASES:
+    CASES[method.name] = {"method": method.name} | ({} if method.stackable else {"exclude": ["per_head", "each", "stack"]})
 SLOW = ("merged", "rslora", "olora", "adalora", "bias", "train_modules")
 LONG = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(("dora", "vera"), pytest.mark.slow)
 EACH = [pytest.param(case, marks=LONG.get(case, [])) for case in CASES]

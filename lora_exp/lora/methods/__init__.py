@@ -102,12 +102,12 @@ def names() -> tuple[str, ...]:
 
 @cache
 def get(name: str) -> Method:
-  """The method that the file `name` of this folder defines. Raises InputError with the nearest name if there is none."""
+  """The method that the file `name` of this folder defines. Raises InputError if there is none, with the nearest."""
   if name not in names():
     raise InputError(f"lora.method={name}: choose {', '.join(names())}{did_you_mean(name, names())}")
   module = import_module(f"{__name__}.{name}")
   for kind in vars(module).values():
-    if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__ and kind.name == name:
+    if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__:
       return kind()
   raise TypeError(f"{module.__file__} defines no subclass of Method with name = {name!r}")
 

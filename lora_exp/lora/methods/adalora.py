@@ -85,7 +85,8 @@ class AdaLoRA(LoRA):
       )
     if config.parameters is not None:
       problems.append(
-        f"lora.parameters={config.parameters:g}: AdaLoRA chooses ranks itself, lora.budget on average; remove one of them"
+        f"lora.parameters={config.parameters:g}: AdaLoRA chooses ranks itself, lora.budget on average; remove one of "
+        "them"
       )
     return problems
 

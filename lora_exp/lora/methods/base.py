@@ -249,7 +249,7 @@ class Method:
   # PEFT's files
 
   def peft_leaves(self, leaves: Leaves, needed: bool) -> dict[str, Array]:
-    """The numpy arrays of a module as the file's method has them; `needed`: the module must not vanish from the file."""
+    """A module's arrays, numpy's, as the file's method has them; `needed`: the module must stay in the file."""
     return dict(leaves)
 
   def peft_fields(self, names: Mapping[str, str], leaves: Mapping[str, Leaves]) -> dict[str, Any]:

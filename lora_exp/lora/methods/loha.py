@@ -39,7 +39,8 @@ class LoHa(Method):
   def init(self, key: jax.Array, kernel: Array, module: AdaptedModule, settings: InitSettings) -> dict[str, Array]:
     """As in PEFT: Kaiming uniform for all factors but A₂, which is zero. `lora.init` has no say."""
     started = {"hada_w2_b": jnp.zeros(self.shape("hada_w2_b", kernel, module))}
-    for i, (name, fan) in enumerate((("hada_w1_a", module.rank), ("hada_w1_b", module.fan_in), ("hada_w2_a", module.rank))):
+    fans = {"hada_w1_a": module.rank, "hada_w1_b": module.fan_in, "hada_w2_a": module.rank}
+    for i, (name, fan) in enumerate(fans.items()):
       shape = self.shape(name, kernel, module)
       started[name] = jax.random.uniform(jax.random.fold_in(key, i), shape, jnp.float32, -1, 1) / math.sqrt(fan)
     return started

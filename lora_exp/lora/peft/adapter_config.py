@@ -58,7 +58,8 @@ class PeftConfig:
     if self.bias not in biases:
       self.problem(f"bias={shortened(self.bias)}: choose {', '.join(biases)}")
     if form.shared_keys and self.values.get("save_projection", True) is not True:
-      self.problem(f"save_projection=false: {self.method.title}'s random arrays are not in the file; save it with save_projection=True")
+      self.problem(f"save_projection=false: {self.method.title}'s random arrays are not in the file; save it with "
+                   "save_projection=True")
     self.rank = self._rank("r", self.values.get("r")) if form.has_ranks else 1
     self.alpha = 1.0 if form.alpha_key is None else self._alpha(form.alpha_key, self.values.get(form.alpha_key))
     self.ranks = self._patterns("rank_pattern", self._rank)

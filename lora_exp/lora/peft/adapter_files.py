@@ -60,7 +60,8 @@ def save_adapter(
   own: dict[str, Any] = {**metadata, "method": adapter.method, "start": made.start}
   own |= {"leads": made.leads} if made.leads else {}
   own |= {"reason": why} if why is not None else {}
-  config = peft_tensors.config(made, adapter.full, naming, rslora, dropout, base) | {"peft": why is None, "lora_exp": own}
+  config = peft_tensors.config(made, adapter.full, naming, rslora, dropout, base)
+  config |= {"peft": why is None, "lora_exp": own}
   exact = _exact(adapter, PeftConfig(config, CONFIG), made, naming)
   own |= {"exact": exact} if exact else {}
   directory = Path(directory)
@@ -71,7 +72,9 @@ def save_adapter(
   return why is None
 
 
-def _exact(adapter: Adapter, config: PeftConfig, made: peft_tensors.PeftTensors, naming: Naming | None) -> dict[str, list[float]]:
+def _exact(
+  adapter: Adapter, config: PeftConfig, made: peft_tensors.PeftTensors, naming: Naming | None
+) -> dict[str, list[float]]:
   """[alpha, scale] of the rows that would be read a little otherwise."""
   # A method without files of its own that is no start comes back as the LoRA that it was written as.
   as_written = adapter.kind.peft is None and not made.start

@@ -123,7 +123,9 @@ def format_of(method: Method) -> PeftFormat:
   return method.peft
 
 
-def _full(rows: Sequence[AdaptedModule], full: Mapping[str, tuple[int, ...]], naming: Naming | None) -> dict[str, Place]:
+def _full(
+  rows: Sequence[AdaptedModule], full: Mapping[str, tuple[int, ...]], naming: Naming | None
+) -> dict[str, Place]:
   adapted, places = {row.path for row in rows}, {}
   for path, shape in full.items():
     name, turned = parameter_name(naming, path)
