@@ -19,18 +19,19 @@ def functions(file: Path) -> Iterator[ast.FunctionDef]:
       yield node
 
 
-def called_names(function: ast.FunctionDef) -> set[str]:
-  calls = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
-  return {call.attr if isinstance(call, ast.Attribute) else call.id for call in calls
-          if isinstance(call, ast.Attribute | ast.Name)}
+def used_names(function: ast.FunctionDef) -> set[str]:
+  nodes = list(ast.walk(function))
+  return {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
+    node.id for node in nodes if isinstance(node, ast.Name)
+  }
 
 
 def asserting_functions(file: Path) -> set[str]:
-  """The functions of a file that hold an assertion, or call one that does."""
+  """The functions of a file that hold an assertion, or use one that does."""
   defined = list(functions(file))
   asserting = {f.name for f in defined if any(isinstance(node, ast.Assert) for node in ast.walk(f))}
   for _ in defined:
-    asserting |= {f.name for f in defined if called_names(f) & asserting}
+    asserting |= {f.name for f in defined if used_names(f) & asserting}
   return asserting
 
 
@@ -47,9 +48,9 @@ def test_every_test_asserts_something(file):
   asserting = asserting_functions(file) | helpers
   for function in functions(file):
     if function.name.startswith("test_"):
-      calls = called_names(function)
-      asserts = function.name in asserting or calls & asserting
-      assert asserts or any(word in name for name in calls for word in CHECKING), function.name
+      names = used_names(function)
+      asserts = function.name in asserting or names & asserting
+      assert asserts or any(word in name for name in names for word in CHECKING), function.name
 
 
 def test_no_test_file_imports_another():

@@ -136,8 +136,8 @@ def memory() -> bool:
   taken = [step.peak_memory_bytes for step, _ in sides]
   each = (taken[-1] - taken[0]) / 6
   print(f"base {base / 1e6:.1f} MB, a trial's adapter and optimizer {own / 1e6:.2f} MB; packs of 2, 4, 8 take "
-        f"{', '.join(f'{x / 1e6:.1f}' for x in taken)} MB: {each / 1e6:.2f} MB for each further trial, {each / own:.2f} "
-        "times its own state")  # fmt: skip
+        f"{', '.join(f'{x / 1e6:.1f}' for x in taken)} MB: {each / 1e6:.2f} MB for each further trial, "
+        f"{each / own:.2f} times its own state")  # fmt: skip
   return each < 2.5 * own
 
 

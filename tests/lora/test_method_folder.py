@@ -1,4 +1,4 @@
-"""A method is one file: the page that says so works, and no code outside the folder knows a method or a leaf by name."""
+"""A method is one file: its instructions work, and no code outside the folder compares the name of a method or leaf."""
 
 import ast
 import re

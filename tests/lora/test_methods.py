@@ -526,7 +526,9 @@ def test_adalora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
   assert named(half) != named(after)
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in ("loha", "ia3") else pytest.mark.slow) for c in METHODS])
+@pytest.mark.parametrize(
+  "case", [pytest.param(case, marks=[] if case in ("loha", "ia3") else pytest.mark.slow) for case in METHODS]
+)
 def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, case):
   of = job("mlp", case)
   half, _ = steps(of, of.state, 2)

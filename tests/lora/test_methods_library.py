@@ -70,7 +70,8 @@ CASES: dict[str, dict] = {
 }
 for method in methods.every():
   if method.adapts_kernels and method.name not in CASES:
-    CASES[method.name] = {"method": method.name} | ({} if method.stackable else {"exclude": ["per_head", "each", "stack"]})
+    stacks = {} if method.stackable else {"exclude": ["per_head", "each", "stack"]}
+    CASES[method.name] = {"method": method.name, **stacks}
 SLOW = ("merged", "rslora", "olora", "adalora", "bias", "train_modules")
 LONG = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(("dora", "vera"), pytest.mark.slow)
 EACH = [pytest.param(case, marks=LONG.get(case, [])) for case in CASES]
@@ -167,7 +168,8 @@ def test_training_by_variable_type_changes_only_the_adapter(case):
   assert seen["losses"][-1] < 0.99 * seen["losses"][0]
   assert as_bytes(seen["constants"]) == as_bytes(seen["leaves"])
   for path, x in base()[1].items():
-    name = path if path not in seen["adapter"] else f"{path.rpartition('.')[0]}.{lora.FROZEN_PREFIX}{path.rpartition('.')[2]}"
+    module, _, leaf = path.rpartition(".")
+    name = path if path not in seen["adapter"] else f"{module}.{lora.FROZEN_PREFIX}{leaf}"
     assert seen["frozen"][name].tobytes() == x.tobytes(), path
   fresh = arrays(adapted(case)[0], nnx.LoRAParam)
   assert fresh.keys() == seen["adapter"].keys()

@@ -180,7 +180,8 @@ def trained(found: Pair, targets, *, method="lora", init="kaiming", bias="none",
     leaves[row.path] = {name: np.float32(x) for name, x in own.items()}
   shapes = found.full_shapes
   full = {path: 0.3 * rng.normal(size=shapes[path]) for path in full_paths(found.ours, rows, bias, train_modules)}
-  return lora.Adapter(methods.variant(method, init).name, tuple(rows), leaves, {path: np.float32(x) for path, x in full.items()})
+  whole = {path: np.float32(x) for path, x in full.items()}
+  return lora.Adapter(methods.variant(method, init).name, tuple(rows), leaves, whole)
 
 
 def in_peft(found: Pair, directory: Path):
@@ -191,7 +192,8 @@ def in_peft(found: Pair, directory: Path):
     state = peft.load_peft_weights(str(directory), device="cpu")
     result = peft.set_peft_model_state_dict(model, state)
   assert not result.unexpected_keys
-  ends = ("lora_", "hada_", "ia3_", "vera_lambda", "modules_to_save", "base_model.vera_")  # VeRA's pair is listed in every layer, too
+  # VeRA's pair is listed in every layer, too.
+  ends = ("lora_", "hada_", "ia3_", "vera_lambda", "modules_to_save", "base_model.vera_")
   assert not [key for key in result.missing_keys if any(part in key for part in ends)]
   assert not [w for w in said if "missing adapter keys" in str(w.message)]
   return model.eval()
@@ -305,7 +307,8 @@ def test_a_peft_adapter_computes_the_same_here(tmp_path, name):
   want = their_logits(theirs.eval())
   assert np.abs(want - base_logits(family)).max() > 0.05, "the adapter does nothing"
   np.testing.assert_allclose(our_logits(found, adapter), want, atol=1e-4, rtol=0)
-  if name in ("lora", "dora, biases", "tied table", "vera of Conv1D", "loha", "ia3"):  # and through the layers themselves
+  through_layers = ("lora", "dora, biases", "tied table", "vera of Conv1D", "loha", "ia3")
+  if name in through_layers:
     np.testing.assert_allclose(np.asarray(forward(attached(found.ours, adapter))), want, atol=1e-4, rtol=0)
 
 

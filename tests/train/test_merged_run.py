@@ -79,7 +79,8 @@ def test_every_method_is_merged_and_read_back(method, tmp_path):
   assert compare_outputs(base, before).logit > 1e-3, "the update does nothing"
   assert rounding.shares()["update_kept"] == pytest.approx(1, abs=1e-3)
   save_hf(tmp_path, flatten(plain.frozen), "float32", get_family("llama").stored_names(ModelConfig()))
-  assert_same(load_arrays(tmp_path, replace(cfg.model, vocab_size=257)), {p: np.asarray(x) for p, x in flatten(plain.frozen).items()})
+  expected = {path: np.asarray(x) for path, x in flatten(plain.frozen).items()}
+  assert_same(load_arrays(tmp_path, replace(cfg.model, vocab_size=257)), expected)
 
 
 @pytest.mark.slow
@@ -114,7 +115,8 @@ def test_compare_outputs_against_two_distributions():
   assert (found.count, found.changed) == (2, 1)
   assert [found.logit, found.kl_mean, found.kl_most] == pytest.approx([np.log(2), kl / 2, kl], abs=1e-6)
   assert found.loss == pytest.approx(((-np.log(0.5) - np.log(0.8)) / 2, (-np.log(0.25) - np.log(0.8)) / 2), abs=1e-6)
-  numbers = compare_outputs(*(ModelOutputs(x, np.zeros((1, 2), np.float32)) for x in (np.ones((1, 2)), np.full((1, 2), 1.5))))
+  logits = (np.ones((1, 2)), np.full((1, 2), 1.5))
+  numbers = compare_outputs(*(ModelOutputs(x, np.zeros((1, 2), np.float32)) for x in logits))
   assert (numbers.loss, numbers.kl_mean, numbers.changed, numbers.logit) == ((1, 2.25), None, None, 0.5)
 
 

@@ -179,7 +179,8 @@ def test_nucleus_is_the_smallest_set_with_its_share(weights, share):
   probabilities = np.array(weights, np.float32) / np.float32(sum(weights))
   kept = np.asarray(find_nucleus(probabilities[None], np.float32(share))[0])
   least = probabilities[kept > 0].min()
-  assert set(kept) <= {0.0, *probabilities} and (kept[probabilities >= least] > 0).all()  # the likeliest, equal ones together
+  assert set(kept) <= {0.0, *probabilities}
+  assert (kept[probabilities >= least] > 0).all()  # the likeliest tokens, ties included
   assert kept.sum() >= share - 1e-5
   assert probabilities[probabilities > least].sum() < share + 1e-5  # without the least likely of them it holds less
 
