@@ -29,8 +29,8 @@ def run(cfg: Config) -> None:
   console.show(f"Workspace of {contents.name}: {short(path)}")
   sync = f"wandb sync {short(contents.home)}/wandb/offline-run-*"
   if wandb_mode(cfg.logger.mode) != "online":
-    console.show("Not saved online, as there is no key, or wandb is set to be offline. Later: set WANDB_API_KEY or type "
-                 f"`wandb login`, then\n  {sync}\n  python -m lora_exp task=dashboard run={short(directory)}")
+    console.show("Not saved online, as there is no key, or wandb is set to be offline. Later: set WANDB_API_KEY or "
+                 f"type `wandb login`, then\n  {sync}\n  python -m lora_exp task=dashboard run={short(directory)}")
     return
   console.show(f"Saved: {_call_within(SECONDS, partial(_save_online, contents))}")
   offline = len(list((contents.home / "wandb").glob("offline-run-*")))
