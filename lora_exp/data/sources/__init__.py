@@ -15,8 +15,8 @@ lines separate; `data/sources/poems.py`:
     from collections.abc import Iterator
     from dataclasses import dataclass
 
-    from lora_exp.data.sources.source import Document
     from lora_exp.data.sources.file_source import FileSource
+    from lora_exp.data.sources.source import Document
 
 
     @dataclass(frozen=True)
