@@ -156,16 +156,25 @@ def allocate(
 
     prune = ((first < step) & running & (step % every == 0)) | (step == last)
     chosen = choose(importance(means, spreads), real_ranks(modules), budget, step, first, last)
-    mask, pruned, moves = {}, {}, adapters(updates)
-    for path, kept in adapters(state.mask).items():
-      keep = jnp.where(prune, chosen[path], kept["lora_e"])
-      e, u = modules[path]["lora_e"], moves[path]["lora_e"]
-      mask[path] = {"lora_e": keep}
-      pruned[path] = {"lora_e": jnp.where(keep | ~(prune | (step > last)), u, -e)}
+    mask, pruned = _pruned(adapters(state.mask), chosen, modules, adapters(updates), prune, prune | (step > last))
     trees = (replaced({}, modules_) for modules_ in (means, spreads, mask))
     return replaced(updates, pruned), AllocateState(step, inner_state, *trees)
 
   return optax.GradientTransformation(init, update)
+
+
+def _pruned(
+  masks: AdapterLeaves, chosen: Mapping[tuple, Array], modules: AdapterLeaves, updates: AdapterLeaves, prune: Array,
+  settle: Array,
+) -> tuple[AdapterLeaves, AdapterLeaves]:  # fmt: skip
+  """The mask of e after this step, and e's update: −e for what is pruned where the step settles e."""
+  mask, pruned = {}, {}
+  for path, kept in masks.items():
+    keep = jnp.where(prune, chosen[path], kept["lora_e"])
+    e, u = modules[path]["lora_e"], updates[path]["lora_e"]
+    mask[path] = {"lora_e": keep}
+    pruned[path] = {"lora_e": jnp.where(keep | ~settle, u, -e)}
+  return mask, pruned
 
 
 def kept_ranks(params: Tree) -> dict[str, int]:

@@ -22,7 +22,9 @@ from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.methods import Method
 from lora_exp.lora.peft import tensors as peft_tensors
 from lora_exp.lora.peft.adapter_config import PeftConfig
-from lora_exp.lora.peft.tensors import Naming, Place, module_name
+from lora_exp.lora.peft.config_writer import config_values
+from lora_exp.lora.peft.names import Naming, module_name
+from lora_exp.lora.peft.tensors import Place
 from lora_exp.lora.peft.validation import AdapterFileCheck, trained_size
 from lora_exp.runtime.files import write_atomically, write_json
 from lora_exp.runtime.json_files import parse_json_object
@@ -60,7 +62,7 @@ def save_adapter(
   own: dict[str, Any] = {**metadata, "method": adapter.method, "start": made.start}
   own |= {"leads": made.leads} if made.leads else {}
   own |= {"reason": why} if why is not None else {}
-  config = peft_tensors.config(made, adapter.full, naming, rslora, dropout, base)
+  config = config_values(made, adapter.full, naming, rslora, dropout, base)
   config |= {"peft": why is None, "lora_exp": own}
   exact = _exact(adapter, PeftConfig(config, CONFIG), made, naming)
   own |= {"exact": exact} if exact else {}

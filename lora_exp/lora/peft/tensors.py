@@ -6,11 +6,9 @@ the rank, AdaLoRA with its e folded into A and without the columns whose e is 0.
 """
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,20 +16,8 @@ from lora_exp.lora import methods
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.methods import Method
+from lora_exp.lora.peft.names import PREFIX, Naming, module_name, parameter_name, trained_modules
 from lora_exp.lora.peft_format import PeftFormat
-
-PREFIX = "base_model.model."  # before every module's name
-
-@dataclass(frozen=True)
-class Naming:
-  """How PEFT, and transformers below it, call the modules of a family."""
-
-  prefix: str = ""  # before our module paths: "model." (the Llama family), "transformer." (GPT-2)
-  bare: tuple[str, ...] = ("lm_head",)  # modules without the prefix; torch's Linear in every family
-  conv1d: bool = False  # kernels are stored (in, out), as GPT-2's Conv1D does
-  tied: tuple[str, str] | None = None  # our path of the table and PEFT's name of the head, where they are one
-  model_type: str = ""  # for messages
-  tables: tuple[str, ...] = ("embed_tokens", "wte", "wpe")  # modules that are look-ups
 
 
 class Place(NamedTuple):
@@ -52,20 +38,6 @@ class Place(NamedTuple):
     """The inverse of `stored`."""
     x = x.reshape(-1) if self.vector else x
     return np.ascontiguousarray(np.swapaxes(x, -1, -2)) if self.turned else x
-
-
-def module_name(naming: Naming | None, path: str) -> str:
-  """PEFT's name of our module."""
-  return path if naming is None or path in naming.bare else naming.prefix + path
-
-
-def parameter_name(naming: Naming | None, path: str) -> tuple[str, bool]:
-  """PEFT's name of our parameter, and whether it is stored transposed. Without a naming it is our own."""
-  if naming is None:
-    return path, False
-  owner, _, leaf = path.rpartition(".")
-  turned = leaf == "kernel" and (owner in naming.bare or not naming.conv1d)
-  return f"{module_name(naming, owner)}.{'bias' if leaf == 'bias' else 'weight'}", turned
 
 
 def layout(
@@ -233,76 +205,3 @@ def reason(adapter: Adapter, made: PeftTensors, naming: Naming | None) -> str | 
   if form.bias_word is None and trained_modules(adapter.full)[1]:
     return f"PEFT's {title} trains no biases"
   return made.method.peft_reason(tuple(made.rows), made.leaves)
-
-
-def config(
-  made: PeftTensors, full: Iterable[str], naming: Naming | None, rslora: bool, dropout: float, base: str | None
-) -> dict[str, Any]:
-  """adapter_config.json, but for our own part of it."""
-  form = format_of(made.method)
-  names = {row.path: module_name(naming, row.path) for row in made.rows}
-  tied = None if naming is None else naming.tied
-  ties = tied is not None and (tied[0] in names or f"{tied[0]}.embedding" in full)
-  heads = [tied[1]] if ties and tied is not None else []
-  ranks, alphas = {names[r.path]: r.rank for r in made.rows}, {names[r.path]: _number(r.alpha) for r in made.rows}
-  if ties and tied is not None and tied[0] in names:
-    ranks[tied[1]], alphas[tied[1]] = ranks[names[tied[0]]], alphas[names[tied[0]]]
-  rank, alpha = _usual(ranks.values(), 1), _usual(alphas.values(), 1)
-  whole, biases = trained_modules(full)
-  saved = [*(module_name(naming, path) for path in whole), *(heads if ties and tied and tied[0] in whole else [])]
-  found: dict[str, Any] = {
-    "peft_type": form.peft_type,
-    "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": base,
-    "inference_mode": True,
-    "target_modules": _targets(list(ranks), naming),
-    "modules_to_save": saved or None,
-    **made.method.peft_fields(names, made.leaves),
-    **form.constants,
-  }
-  if form.adapts_conv1d:
-    found["fan_in_fan_out"] = naming is not None and naming.conv1d
-  if form.has_ranks:
-    found |= {"r": rank, "rank_pattern": {_exactly(name): r for name, r in ranks.items() if r != rank}}
-  if form.bias_word is not None:
-    found["bias"] = _bias(biases, names, form.bias_word)
-  if form.dropout_key is not None:
-    found[form.dropout_key] = dropout
-  if form.alpha_key is not None:
-    found |= {form.alpha_key: alpha, "alpha_pattern": {_exactly(name): a for name, a in alphas.items() if a != alpha}}
-  if form.rslora:
-    found |= {"use_rslora": rslora, "ensure_weight_tying": ties}
-  return found | dict(form.select)
-
-
-def trained_modules(full: Iterable[str]) -> tuple[list[str], list[str]]:
-  """The modules that are trained whole, and the biases beside them, of parameters by their own paths."""
-  owners = {path: path.rpartition(".")[0] for path in full}
-  whole = list(dict.fromkeys(owner for path, owner in owners.items() if not path.endswith(".bias")))
-  return whole, [path for path, owner in owners.items() if owner not in whole]
-
-
-def _bias(biases: Sequence[str], adapted: Iterable[str], only: str) -> str:
-  if not biases:
-    return "none"
-  return only if {path.rpartition(".")[0] for path in biases} <= set(adapted) else "all"
-
-
-def _targets(names: list[str], naming: Naming | None) -> list[str] | str:
-  """PEFT takes the names of a list as ends of names: with a prefix they are whole, else a pattern says so."""
-  if naming is None or naming.prefix:
-    return names
-  return "|".join(map(re.escape, names))
-
-
-def _exactly(name: str) -> str:
-  """A key of rank_pattern or alpha_pattern, which PEFT takes as a regular expression for the end of a name."""
-  return "^" + re.escape(name)
-
-
-def _usual(values: Iterable, default):
-  return max(Counter(values).items(), key=lambda item: item[1], default=(default, 0))[0]
-
-
-def _number(value: float) -> int | float:
-  return int(value) if value == int(value) else value

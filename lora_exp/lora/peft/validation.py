@@ -8,7 +8,8 @@ from lora_exp.config import did_you_mean
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.methods import Method
 from lora_exp.lora.peft.adapter_config import PeftConfig, shortened
-from lora_exp.lora.peft.tensors import PREFIX, Naming, Place, layout, module_name
+from lora_exp.lora.peft.names import PREFIX, Naming, module_name
+from lora_exp.lora.peft.tensors import Place, layout
 from lora_exp.runtime.safetensors_reader import DTYPES, TensorEntry
 
 GUESSES = 3  # tensors for which the nearest name is sought, as that is slow
