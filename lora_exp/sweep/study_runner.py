@@ -152,7 +152,7 @@ class StudyRunner:
 
   def _train_trials(self, step: int | None, numbers: Sequence[int]) -> None:
     """Trains the running trials of a batch to `step`; a trial fails if one of its runs does."""
-    jobs = {}
+    jobs: dict[int, list[str]] = {}
     for number in numbers:
       params = self.journal.all[number].params
       jobs |= {run: self.cfg.job(params, repeat) for repeat, run in enumerate(self.cfg.runs(number))}
