@@ -94,7 +94,7 @@ def ours(case: Case, p: dict):
     head.bias[...] = p["bias"]
   if case.adapted:
     a, b = (p["b"].T, p["a"].T) if case.tied else (p["a"], p["b"])
-    attach(head, {"lora_a": a, "lora_b": b}, SCALE, case.compute)
+    attach(head, "lora", {"lora_a": a, "lora_b": b}, SCALE, case.compute)
     if case.rate is not None:
       head.deterministic, head.rate[...] = False, jnp.float32(case.rate)
   static = {"train_all": case.train_kernel, "softcap": case.softcap}
