@@ -12,7 +12,7 @@ from lora_exp.runtime import console
 from lora_exp.sweep.ledger import Ledger
 from lora_exp.sweep.planned_run import PlannedRun
 from lora_exp.train.memory import device_memory, nbytes, widest
-from lora_exp.train.trials import union
+from lora_exp.train.trial_padding import union
 
 # Settings in which the trials of a pack may differ: numbers that are arrays in the step, and shapes that are padded.
 TRIAL_SETTINGS = {

@@ -23,9 +23,9 @@ from lora_exp.train.evaluation import (
   put_eval_batches,
   standard_error,
 )
+from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.program import Tree
-from lora_exp.train.trials import Hyperparameters
 
 FILE = "evaluations.jsonl"
 Change = tuple[float, float | None]  # from the base, and its standard error

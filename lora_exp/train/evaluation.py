@@ -23,10 +23,10 @@ from lora_exp.config.metrics import Metric, metric_values
 from lora_exp.data.sources import is_numeric
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
+from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.loss import Sums, example_loss
 from lora_exp.train.program import Program, Tree, assemble
 from lora_exp.train.step import Batch, features, loss_sums, over_trials, token_loss
-from lora_exp.train.trials import Hyperparameters
 
 POSITIONS = 8  # whose logits are in memory at once
 

@@ -22,11 +22,11 @@ from lora_exp import lora
 from lora_exp.config import LoraExpError
 from lora_exp.config.metrics import METRICS
 from lora_exp.runtime import console
+from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.job import Job
 from lora_exp.train.program import Tree, assemble
 from lora_exp.train.step import outputs
 from lora_exp.train.trained_weights import frozen_digest
-from lora_exp.train.trials import Hyperparameters
 
 
 @dataclass(frozen=True)

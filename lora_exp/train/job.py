@@ -16,11 +16,13 @@ from lora_exp.lora import methods
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.mesh import Layout, dotted, flatten
 from lora_exp.train.evaluation import byte_lengths, eval_step
+from lora_exp.train.hyperparameters import Hyperparameters, make_hyperparameters
+from lora_exp.train.packed_adapters import initial_leaves, inject_trials
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.program import Program, State, Tree, split_model
 from lora_exp.train.step import init_state, state_shardings
 from lora_exp.train.teacher import Teacher, make_teacher
-from lora_exp.train.trials import Hyperparameters, first_leaves, inject_trials, make_trials, union
+from lora_exp.train.trial_padding import union
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
   )
   frozen = _by_path(lambda path, x: found[path.replace(lora.FROZEN_PREFIX, "")], frozen)
   put = lambda x: jax.device_put(x, layout.replicated)
-  trials = jax.tree.map(put, make_trials(cfgs, tables, steps))
+  trials = jax.tree.map(put, make_hyperparameters(cfgs, tables, steps))
   if method.trains_everything:
     repeat = lambda tree: jax.tree.map(lambda x: jnp.stack([x.astype(jnp.float32)] * len(cfgs)), tree)
     start = lambda base: init_state(program, repeat(base), trials)
@@ -106,7 +108,7 @@ def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Ma
   """The adapter leaves of one trial at step 0: those in `lora.init_from`, or those of its method."""
   if plan.start is not None:
     return lora.completed(plan.start, lora.kernels_of(model, plan.table, found))
-  return first_leaves(model, plan.cfg, plan.table, found) if plan.table else {}
+  return initial_leaves(model, plan.cfg, plan.table, found) if plan.table else {}
 
 
 def _quantised(base: Mapping[str, jax.Array], modules: Collection[str], layout: Layout, kind: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from lora_exp.lora import methods
 from lora_exp.models.weights import store
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.base import make_base
+from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, make_plan
 from lora_exp.train.program import Tree
-from lora_exp.train.trials import Hyperparameters
 
 
 @dataclass

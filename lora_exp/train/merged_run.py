@@ -18,7 +18,7 @@ from lora_exp.train.job import make_job
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.plan import Plan
 from lora_exp.train.program import Tree
-from lora_exp.train.trials import take_trial
+from lora_exp.train.trial_padding import take_trial
 
 Array = Any
 

@@ -6,8 +6,8 @@ import optax
 
 from lora_exp.config import OptimConfig
 from lora_exp.lora import methods
+from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.program import Program, Tree
-from lora_exp.train.trials import Hyperparameters
 
 
 def schedule(cfg: OptimConfig, steps: jax.Array, step: jax.Array) -> jax.Array:

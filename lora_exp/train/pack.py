@@ -17,7 +17,7 @@ from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.sampler import Sampler, make_sampler
 from lora_exp.train.training_record import TrainingRecord
 from lora_exp.train.trial import Trial, common_steps, restore_trial
-from lora_exp.train.trials import Table, union
+from lora_exp.train.trial_padding import Table, union
 
 
 @dataclass(frozen=True)

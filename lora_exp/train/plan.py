@@ -21,7 +21,7 @@ from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
 from lora_exp.train.teacher import table_of as teacher_table
 from lora_exp.train.trained_targets import Targets, peft_naming, resolve_targets
-from lora_exp.train.trials import Table
+from lora_exp.train.trial_padding import Table
 
 Tree = Any  # nested dicts
 TASKS_WITHOUT_STEPS = ("generate", "evaluate", "merge", "export", "inspect")  # their batches need not divide

@@ -15,7 +15,7 @@ from lora_exp.lora import AdapterLayer, Constant, Hyper, methods
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.dropout import DropKey, Dropout, path_key
 from lora_exp.runtime.mesh import Layout
-from lora_exp.train.trials import Hyperparameters
+from lora_exp.train.hyperparameters import Hyperparameters
 
 Tree = Any  # nested dicts of arrays
 ADAPTER = nnx.Any(nnx.LoRAParam, Constant)  # variables of which every trial has its own

@@ -15,8 +15,8 @@ from lora_exp.data.sources import prompt_separator
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.train.decode import NOTHING, Decoder, PromptRows, pad_left, power_of_two
+from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.program import Program, Tree, assemble
-from lora_exp.train.trials import Hyperparameters
 
 MOST_ROWS = 32  # prompts decoded together
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes from bytes that are not, or not yet, a character
@@ -103,7 +103,7 @@ class Sampler:
 
     The samples of a prompt depend on `sample.seed` and on how often it came before, not on the other prompts.
     """
-    texts = [Text(self.tokenizer, prompt, self.cfg.stop) for prompt in prompts]
+    texts = [StreamedText(self.tokenizer, prompt, self.cfg.stop) for prompt in prompts]
     seen: Counter[tuple[int, ...]] = Counter()
     repeats = []
     for prompt in map(tuple, prompts):
@@ -114,7 +114,7 @@ class Sampler:
       self._decode((params, trial, frozen), prompts[part], repeats[part], texts[part], show)
     return [text.whole for text in texts]
 
-  def _decode(self, weights, prompts, repeats, texts: list["Text"], show) -> None:
+  def _decode(self, weights, prompts, repeats, texts: list["StreamedText"], show) -> None:
     count = len(prompts)
     batch = power_of_two(count)  # further rows are copies of the first, and end at once
     prompts = [*prompts, *[prompts[0]] * (batch - count)]
@@ -148,7 +148,7 @@ def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer) -> Sampler
   return Sampler(program, cfg.sample, tokenizer, cfg.model.max_len, prompt_format(cfg, tokenizer))
 
 
-class Text:
+class StreamedText:
   """The text of one completion while it is generated: complete characters, and no part of a stop text."""
 
   def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]):

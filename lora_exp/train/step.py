@@ -11,10 +11,10 @@ from lora_exp.lora import methods
 from lora_exp.models.modules.attention import causal_mask
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.fusion import compiled_alone
+from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.loss import Sums, TeacherTargets, example_loss, head_loss
 from lora_exp.train.optimizer import make_optimizer, schedule
 from lora_exp.train.program import Program, State, Tree, assemble, join_constants, split_constants
-from lora_exp.train.trials import Hyperparameters
 
 Batch = dict[str, Any]  # arrays (B, …); with a teacher also its head, see teacher.py
 

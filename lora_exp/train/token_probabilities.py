@@ -10,10 +10,10 @@ import numpy as np
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.train.evaluation import map_logits
+from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.job import Job
 from lora_exp.train.program import Tree, assemble
 from lora_exp.train.step import Batch, features
-from lora_exp.train.trials import Hyperparameters
 
 MAX_EXAMPLES, MAX_TOKENS = 32, 48  # in the plot
 

@@ -12,7 +12,7 @@ from lora_exp.config.conversion import shown
 from lora_exp.lora import methods
 from lora_exp.models.family import Family
 from lora_exp.runtime.mesh import flatten
-from lora_exp.train.trials import Table
+from lora_exp.train.trial_padding import Table
 
 
 @dataclass(frozen=True)

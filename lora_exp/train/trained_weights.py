@@ -11,7 +11,7 @@ from lora_exp.models.weights import store
 from lora_exp.train.job import Job
 from lora_exp.train.plan import Plan
 from lora_exp.train.program import Tree
-from lora_exp.train.trials import take_trial
+from lora_exp.train.trial_padding import take_trial
 
 
 def frozen_digest(job: Job) -> str:

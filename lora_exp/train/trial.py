@@ -10,7 +10,7 @@ import jax
 from lora_exp.train import checkpoint
 from lora_exp.train.plan import Plan
 from lora_exp.train.program import State, Tree
-from lora_exp.train.trials import Table, padded_trial, solo_trial
+from lora_exp.train.trial_padding import Table, padded_trial, solo_trial
 
 
 @dataclass(frozen=True)

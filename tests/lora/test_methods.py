@@ -27,7 +27,7 @@ from lora_exp.train.compiled_step import CompiledStep, compile_step
 from lora_exp.train.plan import make_plan
 from lora_exp.train.program import assemble, join_constants, split_constants
 from lora_exp.train.step import gradient, outputs, over_trials
-from lora_exp.train.trials import take_trial
+from lora_exp.train.trial_padding import take_trial
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "lora"
 METHODS = sorted({file.stem for file in CONF.glob("[!_]*.yaml")} - {"full", "frozen"})

@@ -20,7 +20,7 @@ from lora_exp.train.merge_check import ModelOutputs, compare_outputs, model_outp
 from lora_exp.train.merged_run import merge
 from lora_exp.train.plan import make_plan
 from lora_exp.train.program import assemble
-from lora_exp.train.trials import take_trial
+from lora_exp.train.trial_padding import take_trial
 
 MAX_LEN = 64
 WINDOW = {"kv_heads": 2, "head_dim": 6, "window": 5, "full_layers": [1], "logit_softcap": 9.0}

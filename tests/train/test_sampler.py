@@ -17,7 +17,7 @@ from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2
 from lora_exp.train.decode import BLOCK, PromptRows, draw_token, nucleus, pad_left
 from lora_exp.train.program import assemble
-from lora_exp.train.sampler import Sampler, Text, prompt_format
+from lora_exp.train.sampler import Sampler, StreamedText, prompt_format
 
 MAX_LEN = 64
 TOKENIZER = get_tokenizer("bytes")
@@ -245,9 +245,9 @@ def test_text_in_pieces_is_the_text_at_once(data):
   text = data.draw(st.text(alphabet="abé€🙂\n", max_size=30))
   stops = data.draw(st.lists(st.text(alphabet="abé", min_size=1, max_size=3), max_size=2))
   ids = list(text.encode()) + data.draw(st.lists(st.integers(128, 255), max_size=2))  # may end amid a character
-  once = Text(TOKENIZER, [97], stops)
+  once = StreamedText(TOKENIZER, [97], stops)
   pieces = [once.add(ids) + once.rest()]
-  slowly, cut = Text(TOKENIZER, [97], stops), 0
+  slowly, cut = StreamedText(TOKENIZER, [97], stops), 0
   shown = ""
   while cut < len(ids):
     step = data.draw(st.integers(1, 5))
@@ -261,7 +261,7 @@ def test_text_in_pieces_is_the_text_at_once(data):
 
 
 def test_shown_text_is_never_taken_back():
-  text = Text(TOKENIZER, [], ["END"])
+  text = StreamedText(TOKENIZER, [], ["END"])
   pieces = [text.add([b]) for b in "é, EN EEND and more".encode()]
   assert "".join(pieces) == "é, EN E" and text.stopped and text.rest() == ""
   assert pieces[:2] == ["", "é"] and "E" not in "".join(pieces[:6])
@@ -290,5 +290,5 @@ def test_prompt_becomes_a_chat_turn_where_runs_learned_turns():
 
 
 def test_text_after_text_keeps_its_space():
-  text = Text(TOKENIZER, TOKENIZER.encode("Once"), [])
+  text = StreamedText(TOKENIZER, TOKENIZER.encode("Once"), [])
   assert text.add(TOKENIZER.encode(" upon")) + text.rest() == " upon"
