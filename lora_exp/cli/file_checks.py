@@ -13,6 +13,7 @@ from lora_exp.config.schema import TOKENIZERS, Config, ModelConfig
 from lora_exp.models.weights import locate
 from lora_exp.runtime.files import file_problem
 from lora_exp.runtime.run_directory import is_sweep, run_directory_problem
+from lora_exp.runtime.run_files import ADAPTER
 
 
 def file_problems(cfg: Config) -> Iterator[str]:
@@ -91,5 +92,5 @@ def _adapter_problems(directory: str) -> Iterator[str]:
   if not folder.is_dir():
     yield f"lora.init_from={directory}: no such directory; give one with adapter_config.json"
   elif not (folder / "adapter_config.json").is_file():
-    hint = " (a run's adapter lies in its folder adapter)" if (folder / "adapter").is_dir() else ""
+    hint = " (a run's adapter lies in its folder adapter)" if (folder / ADAPTER).is_dir() else ""
     yield f"lora.init_from={directory}: holds no adapter_config.json{hint}"

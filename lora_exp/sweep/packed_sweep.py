@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from lora_exp.config import LoraExpError, MemoryFullError, ReachedError, StoppedError
 from lora_exp.config.errors import STOPPED
 from lora_exp.runtime import console
+from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.locks import run_lock
 from lora_exp.runtime.mesh import keep_programs
 from lora_exp.runtime.run_files import SAMPLES
@@ -18,7 +19,6 @@ from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 from lora_exp.train.memory import memory_errors
 from lora_exp.train.pack import make_pack, restore_pack
 from lora_exp.train.pack_training import train_pack
-from lora_exp.train.run_summary import short
 from lora_exp.train.trial import Trial, common_steps
 from lora_exp.train.trial_writer import TrialResult
 
@@ -118,7 +118,7 @@ def _train_together(runs: list[PlannedRun], ledger: Ledger) -> None:
         _begin(trials, numbers, resumed, ledger)
         results = train_pack(restore_pack(pack) if resumed else pack)
     except StoppedError as error:
-      again = f"go on with the same command and hydra.sweep.dir={short(trials[0].run_dir.parent)}"
+      again = f"go on with the same command and hydra.sweep.dir={display_path(trials[0].run_dir.parent)}"
       raise StoppedError(f"{error}; {again}") from None
     except LoraExpError as error:
       if isinstance(error, MemoryFullError) and len(trials) > 1:

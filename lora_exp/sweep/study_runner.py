@@ -19,6 +19,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.report.reading.run_reader import read_run
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
+from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.locks import run_lock
 from lora_exp.runtime.run_files import SUMMARY
@@ -26,7 +27,6 @@ from lora_exp.sweep.ledger import Ledger, Outcome
 from lora_exp.sweep.study_journal import StudyJournal
 from lora_exp.sweep.study_space import Study
 from lora_exp.sweep.study_table import show_study, trial_line
-from lora_exp.train.run_summary import short
 
 Launch = Callable[[list[list[str]], int], object]  # overrides of each run, number of the first
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
@@ -108,7 +108,7 @@ class StudyRunner:
       if run.status == "done":
         ledger.add("done", trial=run.number)
       elif run.status == "stopped" and not _has_reached(run, ledger, step):  # by a signal to another process
-        again = f"go on with the same command and hydra.sweep.dir={short(self.directory)}"
+        again = f"go on with the same command and hydra.sweep.dir={display_path(self.directory)}"
         raise StoppedError(f"run {run.number}: {run.reason}; {again}")
       elif not _has_reached(run, ledger, step):
         ledger.add("failed", trial=run.number, reason=run.reason or "it left no reason")

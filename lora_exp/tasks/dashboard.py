@@ -10,8 +10,8 @@ from pathlib import Path
 from lora_exp.config import Config, InputError, LoraExpError
 from lora_exp.report.wandb_workspace import WorkspaceContents, build_workspace, workspace_contents
 from lora_exp.runtime import console
-from lora_exp.train.logger import wandb_mode
-from lora_exp.train.run_summary import short
+from lora_exp.runtime.display_paths import display_path
+from lora_exp.train.wandb_logger import wandb_mode
 
 SPEC = Path("wandb") / "dashboard.json"
 SECONDS = 45.0  # of waiting for the server, all requests together
@@ -26,11 +26,12 @@ def run(cfg: Config) -> None:
   path.parent.mkdir(exist_ok=True)
   content = {"name": contents.name, "project": contents.project, "spec": json.loads(spec)}
   path.write_text(json.dumps(content, indent=2) + "\n")
-  console.show(f"Workspace of {contents.name}: {short(path)}")
-  sync = f"wandb sync {short(contents.home)}/wandb/offline-run-*"
+  console.show(f"Workspace of {contents.name}: {display_path(path)}")
+  sync = f"wandb sync {display_path(contents.home)}/wandb/offline-run-*"
   if wandb_mode(cfg.logger.mode) != "online":
-    console.show("Not saved online, as there is no key, or wandb is set to be offline. Later: set WANDB_API_KEY or "
-                 f"type `wandb login`, then\n  {sync}\n  python -m lora_exp task=dashboard run={short(directory)}")
+    again = f"python -m lora_exp task=dashboard run={display_path(directory)}"
+    console.show("The workspace is not saved online, because wandb has no API key or is set to offline. To save it "
+                 f"later, set WANDB_API_KEY or run `wandb login`, then\n  {sync}\n  {again}")
     return
   console.show(f"Saved: {_call_within(SECONDS, partial(_save_online, contents))}")
   offline = len(list((contents.home / "wandb").glob("offline-run-*")))

@@ -16,6 +16,7 @@ from lora_exp.report.plots.update_spectrum import spectrum_figure
 from lora_exp.report.reading.inspect_file import INSPECT_FILE, mean_spectrum, write_inspection
 from lora_exp.report.sweep_report import make_report
 from lora_exp.runtime import console
+from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.mesh import keep_programs
 from lora_exp.runtime.run_directory import is_sweep
 from lora_exp.runtime.run_files import CONFIG
@@ -23,7 +24,6 @@ from lora_exp.runtime.saved_config import load_config
 from lora_exp.runtime.spectrum import ENERGY, EXAMINED, UpdateSpectrum
 from lora_exp.train.inspection import TrainedKernels, inspect_runs, trained_kernels
 from lora_exp.train.plan_tables import folded
-from lora_exp.train.run_summary import short
 
 MOST = f"{ENERGY * 100:.0f} %"
 COLUMNS = {"rank": "rank", "effective_rank": "used", "stable_rank": "stable", "directions": f"{MOST} in",
@@ -44,7 +44,7 @@ def run(cfg: Config) -> None:
   plot = directory / "plots" / "spectrum.png"
   plot.parent.mkdir(exist_ok=True)
   save(_figure(cfg, spectra), plot)
-  console.show(f"Written: {short(directory / INSPECT_FILE)}, {short(plot)}")
+  console.show(f"Written: {display_path(directory / INSPECT_FILE)}, {display_path(plot)}")
 
 
 def _inspect_sweep(directory: Path, metric: str) -> None:
@@ -55,7 +55,7 @@ def _inspect_sweep(directory: Path, metric: str) -> None:
   for runs in groups:
     for trained, spectra in zip(runs, inspect_runs(runs), strict=True):
       write_inspection(trained.directory, trained.cfg.lora.method, spectra)
-  show_updates(make_report(directory, metric), short(directory / "report.html"))
+  show_updates(make_report(directory, metric), display_path(directory / "report.html"))
 
 
 def _by_base(sweep: Path) -> list[list[TrainedKernels]]:
@@ -83,7 +83,7 @@ def _show(directory: Path, cfg: Config, spectra: Sequence[UpdateSpectrum]) -> No
   for name, places in folded([(spectrum.module, spectrum.rank) for spectrum in spectra]):
     means = mean_spectrum([spectra[place] for place in places])
     rows.append((name, *(_cell(key, means[key]) for key in COLUMNS)))
-  title = f"What {short(directory)} learned, lora={cfg.lora.method} ({len(spectra)} modules)"
+  title = f"What {display_path(directory)} learned, lora={cfg.lora.method} ({len(spectra)} modules)"
   console.show_table(title, ("module", *COLUMNS.values()), rows, right=list(COLUMNS.values()))
   for sentence in _sentences(cfg, spectra):
     console.show(sentence)

@@ -25,6 +25,7 @@ import numpy as np
 from lora_exp.config.errors import DiskError, InputError, NoCheckpointError
 from lora_exp.runtime import console
 from lora_exp.runtime.files import sync_path
+from lora_exp.runtime.run_files import CHECKPOINTS
 
 SUMS, META, STATE = "SHA256SUMS", "meta.json", "state"
 TEMPORARY = "tmp."  # prefix of a directory that is not yet, or no longer, a checkpoint
@@ -36,7 +37,7 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
   After the commit, checkpoints other than the newest `keep` and `best_step` are deleted, and so are those of later
   steps: they were written before the run was resumed from an earlier step. Raises DiskError.
   """
-  root = Path(run_dir) / "checkpoints"
+  root = Path(run_dir) / CHECKPOINTS
   temporary = root / f"{TEMPORARY}{step}"
   # orbax takes twice as long with jax arrays
   arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
@@ -64,7 +65,7 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
 
 def steps(run_dir: Path) -> list[int]:
   """The steps of the committed checkpoints, ascending."""
-  root = Path(run_dir) / "checkpoints"
+  root = Path(run_dir) / CHECKPOINTS
   if not root.is_dir():
     return []
   return sorted(int(d.name) for d in root.iterdir() if d.name.isdecimal() and (d / SUMS).is_file())
@@ -84,7 +85,7 @@ def restore(run_dir: Path, abstract: Any, step: int | None = None) -> tuple[int,
   if step is not None and step not in committed:
     raise NoCheckpointError(f"{run_dir}: no checkpoint of step {step}; there are {', '.join(map(str, committed))}")
   for candidate in [step] if step is not None else reversed(committed):
-    folder = run_dir / "checkpoints" / str(candidate)
+    folder = run_dir / CHECKPOINTS / str(candidate)
     damage = _damage(folder)
     if not damage:
       content = json.loads((folder / META).read_text())

@@ -10,14 +10,15 @@ from lora_exp.config import Config, LoraConfig
 from lora_exp.config.checks import export_directory
 from lora_exp.models.weights.locate import SMOLLM2, is_path
 from lora_exp.runtime import console
+from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.output_directory import new_directory
+from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
 from lora_exp.train.merge_check import merge_checked
 from lora_exp.train.model_directory import MODEL_CONFIG, write_model
-from lora_exp.train.run_summary import short
 
 NOTE = "lora_exp.json"  # in the directory of a model: what it was made from
 LOAD = "AutoModelForCausalLM.from_pretrained"
@@ -48,19 +49,20 @@ def export_adapter(cfg: Config, out: Path) -> None:
   """Writes the adapter of the run in PEFT's format, with the base that PEFT is to load."""
   plan = plan_of(cfg)
   assert plan.start is not None
-  metadata = _our_metadata(Path(str(cfg.run)) / "adapter")
+  metadata = _our_metadata(Path(str(cfg.run)) / ADAPTER)
   base, loadable = base_for_peft(cfg)
   with new_directory(out) as directory:
     for_peft = lora.save_adapter(directory, plan.start, plan.naming(), metadata, base=base,
                                  dropout=cfg.lora.dropout)
     reason = _our_metadata(directory).get("reason")
   if not for_peft:
-    where = short(out)
+    where = display_path(out)
     console.show_warning(f"PEFT cannot load {where}: {reason}. The names in it are ours, for lora.init_from={where}")
     return
-  console.show(f"{short(out)}: the adapter, for PEFT")
+  console.show(f"{display_path(out)}: the adapter, for PEFT")
   if not loadable:
-    console.show(f"The base to put it on: python -m lora_exp task=export run={short(Path(str(cfg.run)))} format=base")
+    run = display_path(Path(str(cfg.run)))
+    console.show(f"Export the base for it with: python -m lora_exp task=export run={run} format=base")
 
 
 def base_for_peft(cfg: Config) -> tuple[str | None, bool]:
@@ -85,11 +87,11 @@ def _write_note(directory: Path, cfg: Config, facts: Mapping[str, Any]) -> None:
 
 def _show_model(out: Path, cfg: Config, what: str, for_transformers: bool) -> None:
   """Shows where the model is, and how to use it."""
-  console.show(f"{short(out)}: {what}")
+  console.show(f"{display_path(out)}: {what}")
   if for_transformers:
-    console.show(f"Use it: {LOAD}({str(out)!r}), or model=hf model.weights={short(out)}")
+    console.show(f"Use it: {LOAD}({str(out)!r}), or model=hf model.weights={display_path(out)}")
     return
   console.show_warning(
     f"transformers has no such model (model.family={cfg.model.family}), so the tensors have our own names; "
-    f"use them with the model settings of the run and model.weights={short(out)}"
+    f"use them with the model settings of the run and model.weights={display_path(out)}"
   )

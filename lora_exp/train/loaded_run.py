@@ -11,6 +11,7 @@ from lora_exp.config import Config, InputError, LoraConfig
 from lora_exp.lora import methods
 from lora_exp.models.weights import store
 from lora_exp.runtime.mesh import dotted, flatten
+from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.base import make_base
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.job import Job, make_job
@@ -70,13 +71,13 @@ def plan_of(cfg: Config) -> Plan:
   if method.trains_everything or method.trains_nothing:
     cfg = replace(cfg, lora=LoraConfig(method="frozen"))
   elif cfg.run:
-    cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(directory / "adapter")))
+    cfg = replace(cfg, lora=replace(cfg.lora, init_from=str(directory / ADAPTER)))
   return make_plan(cfg)
 
 
 def _check_finished(directory: Path, method: methods.Method) -> None:
   """Raises InputError if the run has not written its trained weights."""
-  left = store.FILE if method.trains_everything else "adapter"
+  left = store.FILE if method.trains_everything else ADAPTER
   if not method.trains_nothing and not (directory / left).exists():
     raise InputError(
       f"run={directory}: has no {left}, as the run did not end; go on with it: train.resume={directory}"

@@ -14,7 +14,6 @@ from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
 from lora_exp.train.evaluation import EvalBatch, Evaluation, held_out
-from lora_exp.train.logger import wait_for
 from lora_exp.train.loop import Cadence, Hooks, train_loop
 from lora_exp.train.memory import check_fits
 from lora_exp.train.pack import Pack
@@ -22,6 +21,7 @@ from lora_exp.train.program import State, Tree
 from lora_exp.train.run_summary import read_summary
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
+from lora_exp.train.wandb_logger import wait_for
 
 
 def train_pack(pack: Pack) -> list[TrialResult]:

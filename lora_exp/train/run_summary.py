@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import resource
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.runtime import console
+from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.run_files import SUMMARY
 from lora_exp.train.compiled_step import CompiledStep
@@ -105,10 +105,11 @@ def show_result(found: dict, run_dir: Path, data: DataConfig, prompt: str) -> No
     "time": f"{seconds['total']:.1f} s: {seconds['compile']:.1f} s compile, {seconds['train']:.1f} s train",
     "speed": f"{found['tokens_per_s']:,.0f} {unit}/s" if found["tokens_per_s"] else "-",
     "memory": f"{nbytes(found['peak_memory_bytes'])} in the step" if found["peak_memory_bytes"] else "-",
-    "run directory": short(run_dir),
+    "run directory": display_path(run_dir),
   }
   console.show_facts("Result", facts)
-  use = f"task=generate run={short(run_dir)} 'prompt=\"{prompt}\"'" if text else f"task=evaluate run={short(run_dir)}"
+  run = f"run={display_path(run_dir)}"
+  use = f"task=generate {run} 'prompt=\"{prompt}\"'" if text else f"task=evaluate {run}"
   console.show(f"Use it: python -m lora_exp {use}")
 
 
@@ -132,8 +133,3 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
   """Replaces a run's summary.json."""
   write_json(run_dir / SUMMARY, summary)
-
-
-def short(path: Path) -> str:
-  """A path relative to the working directory where that is shorter to type."""
-  return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

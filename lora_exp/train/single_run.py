@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from lora_exp.config import StoppedError
+from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.mesh import keep_programs
 from lora_exp.train import expectations
 from lora_exp.train.memory import memory_errors
@@ -11,7 +12,7 @@ from lora_exp.train.pack import Pack, make_pack, restore_pack
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.plan import Plan
 from lora_exp.train.plan_tables import show_config, show_parameters
-from lora_exp.train.run_summary import short, show_result, write_summary
+from lora_exp.train.run_summary import show_result, write_summary
 from lora_exp.train.trial import Trial
 from lora_exp.train.trial_writer import TrialResult
 
@@ -31,7 +32,7 @@ def train_run(plan: Plan, run_dir: Path) -> None:
       if result.error is not None:
         raise result.error
     except StoppedError as error:
-      raise type(error)(f"{error}; go on with train.resume={short(run_dir)}") from None
+      raise type(error)(f"{error}; go on with train.resume={display_path(run_dir)}") from None
     if result.params is not None:
       _show_result(pack, result)
 

@@ -8,6 +8,7 @@ from lora_exp import lora
 from lora_exp.config import LoraExpError
 from lora_exp.lora import methods
 from lora_exp.models.weights import store
+from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.job import Job
 from lora_exp.train.plan import Plan
 from lora_exp.train.program import Tree
@@ -46,6 +47,6 @@ def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_dige
   adapter = take_trial(jax.device_get(params), plan.table, plan.full, method.name, 0)
   where = cfg.model.weights if cfg.model.base == "weights" else None
   lora.save_adapter(
-    run_dir / "adapter", adapter, plan.naming(), metadata, base=where, dropout=cfg.lora.dropout
+    run_dir / ADAPTER, adapter, plan.naming(), metadata, base=where, dropout=cfg.lora.dropout
   )
   return adapter

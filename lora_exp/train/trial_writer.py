@@ -16,14 +16,15 @@ from lora_exp.runtime import console
 from lora_exp.train import checkpoint, token_probabilities
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.evaluation import Evaluation
-from lora_exp.train.logger import MetricsFile, make_logger
 from lora_exp.train.loop import is_due
+from lora_exp.train.metrics_file import MetricsFile
 from lora_exp.train.pack import Pack
 from lora_exp.train.program import State, Tree
 from lora_exp.train.run_summary import run_summary, write_summary
 from lora_exp.train.samples import append_samples, show_samples
 from lora_exp.train.trained_weights import export_trained
 from lora_exp.train.trial import Trial, restore_trial, solo_state
+from lora_exp.train.wandb_logger import make_logger
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.runtime.spectrum import Svd, thin_svd
 
-ADAPTER = Path("adapter") / "adapter_model.safetensors"
+ADAPTER_FILE = Path(ADAPTER) / "adapter_model.safetensors"
 PREFIXES = tuple(f"base_model.model.{name}" for name in ("", "model.", "transformer."))  # before our module paths
 # Tensors of PEFT's files that hold A (R, I) and B (O, R) of a module.
 FACTOR_NAMES = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
@@ -42,13 +43,13 @@ def read_updates(directory: Path, run: RunRecord) -> dict[str, ModuleUpdate]:
   {} if the run left no adapter, or one without thin factors. Raises ValueError if the file is damaged, or does not
   match summary.json.
   """
-  file, rows = directory / ADAPTER, run.summary.get("targets")
+  file, rows = directory / ADAPTER_FILE, run.summary.get("targets")
   if not file.is_file() or not isinstance(rows, list):
     return {}
   try:
     tensors = load_file(file)
   except (SafetensorError, OSError) as error:
-    raise ValueError(f"{ADAPTER} cannot be read ({error})") from None
+    raise ValueError(f"{ADAPTER_FILE} cannot be read ({error})") from None
   factors = {row["path"]: _factors(tensors, row) for row in rows
              if isinstance(row, dict) and isinstance(row.get("path"), str)}
   if not any(factors.values()):
@@ -61,10 +62,10 @@ def read_updates(directory: Path, run: RunRecord) -> dict[str, ModuleUpdate]:
 def _update(factors: tuple[np.ndarray, np.ndarray] | None, row: Mapping[str, Any]) -> ModuleUpdate:
   """The update of the module that `row` of summary.json's targets describes. Raises ValueError."""
   if factors is None:
-    raise ValueError(f"{ADAPTER} has no A and B of {row['path']}")
+    raise ValueError(f"{ADAPTER_FILE} has no A and B of {row['path']}")
   a, b = (x.astype(np.float64) for x in factors)
   if a.shape[-1] != b.shape[-2] or not (np.isfinite(a).all() and np.isfinite(b).all()):
-    raise ValueError(f"{ADAPTER}: A and B of {row['path']} have other ranks, or are not finite")
+    raise ValueError(f"{ADAPTER_FILE}: A and B of {row['path']} have other ranks, or are not finite")
   return ModuleUpdate(min(int(row["rank"]), a.shape[-1]), thin_svd(a, float(row["scale"]) * b))
 
 

@@ -13,7 +13,7 @@ import yaml
 from lora_exp.config import InputError
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime.json_lines import read_metrics
-from lora_exp.runtime.run_files import METRICS_FILE
+from lora_exp.runtime.run_files import CONFIG, METRICS_FILE, SUMMARY
 
 MAPPINGS = ("lora.rank_pattern", "lora.alpha_pattern", "model.arch.rope_scaling")  # settings whose value is a mapping
 LOG = "lora_exp.log"
@@ -29,7 +29,7 @@ def read_sweep(directory: Path) -> list[RunRecord]:
   directory = Path(directory)
   runs = [path for path in sorted(directory.iterdir()) if path.is_dir() and _is_run(path)]
   if not runs:
-    if (directory / "config.yaml").is_file():
+    if (directory / CONFIG).is_file():
       problem = "is one run, and its plot is plots/loss.png; give the directory of a sweep"
     else:
       problem = "holds no runs (no folder 0, 1, …); give the directory of a sweep, as outputs/sweeps/DAY/TIME-NAME"
@@ -45,9 +45,9 @@ def read_sweep(directory: Path) -> list[RunRecord]:
 def read_run(number: int, path: Path) -> RunRecord:
   """The run in the directory `path`. Files that are missing or damaged are left empty and named in its reason."""
   problems: list[str] = []
-  config = flatten_settings(_read_mapping(path / "config.yaml", partial(yaml.load, Loader=LOADER), problems))
-  has_summary = (path / "summary.json").is_file()
-  summary = _read_mapping(path / "summary.json", json.loads, problems) if has_summary else {}
+  config = flatten_settings(_read_mapping(path / CONFIG, partial(yaml.load, Loader=LOADER), problems))
+  has_summary = (path / SUMMARY).is_file()
+  summary = _read_mapping(path / SUMMARY, json.loads, problems) if has_summary else {}
   metrics = _read_metrics(path, problems)
   error = logged_error(path)
   run = RunRecord(number, path.name, str(summary.get("status", "failed")), None, config, summary, metrics)
@@ -60,7 +60,7 @@ def read_run(number: int, path: Path) -> RunRecord:
 
 
 def _is_run(path: Path) -> bool:
-  return path.name.isdecimal() or any((path / name).exists() for name in ("config.yaml", "summary.json"))
+  return path.name.isdecimal() or any((path / name).exists() for name in (CONFIG, SUMMARY))
 
 
 def _read_mapping(path: Path, parse: Callable[[str], Any], problems: list[str]) -> dict:
