@@ -1,8 +1,8 @@
 """Low-rank adapters for any Flax NNX model: every method worth comparing, and files that PEFT accepts.
 
-Most methods compute y = g ⊙ (x·W + s·(x·A)·B − s·(x·A₀)·B₀) + b with some of these parts: LoRA trains A and B, DoRA adds
-g, PiSSA and OLoRA take A and B from W and subtract A₀ and B₀. Others change W in another way (LoHa, IA³). Each method is
-one file in `lora/methods`, whose docstring says how to add one. Three rules hold for all of them.
+Most methods compute y = g ⊙ (x·W + s·(x·A)·B − s·(x·A₀)·B₀) + b with some of these parts: LoRA trains A and B, DoRA
+adds g, PiSSA and OLoRA take A and B from W and subtract A₀ and B₀. Others change W in another way (LoHa, IA³). Each
+method is one file in `lora/methods`, whose docstring says how to add one. Three rules hold for all of them.
 
 *The base is never rewritten.* W stays as it was loaded, quantised or not, and before the first step the model computes
 the same as its base, bit for bit. `eject`, `unmerge` and `disabled` restore saved arrays; nothing is ever subtracted.

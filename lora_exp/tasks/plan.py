@@ -15,7 +15,7 @@ def run(cfg: Config) -> None:
   plan = make_plan(cfg)
   show_parameters(plan)
   solo, memory = compile_abstract(plan, 1), device_memory()
-  # From two trials to four (a device): one alone is compiled without the loop over trials, and is no measure of the next.
+  # From two trials to four per device: a single one is compiled without the loop over trials.
   ways = plan.layout.mesh.shape["trial"]
   two, four = (compile_abstract(plan, n * ways).peak_memory_bytes for n in (2, 4))
   growth = (four - two) // 2

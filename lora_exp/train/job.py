@@ -65,8 +65,8 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
   plans = plans or [plan]
   if any(_shared(p) != _shared(plan) for p in plans):
     raise ValueError(
-      "the trials of a pack must agree on all settings but rank, alpha, targets, rates, decay and seeds; on a quantised "
-      "base, on targets too"
+      "the trials of a pack must agree on all settings but rank, alpha, targets, rates, decay and seeds; on a "
+      "quantised base, on targets too"
     )
   cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
   cfgs, tables, method = [p.cfg for p in plans], [p.table for p in plans], methods.of(cfg.lora)

@@ -58,7 +58,13 @@ class Static(NamedTuple):
 
 
 def head_loss(
-  module, x_BTD: Array, targets: Array | TeacherTargets, weights_BT: Array, *, train_all=False, softcap: float | None = None
+  module,
+  x_BTD: Array,
+  targets: Array | TeacherTargets,
+  weights_BT: Array,
+  *,
+  train_all=False,
+  softcap: float | None = None,
 ) -> Sums:
   """`Sums` of the next-token loss of features `x_BTD` under the head `module`: a Linear or a tied Embed.
 
