@@ -1,25 +1,28 @@
-"""Low-rank adapters for any Flax NNX model: every method worth comparing, and files that PEFT accepts.
+"""Adapters for any Flax NNX model: the fine-tuning methods, arithmetic on adapters, and PEFT's file format.
 
-Most methods compute y = g ⊙ (x·W + s·(x·A)·B − s·(x·A₀)·B₀) + b with some of these parts: LoRA trains A and B, DoRA
-adds g, PiSSA and OLoRA take A and B from W and subtract A₀ and B₀. Others change W in another way (LoHa, IA³). Each
-method is one file in `lora/methods`, whose docstring says how to add one. Three rules hold for all of them.
+Most methods compute y = g ⊙ (x·W + s·(x·A)·B − s·(x·A₀)·B₀) + b, with some of these parts. LoRA trains A and B, DoRA
+adds g, PiSSA and OLoRA initialize A and B from W and subtract A₀ and B₀. Others change W in another way (LoHa, IA³).
+Each method is one file in `lora/methods`, whose docstring explains how to add one. Training loops, models and data do
+not belong in this package.
 
-*The base is never rewritten.* W stays as it was loaded, quantised or not, and before the first step the model computes
-the same as its base, bit for bit. `eject`, `unmerge` and `disabled` restore saved arrays; nothing is ever subtracted.
+*The base is never modified.* W stays as it was loaded, quantised or not. Before the first step, the outputs equal those
+of the base bit for bit. `eject`, `unmerge` and `disabled` restore saved arrays; they never subtract an update.
 
-*Types say what trains.* `nnx.LoRAParam` are the trained leaves (also `Trained`, a bias or a module trained in
-full), `Constant` the adapter's frozen ones. `nnx.split(model, nnx.LoRAParam, ...)` cannot select the wrong half.
+*Variable types decide what is trained.* Trained leaves are `nnx.LoRAParam`; `Trained` is a subclass for parameters of
+the base that are trained in full. Frozen leaves are `Constant`. So `nnx.split(model, nnx.LoRAParam, ...)` separates
+trained from frozen arrays.
 
-*A module becomes its adapted self in place.* Its class changes to a subclass, so paths, sharing (a tied head sees the
-table's adapter) and checkpoints do not. Kernels are seen as (in, out): Linear, LinearGeneral, Einsum, Conv, Embed, and
-stacks of them.
+*Modules are adapted in place.* The class of a module changes to a subclass; parameter paths, sharing (a tied head uses
+the table's adapter) and checkpoints do not change. Linear, LinearGeneral, Einsum, Conv and Embed are supported, and
+stacks of them. Kernels are viewed as (…, I, O).
 
-    inject, eject, attach          an adapter on a model, and off it as an `Adapter`
-    merge, unmerge, merged         its update in the kernels, checked by whoever merges
-    disabled                       the base for a while
-    Adapters                       several by name over one base
-    combine_adapters, resize       arithmetic on adapters; extract: one out of two checkpoints
-    save_adapter, load_adapter     PEFT's files, both ways
+    inject, attach, eject          add a new or an existing `Adapter` to a model, and remove it
+    merge, unmerge, merged         put the update into the kernels
+    disabled                       use the base for a while
+    Adapters                       several named adapters on one base
+    combine_adapters, resize       arithmetic on adapters
+    extract                        a LoRA from two checkpoints
+    save_adapter, load_adapter     files in PEFT's format
 
 >>> import jax, jax.numpy as jnp
 >>> from flax import nnx
@@ -38,27 +41,23 @@ stacks of them.
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.combine import combine_adapters
+from lora_exp.lora.full_parameters import full_paths, train_in_full
 from lora_exp.lora.inject import (
-  adapted_modules,
   attach,
+  attach_leaves,
   completed,
   draw,
   eject,
   extract_adapter,
   fans_of,
-  full_paths,
   inject,
   kernels_of,
-  modules,
-  place,
-  resolve,
-  scale_of,
-  train_in_full,
 )
 from lora_exp.lora.kernels import shape as kernel_shape
 from lora_exp.lora.layers import FROZEN_PREFIX, AdapterLayer, Constant, Hyper, LoRALinear, Trained
 from lora_exp.lora.merging import MergeUndo, disabled, merge, merged, unmerge
 from lora_exp.lora.methods.adalora import kept_ranks
+from lora_exp.lora.module_table import adapted_modules, modules, resolve, scale_of
 from lora_exp.lora.multi_adapter import Adapters
 from lora_exp.lora.peft.adapter_files import Naming, load_adapter, save_adapter
 from lora_exp.lora.quantization import quantise
@@ -80,6 +79,7 @@ __all__ = [
   "Trained",
   "adapted_modules",
   "attach",
+  "attach_leaves",
   "combine_adapters",
   "completed",
   "disabled",
@@ -98,7 +98,6 @@ __all__ = [
   "merge",
   "merged",
   "modules",
-  "place",
   "quantise",
   "resize",
   "resolve",

@@ -1,21 +1,21 @@
-"""A row of the table of adapted modules, which every run prints."""
+"""The entry of one module in the table of adapted modules, which every run prints."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class AdaptedModule:
-  """One adapted module: its kernel's shape, its rank and its scale."""
+  """One adapted module: the shape of its kernel, its rank and its scale."""
 
-  path: str
+  path: str  # dotted
   fan_in: int  # I
   fan_out: int  # O
-  rank: int  # R; 1 for a method without ranks
+  rank: int  # R; 1 if the method has no ranks
   alpha: float
   scale: float
-  parameters: int = 0  # trained ones
-  has_bias: bool = field(default=False, compare=False)  # a fact of the model
+  parameters: int = 0  # number of trained parameters
+  has_bias: bool = field(default=False, compare=False)  # a property of the model, not of the adapter
 
   def sizes(self) -> dict[str, int]:
-    """The length of each axis letter: I, O and R."""
+    """The sizes of the axes I, O and R."""
     return {"I": self.fan_in, "O": self.fan_out, "R": self.rank}

@@ -1,4 +1,4 @@
-"""An adapter apart from its model: the rows of its table and its arrays. Files hold it, and the verbs work on it."""
+"""An adapter without its model: the table of adapted modules and their arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,26 +13,26 @@ from lora_exp.lora.methods import Method
 
 @dataclass(frozen=True)
 class Adapter:
-  """What was trained on a base, and what it started from; no weight of the base itself.
+  """The trained arrays of an adapter and the constants of its method, without any weight of the base.
 
-  `leaves[path]` are the arrays of an adapted module by the names of its method's leaves, at the row's own rank (shared
-  ones cut to the module's size). `full[path]` are parameters trained in full, by their own dotted path.
+  `leaves[path]` holds the arrays of one adapted module by leaf name, at the rank of its row; leaves that modules share
+  are cut to the module's size. `full[path]` holds parameters that were trained in full, by dotted path.
   """
 
-  method: str  # a name of lora.methods
+  method: str  # the name of the method, as in `lora.method`
   rows: tuple[AdaptedModule, ...]
   leaves: Mapping[str, Mapping[str, Any]]
   full: Mapping[str, Any] = field(default_factory=dict)
 
   @property
   def kind(self) -> Method:
-    """The method itself."""
+    """The method as an object."""
     return methods.get(self.method)
 
   def update_IO(self, path: str, kernel: Any = None) -> np.ndarray:
-    """ΔW (I, O) of one module in its arrays' dtype, without DoRA's factor.
+    """Returns ΔW (…, I, O) of one module before any gate (DoRA's), in the dtype of its arrays.
 
-    `kernel`: W (…, I, O), for a method whose ΔW depends on it.
+    `kernel` is W (…, I, O), for methods whose ΔW depends on it.
     """
     row = next(row for row in self.rows if row.path == path)
     return np.asarray(self.kind.delta(kernel, self.leaves[path], row.scale))

@@ -1,7 +1,7 @@
-"""How a random A starts: the distributions of `lora.init`, drawn so that no number depends on the rank.
+"""Random initialization of A: the distributions of `lora.init`.
 
-A is drawn as (rank, in) and transposed. A trial that is padded to a larger rank in a pack therefore starts as it would
-alone, and rank 4 starts as the first half of rank 8.
+A is drawn as (R, I) and transposed. The first columns are therefore the same for every rank: a trial padded to a larger
+rank in a pack is initialized as in a run of its own.
 """
 
 import math
@@ -18,31 +18,32 @@ from lora_exp.runtime.dropout import path_keys
 
 
 def _kaiming(key: jax.Array, shape: tuple[int, int], fan: int, rank: int, std: float | None) -> jax.Array:
-  """PEFT's: kaiming_uniform with a = sqrt(5)."""
+  """U(±1/√fan), the default of PEFT: kaiming_uniform with a = √5."""
   return jax.random.uniform(key, shape, jnp.float32, -1, 1) * (1 / math.sqrt(fan))
 
 
 def he_uniform(key: jax.Array, shape: tuple[int, int], fan: int, rank: int, std: float | None) -> jax.Array:
-  """flax's and the JAX tutorial's: U(±√(6/fan))."""
+  """U(±√(6/fan)), the default of Flax's LoRA."""
   return jax.random.uniform(key, shape, jnp.float32, -1, 1) * math.sqrt(6 / fan)
 
 
 def _xavier_uniform(key: jax.Array, shape: tuple[int, int], fan: int, rank: int, std: float | None) -> jax.Array:
-  """penzai's."""
+  """U(±√(6/(fan + R))), the default of Penzai's LoRA."""
   return jax.random.uniform(key, shape, jnp.float32, -1, 1) * math.sqrt(6 / (fan + rank))
 
 
 def _normal(key: jax.Array, shape: tuple[int, int], fan: int, rank: int, std: float | None) -> jax.Array:
+  """N(0, std²); std defaults to 1/√R."""
   return jax.random.normal(key, shape) * (std or 1 / math.sqrt(rank))
 
 
 def _gaussian(key: jax.Array, shape: tuple[int, int], fan: int, rank: int, std: float | None) -> jax.Array:
-  """PEFT's."""
+  """N(0, 1/R²), PEFT's init_lora_weights="gaussian"."""
   return jax.random.normal(key, shape) * (1 / rank)
 
 
 def _orthogonal(key: jax.Array, shape: tuple[int, int], fan: int, rank: int, std: float | None) -> jax.Array:
-  """Orthonormal columns of A; each follows from those before it, so rank 4 is the first half of rank 8."""
+  """Orthonormal columns of A by QR; a column depends only on the columns before it."""
   rows = jax.random.normal(key, shape)  # (R, I)
   if shape[0] > shape[1]:
     return jnp.linalg.qr(rows)[0]
@@ -58,19 +59,19 @@ DISTRIBUTIONS: dict[str, Callable[..., jax.Array]] = {
   "gaussian": _gaussian,
   "orthogonal": _orthogonal,
 }
-RANK_FREE = ("kaiming", "he_uniform")  # distributions whose numbers do not depend on the rank
-RANK_MULTIPLE = 16  # ranks that are drawn at once for these, so that one program serves all ranks of a sweep
+RANK_FREE = ("kaiming", "he_uniform")  # distributions whose values do not depend on the rank
+RANK_MULTIPLE = 16  # these are drawn at the next multiple and cut, so that all ranks of a sweep share a program
 
 
 def draw_a(key: jax.Array, init: str, fan: int, features: int, rank: int, std: float | None = None) -> jax.Array:
-  """A (features, rank) from the distribution `init`; `fan` inputs add up in one output of A."""
+  """Draws A (features, rank) from the distribution `init`, for fan-in `fan`; `std` is for init="normal"."""
   return DISTRIBUTIONS[init](key, (rank, features), fan, rank, std).T
 
 
 class _Group(NamedTuple):
-  """What modules have in common whose A is drawn in one call."""
+  """Modules whose A is drawn in one call have these in common."""
 
-  lead: tuple[int, ...]  # axes of a stack of kernels
+  lead: tuple[int, ...]  # axes before (I, O)
   fan: int
   features: int
   rank: int
@@ -84,9 +85,10 @@ def draw_all(
   init: str,
   std: float | None,
 ) -> dict[str, jax.Array]:
-  """A (…, I, R) of every row, from `key` folded with the module's path.
+  """Draws A (…, I, R) of every module in `rows`, by path, from `key` folded with the path.
 
-  Each kernel of a stack has an A of its own. Modules of one shape are drawn in one call, so that layers compile once.
+  `fans` and `leads` are the fan-in of A and the axes before (I, O), by path. Each kernel of a stack gets its own A.
+  Modules of one shape are drawn in one call, which compiles once.
   """
   groups: dict[_Group, list[str]] = {}
   for row in rows:
@@ -97,8 +99,13 @@ def draw_all(
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _draw_groups(key: jax.Array, groups, init: str, std: float | None) -> dict[str, jax.Array]:
-  def one(group: _Group, key: jax.Array) -> jax.Array:
+def _draw_groups(
+  key: jax.Array, groups: tuple[tuple[_Group, tuple[str, ...]], ...], init: str, std: float | None
+) -> dict[str, jax.Array]:
+  """A of every module; `groups` are pairs of a `_Group` and the paths of its modules."""
+
+  def draw_module(group: _Group, key: jax.Array) -> jax.Array:
+    """A (*lead, I, R) of one module."""
     draw_one = partial(draw_a, init=init, fan=group.fan, features=group.features, rank=group.rank, std=std)
     if not group.lead:
       return draw_one(key)
@@ -107,17 +114,17 @@ def _draw_groups(key: jax.Array, groups, init: str, std: float | None) -> dict[s
 
   drawn: dict[str, jax.Array] = {}
   for group, paths in groups:
-    drawn |= dict(zip(paths, jax.vmap(partial(one, group))(path_keys(key, paths)), strict=True))
+    drawn |= dict(zip(paths, jax.vmap(partial(draw_module, group))(path_keys(key, paths)), strict=True))
   return drawn
 
 
 def _first_columns(a: jax.Array, rank: int) -> jax.Array:
-  """A (…, I, rank); cut outside of jax where there are values, as each shape would be a program of its own."""
+  """A cut to (…, I, rank); in numpy unless traced, as JAX would compile one program per shape."""
   if a.shape[-1] == rank:
     return a
   return a[..., :rank] if isinstance(a, jax.core.Tracer) else jnp.asarray(np.asarray(a)[..., :rank])
 
 
 def is_abstract(w: Any) -> bool:
-  """Whether `w` is a shape without values."""
+  """Whether `w` is abstract: a shape and dtype without values."""
   return isinstance(w, jax.ShapeDtypeStruct)

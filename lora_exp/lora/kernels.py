@@ -1,4 +1,8 @@
-"""Every kernel seen as (in, out): which axes of a module's kernel are contracted, and which it gives."""
+"""Kernels of NNX modules viewed as (…, I, O).
+
+I are the contracted axes of a kernel, O the axes that its output adds. Leading axes are those of a stack of kernels,
+and batch axes along which each product has its own kernel.
+"""
 
 import math
 from typing import Any
@@ -9,37 +13,41 @@ from flax import nnx
 
 
 def of(module) -> nnx.Variable:
-  """The Variable with the kernel; of an embedding its table (vocabulary, features)."""
+  """Returns the Variable of the module's kernel; for an embedding, its table (vocabulary, features)."""
   return module.embedding if isinstance(module, nnx.Embed) else module.kernel
 
 
 def as_tuple(value) -> tuple[int, ...]:
-  """An axis or a size, or several, as a tuple."""
+  """Returns an int or a sequence of ints as a tuple."""
   return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _axes(module) -> tuple[list[int], list[int], list[int]]:
-  """Axes of one kernel (not of a stack of them): one product each, contracted, given."""
+  """(batch, contracted, output) axes of one kernel, without the axes of a stack."""
   if isinstance(module, nnx.Einsum):
     x, kernel, y = _labels(module.einsum_str)
-    batch = [i for i, c in enumerate(kernel) if c in x and c in y]
-    given = [i for i, c in enumerate(kernel) if c not in x]
-    return batch, [i for i in range(len(kernel)) if i not in batch and i not in given], given
+    batch = [i for i, label in enumerate(kernel) if label in x and label in y]
+    outputs = [i for i, label in enumerate(kernel) if label not in x]
+    contracted = [i for i in range(len(kernel)) if i not in batch and i not in outputs]
+    return batch, contracted, outputs
   if isinstance(module, nnx.LinearGeneral):
     axes = list(range(_ndim(module)))
-    ins, outs = len(module.batch_axis), len(module.batch_axis) + len(as_tuple(module.in_features))
-    return axes[:ins], axes[ins:outs], axes[outs:]
-  return [], list(range(_ndim(module) - 1)), [_ndim(module) - 1]
+    first_in = len(module.batch_axis)
+    first_out = first_in + len(as_tuple(module.in_features))
+    return axes[:first_in], axes[first_in:first_out], axes[first_out:]
+  last = _ndim(module) - 1
+  return [], list(range(last)), [last]
 
 
 def _labels(equation: str) -> tuple[str, str, str]:
-  inputs, y = equation.replace(" ", "").split("->")
-  x, kernel = inputs.split(",")
+  """The labels of the input, the kernel and the output in an einsum equation."""
+  operands, y = equation.replace(" ", "").split("->")
+  x, kernel = operands.split(",")
   return x, kernel, y
 
 
 def _ndim(module) -> int:
-  """Axes of one kernel of the module, by its own settings."""
+  """The number of axes of one kernel, without the axes of a stack."""
   if isinstance(module, nnx.Einsum):
     return len(_labels(module.einsum_str)[1])
   if isinstance(module, nnx.LinearGeneral):
@@ -48,31 +56,31 @@ def _ndim(module) -> int:
 
 
 def stack(module) -> tuple[int, ...]:
-  """Leading axes of a stack of kernels (layers that are scanned over); () of a single one."""
-  shape_ = of(module).get_value().shape
-  return tuple(shape_[: len(shape_) - _ndim(module)])
+  """Returns the leading axes of a stack of kernels (layers that are scanned over); () for a single kernel."""
+  sizes = of(module).get_value().shape
+  return tuple(sizes[: len(sizes) - _ndim(module)])
 
 
 def lead(module) -> tuple[int, ...]:
-  """Axes before (I, O): those of the stack, and those along which each product has a kernel of its own."""
-  shape_ = of(module).get_value().shape[len(stack(module)) :]
-  return (*stack(module), *(shape_[i] for i in _axes(module)[0]))
+  """Returns the axes before (I, O): those of the stack, then the batch axes."""
+  sizes = of(module).get_value().shape[len(stack(module)) :]
+  return (*stack(module), *(sizes[i] for i in _axes(module)[0]))
 
 
 def shape(module) -> tuple[int, int]:
-  """(in, out) of one kernel; for an embedding (vocabulary, features)."""
-  _, ins, outs = _axes(module)
+  """Returns (I, O) of one kernel; for an embedding (vocabulary, features)."""
+  _, contracted, outputs = _axes(module)
   sizes = of(module).get_value().shape[len(stack(module)) :]
-  return math.prod(sizes[i] for i in ins), math.prod(sizes[i] for i in outs)
+  return math.prod(sizes[i] for i in contracted), math.prod(sizes[i] for i in outputs)
 
 
 def fan_in(module) -> int:
-  """Inputs that add up in one output of A: the kernel's `in`, or 1 for a look-up."""
+  """Returns the fan-in of A: I, or 1 for an embedding, which looks up single rows."""
   return 1 if isinstance(module, nnx.Embed) else shape(module)[0]
 
 
 def to_IO(module, kernel: Any) -> jax.Array:
-  """The kernel (or an array of its shape) as (…, I, O)."""
+  """Transposes and reshapes the module's kernel, or an array of the same shape, to (…, I, O)."""
   order = _order(module)
   if kernel.ndim == 2 and order == [0, 1]:
     return kernel
@@ -84,11 +92,12 @@ def from_IO(module, w_IO: jax.Array) -> jax.Array:
   sizes, order = of(module).get_value().shape, _order(module)
   if w_IO.ndim == 2 and order == [0, 1]:
     return w_IO
-  back = sorted(range(len(order)), key=lambda i: order[i])
-  return jnp.transpose(w_IO.reshape([sizes[i] for i in order]), back)
+  inverse = sorted(range(len(order)), key=lambda i: order[i])
+  return jnp.transpose(w_IO.reshape([sizes[i] for i in order]), inverse)
 
 
 def _order(module) -> list[int]:
+  """The permutation that sorts the kernel's axes into stack, batch, contracted, output."""
   n = len(stack(module))
-  batch, ins, outs = _axes(module)
-  return [*range(n), *(n + i for i in (*batch, *ins, *outs))]
+  batch, contracted, outputs = _axes(module)
+  return [*range(n), *(n + i for i in (*batch, *contracted, *outputs))]

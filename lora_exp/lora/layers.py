@@ -1,7 +1,8 @@
-"""The adapter on each kind of NNX module: a subclass that the module becomes, with the adapter's leaves added.
+"""Adapted versions of the NNX layers: subclasses of Linear, LinearGeneral, Einsum, Conv and Embed.
 
-The module object stays and its class changes, so base paths, sharing between parents and checkpoints do not. Every
-kernel is seen as (in, out), after leading axes where it is a stack of kernels (lora/kernels.py).
+`attach` changes the class of an existing module and adds the adapter's leaves. The module object stays the same, so
+parameter paths, sharing between parents and checkpoints do not change. Kernels are viewed as (…, I, O), as in
+`lora/kernels.py`.
 """
 
 from typing import Any
@@ -19,22 +20,25 @@ from lora_exp.runtime.fusion import apart
 
 
 class Hyper(nnx.Variable):
-  """A number of a trial (scale, dropout rate) that enters the compiled step as an array."""
+  """A hyperparameter of a trial (scale, dropout rate), which is an array so that the step need not recompile."""
 
 
 class Constant(nnx.Variable):
-  """An array of an adapter that is not trained: what it started from, or random directions that it shares."""
+  """An array of an adapter that is not trained, such as A₀ of PiSSA or the shared random matrices of VeRA."""
 
 
 class Trained(nnx.LoRAParam):
-  """A parameter of the base itself (a bias, a norm, a whole module) that is trained in full, from the base's value."""
+  """A parameter of the base (a bias, a norm, a whole module) that is trained in full, from the base's value."""
 
 
-FROZEN_PREFIX = "frozen_"  # before the name of a parameter that is trained in full: the base's own, which stays
+FROZEN_PREFIX = "frozen_"  # prefix under which the base's value of a fully trained parameter stays in the module
 
 
 class AdapterLayer(nnx.Module):
-  """What the adapted classes share; `method`, `compute` and `deterministic` are static, the rest are Variables."""
+  """Base class of the adapted layers.
+
+  `method`, `compute` and `deterministic` are static attributes; `scale`, `rate` (of dropout) and `key` are Variables.
+  """
 
   scale: Hyper
   rate: Hyper
@@ -45,11 +49,11 @@ class AdapterLayer(nnx.Module):
 
   @property
   def kind(self) -> Method:
-    """The method whose leaves this module has."""
+    """The method of the adapter."""
     return methods.get(self.method)
 
   def leaves(self) -> dict[str, Any]:
-    """The adapter's arrays by the names of the method's leaves; shared ones cut to this module's inputs and outputs."""
+    """Returns the adapter's arrays by leaf name; shared leaves are cut to this module's I and O."""
     sizes = dict(zip("IO", kernels.shape(self), strict=True))
     arrays = {}
     for name, leaf in self.kind.leaves.items():
@@ -59,22 +63,22 @@ class AdapterLayer(nnx.Module):
     return arrays
 
   def lead_scale(self) -> jax.Array:
-    """The scale with an axis for each one before (I, O): a stack has as many as layers, and heads share theirs."""
-    shared = len(kernels.lead(self)) - len(kernels.stack(self))
-    return self.scale[...].reshape(*self.scale[...].shape, *[1] * shared)
+    """Returns the scale with one axis for each axis before (I, O): one value per layer of a stack, shared by heads."""
+    batch_axes = len(kernels.lead(self)) - len(kernels.stack(self))
+    return self.scale[...].reshape(*self.scale[...].shape, *[1] * batch_axes)
 
   def adapted_product(self, x: jax.Array, w_IO: Any) -> jax.Array:
-    """x (..., I) times the adapted kernel; the update's input is dropped where the layer is not deterministic."""
+    """Returns x (..., I) times the adapted kernel; dropout on the update's input unless `deterministic`."""
     dropped = None if self.deterministic else dropout(x, self.rate[...], self.key[...])
     y = self.kind.apply(x, w_IO, self.leaves(), self.scale[...], dropped=dropped, compute=self.compute)
     return apart(y)
 
   def adapted_kernel(self, w_IO: jax.Array) -> jax.Array:
-    """The adapted kernel (…, I, O) in the dtype of `w_IO`."""
+    """Returns the adapted kernel (…, I, O) in the dtype of `w_IO`."""
     return self.kind.adapted(w_IO, self.leaves(), self.lead_scale())
 
   def through_kernel(self, x: jax.Array, *args, **kwargs) -> jax.Array:
-    """The base's own call with the adapted kernel: for modules that are no plain product of x and W."""
+    """Calls the base class with the adapted kernel; for layers that are not a plain product of x and W."""
     w_IO, leaves, scale = kernels.to_IO(self, kernels.of(self)[...]), self.leaves(), self.lead_scale()
     if self.deterministic:
       return self._base_call(self.adapted_kernel(w_IO), True, x, *args, **kwargs)
@@ -87,20 +91,21 @@ class AdapterLayer(nnx.Module):
     return y + self._base_call(delta.astype(w_IO.dtype), False, x, *args, **kwargs)
 
   def _base_call(self, w_IO: jax.Array, bias: bool, *args, **kwargs) -> jax.Array:
-    """The base class's call with another kernel, on a view of this module: nothing here is written to."""
-    kind = base_class(self)
-    view: Any = object.__new__(kind)
+    """Calls the base class with another kernel, on a copy of this module's attributes; `bias`: with the bias."""
+    cls = base_class(self)
+    view: Any = object.__new__(cls)
     vars(view).update(vars(self))
     vars(view)["kernel"] = nnx.Param(kernels.from_IO(self, w_IO))
     if not bias:
       vars(view)["bias"] = None
-    return kind.__call__(view, *args, **kwargs)
+    return cls.__call__(view, *args, **kwargs)
 
 
 class LoRALinear(AdapterLayer, nnx.Linear):
-  """`nnx.Linear` with an adapter: what `inject` turns one into, or written from the start in a model of your own.
+  """`nnx.Linear` with a LoRA adapter, for `inject` (which does not call the constructor) or for direct use in a model.
 
-  `inject` does not call the constructor; the keyword arguments that it does not name are those of `nnx.Linear`.
+  `alpha` defaults to twice the rank. `init` is a distribution of A; B is zero. Other keyword arguments are those of
+  `nnx.Linear`.
   """
 
   def __init__(
@@ -130,7 +135,7 @@ class LoRALinear(AdapterLayer, nnx.Linear):
 
 
 class LoRALinearGeneral(AdapterLayer, nnx.LinearGeneral):
-  """`nnx.LinearGeneral` (of `nnx.MultiHeadAttention`) with an adapter: contracted axes are I, the rest O."""
+  """`nnx.LinearGeneral` (used by `nnx.MultiHeadAttention`) with an adapter; contracted axes are I, the others O."""
 
   def __call__(self, x, out_sharding=None):
     if self.batch_axis:
@@ -145,21 +150,21 @@ class LoRALinearGeneral(AdapterLayer, nnx.LinearGeneral):
 
 
 class LoRAEinsum(AdapterLayer, nnx.Einsum):
-  """`nnx.Einsum` with an adapter: labels that x and the kernel alone share are I, the kernel's own O."""
+  """`nnx.Einsum` with an adapter; labels of x and the kernel that the output lacks are I, labels not in x are O."""
 
   def __call__(self, inputs, einsum_str=None, out_sharding=None):
     return self.through_kernel(inputs, einsum_str)
 
 
 class LoRAConv(AdapterLayer, nnx.Conv):
-  """`nnx.Conv` with an adapter: the window and its channels are I, the output channels O."""
+  """`nnx.Conv` with an adapter; the window and the input channels are I, the output channels are O."""
 
   def __call__(self, inputs, out_sharding=None):
     return self.through_kernel(inputs)
 
 
 class LoRAEmbed(AdapterLayer, nnx.Embed):
-  """`nnx.Embed` with an adapter seen by its look-up and its tied head (`attend`); as in PEFT, nothing is dropped."""
+  """`nnx.Embed` with an adapter, which applies to the look-up and to `attend`. As in PEFT, there is no dropout."""
 
   def __call__(self, inputs, out_sharding=None):
     table, leaves, scale = self.embedding[...], self.leaves(), self.scale[...]
@@ -192,7 +197,7 @@ class LoRAEmbed(AdapterLayer, nnx.Embed):
     return query @ table.T + y
 
   def _attend_thin(self, query: jax.Array, a_VR: jax.Array, b_RD: jax.Array) -> jax.Array:
-    """s·(query·Bᵀ)·Aᵀ (..., V)."""
+    """Returns s·(query·Bᵀ)·Aᵀ (..., V) for a query (..., D)."""
     scale = self.scale[...].astype(query.dtype)
     return (scale * (query @ b_RD.astype(query.dtype).T)) @ a_VR.astype(query.dtype).T
 
@@ -207,35 +212,37 @@ LORA_CLASSES: dict[type, type] = {
 
 
 def _value(variable):
+  """The array of a Variable, or None."""
   return None if variable is None else variable[...]
 
 
 def adaptable(module) -> bool:
-  """Whether `module` is of a kind that can carry an adapter (exact types: an adapted module is not adapted twice)."""
+  """Whether `module` can get an adapter. Its type must match exactly, so that no module is adapted twice."""
   return type(module) in LORA_CLASSES and (not isinstance(module, nnx.Einsum) or module.einsum_str is not None)
 
 
 def base_class(module) -> type:
-  """The class that an adapted module had before."""
-  return next(kind for kind, adapted in LORA_CLASSES.items() if adapted is type(module))
+  """Returns the class that an adapted module had before `attach`."""
+  return next(base for base, adapted in LORA_CLASSES.items() if adapted is type(module))
 
 
 def attach(module, method: str, leaves: Leaves, scale: float, compute: str = "auto") -> None:
-  """Turns `module` into its adapted class in place, with the leaves of `method` and the scale given.
+  """Changes `module` to its adapted class, in place, with these leaves of `method`.
 
-  A leaf that is a Variable already (one that modules share) is kept as it is, and so stays shared.
+  A leaf that is a Variable is not copied, so that modules can share it.
   """
-  # nnx's own __setattr__ would record the class as static data, and the graph would never equal the base's again.
+  # The __setattr__ of nnx would record the class as static data, which would remain in the graph after `detach`.
   object.__setattr__(module, "__class__", LORA_CLASSES[type(module)])
   _add_leaves(module, method, leaves, scale, compute)
 
 
 def _add_leaves(module, method: str, leaves: Leaves, scale: float, compute: str = "auto") -> None:
+  """Adds the Variables and static attributes of `AdapterLayer` to `module`."""
   declared = methods.get(method).leaves
   for name, x in leaves.items():
-    kind = nnx.LoRAParam if declared[name].trained else Constant
-    setattr(module, name, x if isinstance(x, nnx.Variable) else kind(jnp.asarray(x)))
-  # A stack of kernels is cut by the scan that runs it, and so must be every number beside them.
+    variable_type = nnx.LoRAParam if declared[name].trained else Constant
+    setattr(module, name, x if isinstance(x, nnx.Variable) else variable_type(jnp.asarray(x)))
+  # `nnx.scan` slices every Variable of a stack of kernels, so that these need the axes of the stack too.
   stack = kernels.stack(module)
   module.scale = Hyper(jnp.full(stack, scale, jnp.float32))
   module.rate = Hyper(jnp.full(stack, 0, jnp.float32))
@@ -244,7 +251,7 @@ def _add_leaves(module, method: str, leaves: Leaves, scale: float, compute: str 
 
 
 def detach(module) -> None:
-  """Takes the adapter off again; graph and state equal the base's."""
+  """Removes the adapter from `module` in place; graph and state are the base's again."""
   for name in (*module.kind.leaves, "scale", "rate", "key", "method", "compute", "deterministic"):
     if name in vars(module):
       delattr(module, name)

@@ -1,13 +1,14 @@
 """y = x·W + s·(x·A)·B − s·(x·A₀)·B₀ as one product with its own backward pass.
 
-Autodiff of the plain expression costs 6 to 115 % of a step more on a CPU: it forms products nobody needs and keeps
-three-dimensional operands. Here W, A₀ and B₀ are frozen, rows are flat, and the backward pass is
+Automatic differentiation of the plain expression makes a training step 6 to 115 % slower on a CPU: it computes
+products that are not needed and stores three-dimensional operands. Here W, A₀ and B₀ are frozen, inputs are flattened
+to rows, and the backward pass is
 
     g = s·dy·Bᵀ    dx = dy·Wᵀ + g·Aᵀ − s·dy·B₀ᵀ·A₀ᵀ    dA = xᵀ·g    dB = s·(x·A)ᵀ·dy
 
-`merged` forms W + s·A·B first and needs one wide product where `factored` needs one wide and two thin ones
-(RunLoRA, arXiv 2312.03415). A quantised W is made whole in each pass and not kept. Forward mode is not defined; W, A₀,
-B₀ and the scale get no gradient.
+`merged` forms W + s·A·B first and needs one wide product, where `factored` needs one wide and two thin products
+(RunLoRA, arXiv 2312.03415). A quantised W is dequantised in each pass and not stored. Only reverse-mode differentiation
+is supported. W, A₀, B₀ and the scale get no gradient.
 """
 
 import jax
@@ -19,37 +20,40 @@ Start = tuple[Array, Array] | None  # A₀ and B₀ of PiSSA and OLoRA
 
 
 def low_rank(a_IR: Array, b_RO: Array, scale: Array, start: Start = None) -> Array:
-  """s·A·B − s·A₀·B₀; exactly zero while A and B are A₀ and B₀. The scale is broadcast against A."""
+  """Returns s·A·B − s·A₀·B₀ (…, I, O); exactly zero while A = A₀ and B = B₀. The scale broadcasts against A."""
   product = (scale * a_IR) @ b_RO
   return product if start is None else product - (scale * start[0]) @ start[1]
 
 
 def _rows(x: Array) -> Array:
+  """(..., I) flattened to (M, I)."""
   return x.reshape(-1, x.shape[-1])
 
 
 def _grad_a(x: Array, g: Array, a: Array) -> Array:
+  """dA = xᵀ·g, in the dtype of A."""
   return jax.lax.dot(_rows(x).T, g, preferred_element_type=a.dtype)
 
 
 def _grad_b(h: Array, dy: Array, scale: Array, b: Array) -> Array:
+  """dB = s·hᵀ·dy with h = x·A, in the dtype of B."""
   return scale * jax.lax.dot(h.T, dy, preferred_element_type=b.dtype)
 
 
 def _thin(rows: Array, a: Array, b: Array, scale: Array) -> tuple[Array, Array]:
-  """rows·A, and s·(rows·A)·B."""
+  """Returns h = rows·A and s·h·B."""
   h = rows @ a.astype(rows.dtype)
   return h, (scale.astype(rows.dtype) * h) @ b.astype(rows.dtype)
 
 
 def _low_rank(rows: Array, a: Array, b: Array, scale: Array, start: Start) -> tuple[Array, Array]:
-  """rows·A, and the whole update of the output; exactly zero while A and B are what they started as."""
+  """Returns h = rows·A and s·h·B − s·(rows·A₀)·B₀; the latter is exactly zero while A = A₀ and B = B₀."""
   h, y = _thin(rows, a, b, scale)
   return (h, y) if start is None else (h, y - _thin(rows, start[0], start[1], scale)[1])
 
 
-def _into_x(dy: Array, w: Array, scale: Array, start: Start) -> Array:
-  """dy·Wᵀ − s·dy·B₀ᵀ·A₀ᵀ."""
+def _frozen_dx(dy: Array, w: Array, scale: Array, start: Start) -> Array:
+  """Returns dy·Wᵀ − s·dy·B₀ᵀ·A₀ᵀ, the gradient that reaches x through the frozen arrays."""
   dx = dy @ w.T
   if start is None:
     return dx
@@ -58,13 +62,13 @@ def _into_x(dy: Array, w: Array, scale: Array, start: Start) -> Array:
 
 
 def merge_kernel(w_IO: Array, a_IR: Array, b_RO: Array, scale: Array, start: Start = None) -> Array:
-  """W + s·A·B − s·A₀·B₀ in W's dtype, formed in the adapter's."""
+  """Returns W + s·A·B − s·A₀·B₀ (…, I, O), summed in the wider dtype and rounded to that of W."""
   return (w_IO + low_rank(a_IR, b_RO, scale, start)).astype(w_IO.dtype)
 
 
 @jax.custom_vjp
 def factored(x: Array, w_IO: Array, a_IR: Array, b_RO: Array, scale: Array, start: Start = None) -> Array:
-  """x·W + s·(x·A)·B − s·(x·A₀)·B₀ with x (..., I); returns (..., O) in x's dtype."""
+  """Returns x·W + s·(x·A)·B − s·(x·A₀)·B₀ (..., O) for x (..., I), in the dtype of x. W may be quantised."""
   return _factored_fwd(x, w_IO, a_IR, b_RO, scale, start)[0]
 
 
@@ -75,11 +79,11 @@ def _factored_fwd(x, w, a, b, scale, start):
   return y.reshape(*x.shape[:-1], -1), (x, h, w, a, b, scale, start)
 
 
-def _factored_bwd(kept, dy):
-  x, h, w, a, b, scale, start = kept
+def _factored_bwd(residuals, dy):
+  x, h, w, a, b, scale, start = residuals
   dy = _rows(dy)
   g = (scale.astype(dy.dtype) * dy) @ b.astype(dy.dtype).T
-  dx = _into_x(dy, dense(w, dy.dtype), scale, start) + g @ a.astype(dy.dtype).T
+  dx = _frozen_dx(dy, dense(w, dy.dtype), scale, start) + g @ a.astype(dy.dtype).T
   return dx.reshape(x.shape), None, _grad_a(x, g, a), _grad_b(h, dy, scale, b), None, None
 
 
@@ -88,7 +92,7 @@ factored.defvjp(_factored_fwd, _factored_bwd)
 
 @jax.custom_vjp
 def merged(x: Array, w_IO: Array, a_IR: Array, b_RO: Array, scale: Array, start: Start = None) -> Array:
-  """x·(W + s·A·B − s·A₀·B₀) with x (..., I); returns (..., O) in x's dtype."""
+  """Returns x·(W + s·A·B − s·A₀·B₀) (..., O) for x (..., I), in the dtype of x. W may be quantised."""
   return _merged_fwd(x, w_IO, a_IR, b_RO, scale, start)[0]
 
 
@@ -97,8 +101,8 @@ def _merged_fwd(x, w, a, b, scale, start):
   return (_rows(x) @ full).reshape(*x.shape[:-1], -1), (x, full, a, b, scale)
 
 
-def _merged_bwd(kept, dy):
-  x, full, a, b, scale = kept
+def _merged_bwd(residuals, dy):
+  x, full, a, b, scale = residuals
   dy = _rows(dy)
   g = (scale.astype(dy.dtype) * dy) @ b.astype(dy.dtype).T
   h = _rows(x) @ a.astype(x.dtype)
@@ -112,7 +116,7 @@ merged.defvjp(_merged_fwd, _merged_bwd)
 def dropped(
   x: Array, x_dropped: Array, w_IO: Array, a_IR: Array, b_RO: Array, scale: Array, start: Start = None
 ) -> Array:
-  """`factored` where A's input went through dropout, and that of the kernel and of A₀ did not."""
+  """Like `factored`, but A takes `x_dropped`, which is x after dropout; W and A₀ take x."""
   return _dropped_fwd(x, x_dropped, w_IO, a_IR, b_RO, scale, start)[0]
 
 
@@ -125,11 +129,11 @@ def _dropped_fwd(x, x_dropped, w, a, b, scale, start):
   return y.reshape(*x.shape[:-1], -1), (x_dropped, h, w, a, b, scale, start)
 
 
-def _dropped_bwd(kept, dy):
-  x_dropped, h, w, a, b, scale, start = kept
+def _dropped_bwd(residuals, dy):
+  x_dropped, h, w, a, b, scale, start = residuals
   shape, dy = x_dropped.shape, _rows(dy)
   g = (scale.astype(dy.dtype) * dy) @ b.astype(dy.dtype).T
-  dx, dx_dropped = _into_x(dy, dense(w, dy.dtype), scale, start), g @ a.astype(dy.dtype).T
+  dx, dx_dropped = _frozen_dx(dy, dense(w, dy.dtype), scale, start), g @ a.astype(dy.dtype).T
   da, db = _grad_a(x_dropped, g, a), _grad_b(h, dy, scale, b)
   return dx.reshape(shape), dx_dropped.reshape(shape), None, da, db, None, None
 
@@ -138,15 +142,18 @@ dropped.defvjp(_dropped_fwd, _dropped_bwd)
 
 
 def cheaper_merged(rows: int, fan_in: int, fan_out: int) -> bool:
-  """Whether forming W + s·A·B costs fewer multiplications than carrying x·A and h·B through both passes.
+  """Whether `merged` needs fewer multiplications than `factored` for M rows.
 
-  Merged adds 2·I·R·O for the kernel; factored adds 2·M·R·O in the forward pass and 2·M·I·R for dx.
+  `merged` adds 2·I·R·O to form the kernel; `factored` adds 2·M·R·O in the forward pass and 2·M·I·R for dx.
   """
   return rows * (fan_in + fan_out) > fan_in * fan_out
 
 
 def merges(compute: str, rows: int, w_IO: Array, a_IR: Array) -> bool:
-  """Whether `compute` (factored, merged or auto) forms W + s·A·B; auto only in the adapter's dtype, and if cheaper."""
+  """Whether `compute` ("factored", "merged" or "auto") uses `merged`.
+
+  "auto" does if it is cheaper, W is not quantised, and W has the dtype of A, so that merging does not round ΔW.
+  """
   if compute == "auto":
     return not is_quantised(w_IO) and w_IO.dtype == a_IR.dtype and cheaper_merged(rows, *w_IO.shape)
   return compute == "merged"
@@ -155,6 +162,6 @@ def merges(compute: str, rows: int, w_IO: Array, a_IR: Array) -> bool:
 def lora_dot(
   x: Array, w_IO: Array, a_IR: Array, b_RO: Array, scale: Array, start: Start = None, compute: str = "factored"
 ) -> Array:
-  """The product without dropout; `compute` is factored, merged, or auto: the cheaper, and never merged below fp32."""
+  """Returns `factored` or `merged` as `compute` ("factored", "merged" or "auto") selects; see `merges`."""
   product = merged if merges(compute, x.size // x.shape[-1], w_IO, a_IR) else factored
   return product(x, w_IO, a_IR, b_RO, scale, start)

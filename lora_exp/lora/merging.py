@@ -1,9 +1,12 @@
-"""Adapters off, or merged into the kernels, for a while or for good.
+"""Adapters disabled, or merged into the kernels, temporarily or until `unmerge`.
 
-    with disabled(model): …    the base answers        kept = merge(model)      a plain model with g ⊙ (W + ΔW)
-    with merged(model): …      one product a kernel    unmerge(model, kept)     the base and its adapter again
+    with disabled(model): …    the outputs of the base
+    with merged(model): …      one product per kernel, with g ⊙ (W + ΔW)
 
-The base is never recomputed: what was kept comes back, so that afterwards not a bit differs.
+    undo = merge(model)        a plain model whose kernels are g ⊙ (W + ΔW)
+    unmerge(model, undo)       the base and its adapter again
+
+The base's arrays are saved and put back. They are never recomputed by subtraction, so they are restored bit for bit.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,98 +19,96 @@ from flax import nnx
 
 from lora_exp.lora import kernels, layers
 from lora_exp.lora.adapter import Adapter
-from lora_exp.lora.inject import adapted_modules, attach, eject, trained_in_full
+from lora_exp.lora.full_parameters import module_at, trained_in_full
+from lora_exp.lora.inject import attach, eject
+from lora_exp.lora.module_table import adapted_modules
 from lora_exp.lora.quantization import dense
 
 
 @contextmanager
 def disabled(model: nnx.Module) -> Iterator[None]:
-  """Inside, the adapters of `model` are off: its outputs are the base's, bit for bit."""
-  full = [(owner, name, getattr(owner, name)) for owner, name in trained_in_full(model).values()]
+  """Context in which the adapters of `model` are off; its outputs are those of the base, bit for bit."""
+  trained = [(owner, name, getattr(owner, name)) for owner, name in trained_in_full(model).values()]
   try:
-    for owner, name, _ in full:
+    for owner, name, _ in trained:
       setattr(owner, name, getattr(owner, layers.FROZEN_PREFIX + name))
-    with _as_base_classes(model):
+    with _base_classes(model):
       yield
   finally:
-    for owner, name, trained in full:
-      setattr(owner, name, trained)
+    for owner, name, parameter in trained:
+      setattr(owner, name, parameter)
 
 
 @contextmanager
 def merged(model: nnx.Module) -> Iterator[None]:
-  """Inside, each adapted kernel is g ⊙ (W + ΔW) and the adapters are off; the kept W comes back."""
+  """Context in which every adapted kernel of `model` holds g ⊙ (W + ΔW), and the adapters are off."""
   adapted = list(adapted_modules(model).values())
-  kept = [(kernels.of(module), kernels.of(module).get_value()) for module in adapted]
+  base_kernels = [(kernels.of(module), kernels.of(module).get_value()) for module in adapted]
   try:
-    for module, (kernel, w) in zip(adapted, kept, strict=True):
+    for module, (kernel, w) in zip(adapted, base_kernels, strict=True):
       kernel.set_value(merged_value(module, w))
-    with _as_base_classes(model):
+    with _base_classes(model):
       yield
   finally:
-    for kernel, w in kept:
+    for kernel, w in base_kernels:
       kernel.set_value(w)
 
 
 @contextmanager
-def _as_base_classes(model: nnx.Module) -> Iterator[None]:
-  adapted = [(m, type(m)) for m in adapted_modules(model).values()]
+def _base_classes(model: nnx.Module) -> Iterator[None]:
+  """Context in which every adapted module has its base class."""
+  adapted = [(module, type(module)) for module in adapted_modules(model).values()]
   try:
     for module, _ in adapted:
       object.__setattr__(module, "__class__", layers.base_class(module))  # see `layers.attach`
     yield
   finally:
-    for module, kind in adapted:
-      object.__setattr__(module, "__class__", kind)
+    for module, adapted_class in adapted:
+      object.__setattr__(module, "__class__", adapted_class)
 
 
 @dataclass(frozen=True)
 class MergeUndo:
-  """What `merge` took off a model: the adapter, and the base's arrays that it replaced, by their paths."""
+  """What `unmerge` needs: the adapter, and the base's arrays that `merge` replaced, by dotted path."""
 
   adapter: Adapter
   base: Mapping[str, Any]
 
 
 def merge(model: nnx.Module) -> MergeUndo:
-  """Makes `model` a plain one of the base's classes whose kernels hold the update, in their own dtype.
+  """Merges the adapter of `model` into its kernels, in place, and returns what `unmerge` needs to undo it.
 
-  A quantised kernel becomes a dense one. Returns what `unmerge` needs.
+  Afterwards `model` has the classes, the graph and the parameter paths of its base. Its adapted kernels hold
+  g ⊙ (W + ΔW) in the dtype of W; quantised kernels become dense. Parameters that were trained in full replace those of
+  the base. Pass a copy (`nnx.clone`) to keep the adapted model.
   """
-  replaced: dict[str, Any] = {}
-  new: list[tuple[nnx.Variable, Any]] = []
+  base_values: dict[str, Any] = {}
+  merged_values: list[tuple[nnx.Variable, Any]] = []
   for path, module in adapted_modules(model).items():
     kernel = kernels.of(module)
-    replaced[path] = kernel.get_value()
-    new.append((kernel, merged_value(module, replaced[path])))
+    base_values[path] = kernel.get_value()
+    merged_values.append((kernel, merged_value(module, base_values[path])))
   for path, (owner, name) in trained_in_full(model).items():
-    base = getattr(owner, layers.FROZEN_PREFIX + name)
-    replaced[path] = base.get_value()
-    new.append((base, getattr(owner, name)[...].astype(base.get_value().dtype)))
+    parameter = getattr(owner, layers.FROZEN_PREFIX + name)
+    base_values[path] = parameter.get_value()
+    merged_values.append((parameter, getattr(owner, name)[...].astype(parameter.get_value().dtype)))
   adapter = eject(model)
-  for variable, value in new:
+  for variable, value in merged_values:
     variable.set_value(value)
-  return MergeUndo(adapter, replaced)
+  return MergeUndo(adapter, base_values)
 
 
-def unmerge(model: nnx.Module, kept: MergeUndo) -> None:
-  """Undoes `merge`: the base's kept arrays return, and the adapter beside them."""
-  for row in kept.adapter.rows:
-    kernels.of(_at(model, row.path)).set_value(kept.base[row.path])
-  for path in kept.adapter.full:
+def unmerge(model: nnx.Module, undo: MergeUndo) -> None:
+  """Undoes `merge` in place: restores the base's arrays and attaches the adapter again."""
+  for row in undo.adapter.rows:
+    kernels.of(module_at(model, row.path)).set_value(undo.base[row.path])
+  for path in undo.adapter.full:
     owner, _, name = path.rpartition(".")
-    getattr(_at(model, owner), name).set_value(kept.base[path])
-  attach(model, kept.adapter)
+    getattr(module_at(model, owner), name).set_value(undo.base[path])
+  attach(model, undo.adapter)
 
 
 def merged_value(module: Any, kernel: Any) -> jax.Array:
-  """The kernel of an adapted module with its update added, in the shape that the module's base class takes."""
+  """Returns g ⊙ (W + ΔW) of an adapted module, in the shape of its base class's kernel; `kernel` may be quantised."""
   w_IO = kernels.to_IO(module, dense(kernel, module.param_dtype))
   return kernels.from_IO(module, module.adapted_kernel(w_IO))
-
-
-def _at(model: nnx.Module, path: str) -> Any:
-  node: Any = model
-  for part in path.split(".") if path else []:
-    node = node[int(part)] if part.isdigit() else getattr(node, part)
-  return node

@@ -1,12 +1,12 @@
-"""Several adapters on one base, each under a name; one of them, or none, answers at a time.
+"""Several named adapters on one base, of which at most one is active at a time.
 
 >>> from flax import nnx
 >>> from lora_exp.lora.multi_adapter import Adapters
 >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
 >>> adapters = Adapters(model)
 >>> rows = adapters.add("math", "layers.0", rank=2), adapters.add("code", "layers.*", rank=4)
->>> adapters.select("math")  # train the model, or ask it
->>> adapters.select("code")  # what math learned is kept
+>>> adapters.select("math")  # the model computes with this adapter, and can be trained
+>>> adapters.select("code")  # saves what "math" has learned
 >>> adapters.select(None)  # the base, bit for bit
 >>> adapters.names, adapters.selected, adapters["code"].rows[0].rank
 (['math', 'code'], None, 4)
@@ -20,29 +20,31 @@ from lora_exp.config import InputError
 from lora_exp.config.errors import did_you_mean
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
-from lora_exp.lora.inject import adapted_modules, attach, eject, extract_adapter, inject, trained_in_full
+from lora_exp.lora.full_parameters import trained_in_full
+from lora_exp.lora.inject import attach, eject, extract_adapter, inject
+from lora_exp.lora.module_table import adapted_modules
 
 
 class Adapters:
-  """The adapters of one base by name. Those that are not selected wait off the model, as numpy arrays.
+  """The adapters of one base, by name. Adapters that are not selected are kept off the model, as `Adapter` objects.
 
-  What goes with training and not with an adapter does not: an optimizer's state is the caller's to keep, and a
-  selected adapter starts with its dropout off, as after `inject`. While one is selected, do not eject or inject by
-  hand: a switch then refuses rather than lose what was trained.
+  Optimizer state is not part of an adapter; the caller keeps it. Dropout is off after `select`, as after `inject`.
+  While an adapter is selected, do not call `inject`, `eject` or `merge` on the model: `select` then raises an error
+  rather than lose what was trained.
   """
 
   def __init__(self, model: nnx.Module):
-    """`model` carries no adapter yet; else InputError."""
+    """Raises InputError if `model` has an adapter already."""
     self.model = model
     self.selected: str | None = None
-    self._kept: dict[str, Adapter] = {}
+    self._adapters: dict[str, Adapter] = {}
     self._compute: dict[str, str] = {}
-    self._check()
+    self._check_model()
 
   @property
   def names(self) -> list[str]:
-    """In the order in which they were added."""
-    return list(self._kept)
+    """The names of the adapters, in the order in which they were added."""
+    return list(self._adapters)
 
   def add(
     self,
@@ -53,81 +55,84 @@ class Adapters:
     compute: str = "auto",
     **settings,
   ) -> tuple[AdaptedModule, ...]:
-    """Keeps a new adapter, injected with `settings` as of `lora.inject`, or the `adapter` given; returns its rows.
+    """Adds a new adapter with the `settings` of `lora.inject`, or an existing `adapter`; returns its table.
 
-    The one selected stays selected. Raises InputError for a name that is taken, and what `inject` or `attach` raise.
+    The selected adapter stays selected. Raises InputError if the name is empty or in use, and for the problems of
+    `inject` and `attach`.
     """
-    if not name or name in self._kept:
-      raise InputError(f"an adapter is named {name} already: remove it, or choose another name" if name else NO_NAME)
+    if not name:
+      raise InputError("an adapter needs a name")
+    if name in self._adapters:
+      raise InputError(f"an adapter is named {name} already: remove it, or choose another name")
     if adapter is not None and (settings or targets != "re:.*"):
-      raise InputError(f"{name}: an adapter that is given has its targets and settings: give it alone, or give these")
+      raise InputError(f"{name}: `adapter` has its own targets and settings; pass either an adapter or settings")
     selected = self.selected
     self.select(None)
     try:
       if adapter is None:
         inject(self.model, targets, compute=compute, **settings)
       else:
-        attach(self.model, adapter, compute)  # so that a misfit is refused now and not at the switch
-      self._kept[name], self._compute[name] = eject(self.model), compute
+        attach(self.model, adapter, compute)  # raises an error now, not at `select`, if the adapter does not fit
+      self._adapters[name], self._compute[name] = eject(self.model), compute
     finally:
       self.select(selected)
-    return self._kept[name].rows
+    return self._adapters[name].rows
 
   def select(self, name: str | None) -> None:
-    """Puts the adapter of this name on the model, or none: the base, bit for bit. What was trained is kept."""
+    """Activates the adapter `name`, or the bare base if None. Saves the state of the previously selected adapter."""
     if name is not None:
-      self._known(name)
+      self._check_name(name)
     if name == self.selected:
       return
-    self._check()
+    self._check_model()
     if self.selected is not None:
-      self._kept[self.selected] = eject(self.model)
+      self._adapters[self.selected] = eject(self.model)
       self.selected = None
     if name is not None:
-      attach(self.model, self._kept[name], self._compute[name])
+      attach(self.model, self._adapters[name], self._compute[name])
       self.selected = name
 
   def remove(self, name: str) -> Adapter:
-    """Forgets the adapter of this name and returns it; if it was selected, the base answers."""
-    self._known(name)
+    """Removes the adapter `name` and returns it. If it was selected, the bare base is active afterwards."""
+    self._check_name(name)
     if name == self.selected:
       self.select(None)
     del self._compute[name]
-    return self._kept.pop(name)
+    return self._adapters.pop(name)
 
   def __getitem__(self, name: str) -> Adapter:
-    """The adapter of this name; the selected one as it stands, with all that was trained since."""
-    self._known(name)
+    """Returns the adapter `name` in its current state, including recent training if it is selected."""
+    self._check_name(name)
     if name == self.selected:
-      self._check()
+      self._check_model()
       return extract_adapter(self.model)
-    return self._kept[name]
+    return self._adapters[name]
 
   def __contains__(self, name: object) -> bool:
-    return name in self._kept
+    return name in self._adapters
 
   def __iter__(self) -> Iterator[str]:
-    return iter(self._kept)
+    return iter(self._adapters)
 
   def __len__(self) -> int:
-    return len(self._kept)
+    return len(self._adapters)
 
-  def _known(self, name: str) -> None:
-    if name not in self._kept:
-      known = f"the names are {', '.join(self._kept)}" if self._kept else "there is none yet: add one"
-      raise InputError(f"no adapter is named {name}{did_you_mean(name, self._kept)} ({known})")
+  def _check_name(self, name: str) -> None:
+    """Raises InputError if no adapter has this name."""
+    if name not in self._adapters:
+      choices = f"the names are {', '.join(self._adapters)}" if self._adapters else "there is none yet: add one"
+      raise InputError(f"no adapter is named {name}{did_you_mean(name, self._adapters)} ({choices})")
 
-  def _check(self) -> None:
-    """Refuses a model whose adapter was put on or taken off by other hands."""
-    found = {*adapted_modules(self.model), *trained_in_full(self.model)}
+  def _check_model(self) -> None:
+    """Raises InputError if the adapter on the model was changed other than by this object."""
+    adapted = {*adapted_modules(self.model), *trained_in_full(self.model)}
     if self.selected is None:
-      if found:
-        raise InputError(f"the model carries an adapter without a name at {min(found)}: eject it, and add it under one")
-    elif found != (own := self._kept[self.selected]).leaves.keys() | own.full.keys():
+      if adapted:
+        raise InputError(f"the model has an adapter without a name, on {min(adapted)}: eject it and add it with a name")
+      return
+    adapter = self._adapters[self.selected]
+    if adapted != adapter.leaves.keys() | adapter.full.keys():
       raise InputError(
-        f"the model no longer carries {self.selected} as it was selected (merged, disabled or ejected since?): "
+        f"the model no longer has the selected adapter {self.selected} (was it merged, disabled or ejected?): "
         "undo that first, so that nothing trained is lost"
       )
-
-
-NO_NAME = "an adapter needs a name"

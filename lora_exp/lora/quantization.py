@@ -1,4 +1,4 @@
-"""Quantised kernels (QLoRA, arXiv 2305.14314): int8, int4 or nf4 through qwix, a scale for each tile of inputs."""
+"""Quantised kernels (QLoRA, arXiv 2305.14314): int8, int4 or nf4 by qwix, with one scale per tile of inputs."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lora_exp.config import InputError
 
-TILE = 64  # inputs that share a scale, as in the paper; or the most below it that divide the kernel's
+TILE = 64  # largest number of inputs that share a scale, as in the paper; the tile must divide the number of inputs
 KINDS = ("int8", "int4", "nf4")
 INSTALL = "pip install 'lora_exp[quant]'"
 
@@ -17,11 +17,13 @@ INSTALL = "pip install 'lora_exp[quant]'"
 @partial(jax.tree_util.register_dataclass, data_fields=["codes", "scale"], meta_fields=["kind", "dtype"])
 @dataclass(frozen=True)
 class Quantised:
-  """A kernel (I, O) in few bits. Codes of four bits lie in pairs in a byte, (I/2, O): jax holds each in one of its own
-  on a CPU, and refuses arrays of them as arguments of a compiled step.
+  """A quantised kernel (I, O).
+
+  Two 4-bit codes are packed into a byte: on a CPU, JAX stores each 4-bit value in a byte of its own, and does not
+  accept 4-bit arrays as arguments of a compiled function.
   """
 
-  codes: jax.Array
+  codes: jax.Array  # int8 (I, O), or uint8 (I/2, O) for packed 4-bit codes
   scale: jax.Array  # (tiles, O)
   kind: str
   dtype: Any  # of the dense kernel
@@ -34,10 +36,10 @@ class Quantised:
 
 
 def quantise(w_IO: jax.Array, kind: str) -> Quantised:
-  """A kernel (I, O) in the bits of `kind`. Raises InputError where qwix is not installed."""
+  """Quantises a kernel (I, O) to `kind`, one of `KINDS`. Raises InputError if qwix is not installed."""
   inputs = w_IO.shape[0]
   tile = max(n for n in range(1, TILE + 1) if inputs % n == 0)
-  tile = inputs if tile < TILE // 8 else tile  # a prime number of inputs: one scale for all of them
+  tile = inputs if tile < TILE // 8 else tile  # no useful divisor, as for a prime: one scale for all inputs
   q = _qwix(kind).quantize(w_IO, kind, channelwise_axes=(1,), tiled_axes={0: tile})
   codes = q.qvalue
   if kind != "int8" and w_IO.shape[0] % 2 == 0:
@@ -49,25 +51,26 @@ def quantise(w_IO: jax.Array, kind: str) -> Quantised:
 
 
 def is_quantised(w: Any) -> bool:
-  """Whether `w` is what `quantise` returns."""
+  """Whether `w` is a kernel returned by `quantise`."""
   return isinstance(w, Quantised)
 
 
 def dense(w: Any, dtype: Any = None) -> jax.Array:
-  """The kernel as an array: as it is, or dequantised into `dtype` (by default the one that it had)."""
+  """Returns `w` dequantised to `dtype` (default: its dtype before quantisation); a dense `w` is returned unchanged."""
   if not is_quantised(w):
     return w
   qwix = _qwix(w.kind)
-  four = jnp.uint4 if w.kind == "nf4" else jnp.int4
+  four_bits = jnp.uint4 if w.kind == "nf4" else jnp.int4
   codes = w.codes
   if codes.dtype == jnp.uint8:
-    codes = jnp.moveaxis(jax.lax.bitcast_convert_type(codes, four), 2, 1).reshape(w.shape)
+    codes = jnp.moveaxis(jax.lax.bitcast_convert_type(codes, four_bits), 2, 1).reshape(w.shape)
   elif w.kind != "int8":
-    codes = codes.astype(four)
+    codes = codes.astype(four_bits)
   return qwix.dequantize(qwix.QArray(codes, w.scale, None, w.kind)).astype(dtype or w.dtype)
 
 
 def _qwix(kind: str) -> Any:
+  """The module qwix, an optional dependency."""
   try:
     import qwix
   except ImportError:

@@ -1,13 +1,13 @@
-"""Adapters of another rank: `resize` an adapter by SVD, or `extract` one out of a checkpoint that was tuned whole.
+"""Low-rank approximation by SVD: `resize` changes the rank of an adapter, `extract` computes one from two checkpoints.
 
-All of it in float64, through the thin factors P (I, K) and Q (K, O) of ΔW = P·Q, so that a resize never forms I×O
-(spectrum.py). Leading axes (of stacked kernels) stay in front, each kernel of a stack with its own directions; an
-error is that of the whole stack.
+All computations are in float64. Where ΔW = P·Q has thin factors P (I, K) and Q (K, O), the SVD is computed from these
+without forming ΔW (runtime/spectrum.py). Each kernel of a stack is approximated separately; errors are reported for the
+stack.
 """
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,32 +20,34 @@ from lora_exp.lora.methods import Leaves, Method
 from lora_exp.lora.targets import select_paths
 from lora_exp.runtime.spectrum import Svd, thin_svd, whole_svd
 
-KERNELS = ("kernel", "embedding")  # what NNX calls the parameter that an adapter adapts
+KERNELS = ("kernel", "embedding")  # names of the parameters that can be adapted
 
 
 class Extracted(NamedTuple):
-  """What `extract` found between two checkpoints."""
+  """The result of `extract`."""
 
   adapter: Adapter
-  errors: dict[str, float]  # module path -> ‖ΔW − s·A·B‖/‖ΔW‖
-  rest: dict[str, float]  # path of each parameter that differs and is no target -> ‖tuned − base‖/‖base‖
+  errors: dict[str, float]  # module path -> relative error ‖ΔW − s·A·B‖/‖ΔW‖
+  rest: dict[str, float]  # path of each other parameter that differs -> ‖tuned − base‖/‖base‖
 
 
 def resize(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
-  """Every module's best approximation of this rank, and what it costs: path -> ‖ΔW − ΔW'‖/‖ΔW‖ (Frobenius).
+  """Approximates the update of every module at `rank`, optimally in the Frobenius norm.
 
-  s·A·B is balanced (AᵀA = B·Bᵀ) and s stays. A larger rank costs 0: columns that the update does not need are drawn
-  anew in A and zero in B, as in a new adapter, so that training can use them. PiSSA, OLoRA, AdaLoRA and VeRA become
-  plain LoRA. DoRA keeps its magnitude: the norm that divides follows from the new A·B, so that each output's kernel
-  keeps its length m; the error told is that of A·B, before the norm. Parameters trained in full stay as they are.
+  Returns the new adapter and the relative error ‖ΔW − ΔW'‖/‖ΔW‖ of every module, by path. The new factors are balanced
+  (AᵀA = B·Bᵀ), and the scale s is unchanged. At a larger rank the error is 0; surplus columns of A are random and the
+  rows of B zero, as in a new adapter, so that they can be trained. PiSSA, OLoRA, AdaLoRA, VeRA and LoHa become LoRA.
+  DoRA keeps its magnitude m, so that each column of the kernel keeps its norm; its error is that of A·B, before
+  normalization. Parameters that were trained in full are copied.
 
-  Raises InputError for a rank below 1, values that are not finite, and a method whose update is no sum: its
-  `resize_problem` says why.
+  Raises InputError for a rank below 1, for values that are not finite, and for a method whose `resize_problem` gives a
+  reason.
   """
   problems = [*rank_problems(rank), *not_finite(adapter, "the adapter")]
   kind = adapter.kind
   for row in adapter.rows:
-    if problem := kind.resize_problem(row, adapter.leaves[row.path]):
+    problem = kind.resize_problem(row, adapter.leaves[row.path])
+    if problem is not None:
       problems.append(f"{row.path}: {problem}")
   if problems:
     raise InputError(problems)
@@ -70,44 +72,46 @@ def extract(
   presets: Mapping[str, Sequence[str]] | None = None,
   keep_rest: bool = False,
 ) -> Extracted:
-  """A LoRA of this rank (scale 1) that takes `base` to `tuned`, as near as the rank can in every target.
+  """Computes the LoRA (rank `rank`, scale 1) that best approximates `tuned` − `base` in every target.
 
-  Both checkpoints are {dotted parameter path: array}: kernels (in, out), tables (V, D). Targets are module paths, as
-  in `select_paths`. A kernel of more than two axes is left out: which of them are inputs only its module knows.
-  `rest` names every parameter that differs and that the LoRA does not carry (norms, biases, other modules, kernels
-  left out), and by how much (inf where the base is all zeros): attached to `base`, the LoRA alone leaves these as
-  they were. `keep_rest=True` puts them into `adapter.full`, whole, and then it is their size that costs.
+  Both checkpoints are {dotted parameter path: array}, with kernels (I, O) and embedding tables (V, D). `targets`,
+  `exclude`, `layers_` and `presets` select modules as in `select_paths`. Kernels with more than two axes are skipped,
+  as only their modules know which axes are inputs.
 
-  Raises InputError that lists every parameter that one checkpoint lacks, of another shape, or not finite.
+  `rest` of the result lists the parameters that differ but that the LoRA does not change (norms, biases, other modules,
+  skipped kernels), with their relative difference (inf if the base is zero). With `keep_rest`, their tuned values are
+  stored in `adapter.full`.
+
+  Raises InputError that lists every parameter that is missing in a checkpoint, differs in shape, or is not finite.
   """
   problems = [*rank_problems(rank), *_differences(base, tuned)]
   if problems:
     raise InputError(problems)
   owners = {p.rpartition(".")[0]: p for p in base if p.rpartition(".")[2] in KERNELS and np.ndim(base[p]) >= 2}
-  chosen = select_paths(list(owners), targets, exclude, layers_, presets)
-  flat = [path for path in chosen if np.ndim(base[owners[path]]) == 2]
-  if not flat:
-    found = f"{owners[chosen[0]]} {np.shape(base[owners[chosen[0]]])}"
-    raise InputError(f"lora.targets={targets}: a LoRA is taken out of kernels of two axes, and none is one: {found}")
+  targeted = select_paths(list(owners), targets, exclude, layers_, presets)
+  two_axes = [path for path in targeted if np.ndim(base[owners[path]]) == 2]
+  if not two_axes:
+    example = f"{owners[targeted[0]]} {np.shape(base[owners[targeted[0]]])}"
+    raise InputError(f"lora.targets={targets}: no target has a kernel of two axes, as `extract` needs: {example}")
   rows, leaves, errors = [], {}, {}
-  for path in flat:
-    old, new = base[owners[path]], tuned[owners[path]]
-    update = np.asarray(new, np.float64) - np.asarray(old, np.float64)
-    ours, errors[path] = balanced(path, *whole_svd(update), rank, 1.0)
-    leaves[path] = as_dtype(ours, (old, new))
+  for path in two_axes:
+    base_kernel, tuned_kernel = base[owners[path]], tuned[owners[path]]
+    update = np.asarray(tuned_kernel, np.float64) - np.asarray(base_kernel, np.float64)
+    factors, errors[path] = balanced(path, *whole_svd(update), rank, 1.0)
+    leaves[path] = as_dtype(factors, (base_kernel, tuned_kernel))
     fan_in, fan_out = update.shape
     rows.append(row_of(path, fan_in, fan_out, rank, 1.0, "lora", leaves[path]))
-  taken = {owners[path] for path in flat}
-  rest = {p: _relative(base[p], tuned[p]) for p in base if p not in taken}
-  rest = {p: share for p, share in rest.items() if share}
+  extracted = {owners[path] for path in two_axes}
+  differences = {p: _relative_difference(base[p], tuned[p]) for p in base if p not in extracted}
+  rest = {p: difference for p, difference in differences.items() if difference}
   full = {p: np.array(tuned[p]) for p in rest} if keep_rest else {}
   return Extracted(Adapter("lora", tuple(rows), leaves, full), errors, rest)
 
 
 def columns(kind: Method, leaves: Leaves, scale: float) -> tuple[np.ndarray, np.ndarray] | None:
-  """P (…, I, K) and Q (…, K, O) with ΔW = P·Q, in float64; A₀ and B₀ are columns with a negative sign.
+  """Returns P (…, I, K) and Q (…, K, O) with ΔW = P·Q, in float64, or None if ΔW has no thin factors.
 
-  None where ΔW is no product of two thin factors.
+  A₀ and B₀ are additional columns of P and (negated) rows of Q.
   """
   wide = {name: np.asarray(x, np.float64) for name, x in leaves.items()}
   product, start = kind.factors(wide), kind.start(wide)
@@ -120,13 +124,17 @@ def columns(kind: Method, leaves: Leaves, scale: float) -> tuple[np.ndarray, np.
 
 
 def update_IO(kind: Method, leaves: Leaves, scale: float, kernel: Any = None) -> np.ndarray:
-  """ΔW (…, I, O) before any gate, in float64 where there are thin factors, else in the leaves' dtype."""
+  """Returns ΔW (…, I, O) before any gate, as float64.
+
+  It is computed in float64 if ΔW has thin factors, else in the dtype of the leaves. `kernel` is W, for methods whose ΔW
+  depends on it.
+  """
   product = columns(kind, leaves, scale)
   return np.asarray(kind.delta(kernel, leaves, scale), np.float64) if product is None else product[0] @ product[1]
 
 
 def update_svd(kind: Method, leaves: Leaves, scale: float, kernel: Any = None) -> Svd:
-  """The singular value decomposition of ΔW; without forming it where there are thin factors."""
+  """Returns the singular value decomposition of ΔW, which is not formed if it has thin factors."""
   product = columns(kind, leaves, scale)
   return whole_svd(update_IO(kind, leaves, scale, kernel)) if product is None else thin_svd(*product)
 
@@ -134,68 +142,73 @@ def update_svd(kind: Method, leaves: Leaves, scale: float, kernel: Any = None) -
 def balanced(
   path: str, u: np.ndarray, sigma: np.ndarray, vt: np.ndarray, rank: int, scale: float
 ) -> tuple[dict[str, np.ndarray], float]:
-  """A (…, I, R) and B (…, R, O) of the `rank` largest σ, each with sqrt(σ/s); and the relative error of s·A·B."""
-  kept = min(rank, sigma.shape[-1])
-  root = np.sqrt(sigma[..., :kept] / scale)
+  """Returns LoRA leaves from the `rank` largest singular values, and the relative error of s·A·B.
+
+  A (…, I, R) and B (…, R, O) both contain the factor √(σ/s). `path` seeds the random columns of A where σ is 0.
+  """
+  retained = min(rank, sigma.shape[-1])
+  root = np.sqrt(sigma[..., :retained] / scale)
   a = np.zeros((*u.shape[:-1], rank))
   b = np.zeros((*vt.shape[:-2], rank, vt.shape[-1]))
-  a[..., :kept] = u[..., :kept] * root[..., None, :]
-  b[..., :kept, :] = vt[..., :kept, :] * root[..., None]
-  # Where both A and B were zero no gradient would ever reach them: such columns start as those of a new adapter.
-  idle = np.ones((*sigma.shape[:-1], rank), bool)
-  idle[..., :kept] = sigma[..., :kept] == 0
+  a[..., :retained] = u[..., :retained] * root[..., None, :]
+  b[..., :retained, :] = vt[..., :retained, :] * root[..., None]
+  # If A and B were both zero, their gradients would be too. Such columns of A are random, as in a new adapter.
+  unused = np.ones((*sigma.shape[:-1], rank), bool)
+  unused[..., :retained] = sigma[..., :retained] == 0
   drawn = np.random.default_rng(zlib.crc32(path.encode())).uniform(-1, 1, a.shape) / math.sqrt(a.shape[-2])
-  leaves = {"lora_a": np.where(idle[..., None, :], drawn, a), "lora_b": np.where(idle[..., None], 0, b)}
+  leaves = {"lora_a": np.where(unused[..., None, :], drawn, a), "lora_b": np.where(unused[..., None], 0, b)}
   total = float(np.square(sigma).sum())
-  return leaves, math.sqrt(float(np.square(sigma[..., kept:]).sum()) / total) if total else 0.0
+  return leaves, math.sqrt(float(np.square(sigma[..., retained:]).sum()) / total) if total else 0.0
 
 
 def row_of(
   path: str, fan_in: int, fan_out: int, rank: int, scale: float, method: str, leaves: Leaves
 ) -> AdaptedModule:
-  """The row of the table for these leaves; alpha is what makes alpha/rank the scale."""
+  """Returns the table entry of a module with these leaves; alpha is rank·scale."""
   declared = methods.get(method).leaves
   count = sum(x.size for name, x in leaves.items() if declared[name].trained)
   return AdaptedModule(path, fan_in, fan_out, rank, scale * rank, scale, count)
 
 
-def as_dtype(leaves: Mapping[str, np.ndarray], like) -> dict[str, np.ndarray]:
-  """`leaves` in float64 if one of the arrays `like` is, else in float32."""
-  wide = any(np.asarray(x).dtype == np.float64 for x in like)
+def as_dtype(leaves: Mapping[str, np.ndarray], sources: Iterable[Any]) -> dict[str, np.ndarray]:
+  """Returns `leaves` as float64 if any array of `sources` is float64, else as float32."""
+  wide = any(np.asarray(x).dtype == np.float64 for x in sources)
   return {name: np.ascontiguousarray(x, np.float64 if wide else np.float32) for name, x in leaves.items()}
 
 
 def rank_problems(rank: Any) -> list[str]:
-  """What is wrong with a rank, in a sentence."""
-  whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool) and rank >= 1
-  return [] if whole else [f"rank is {rank!r}: it must be a whole number from 1 up"]
+  """Returns the problem with a rank that is not a positive integer, in a list."""
+  valid = isinstance(rank, int | np.integer) and not isinstance(rank, bool) and rank >= 1
+  return [] if valid else [f"rank is {rank!r}: it must be an integer of at least 1"]
 
 
-def not_finite(adapter: Adapter, whose: str) -> list[str]:
-  """A sentence for each array of `adapter` that holds NaN or inf."""
+def not_finite(adapter: Adapter, label: str) -> list[str]:
+  """Returns a problem for every array of `adapter` that has NaN or infinite values; `label` names the adapter."""
   return [
-    f"{whose}: {path}.{name} holds values that are not finite"
-    for path, own in adapter.leaves.items()
-    for name, x in own.items()
+    f"{label}: {path}.{name} has values that are not finite"
+    for path, leaves in adapter.leaves.items()
+    for name, x in leaves.items()
     if not np.isfinite(np.asarray(x)).all()
   ]
 
 
 def _differences(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
-  """Why two checkpoints cannot be compared: a sentence for every parameter amiss."""
+  """Problems with checkpoints that differ in names or shapes, or are not finite, one for each parameter."""
   problems = [f"{p} is in the base and not in the tuned checkpoint" for p in base if p not in tuned]
   problems += [f"{p} is in the tuned checkpoint and not in the base" for p in tuned if p not in base]
   for p in base:
     if p in tuned and np.shape(base[p]) != np.shape(tuned[p]):
       problems.append(f"{p} is {np.shape(base[p])} in the base and {np.shape(tuned[p])} in the tuned checkpoint")
-  for whose, params in (("base", base), ("tuned checkpoint", tuned)):
-    bad = [p for p, x in params.items() if not np.isfinite(np.asarray(x)).all()]
-    problems += [f"{p} holds values that are not finite in the {whose}" for p in bad]
+  for label, params in (("base", base), ("tuned checkpoint", tuned)):
+    not_finite_paths = [p for p, x in params.items() if not np.isfinite(np.asarray(x)).all()]
+    problems += [f"{p} has values that are not finite in the {label}" for p in not_finite_paths]
   return problems
 
 
-def _relative(base: Any, tuned: Any) -> float:
-  """‖tuned − base‖/‖base‖; inf where only the base is all zeros."""
-  old, new = np.asarray(base, np.float64), np.asarray(tuned, np.float64)
-  apart, size = float(np.linalg.norm(new - old)), float(np.linalg.norm(old))
-  return apart / size if size else (math.inf if apart else 0.0)
+def _relative_difference(base: Any, tuned: Any) -> float:
+  """‖tuned − base‖/‖base‖; inf if the base is zero and `tuned` is not."""
+  wide_base, wide_tuned = np.asarray(base, np.float64), np.asarray(tuned, np.float64)
+  difference, norm = float(np.linalg.norm(wide_tuned - wide_base)), float(np.linalg.norm(wide_base))
+  if norm == 0:
+    return math.inf if difference else 0.0
+  return difference / norm

@@ -1,27 +1,31 @@
-"""Which modules are adapted: patterns over dotted paths.
+"""Patterns that select modules by dotted path.
 
-A pattern of plain segments matches whole path segments anywhere in a path: `q_proj`, `attn.c_attn`, `layers.0.*`
-(`*` is one segment). `re:` before it makes it a regular expression that must match the full path. A preset
-(`attention`, `mlp`, …) is a name for several patterns. A pattern that matches nothing is an error.
+A pattern of plain segments matches whole consecutive segments anywhere in a path: `q_proj`, `attn.c_attn`,
+`layers.0.*`, where `*` stands for one segment. A pattern with the prefix `re:` is a regular expression that must match
+the full path. A preset (`attention`, `mlp`, …) is a name for several patterns.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lora_exp.config import InputError, nearest
 
 
 def matches(pattern: str, path: str) -> bool:
-  """Whether `pattern` matches whole segments of the dotted `path` (or all of it, after `re:`)."""
+  """Whether `pattern` matches consecutive segments of `path`, or with the prefix `re:` the full path."""
   if pattern.startswith("re:"):
     return re.fullmatch(pattern[3:], path) is not None
-  wanted, found = pattern.split("."), path.split(".")
-  starts = range(len(found) - len(wanted) + 1)
-  return any(all(w in ("*", f) for w, f in zip(wanted, found[i:], strict=False)) for i in starts)
+  wanted, segments = pattern.split("."), path.split(".")
+  return any(_matches_at(wanted, segments[i:]) for i in range(len(segments) - len(wanted) + 1))
+
+
+def _matches_at(wanted: Sequence[str], segments: Sequence[str]) -> bool:
+  """Whether `segments` start with the segments of a pattern."""
+  return all(w in ("*", segment) for w, segment in zip(wanted, segments, strict=False))
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
-  """One pattern, several or none, as a list."""
+  """Returns one pattern, several patterns or None as a list."""
   if value is None:
     return []
   return [value] if isinstance(value, str) else list(value)
@@ -34,57 +38,66 @@ def select_paths(
   layers: Sequence[int] | None = None,
   presets: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
-  """The `paths` that `targets` name and `exclude` and `layers` leave, in the order given.
+  """Returns the `paths` that match `targets`, are in one of `layers` and do not match `exclude`, in the given order.
+
+  `targets` and `exclude` are patterns or names of `presets`. The layer of a path is its first number.
 
   Raises InputError that lists every pattern without a match, with the nearest paths.
   """
   presets = presets or {}
   problems: list[str] = []
 
-  def named(field: str, patterns: list[str], among: Sequence[str]) -> set[str]:
-    found: set[str] = set()
+  def matching(field: str, patterns: list[str]) -> set[str]:
+    """The paths that match any of `patterns`; a pattern without a match is a problem."""
+    selected: set[str] = set()
     for pattern in patterns:
-      hits = {p for p in among for q in presets.get(pattern, [pattern]) if matches(q, p)}
-      if not hits:
+      expanded = presets.get(pattern, [pattern])
+      matching_paths = {path for path in paths if any(matches(p, path) for p in expanded)}
+      if not matching_paths:
         problems.append(f"{field}={pattern} matches no module; {advice(pattern, paths, presets)}")
-      found |= hits
-    return found
+      selected |= matching_paths
+    return selected
 
-  chosen = named("lora.targets", as_list(targets), paths)
+  selected = matching("lora.targets", as_list(targets))
   if not as_list(targets):
     problems.append("lora.targets is empty: name a preset or a path, or set lora=frozen to train nothing")
   if layers is not None:
-    numbers = {p: _layer(p) for p in paths}
+    numbers = {path: _layer(path) for path in paths}
     problems += [
       f"lora.layers={n}: the model's blocks are numbered {_span(numbers.values())}"
       for n in layers
       if n not in numbers.values()
     ]
-    chosen = {p for p in chosen if numbers[p] in layers}
-  excluded = named("lora.exclude", as_list(exclude), paths)
-  if not problems and not chosen - excluded:
+    selected = {path for path in selected if numbers[path] in layers}
+  selected -= matching("lora.exclude", as_list(exclude))
+  if not problems and not selected:
     problems.append(f"lora.targets={targets} with exclude={exclude} and layers={layers} leaves no module to adapt")
   if problems:
     raise InputError(problems)
-  return [p for p in paths if p in chosen - excluded]
+  return [path for path in paths if path in selected]
 
 
 def _layer(path: str) -> int | None:
-  return next((int(s) for s in path.split(".") if s.isdigit()), None)
+  """The first number in `path`; None if there is none."""
+  return next((int(segment) for segment in path.split(".") if segment.isdigit()), None)
 
 
-def _span(numbers) -> str:
-  known = sorted(n for n in set(numbers) if n is not None)
-  return f"{known[0]} to {known[-1]}" if known else "none"
+def _span(numbers: Iterable[int | None]) -> str:
+  """The range of the layers' numbers, for a message."""
+  present = sorted(n for n in set(numbers) if n is not None)
+  return f"{present[0]} to {present[-1]}" if present else "none"
 
 
 def advice(pattern: str, paths: Sequence[str], presets: Mapping[str, Sequence[str]]) -> str:
-  """The nearest presets and paths; a pattern of few segments is held against the ends of the paths."""
-  word = pattern.removeprefix("re:")
-  depth = word.count(".") + 1
-  ends = {".".join(p.split(".")[-depth:]): p for p in reversed(paths)}
-  near = nearest(word, [*presets, *ends], n=3)
+  """Returns a hint for a pattern without a match: the nearest presets and paths, or the kinds of modules there are.
+
+  A pattern of n segments is compared with the last n segments of each path.
+  """
+  text = pattern.removeprefix("re:")
+  depth = text.count(".") + 1
+  path_of_ending = {".".join(path.split(".")[-depth:]): path for path in reversed(paths)}
+  near = nearest(text, [*presets, *path_of_ending], n=3)
   if not near:
-    kinds = list(dict.fromkeys(p.split(".")[-1] for p in paths))
-    return f"its modules are {', '.join(kinds)}; presets: {', '.join(presets)}"
-  return "nearest: " + ", ".join(n if n in presets else ends[n] for n in near)
+    names = list(dict.fromkeys(path.split(".")[-1] for path in paths))
+    return f"its modules are {', '.join(names)}; presets: {', '.join(presets)}"
+  return "nearest: " + ", ".join(name if name in presets else path_of_ending[name] for name in near)

@@ -70,7 +70,7 @@ def inject_trials(
     module_leaves = [trial.get(row.path, defaults) for trial, defaults in zip(leaves, shared, strict=True)]
     stacked[row.path] = _stack(module_leaves, row, declared)
   first_trial = {path: {name: x[0] for name, x in arrays.items()} for path, arrays in stacked.items()}
-  lora.place(model, rows, method, first_trial, compute)
+  lora.attach_leaves(model, rows, method, first_trial, compute)
   lora.train_in_full(model, list(full))
   template = nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.LoRAParam, lora.Constant)))
 
