@@ -1,10 +1,10 @@
-"""The frozen base: random, loaded, or pretrained once and cached under the hash of the settings that made it."""
+"""The frozen base model: random, loaded from weights, or pretrained once and cached by the hash of its settings."""
 
 import json
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,17 +22,18 @@ from lora_exp.runtime import cache, console
 from lora_exp.train.compiled_step import compile_step
 from lora_exp.train.evaluation import held_out, put_eval_batches
 from lora_exp.train.job import make_job
-from lora_exp.train.loop import Cadence, Hooks, train_loop
+from lora_exp.train.loop import NO_HOOKS, Cadence, train_loop
 from lora_exp.train.plan import Plan
 from lora_exp.train.program import Tree
 
-FORMAT = 1  # raised when the same settings would train another base
-IRRELEVANT = ("base", "weights", "dropout", "remat", "adapter_lr")  # model settings that do not change its weights
-HELD_OUT = 65_536  # tokens on which the base is evaluated
+FORMAT = 1  # part of the cache key; increase it when the same settings train a different base
+IRRELEVANT = ("base", "weights", "dropout", "remat", "adapter_lr")  # model settings without effect on its weights
+FACTS = "base.json"  # in the cache directory: losses, tokens and seconds of pretraining
+HELD_OUT = 65_536  # tokens on which a pretrained base is evaluated
 
 
 def make_base(plan: Plan) -> tuple[Tree, dict]:
-  """(base, facts): every parameter on the mesh, and the kind of base, with its losses if it is pretrained."""
+  """(base, facts): all parameters on the mesh, and the base's kind and source, with its losses if it is pretrained."""
   cfg = plan.cfg
   if cfg.model.base == "random":
     return random_base(plan), {"kind": "random", "seed": cfg.model.seed}
@@ -41,36 +42,39 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
     facts = {"kind": "weights", "source": cfg.model.weights, "digest": store.file_digest(source)}
     return loaded_base(plan, source), facts
   directory = pretrained(plan)
-  return loaded_base(plan, directory), {"kind": "pretrain", **json.loads((directory / "base.json").read_text())}
+  return loaded_base(plan, directory), {"kind": "pretrain", **json.loads((directory / FACTS).read_text())}
 
 
 def random_base(plan: Plan) -> Tree:
-  """Random weights from `model.seed`, created under their shardings; bit-equal on every mesh."""
-  make = lambda: nnx.to_pure_dict(nnx.state(build_model(plan.cfg.model, plan.vocab_size), nnx.Param))
+  """Random weights from `model.seed`, created with their shardings; bit-equal on every mesh."""
+
+  def make() -> Tree:
+    return nnx.to_pure_dict(nnx.state(build_model(plan.cfg.model, plan.vocab_size), nnx.Param))
+
   return jax.jit(make, out_shardings=plan.layout.shardings(plan.base))()
 
 
 def loaded_base(plan: Plan, source: Path) -> Tree:
-  """Weights from `source`, each read directly into its sharding."""
+  """Weights from `source`, each read directly into its shards."""
   cfg = plan.cfg
-  places, names = plan.layout.shardings(plan.base), get_family(cfg.model.family).stored_names(cfg.model)
-  return store.load(source, plan.base, places, names, cfg.cache)
+  shardings, names = plan.layout.shardings(plan.base), get_family(cfg.model.family).stored_names(cfg.model)
+  return store.load(source, plan.base, shardings, names, cfg.cache)
 
 
 def pretrained(plan: Plan) -> Path:
-  """The cache directory of the pretrained base, which is trained now if it is not cached."""
+  """The cache directory of the pretrained base. Trains the base if it is not cached."""
   cfg = plan.cfg
   pretraining = pretrain_config(cfg)
   rows = make_rows(pretraining.data, plan.tokenizer, cfg.cache)
-  shape = {k: v for k, v in asdict(cfg.model).items() if k not in IRRELEVANT}
+  model = {k: v for k, v in asdict(cfg.model).items() if k not in IRRELEVANT}
   order = {"seed": pretraining.data.seed, "shuffle": pretraining.data.shuffle}
-  key = cache.fingerprint(format=FORMAT, model=shape, rows=rows.fingerprint, order=order)
+  key = cache.fingerprint(format=FORMAT, model=model, rows=rows.fingerprint, order=order)
   pretrain_plan = replace(plan, cfg=pretraining, table=[], full=[], start=None)
-  return cache.get_or_make(cfg.cache, "base", key, lambda directory: _pretrain(pretrain_plan, rows, directory))
+  return cache.get_or_make(cfg.cache, "base", key, partial(_pretrain, pretrain_plan, rows))
 
 
 def pretrain_config(cfg: Config) -> Config:
-  """The config of pretraining: every parameter trains, on `pretrain_data`, with the settings of `model.pretrain`."""
+  """The config of pretraining: all parameters train on `pretrain_data` with the settings in `model.pretrain`."""
   p, data = cfg.model.pretrain, cfg.pretrain_data
   if data is None:
     raise InputError("model.base=pretrain needs pretrain_data: choose data@pretrain_data=stdlib_code, or another base")
@@ -87,34 +91,37 @@ def pretrain_config(cfg: Config) -> Config:
 
 
 def _pretrain(plan: Plan, rows: Rows, directory: Path) -> None:
-  cfg, began = plan.cfg, time.monotonic()
+  """Trains the base and writes its weights and base.json into `directory`."""
+  cfg, start = plan.cfg, time.monotonic()
   job = make_job(plan, random_base(plan), cfg.model.pretrain.steps)
-  console.show("The base is pretrained once; later runs take it from the cache.")
+  console.show("Pretraining the base. Later runs load it from the cache.")
   batches = train_batches(rows, cfg.data, cfg.train.batch_size)
   try:
     step = compile_step(job, plan.layout.put_batch(next(batches)))
     batches.close()
     batches = train_batches(rows, cfg.data, cfg.train.batch_size)
-    nothing: Any = lambda *_: False
-    quiet = Hooks(nothing, nothing, nothing, nothing)
-    state = train_loop(step, batches, Cadence(0, 0, 0), quiet, "pretrain the base")
+    state = train_loop(step, batches, Cadence(0, 0, 0), NO_HOOKS, "pretrain the base")
   except StoppedError:
-    raise StoppedError("stopped while the base was pretrained; it is not saved, so start again") from None
+    raise StoppedError("stopped during pretraining of the base, which is not saved; start the command again") from None
   finally:
     batches.close()
-  held = put_eval_batches(eval_batches(rows, cfg.train.batch_size, HELD_OUT), plan.layout.put_batch)
-  [evaluation] = held_out(job.evaluate, state.params, job.trials, job.frozen, held)
+  batches_on_devices = put_eval_batches(eval_batches(rows, cfg.train.batch_size, HELD_OUT), plan.layout.put_batch)
+  [evaluation] = held_out(job.evaluate, state.params, job.trials, job.frozen, batches_on_devices)
   scores = evaluation.row()
-  trained = jax.tree.map(lambda x, like: np.asarray(x[0]).astype(like.dtype), state.params, plan.base)
-  store.save(directory, trained)
+  store.save(directory, jax.tree.map(_first_trial, state.params, plan.base))
   facts = {
     "steps": job.steps,
     "tokens": job.steps * cfg.train.batch_size * cfg.data.seq_len,
-    "seconds": round(time.monotonic() - began, 1),
+    "seconds": round(time.monotonic() - start, 1),
     "loss": scores["loss"],
     "bigram_loss": bigram_loss(rows) if rows.vocab_size else None,
     "nats_per_byte": scores["loss"] * rows.eval_tokens / rows.eval_bytes if rows.eval_bytes else None,
     "held_out_tokens": scores["counted"],
     "data": rows.fingerprint,
   }
-  (directory / "base.json").write_text(json.dumps(facts, indent=1) + "\n")
+  (directory / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _first_trial(x: jax.Array, template: jax.ShapeDtypeStruct) -> np.ndarray:
+  """Element 0 of the axis of trials, in the dtype of `template`."""
+  return np.asarray(x[0]).astype(template.dtype)

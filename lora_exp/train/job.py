@@ -1,4 +1,4 @@
-"""A pack ready to train: the static program and its arrays on the mesh."""
+"""The job of a pack: its static program, and the arrays on the mesh that training starts from."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,9 +27,9 @@ from lora_exp.train.trial_padding import union
 
 @dataclass(frozen=True)
 class Job:
-  """The trials of a pack over one base: static program, arrays, and the state to train from.
+  """The N trials of a pack on one base: the static program, the arrays and the initial state.
 
-  The first step of training donates the arrays of `state`; training returns the state after its last step.
+  The first training step donates the arrays of `state`.
   """
 
   program: Program
@@ -38,48 +38,49 @@ class Job:
   frozen: Tree
   state: State
   keys: jax.Array  # (N,) dropout keys
-  teacher: Teacher | None = None  # gives the distributions that the trials learn from
-  byte_lengths: np.ndarray | None = None  # (V,) bytes of each token, where targets are text
+  teacher: Teacher | None = None  # its distributions are the targets
+  byte_lengths: np.ndarray | None = None  # (V,) bytes of each token; None if the targets are not text
 
   @cached_property
   def evaluate(self) -> Callable[..., Any]:
-    """Compiled `eval_step`: (params, trials, frozen, batch) -> sums of each trial."""
+    """The compiled `eval_step`: (params, trials, frozen, batch) -> sums (N,) by name."""
     return jax.jit(partial(eval_step, self.program))
 
   def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """`batch` on the devices, with the teacher's features where there is a teacher."""
+    """Puts `batch` on the devices and adds the teacher's features if there is a teacher."""
     arrays = self.program.layout.put_batch(batch)
     return arrays if self.teacher is None else self.teacher(arrays)
 
 
 def mapping_of(layout: Layout) -> str:
-  """How the step is mapped over trials: `map`, a loop, which is best on a CPU, or `vmap`."""
+  """How the step is mapped over trials: `map` (a loop, fastest on one CPU) or `vmap`."""
   return "map" if jax.default_backend() == "cpu" and layout.mesh.shape["trial"] == 1 else "vmap"
 
 
 def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = None) -> Job:
-  """The job of the trials `plans` (default: `plan` alone) over one `base`; abstract if `base` is.
+  """Builds the job of the trials `plans` (default: only `plan`) on one `base`.
 
-  Raises ValueError if the trials cannot share a program.
+  If the arrays of `base` are abstract (ShapeDtypeStruct), those of the job are too. Raises ValueError if the trials
+  cannot share a program.
   """
   plans = plans or [plan]
   if any(_shared(p) != _shared(plan) for p in plans):
     raise ValueError(
-      "the trials of a pack must agree on all settings but rank, alpha, targets, rates, decay and seeds; on a "
-      "quantised base, on targets too"
+      "the trials of a pack must agree in all settings except rank, alpha, targets, learning rates, weight decay and "
+      "seeds; with a quantised base, targets must agree too"
     )
-  cfg, layout, model, found = plan.cfg, plan.layout, plan.model(), flatten(base)
+  cfg, layout, model, arrays = plan.cfg, plan.layout, plan.model(), flatten(base)
   cfgs, tables, method = [p.cfg for p in plans], [p.table for p in plans], methods.of(cfg.lora)
-  teacher = make_teacher(cfg, plan.model(), found, layout)
+  teacher = make_teacher(cfg, plan.model(), arrays, layout)
   mapping = mapping_of(layout)
-  # A merged kernel per trial takes too much memory where several trials run at once.
+  # Under vmap, one merged kernel per trial would take too much memory.
   compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
   if cfg.lora.quant:
-    found = _quantised(found, {row.path for table in tables for row in table}, layout, cfg.lora.quant)
-  leaves = [_leaves(p, model, found) for p in plans]
-  full = {path: [p.start.full[path] if p.start else found[path] for p in plans] for path in plan.full}
+    arrays = _quantised(arrays, {row.path for table in tables for row in table}, layout, cfg.lora.quant)
+  leaves = [_initial_leaves(p, model, arrays) for p in plans]
+  full = {path: [p.start.full[path] if p.start else arrays[path] for p in plans] for path in plan.full}
   drops = (cfg.model.dropout if teacher is None else 0) or max(c.lora.dropout for c in cfgs)
-  own = inject_trials(model, tables, method.name, leaves, full, compute)
+  adapters = inject_trials(model, tables, method.name, leaves, full, compute)
   program, params, frozen = split_model(
     model,
     method.name,
@@ -91,43 +92,49 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
     shared_dropout_key=not drops or len({c.train.seed for c in cfgs}) == 1,
     layout=layout,
   )
-  frozen = _by_path(lambda path, x: found[path.replace(lora.FROZEN_PREFIX, "")], frozen)
-  put = lambda x: jax.device_put(x, layout.replicated)
-  trials = jax.tree.map(put, make_hyperparameters(cfgs, tables, steps))
-  if method.trains_everything:
-    repeat = lambda tree: jax.tree.map(lambda x: jnp.stack([x.astype(jnp.float32)] * len(cfgs)), tree)
-    start = lambda base: init_state(program, repeat(base), trials)
-    state = _make(start, program, _by_path(lambda path, x: found[path], params))
-  else:
-    state = _make(lambda params: init_state(program, params, trials), program, own)
-  keys = put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]))
-  return Job(program, steps, trials, frozen, state, keys, teacher, byte_lengths(cfg.data, plan.tokenizer))
+  trials = jax.device_put(make_hyperparameters(cfgs, tables, steps), layout.replicated)
+  initial = _base_arrays(params, arrays) if method.trains_everything else adapters
+
+  def initial_state(params: Tree) -> State:
+    """The state before the first step; if everything trains, each trial gets a float32 copy of the base."""
+    return init_state(program, _repeat(params, len(cfgs)) if method.trains_everything else params, trials)
+
+  state = _sharded_state(initial_state, program, initial)
+  keys = jax.device_put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]), layout.replicated)
+  lengths = byte_lengths(cfg.data, plan.tokenizer)
+  return Job(program, steps, trials, _base_arrays(frozen, arrays), state, keys, teacher, lengths)
 
 
-def _leaves(plan: Plan, model: nnx.Module, found: Mapping[str, jax.Array]) -> Mapping:
-  """The adapter leaves of one trial at step 0: those in `lora.init_from`, or those of its method."""
+def _initial_leaves(plan: Plan, model: nnx.Module, base: Mapping[str, jax.Array]) -> Mapping:
+  """The adapter leaves of one trial at step 0: loaded from `lora.init_from`, or initialised by its method.
+
+  `base`: the arrays of the base by dotted path.
+  """
   if plan.start is not None:
-    return lora.completed(plan.start, lora.kernels_of(model, plan.table, found))
-  return initial_leaves(model, plan.cfg, plan.table, found) if plan.table else {}
+    return lora.completed(plan.start, lora.kernels_of(model, plan.table, base))
+  return initial_leaves(model, plan.cfg, plan.table, base) if plan.table else {}
 
 
 def _quantised(base: Mapping[str, jax.Array], modules: Collection[str], layout: Layout, kind: str) -> dict[str, Any]:
-  """The base by dotted path with the kernels of `modules` quantised, under unchanged shardings."""
-  make = lambda w: lora.quantise(w, kind)
+  """`base` (arrays by dotted path) with the kernels of `modules` quantised; shardings do not change."""
+  quantise = partial(lora.quantise, kind=kind)
 
-  def one(path: str, w):
-    shapes = jax.eval_shape(make, w)
+  def quantised_kernel(path: str, w: Any) -> Any:
+    shapes = jax.eval_shape(quantise, w)
     if isinstance(w, jax.ShapeDtypeStruct):
       return shapes
-    place = lambda x: NamedSharding(layout.mesh, layout.spec(path, x.shape))
-    return jax.jit(make, out_shardings=jax.tree.map(place, shapes))(w)
+
+    def sharding(x: jax.ShapeDtypeStruct) -> NamedSharding:
+      return NamedSharding(layout.mesh, layout.spec(path, x.shape))
+
+    return jax.jit(quantise, out_shardings=jax.tree.map(sharding, shapes))(w)
 
   kernels = {f"{path}.kernel" for path in modules}
-  return {path: one(path, w) if path in kernels else w for path, w in base.items()}
+  return {path: quantised_kernel(path, w) if path in kernels else w for path, w in base.items()}
 
 
 def _shared(plan: Plan) -> tuple:
-  """The settings that the trials of a job must share, because the compiled step takes them from the first."""
+  """The settings that the trials of a job must share, because the compiled step has one value for all of them."""
   cfg = plan.cfg
   optim = replace(cfg.optim, lr=0.0, weight_decay=0.0, clip=None)
   sizes = (cfg.train.batch_size, cfg.data.seq_len, methods.of(cfg.lora).name, cfg.lora.compute, cfg.lora.quant)
@@ -135,21 +142,38 @@ def _shared(plan: Plan) -> tuple:
   return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, tuple(plan.full), quantised
 
 
-def _make(start: Callable[[Tree], State], program: Program, params: Tree) -> State:
-  """The state that `start` makes of `params`, under its shardings; abstract if `params` are."""
-  shapes = jax.eval_shape(start, params)
-  places = state_shardings(program, shapes)
+def _sharded_state(initial_state: Callable[[Tree], State], program: Program, params: Tree) -> State:
+  """`initial_state(params)` with the shardings of a state; abstract if `params` are."""
+  shapes = jax.eval_shape(initial_state, params)
+  shardings = state_shardings(program, shapes)
   if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
-  return jax.jit(start, out_shardings=places)(params)
+    return jax.tree.map(_abstract_array, shapes, shardings)
+  return jax.jit(initial_state, out_shardings=shardings)(params)
 
 
-def _by_path(function, tree: Mapping) -> dict:
-  return dict(jax.tree_util.tree_map_with_path(lambda p, x: function(dotted(p), x), tree))
+def _abstract_array(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _base_arrays(template: Mapping, arrays: Mapping[str, Any]) -> dict:
+  """`template` (nested dicts) with the arrays of the base at its paths; the prefix of frozen copies is ignored."""
+
+  def base_array(key_path: Sequence[Any], _: Any) -> Any:
+    return arrays[dotted(key_path).replace(lora.FROZEN_PREFIX, "")]
+
+  return dict(jax.tree_util.tree_map_with_path(base_array, template))
+
+
+def _repeat(tree: Tree, trials: int) -> Tree:
+  """Every array of `tree` in float32, repeated along a new leading axis of trials."""
+
+  def repeated(x: jax.Array) -> jax.Array:
+    return jnp.stack([x.astype(jnp.float32)] * trials)
+
+  return jax.tree.map(repeated, tree)
 
 
 def abstract_job(plan: Plan, trials: int = 1) -> Job:
-  """A job of `trials` equal trials over an abstract base: it can be compiled, and holds no weight."""
-  places = plan.layout.shardings(plan.base)
-  base = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plan.base, places)
+  """A job of `trials` equal trials on an abstract base. It can be compiled but holds no weights."""
+  base = jax.tree.map(_abstract_array, plan.base, plan.layout.shardings(plan.base))
   return make_job(plan, base, steps_of(plan.cfg, 1), [plan] * trials)

@@ -39,6 +39,17 @@ class Hooks:
   sample: Callable[[int, Tree], None]
 
 
+def _no_checkpoint(step: int, params: Tree) -> bool:
+  return False
+
+
+def _ignore(*_: Any) -> None:
+  """A hook that does nothing."""
+
+
+NO_HOOKS = Hooks(log=_ignore, evaluate=_no_checkpoint, save=_ignore, sample=_ignore)
+
+
 def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, title: str) -> State:
   """Trains from `step.job.state` to `step.job.steps` and returns the last state.
 

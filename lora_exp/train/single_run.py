@@ -1,4 +1,4 @@
-"""A run by itself: a pack of one trial."""
+"""Training of a single run, which is a pack of one trial."""
 
 import time
 from pathlib import Path
@@ -32,19 +32,20 @@ def train_run(plan: Plan, run_dir: Path) -> None:
       if result.error is not None:
         raise result.error
     except StoppedError as error:
-      raise type(error)(f"{error}; go on with train.resume={display_path(run_dir)}") from None
+      raise type(error)(f"{error}; resume with train.resume={display_path(run_dir)}") from None
     if result.params is not None:
       _show_result(pack, result)
 
 
 def _show_result(pack: Pack, result: TrialResult) -> None:
-  """Shows the closing table, then checks what the experiment expects. Raises LoraExpError if it does not hold."""
+  """Shows the closing table and checks the expectations. Raises LoraExpError if one does not hold."""
   cfg, run_dir, summary = pack.plan.cfg, result.trial.run_dir, dict(result.summary or {})
   prompts = (prompt.strip() for prompt in cfg.sample.prompts if '"' not in prompt)
   show_result(summary, run_dir, cfg.data, next(prompts, "Once upon a time"))
   if cfg.expectations:
     trials = result.trial.select(pack.job.trials)
-    end = expectations.End(pack.job, trials, result.params, summary, run_dir, pack.held_out[0].arrays)
-    summary["promises"] = expectations.check(cfg.expectations, end)
+    batch = pack.held_out[0].arrays
+    run = expectations.FinishedRun(pack.job, trials, result.params, summary, run_dir, batch)
+    summary["expectations"] = expectations.check(cfg.expectations, run)
     write_summary(run_dir, summary)
-    expectations.show(summary["promises"])
+    expectations.show(summary["expectations"])

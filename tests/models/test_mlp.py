@@ -161,13 +161,13 @@ def test_a_base_can_be_pretrained_on_numbers(tmp_path):
 def test_each_experiment_checks_its_expectations(blox, solved):
   for run_dir, names in ((blox, ["trainable", "loss_falls", "base_changed", "merged_differs", "off_differs"]),
                          (solved, ["trainable", "accuracy", "base_changed"])):
-    assert list(summary(run_dir)["promises"]) == names
-    assert all(result["holds"] for result in summary(run_dir)["promises"].values())
+    assert list(summary(run_dir)["expectations"]) == names
+    assert all(result["holds"] for result in summary(run_dir)["expectations"].values())
 
 
 def test_a_run_that_learns_too_little_fails_its_expectation(tmp_path, capfd):
   train(tmp_path / "run", *BLOX, "train.steps=2", "train.eval_every=0", code=1)
-  assert "1 of 5 promises of this run do not hold: loss_falls" in capfd.readouterr().err
+  assert "1 of 5 expectations do not hold: loss_falls" in capfd.readouterr().err
 
 
 def test_evaluating_a_run_finds_what_the_run_found(blox, solved, capfd):
