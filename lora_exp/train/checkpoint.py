@@ -1,11 +1,11 @@
-"""Checkpoints that are complete or absent, and verified before they are read.
+"""Checkpoints that are written atomically and verified before they are restored.
 
-    checkpoints/40/state/       the arrays, as orbax writes them, each under its dotted path
-    checkpoints/40/meta.json    metadata of the caller, and the shape and dtype of every array
-    checkpoints/40/SHA256SUMS   written last: `sha256sum -c` checks it
+    checkpoints/40/state/       the arrays in orbax's format, each under its dotted path
+    checkpoints/40/meta.json    the caller's metadata, and the shape and dtype of every array
+    checkpoints/40/SHA256SUMS   checksums of all other files, written last; `sha256sum -c` verifies them
 
-Orbax survives a kill, but restores a flipped bit as a wrong number and silently casts to another dtype. The checksums
-and the comparison with the expected shapes and dtypes catch both.
+Orbax writes atomically, but it does not detect a flipped bit and silently casts to another dtype. The checksums and the
+comparison with the expected shapes and dtypes catch both.
 """
 
 import errno
@@ -28,18 +28,18 @@ from lora_exp.runtime.files import sync_path
 from lora_exp.runtime.run_files import CHECKPOINTS
 
 SUMS, META, STATE = "SHA256SUMS", "meta.json", "state"
-TEMPORARY = "tmp."  # prefix of a directory that is not yet, or no longer, a checkpoint
+TEMPORARY = "tmp."  # prefix of a checkpoint that is being written or deleted
 
 
 def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_step: int | None = None) -> None:
-  """Commit `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of `step`.
+  """Commits `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of `step`.
 
-  After the commit, checkpoints other than the newest `keep` and `best_step` are deleted, and so are those of later
-  steps: they were written before the run was resumed from an earlier step. Raises DiskError.
+  Then deletes all checkpoints except the newest `keep` and that of `best_step`. Checkpoints of later steps are deleted
+  too, because they were written before the run was resumed from an earlier step. Raises DiskError.
   """
   root = Path(run_dir) / CHECKPOINTS
   temporary = root / f"{TEMPORARY}{step}"
-  # orbax takes twice as long with jax arrays
+  # Orbax takes twice as long with JAX arrays.
   arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
   meta = {"meta": meta, "arrays": {name: _spec(leaf) for name, leaf in arrays.items()}}
   with _disk_errors(root):
@@ -47,7 +47,7 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
     _remove_leftovers(root)
     temporary.mkdir()
     try:
-      if arrays:  # orbax refuses an empty tree, which a run that trains nothing has
+      if arrays:  # orbax rejects an empty tree, the state of a run without trained parameters
         with _orbax().StandardCheckpointer() as checkpointer:
           checkpointer.save(temporary.absolute() / STATE, arrays)
       (temporary / META).write_text(json.dumps(meta, indent=1) + "\n")
@@ -57,14 +57,14 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
     except BaseException:
       shutil.rmtree(temporary, ignore_errors=True)
       raise
-    if (root / str(step)).exists():  # damaged, or saved again
+    if (root / str(step)).exists():  # damaged, or saved before
       _discard(root, step)
     _move(temporary, root / str(step))
     _delete_old(root, step, keep, best_step)
 
 
 def steps(run_dir: Path) -> list[int]:
-  """The steps of the committed checkpoints, ascending."""
+  """The steps of the committed checkpoints in ascending order."""
   root = Path(run_dir) / CHECKPOINTS
   if not root.is_dir():
     return []
@@ -72,30 +72,31 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def restore(run_dir: Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
-  """(step, state, meta) of the newest checkpoint whose files are unchanged, or of exactly `step`.
+  """Restores (step, state, meta) from the newest undamaged checkpoint, or from that of `step`.
 
-  `abstract` is the state as arrays or `jax.ShapeDtypeStruct`s; a leaf comes back under its sharding there, without one
-  on the first device. Damaged checkpoints are skipped with a warning. Raises NoCheckpointError if none is left,
-  and InputError with every name, shape and dtype that differs from `abstract`.
+  `abstract` has the structure of the state, with arrays or `jax.ShapeDtypeStruct`s as leaves. Each array is restored
+  with the sharding of its leaf, or on the first device if the leaf has none. Damaged checkpoints are skipped with a
+  warning. Raises NoCheckpointError if there is no undamaged one, and InputError if names, shapes or dtypes differ from
+  `abstract`; the error lists all of them.
   """
   run_dir = Path(run_dir)
   committed = steps(run_dir)
   if not committed:
-    raise NoCheckpointError(f"{run_dir}: no checkpoint was committed there; start the run anew, or check the directory")
+    raise NoCheckpointError(f"{run_dir}: has no checkpoint; start a new run, or check the directory")
   if step is not None and step not in committed:
-    raise NoCheckpointError(f"{run_dir}: no checkpoint of step {step}; there are {', '.join(map(str, committed))}")
+    raise NoCheckpointError(f"{run_dir}: has no checkpoint of step {step}, only of {', '.join(map(str, committed))}")
   for candidate in [step] if step is not None else reversed(committed):
     folder = run_dir / CHECKPOINTS / str(candidate)
     damage = _damage(folder)
     if not damage:
       content = json.loads((folder / META).read_text())
       return candidate, _restore_arrays(folder, content["arrays"], abstract), content["meta"]
-    console.show_warning(f"checkpoint {folder} is damaged and not used: {damage}")
-  raise NoCheckpointError(f"{run_dir}: every checkpoint asked for is damaged; copy one from elsewhere or start anew")
+    console.show_warning(f"checkpoint {folder} is damaged and is skipped: {damage}")
+  raise NoCheckpointError(f"{run_dir}: all checkpoints are damaged; restore one from a backup, or start a new run")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-  """The leaves of a pytree by dotted path (`opt.0.mu.layers.3.lora_a`), in the tree's order."""
+  """The leaves of a pytree by dotted path (`opt.0.mu.layers.3.lora_a`), in the order of the tree."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
   if len(named) != len(leaves):
@@ -104,10 +105,12 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _spec(leaf: Any) -> dict:
+  """The shape and dtype of an array as JSON."""
   return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
 def _restore_arrays(folder: Path, stored: dict[str, dict], abstract: Any) -> Any:
+  """The arrays of a checkpoint in the structure of `abstract`. Raises InputError if names, shapes or dtypes differ."""
   expected = named_leaves(abstract)
   problems = _differences(stored, {name: _spec(leaf) for name, leaf in expected.items()})
   if problems:
@@ -125,39 +128,42 @@ def _restore_arrays(folder: Path, stored: dict[str, dict], abstract: Any) -> Any
 
 
 def _differences(stored: dict[str, dict], expected: dict[str, dict]) -> list[str]:
-  problems = [f"{name} is missing there, and this run has it" for name in expected if name not in stored]
-  problems += [f"{name} is there, and this run has no such array" for name in stored if name not in expected]
+  """One message for every name, shape or dtype that differs."""
+  problems = [f"{name} is missing in the checkpoint" for name in expected if name not in stored]
+  problems += [f"{name} is in the checkpoint but not in this run" for name in stored if name not in expected]
   for name in stored:
-    for what in ("shape", "dtype"):
-      if name in expected and stored[name][what] != expected[name][what]:
-        problems.append(f"{name} has {what} {stored[name][what]} there and {expected[name][what]} in this run")
+    for key in ("shape", "dtype"):
+      if name in expected and stored[name][key] != expected[name][key]:
+        stored_value, expected_value = stored[name][key], expected[name][key]
+        problems.append(f"{name} has {key} {stored_value} in the checkpoint and {expected_value} in this run")
   return problems
 
 
 def _damage(folder: Path) -> str:
-  """How the files differ from the checksums; '' if they do not."""
+  """How the files differ from their checksums; '' if they do not."""
   try:
-    found = _digests(folder)
+    digests = _digests(folder)
     recorded = (folder / SUMS).read_bytes().decode(errors="replace")
   except OSError as error:
     return str(error)
-  if recorded == _sums(found):
+  if recorded == _sums(digests):
     return ""
   sums = {name: digest for digest, _, name in (line.partition("  ") for line in recorded.splitlines())}
-  changed = [name for name in sums if name in found and sums[name] != found[name]]
-  missing = [name for name in sums if name not in found]
-  added = [name for name in found if name not in sums]
-  parts = [f"{word} {', '.join(names)}"
-           for word, names in (("changed:", changed), ("missing:", missing), ("not in the sums:", added)) if names]
+  changed = [name for name in sums if name in digests and sums[name] != digests[name]]
+  missing = [name for name in sums if name not in digests]
+  added = [name for name in digests if name not in sums]
+  groups = (("changed:", changed), ("missing:", missing), (f"not in {SUMS}:", added))
+  parts = [f"{label} {', '.join(names)}" for label, names in groups if names]
   return "; ".join(parts) or f"changed: {SUMS}"
 
 
 def _sums(digests: dict[str, str]) -> str:
+  """The content of SHA256SUMS."""
   return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
 
 
 def _digests(folder: Path, sync: bool = False) -> dict[str, str]:
-  """SHA-256 of every file below `folder` except the checksums; with `sync`, each file is flushed to the disk."""
+  """SHA-256 of every file below `folder` except SHA256SUMS. With `sync`, each file is flushed to disk first."""
   digests = {}
   for path in sorted(folder.rglob("*")):
     if sync:
@@ -169,43 +175,46 @@ def _digests(folder: Path, sync: bool = False) -> dict[str, str]:
 
 
 def _delete_old(root: Path, step: int, keep: int, best_step: int | None) -> None:
+  """Deletes the checkpoints that `save` does not retain."""
   committed = steps(root.parent)
-  kept = {*[s for s in committed if s <= step][-keep:], step, best_step}
+  retained = {*[s for s in committed if s <= step][-keep:], step, best_step}
   for old in committed:
-    if old not in kept:
+    if old not in retained:
       _discard(root, old)
   _remove_leftovers(root)
 
 
 def _discard(root: Path, step: int) -> None:
-  """Removes a checkpoint in one rename; `_remove_leftovers` deletes its files."""
+  """Removes a checkpoint by one rename. `_remove_leftovers` deletes its files later."""
   _move(root / str(step), root / f"{TEMPORARY}old.{step}")
 
 
 def _remove_leftovers(root: Path) -> None:
+  """Deletes checkpoints that were not committed, or that were discarded."""
   for path in root.glob(f"{TEMPORARY}*"):
     shutil.rmtree(path)
 
 
 def _move(source: Path, target: Path) -> None:
+  """Renames a directory and flushes the rename to disk."""
   source.rename(target)
   sync_path(target.parent)
 
 
 @contextmanager
 def _disk_errors(root: Path) -> Iterator[None]:
-  """Turns disk errors into DiskError: those of the operating system, and those that tensorstore wraps in ValueError."""
+  """Converts disk errors to DiskError: OSError, and the ValueError in which tensorstore wraps one."""
   try:
     yield
   except (OSError, ValueError) as error:
-    words = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
-    if isinstance(error, OSError) or any(word in str(error) for word in words):
-      raise DiskError(f"{root}: the checkpoint could not be written ({error}); make room there and resume") from error
+    messages = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
+    if isinstance(error, OSError) or any(message in str(error) for message in messages):
+      raise DiskError(f"{root}: the checkpoint could not be written ({error}); free disk space and resume") from error
     raise
 
 
 def _orbax():
-  """orbax, imported at first use because that takes half a second, with its logging through absl turned off."""
+  """Imports orbax at first use, because the import takes half a second, and silences its log messages."""
   import orbax.checkpoint
 
   logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The train step of a job as one compiled program, with what XLA knows of its cost."""
+"""The training step of a job as one compiled program, with its memory and FLOPs."""
 
 import time
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from lora_exp.train.step import state_shardings, train_step
 
 @dataclass(frozen=True)
 class CompiledStep:
-  """(state, batch) -> (state, metrics) of one optimizer step; donates the arrays of the state it is given."""
+  """One optimizer step, (state, batch) -> (state, metrics). It donates the arrays of the given state."""
 
   job: Job
   compiled: jax.stages.Compiled
-  seconds: float  # of tracing and compiling
-  flops: int  # of the matrix products of one step, all trials together
+  seconds: float  # spent on tracing and compiling
+  flops: int  # of all matrix products in one step, for all trials together
 
   def __call__(self, state: State, batch: Mapping[str, Any]) -> tuple[State, dict[str, jax.Array]]:
     state, metrics = self.compiled(state, self.job.trials, self.job.frozen, batch, self.job.keys)
@@ -34,19 +34,19 @@ class CompiledStep:
 
   @property
   def peak_memory_bytes(self) -> int:
-    """XLA's figure for one device: arguments, outputs that are not donated, and temporaries."""
+    """Peak memory on one device by XLA's analysis: arguments, outputs that are not donated, and temporaries."""
     return self._memory.argument_size_in_bytes + self.working_bytes
 
   @property
   def working_bytes(self) -> int:
-    """The same without the arguments: what a step needs besides the arrays that are already allocated."""
+    """`peak_memory_bytes` without the arguments, which are already allocated."""
     m = self._memory
     return m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
 
 
 def compile_step(job: Job, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> CompiledStep:
-  """Compiles the train step of `job` for batches with the shapes of `batch`."""
-  began = time.monotonic()
+  """Compiles the training step of `job` for batches with the shapes of `batch`."""
+  start = time.monotonic()
   if job.teacher is not None and "teacher" not in batch:
     batch = job.teacher.abstract(batch)
 
@@ -59,16 +59,16 @@ def compile_step(job: Job, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
   )
   flops = count_flops(traced.jaxpr.jaxpr)
   compiled = traced.lower().compile()
-  return CompiledStep(job, compiled, time.monotonic() - began, flops)
+  return CompiledStep(job, compiled, time.monotonic() - start, flops)
 
 
 def compile_abstract(plan: Plan, trials: int) -> CompiledStep:
-  """The step of `trials` trials equal to `plan`, compiled without a weight: for its memory and FLOPs."""
+  """Compiles the step of `trials` equal trials without allocating weights, to measure its memory and FLOPs."""
   return compile_step(abstract_job(plan, trials), abstract_batch(plan))
 
 
 def abstract_batch(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes, dtypes and shardings of a training batch."""
+  """A training batch as ShapeDtypeStructs: shapes, dtypes and shardings."""
   rows, length = plan.cfg.train.batch_size, plan.cfg.data.seq_len
   shapes = source_class(plan.cfg.data.source).batch_shapes(rows, length)
   return {name: jax.ShapeDtypeStruct(*shape, sharding=plan.layout.batch) for name, shape in shapes.items()}

@@ -1,7 +1,8 @@
-"""Compiled generation: a prefill of the prompts, then blocks of tokens with a key/value cache.
+"""Compiled generation with a key/value cache: a prefill of the prompts, then blocks of new tokens.
 
-Rows are padded on the left, so that all prompts end at the same slot of the cache: row b begins at slot `start_B[b]`,
-and the position of a token is its slot minus that. Widths and slot counts are powers of two: few programs are compiled.
+Rows are padded on the left, so that all prompts end at the same cache slot. Row b starts at slot `start_B[b]`, and the
+position of a token is its slot minus `start_B[b]`. Widths and numbers of slots are powers of two, so that few programs
+are compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,28 +20,28 @@ from lora_exp.runtime.mesh import BATCH, Layout
 from lora_exp.train.program import Tree
 
 Array = jax.Array
-BLOCK = 16  # tokens decoded in one call; text is shown after each block
-PREFILL = 256  # prompt positions processed in one call
-NOTHING = -1  # in place of a token after the end of a row
-BELOW_ONE = 1 - 1e-6  # keeps a sample below the rounded sum of all probabilities
+BLOCK = 16  # tokens decoded per call; text is shown after each block
+PREFILL = 256  # prompt positions processed per call
+NOTHING = -1  # fills a row after its last token
+BELOW_ONE = 1 - 1e-6  # keeps a sample below the sum of all probabilities, which is rounded
 
 
 class DecodeState(NamedTuple):
-  """What one block of tokens passes to the next."""
+  """The state that one block of tokens passes to the next."""
 
-  token_B: Array  # the latest one
-  done_B: Array
-  drawn: Array  # tokens generated so far
-  cache: Any
+  token_B: Array  # the latest token of each row, int32
+  done_B: Array  # bool
+  drawn: Array  # number of tokens generated per row, int32
+  cache: Any  # keys and values of all layers
 
 
 class PromptRows(NamedTuple):
   """The constants of a batch of prompts."""
 
   start_B: np.ndarray  # slot of the first token of each row
-  room_B: np.ndarray  # most tokens to generate
+  room_B: np.ndarray  # maximum number of tokens to generate
   key_B: Array  # sampling keys
-  width: np.int32  # slots of the padded prompts
+  width: np.int32  # number of slots of the padded prompts
 
 
 def power_of_two(n: int) -> int:
@@ -49,7 +50,7 @@ def power_of_two(n: int) -> int:
 
 
 def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-  """Token ids (B, P), int32, with each prompt at the end of its row, and the slots (B,) where prompts begin."""
+  """Pads prompts on the left. Returns token ids, int32 (B, P), and the slots (B,) at which the prompts start."""
   longest = max(map(len, prompts))
   width = max(16, power_of_two(longest)) if longest <= PREFILL else -(-longest // PREFILL) * PREFILL
   tokens = np.zeros((len(prompts), width), np.int32)
@@ -59,16 +60,22 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uniforms(key_B: Array, first, count: int) -> Array:
-  """Uniform numbers (B, count) in [0, 1) for samples `first`, `first` + 1, …; each depends on row key and number."""
-  draw = lambda key, number: jax.random.uniform(jax.random.fold_in(key, number))
+  """Uniform numbers (B, count) in [0, 1) for the samples `first`, `first` + 1, …
+
+  Each number depends only on the key of its row and the index of its sample.
+  """
+
+  def draw(key: Array, index: Array) -> Array:
+    return jax.random.uniform(jax.random.fold_in(key, index))
+
   return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(key_B, first + jnp.arange(count))
 
 
 def draw_token(logits_BV: Array, uniform_B: Array, cfg: SampleConfig) -> Array:
-  """The next token (B,) of each row: the most likely one at temperature 0, else sampled after top-k and then top-p.
+  """The next token (B,) of each row: the most likely one at temperature 0, else a sample after top-k and then top-p.
 
-  `uniform_B`, in [0, 1), selects from the cumulated probabilities: one random number per token of the vocabulary would
-  cost more than all layers of a small model.
+  `uniform_B` in [0, 1) selects a token by the cumulative probabilities. Drawing a random number for every token of the
+  vocabulary instead would cost more than all layers of a small model.
   """
   logits_BV = logits_BV.astype(jnp.float32)
   if cfg.temperature == 0:
@@ -80,31 +87,31 @@ def draw_token(logits_BV: Array, uniform_B: Array, cfg: SampleConfig) -> Array:
   if cfg.top_p is not None:
     chance_BV = nucleus(chance_BV, cfg.top_p)
   sum_BV = jnp.cumsum(chance_BV, axis=-1)
-  wanted_B = uniform_B * sum_BV[:, -1] * BELOW_ONE
+  threshold_B = uniform_B * sum_BV[:, -1] * BELOW_ONE
   number_V = jnp.arange(sum_BV.shape[-1], dtype=jnp.int32)
-  hit_BV = (sum_BV > wanted_B[:, None]) & (chance_BV > 0)
+  hit_BV = (sum_BV > threshold_B[:, None]) & (chance_BV > 0)
   pick_B = jnp.where(hit_BV, number_V, number_V[-1]).min(-1)
   return pick_B if token_BV is None else jnp.take_along_axis(token_BV, pick_B[:, None], axis=1)[:, 0]
 
 
 def nucleus(chance_BV: Array, share: float) -> Array:
-  """Sets the probabilities outside the smallest set of tokens that holds `share` to 0 (top-p, arXiv 1904.09751).
+  """Sets all probabilities to 0 except those of the smallest set with total `share` (top-p, arXiv 1904.09751).
 
-  The smallest probability in the set is found bit by bit: non-negative floats are ordered as their bits, and 31 sums
-  are twenty times faster than sorting a large vocabulary.
+  Binary search finds the smallest probability in the set, one bit per step: non-negative floats have the same order as
+  their bits. 31 sums are twenty times faster than sorting a large vocabulary.
   """
 
-  def bit(i, least_B):
+  def next_bit(i, least_B):
     higher_B = least_B | (1 << (30 - i))
-    kept = chance_BV >= jax.lax.bitcast_convert_type(higher_B, jnp.float32)[:, None]
-    return jnp.where(jnp.where(kept, chance_BV, 0).sum(-1) >= share, higher_B, least_B)
+    in_set_BV = chance_BV >= jax.lax.bitcast_convert_type(higher_B, jnp.float32)[:, None]
+    return jnp.where(jnp.where(in_set_BV, chance_BV, 0).sum(-1) >= share, higher_B, least_B)
 
-  least_B = jax.lax.fori_loop(0, 31, bit, jnp.zeros(len(chance_BV), jnp.int32))
+  least_B = jax.lax.fori_loop(0, 31, next_bit, jnp.zeros(len(chance_BV), jnp.int32))
   return jnp.where(chance_BV >= jax.lax.bitcast_convert_type(least_B, jnp.float32)[:, None], chance_BV, 0)
 
 
 class Decoder:
-  """Compiled prefill and decoding; `model_of(weights)` assembles the model inside the trace."""
+  """Compiled prefill and decoding. `model_of(weights)` builds the model inside the trace."""
 
   def __init__(
     self,
@@ -121,7 +128,7 @@ class Decoder:
     self._decode = jax.jit(self._decode_block, donate_argnames="state")
 
   def start(self, weights: Tree, tokens_BP: np.ndarray, rows: PromptRows, slots: int) -> DecodeState:
-    """The state after the prompts and the first new token of each; the cache has `slots` slots."""
+    """Processes the prompts and draws the first token of each row. The cache has `slots` slots."""
     state: Any = None
     for first in range(0, tokens_BP.shape[1], PREFILL):
       chunk, cache = tokens_BP[:, first : first + PREFILL], state and state.cache
@@ -131,9 +138,9 @@ class Decoder:
   def block(
     self, weights: Tree, rows: PromptRows, state: DecodeState, ended_B: np.ndarray
   ) -> tuple[DecodeState, Array]:
-    """Up to BLOCK more tokens (B, BLOCK), fewer if every row is done; rows in `ended_B` get none.
+    """Generates up to BLOCK tokens (B, BLOCK), fewer if every row is done, and none for rows in `ended_B`.
 
-    Donates `state`.
+    Donates the arrays of `state`.
     """
     return self._decode(weights, rows, ended_B, state=state)
 
@@ -142,19 +149,19 @@ class Decoder:
     batch = tokens_BP.shape[0]
     cache = model.empty_cache(batch, slots) if cache is None else cache
     logits_BV, cache = self._forward(model, tokens_BP, rows, first, cache)
-    nobody = jnp.zeros(batch, bool)
-    token_B, done_B = self._draw(logits_BV, uniforms(rows.key_B, 0, 1)[:, 0], rows, jnp.int32(0), nobody)
-    return self._placed(DecodeState(token_B, done_B, jnp.int32(1), cache))
+    none_done_B = jnp.zeros(batch, bool)
+    token_B, done_B = self._draw(logits_BV, uniforms(rows.key_B, 0, 1)[:, 0], rows, jnp.int32(0), none_done_B)
+    return self._with_shardings(DecodeState(token_B, done_B, jnp.int32(1), cache))
 
   def _decode_block(self, weights, rows: PromptRows, ended_B, state: DecodeState) -> tuple[DecodeState, Array]:
     model = self.model_of(weights)
     uniform_BN = uniforms(rows.key_B, state.drawn, BLOCK)
 
-    def going(carry):
+    def continues(carry):
       i, state, _ = carry
       return (i < BLOCK) & ~state.done_B.all()
 
-    def one(carry):
+    def decode_token(carry):
       i, state, tokens_BN = carry
       logits_BV, cache = self._forward(
         model, jnp.maximum(state.token_B, 0)[:, None], rows, rows.width + state.drawn - 1, state.cache
@@ -164,35 +171,38 @@ class Decoder:
 
     nothing = jnp.full((len(ended_B), BLOCK), NOTHING, jnp.int32)
     start = (jnp.int32(0), state._replace(done_B=state.done_B | ended_B), nothing)
-    _, state, tokens_BN = jax.lax.while_loop(going, one, start)
-    return self._placed(state), tokens_BN
+    _, state, tokens_BN = jax.lax.while_loop(continues, decode_token, start)
+    return self._with_shardings(state), tokens_BN
 
   def _forward(self, model: LanguageModel, tokens_BT, rows: PromptRows, first, cache) -> tuple[Array, Any]:
-    """Logits (B, V) after the last of `tokens_BT`, which fill the cache from slot `first` on."""
+    """Writes `tokens_BT` to the cache from slot `first` on. Returns the logits (B, V) after the last token."""
     slots = jax.tree.leaves(cache)[0].shape[1]
     slot_S, slot_T = jnp.arange(slots), first + jnp.arange(tokens_BT.shape[1])
-    seen_BTS = (slot_S <= slot_T[:, None]) & (slot_S >= rows.start_B[:, None, None])
-    # Padding and finished rows have no position of their own; any valid one will do.
+    mask_BTS = (slot_S <= slot_T[:, None]) & (slot_S >= rows.start_B[:, None, None])
+    # Padding and finished rows may have any valid position.
     positions_BT = jnp.clip(slot_T - rows.start_B[:, None], 0, self.max_len - 1)
-    x_BTD, cache = model.hidden(tokens_BT, positions_BT, seen_BTS, cache, first)
+    x_BTD, cache = model.hidden(tokens_BT, positions_BT, mask_BTS, cache, first)
     return model.logits(x_BTD[:, -1:])[:, 0], cache
 
   def _draw(self, logits_BV, uniform_B, rows: PromptRows, count, done_B) -> tuple[Array, Array]:
-    """Token number `count` of each row, NOTHING for rows that are done or end here; and which rows are now done."""
+    """Draws token number `count` of each row, NOTHING for rows that have ended. Also returns which rows are done."""
     logits_BV = logits_BV[:, : self.vocab_size]  # the model's vocabulary may be larger than the tokenizer's
     token_B = draw_token(logits_BV, uniform_B, self.cfg)
-    over_B = done_B | jnp.isin(token_B, jnp.array(self.stops, jnp.int32))
-    return jnp.where(over_B, NOTHING, token_B), over_B | (count + 1 >= rows.room_B)
+    ended_B = done_B | jnp.isin(token_B, jnp.array(self.stops, jnp.int32))
+    return jnp.where(ended_B, NOTHING, token_B), ended_B | (count + 1 >= rows.room_B)
 
-  def _placed(self, state: DecodeState) -> DecodeState:
-    """The state under fixed shardings: if a block changed them, the next block would be compiled again."""
-    place = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(self.layout.mesh, spec))
+  def _with_shardings(self, state: DecodeState) -> DecodeState:
+    """Constrains the shardings of the state. If they changed, the next block would be compiled again."""
+
+    def constrain(x: Array, spec: P) -> Array:
+      return jax.lax.with_sharding_constraint(x, NamedSharding(self.layout.mesh, spec))
+
     rows = BATCH if state.token_B.shape[0] % self.layout.batch_ways == 0 else None
     ways = self.layout.mesh.shape["tensor"]
 
-    def cached(x):
+    def constrain_cache(x: Array) -> Array:
       heads = "tensor" if x.ndim == 4 and x.shape[2] % ways == 0 else None
-      return place(x, P(rows, None, heads))
+      return constrain(x, P(rows, None, heads))
 
-    token_B, done_B = place(state.token_B, P()), place(state.done_B, P())
-    return DecodeState(token_B, done_B, place(state.drawn, P()), jax.tree.map(cached, state.cache))
+    token_B, done_B = constrain(state.token_B, P()), constrain(state.done_B, P())
+    return DecodeState(token_B, done_B, constrain(state.drawn, P()), jax.tree.map(constrain_cache, state.cache))

@@ -2,11 +2,15 @@
 
 Training, the pretraining of a base and `task=evaluate` all call `held_out`.
 
-Three sums come with the loss, in training too: `loss`, `nats` and `correct` (`step.loss_sums`). `SUMS` are computed on
-the devices from a trial's predictions on a held-out batch. `COUNTS` follow from the batch alone, also in training. Each
-is a function that returns a number, or None where a batch has no such thing: rows without a prompt have no `exact`. To
-add a sum, write such a function and enter it under its name. A sum over logits uses `Predictions.map_logits`, as
-`_exact` does; the logits of a whole batch are never in memory at once.
+A metric is a ratio of sums over the held-out data. There are three kinds of sums:
+
+- `loss`, `nats` and `correct` are computed with the loss, in training too (`step.loss_sums`).
+- `SUMS` are computed on the devices from a trial's predictions on a held-out batch.
+- `COUNTS` depend only on the batch and are computed in training too.
+
+To add a sum, write a function and enter it in `SUMS` or `COUNTS`. It returns a number, or None if it does not apply to
+the batch; `exact`, for instance, needs rows with a prompt. A sum over logits uses `Predictions.map_logits`, as `_exact`
+does, because the logits of a batch are never in memory all at once.
 """
 
 import math
@@ -28,28 +32,31 @@ from lora_exp.train.loss import Sums, example_loss
 from lora_exp.train.program import Program, Tree, assemble
 from lora_exp.train.step import Batch, features, loss_sums, over_trials, token_loss
 
-POSITIONS = 8  # whose logits are in memory at once
+POSITIONS = 8  # number of positions whose logits are in memory at once
 
 
 @dataclass(frozen=True)
 class Predictions:
-  """A trial's predictions on a batch, without dropout; used inside a trace."""
+  """The predictions of one trial for a batch, without dropout. Used inside a trace."""
 
-  batch: Batch  # arrays (B, T) of text, (B, …) of examples of numbers
-  loss: Sums  # of the batch, over targets with a weight
+  batch: Batch  # arrays (B, T) for text, (B, …) for numeric examples
+  loss: Sums  # of the batch, over all targets with a weight
   model: LanguageModel
-  x_BTD: jax.Array | None = None  # of text: features before the head
-  z_BO: jax.Array | None = None  # of examples of numbers: logits of classes, or the predicted numbers
+  x_BTD: jax.Array | None = None  # for text: features before the head
+  z_BO: jax.Array | None = None  # for numeric examples: logits of the classes, or the predicted numbers
 
   def map_logits(self, function: Callable[..., jax.Array], *columns_BT: jax.Array) -> jax.Array:
-    """(B, T) of `function(logits (B, V), *columns (B,))` at each position; of text only."""
+    """Applies `function(logits (B, V), *columns (B,))` at each position; returns (B, T). Text only."""
     return map_logits(self.model, self.x_BTD, function, *columns_BT)
 
 
 def map_logits(
   model: LanguageModel, x_BTD: jax.Array | None, function: Callable[..., jax.Array], *columns_BT: jax.Array
 ) -> jax.Array:
-  """(B, T) of `function(logits (B, V), *columns (B,))` at each position; 8 positions are in memory at once."""
+  """Applies `function(logits (B, V), *columns (B,))` at each position; returns (B, T).
+
+  The logits of `POSITIONS` positions are in memory at once.
+  """
   assert x_BTD is not None
 
   def at_position(arrays: tuple[jax.Array, ...]) -> jax.Array:
@@ -61,44 +68,45 @@ def map_logits(
 
 
 def _exact(predictions: Predictions) -> jax.Array | None:
-  """Rows in which every token of the response is the most likely one; None if no row has a response."""
+  """The number of rows in which every response token is the most likely one; None for batches without responses."""
   batch = predictions.batch
   if "answers" not in batch:
     return None
-  right_BT = predictions.map_logits(_most_likely) == batch["targets"]
-  exact_B = batch["answers"].any(1) & (right_BT | ~batch["answers"]).all(1)
+  correct_BT = predictions.map_logits(_most_likely) == batch["targets"]
+  exact_B = batch["answers"].any(1) & (correct_BT | ~batch["answers"]).all(1)
   return exact_B.sum(dtype=jnp.float32)
 
 
 def _most_likely(logits_BV: jax.Array) -> jax.Array:
+  """The most likely token (B,)."""
   return logits_BV.argmax(-1)
 
 
-# Sums of a model's predictions, besides those that come with the loss (`step.loss_sums`).
+# Sums over a model's predictions, in addition to those of `step.loss_sums`.
 SUMS: dict[str, Callable[[Predictions], jax.Array | None]] = {
   "exact": _exact,
 }
 
 
 def _count(batch: Batch, byte_lengths: np.ndarray | None) -> float:
-  """Targets with a weight: tokens, or examples of numbers."""
+  """The number of targets with a weight: tokens, or numeric examples."""
   return float(np.asarray(batch["weights"]).sum(dtype=np.float64))
 
 
 def _responses(batch: Batch, byte_lengths: np.ndarray | None) -> float | None:
-  """Rows with a response to a prompt."""
+  """The number of rows with a response to a prompt."""
   return float(np.asarray(batch["answers"]).any(1).sum()) if "answers" in batch else None
 
 
 def _bytes(batch: Batch, byte_lengths: np.ndarray | None) -> float | None:
-  """UTF-8 bytes of the target tokens with a weight; a control token has none."""
+  """The number of UTF-8 bytes of the target tokens with a weight; 0 for control tokens."""
   if byte_lengths is None or "targets" not in batch:
     return None
   weighted = np.asarray(batch["weights"]) > 0
   return float(byte_lengths[np.asarray(batch["targets"])[weighted]].sum())
 
 
-# Numbers of a batch that no model is needed for; also of the batches of training.
+# Counts that depend only on the batch; computed for training batches too.
 COUNTS: dict[str, Callable[[Batch, np.ndarray | None], float | None]] = {
   "count": _count,
   "responses": _responses,
@@ -109,18 +117,18 @@ COUNTS: dict[str, Callable[[Batch, np.ndarray | None], float | None]] = {
 class EvalBatch(NamedTuple):
   """A held-out batch on the devices."""
 
-  arrays: dict[str, Any]  # with a teacher, also its features and its head
-  counts: dict[str, float]  # those of COUNTS that the batch has
+  arrays: dict[str, Any]  # including the teacher's features and head if there is a teacher
+  counts: dict[str, float]  # the COUNTS that apply to the batch
 
 
 def byte_lengths(cfg: DataConfig, tokenizer: Tokenizer) -> np.ndarray | None:
-  """Bytes of each token id (V,); None where targets are not all text: examples of numbers, padding in the loss."""
+  """The number of bytes of each token id (V,); None for numeric examples and if padding counts in the loss."""
   padding_counts = cfg.packing == "pad" and cfg.pad_in_loss
   return None if is_numeric(cfg) or padding_counts else tokenizer.byte_lengths
 
 
 def count_batch(batch: Batch, byte_lengths: np.ndarray | None = None) -> dict[str, float]:
-  """The COUNTS of a batch; those that it does not have are left out."""
+  """The COUNTS that apply to a batch."""
   counts = {name: count(batch, byte_lengths) for name, count in COUNTS.items()}
   return {name: value for name, value in counts.items() if value is not None}
 
@@ -128,7 +136,7 @@ def count_batch(batch: Batch, byte_lengths: np.ndarray | None = None) -> dict[st
 def put_eval_batches(
   batches: Iterable[Batch], put: Callable[[Batch], dict[str, Any]], byte_lengths: np.ndarray | None = None
 ) -> Iterator[EvalBatch]:
-  """The batches on the devices, one at a time. `byte_lengths` (V,): bytes of each token; None if they do not matter."""
+  """Yields the batches on the devices, one at a time. `byte_lengths` (V,): the number of bytes of each token."""
   for batch in batches:
     yield EvalBatch(put(batch), count_batch(batch, byte_lengths))
 
@@ -136,7 +144,7 @@ def put_eval_batches(
 def eval_step(
   program: Program, params: Tree, trials: Hyperparameters, frozen: Tree, batch: Batch
 ) -> dict[str, jax.Array]:
-  """The sums of the loss and the SUMS of a batch, (N,) for N trials, without dropout."""
+  """The sums of the loss and the SUMS of a batch, each (N,) for N trials, without dropout."""
 
   def one_trial(trial: Hyperparameters, params: Tree) -> dict[str, jax.Array]:
     model: Any = assemble(program, params, trial, frozen, None)
@@ -156,18 +164,18 @@ def eval_step(
 
 @dataclass(frozen=True)
 class Evaluation:
-  """What one trial's model scores on held-out batches."""
+  """The results of one trial on the held-out batches."""
 
-  batch_sums: dict[str, np.ndarray]  # name of a sum or count -> (K,) float64, of each batch
-  sums: dict[str, float]  # the same over all batches
+  batch_sums: dict[str, np.ndarray]  # name of a sum or count -> its value for each of K batches, (K,) float64
+  sums: dict[str, float]  # totals over all batches
 
   @property
   def metrics(self) -> dict[str, float]:
-    """Every metric that applies, by name."""
+    """All metrics that apply, by name."""
     return metric_values(self.sums)
 
   def row(self) -> dict[str, float | int]:
-    """Its metrics, the number of targets (`counted`) and, where rows have them, of responses (`examples`)."""
+    """The metrics, the number of targets (`counted`) and, for data with prompts, of responses (`examples`)."""
     counts = {"counted": int(self.sums["count"])}
     if "responses" in self.sums:
       counts["examples"] = int(self.sums["responses"])
@@ -181,9 +189,9 @@ def held_out(
   frozen: Tree,
   batches: Iterable[EvalBatch],
 ) -> list[Evaluation]:
-  """The evaluation of each of N trials on K batches; every target weighs the same.
+  """Evaluates N trials on K batches. Every target has the same weight.
 
-  `evaluate` is the compiled `eval_step`; `params` and `trials` have a leading axis N.
+  `evaluate` is the compiled `eval_step`. The arrays of `params` and `trials` have a leading axis N.
   """
   device_sums, counts = [], []
   for batch in batches:
@@ -202,21 +210,23 @@ def held_out(
 
 
 def difference(metric: Metric, trained: Evaluation, base: Evaluation) -> tuple[float, float | None]:
-  """How far a metric of `trained` lies above that of `base`, and its standard error; None for one batch.
+  """The difference `trained` - `base` of a metric and its standard error, which is None for a single batch.
 
-  Both read the same batches, so that only the difference within a batch varies. The error is that of the infinitesimal
-  jackknife over batches (Efron, 1982, chapter 6), which for a ratio of sums is Cochran's ratio estimate (1977, 6.4).
+  Both models are evaluated on the same batches, so only the differences within batches contribute to the error. It is
+  estimated by the infinitesimal jackknife over batches (Efron, 1982, chapter 6), which for a ratio of sums equals
+  Cochran's ratio estimate (1977, section 6.4).
   """
   change = metric.value(trained.sums) - metric.value(base.sums)
   return change, _standard_error(_influence(metric, trained) - _influence(metric, base))
 
 
 def standard_error(metric: Metric, evaluation: Evaluation) -> float | None:
-  """The standard error of a metric over batches, as in `difference`; None for one batch."""
+  """The standard error of a metric, estimated as in `difference`; None for a single batch."""
   return _standard_error(_influence(metric, evaluation))
 
 
 def _standard_error(influence_K: np.ndarray) -> float | None:
+  """The jackknife estimate of the standard error; None for a single batch."""
   batches = len(influence_K)
   if batches < 2:
     return None
@@ -224,10 +234,10 @@ def _standard_error(influence_K: np.ndarray) -> float | None:
 
 
 def _influence(metric: Metric, evaluation: Evaluation, step: float = 1e-4) -> np.ndarray:
-  """(K,) the derivative of a metric with respect to the weight of each batch, by central differences."""
+  """The derivative (K,) of a metric with respect to the weight of each batch, by central differences."""
 
   def at_weight(batch: int, weight: float) -> float:
-    """The metric with `weight` more of the batch."""
+    """The metric with the weight of one batch increased by `weight`."""
     sums = {name: total + weight * evaluation.batch_sums[name][batch] for name, total in evaluation.sums.items()}
     return metric.value(sums)
 

@@ -1,4 +1,4 @@
-"""A run as files for other programs: its adapter for PEFT, the model with the update merged, or its base."""
+"""Export of a run for other programs: the adapter in PEFT's format, the merged model, or the base."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,33 +20,33 @@ from lora_exp.train.loaded_run import plan_of
 from lora_exp.train.merge_check import merge_checked
 from lora_exp.train.model_directory import MODEL_CONFIG, write_model
 
-NOTE = "lora_exp.json"  # in the directory of a model: what it was made from
+NOTE = "lora_exp.json"  # in an exported model's directory: the run and the version that it comes from
 LOAD = "AutoModelForCausalLM.from_pretrained"
 
 
 def export_merged(cfg: Config, out: Path) -> None:
-  """Writes the model with the update in its kernels, if it predicts what the run does. Raises LoraExpError if not."""
+  """Writes the merged model. Raises LoraExpError if its outputs differ too much from those of the run."""
   merged, check = merge_checked(cfg)
   with new_directory(out) as directory:
     for_transformers = write_model(directory, merged.plan, merged.frozen)
     _write_note(directory, cfg, {"format": "merged", "check": check})
-  _show_model(out, cfg, "the model with what the run trained", for_transformers)
+  _show_model(out, cfg, "the model with the adapter merged", for_transformers)
 
 
 def export_base(cfg: Config, out: Path) -> None:
-  """Writes the base of the run, as it was before training and in full precision."""
+  """Writes the base of the run, unquantised, as it was before training."""
   plan = plan_of(replace(cfg, run=None, lora=LoraConfig(method="frozen")))
   base, facts = make_base(plan)
   with new_directory(out) as directory:
     for_transformers = write_model(directory, plan, base)
     _write_note(directory, cfg, {"format": "base", "base": facts})
   if cfg.lora.quant:
-    console.show_warning(f"the run held the adapted kernels in {cfg.lora.quant}; here they are as they were before")
+    console.show_warning(f"the run quantised adapted kernels to {cfg.lora.quant}; the exported ones are not quantised")
   _show_model(out, cfg, "the base of the run", for_transformers)
 
 
 def export_adapter(cfg: Config, out: Path) -> None:
-  """Writes the adapter of the run in PEFT's format, with the base that PEFT is to load."""
+  """Writes the adapter of the run in PEFT's format, with the name of the base that PEFT loads."""
   plan = plan_of(cfg)
   assert plan.start is not None
   metadata = _our_metadata(Path(str(cfg.run)) / ADAPTER)
@@ -56,8 +56,8 @@ def export_adapter(cfg: Config, out: Path) -> None:
                                  dropout=cfg.lora.dropout)
     reason = _our_metadata(directory).get("reason")
   if not for_peft:
-    where = display_path(out)
-    console.show_warning(f"PEFT cannot load {where}: {reason}. The names in it are ours, for lora.init_from={where}")
+    path = display_path(out)
+    console.show_warning(f"PEFT cannot load {path}: {reason}. Use it with lora.init_from={path}")
     return
   console.show(f"{display_path(out)}: the adapter, for PEFT")
   if not loadable:
@@ -66,7 +66,7 @@ def export_adapter(cfg: Config, out: Path) -> None:
 
 
 def base_for_peft(cfg: Config) -> tuple[str | None, bool]:
-  """The directory that format=base wrote, or what the run took its base from; and whether transformers loads that."""
+  """(base, loadable): the base exported by format=base or else the run's weights, and whether transformers loads it."""
   exported = export_directory(replace(cfg, format="base", out=None))
   if (exported / MODEL_CONFIG).is_file():
     return str(exported), True
@@ -77,21 +77,22 @@ def base_for_peft(cfg: Config) -> tuple[str | None, bool]:
 
 
 def _our_metadata(adapter: Path) -> dict[str, Any]:
-  """What this program wrote about an adapter into its config."""
+  """The metadata that this program stored in the adapter's config."""
   return read_json_object(adapter / "adapter_config.json").get("lora_exp", {})
 
 
 def _write_note(directory: Path, cfg: Config, facts: Mapping[str, Any]) -> None:
+  """Writes NOTE: the version, the run and its method, and `facts`."""
   write_json(directory / NOTE, {"version": __version__, "run": cfg.run, "method": cfg.lora.method, **facts})
 
 
-def _show_model(out: Path, cfg: Config, what: str, for_transformers: bool) -> None:
-  """Shows where the model is, and how to use it."""
-  console.show(f"{display_path(out)}: {what}")
+def _show_model(out: Path, cfg: Config, description: str, for_transformers: bool) -> None:
+  """Shows the path of the model and how to load it."""
+  console.show(f"{display_path(out)}: {description}")
   if for_transformers:
     console.show(f"Use it: {LOAD}({str(out)!r}), or model=hf model.weights={display_path(out)}")
     return
   console.show_warning(
-    f"transformers has no such model (model.family={cfg.model.family}), so the tensors have our own names; "
-    f"use them with the model settings of the run and model.weights={display_path(out)}"
+    f"transformers has no such model (model.family={cfg.model.family}), so the tensors have lora_exp's names; load "
+    f"them with the model settings of the run and model.weights={display_path(out)}"
   )

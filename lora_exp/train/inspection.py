@@ -1,4 +1,4 @@
-"""Spectra of what runs trained, with the kernels of their base: amplification, intruders, ΔW of full fine-tuning."""
+"""Spectra of trained updates that need the base's kernels: amplification, intruders, ΔW of full fine-tuning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,15 +33,15 @@ from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import plan_of
 from lora_exp.train.plan import Plan
 
-ONE_THREAD_SIZE = 2**20  # elements of a kernel up to which a second thread of BLAS costs more than it gives
+ONE_THREAD_SIZE = 2**20  # largest kernel, in elements, for which BLAS is faster with one thread
 
 
 @dataclass(frozen=True)
 class TrainedKernels:
-  """The kernels that one run changed."""
+  """The kernels that one run trained."""
 
   cfg: Config
-  plan: Plan  # with the run's adapter; after full fine-tuning without one
+  plan: Plan  # with the run's adapter; without one after full fine-tuning
 
   @property
   def directory(self) -> Path:
@@ -53,7 +53,7 @@ class TrainedKernels:
 
   @cached_property
   def modules(self) -> dict[str, lora.AdaptedModule]:
-    """The modules whose kernel changed, by path."""
+    """The modules with a trained kernel, by path."""
     if not self.method.trains_everything:
       return {row.path: row for row in self.plan.table}
     shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(self.plan.model()).items()}
@@ -64,16 +64,16 @@ class TrainedKernels:
     return store.open_source(self.directory / store.FILE, self.cfg.cache)
 
   def trained_kernel(self, model: nnx.Module, module: lora.AdaptedModule, base: Mapping[str, Any]) -> np.ndarray:
-    """After full fine-tuning: the kernel (…, I, O) in float64. `base`: the arrays of the base by path."""
+    """The kernel (…, I, O) of a module after full fine-tuning, float64. `base`: the arrays of the base by path."""
     name = next(f"{module.path}.{end}" for end in ("kernel", "embedding") if f"{module.path}.{end}" in base)
     array = np.empty(base[name].shape, np.float32)
     self._checkpoint.read(name, [((slice(None),) * array.ndim, array)])
     return base_kernel(model, module, {name: array})
 
   def adapted_kernel(self, module: lora.AdaptedModule, w: np.ndarray) -> tuple[Svd, np.ndarray]:
-    """Of an adapter: the SVD of ΔW without a gate (DoRA's norm), and the kernel as adapted (…, I, O) in float64.
+    """The SVD of an adapter's ΔW and the adapted kernel (…, I, O), float64.
 
-    `w`: the kernel of the base (…, I, O).
+    ΔW excludes a gate such as DoRA's norm; the adapted kernel includes it. `w`: the kernel of the base (…, I, O).
     """
     assert self.plan.start is not None
     adapter = replace(self.plan.start, leaves={module.path: self.plan.start.leaves[module.path]})
@@ -85,30 +85,30 @@ class TrainedKernels:
 
 
 def trained_kernels(cfg: Config) -> TrainedKernels:
-  """What the run `cfg.run` trained. Raises InputError if it has not ended."""
+  """The trained kernels of `cfg.run`. Raises InputError if the run has not finished."""
   return TrainedKernels(cfg, plan_of(cfg))
 
 
 def inspect_runs(runs: Sequence[TrainedKernels]) -> list[list[UpdateSpectrum]]:
-  """The spectrum of every module of each run. All runs have the base of the first.
+  """The spectrum of every trained module of each run. All runs must have the same base.
 
-  One kernel is in memory at a time, and the directions of W are computed once for all runs.
+  One kernel is in memory at a time. The singular directions of W are computed once for all runs.
   """
   plan = runs[0].plan
   base, model = flatten(make_base(plan)[0]), plan.model()
   spectra: list[list[UpdateSpectrum]] = [[] for _ in runs]
   with console.progress("inspect", sum(len(run.modules) for run in runs), "kernels") as bar:
     for path in dict.fromkeys(path for run in runs for path in run.modules):
-      having = [(n, run) for n, run in enumerate(runs) if path in run.modules]
-      shape = having[0][1].modules[path]
-      w = base_kernel(model, shape, base)
-      small = min(shape.fan_in, shape.fan_out) <= LARGEST
+      numbered_runs = [(n, run) for n, run in enumerate(runs) if path in run.modules]
+      first = numbered_runs[0][1].modules[path]
+      w = base_kernel(model, first, base)
+      small = min(first.fan_in, first.fan_out) <= LARGEST
       if not small:
-        size = f"{shape.fan_in:,}×{shape.fan_out:,}"
-        bar.print(f"{path} is {size}: its intruders are not computed, and for lora=full nothing is")
+        size = f"{first.fan_in:,}×{first.fan_out:,}"
+        bar.print(f"{path} ({size}) is too large: no intruder directions, and no spectrum for lora=full")
       with threadpool_limits(1 if w.size <= ONE_THREAD_SIZE else None, "blas"):
         directions = output_side(w)[1] if small else None
-        for n, run in having:
+        for n, run in numbered_runs:
           module = run.modules[path]
           if not run.method.trains_everything:
             svd, adapted = run.adapted_kernel(module, w)
@@ -122,15 +122,15 @@ def inspect_runs(runs: Sequence[TrainedKernels]) -> list[list[UpdateSpectrum]]:
 
 
 def base_kernel(model: nnx.Module, module: lora.AdaptedModule, arrays: Mapping[str, Any]) -> np.ndarray:
-  """The kernel (…, I, O) of a module in float64, out of the arrays by their paths in the abstract `model`."""
+  """The kernel (…, I, O) of a module, float64. `arrays`: by dotted path in the abstract `model`."""
   return np.asarray(lora.kernels_of(model, [module], arrays)[module.path], np.float64)
 
 
 def _spectrum(module: lora.AdaptedModule, sigma: np.ndarray, w: np.ndarray, adapted: np.ndarray,
               directions: np.ndarray | None, amplified: float | None) -> UpdateSpectrum:
-  """The spectrum of a kernel W that became `adapted` by an update with the singular values `sigma`.
+  """The spectrum of an update with singular values `sigma` (…, K) that changed a kernel W to `adapted`.
 
-  `directions`: those of W among the outputs; None if they were not computed.
+  `directions`: the singular directions of W on the output side (…, O, K); None if they were not computed.
   """
   norm = np.linalg.norm(w, axis=(-2, -1))
   relative = _finite_mean(np.linalg.norm(sigma, axis=-1) / np.where(norm > 0, norm, np.nan))
@@ -140,6 +140,6 @@ def _spectrum(module: lora.AdaptedModule, sigma: np.ndarray, w: np.ndarray, adap
 
 
 def _finite_mean(values: np.ndarray) -> float | None:
-  """The mean of the finite values; None without one."""
+  """The mean of the finite values; None if there are none."""
   finite = values[np.isfinite(values)]
   return round_off(float(finite.mean())) if finite.size else None

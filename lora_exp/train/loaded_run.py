@@ -1,4 +1,4 @@
-"""A finished run, loaded for evaluation, generation or export; or a base alone."""
+"""Loading of a finished run, or of a base without an adapter, for evaluation, generation and export."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,49 +21,53 @@ from lora_exp.train.program import Tree
 
 @dataclass
 class LoadedRun:
-  """A run as a pack of one; `job` holds the frozen arrays of its base."""
+  """A run as a pack of one trial. `job` holds the frozen arrays of its base."""
 
   plan: Plan
   job: Job
-  params: Tree  # trained leaves (1, …); {} for a base alone, and where they are in `frozen`
-  frozen: Tree  # every other array
+  params: Tree  # trained leaves (1, …); {} without an adapter, and with lora=full, whose weights are in `frozen`
+  frozen: Tree  # all other arrays
 
   def single(self) -> tuple[Tree, Hyperparameters]:
-    """(params, trial) of the one trial, without the axis of trials."""
+    """(params, trial) without the leading axis of trials."""
     params, trial = jax.tree.map(lambda x: x[0], (self.params, self.job.trials))
     return params, trial
 
   def base(self) -> tuple[Tree, Hyperparameters, Tree]:
-    """(params, trials, frozen) with which the job's program computes the base: scales of 0, original parameters."""
-    kept = flatten(self.job.frozen) if self.plan.full else {}
+    """(params, trials, frozen) with which the job's program computes the base.
 
-    def one(key_path, x):
+    The scales are 0, and fully trained parameters have their values before training.
+    """
+    frozen = flatten(self.job.frozen) if self.plan.full else {}
+
+    def untrained(key_path, x):
       path = dotted(key_path)
       module, _, name = path.rpartition(".")
-      return kept[f"{module}.{lora.FROZEN_PREFIX}{name}"][None].astype(x.dtype) if path in self.plan.full else x
+      return frozen[f"{module}.{lora.FROZEN_PREFIX}{name}"][None].astype(x.dtype) if path in self.plan.full else x
 
-    params = jax.tree_util.tree_map_with_path(one, self.job.state.params)
+    params = jax.tree_util.tree_map_with_path(untrained, self.job.state.params)
     return params, self.job.trials._replace(scale=jnp.zeros_like(self.job.trials.scale)), self.job.frozen
 
 
 def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> LoadedRun:
-  """Loads the run in `cfg.run`, or without one the base of `cfg`; it computes in `dtype`, by default `model.dtype`.
+  """Loads the run in `cfg.run`, or the base of `cfg` if no run is set.
 
-  With lora=full the trained model replaces the base; the original base is made only `with_base`.
+  `dtype` is that of activations, by default `model.dtype`. With lora=full, the trained model replaces the base, and the
+  original base is loaded only if `with_base` is set.
   """
   full = cfg.run is not None and methods.of(cfg.lora).trains_everything
   plan = plan_of(cfg)
-  places = plan.layout.shardings(plan.base)
-  trained = store.load(Path(str(cfg.run)) / store.FILE, plan.base, places) if full else None
+  shardings = plan.layout.shardings(plan.base)
+  trained = store.load(Path(str(cfg.run)) / store.FILE, plan.base, shardings) if full else None
   base = make_base(plan)[0] if with_base or trained is None else trained
-  if dtype is not None:  # after the base: a pretrained base is cached under the settings that made it
+  if dtype is not None:  # set after the base is made, because the cache key of a pretrained base includes the dtype
     plan = replace(plan, cfg=replace(plan.cfg, model=replace(plan.cfg.model, dtype=dtype)))
   job = make_job(plan, base, 0)
   return LoadedRun(plan, job, job.state.params, job.frozen if trained is None else trained)
 
 
 def plan_of(cfg: Config) -> Plan:
-  """The plan of the run in `cfg.run` with its adapter, or of the base alone. Makes no base."""
+  """The plan of the run in `cfg.run` with its adapter, or of the base without an adapter."""
   method = methods.of(cfg.lora) if cfg.run or cfg.lora.init_from else methods.get("frozen")
   directory = Path(str(cfg.run))
   if cfg.run:
@@ -77,8 +81,8 @@ def plan_of(cfg: Config) -> Plan:
 
 def _check_finished(directory: Path, method: methods.Method) -> None:
   """Raises InputError if the run has not written its trained weights."""
-  left = store.FILE if method.trains_everything else ADAPTER
-  if not method.trains_nothing and not (directory / left).exists():
+  expected = store.FILE if method.trains_everything else ADAPTER
+  if not method.trains_nothing and not (directory / expected).exists():
     raise InputError(
-      f"run={directory}: has no {left}, as the run did not end; go on with it: train.resume={directory}"
+      f"run={directory}: has no {expected}, because the run did not finish; resume it with train.resume={directory}"
     )

@@ -1,4 +1,4 @@
-"""The training loop, for the base and for adapters alike."""
+"""The training loop, for pretraining a base and for training adapters."""
 
 import signal
 import time
@@ -21,7 +21,7 @@ from lora_exp.train.program import State, Tree
 
 @dataclass(frozen=True)
 class Cadence:
-  """Every how many steps the loop evaluates, saves and samples (0: never), and a step to stop after."""
+  """Numbers of steps between evaluations, checkpoints and samples (0: never), and a step to stop after."""
 
   evaluate: int
   save: int
@@ -31,10 +31,10 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Hooks:
-  """What the loop calls besides the step. `step` counts finished steps; each entry of `metrics` is an array (N,)."""
+  """Callbacks of the loop. `step` counts finished steps; `metrics` maps names to arrays (N,)."""
 
   log: Callable[[int, dict[str, np.ndarray], float], None]  # step, metrics, seconds since the previous step
-  evaluate: Callable[[int, Tree], bool]  # returns whether the state is worth a checkpoint
+  evaluate: Callable[[int, Tree], bool]  # returns whether to save a checkpoint
   save: Callable[[int, State], None]
   sample: Callable[[int, Tree], None]
 
@@ -51,11 +51,11 @@ NO_HOOKS = Hooks(log=_ignore, evaluate=_no_checkpoint, save=_ignore, sample=_ign
 
 
 def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, title: str) -> State:
-  """Trains from `step.job.state` to `step.job.steps` and returns the last state.
+  """Trains from `step.job.state` to step `step.job.steps` and returns the last state.
 
   The metrics of a step are read after the next step is dispatched, so that the device does not wait for the host.
-  Raises StoppedError on a signal, ReachedError at `cadence.stop_at`, both after a checkpoint, and DivergedError when
-  no trial has a finite loss.
+  Raises StoppedError on a signal and ReachedError at `cadence.stop_at`, both after saving a checkpoint, and
+  DivergedError if no trial has a finite loss.
   """
   job = step.job
   state, steps, start = job.state, job.steps, int(job.state.step)
@@ -64,11 +64,11 @@ def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, h
     log = _LateLog(job, hooks, bar, "examples" if "x" in arrays else "tokens")
     for number in range(start + 1, steps + 1):
       state, outputs = step(state, arrays)
-      finished = counts
+      step_counts = counts
       if number < steps:
         arrays, counts = _next_batch(job, batches)
       log.flush()
-      log.keep(number, outputs, finished)
+      log.hold(number, outputs, step_counts)
       stopping = number < steps and (stop.requested or number == cadence.stop_at)
       if number < steps and (stopping or _pauses(number, cadence)):
         log.flush()
@@ -88,9 +88,10 @@ def _next_batch(job: Job, batches: Iterator[Batch]) -> tuple[dict[str, Any], dic
 
 
 def step_metrics(outputs: Mapping[str, Any], counts: Mapping[str, float]) -> dict[str, np.ndarray]:
-  """What `train_step` returned for N trials, its sums turned into metrics: name -> (N,).
+  """The metrics (N,) of N trials by name, computed from the `outputs` of `train_step`.
 
-  `counts` are those of the batch; in the sums that the step returned, a batch without targets counts as one.
+  `counts` are the counts of the batch. The step's `count` takes precedence; it is at least 1, so that a batch without
+  targets does not divide by 0.
   """
   values = {name: np.asarray(x) for name, x in outputs.items() if name != "sums"}
   sums_N = {name: np.asarray(x) for name, x in outputs["sums"].items()}
@@ -101,11 +102,12 @@ def step_metrics(outputs: Mapping[str, Any], counts: Mapping[str, float]) -> dic
 
 
 def _pauses(step: int, cadence: Cadence) -> bool:
+  """Whether anything is due after `step`."""
   return any(is_due(step, every) for every in (cadence.evaluate, cadence.sample, cadence.save))
 
 
 def _run_hooks(step: int, state: State, cadence: Cadence, hooks: Hooks, save: bool) -> None:
-  """Evaluates, samples and saves what is due after `step`; `save` forces a checkpoint."""
+  """Calls the hooks that are due after `step`; `save` forces a checkpoint."""
   if is_due(step, cadence.evaluate):
     save |= hooks.evaluate(step, state.params)
   if is_due(step, cadence.sample):
@@ -115,7 +117,7 @@ def _run_hooks(step: int, state: State, cadence: Cadence, hooks: Hooks, save: bo
 
 
 def is_due(step: int, every: int) -> bool:
-  """Whether `step` is a multiple of `every`; never where `every` is 0."""
+  """Whether `step` is a multiple of `every`; False if `every` is 0."""
   return every > 0 and step % every == 0
 
 
@@ -127,15 +129,15 @@ class _LateLog:
     self.pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
     self.clock = time.monotonic()
 
-  def keep(self, step: int, outputs: dict[str, Any], counts: dict[str, float]) -> None:
+  def hold(self, step: int, outputs: dict[str, Any], counts: dict[str, float]) -> None:
     self.pending = (step, outputs, counts)
 
   def restart_clock(self) -> None:
-    """Leaves the time since the previous step out of the next one's seconds."""
+    """Excludes the time since the previous step from the seconds of the next one."""
     self.clock = time.monotonic()
 
   def flush(self) -> None:
-    """Logs the metrics that are held. Raises DivergedError when no trial has a finite loss."""
+    """Logs the held metrics. Raises DivergedError if no trial has a finite loss."""
     if self.pending is None:
       return
     step, outputs, counts = self.pending
@@ -148,31 +150,31 @@ class _LateLog:
     if not np.isfinite(metrics["loss"]).any():
       raise DivergedError(
         f"the loss is {loss} at step {step}: lower optim.lr (now {self.job.program.optim.lr:g}) or lora.alpha, "
-        "or set optim.clip; checkpoints before it remain"
+        "or set optim.clip; earlier checkpoints remain"
       )
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # queues warn with the last two
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # schedulers warn with the last two
 
 
 class StopRequest:
-  """Whether a signal asked to stop."""
+  """Set when a signal requests a stop."""
 
   requested = False
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-  """SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C request a stop after the current step; a second Ctrl-C kills."""
+  """SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C request a stop after the current step; a second Ctrl-C stops at once."""
   stop, previous = StopRequest(), {}
 
   def request(number: int, frame: Any) -> None:
     if stop.requested and number == signal.SIGINT:
       raise KeyboardInterrupt
     stop.requested = True
-    console.show("stopping after this step; Ctrl-C again to stop at once and lose it")
+    console.show("Stopping after this step. Press Ctrl-C again to stop now and lose the step.")
 
-  with suppress(ValueError):  # in another thread than the main one, the caller handles signals
+  with suppress(ValueError):  # only the main thread can set handlers; in others, the caller handles signals
     previous = {number: signal.signal(number, request) for number in STOP_SIGNALS}
   try:
     yield stop

@@ -1,7 +1,7 @@
-"""The memory of a pack: what is available, an estimate of what its step needs, and errors when it is not enough.
+"""The memory of a pack: the available bytes, an estimate of what its step needs, and out-of-memory errors.
 
-The estimate is a formula, so that a sweep can size its packs before anything is compiled. XLA's figure for the compiled
-step is then compared with the available memory, and a pack that is too large is split.
+The estimate is a formula, so that a sweep can size its packs before compiling anything. The memory of the compiled
+step, as XLA reports it, is then compared with the available memory, and a pack that is too large is split.
 """
 
 import math
@@ -21,56 +21,56 @@ from lora_exp.train.job import mapping_of
 from lora_exp.train.loss import CHUNK_LOGITS
 from lora_exp.train.plan import Plan
 
-HOST, ACCELERATOR = 0.8, 0.95  # usable shares of the memory: a process holds more than the arrays of its step
-WORKING = 1.25  # XLA's temporaries over the kernels' inputs and outputs and the attention's weights, measured
+HOST, ACCELERATOR = 0.8, 0.95  # usable fractions of the memory; a process needs more than the arrays of its step
+WORKING = 1.25  # measured ratio of XLA's temporaries to the kernels' inputs and outputs and attention weights
 CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-  """Bytes on one device that a step needs."""
+  """The bytes that a step needs on one device."""
 
-  solo: int  # of one trial: base, adapter, optimizer state and temporaries
-  further: int  # of each further trial on that device
-  ways: int = 1  # size of the mesh axis `trial`, over which trials are split
+  solo: int  # for one trial: base, adapter, optimizer state and temporaries
+  further: int  # for each further trial on the device
+  ways: int = 1  # size of the mesh axis `trial`, which splits the trials
 
   def of(self, trials: int) -> int:
-    """What a pack of `trials` trials needs."""
+    """The bytes that a pack of `trials` trials needs."""
     return self.solo + (math.ceil(trials / self.ways) - 1) * self.further
 
   def most(self, memory: int) -> int:
-    """The most trials whose step fits in `memory`; 0 where one does not."""
+    """The largest number of trials whose step fits in `memory` bytes; 0 if one does not fit."""
     return 0 if memory < self.solo else self.ways * (1 + (memory - self.solo) // max(1, self.further))
 
   def at_least(self, other: "MemoryEstimate") -> "MemoryEstimate":
-    """The larger of both, field by field."""
+    """The larger value of both estimates, field by field."""
     return MemoryEstimate(max(self.solo, other.solo), max(self.further, other.further), self.ways)
 
 
 def estimate(plan: Plan) -> MemoryEstimate:
-  """An estimate of what the step of trials like `plan` needs; within a factor of two of XLA's figure for one trial.
+  """Estimates the memory of a step whose trials equal `plan`, within a factor of two of XLA's analysis for one trial.
 
-  A loop over trials works on one at a time and keeps the state of all of them twice, as its input and its output.
-  Under vmap every trial needs working memory of its own.
+  A loop over trials holds the state of all trials twice, as its input and its output, and the temporaries of one. Under
+  vmap, each trial has temporaries.
   """
   cfg, trained = plan.cfg, 4 * int(plan.parameters()["trainable"])
   moments = (cfg.optim.momentum > 0) if cfg.optim.name == "sgd" else 2
-  state, work = trained * (1 + moments), trained + _working(plan)  # work: a gradient and its residuals
+  state, work = trained * (1 + moments), trained + _working(plan)  # work: the gradient and the temporaries
   further = 2 * state + (work if mapping_of(plan.layout) == "vmap" else 0)
   base = sum(_local(plan, path, x) for path, x in plan.shapes.items())
   return MemoryEstimate(base + state + work, further, plan.layout.mesh.shape["trial"])
 
 
 def _local(plan: Plan, path: str, x) -> int:
-  """Bytes of an array of the base on one device."""
-  place = NamedSharding(plan.layout.mesh, plan.layout.spec(path, x.shape))
-  return math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+  """The bytes of an array of the base on one device."""
+  sharding = NamedSharding(plan.layout.mesh, plan.layout.spec(path, x.shape))
+  return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def _working(plan: Plan) -> int:
-  """Bytes of temporaries of a gradient on one device.
+  """The bytes of temporaries of a gradient on one device.
 
-  For every token an input and an output of each kernel, the attention weights twice, and a chunk of logits.
+  Counts the inputs and outputs of all kernels and twice the attention weights for every token, and a chunk of logits.
   """
   cfg = plan.cfg
   rows = max(1, cfg.train.batch_size // (plan.layout.batch_ways * cfg.optim.accumulate))
@@ -86,7 +86,7 @@ def _working(plan: Plan) -> int:
 
 
 def widest(plans: Sequence[Plan]) -> MemoryEstimate:
-  """What packs of `plans` need: the largest of all trials, field by field."""
+  """The memory estimate for packs of `plans`: the largest estimate of any trial, field by field."""
   need = estimate(plans[0])
   for plan in plans[1:]:
     need = need.at_least(estimate(plan))
@@ -94,7 +94,7 @@ def widest(plans: Sequence[Plan]) -> MemoryEstimate:
 
 
 def device_memory() -> int:
-  """Bytes available to programs on one device: as an accelerator reports, or a share of the machine's memory."""
+  """The bytes available on one device: as the accelerator reports, or a fraction of the host's memory."""
   stats = jax.local_devices()[0].memory_stats() or {}
   if "bytes_limit" in stats:
     return int(ACCELERATOR * stats["bytes_limit"]) - stats.get("bytes_in_use", 0)
@@ -102,7 +102,7 @@ def device_memory() -> int:
 
 
 def _available() -> int:
-  """Bytes available on the machine; file caches count as free."""
+  """The available bytes of host memory; file caches count as free."""
   try:
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -111,46 +111,47 @@ def _available() -> int:
 
 
 def _allowed() -> float:
-  """Bytes that the container may still allocate (control groups, version 2); infinity without a limit."""
+  """The bytes that the container may still allocate (cgroup v2); infinity without a limit."""
   try:
-    most, held = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
     cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()).get("inactive_file", 0)
-    return math.inf if most == "max" else max(0, int(most) - int(held) + int(cached))
+    return math.inf if limit == "max" else max(0, int(limit) - int(used) + int(cached))
   except (OSError, ValueError):
     return math.inf
 
 
 def check_fits(step: CompiledStep) -> None:
   """Raises MemoryFullError if the compiled step of several trials needs more memory than is available."""
-  needed, there = step.working_bytes, device_memory()
-  if needed > there:
-    raise MemoryFullError(f"the step needs {nbytes(needed)} besides its arrays, and {nbytes(there)} are available")
+  needed, available = step.working_bytes, device_memory()
+  if needed > available:
+    raise MemoryFullError(f"the step needs {nbytes(needed)} of working memory; {nbytes(available)} are available")
 
 
 @contextmanager
 def memory_errors(plan: Plan, trials: int = 1) -> Iterator[None]:
-  """Turns out-of-memory errors of jax and Python into MemoryFullError; for one trial, with advice."""
+  """Converts out-of-memory errors of JAX and Python to MemoryFullError, with advice for a single trial."""
   try:
     yield
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
     if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    said = (str(error).splitlines() or ["out of memory"])[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
-    raise MemoryFullError(said if trials > 1 else f"it does not fit in memory ({said}): {advice(plan)}") from None
+    reason = (str(error).splitlines() or ["out of memory"])[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+    advised = f"the step does not fit in memory ({reason}): {advice(plan)}"
+    raise MemoryFullError(reason if trials > 1 else advised) from None
 
 
 def advice(plan: Plan) -> str:
-  """How to make one trial smaller."""
+  """Settings that reduce the memory of a trial."""
   cfg = plan.cfg
   return (
-    f"cut the batch into parts (optim.accumulate={2 * cfg.optim.accumulate}), lower train.batch_size="
-    f"{cfg.train.batch_size} or data.seq_len={cfg.data.seq_len}, set model.remat=true, or split the base over more "
-    "devices (mesh.fsdp); task=plan says what a step takes"
+    f"split the batch into microbatches (optim.accumulate={2 * cfg.optim.accumulate}), lower train.batch_size="
+    f"{cfg.train.batch_size} or data.seq_len={cfg.data.seq_len}, set model.remat=true, or shard the base over more "
+    "devices (mesh.fsdp); task=plan shows the memory of a step"
   )
 
 
 def nbytes(count: float) -> str:
-  """A number of bytes with a binary unit, as 4.07 MiB."""
+  """A number of bytes with a binary unit, such as 4.07 MiB."""
   for unit in ("B", "KiB", "MiB", "GiB"):
     if abs(count) < 1024:
       return f"{count:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""The check of a merge: the merged model against the run, on held-out rows and in the dtype that is written."""
+"""Comparison of a merged model with its run, on held-out rows and in the dtype that is written."""
 
 import math
 from collections.abc import Sequence
@@ -22,38 +22,38 @@ from lora_exp.train.merged_run import MergedRun, Rounding, open_merged
 from lora_exp.train.program import Tree, assemble
 from lora_exp.train.step import features, outputs
 
-# Largest difference of a logit. In 16 bits it is what that arithmetic does anyway: SmolLM2's logits (up to 33) change
-# by 1.3 (bfloat16) and 0.16 (float16) from float32 without merging, and by 0.84 and 0.13 with it.
+# Largest allowed difference of a logit. The bounds for 16 bits allow for its rounding: SmolLM2's logits differ
+# from float32 by 1.3 (bfloat16) and 0.16 (float16) without merging, and by 0.84 and 0.13 with merging.
 BOUNDS = {"float32": 1e-3, "bfloat16": 2.0, "float16": 0.25}
-MOST_TOKENS = 1024  # held-out tokens, or examples, that both models are run on
-MOST_LOGITS = 2**26  # that are compared: 256 MiB in float32
-CHUNK = 2**22  # logits compared at once
+MOST_TOKENS = 1024  # held-out tokens or examples
+MOST_LOGITS = 2**26  # compared logits: 256 MiB in float32
+CHUNK = 2**22  # logits compared at a time
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-  """What a model predicts for the N held-out tokens (or examples) that count."""
+  """A model's predictions for the N held-out tokens or examples that have a weight."""
 
-  z_NV: np.ndarray  # logits, float32; of examples, the outputs
-  targets_N: np.ndarray  # token ids or classes; of a regression numbers (N, O)
+  z_NV: np.ndarray  # logits, float32; for numeric examples the outputs (N, O)
+  targets_N: np.ndarray  # token ids or classes; for a regression numbers (N, O)
 
 
 @dataclass(frozen=True)
 class OutputDifference:
-  """The outputs of the merged model against those of the run, on the same tokens or examples."""
+  """Differences between the merged model and the run on the same tokens or examples."""
 
-  count: int
-  logit: float  # largest difference; NaN where either is not finite
+  count: int  # N
+  logit: float  # largest difference; NaN if a logit is not finite
   kl_mean: float | None  # nats; None for a regression
-  kl_most: float | None
-  changed: int | None  # tokens whose most likely successor changed; None for a regression
-  loss: tuple[float, float]  # of the run, of the merged model
+  kl_most: float | None  # nats; None for a regression
+  changed: int | None  # number of changed top-1 predictions; None for a regression
+  loss: tuple[float, float]  # of the run and of the merged model
 
 
 def merge_checked(cfg: Config) -> tuple[LoadedRun, dict[str, Any]]:
-  """The run of `cfg` merged, and the result of the check as a dict.
+  """Merges the run of `cfg` and compares the result with the run. Returns the merged run and the comparison as a dict.
 
-  Raises LoraExpError if a logit changes by more than `merge.bound`, or is not finite.
+  Raises LoraExpError if a logit changes by more than `merge.bound` or is not finite.
   """
   dtype = cfg.merge.dtype or cfg.model.param_dtype
   bound = BOUNDS[dtype] if cfg.merge.bound is None else cfg.merge.bound
@@ -61,22 +61,22 @@ def merge_checked(cfg: Config) -> tuple[LoadedRun, dict[str, Any]]:
   _show(difference, merged.rounding, dtype, bound, "examples" if is_numeric(cfg.data) else "tokens")
   if not math.isfinite(difference.logit):
     raise LoraExpError(
-      f"in {dtype} the model's logits are not finite, merged or before, and nothing is written; "
+      f"the model's logits are not finite in {dtype}, so nothing is written; "
       f"use merge.dtype={'bfloat16' if dtype == 'float16' else 'float32'}"
     )
   if difference.logit > bound:
     raise LoraExpError(
-      f"merging changes a logit by {difference.logit:.4g}, more than {bound:g}, and nothing is written; "
-      f"{'merge.dtype=float32 rounds less, and ' if dtype != 'float32' else ''}merge.bound= sets what is allowed"
+      f"merging changes a logit by {difference.logit:.4g}, more than merge.bound={bound:g}, so nothing is written; "
+      f"{'use merge.dtype=float32, which rounds less, or ' if dtype != 'float32' else ''}raise merge.bound"
     )
   return merged.run, {"dtype": dtype, "bound": bound, **asdict(difference), **merged.rounding.shares()}
 
 
 def _merge_and_compare(cfg: Config, dtype: str) -> tuple[MergedRun, OutputDifference]:
-  """Runs both models on the same batches, one after the other."""
-  if methods.of(cfg.lora).trains_everything:  # the file of such a run is float32, whatever the dtype of the base
+  """Runs both models, one after the other, on the same batches."""
+  if methods.of(cfg.lora).trains_everything:  # such a run's weights are float32, whatever the dtype of the base
     cfg = replace(cfg, model=replace(cfg.model, param_dtype="float32"))
-  # With compute=auto the run might merge its kernels too, and nothing would be compared.
+  # With compute=auto the run might merge its kernels too, and the comparison would be meaningless.
   cfg = replace(cfg, lora=replace(cfg.lora, compute="factored"))
 
   def measure(run: LoadedRun) -> tuple[list[Batch], ModelOutputs]:
@@ -89,15 +89,15 @@ def _merge_and_compare(cfg: Config, dtype: str) -> tuple[MergedRun, OutputDiffer
 
 
 def held_out_batches(run: LoadedRun, cfg: Config) -> list[Batch]:
-  """MOST_TOKENS held-out tokens, spread over all held-out rows; a row for each batch shard at a time."""
+  """Batches with MOST_TOKENS tokens in total, spread over all held-out rows; one row for each batch shard."""
   rows = make_rows(cfg.data, run.plan.tokenizer, cfg.cache)
   return list(eval_batches(rows, run.plan.layout.batch_ways, MOST_TOKENS))
 
 
 def model_outputs(run: LoadedRun, batches: Sequence[Batch], dtype: str) -> ModelOutputs:
-  """The outputs of the run's model, its arrays in `dtype`, for the tokens that count.
+  """The outputs of the run's model, with its frozen arrays in `dtype`, for the tokens that have a weight.
 
-  With a large vocabulary, for the first tokens of each row alone (MOST_LOGITS).
+  With a large vocabulary, only the first tokens of each row are used (MOST_LOGITS).
   """
   program, layout = run.job.program, run.plan.layout
   length = max(1, MOST_LOGITS // run.plan.vocab_size // len(batches))
@@ -124,7 +124,7 @@ def model_outputs(run: LoadedRun, batches: Sequence[Batch], dtype: str) -> Model
 
 
 def _cast(frozen: Tree, dtype: str) -> Tree:
-  """The floating-point arrays in `dtype`; quantised kernels as they are."""
+  """Casts floating-point arrays to `dtype`; quantised kernels stay quantised."""
 
   def cast(x: Any) -> Any:
     return x if is_quantised(x) or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)
@@ -133,23 +133,24 @@ def _cast(frozen: Tree, dtype: str) -> Tree:
 
 
 def compare_outputs(before: ModelOutputs, after: ModelOutputs) -> OutputDifference:
-  """How far `after` is from `before`; probabilities in float64."""
+  """Compares the outputs of two models; probabilities are computed in float64."""
   targets, count = before.targets_N, len(before.targets_N)
   size = max(1, CHUNK // before.z_NV.shape[1])
   chunks = [slice(n, n + size) for n in range(0, count, size)]
   logit = float(np.max([np.abs(after.z_NV[chunk] - before.z_NV[chunk]).max() for chunk in chunks]))
   if not np.issubdtype(targets.dtype, np.integer):
-    one, other = (float(np.square(model.z_NV - targets).mean()) for model in (before, after))
-    return OutputDifference(count, logit, None, None, None, (one, other))
+    loss_before, loss_after = (float(np.square(model.z_NV - targets).mean()) for model in (before, after))
+    return OutputDifference(count, logit, None, None, None, (loss_before, loss_after))
   kl, losses, changed = [], [], 0
   for chunk in chunks:
     log_p, log_q = _log_softmax(before.z_NV[chunk]), _log_softmax(after.z_NV[chunk])
     kl.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
-    at = np.arange(len(log_p)), targets[chunk]
-    losses.append(-np.stack([log_p[at], log_q[at]]))
+    index = np.arange(len(log_p)), targets[chunk]
+    losses.append(-np.stack([log_p[index], log_q[index]]))
     changed += int((log_p.argmax(-1) != log_q.argmax(-1)).sum())
-  kl_N, (one, other) = np.concatenate(kl), np.concatenate(losses, axis=1).mean(axis=1).tolist()
-  return OutputDifference(count, logit, float(kl_N.mean()), float(kl_N.max()), changed, (one, other))
+  kl_N, loss_2N = np.concatenate(kl), np.concatenate(losses, axis=1)
+  loss_before, loss_after = loss_2N.mean(axis=1).tolist()
+  return OutputDifference(count, logit, float(kl_N.mean()), float(kl_N.max()), changed, (loss_before, loss_after))
 
 
 def _log_softmax(z_NV: np.ndarray) -> np.ndarray:
@@ -159,16 +160,16 @@ def _log_softmax(z_NV: np.ndarray) -> np.ndarray:
 
 
 def _show(difference: OutputDifference, rounding: Rounding, dtype: str, bound: float, unit: str) -> None:
-  """The table of the check."""
+  """Shows the result of the comparison as a table."""
   before, after = difference.loss
-  facts = {"largest difference of a logit": f"{difference.logit:.3g}, at most {bound:g} allowed"}
+  facts = {"largest difference of a logit": f"{difference.logit:.3g} (at most {bound:g} is allowed)"}
   if difference.kl_mean is not None:
-    facts["KL divergence"] = f"{difference.kl_mean:.2g} nats on average, at most {difference.kl_most:.2g}"
+    facts["KL divergence"] = f"mean {difference.kl_mean:.2g} nats, maximum {difference.kl_most:.2g}"
   if difference.changed is not None:
-    facts[f"{unit} whose likeliest answer changes"] = f"{difference.changed:,} of {difference.count:,}"
+    facts[f"{unit} whose top-1 prediction changes"] = f"{difference.changed:,} of {difference.count:,}"
   facts["held-out loss"] = f"{before:.6g} → {after:.6g}"
   shares = rounding.shares()
   if shares["update_kept"] is not None:
-    facts["of the update ‖ΔW‖ in the kernels"] = f"{shares['update_kept']:.2%}"
-    facts["and what rounding adds to it"] = f"{shares['update_error']:.2g} ‖ΔW‖"
-  console.show_facts(f"Merged beside unmerged, {difference.count:,} held-out {unit} in {dtype}", facts)
+    facts["share of the update ΔW in the kernels"] = f"{shares['update_kept']:.2%}"
+    facts["rounding error of the update"] = f"{shares['update_error']:.2g} ‖ΔW‖"
+  console.show_facts(f"Merged vs unmerged model, {difference.count:,} held-out {unit} in {dtype}", facts)

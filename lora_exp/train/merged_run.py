@@ -1,4 +1,4 @@
-"""A run with its update merged into the kernels of its base: computed in float32, rounded once."""
+"""Merging of a run's update into the kernels of its base, computed in float32 and rounded once."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ Array = Any
 
 
 class Rounding(NamedTuple):
-  """How the update came through the dtype of the kernels: sums over all merged elements, scalar float32 arrays.
+  """The effect of rounding on the update: sums over all merged elements, scalar float32 arrays.
 
-  ΔW is the update in float32 and Δ the update that the rounded kernels hold.
+  ΔW is the update in float32, and Δ the update in the rounded kernels.
   """
 
   product: Array = 0.0  # Σ ΔW·Δ
@@ -34,7 +34,7 @@ class Rounding(NamedTuple):
   error: Array = 0.0  # ‖Δ − ΔW‖²
 
   def shares(self) -> dict[str, float | None]:
-    """The share of ΔW that the kernels hold, and ‖Δ − ΔW‖ / ‖ΔW‖; None where there is no update."""
+    """The share of ΔW in the rounded kernels and ‖Δ − ΔW‖ / ‖ΔW‖; None if the update is 0."""
     if not self.update:
       return {"update_kept": None, "update_error": None}
     return {"update_kept": float(self.product / self.update), "update_error": math.sqrt(self.error / self.update)}
@@ -42,11 +42,11 @@ class Rounding(NamedTuple):
 
 @dataclass(frozen=True)
 class MergedRun:
-  """A run whose kernels hold the update."""
+  """A run with the update merged into its kernels."""
 
-  run: LoadedRun  # a base without an adapter
+  run: LoadedRun  # the merged model, as a base without an adapter
   rounding: Rounding
-  before: Any = None  # what was measured of the run before it was merged
+  before: Any = None  # the result of `measure` on the run before merging
 
 
 def open_merged(
@@ -55,10 +55,11 @@ def open_merged(
   compute_dtype: str | None = None,
   measure: Callable[[LoadedRun], Any] | None = None,
 ) -> MergedRun:
-  """Opens the run `cfg.run` and merges it; `measure` is called with the run before.
+  """Loads the run `cfg.run` and merges it.
 
-  `dtype`: of the merged arrays; None keeps that of each. `compute_dtype`: as in `open_run`. Arrays are merged one at a
-  time and those of the base released, so that two models are never in memory.
+  `dtype` is that of the merged arrays; with None, each array keeps its dtype. `compute_dtype` is the `dtype` of
+  `open_run`. `measure` is called with the run before it is merged. Arrays are merged one at a time and those of the
+  base are released, so that two models are never in memory.
   """
   run = open_run(cfg, dtype=compute_dtype)
   before = None if measure is None else measure(run)
@@ -70,7 +71,10 @@ def open_merged(
 
 
 def merge(run: LoadedRun, dtype: str | None = None) -> tuple[LoadedRun, Rounding]:
-  """The run as a base with the update in its kernels. Both models are in memory as long as `run` is."""
+  """Merges a loaded run. Returns the merged model as a base, and the rounding of its update.
+
+  Both models are in memory as long as `run` is referenced.
+  """
   leaves = take_trial(run.params, run.plan.table, [], run.job.program.method, 0).leaves
   arrays, params = _base_arrays(run.frozen), flatten(run.params)
   frozen, rounding = _merge(run.plan, run.job.program.method, arrays, params, leaves, dtype)
@@ -79,7 +83,7 @@ def merge(run: LoadedRun, dtype: str | None = None) -> tuple[LoadedRun, Rounding
 
 def _merge(plan: Plan, method: str, arrays: dict[str, Array], params: dict[str, Array],
            leaves: Mapping[str, methods.Leaves], dtype: str | None) -> tuple[Tree, Rounding]:
-  """The frozen arrays of the merged model. Removes each array from `arrays` once it is merged."""
+  """The frozen arrays of the merged model. Removes each array from `arrays` when it is merged."""
   table = {row.path: row for row in plan.table}
   shardings = flatten(plan.layout.shardings(plan.base))
   rounding = Rounding()
@@ -89,15 +93,17 @@ def _merge(plan: Plan, method: str, arrays: dict[str, Array], params: dict[str, 
     for key_path, abstract in paths:
       path = dotted(key_path)
       module, _, name = path.rpartition(".")
-      to = jnp.dtype(dtype or abstract.dtype)
+      target_dtype = jnp.dtype(dtype or abstract.dtype)
       if path in plan.full:
         base = arrays.pop(f"{module}.{lora.FROZEN_PREFIX}{name}")
-        array, part = _rounded(base, params[path][0], to, shardings[path])
+        array, part = _rounded(base, params[path][0], target_dtype, shardings[path])
       elif module in table and name in ("kernel", "embedding"):
         scale = jnp.float32(table[module].scale)
-        array, part = _merged_kernel(arrays.pop(path), leaves[module], scale, method, to, shardings[path])
+        array, part = _merged_kernel(
+          arrays.pop(path), leaves[module], scale, method, target_dtype, shardings[path]
+        )
       else:
-        merged.append(arrays.pop(path).astype(to))
+        merged.append(arrays.pop(path).astype(target_dtype))
         continue
       rounding = Rounding(*(a + b for a, b in zip(rounding, part, strict=True)))
       merged.append(array.block_until_ready())  # the base's array is released before the next is computed
@@ -105,7 +111,7 @@ def _merge(plan: Plan, method: str, arrays: dict[str, Array], params: dict[str, 
 
 
 def _as_base(plan: Plan, frozen: Tree, dtype: str | None) -> LoadedRun:
-  """A loaded run of the arrays `frozen` alone."""
+  """A loaded run of a base with the arrays `frozen`, without an adapter."""
   model = replace(plan.cfg.model, param_dtype=dtype or plan.cfg.model.param_dtype)
   cfg = replace(plan.cfg, model=model, lora=LoraConfig(method="frozen"))
   plan = replace(plan, cfg=cfg, table=[], full=[], start=None)
@@ -116,14 +122,14 @@ def _as_base(plan: Plan, frozen: Tree, dtype: str | None) -> LoadedRun:
 @partial(jax.jit, static_argnames=("method", "to", "sharding"))
 def _merged_kernel(w: Any, leaves: methods.Leaves, scale: Array, method: str, to: Any,
                    sharding: Any) -> tuple[Array, Rounding]:
-  """The kernel W (…, I, O), perhaps quantised, as the method adapts it, in the dtype `to`."""
+  """The adapted kernel of W (…, I, O), which may be quantised, in the dtype `to`, and its rounding."""
   w_f32 = dense(w, jnp.float32).astype(jnp.float32)
   return _rounded(w_f32, methods.get(method).adapted(w_f32, leaves, scale), to, sharding)
 
 
 @partial(jax.jit, static_argnames=("to", "sharding"))
 def _rounded(base: Array, exact: Array, to: Any, sharding: Any) -> tuple[Array, Rounding]:
-  """`exact` in the dtype `to`, and how its difference from `base` came through."""
+  """Casts `exact` to the dtype `to`. Also returns the rounding of its difference from `base`."""
   array = jax.lax.with_sharding_constraint(exact.astype(to), sharding)
   update = exact.astype(jnp.float32) - base.astype(jnp.float32)
   rounded = array.astype(jnp.float32) - base.astype(to).astype(jnp.float32)
@@ -131,5 +137,5 @@ def _rounded(base: Array, exact: Array, to: Any, sharding: Any) -> tuple[Array, 
 
 
 def _base_arrays(frozen: Tree) -> dict[str, Array]:
-  """The arrays of the base by dotted path; a quantised kernel is one of them."""
+  """The arrays of the base by dotted path; a quantised kernel counts as one array."""
   return {dotted(path): x for path, x in jax.tree_util.tree_leaves_with_path(frozen, is_leaf=is_quantised)}

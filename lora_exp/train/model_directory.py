@@ -1,4 +1,4 @@
-"""A model as a directory of Hugging Face: model.safetensors, config.json, and the files of its tokenizer."""
+"""Writing of a model as a Hugging Face directory: model.safetensors, config.json and the tokenizer files."""
 
 import shutil
 from pathlib import Path
@@ -23,9 +23,9 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def write_model(directory: Path, plan: Plan, params: Tree) -> bool:
-  """Writes the model of `plan` with the arrays `params`; returns whether transformers has such a model.
+  """Writes the model of `plan` with the arrays `params`. Returns whether transformers can load it.
 
-  If it has not, the tensors have our own names, which `model.weights=DIR` reads.
+  If it cannot, the tensors have the names of lora_exp, which `model.weights=DIR` reads.
   """
   model, source = plan.cfg.model, _source_directory(plan.cfg.model)
   config = hf_config(plan)
@@ -41,14 +41,14 @@ def write_model(directory: Path, plan: Plan, params: Tree) -> bool:
   if source is not None and (source / GENERATION_CONFIG).is_file():
     shutil.copyfile(source / GENERATION_CONFIG, directory / GENERATION_CONFIG)
   else:
-    # A model tuned to chat also ends at the end of a turn.
+    # A chat model also stops at the end of a turn.
     ends = {"eos_token_id": list(plan.tokenizer.stops)}
     write_json(directory / GENERATION_CONFIG, _token_ids(plan.tokenizer) | ends)
   return True
 
 
 def hf_config(plan: Plan) -> dict[str, Any] | None:
-  """config.json of the model: that of its base if it describes the same model, else a new one.
+  """The content of config.json: that of the base if it describes the same model, else a new one.
 
   None if transformers has no such model.
   """
@@ -62,7 +62,7 @@ def hf_config(plan: Plan) -> dict[str, Any] | None:
 
 
 def _source_directory(model: ModelConfig) -> Path | None:
-  """The directory that the base's weights came from; None if it has none."""
+  """The directory of the base's weights; None if the base is not loaded from weights."""
   if model.base != "weights" or model.weights is None:
     return None
   path = find_weights(model.weights)
@@ -70,6 +70,6 @@ def _source_directory(model: ModelConfig) -> Path | None:
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-  """The token ids in config.json and generation_config.json."""
+  """The token ids for config.json and generation_config.json."""
   bos = tokenizer.special_tokens.get(tokenizer.template_variables.get("bos_token", ""), tokenizer.bos)
   return {"bos_token_id": bos, "eos_token_id": tokenizer.eot, "pad_token_id": None}

@@ -1,4 +1,4 @@
-"""The learning rate's schedule and the optimizer of one trial, whose rates may be traced."""
+"""The learning rate schedule and the optimizer of one trial. Rates may be traced arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +11,22 @@ from lora_exp.train.program import Program, Tree
 
 
 def schedule(cfg: OptimConfig, steps: jax.Array, step: jax.Array) -> jax.Array:
-  """The share of the peak learning rate at `step` (from 0): linear warmup, then constant, linear or cosine decay."""
-  done = jnp.asarray(step, jnp.float32)
-  progress = jnp.clip((done - cfg.warmup) / jnp.maximum(1, steps - cfg.warmup), 0, 1)
+  """The factor on the peak learning rate at `step` (from 0): linear warmup, then constant, linear or cosine decay."""
+  step_f32 = jnp.asarray(step, jnp.float32)
+  progress = jnp.clip((step_f32 - cfg.warmup) / jnp.maximum(1, steps - cfg.warmup), 0, 1)
   if cfg.schedule == "linear":
     decay = 1 - progress
   elif cfg.schedule == "cosine":
     decay = 0.5 * (1 + jnp.cos(jnp.pi * progress))
   else:
     decay = jnp.ones(())
-  return jnp.minimum(1, (done + 1) / max(1, cfg.warmup)) * decay
+  return jnp.minimum(1, (step_f32 + 1) / max(1, cfg.warmup)) * decay
 
 
 def make_optimizer(program: Program, trial: Hyperparameters, lr: jax.Array) -> optax.GradientTransformation:
-  """The optax transformation of one trial. Weight decay is decoupled (arXiv 1711.05101) and applies to matrices alone.
+  """The optax transformation of one trial. Weight decay is decoupled (arXiv 1711.05101) and applies only to matrices.
 
-  The method of the pack may scale some updates (LoRA+), and wrap the whole rule (AdaLoRA).
+  The method may scale some updates (LoRA+) or wrap the optimizer (AdaLoRA).
   """
   cfg, method = program.optim, methods.get(program.method)
   b1, b2 = cfg.betas
@@ -43,4 +43,5 @@ def make_optimizer(program: Program, trial: Hyperparameters, lr: jax.Array) -> o
 
 
 def _is_matrix(params: Tree) -> Tree:
+  """A mask of the arrays with more than one axis."""
   return jax.tree.map(lambda x: x.ndim > 1, params)

@@ -1,4 +1,4 @@
-"""A pack: trials that train as one program over one base and one stream of data. A run is a pack of one."""
+"""A pack: trials that train as one program on one base and one stream of batches. A run is a pack of one trial."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,31 +22,31 @@ from lora_exp.train.trial_padding import Table, union
 
 @dataclass(frozen=True)
 class Pack:
-  """All that training needs: arrays, data, and the records that training continues.
+  """Everything that training needs: the job, the data, and the record of each trial so far.
 
-  The trials agree on everything that program and data take from a config; `make_job` checks the program's part.
+  The trials share all settings of the program and the data; `make_job` checks those of the program.
   """
 
   trials: tuple[Trial, ...]
-  records: tuple[TrainingRecord, ...]  # of each trial
-  table: Table  # every module that any trial adapts, at the largest rank
+  records: tuple[TrainingRecord, ...]  # one for each trial
+  table: Table  # all modules that any trial adapts, at the largest rank
   job: Job
   rows: Rows
   held_out: list[EvalBatch]
-  retained: list[EvalBatch]  # of `data@retain`; [] without
+  retained: list[EvalBatch]  # of `data@retain`; [] if it is not set
   sampler: Sampler
   started: float  # time.monotonic() when the run began
-  solo: bool  # a run by itself, which shows its samples and results
+  solo: bool  # a single run, which shows its samples and results
   resumed: bool = False
 
   @property
   def plan(self) -> Plan:
-    """The first trial's plan, for what all trials share."""
+    """The plan of the first trial, for settings that all trials share."""
     return self.trials[0].plan
 
 
 def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
-  """The pack of `trials` at step 0. Makes the rows and the base, which may have to be pretrained."""
+  """Builds the pack of `trials` at step 0. Makes the rows and the base, which may require pretraining."""
   plan = trials[0].plan
   cfg = plan.cfg
   rows = make_rows(cfg.data, plan.tokenizer, cfg.cache)
@@ -69,29 +69,31 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
 
 
 def _retained_batches(source: DataConfig, rows: Rows, plan: Plan) -> list[EvalBatch]:
+  """The held-out batches of `data@retain` on the devices."""
   train = plan.cfg.train
   batches = eval_batches(rows, train.batch_size, train.retain_tokens)
   return list(put_eval_batches(batches, plan.layout.put_batch, byte_lengths(source, plan.tokenizer)))
 
 
 def _fill_mesh(plans: list[Plan]) -> list[Plan]:
-  """`plans`, the last one repeated until the mesh axis `trial` divides their number; the repeated ones are not read."""
+  """Repeats the last plan until the mesh axis `trial` divides their number. Results of the copies are ignored."""
   ways = plans[0].layout.mesh.shape["trial"]
   return [*plans, *[plans[-1]] * (-len(plans) % ways if len(plans) > 1 else 0)]
 
 
 def restore_pack(pack: Pack) -> Pack:
-  """`pack` as the checkpoints of its active trials left it: the newest one that all of them have.
+  """Restores a pack from the newest checkpoint step that all its active trials have.
 
-  Raises NoCheckpointError, and InputError if the data has changed.
+  Raises NoCheckpointError if there is none, and InputError if the data has changed.
   """
   job, records = pack.job, list(pack.records)
-  step = None if pack.solo else max(common_steps(pack.trials))  # a kill may come between the checkpoints of two trials
+  # A kill between the checkpoints of two trials leaves different newest steps.
+  step = None if pack.solo else max(common_steps(pack.trials))
   template = checkpoint.named_leaves(job.state)
   arrays = [_one_trial(template, n) for n in range(len(job.keys))]
   for trial in pack.trials:
     if not trial.active and step not in checkpoint.steps(trial.run_dir):
-      continue  # it failed before; its values do not matter
+      continue  # a failed trial; its values are not used
     step, arrays[trial.index], meta = restore_trial(trial, job.program.method, pack.table, job.state, step)
     records[trial.index] = _restored_record(trial, meta, pack)
   first = arrays[next(trial.index for trial in pack.trials if trial.active)]
@@ -102,11 +104,12 @@ def restore_pack(pack: Pack) -> Pack:
 
 
 def _one_trial(named: dict[str, jax.Array], n: int) -> dict[str, jax.Array]:
+  """The part (1, …) of trial `n`; scalars have no axis of trials."""
   return {name: x[n : n + 1] if x.ndim else x for name, x in named.items()}
 
 
 def _join(name: str, first: dict[str, jax.Array], arrays: Sequence[dict[str, jax.Array]]) -> jax.Array:
-  """One array of the pack from those of its trials; a scalar is equal in all of them."""
+  """Concatenates an array over the trials; a scalar is the same in all of them."""
   if first[name].ndim == 0:
     return first[name]
   parts = [named[name] for named in arrays]
@@ -114,9 +117,10 @@ def _join(name: str, first: dict[str, jax.Array], arrays: Sequence[dict[str, jax
 
 
 def _restored_record(trial: Trial, meta: dict, pack: Pack) -> TrainingRecord:
+  """The record in a checkpoint's metadata. Raises InputError if the data has changed."""
   if meta["data"]["fingerprint"] != pack.rows.fingerprint:
     raise InputError(
-      f"train.resume={trial.run_dir}: the data is not what the run was trained on "
-      "(the file or the standard library changed); start a new run"
+      f"train.resume={trial.run_dir}: the data has changed since the run started (another file, or another version of "
+      "the standard library); start a new run"
     )
   return TrainingRecord(**{**meta["record"], "steps": pack.job.steps})

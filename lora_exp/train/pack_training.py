@@ -1,4 +1,4 @@
-"""Training of a pack: evaluate, train, and leave for every trial a run directory that is complete by itself."""
+"""Training of a pack: evaluation, training, and a complete run directory for every trial."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -25,13 +25,13 @@ from lora_exp.train.wandb_logger import wait_for
 
 
 def train_pack(pack: Pack) -> list[TrialResult]:
-  """Trains a pack, or continues a restored one, and writes the files of its active trials whatever the end is.
+  """Trains a pack, or continues a restored one. Writes the files of its active trials even if training fails.
 
-  What ends one trial alone is in its result, and so is a stop at `train.stop_at`. What ends all trials is raised:
-  StoppedError on a signal, DivergedError when no loss is finite, MemoryFullError when the step does not fit.
+  An error of a single trial and a stop at `train.stop_at` are in the trial's result. Errors that end all trials are
+  raised: StoppedError on a signal, DivergedError if no loss is finite, MemoryFullError if the step does not fit.
   """
   if _is_finished(pack):
-    console.show(f"The run is finished: all of its {pack.job.steps} steps are trained, and nothing is left to do.")
+    console.show(f"The run is already finished: all {pack.job.steps} steps are trained.")
     return [TrialResult(trial, "done", summary=read_summary(trial.run_dir)) for trial in pack.trials]
   if pack.resumed:
     console.show(f"Resumed at step {int(pack.job.state.step)} of {pack.job.steps}.")
@@ -59,14 +59,14 @@ def train_pack(pack: Pack) -> list[TrialResult]:
 
 
 def _is_finished(pack: Pack) -> bool:
-  """Whether a restored pack has all its steps and files: a kill may come between the last step and the files."""
+  """Whether a restored pack has all its steps and files. A kill after the last step may leave files missing."""
   if not pack.resumed or int(pack.job.state.step) < pack.job.steps:
     return False
   return all(read_summary(trial.run_dir).get("status") == "done" for trial in pack.trials)
 
 
 def _batches(pack: Pack) -> Generator[Batch, None, None]:
-  """The training batches from the pack's step on; none where no step is left."""
+  """The training batches from the pack's current step on; none if no steps are left."""
   cfg, start = pack.plan.cfg, int(pack.job.state.step)
   if start < pack.job.steps:
     with closing(train_batches(pack.rows, cfg.data, cfg.train.batch_size, start)) as batches:
@@ -74,11 +74,11 @@ def _batches(pack: Pack) -> Generator[Batch, None, None]:
 
 
 def _compile(pack: Pack, first: Batch | None) -> CompiledStep | None:
-  """The compiled step; None where there is nothing to train, as with lora=frozen. Raises MemoryFullError."""
+  """Compiles the step; None if nothing is trained, as with lora=frozen. Raises MemoryFullError."""
   job = pack.job
   if job.steps == 0:
     return None
-  # Without a batch, only files are missing; they report the cost of the step too.
+  # Without a batch, only files are missing. summary.json also needs the cost of the step.
   step = compile_step(job, abstract_batch(pack.plan) if first is None else job.put(first))
   if first is not None and len(pack.trials) > 1:  # a narrower pack may fit
     check_fits(step)
@@ -86,12 +86,12 @@ def _compile(pack: Pack, first: Batch | None) -> CompiledStep | None:
 
 
 def _live(writers: Sequence[TrialWriter]) -> list[TrialWriter]:
-  """The trials that still train; a diverged one only keeps its place in the program."""
+  """The writers of trials that have not diverged. Diverged trials stay in the program without being written."""
   return [writer for writer in writers if writer.failure is None]
 
 
 def _train(pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], writers: Sequence[TrialWriter]) -> State:
-  """Evaluates the base, trains to the last step, evaluates and saves again; returns the last state."""
+  """Evaluates the base, trains to the last step, evaluates and saves. Returns the last state."""
   job, cfg = pack.job, pack.plan.cfg
   state, start = job.state, int(job.state.step)
   hooks = _hooks(pack, writers)
@@ -102,7 +102,7 @@ def _train(pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], writ
     return state
   stop_at = cfg.train.stop_at
   if pack.resumed and stop_at is not None and start >= stop_at:
-    raise ReachedError(f"stopped after step {start} of {job.steps} already, at train.stop_at={stop_at}")
+    raise ReachedError(f"the run has already reached train.stop_at={stop_at}: it is at step {start} of {job.steps}")
   cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, stop_at)
   state = train_loop(step, batches, cadence, hooks, "train")
   hooks.evaluate(job.steps, state.params)
@@ -112,7 +112,7 @@ def _train(pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], writ
 
 
 def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
-  """The loop's hooks: each does its work once for the pack, and writes it for every live trial."""
+  """The hooks of the loop. Each computes once for the pack and writes the results of every live trial."""
   job, prompts = pack.job, pack.plan.cfg.sample.prompts
 
   def log(step: int, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
@@ -130,7 +130,7 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
 
   def save(step: int, state: State) -> None:
     if len(pack.trials) > 1:
-      state = jax.device_get(state)  # at once: else each trial would fetch its part of every array by itself
+      state = jax.device_get(state)  # one transfer instead of one per trial and array
     for writer in _live(writers):
       writer.save(step, state)
 
@@ -140,13 +140,18 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
     texts: list[str] = []
     for writer in _live(writers):
       trial = writer.trial
-      if not texts or step > 0 or trial.plan.start is not None:  # before the first step all trials are the base
-        own_params, hyperparameters = (jax.tree.map(lambda x: x[0], trial.select(x)) for x in (params, job.trials))
-        texts = pack.sampler(own_params, hyperparameters, job.frozen, prompts)
+      if not texts or step > 0 or trial.plan.start is not None:  # at step 0, trials without `init_from` equal the base
+        trial_params, hyperparameters = jax.tree.map(_first, trial.select((params, job.trials)))
+        texts = pack.sampler(trial_params, hyperparameters, job.frozen, prompts)
       writer.log_samples(step, prompts, texts)
 
   return Hooks(log, evaluate, save, sample)
 
 
+def _first(x: jax.Array) -> jax.Array:
+  return x[0]
+
+
 def _evaluate(pack: Pack, params: Tree, batches: list[EvalBatch]) -> list[Evaluation]:
+  """The evaluation of each trial on `batches`."""
   return held_out(pack.job.evaluate, params, pack.job.trials, pack.job.frozen, batches)

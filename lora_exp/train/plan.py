@@ -1,7 +1,7 @@
-"""A run's plan: everything that follows from its config before an array is allocated.
+"""The plan of a run: everything that follows from its config before any array is allocated.
 
-`make_plan` works on shapes alone, so that a bad config is refused before a weight is read or a token made. It is called
-once for a run; what comes after takes the `Plan`.
+`make_plan` works on shapes only, so an invalid config is rejected before weights are read or text is tokenised. It is
+called once per run; all later stages take the `Plan`.
 """
 
 import math
@@ -24,66 +24,66 @@ from lora_exp.train.trained_targets import Targets, peft_naming, resolve_targets
 from lora_exp.train.trial_padding import Table
 
 Tree = Any  # nested dicts
-TASKS_WITHOUT_STEPS = ("generate", "evaluate", "merge", "export", "inspect")  # their batches need not divide
+TASKS_WITHOUT_STEPS = ("generate", "evaluate", "merge", "export", "inspect")  # the batch size is not checked
 
 
 @dataclass(frozen=True)
 class Plan:
   """Shapes, targets and shardings of one run.
 
-  `cfg` is the config with everything resolved: the rank from `lora.parameters`, the method from `lora.init_from`.
+  In `cfg` all settings are resolved: the rank from `lora.parameters`, the method from `lora.init_from`.
   """
 
   cfg: Config
-  saved_cfg: Config  # for config.yaml: as given, with the rank from `lora.parameters`
+  saved_cfg: Config  # for config.yaml: as given, but with the rank from `lora.parameters`
   tokenizer: Tokenizer
   layout: Layout
-  base: Tree  # ShapeDtypeStruct of every parameter of the base, in nested dicts
+  base: Tree  # a ShapeDtypeStruct for each parameter of the base, in nested dicts
   shapes: Mapping[str, Any]  # the same by dotted path
   table: Table  # adapted modules
-  full: list[str]  # dotted paths of the parameters trained in full besides them
+  full: list[str]  # dotted paths of parameters trained in full, in addition to the adapters
   start: lora.Adapter | None = None  # the adapter in `lora.init_from`
 
   @property
   def vocab_size(self) -> int:
-    """V of the model, at least the tokenizer's."""
+    """The vocabulary size V of the model, at least that of the tokenizer."""
     return self.cfg.model.vocab_size or self.tokenizer.vocab_size
 
   def model(self) -> nnx.Module:
-    """A new abstract base model; adapters are injected in place, so each caller needs its own."""
+    """A new abstract base model. Adapters are injected in place, so each caller gets a new one."""
     return abstract_model(self.cfg.model, self.vocab_size)
 
   def naming(self) -> lora.Naming | None:
-    """How PEFT names the model's modules, or None; see `peft_naming`."""
+    """PEFT's names of the model's modules, or None; see `peft_naming`."""
     return peft_naming(self.cfg.model, get_family(self.cfg.model.family))
 
   def parameters(self) -> dict[str, int | float]:
-    """Parameter counts: total, frozen, trainable, lora_a, lora_b, and trainable as a percentage of total."""
+    """Parameter counts (total, frozen, trainable, lora_a, lora_b) and the trainable percentage of the total."""
     shapes, method = self.shapes, methods.of(self.cfg.lora)
     base = sum(x.size for x in shapes.values())
     trained = [leaf.axes for leaf in method.leaves.values() if leaf.trained]
-    a = sum(r.rank * r.fan_in for r in self.table) * trained.count("IR")
-    b = sum(r.rank * r.fan_out for r in self.table) * trained.count("RO")
+    a_count = sum(r.rank * r.fan_in for r in self.table) * trained.count("IR")
+    b_count = sum(r.rank * r.fan_out for r in self.table) * trained.count("RO")
     full = base if method.trains_everything else sum(shapes[path].size for path in self.full)
     adapters = sum(row.parameters for row in self.table)
     total, frozen, trainable = base + adapters, base - full, full + adapters
     percent = 100 * trainable / total
     names = ("total", "frozen", "trainable", "lora_a", "lora_b", "percent")
-    return dict(zip(names, (total, frozen, trainable, a, b, percent), strict=True))
+    return dict(zip(names, (total, frozen, trainable, a_count, b_count, percent), strict=True))
 
 
 def make_plan(cfg: Config) -> Plan:
-  """Resolves mesh, vocabulary, targets and rank of `cfg` on shapes alone. Raises InputError with every problem."""
+  """Resolves the mesh, vocabulary, targets and rank of `cfg`. Raises InputError that lists every problem."""
   problems = list[str]()
   tokenizer = get_tokenizer(cfg.model.tokenizer, cfg.model.weights)
   family, model = get_family(cfg.model.family), abstract_model(cfg.model, tokenizer.vocab_size)
   mesh, targets = None, Targets(cfg, cfg, [], [])
-  with _collected(problems):
+  with _collect_problems(problems):
     mesh = make_mesh(cfg.mesh)
-  with _collected(problems):
+  with _collect_problems(problems):
     targets = resolve_targets(cfg, model, family)
   if cfg.data.teacher is not None:
-    with _collected(problems):
+    with _collect_problems(problems):
       teacher_table(model, targets.cfg)
   problems += _vocabulary_problems(cfg.model, tokenizer)
   if mesh is None:
@@ -107,8 +107,8 @@ def make_plan(cfg: Config) -> Plan:
 
 
 @contextmanager
-def _collected(problems: list[str]) -> Iterator[None]:
-  """Adds the problems of an InputError to `problems`, so that one error lists them all."""
+def _collect_problems(problems: list[str]) -> Iterator[None]:
+  """Adds the problems of an InputError to `problems`, so that one error can list them all."""
   try:
     yield
   except InputError as error:
@@ -116,16 +116,18 @@ def _collected(problems: list[str]) -> Iterator[None]:
 
 
 def _vocabulary_problems(cfg: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+  """An error message if the vocabulary is smaller than the tokenizer's."""
   if (cfg.vocab_size or tokenizer.vocab_size) >= tokenizer.vocab_size:
     return []
-  instead = "take the weights' own, model.tokenizer=from_weights" if cfg.weights else "leave it null"
+  advice = "use the tokenizer of the weights, model.tokenizer=from_weights" if cfg.weights else "leave it null"
   return [
     f"model.vocab_size={cfg.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size} ({cfg.tokenizer}); "
-    f"{instead}"
+    f"{advice}"
   ]
 
 
 def _batch_problems(cfg: Config, ways: int) -> list[str]:
+  """An error message for each batch size that is not a multiple of the number of batch shards."""
   parts = cfg.optim.accumulate
   name = f"train.batch_size={cfg.train.batch_size}" + (f" / optim.accumulate={parts}" if parts > 1 else "")
   sizes = {} if cfg.task in TASKS_WITHOUT_STEPS else {name: cfg.train.batch_size // parts}
@@ -133,14 +135,14 @@ def _batch_problems(cfg: Config, ways: int) -> list[str]:
     sizes[f"model.pretrain.batch_size={cfg.model.pretrain.batch_size}"] = cfg.model.pretrain.batch_size
   return [
     f"{name}: {rows} rows do not divide over the mesh's {ways} batch shards (data × fsdp); "
-    f"use a multiple of {ways}, or smaller mesh.data and mesh.fsdp"
+    f"use a multiple of {ways}, or lower mesh.data or mesh.fsdp"
     for name, rows in sizes.items()
     if rows % ways
   ]
 
 
 def steps_of(cfg: Config, train_rows: int) -> int:
-  """Optimizer steps of a run: `train.steps`, or `train.epochs` passes over the rows; none where nothing is trained."""
+  """The optimizer steps of a run: `train.steps`, or `train.epochs` passes over the rows; 0 if nothing is trained."""
   if methods.of(cfg.lora).trains_nothing:
     return 0
   return cfg.train.steps or max(1, math.ceil((cfg.train.epochs or 0) * train_rows / cfg.train.batch_size))

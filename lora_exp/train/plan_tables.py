@@ -1,4 +1,4 @@
-"""The tables that a run prints before it trains: settings, adapted modules, parameters, sharding."""
+"""The tables shown before training: settings, adapted modules, parameter counts and shardings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from lora_exp.train.plan import Plan
 
 
 def show_config(cfg: Config, run_dir: Path) -> None:
-  """Shows every setting that is not null, a line for each group; for further data only what differs from `data`."""
+  """Shows all settings that are not null, one line per group. Other data groups show only differences to `data`."""
   node = {name: value for name, value in asdict(cfg).items() if name not in ("format", "out", "merge")}
   if cfg.model.base != "pretrain":
     node["pretrain_data"], node["model"]["pretrain"] = None, None
@@ -23,16 +23,18 @@ def show_config(cfg: Config, run_dir: Path) -> None:
 
 
 def _lines(node: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
-  words = [f"{key}={shown(value)}" for key, value in node.items() if value is not None and not isinstance(value, dict)]
-  if words or path in ("pretrain_data", "retain"):
-    yield path or "run", " ".join(words) or "as data"
+  """(group, settings) of each group in the nested dicts `node`."""
+  values = {key: value for key, value in node.items() if value is not None and not isinstance(value, dict)}
+  texts = [f"{key}={shown(value)}" for key, value in values.items()]
+  if texts or path in ("pretrain_data", "retain"):
+    yield path or "run", " ".join(texts) or "same as data"
   for key, value in node.items():
     if isinstance(value, dict):
       yield from _lines(value, f"{path}.{key}" if path else key)
 
 
 def show_parameters(plan: Plan) -> None:
-  """Shows the adapted modules, the parameter counts and, on several devices, the shardings."""
+  """Shows the adapted modules, the parameter counts and, with several devices, the shardings."""
   if plan.table:
     columns = ("module", "kernel", "rank", "alpha", "scale", "trainable")
     rows = [(r.path, f"{r.fan_in}×{r.fan_out}", r.rank, r.alpha, r.scale, r.parameters) for r in plan.table]
@@ -46,27 +48,35 @@ def show_parameters(plan: Plan) -> None:
 
 
 def _folded(rows: list[tuple]) -> list[tuple]:
-  """`rows`, joined where they differ only in their block number: `blocks.{0-3}.linear1`, last column summed."""
-  found = []
-  for name, places in folded(rows):
-    _, *rest = rows[places[0]]
-    found.append((name, *rest[:-1], rest[-1] * len(places)))
-  return found
+  """Joins rows that differ only in the block number, as in `blocks.{0-3}.linear1`, and sums their last column."""
+  joined = []
+  for name, indices in folded(rows):
+    _, *columns = rows[indices[0]]
+    joined.append((name, *columns[:-1], columns[-1] * len(indices)))
+  return joined
 
 
 def folded(keys: Sequence[tuple]) -> list[tuple[str, list[int]]]:
-  """(name, indices) of the keys that differ only in the block number of their first element, a module path."""
+  """Groups keys that differ only in the block number of their first element, a module path.
+
+  Returns (name, indices of the keys) for each group, in order of first appearance.
+  """
   groups: dict[tuple, list[int]] = {}
-  for place, key in enumerate(keys):
-    kind = ".".join("*" if s.isdigit() else s for s in key[0].split("."))
-    groups.setdefault((kind, *key[1:]), []).append(place)
-  found = []
-  for (kind, *_), places in groups.items():
-    numbers = [next((s for s in keys[p][0].split(".") if s.isdigit()), "") for p in places]
-    if len(places) == 1:
-      found.append((keys[places[0]][0], places))
+  for index, key in enumerate(keys):
+    pattern = ".".join("*" if segment.isdigit() else segment for segment in key[0].split("."))
+    groups.setdefault((pattern, *key[1:]), []).append(index)
+  result = []
+  for (pattern, *_), indices in groups.items():
+    if len(indices) == 1:
+      result.append((keys[indices[0]][0], indices))
       continue
-    whole = [str(n) for n in range(int(numbers[0]), int(numbers[-1]) + 1)] == numbers
-    name = f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(numbers)
-    found.append((kind.replace("*", f"{{{name}}}", 1), places))
-  return found
+    numbers = [_block_number(keys[index][0]) for index in indices]
+    consecutive = [str(n) for n in range(int(numbers[0]), int(numbers[-1]) + 1)] == numbers
+    name = f"{numbers[0]}-{numbers[-1]}" if consecutive else ",".join(numbers)
+    result.append((pattern.replace("*", f"{{{name}}}", 1), indices))
+  return result
+
+
+def _block_number(path: str) -> str:
+  """The first numeric segment of a module path; '' without one."""
+  return next((segment for segment in path.split(".") if segment.isdigit()), "")

@@ -1,4 +1,4 @@
-"""summary.json, with the results and the cost of a run; and the closing table of a run."""
+"""The results and costs of a run: the content of summary.json, and the table at the end of a run."""
 
 import importlib.metadata
 import json
@@ -29,7 +29,7 @@ VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "nu
 def run_summary(
   status: str, plan: Plan, step: CompiledStep | None, record: TrainingRecord, base_digest: str, seconds: float
 ) -> dict[str, Any]:
-  """The content of summary.json: status, losses, parameters, cost and fingerprints of a run."""
+  """The content of summary.json: status, losses, parameters, costs and fingerprints of a run."""
   final = record.final
   speed = record.tokens / record.train_seconds if record.train_seconds else None
   tokens = plan.cfg.train.batch_size * plan.cfg.data.seq_len
@@ -73,38 +73,24 @@ def run_summary(
 
 
 def process_bytes() -> int:
-  """The peak resident memory of this process in bytes; getrusage reports KiB, and bytes on macOS."""
+  """The peak resident memory of this process in bytes. getrusage reports KiB on Linux and bytes on macOS."""
   unit = 1 if platform.system() == "Darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def show_result(found: dict, run_dir: Path, data: DataConfig, prompt: str) -> None:
-  """Shows the closing table of a run, and a command that uses the run: with `prompt`, if it generates text."""
-  losses, counts, seconds = found["losses"], found["parameters"], found["seconds"]
-  nats = lambda value: "-" if value is None else f"{value:.4f}"
-  against = lambda gain: f"{abs(gain):.4f} {'below' if gain > 0 else 'above'} the base"
-  gain = None if losses["base"] is None or losses["best"] is None else losses["base"] - losses["best"]
+def show_result(summary: dict, run_dir: Path, data: DataConfig, prompt: str) -> None:
+  """Shows the results of a run, and a command to use it: task=generate with `prompt` for text, else task=evaluate."""
+  counts, seconds = summary["parameters"], summary["seconds"]
   text = not is_numeric(data)
-  counted, unit = ("nats a token over", "tokens") if text else ("over", "examples")
-  loss = "held-out loss" if text else "loss"  # examples are evaluated on what they teach
-  perplexity = f", perplexity {found['perplexity']:.4g}" if found["perplexity"] else ""
-  loss = "held-out KL from the teacher" if data.teacher else loss
+  unit = "tokens" if text else "examples"
+  speed, memory = summary["tokens_per_s"], summary["peak_memory_bytes"]
   facts = {
-    f"{loss}, base": f"{nats(losses['base'])} {counted} {found['held_out_tokens']:,} {unit}",
-    "first training loss": nats(losses["first"]),
-    f"{loss}, final": nats(losses["final"]) + perplexity,
-    f"{loss}, best": "-"
-    if gain is None
-    else f"{nats(losses['best'])} at step {losses['best_step']}, {against(gain)}",
-    "forgetting": "-"
-    if losses["forgetting"] is None
-    else f"{losses['forgetting']:+.4f}{' nats' if text else ''} on retain "
-    f"({nats(losses['retain_base'])} → {nats(losses['retain_final'])})",
-    **_metric_facts(found["scores"]),
+    **_loss_facts(summary, data),
+    **_metric_facts(summary["scores"]),
     "trainable parameters": f"{counts['trainable']:,} of {counts['total']:,} ({counts['percent']:.3g} %)",
     "time": f"{seconds['total']:.1f} s: {seconds['compile']:.1f} s compile, {seconds['train']:.1f} s train",
-    "speed": f"{found['tokens_per_s']:,.0f} {unit}/s" if found["tokens_per_s"] else "-",
-    "memory": f"{nbytes(found['peak_memory_bytes'])} in the step" if found["peak_memory_bytes"] else "-",
+    "speed": f"{speed:,.0f} {unit}/s" if speed else "-",
+    "memory": f"{nbytes(memory)} in the step" if memory else "-",
     "run directory": display_path(run_dir),
   }
   console.show_facts("Result", facts)
@@ -113,8 +99,46 @@ def show_result(found: dict, run_dir: Path, data: DataConfig, prompt: str) -> No
   console.show(f"Use it: python -m lora_exp {use}")
 
 
+def _loss_facts(summary: dict, data: DataConfig) -> dict[str, str]:
+  """The lines of the table for the losses: before, during and after training."""
+  losses, text = summary["losses"], not is_numeric(data)
+  counted, unit = ("nats a token over", "tokens") if text else ("over", "examples")
+  label = "held-out loss" if text else "loss"
+  if data.teacher:
+    label = "held-out KL from the teacher"
+  perplexity = f", perplexity {summary['perplexity']:.4g}" if summary["perplexity"] else ""
+  return {
+    f"{label}, base": f"{_loss_text(losses['base'])} {counted} {summary['held_out_tokens']:,} {unit}",
+    "first training loss": _loss_text(losses["first"]),
+    f"{label}, final": _loss_text(losses["final"]) + perplexity,
+    f"{label}, best": _best_text(losses),
+    "forgetting": _forgetting_text(losses, " nats" if text else ""),
+  }
+
+
+def _loss_text(value: float | None) -> str:
+  return "-" if value is None else f"{value:.4f}"
+
+
+def _best_text(losses: dict[str, Any]) -> str:
+  """The best loss, its step, and its difference from the base's."""
+  if losses["base"] is None or losses["best"] is None:
+    return "-"
+  gain = losses["base"] - losses["best"]
+  side = "below" if gain > 0 else "above"
+  return f"{_loss_text(losses['best'])} at step {losses['best_step']}, {abs(gain):.4f} {side} the base"
+
+
+def _forgetting_text(losses: dict[str, Any], unit: str) -> str:
+  """The increase of the loss on `data@retain`."""
+  if losses["forgetting"] is None:
+    return "-"
+  before, after = _loss_text(losses["retain_base"]), _loss_text(losses["retain_final"])
+  return f"{losses['forgetting']:+.4f}{unit} on retain ({before} → {after})"
+
+
 def _metric_facts(scores: dict[str, dict]) -> dict[str, str]:
-  """A line for each metric that has none of its own: its value before and after training."""
+  """One line for each metric except loss and perplexity: its value before and after training."""
   before, after = scores.get("base", {}), scores.get("final", {})
   others = [metric for name, metric in METRICS.items() if name not in ("loss", "perplexity")]
   return {
@@ -125,7 +149,7 @@ def _metric_facts(scores: dict[str, dict]) -> dict[str, str]:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-  """The content of a run's summary.json; {} where there is none yet."""
+  """The content of a run's summary.json; {} if the file does not exist."""
   file = run_dir / SUMMARY
   return json.loads(file.read_text()) if file.is_file() else {}
 

@@ -1,4 +1,4 @@
-"""Completions of prompts, token by token, with stop texts."""
+"""Sampling of completions for prompts, with stop tokens and stop strings."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,18 +13,19 @@ from lora_exp.config.conversion import shown
 from lora_exp.data.chat import encode_chat
 from lora_exp.data.sources import prompt_separator
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.train.decode import NOTHING, Decoder, PromptRows, pad_left, power_of_two
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.program import Program, Tree, assemble
 
-MOST_ROWS = 32  # prompts decoded together
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # decodes from bytes that are not, or not yet, a character
+MOST_ROWS = 32  # prompts decoded in one batch
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # the decoded form of bytes that are not (yet) a character
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-  """How a prompt is put to the model: as a turn of its chat template, or as text with a separator after it."""
+  """The format of prompts: a turn of the chat template, or plain text followed by a separator."""
 
   chat: bool = False
   separator: str = ""
@@ -34,10 +35,10 @@ PLAIN = PromptFormat()
 
 
 def prompt_format(cfg: Config, tokenizer: Tokenizer) -> PromptFormat:
-  """The format of the prompts that `cfg` samples from.
+  """The format of the prompts in `cfg.sample`.
 
-  With `sample.chat=auto` it is the format of the run's data. A base alone, and a run on text without prompts, continues
-  the plain prompt. Raises InputError for sample.chat=always without a template.
+  With `sample.chat=auto`, it is the format of the run's data, or plain text for a base without an adapter and for data
+  without prompts. Raises InputError for sample.chat=always if the tokenizer has no chat template.
   """
   if cfg.sample.chat == "always":
     if tokenizer.chat_template is None:
@@ -53,39 +54,39 @@ def prompt_format(cfg: Config, tokenizer: Tokenizer) -> PromptFormat:
 
 
 class Sampler:
-  """Completions of prompts in one format. One object serves every state of one program."""
+  """Samples completions of prompts in one format, for any state of one program."""
 
   def __init__(
     self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int, format: PromptFormat = PLAIN
   ):
     self.cfg, self.tokenizer, self.max_len, self.layout = cfg, tokenizer, max_len, program.layout
     self.format = format
-    self.decoder = Decoder(
-      lambda weights: assemble(program, weights[0], weights[1], weights[2], None),
-      cfg,
-      tokenizer.stops,
-      tokenizer.vocab_size,
-      max_len,
-      program.layout,
-    )
+
+    def build_model(weights: tuple[Tree, Hyperparameters, Tree]) -> LanguageModel:
+      params, trial, frozen = weights
+      return assemble(program, params, trial, frozen, None)
+
+    self.decoder = Decoder(build_model, cfg, tokenizer.stops, tokenizer.vocab_size, max_len, program.layout)
 
   def __call__(self, params: Tree, trial: Hyperparameters, frozen: Tree, prompts: Sequence[str]) -> list[str]:
-    """Completions without their prompts, up to a stop token or a stop text."""
+    """Completions of `prompts`, without the prompts, up to a stop token or a stop string."""
     return self.decode(params, trial, frozen, self.encode(prompts))
 
   def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each prompt. Raises InputError if `model.max_len` leaves no position for another token."""
-    ids = [self._asked(prompt) for prompt in prompts]
-    if problems := [
+    """The token ids of each prompt. Raises InputError if a prompt is as long as `model.max_len` or longer."""
+    ids = [self._encode_prompt(prompt) for prompt in prompts]
+    problems = [
       f"the prompt {shown(prompt)!r} has {len(row):,} tokens, and model.max_len={self.max_len} leaves no room for "
       "another: shorten it"
       for prompt, row in zip(prompts, ids, strict=True)
       if len(row) >= self.max_len
-    ]:
+    ]
+    if problems:
       raise InputError(problems)
     return ids
 
-  def _asked(self, prompt: str) -> list[int]:
+  def _encode_prompt(self, prompt: str) -> list[int]:
+    """The token ids of a prompt in the sampler's format; never empty."""
     if self.format.chat:
       return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
     start = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
@@ -99,24 +100,25 @@ class Sampler:
     prompts: Sequence[Sequence[int]],
     show: Callable[[str], None] | None = None,
   ) -> list[str]:
-    """Completions of prompts given as token ids; `show` gets the text of the first one piece by piece.
+    """Completions of prompts given as token ids. `show` is called with the text of the first one, piece by piece.
 
-    The samples of a prompt depend on `sample.seed` and on how often it came before, not on the other prompts.
+    The sample of a prompt depends on `sample.seed` and on the number of earlier equal prompts, not on other prompts.
     """
     texts = [StreamedText(self.tokenizer, prompt, self.cfg.stop) for prompt in prompts]
-    seen: Counter[tuple[int, ...]] = Counter()
+    counts: Counter[tuple[int, ...]] = Counter()
     repeats = []
     for prompt in map(tuple, prompts):
-      repeats.append(seen[prompt])
-      seen[prompt] += 1
+      repeats.append(counts[prompt])
+      counts[prompt] += 1
     for first in range(0, len(texts), MOST_ROWS):
       part = slice(first, first + MOST_ROWS)
       self._decode((params, trial, frozen), prompts[part], repeats[part], texts[part], show)
-    return [text.whole for text in texts]
+    return [text.text for text in texts]
 
   def _decode(self, weights, prompts, repeats, texts: list["StreamedText"], show) -> None:
+    """Decodes one batch of prompts into `texts`."""
     count = len(prompts)
-    batch = power_of_two(count)  # further rows are copies of the first, and end at once
+    batch = power_of_two(count)  # the additional rows are copies of the first and end at once
     prompts = [*prompts, *[prompts[0]] * (batch - count)]
     tokens_BP, start_B = pad_left(prompts)
     room_B = np.array([min(self.cfg.max_tokens, self.max_len - len(prompt)) for prompt in prompts], np.int32)
@@ -144,45 +146,48 @@ class Sampler:
 
 
 def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer) -> Sampler:
-  """The sampler of a run: called with (params, trial, frozen, prompts) it gives the completions."""
+  """The sampler of a run, with the settings in `cfg.sample`."""
   return Sampler(program, cfg.sample, tokenizer, cfg.model.max_len, prompt_format(cfg, tokenizer))
 
 
 class StreamedText:
-  """The text of one completion while it is generated: complete characters, and no part of a stop text."""
+  """The text of one completion during generation: complete characters only, and no part of a stop string."""
 
   def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]):
     self.tokenizer, self.stops, self.ids = tokenizer, stops, list[int]()
-    # A leading space is part of the text if the prompt ends with text.
+    # A leading space belongs to the completion unless the prompt ends with a control token.
     controls = tokenizer.special_tokens.values()
-    self.anew = tokenizer.start_after_control and len(prompt) > 0 and prompt[-1] in controls
-    self.whole, self.given, self.stopped = "", 0, False
+    self.at_start = tokenizer.start_after_control and len(prompt) > 0 and prompt[-1] in controls
+    self.text, self.returned, self.stopped = "", 0, False  # `returned`: number of characters
 
   def add(self, ids: Sequence[int]) -> str:
-    """Adds token ids; returns the text that has become final."""
+    """Adds token ids. Returns the new text that later tokens cannot change."""
     if self.stopped:
       return ""
     self.ids += ids
-    self.whole = self.tokenizer.decode(self.ids, start=self.anew)
-    sure = self.whole.rstrip(BROKEN)
-    # The stop text that is complete first counts, whatever the pieces in which tokens arrive.
-    found = [(i + len(stop), i) for stop in self.stops if (i := sure.find(stop)) >= 0]
-    if found:
+    self.text = self.tokenizer.decode(self.ids, start=self.at_start)
+    final = self.text.rstrip(BROKEN)
+    # The stop string that ends first applies, however many tokens arrive at a time.
+    positions = [(final.find(stop), stop) for stop in self.stops]
+    matches = [(start + len(stop), start) for start, stop in positions if start >= 0]
+    if matches:
       self.stopped = True
-      self.whole = sure = sure[: min(found)[1]]
+      self.text = final = final[: min(matches)[1]]
     else:
-      sure = sure[: len(sure) - max((_begun(sure, stop) for stop in self.stops), default=0)]
-    return self._give(sure)
+      final = final[: len(final) - max((_partial_stop(final, stop) for stop in self.stops), default=0)]
+    return self._take(final)
 
   def rest(self) -> str:
-    """The text that was held back, when no more tokens come."""
-    return self._give(self.whole)
+    """The remaining text, when generation has ended."""
+    return self._take(self.text)
 
-  def _give(self, sure: str) -> str:
-    piece, self.given = sure[self.given :], max(self.given, len(sure))
+  def _take(self, final: str) -> str:
+    """The part of `final` that was not returned before."""
+    piece = final[self.returned :]
+    self.returned = max(self.returned, len(final))
     return piece
 
 
-def _begun(text: str, stop: str) -> int:
-  """Characters at the end of `text` that begin `stop`."""
+def _partial_stop(text: str, stop: str) -> int:
+  """The number of characters at the end of `text` that may be the start of `stop`."""
   return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

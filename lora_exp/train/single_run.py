@@ -18,7 +18,7 @@ from lora_exp.train.trial_writer import TrialResult
 
 
 def train_run(plan: Plan, run_dir: Path) -> None:
-  """Trains the adapter of `plan` into `run_dir`, or resumes the run there if `train.resume` is set."""
+  """Trains the adapter of `plan` and writes `run_dir`, or resumes that run if `train.resume` is set."""
   started = time.monotonic()
   keep_programs(plan.cfg.cache)
   show_config(plan.saved_cfg, run_dir)

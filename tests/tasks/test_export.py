@@ -213,7 +213,7 @@ def test_bad_settings_are_found_before_anything_is_read(saved):
 
 def test_run_that_did_not_end_is_an_input_error(saved, capfd):
   assert entry.run(["task=merge", f"run={saved}"]) == 2
-  assert "has no adapter, as the run did not end" in capfd.readouterr().err
+  assert "has no adapter, because the run did not finish" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 6), (errno.EROFS, 2), (errno.EACCES, 2)])

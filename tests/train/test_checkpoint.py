@@ -151,10 +151,10 @@ def test_a_folder_without_sums_is_no_checkpoint(two, abstract):
 
 
 def test_no_usable_checkpoint_is_an_error_of_its_own(tmp_path, abstract):
-  with pytest.raises(NoCheckpointError, match="no checkpoint was committed"):
+  with pytest.raises(NoCheckpointError, match="has no checkpoint; start a new run"):
     checkpoint.restore(tmp_path, abstract)
   checkpoint.save(tmp_path, 5, trained_state(), {})
-  with pytest.raises(NoCheckpointError, match="step 6; there are 5"):
+  with pytest.raises(NoCheckpointError, match="step 6, only of 5"):
     checkpoint.restore(tmp_path, abstract, step=6)
   files_of(tmp_path, 5)[-1].write_bytes(b"")
   with pytest.raises(NoCheckpointError, match="damaged"):
@@ -172,10 +172,10 @@ def test_a_foreign_state_is_refused_with_every_difference(two, abstract):
     checkpoint.restore(two, jax.eval_shape(lambda: foreign))
   problems = "\n".join(caught.value.problems)
   assert len(caught.value.problems) == 4
-  assert "lora.layers.0.lora_a has shape [6, 4] there and [6, 8] in this run" in problems
-  assert "lora.layers.1.lora_b has dtype float32 there and bfloat16 in this run" in problems
+  assert "lora.layers.0.lora_a has shape [6, 4] in the checkpoint and [6, 8] in this run" in problems
+  assert "lora.layers.1.lora_b has dtype float32 in the checkpoint and bfloat16 in this run" in problems
   assert "lora.layers.2.lora_a is missing there" in problems
-  assert "tokens is there, and this run has no such array" in problems
+  assert "tokens is in the checkpoint but not in this run" in problems
 
 
 def test_a_failed_save_leaves_the_committed_ones_and_no_traces(two):

@@ -255,7 +255,7 @@ def test_text_in_pieces_is_the_text_at_once(data):
     assert "\ufffd" not in shown[-1:] or "\ufffd" in bytes(ids).decode(errors="replace")
     cut += step
   shown += slowly.rest()
-  assert shown == slowly.whole == once.whole == pieces[0]
+  assert shown == slowly.text == once.text == pieces[0]
   assert not any(stop in shown for stop in stops)
   assert bytes(ids).decode(errors="replace").startswith(shown)
 
