@@ -1,4 +1,4 @@
-"""Many runs from one command: grids and studies, packs of runs that share a program, launchers, and the ledger.
+"""Sweeps of many runs: grids and studies, packs of runs that share a program, launchers, and the ledger.
 
-What one run does belongs to `train`; parsing of the command line to `cli`.
+The training of a single run or pack belongs to `train`, and parsing of the command line to `cli`.
 """

@@ -1,13 +1,13 @@
-"""The jobs of a grid sweep: the product of lists, lists that are zipped, and single points beside the product.
+"""The jobs of a grid sweep: a product of lists, zipped lists, and additional single points.
 
     hydra:
       sweeper:
         params: {lora.rank: "1,2,4", train.seed: "0,1,2"}      every rank with every seed
         zip: [{lora.rank: "1,2,4", lora.alpha: "2,4,8"}]       the lists of one entry advance together
-        extra: [{lora: frozen}, {lora: full, train.seed: "0,1,2"}]   points beside the product
+        extra: [{lora: frozen}, {lora: full, train.seed: "0,1,2"}]   points outside the product
 
-What is typed has priority over the sweep's file. A list replaces the file's list, also in `extra` where that has the
-key. A single value is given to every job, except for the keys that an extra point sets itself.
+Overrides on the command line have priority over the sweep's file. A list replaces the file's list, also in the points
+of `extra` that have the key. A single value applies to every job, except to extra points that set the key.
 """
 
 import itertools
@@ -20,15 +20,15 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.old_names import rename_override
 
 Parse = Callable[[list[str]], Sequence[Override]]  # overrides as text -> parsed
-Dimension = list[tuple[str, ...]]  # of the product: for each of its positions, the overrides that apply there
+Dimension = list[tuple[str, ...]]  # one dimension of the product: the overrides at each position
 
 
 def grid_jobs(sweeper: Mapping[str, Any], typed: Sequence[Override], parse: Parse) -> list[list[str]]:
-  """The overrides of each job, in order, without duplicates; `sweeper` is the node hydra.sweeper.
+  """The overrides of each job, in order, without duplicates. `sweeper` is the node hydra.sweeper.
 
-  Raises InputError for zipped lists of unequal length and for intervals.
+  Raises InputError for zipped lists of different lengths and for intervals.
   """
-  by_key = {override.get_key_element(): override for override in typed}  # the last one, if a key is typed twice
+  by_key = {override.get_key_element(): override for override in typed}  # the last override of a key applies
   lists = {key: override for key, override in by_key.items() if override.is_sweep_override()}
   single = {key: single_override(override) for key, override in by_key.items() if not override.is_sweep_override()}
   jobs = _product(sweeper, lists, single, parse)
@@ -43,7 +43,7 @@ def grid_jobs(sweeper: Mapping[str, Any], typed: Sequence[Override], parse: Pars
 def _product(
   sweeper: Mapping[str, Any], lists: Mapping[str, Override], single: Mapping[str, str], parse: Parse
 ) -> list[list[str]]:
-  """The jobs of `params` and `zip`, with the lists and single values that were typed."""
+  """The jobs of `params` and `zip`, combined with the lists and single values from the command line."""
   dimensions: list[Dimension] = [[tuple(single.values())]]
   for group in sweeper.get("zip") or []:
     columns = {key: value for key, value in group.items() if key not in lists and key not in single}
@@ -57,18 +57,18 @@ def _product(
 
 
 def _zipped(group: Mapping[str, Any], parse: Parse) -> Dimension:
-  """The dimension of lists that advance together."""
+  """One dimension for lists that advance together."""
   columns = [expanded(override) for override in parse(override_texts(group))]
   if len({len(column) for column in columns}) > 1:
     sizes = ", ".join(f"{key} has {len(column)}" for key, column in zip(group, columns, strict=True))
-    raise InputError(f"hydra.sweeper.zip: zipped lists must have one length; {sizes}")
+    raise InputError(f"hydra.sweeper.zip: zipped lists must have the same length; {sizes}")
   return list(zip(*columns, strict=True))
 
 
 def point_jobs(
   point: Mapping[str, Any], lists: Mapping[str, Override], single: Mapping[str, str], parse: Parse
 ) -> list[list[str]]:
-  """The jobs of an entry of `extra`, with the lists and single values that were typed."""
+  """The jobs of an entry of `extra`, combined with the lists and single values from the command line."""
   overrides = {override.get_key_element(): override for override in parse(override_texts(point))}
   dimensions = [[text] for key, text in single.items() if key not in overrides]
   for key, override in overrides.items():
@@ -78,7 +78,7 @@ def point_jobs(
 
 
 def override_texts(node: Mapping[str, Any]) -> list[str]:
-  """The overrides that a mapping in a sweep's file stands for, with the current names of settings."""
+  """The mapping of a sweep's file as overrides, with the current names of settings."""
   return [rename_override(f"{key}={'null' if value is None else value}") for key, value in node.items()]
 
 
@@ -88,13 +88,13 @@ def expanded(override: Override) -> list[str]:
   if not override.is_sweep_override():
     return [single_override(override)]
   if not override.is_discrete_sweep():
-    raise InputError(f"{override.input_line}: this sweeper takes lists, as {key}=1,2,3; an interval is searched by "
+    raise InputError(f"{override.input_line}: this sweeper takes lists such as {key}=1,2,3; to search an interval, use "
                      "hydra/sweeper=study")
   return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def single_override(override: Override) -> str:
-  """An override of one value, as text."""
+  """An override with a single value as text."""
   if override.is_delete() or override.is_hydra_override():
     return str(override.input_line)
   return f"{override.get_key_element()}={override.get_value_element_as_str()}"

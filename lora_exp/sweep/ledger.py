@@ -1,7 +1,7 @@
-"""sweep.jsonl: what happened to each run of a sweep, a line each, so that the same command can continue it.
+"""sweep.jsonl: a log of the events of a sweep's runs, one per line, with which the same command continues the sweep.
 
-Every process that trains a run appends its lines, on whichever machine it is: under the file's lock, and flushed to the
-disk before the lock is released.
+Every process that trains a run appends to it, possibly from another machine. A line is written under the file's lock
+and flushed to disk before the lock is released.
 """
 
 import fcntl
@@ -22,50 +22,52 @@ from lora_exp.runtime.run_files import LEDGER
 
 @dataclass(frozen=True)
 class Outcome:
-  """How a run of a sweep ended; returned from the process that trained it."""
+  """How a run of a sweep ended. Returned by the process that trained it."""
 
   number: int
   code: int = DONE  # exit code
-  reason: str | None = None  # why it is not done
-  overrides: str = ""  # of this run, separated by spaces
+  reason: str | None = None  # why it did not finish
+  overrides: str = ""  # of the run, separated by spaces
 
 
 class Ledger:
-  """The ledger of the sweep in `directory`: the rows when it was read, and those added since."""
+  """The ledger of the sweep in `directory`: the rows at the time it was read, and those added since."""
 
   def __init__(self, directory: Path):
     self.path = directory / LEDGER
     self.rows = read_ledger(directory)
 
   def add(self, event: str, **facts: Any) -> None:
-    """Appends a row. Events of a run: started, stopped, done, failed, pruned, repeated, lost (with its process).
+    """Appends a row.
 
-    Events of several runs: pack, and split where a pack did not fit in memory. Events of a study: study, trial, told.
+    Events of a run: started, stopped, done, failed, pruned, repeated, and lost (its process died). Events of a pack:
+    pack, and split if it did not fit in memory. Events of a study: study, trial, told.
     """
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
     with self.path.open("ab+") as file:
-      fcntl.flock(file, fcntl.LOCK_EX)  # no living process is writing now, so an incomplete line is a dead one's
+      fcntl.flock(file, fcntl.LOCK_EX)  # no other process writes, so an incomplete line is from a dead process
       _remove_incomplete_line(file)
       file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
       file.flush()
       os.fsync(file.fileno())
 
   def end(self, outcome: Outcome) -> None:
-    """The row of a run that ended; none if it was stopped, or if another process trains it."""
+    """Records that a run ended. Does nothing if it was stopped or if another process trains it."""
     if outcome.code == DONE:
       self.add("done", trial=outcome.number)
     elif outcome.code not in (STOPPED, IN_USE):
       self.add("failed", trial=outcome.number, code=outcome.code, reason=outcome.reason)
 
   def fail(self, number: int, error: LoraExpError) -> None:
-    """Records, logs and shows why a run failed, unless it has ended before."""
+    """Records, logs and shows why a run failed, unless it has already ended."""
     if not self.ended(number):
       logging.getLogger("lora_exp").error("run %d: %s", number, error)
       self.add("failed", trial=number, code=error.code, reason=str(error))
       show_error(LoraExpError(f"run {number}: {error}"))
 
   def _last(self, number: int) -> dict[str, Any]:
+    """The latest row of a run; {} if there is none."""
     return next((row for row in reversed(self.rows) if row.get("trial") == number), {})
 
   def state(self, number: int) -> str | None:
@@ -73,13 +75,13 @@ class Ledger:
     return self._last(number).get("event")
 
   def packs(self) -> list[list[int]]:
-    """The numbers of the runs that train together since the latest change, in the order of their packs."""
+    """The run numbers of each pack, in the order of the packs. A run belongs to the last pack that lists it."""
     rows = [row["trials"] for row in self.rows if row["event"] == "pack"]
-    latest = {number: place for place, numbers in enumerate(rows) for number in numbers}
-    return [[number for number in latest if latest[number] == place] for place in dict.fromkeys(latest.values())]
+    latest = {number: index for index, numbers in enumerate(rows) for number in numbers}
+    return [[number for number in latest if latest[number] == index] for index in dict.fromkeys(latest.values())]
 
   def ended(self, number: int) -> bool:
-    """Whether a run is trained and written, has failed, or was pruned by a study."""
+    """Whether a run is done, has failed, or was pruned by a study."""
     return self.state(number) in ("done", "failed", "pruned")
 
   def outcome(self, number: int, overrides: str = "") -> Outcome | None:
@@ -97,6 +99,7 @@ class Ledger:
 
 
 def _remove_incomplete_line(file: BinaryIO) -> None:
+  """Truncates the file after its last newline."""
   file.seek(0)
   content = file.read()
   if not content.endswith(b"\n"):
@@ -104,7 +107,7 @@ def _remove_incomplete_line(file: BinaryIO) -> None:
 
 
 def show_failures(outcomes: Sequence[Outcome], directory: Path | None) -> None:
-  """Shows which runs of a multirun failed, the overrides that only they have, why, and how to continue stopped ones."""
+  """Shows the failed runs of a multirun with their overrides and reasons, and how to continue stopped ones."""
   common = set.intersection(*(set(o.overrides.split()) for o in outcomes)) if len(outcomes) > 1 else set()
   failed = [o for o in outcomes if o.code not in (DONE, STOPPED)]
   stopped = sum(o.code == STOPPED for o in outcomes)
@@ -115,6 +118,6 @@ def show_failures(outcomes: Sequence[Outcome], directory: Path | None) -> None:
     show_error(LoraExpError(f"run {o.number}{f' ({distinct})' if distinct else ''}: {o.reason}"))
   if stopped:
     show_warning(
-      f"{stopped} of {len(outcomes)} runs stopped before the end; go on with the same command and "
+      f"{stopped} of {len(outcomes)} runs stopped before the end; continue with the same command and "
       f"hydra.sweep.dir={directory}"
     )

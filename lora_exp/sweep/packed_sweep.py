@@ -1,4 +1,4 @@
-"""A sweep whose runs train in packs, in this process: plan every run, group the plans, train one pack after another."""
+"""Training of a sweep in packs in this process: plans every run, groups the plans, and trains pack after pack."""
 
 import time
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from lora_exp.train.trial_writer import TrialResult
 
 
 def plan_sweep(jobs: Sequence[SweepRun], sweep: PackedSweep) -> list[PlannedRun]:
-  """The jobs of a sweep with their plans; those that have none fail, and are left out.
+  """Makes the plan of every job. Jobs with an invalid config are recorded as failed and left out.
 
-  Raises InputError if a job was begun with other settings.
+  Raises InputError if a run directory belongs to a run with other settings.
   """
   runs, problems = plan_runs(jobs)
   require_same_configs((job.number, job.cfg, job.run_dir) for job in jobs)
@@ -37,11 +37,11 @@ def plan_sweep(jobs: Sequence[SweepRun], sweep: PackedSweep) -> list[PlannedRun]
 
 
 def train_packed(runs: Sequence[PlannedRun], sweep: PackedSweep) -> StoppedError | None:
-  """Trains in packs every run that has not ended; returns the error of a signal that stopped the sweep.
+  """Trains every run that has not ended, in packs. Returns the error if a signal stopped the sweep, else None.
 
-  A sweep that was begun continues: its packs are made again, runs that have ended keep their place in them as inactive
-  trials, and the others resume from their checkpoints. With `repeat_failed`, failed runs then train once more, in packs
-  of their own. The ledger gets how each run ended.
+  To continue a sweep, its packs are rebuilt: runs that have ended are inactive trials, and the others resume from their
+  checkpoints. With `repeat_failed`, failed runs are then trained again in separate packs. How each run ended is
+  recorded in the ledger.
   """
   ledger = Ledger(sweep.directory)
   repeated = [run for run in runs if sweep.repeat_failed and ledger.state(run.number) == "failed"]
@@ -56,7 +56,7 @@ def train_packed(runs: Sequence[PlannedRun], sweep: PackedSweep) -> StoppedError
 
 
 def sweep_outcomes(jobs: Sequence[SweepRun], sweep: PackedSweep, stopped: StoppedError | None) -> list[Outcome]:
-  """How each job ended; one that did not was stopped, by a signal or at train.stop_at."""
+  """How each job ended. A job that has not ended was stopped by a signal or at train.stop_at."""
   ledger, outcomes = Ledger(sweep.directory), []
   for job in jobs:
     reason = f"stopped at train.stop_at={job.cfg.train.stop_at}" if stopped is None else str(stopped)
@@ -66,34 +66,35 @@ def sweep_outcomes(jobs: Sequence[SweepRun], sweep: PackedSweep, stopped: Stoppe
 
 
 def _train_packs(packs: Sequence[SweepPack], ledger: Ledger) -> None:
+  """Trains packs one after another and skips those that have ended."""
   if packs:
     keep_programs(packs[0].runs[0].plan.cfg.cache)
     show_packs(packs)
   for number, pack in enumerate(packs):
     count, remaining = len(pack.runs), sum(not ledger.ended(run) for run in pack.numbers)
     if remaining == 0:
-      console.show(f"pack {number} of {len(packs)}: ended before")
+      console.show(f"pack {number} of {len(packs)}: already done")
       continue
-    ended = f", {count - remaining} of them ended" if remaining < count else ""
+    ended = f", {count - remaining} of them already ended" if remaining < count else ""
     console.show(f"\npack {number} of {len(packs)}: {count} trial{'s' if count > 1 else ''}{ended}")
     _train_or_split(pack.runs, number, ledger)
 
 
 def _train_or_split(runs: list[PlannedRun], pack: int, ledger: Ledger) -> None:
-  """Trains a pack; if it does not fit in memory, its halves one after the other, each from its last checkpoints."""
+  """Trains a pack. If it does not fit in memory, trains its halves one after the other from their checkpoints."""
   numbers = [run.number for run in runs]
   ledger.add("pack", pack=pack, trials=numbers)
   try:
     _train_together(without_pruned(runs, ledger), ledger)
     return
   except MemoryFullError as error:
-    reason = str(error)  # the error holds the frames, and they the arrays: both are freed before the halves train
+    reason = str(error)  # leaving this block frees the error, whose traceback references the arrays
   remaining = [run for run in runs if not ledger.ended(run.number)]
   half = (len(remaining) + 1) // 2
   parts = [part for part in (remaining[:half], remaining[half:]) if part]
   sizes = " and ".join(str(len(part)) for part in parts)
   console.show_warning(
-    f"pack {pack}: {len(runs)} trials do not fit in memory; they go on as packs of {sizes}: {reason}"
+    f"pack {pack}: {len(runs)} trials do not fit in memory; splitting it into packs of {sizes}: {reason}"
   )
   ledger.add("split", pack=pack, trials=[run.number for run in remaining], reason=reason)
   for part in parts:
@@ -101,7 +102,7 @@ def _train_or_split(runs: list[PlannedRun], pack: int, ledger: Ledger) -> None:
 
 
 def _train_together(runs: list[PlannedRun], ledger: Ledger) -> None:
-  """Trains runs as one program, and writes to the ledger how each ended.
+  """Trains runs as one program and records in the ledger how each ended.
 
   Raises StoppedError on a signal, and MemoryFullError if several runs do not fit in memory together.
   """
@@ -115,10 +116,10 @@ def _train_together(runs: list[PlannedRun], ledger: Ledger) -> None:
     try:
       with memory_errors(trials[0].plan, len(trials)):
         pack, resumed = make_pack(trials, started, solo=False), bool(common_steps(trials))
-        _begin(trials, numbers, resumed, ledger)
+        _record_starts(trials, numbers, resumed, ledger)
         results = train_pack(restore_pack(pack) if resumed else pack)
     except StoppedError as error:
-      again = f"go on with the same command and hydra.sweep.dir={display_path(trials[0].run_dir.parent)}"
+      again = f"continue with the same command and hydra.sweep.dir={display_path(trials[0].run_dir.parent)}"
       raise StoppedError(f"{error}; {again}") from None
     except LoraExpError as error:
       if isinstance(error, MemoryFullError) and len(trials) > 1:
@@ -127,10 +128,11 @@ def _train_together(runs: list[PlannedRun], ledger: Ledger) -> None:
         ledger.fail(number, error)
       return
   for number, result in zip(numbers, results, strict=True):
-    _end(number, result, ledger)
+    _record_end(number, result, ledger)
 
 
-def _begin(trials: Sequence[Trial], numbers: Sequence[int], resumed: bool, ledger: Ledger) -> None:
+def _record_starts(trials: Sequence[Trial], numbers: Sequence[int], resumed: bool, ledger: Ledger) -> None:
+  """Records the start of the active trials, and deletes old samples unless they are resumed."""
   for number, trial in zip(numbers, trials, strict=True):
     if trial.active:
       ledger.add("started", trial=number, resumed=resumed)
@@ -138,7 +140,8 @@ def _begin(trials: Sequence[Trial], numbers: Sequence[int], resumed: bool, ledge
         (trial.run_dir / SAMPLES).unlink(missing_ok=True)
 
 
-def _end(number: int, result: TrialResult, ledger: Ledger) -> None:
+def _record_end(number: int, result: TrialResult, ledger: Ledger) -> None:
+  """Records how a trial ended, and shows its loss if it is done."""
   if isinstance(result.error, ReachedError):
     ledger.add("stopped", trial=number, step=result.trial.plan.cfg.train.stop_at)
   elif result.error is not None:

@@ -1,4 +1,4 @@
-"""The compiled step: loss, gradient and update of every trial, as pure functions of nested dicts of arrays."""
+"""The training step: loss, gradient and update of every trial, as pure functions of nested dicts of arrays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from lora_exp.train.loss import Sums, TeacherTargets, example_loss, head_loss
 from lora_exp.train.optimizer import make_optimizer, schedule
 from lora_exp.train.program import Program, State, Tree, assemble, join_constants, split_constants
 
-Batch = dict[str, Any]  # arrays (B, …); with a teacher also its head, see teacher.py
+Batch = dict[str, Any]  # arrays (B, …), and the teacher's head if there is a teacher, see teacher.py
 
 
 def features(model: LanguageModel, batch: Batch) -> jax.Array:
@@ -27,7 +27,7 @@ def features(model: LanguageModel, batch: Batch) -> jax.Array:
 def batch_loss(
   program: Program, params: Tree, trial: Hyperparameters, frozen: Tree, batch: Batch, key: jax.Array | None
 ) -> Sums:
-  """The loss of one trial on a batch, summed over the targets; examples of numbers have `x` instead of tokens."""
+  """The loss of one trial on a batch, summed over targets. Numeric examples have `x` instead of tokens."""
   model: Any = assemble(program, params, trial, frozen, key)
   if "x" in batch:
     return example_loss(model(batch["x"]), batch["y"], batch["weights"])
@@ -35,7 +35,7 @@ def batch_loss(
 
 
 def token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: Batch) -> Sums:
-  """The loss of a batch of text, from its features; with a teacher, the KL divergence from the teacher's tokens."""
+  """The loss of a batch of text from its features; with a teacher, the KL divergence from the teacher."""
   train = methods.get(program.method).trains_everything
   targets: Any = TeacherTargets(batch["teacher"], batch["teacher_head"]) if "teacher" in batch else batch["targets"]
   weights = batch["weights"]
@@ -43,27 +43,27 @@ def token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: 
 
 
 def loss_sums(batch: Batch, sums: Sums) -> dict[str, jax.Array]:
-  """The sums that a loss gives, by the names that metrics use.
+  """The sums of a loss by the names that metrics use.
 
-  `loss`: nats of text and of classes, the KL divergence from a teacher, or squared errors. `nats`: the negative
-  log-likelihood of text; not with a teacher. `correct`: targets that are the most likely token or class; not of a
-  regression.
+  `loss`: nats for text and classes, the KL divergence from a teacher, or squared errors. `nats`: the negative
+  log-likelihood of text; absent with a teacher. `correct`: the number of targets that are the most likely token or
+  class; absent for a regression.
   """
-  named = {"loss": sums.loss}
+  by_name = {"loss": sums.loss}
   if "tokens" in batch and "teacher" not in batch:
-    named["nats"] = sums.loss
+    by_name["nats"] = sums.loss
   if sums.correct is not None:
-    named["correct"] = sums.correct
-  return named
+    by_name["correct"] = sums.correct
+  return by_name
 
 
 def gradient(
   program: Program, params: Tree, trial: Hyperparameters, frozen: Tree, batch: Batch, key: jax.Array
 ) -> tuple[Tree, Sums, jax.Array]:
-  """(gradient, sums, count) of one trial: the gradient of the mean loss with respect to the trained part of `params`.
+  """(gradient, sums, count) of one trial: the gradient of the mean loss with respect to the trained `params`.
 
-  `count` is the number of targets. With `optim.accumulate` the batch is cut into parts, and every target has the same
-  weight whatever its part.
+  `count` is the number of targets. With `optim.accumulate`, the batch is split into microbatches; every target has the
+  same weight.
   """
   tokens = batch["weights"].sum()
   parts = program.optim.accumulate
@@ -87,9 +87,9 @@ def gradient(
 def _accumulate(
   part_gradient: Callable[[Batch, jax.Array], tuple[Tree, Sums]], batch: Batch, key: jax.Array, parts: int
 ) -> tuple[Tree, Sums]:
-  """The sum of `part_gradient` over `parts` parts of a batch.
+  """The sum of `part_gradient` over `parts` microbatches.
 
-  A part takes every `parts`-th row, so that each device keeps its own rows.
+  A microbatch takes every `parts`-th row, so that no row moves to another device.
   """
   shared = {name: batch[name] for name in ("teacher_head",) if name in batch}
   rows = {name: x for name, x in batch.items() if name not in shared}
@@ -106,21 +106,21 @@ def _accumulate(
 
 
 def over_trials(function: Callable, mapping: str, *trees: Tree, inline: bool = False) -> Tree:
-  """`function` mapped over the leading axis of `trees`; for one trial it is called directly.
+  """Maps `function` over the leading axis of `trees`. For a single trial, it is called directly.
 
-  In a loop it is compiled by itself, so that a trial in a pack has the bits of its solo run. With `inline`, XLA
-  optimizes across the call, and computes once what is equal for all trials.
+  In a loop, the function is compiled separately, so that a trial of a pack is bit-equal to its single run. With
+  `inline`, XLA optimizes across the call and computes values that are equal for all trials only once.
   """
   if mapping == "vmap" and jax.tree.leaves(trees)[0].shape[0] > 1:
     return jax.vmap(function)(*trees)
-  one = function if inline else compiled_alone(function)
+  one_trial = function if inline else compiled_alone(function)
   if jax.tree.leaves(trees)[0].shape[0] == 1:
-    return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], trees)))
-  return jax.lax.map(lambda trial: one(*trial), trees)
+    return jax.tree.map(lambda x: x[None], one_trial(*jax.tree.map(lambda x: x[0], trees)))
+  return jax.lax.map(lambda trial: one_trial(*trial), trees)
 
 
 def init_state(program: Program, params: Tree, trials: Hyperparameters) -> State:
-  """The state before the first step; the leaves of `params` have a leading axis N of trials."""
+  """The state before the first step. The arrays of `params` have a leading axis N of trials."""
 
   def init_optimizer(trial: Hyperparameters, params: Tree) -> Tree:
     return make_optimizer(program, trial, trial.lr).init(split_constants(program, params)[0])
@@ -129,7 +129,7 @@ def init_state(program: Program, params: Tree, trials: Hyperparameters) -> State
 
 
 def state_shardings(program: Program, state: State) -> State:
-  """The shardings of a state. Every jit gets them: otherwise the first update may move a leaf and compile again."""
+  """The shardings of a state. Every jit sets them, because a changed sharding would compile the step again."""
   shardings = program.layout.shardings
   return State(
     program.layout.replicated, shardings(state.params, trials=True), shardings(state.opt, trials=True)
@@ -139,10 +139,10 @@ def state_shardings(program: Program, state: State) -> State:
 def train_step(
   program: Program, state: State, trials: Hyperparameters, frozen: Tree, batch: Batch, seed_keys: jax.Array
 ) -> tuple[State, dict[str, Any]]:
-  """One optimizer step of N trials: the new state, and loss, sums, tokens, grad_norm and lr, each (N,).
+  """One optimizer step of N trials. Returns the new state and loss, sums, tokens, grad_norm and lr, each (N,).
 
-  `seed_keys` (N,): dropout keys. Trials with the same key use the same dropout mask (paired noise), which is the mask
-  of each trial trained alone.
+  `seed_keys` (N,): dropout keys. Trials with the same key use the same dropout masks, which are those of their single
+  runs.
   """
   keys = jax.vmap(jax.random.fold_in, (0, None))(seed_keys, state.step)
 
@@ -164,7 +164,8 @@ def train_step(
   def with_first_key(trial: Hyperparameters, params: Tree, opt: Tree):
     return one_trial(trial, params, opt, keys[0])
 
-  drops = program.train_graph != program.eval_graph  # shared masks save more than the separate compilation would
+  # With dropout, sharing the masks saves more time than separate compilation.
+  drops = program.train_graph != program.eval_graph
   mapped = (trials, state.params, state.opt)
   if program.shared_dropout_key:
     params, opt, metrics = over_trials(with_first_key, program.mapping, *mapped, inline=drops)
@@ -174,5 +175,5 @@ def train_step(
 
 
 def outputs(model: Any, batch: Batch) -> jax.Array:
-  """The model's outputs for a batch: logits (B, T, V), or logits and numbers (B, O) for examples of numbers."""
+  """The model's outputs for a batch: logits (B, T, V) for text, logits or numbers (B, O) for numeric examples."""
   return model(batch["x"]) if "x" in batch else model.logits(features(model, batch))

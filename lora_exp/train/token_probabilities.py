@@ -1,4 +1,4 @@
-"""The probability that a trained model gives to each token of held-out responses, as a plot."""
+"""A plot of the probabilities that a trained model assigns to the tokens of held-out responses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ MAX_EXAMPLES, MAX_TOKENS = 32, 48  # in the plot
 
 
 def token_probabilities(model: LanguageModel, batch: Batch) -> jax.Array:
-  """The probability (B, T) of each target given the tokens before it."""
+  """The probability (B, T) of each target given the preceding tokens."""
   return map_logits(model, features(model, batch), _probability, batch["targets"])
 
 
@@ -35,18 +35,18 @@ def draw(
   held_out: Sequence[Mapping[str, jax.Array]],
   tokenizer: Tokenizer,
 ) -> None:
-  """Writes plots/answers.png: a row for each of the first held-out examples, with the probability of each target.
+  """Writes plots/answers.png: one row for each of the first held-out examples, with the probability of each target.
 
-  `params` and `trials` are those of one trial, (1, …).
+  `params` and `trials` hold one trial, (1, …).
   """
 
   @jax.jit
   def probabilities(params: Tree, trial: Hyperparameters, frozen: Tree, batch: Batch) -> jax.Array:
     return token_probabilities(assemble(job.program, params, trial, frozen, None), batch)
 
-  own_params, trial = jax.tree.map(lambda x: x[0], (params, trials))
+  trial_params, trial = jax.tree.map(lambda x: x[0], (params, trials))
   batches = held_out[: -(-MAX_EXAMPLES // len(held_out[0]["tokens"]))]
-  values_BT = _join(probabilities(own_params, trial, job.frozen, dict(batch)) for batch in batches)
+  values_BT = _join(probabilities(trial_params, trial, job.frozen, dict(batch)) for batch in batches)
   examples = np.flatnonzero(_join(batch["answers"].any(1) for batch in batches))[:MAX_EXAMPLES]
   weights_BT, targets_BT = (_join(batch[name] for batch in batches) for name in ("weights", "targets"))
   texts, values = [], []

@@ -1,4 +1,4 @@
-"""What a run trains: its adapted modules with their ranks, and the parameters that are trained in full."""
+"""The training targets of a run: adapted modules with their ranks, and parameters that are trained in full."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ from lora_exp.train.trial_padding import Table
 
 @dataclass(frozen=True)
 class Targets:
-  """The resolved targets of a run, and its config with them."""
+  """The resolved targets of a run, and the config that results."""
 
   cfg: Config  # with the rank from `lora.parameters` and the method from `lora.init_from`
-  saved_cfg: Config  # for config.yaml: as given, with the rank from `lora.parameters`
+  saved_cfg: Config  # for config.yaml: as given, but with the rank from `lora.parameters`
   table: Table  # adapted modules
-  full: list[str]  # dotted paths of the parameters trained in full besides them
+  full: list[str]  # dotted paths of parameters trained in full, in addition to the adapters
   adapter: lora.Adapter | None = None  # the adapter in `lora.init_from`
 
 
 def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
-  """The targets of `cfg` on the abstract base `model`. Raises InputError with every problem."""
+  """Resolves the targets of `cfg` for the abstract base `model`. Raises InputError that lists every problem."""
   if cfg.lora.init_from is not None:
     adapter = _initial_adapter(cfg, model, family)
     resolved = replace(cfg, lora=replace(cfg.lora, method=adapter.method, init=LoraConfig.init, alpha=None))
@@ -48,7 +48,7 @@ def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
 
 
 def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Table:
-  """The modules of `model` that `cfg` adapts; [] for a method without adapters."""
+  """The modules of `model` that `cfg` adapts; [] if the method has no adapters."""
   c, method = cfg.lora, methods.of(cfg.lora)
   if not method.adapts_kernels:
     return []
@@ -69,9 +69,9 @@ def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]
 
 
 def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Config:
-  """`cfg` with the rank whose adapters have nearest to `lora.parameters` parameters; `cfg` itself without a budget.
+  """Sets the rank of `cfg` so that the number of adapter parameters is nearest to `lora.parameters`.
 
-  Raises InputError if rank 1 needs more.
+  Returns `cfg` unchanged if `lora.parameters` is not set. Raises InputError if rank 1 has more parameters.
   """
   budget = cfg.lora.parameters
   if budget is None or not methods.of(cfg.lora).adapts_kernels:
@@ -84,33 +84,33 @@ def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str
     return sum(row.parameters for row in table_of(model, with_lora_rank(rank), presets))
 
   base = sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
-  wanted = budget if budget >= 1 else budget * base
-  least, step = count(1), count(2) - count(1)  # linear in the rank for every method
-  if wanted < least:
-    given = f"{budget:.0f}" if budget >= 1 else f"{budget} ({wanted:,.0f} of the base's {base:,} parameters)"
+  target = budget if budget >= 1 else budget * base
+  least, step = count(1), count(2) - count(1)  # the count is linear in the rank for every method
+  if target < least:
+    given = f"{budget:.0f}" if budget >= 1 else f"{budget} ({target:,.0f} of the base's {base:,} parameters)"
     raise InputError(
       f"lora.parameters={given}: rank 1 on lora.targets={shown(cfg.lora.targets)} takes {least:,}; give at least that, "
       "or fewer targets"
     )
-  return with_lora_rank(1 + round((wanted - least) / step))
+  return with_lora_rank(1 + round((target - least) / step))
 
 
 def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:
-  """Dotted paths of the parameters that `cfg` trains in full besides its adapters: biases and chosen modules."""
+  """Dotted paths of the parameters that `cfg` trains in full: `lora.bias` and `lora.train_modules`."""
   return lora.full_paths(model, table, cfg.lora.bias, cfg.lora.train_modules)
 
 
 def _initial_adapter(cfg: Config, model: nnx.Module, family: Family) -> lora.Adapter:
-  """The adapter in `lora.init_from`, checked against the model's shapes."""
+  """Loads the adapter in `lora.init_from` and checks it against the model's shapes."""
   shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(model).items()}
   parameters = {path: tuple(x.shape) for path, x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
   return lora.load_adapter(Path(str(cfg.lora.init_from)), peft_naming(cfg.model, family), shapes, parameters)
 
 
 def peft_naming(cfg: ModelConfig, family: Family) -> lora.Naming | None:
-  """How PEFT names the modules of this model; None for a family that others do not publish.
+  """PEFT's names of the model's modules; None if there are none.
 
-  Nor is there a name for modules that transformers splits or joins.
+  That is the case for families without a Hugging Face format, and if transformers splits or fuses modules differently.
   """
   if family.names is None or any(len(row.ours) + len(row.stored) > 2 for row in family.names.rows):
     return None

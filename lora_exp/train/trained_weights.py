@@ -1,4 +1,4 @@
-"""Export of what a run has trained, and the check that it trained nothing else."""
+"""Export of trained weights, and the check that the frozen base has not changed."""
 
 from pathlib import Path
 
@@ -21,15 +21,15 @@ def frozen_digest(job: Job) -> str:
 
 
 def check_frozen(job: Job, expected: str) -> None:
-  """Raises LoraExpError if training changed a byte of the base: never expected, always checked."""
+  """Raises LoraExpError if training changed any byte of the base, which would be a bug."""
   if store.digest(job.frozen) != expected:
     raise LoraExpError("the frozen base changed during training; this is a bug of lora_exp, please report it")
 
 
 def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_digest: str) -> lora.Adapter | None:
-  """adapter/ in PEFT's format, which is returned; model.safetensors for lora=full; nothing for lora=frozen.
+  """Writes the adapter in PEFT's format to adapter/ and returns it; with lora=full, writes model.safetensors.
 
-  `params` are one trial's (1, …).
+  Returns None if there is no adapter. `params` holds one trial, (1, …).
   """
   cfg = plan.cfg
   method = methods.of(cfg.lora)
@@ -45,8 +45,8 @@ def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_dige
     "quant": cfg.lora.quant,
   }
   adapter = take_trial(jax.device_get(params), plan.table, plan.full, method.name, 0)
-  where = cfg.model.weights if cfg.model.base == "weights" else None
+  weights = cfg.model.weights if cfg.model.base == "weights" else None
   lora.save_adapter(
-    run_dir / ADAPTER, adapter, plan.naming(), metadata, base=where, dropout=cfg.lora.dropout
+    run_dir / ADAPTER, adapter, plan.naming(), metadata, base=weights, dropout=cfg.lora.dropout
   )
   return adapter

@@ -1,7 +1,8 @@
-"""One trial of a pack, and its part of the pack's arrays."""
+"""A trial of a pack, and the selection of its arrays from those of the pack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from lora_exp.train.trial_padding import Table, padded_trial, solo_trial
 
 @dataclass(frozen=True)
 class Trial:
-  """A trial's place in a pack, its plan and its run directory."""
+  """A trial of a pack: its index, its plan and its run directory."""
 
   index: int  # on the axis of trials of the pack's arrays
   plan: Plan
   run_dir: Path
-  active: bool = True  # an inactive trial has ended before: it keeps its place in the program, and is not written
+  active: bool = True  # False if it ended earlier; it remains in the program but nothing is written
 
   def select(self, tree: Tree) -> Tree:
     """This trial's part (1, …) of a tree of arrays (N, …)."""
@@ -28,20 +29,20 @@ class Trial:
 
 
 def solo_state(trial: Trial, method: str, table: Table, state: State) -> dict[str, jax.Array]:
-  """The arrays of one trial by dotted path, as a run of its own has them; `table` is the pack's."""
+  """The arrays of one trial by dotted path, with the shapes of a single run. `table` holds the pack's modules."""
   return solo_trial(checkpoint.named_leaves(state), method, trial.plan.table, table, trial.index)
 
 
 def restore_trial(
   trial: Trial, method: str, table: Table, state: State, step: int | None
 ) -> tuple[int, dict[str, Any], dict]:
-  """(step, arrays (1, …) by dotted path, meta) of a trial's checkpoint, the newest one if `step` is None.
+  """Restores (step, arrays (1, …) by dotted path, meta) of a trial; the newest checkpoint if `step` is None.
 
-  The arrays are padded to the shapes of the pack, of which `state` is any state and `table` the modules.
+  The arrays are padded to the shapes of the pack. `state` is any state of the pack, and `table` holds its modules.
   """
   template = checkpoint.named_leaves(state)
-  abstract = jax.eval_shape(lambda state: solo_state(trial, method, table, state), state)
-  for name, leaf in abstract.items():  # an array that needs no padding is read straight into its place on the mesh
+  abstract = jax.eval_shape(partial(solo_state, trial, method, table), state)
+  for name, leaf in abstract.items():  # an array that needs no padding is read directly into its shards
     if leaf.shape == template[name].shape:
       sharding = getattr(template[name], "sharding", None)
       abstract[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -50,5 +51,5 @@ def restore_trial(
 
 
 def common_steps(trials: Sequence[Trial]) -> set[int]:
-  """The steps of which every active trial has a checkpoint."""
+  """The steps for which every active trial has a checkpoint."""
   return set.intersection(*(set(checkpoint.steps(trial.run_dir)) for trial in trials if trial.active))

@@ -1,4 +1,4 @@
-"""What one trial writes into its run directory: metrics, samples and checkpoints, and its results at the end."""
+"""Writing of a trial's run directory: metrics, samples and checkpoints, and the results at the end."""
 
 import math
 import time
@@ -35,13 +35,13 @@ class TrialResult:
   status: str  # done | stopped | diverged | failed | inactive
   error: LoraExpError | None = None
   summary: Mapping[str, Any] | None = None  # summary.json
-  params: Tree = None  # exported by this training, (1, …)
+  params: Tree = None  # exported, (1, …)
 
 
 class TrialWriter:
-  """Writes the files of one trial, from its first evaluation to `close`.
+  """Writes the files of one trial, from the first evaluation until `close`.
 
-  `failure` is set when the loss of a trial in a pack stops being finite; nothing more is written for it then.
+  `failure` is set when the loss of a trial in a pack is not finite. Nothing is written for the trial after that.
   """
 
   def __init__(self, pack: Pack, trial: Trial, base_digest: str):
@@ -55,7 +55,7 @@ class TrialWriter:
     self.exported: Tree = None
 
   def log_step(self, step: int, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
-    """A line of metrics.jsonl for a training step that is due; `seconds` are this trial's share of the pack's."""
+    """Logs a training step if it is due. `seconds` is the trial's share of the duration of the pack's step."""
     values = {name: float(x[self.trial.index]) for name, x in metrics.items()}
     count, loss = values.pop("tokens"), values["loss"]
     self.record = self.record.after_step(loss, int(count), seconds)
@@ -66,7 +66,7 @@ class TrialWriter:
       self.failure = DivergedError(f"the loss is {loss} at step {step}: lower optim.lr (now {rate:g})")
 
   def log_evaluation(self, step: int, held_out: Evaluation, retained: Evaluation | None) -> bool:
-    """Lines of metrics.jsonl for an evaluation; returns whether the held-out loss is the best so far."""
+    """Logs an evaluation. Returns whether the held-out loss is the best so far."""
     before, scores = self.record, held_out.row()
     self.record = self.record.after_evaluation(step, scores)
     improved = self.record.best_step != before.best_step
@@ -77,7 +77,7 @@ class TrialWriter:
     return improved
 
   def log_samples(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """Appends to samples.jsonl; a run by itself shows the samples too."""
+    """Appends to samples.jsonl. A single run also shows the samples."""
     append_samples(self.trial.run_dir, step, prompts, texts)
     if self.pack.solo:
       show_samples(step, prompts, texts)
@@ -88,7 +88,7 @@ class TrialWriter:
     self.logger.log(row)
 
   def save(self, step: int, state: State) -> None:
-    """A checkpoint of this trial alone, at its own ranks: trained leaves, optimizer, step, position in the data."""
+    """Saves a checkpoint of this trial at its ranks: trained leaves, optimizer state, step, position in the data."""
     data = {"fingerprint": self.pack.rows.fingerprint, "position": step}
     meta = {"data": data, "record": asdict(self.record)}
     best = self.record.best_step if self.cfg.train.export == "best" else None
@@ -96,7 +96,7 @@ class TrialWriter:
     checkpoint.save(self.trial.run_dir, step, arrays, meta, best_step=best)
 
   def export(self, state: State) -> None:
-    """Writes the trained weights, of the best or the last state, and the plots."""
+    """Writes the trained weights of the best or the last state, and the plots."""
     step, params = self._state_to_export(state)
     self.record = replace(self.record, exported_step=step)
     self.adapter = export_trained(self.trial.run_dir, self.trial.plan, params, step, self.base_digest)
@@ -111,7 +111,7 @@ class TrialWriter:
     self.exported = params
 
   def _state_to_export(self, state: State) -> tuple[int, Tree]:
-    """Step and params (1, …), padded as in the pack, of the state to export."""
+    """(step, params) of the state to export; params are (1, …), padded to the shapes of the pack."""
     last, best = int(state.step), self.record.best_step
     if self.cfg.train.export == "best" and best not in (0, last):
       try:
@@ -119,11 +119,11 @@ class TrialWriter:
         leaves = [arrays[f"params.{name}"] for name in checkpoint.named_leaves(state.params)]
         return best, jax.tree.unflatten(jax.tree.structure(state.params), leaves)
       except NoCheckpointError as error:
-        console.show_warning(f"the last state is exported instead of the best: {error}")
+        console.show_warning(f"exporting the last state instead of the best one: {error}")
     return last, self.trial.select(state.params)
 
   def close(self, step: CompiledStep | None, end: LoraExpError | None) -> TrialResult:
-    """Writes summary.json. `end` is the error that ended the whole pack, if one of ours did."""
+    """Writes summary.json and ends logging. `end` is the error that ended the pack, or None."""
     done = self.exported is not None
     error = None if done else self.failure or end
     status = "done" if done else _status(error)
@@ -139,6 +139,7 @@ class TrialWriter:
 
 
 def _status(error: LoraExpError | None) -> str:
+  """The status of a trial that did not finish."""
   if isinstance(error, StoppedError):
     return "stopped"
   return "diverged" if isinstance(error, DivergedError) else "failed"

@@ -127,7 +127,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(basic, tmp_path, cap
   directory, argv = basic
   argv = [*argv[:-1], "optim.lr=1e-3"]
   sweep(tmp_path / "sweep", *argv, "train.stop_at=6", code=75)
-  assert "1 of 1 runs stopped before the end; go on with the same command" in capfd.readouterr().err
+  assert "1 of 1 runs stopped before the end; continue with the same command" in capfd.readouterr().err
   assert summary(tmp_path / "sweep" / "0")["status"] == "stopped"
   sweep(tmp_path / "sweep", *argv)
   assert curve(tmp_path / "sweep" / "0") == curve(directory / "0"), "as if it had not been stopped"

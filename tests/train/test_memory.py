@@ -123,7 +123,7 @@ def test_a_pack_out_of_memory_continues_in_halves(tmp_path):
   argv += ["optim.lr=1e-4,2e-4,3e-4,4e-4"]
   done = bounded(tmp_path, *argv, f"hydra.sweep.dir={tmp_path / 'halved'}")
   assert done.returncode == 0, done.stderr
-  assert "4 trials do not fit in memory; they go on as packs of 2 and 2: Out of memory allocating" in done.stderr
+  assert "4 trials do not fit in memory; splitting it into packs of 2 and 2: Out of memory allocating" in done.stderr
   assert done.stdout.count("Resumed at step 4 of 8") == 2
   assert entry.run([*argv, f"hydra.sweep.dir={tmp_path / 'whole'}"]) == 0
   for n in range(4):
