@@ -1,4 +1,4 @@
-"""Which runs of a sweep can train as one program over one base, and how many of them at a time."""
+"""Grouping of a sweep's runs into packs: runs that can train as one program, as many as fit in memory."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from lora_exp.sweep.planned_run import PlannedRun
 from lora_exp.train.memory import device_memory, nbytes, widest
 from lora_exp.train.trial_padding import union
 
-# Settings in which the trials of a pack may differ: numbers that are arrays in the step, and shapes that are padded.
+# Settings in which the trials of a pack may differ: numbers that are arrays in the step, and sizes that are padded.
 TRIAL_SETTINGS = {
   "": ("name",),
   "lora": (
@@ -23,7 +23,7 @@ TRIAL_SETTINGS = {
   ),
   "optim": ("lr", "weight_decay"),
 }  # fmt: skip
-# Ranks are padded to the largest of their bucket: far above it a small rank costs too much, and every bucket compiles.
+# Ranks of one bucket train together, padded to the largest. More buckets need less padding but more compilation.
 BUCKETS = (16, 64, 256)
 
 
@@ -32,7 +32,7 @@ class SweepPack:
   """Runs of a sweep that train as one program."""
 
   runs: list[PlannedRun]
-  memory: int  # bytes that they are estimated to need on one device
+  memory: int  # estimated bytes on one device
 
   @property
   def numbers(self) -> list[int]:
@@ -40,19 +40,19 @@ class SweepPack:
 
 
 def make_packs(runs: Sequence[PlannedRun], width: int | None, ledger: Ledger) -> list[SweepPack]:
-  """The packs of a sweep: those in the ledger as they were, and the other runs as many at a time as fit in memory.
+  """The packs of a sweep: those in the ledger unchanged, and new ones for the other runs.
 
-  `width` is the most runs in a pack. Raises InputError if it is not a positive integer.
+  `width` is the maximum number of runs in a pack. Raises InputError if it is not a positive integer.
   """
   if width is not None and (not isinstance(width, int) or width < 1):
-    raise InputError(f"hydra.launcher.width={width}: is no number of trials; give one from 1 on, or null for what fits")
+    raise InputError(f"hydra.launcher.width={width}: give a positive integer, or null for what fits in memory")
   by_number = {run.number: run for run in runs}
-  begun = [[by_number.pop(number) for number in pack if number in by_number] for pack in ledger.packs()]
-  return [_make_pack(pack) for pack in begun if pack] + group_runs(list(by_number.values()), width)
+  recorded = [[by_number.pop(number) for number in pack if number in by_number] for pack in ledger.packs()]
+  return [_make_pack(pack) for pack in recorded if pack] + group_runs(list(by_number.values()), width)
 
 
 def group_runs(runs: Sequence[PlannedRun], width: int | None = None) -> list[SweepPack]:
-  """Runs that can share a program, in order of first appearance: as many as fit in memory, at most `width`."""
+  """Groups runs that can share a program into packs: as many as fit in memory, at most `width` each."""
   groups: dict[str, list[PlannedRun]] = {}
   for run in runs:
     groups.setdefault(shared_settings(run.plan.saved_cfg), []).append(run)
@@ -61,6 +61,7 @@ def group_runs(runs: Sequence[PlannedRun], width: int | None = None) -> list[Swe
 
 
 def _split_group(group: list[PlannedRun], width: int | None, available: int) -> list[SweepPack]:
+  """Splits runs that can share a program into packs that fit in `available` bytes."""
   need = widest([run.plan for run in group])
   most = max(1, need.most(available))
   return [SweepPack(part, need.of(len(part))) for part in split_evenly(group, min(most, width or most), need.ways)]
@@ -71,9 +72,9 @@ def _make_pack(runs: list[PlannedRun]) -> SweepPack:
 
 
 def split_evenly(group: Sequence[Any], most: int, ways: int = 1) -> list[list[Any]]:
-  """`group` in as few parts of at most `most` as possible, of nearly equal size: equal ones share a compiled program.
+  """Splits `group` into the fewest parts of at most `most` elements. Sizes are nearly equal, to compile few programs.
 
-  Where trials are split over `ways` devices, sizes are multiples of that if `most` leaves room.
+  If trials are split over `ways` devices, sizes are multiples of `ways` where `most` allows it.
   """
   parts = math.ceil(len(group) / most)
   size = math.ceil(len(group) / parts)
@@ -85,9 +86,8 @@ def split_evenly(group: Sequence[Any], most: int, ways: int = 1) -> list[list[An
 def shared_settings(cfg: Config) -> str:
   """The settings that must be equal within a pack, as JSON.
 
-  Trials with one seed share their dropout masks, which are made once for all of them. Where every adapter drops its
-  input, masks for each seed cost a fifth of a step, so different seeds train apart; the base's own dropout costs too
-  little to measure.
+  With adapter dropout, trials with different seeds train in different packs: trials of one seed share their masks, and
+  separate masks would make a step 20 % slower. The dropout of the base has no measurable cost.
   """
   settings: dict[str, Any] = asdict(cfg)
   for group, names in TRIAL_SETTINGS.items():
@@ -102,18 +102,18 @@ def shared_settings(cfg: Config) -> str:
     settings["bucket"] = rank_bucket(max([lora.rank, *(lora.rank_pattern or {}).values()]))
   if not method.paddable:
     settings["rank"] = [lora.rank, lora.rank_pattern]
-  if method.shared_leaves:  # they are as large as the largest target
+  if method.shared_leaves:  # their size depends on the largest target
     settings["lora"]["targets"] = [lora.targets, lora.exclude, lora.layers]
   return json.dumps(settings, sort_keys=True, default=str)
 
 
 def rank_bucket(rank: int) -> int:
-  """The smallest of `BUCKETS` that holds `rank`; a larger rank is a bucket of its own."""
+  """The smallest of `BUCKETS` that is at least `rank`; a larger rank has a separate bucket."""
   return next((size for size in BUCKETS if rank <= size), rank)
 
 
 def show_packs(packs: Sequence[SweepPack]) -> None:
-  """Shows which runs train together, and the memory that they are estimated to need."""
+  """Shows which runs train together and their estimated memory."""
   rows = []
   for number, pack in enumerate(packs):
     cfgs = [run.plan.saved_cfg for run in pack.runs]
@@ -122,18 +122,19 @@ def show_packs(packs: Sequence[SweepPack]) -> None:
     rows.append((number, len(cfgs), cfgs[0].lora.method, ranks, seeds, rates, memory, _ranges(pack.numbers)))
   columns = ("pack", "trials", "lora", "ranks", "seeds", "lr", "memory", "runs")
   console.show_table("Packs: runs that train as one program", columns, rows)
-  console.show(f"Memory there is: {nbytes(device_memory())}; a pack is as wide as fits, by the estimate of task=plan.")
+  console.show(f"Available memory: {nbytes(device_memory())}. Packs are as wide as fits by the estimate of task=plan.")
 
 
 def _ranges(numbers: Sequence[int]) -> str:
+  """Run numbers as '3-5' if they are consecutive, else as a list."""
   consecutive = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
   return f"{numbers[0]}-{numbers[-1]}" if consecutive and len(numbers) > 1 else ", ".join(map(str, numbers))
 
 
 def without_pruned(runs: list[PlannedRun], ledger: Ledger) -> list[PlannedRun]:
-  """`runs` of a pack without those that a study pruned, except the ones that decide the pack's shapes.
+  """The runs of a pack without those that a study pruned, except runs that determine the shapes of the pack.
 
-  So the arrays of the others, and with them their losses, are what they are in the whole pack.
+  The remaining runs then have the same arrays, and therefore the same losses, as in the full pack.
   """
   remaining = runs
   for run in runs:
@@ -144,4 +145,5 @@ def without_pruned(runs: list[PlannedRun], ledger: Ledger) -> list[PlannedRun]:
 
 
 def _ranks(runs: Sequence[PlannedRun]) -> dict[str, int]:
+  """The largest rank of each module that any run adapts."""
   return {row.path: row.rank for row in union([run.plan.table for run in runs])}

@@ -1,4 +1,4 @@
-"""Runs of a sweep with their plans: each plan is made here, once, and passed on."""
+"""Runs of a sweep with their plans. Each plan is made once, here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class PlannedRun:
 
 
 def plan_runs(jobs: Sequence[SweepRun]) -> tuple[list[PlannedRun], dict[int, InputError]]:
-  """The jobs with their plans, and by number why the others have none."""
+  """The jobs with their plans, and the errors of jobs with an invalid config, by number."""
   runs, problems = [], {}
   for job in jobs:
     try:

@@ -1,7 +1,7 @@
-"""Jobs of a sweep that another launcher runs, in processes and on machines of their own.
+"""Jobs of a sweep that a Hydra plugin runs in other processes or on other machines.
 
-A job is one run, or a pack of runs that train as one program. The launchers give up all jobs when the process of one
-dies; here only that job is lost.
+A job is a run, or a pack of runs that train as one program. The plugins lose all jobs if the process of one dies; here
+only that job is lost.
 """
 
 import os
@@ -23,35 +23,35 @@ from lora_exp.runtime import console
 from lora_exp.sweep.launcher_plugins import PLUGINS
 from lora_exp.sweep.ledger import Ledger, Outcome
 
-Jobs = Sequence[Sequence[str]]  # the overrides of each
-End = JobReturn | Exception  # an exception if the process of the job died
+Jobs = Sequence[Sequence[str]]  # the overrides of each job
+End = JobReturn | Exception  # an exception if the job's process died
 
 
 def launch(launcher: Any, jobs: Jobs, first: int, runs: Sequence[Sequence[Outcome]], sweep: Path) -> list[Outcome]:
-  """Runs `jobs`, numbered from `first`, with the launcher of a plugin; shows and returns how their runs ended.
+  """Runs `jobs`, numbered from `first`, with a plugin's launcher. Shows and returns how their runs ended.
 
-  `runs` are those that each job trains into the directory `sweep`.
+  `runs` has the runs of each job. They are trained in the directory `sweep`.
   """
   gather = {"Joblib": _joblib, "Ray": _ray, "Slurm": _submitit, "Local": _submitit}
   kind = f"{type(launcher).__module__}.{type(launcher).__qualname__}"
   [ends] = [gather[name] for name, (plugin, _) in PLUGINS.items() if plugin == kind]
-  found = []
-  for end, own in zip(ends(launcher, jobs, first), runs, strict=True):
-    for outcome in outcomes(end, own, Ledger(sweep)):
-      found.append(outcome)
+  ended = []
+  for end, job_runs in zip(ends(launcher, jobs, first), runs, strict=True):
+    for outcome in outcomes(end, job_runs, Ledger(sweep)):
+      ended.append(outcome)
       if outcome.code == DONE:
         console.show(f"run {outcome.number}: done")
       elif outcome.code == StoppedError.code:
         console.show_warning(f"run {outcome.number}: {outcome.reason}")
       else:
         console.show_error(LoraExpError(f"run {outcome.number}: {outcome.reason}"))
-  return found
+  return ended
 
 
 def _joblib(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
-  """Runs jobs in joblib's pool, which a process that dies breaks with all its jobs.
+  """Runs jobs in joblib's pool. If a process dies, the pool breaks and all its jobs are lost.
 
-  Each half then runs again, skipping the runs that have ended, until the job that died is alone.
+  Each half of the jobs is then run again, without the runs that have ended, until the failing job is isolated.
   """
   from joblib.externals.loky.process_executor import BrokenProcessPool
 
@@ -65,6 +65,7 @@ def _joblib(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
 
 
 def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
+  """Runs jobs as tasks of a Ray cluster."""
   _require_cluster(launcher.ray_cfg.init.get("address") or os.environ.get("RAY_ADDRESS") or "")
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
   import ray
@@ -85,7 +86,7 @@ def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
       yield _end(partial(ray.get, task))
   except KeyboardInterrupt:
     for task in tasks:
-      ray.cancel(task)  # as Ctrl-C: after a checkpoint
+      ray.cancel(task)  # like Ctrl-C: the run stops after a checkpoint
     ray.wait(tasks, num_returns=len(tasks), timeout=60)
     raise
   finally:
@@ -93,7 +94,7 @@ def _ray(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
 
 
 def _require_cluster(address: str) -> None:
-  """Raises InputError at once where Ray would retry for minutes."""
+  """Raises InputError if the cluster cannot be reached. Ray itself would retry for minutes."""
   host, _, port = address.removeprefix("ray://").rpartition(":")
   if not port.isdecimal():  # local, auto, or none
     return
@@ -101,10 +102,12 @@ def _require_cluster(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=10).close()
   except OSError as error:
     start = f"ray start --head --port={port}"
-    raise InputError(f"{address}: no Ray cluster answers ({error}); {start}, or leave the address out") from error
+    problem = f"{address}: the Ray cluster does not respond ({error}); use {start}, or omit the address"
+    raise InputError(problem) from error
 
 
 def _submitit(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
+  """Runs jobs on SLURM, or in local processes, with submitit."""
   import submitit
   from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
@@ -122,32 +125,33 @@ def _submitit(launcher: Any, jobs: Jobs, first: int) -> Iterable[End]:
 
 
 def _end(get: Callable[[], Any]) -> End:
+  """The result of a job, or the error with which the cluster reports that the job was lost."""
   try:
-    found: JobReturn = get()
-    return found
-  except Exception as error:  # any error of the cluster about a job that it lost
+    result: JobReturn = get()
+    return result
+  except Exception as error:
     return error
 
 
 def outcomes(end: End, runs: Sequence[Outcome], ledger: Ledger) -> list[Outcome]:
-  """How the `runs` of one job ended; runs that died with its process are recorded as lost."""
+  """How the `runs` of one job ended. If its process died, runs that have not ended are recorded as lost."""
   if isinstance(end, JobReturn) and end.status == JobStatus.COMPLETED:
     value = end.return_value
     return value if isinstance(value, list) else [value]
-  error = end._return_value if isinstance(end, JobReturn) else end  # raised by the job, or the death of its process
+  error = end._return_value if isinstance(end, JobReturn) else end  # raised by the job, or because its process died
   code = error.code if isinstance(error, LoraExpError) else BUG
   reason = f"{'a bug' if error is not end else 'its process died'}: {sentence(error)}"
-  found = []
+  ended = []
   for run in runs:
     if (outcome := ledger.outcome(run.number, run.overrides)) is None:
       outcome = replace(run, code=code, reason=str(error) if isinstance(error, LoraExpError) else reason)
       ledger.add("lost", trial=run.number, reason=outcome.reason)
-    found.append(outcome)
-  return found
+    ended.append(outcome)
+  return ended
 
 
 def sentence(error: BaseException) -> str:
-  """The type of an error and the first line of its message; the last line, if the message is a traceback."""
+  """The type of an error and the first line of its message, or the last line of a traceback."""
   lines = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines() if line.strip()]
   if any(line.endswith("Traceback (most recent call last):") for line in lines):
     return lines[-1][:300]

@@ -1,4 +1,4 @@
-"""A sweep whose packs are jobs of another launcher, in processes and on machines of their own."""
+"""Training of a sweep whose packs are jobs of a Hydra plugin, in other processes or on other machines."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -15,22 +15,23 @@ from lora_exp.sweep.planned_run import plan_runs
 from lora_exp.sweep.remote_jobs import launch
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 
-PACKS = "packs"  # directory in the sweep's: a log of each pack
+PACKS = "packs"  # subdirectory of the sweep for the logs of the packs
 
 
 @dataclass(frozen=True)
 class PackTask:
-  """Hydra's task function where a job is a pack: trains the pack that the job's number names, wherever it is called."""
+  """Hydra's task function for a job that is a pack. Trains the pack with the number of the job."""
 
   packs: list[list[SweepRun]]
   sweep: PackedSweep
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    """A copy in another process shares the terminal with others."""
+    """Unpickles the task in another process, which shares the terminal with others."""
     self.__dict__.update(state)
     console.share()
 
   def __call__(self, _: Any) -> list[Outcome]:
+    """Trains the pack and returns how its runs ended."""
     try:
       jobs = self.packs[HydraConfig.get().job.num]
       stopped = train_packed(plan_sweep(jobs, self.sweep), self.sweep)
@@ -43,7 +44,7 @@ class PackTask:
 def run_remote_packs(
   jobs: Sequence[SweepRun], sweep: PackedSweep, make_launcher: Callable[[PackTask], Any]
 ) -> list[Outcome]:
-  """Trains each pack where the launcher that `make_launcher` makes for a task runs it; returns how each job ended.
+  """Trains each pack with the launcher that `make_launcher` creates for a task. Returns how each job ended.
 
   Plans are made here to group the jobs, and again in the process that trains a pack, which may have other devices.
   """
@@ -52,7 +53,7 @@ def run_remote_packs(
   groups = group_runs(runs, sweep.width)
   show_packs(groups)
   packs = [[by_number.pop(number) for number in group.numbers] for group in groups]
-  packs += [[job] for job in by_number.values()]  # those without a plan fail where they are to be trained
+  packs += [[job] for job in by_number.values()]  # jobs without a plan fail, and are recorded, in their process
   overrides = [[f"hydra.sweep.subdir={PACKS}/{n}", "hydra.output_subdir=null"] for n in range(len(packs))]
   expected = [[Outcome(job.number, overrides=job.overrides) for job in pack] for pack in packs]
   outcomes = launch(make_launcher(PackTask(packs, sweep)), overrides, 0, expected, sweep.directory)

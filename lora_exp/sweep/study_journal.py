@@ -1,4 +1,4 @@
-"""The trials of a study in Optuna's journal: sampled by number, all distinct, and found again after a kill."""
+"""The trials of a study in Optuna's journal. Trials are distinct, and a killed study continues with the same ones."""
 
 import os
 import random
@@ -21,21 +21,21 @@ from lora_exp.runtime.saved_config import CHANGEABLE
 from lora_exp.sweep.study_space import Choice, Interval, Study
 
 JOURNAL = "study.jsonl"  # in the directory of the sweep
-NAME = "lora_exp"  # of the study in it
-TRIES = 20  # samples that may repeat a trial before one is drawn at random
+NAME = "lora_exp"  # name of the study in the journal
+TRIES = 20  # number of samples that may repeat an earlier trial before one is drawn at random
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class StudyJournal:
-  """The journal of a study in its directory, whose lock this process holds.
+  """The journal of a study in its directory. The process must hold the lock of the directory.
 
-  Raises InputError if it belongs to a study with other settings, or has more than `n_trials` trials already.
+  Raises InputError if the journal belongs to a study with other settings or has more than `n_trials` trials.
   """
 
   def __init__(self, cfg: Study, directory: Path):
     self.cfg, path = cfg, directory / JOURNAL
     _remove_incomplete_line(path)
-    path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed
+    path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # left by a killed process
     self.storage = JournalStorage(JournalFileBackend(str(path)))
     directions = [StudyDirection.MINIMIZE if sign > 0 else StudyDirection.MAXIMIZE for sign in cfg.signs]
     self.study = optuna.create_study(study_name=NAME, storage=self.storage, directions=directions, load_if_exists=True)
@@ -43,40 +43,43 @@ class StudyJournal:
     self._check(directory)
 
   def _check(self, directory: Path) -> None:
+    """Compares the settings with those in the journal. Raises InputError if they differ."""
     now = fixed_settings(self.cfg)
     before = self.study.user_attrs.get("study")
     if before is None:
       self.study.set_user_attr("study", before := now)
     if differ := [key for key, value in now.items() if before.get(key) != value]:
-      raise InputError(f"hydra.sweep.dir={directory}: the study was begun with another {', '.join(differ)}; give "
-                       "the same command again, or another directory")
+      raise InputError(f"hydra.sweep.dir={directory}: the study was started with another {', '.join(differ)}; use "
+                       "the same command, or another directory")
     if self.cfg.n_trials < len(self.all):
-      raise InputError(f"hydra.sweeper.n_trials={self.cfg.n_trials}: is the total, and the study in {directory} has "
-                       f"{len(self.all)} trials already; give more, or leave it out")
+      raise InputError(
+        f"hydra.sweeper.n_trials={self.cfg.n_trials}: is the total, but the study in {directory} already has "
+        f"{len(self.all)} trials; give a larger number, or omit it"
+      )
 
   @property
   def all(self) -> list[FrozenTrial]:
-    """Every trial, by number."""
+    """All trials in the order of their numbers."""
     return self.study.get_trials(deepcopy=False)
 
   def batch(self) -> list[FrozenTrial]:
-    """The trials to train now: an interrupted batch, or a new one; [] when the study has all its trials."""
-    begun = [t for t in self.all if not t.state.is_finished()]
-    start = begun[0].user_attrs["batch"][0] if begun else len(self.all)
-    end = begun[0].user_attrs["batch"][1] if begun else min(start + self.cfg.width, self.cfg.n_trials)
+    """The trials to train next: an interrupted batch or a new one; [] if the study has all its trials."""
+    unfinished = [t for t in self.all if not t.state.is_finished()]
+    start = unfinished[0].user_attrs["batch"][0] if unfinished else len(self.all)
+    end = unfinished[0].user_attrs["batch"][1] if unfinished else min(start + self.cfg.width, self.cfg.n_trials)
     while len(self.all) < end and len(self.all) < self.cfg.size:
       self._add([start, end])
     return self.all[start:end]
 
   def _add(self, batch: list[int]) -> None:
-    """Samples a trial and writes it as one line of the journal, so that a kill cannot leave half of it."""
+    """Samples a trial and writes it as one line of the journal, so that a kill cannot leave it incomplete."""
     chosen = self._choose(len(self.all))
     self.study.add_trial(create_trial(
       state=TrialState.RUNNING, params=chosen.params, distributions=chosen.distributions,
       system_attrs=chosen.system_attrs, user_attrs={"batch": batch}))  # fmt: skip
 
   def _choose(self, number: int) -> FrozenTrial:
-    """A trial that depends on the seed, its number and the trials before it alone, also in a resumed study."""
+    """Samples a trial. It depends only on the seed, its number and the earlier trials, also in a resumed study."""
     tried = {_key(t.params) for t in self.all}
     for attempt in range(TRIES):
       copy = optuna.create_study(directions=self.study.directions, sampler=sampler(self.cfg, number, attempt))
@@ -85,7 +88,7 @@ class StudyJournal:
       chosen = copy.trials[-1]
       if _key(chosen.params) not in tried:
         return chosen
-    draw = random.Random(f"{self.cfg.seed} {number}")  # a finite space that is almost exhausted
+    draw = random.Random(f"{self.cfg.seed} {number}")  # the space is finite and almost exhausted
     while _key(params := {k: draw.choice(_values(d)) for k, d in self.space.items()}) in tried:
       pass
     return create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
@@ -112,7 +115,7 @@ def fixed_settings(cfg: Study) -> dict[str, Any]:
 
 
 def _remove_incomplete_line(path: Path) -> None:
-  """Removes a last line that was not written completely."""
+  """Truncates the file after its last newline."""
   if path.exists():
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
@@ -122,7 +125,7 @@ def _path(text: str) -> str:
 
 
 def distribution(part: Choice | Interval) -> BaseDistribution:
-  """A parameter of the space as an Optuna distribution."""
+  """The Optuna distribution of a parameter."""
   if isinstance(part, Choice):
     return CategoricalDistribution(part.values)
   if part.integer:

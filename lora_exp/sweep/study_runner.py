@@ -1,11 +1,11 @@
-"""A study: batches of trials, each trained by the launcher, until the study has `n_trials` trials.
+"""A study trains batches of trials with the launcher until it has `n_trials` trials.
 
     sample a batch -> train to the next rung -> prune -> … -> train to the end -> tell -> sample the next
 
-A trial of a study is a point of its search space, and is trained by one run for each seed. Every decision follows from
-the runs' files, and is written to Optuna's journal, to sweep.jsonl and to the summary.json of pruned runs, so that a
-killed study continues where it was. Successive halving (arXiv 1502.07943) is done here, in each batch: at a rung the
-best `keep` of its trials continue from their checkpoints, on the schedule of the full length.
+A trial is a point of the search space and has one run for each seed. Decisions depend only on the runs' files and are
+recorded in Optuna's journal, in sweep.jsonl and in the summary.json of pruned runs, so that a killed study can
+continue. Each batch is pruned by successive halving (arXiv 1502.07943): at a rung, the fraction `keep` of its trials
+with the best results continues from checkpoints. The learning rate schedule is always that of the full length.
 """
 
 import math
@@ -33,9 +33,9 @@ COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialS
 
 
 def run(cfg: Study, directory: Path, launch: Launch, stopped: Callable[[], bool]) -> dict[int, Outcome]:
-  """Trains what is missing of the study in `directory`; returns how each run ended, by number.
+  """Trains the study in `directory`, or the rest of it. Returns how each run ended, by number.
 
-  `launch` skips runs that have ended, and resumes the others. `stopped` says whether a signal stopped the study.
+  `launch` skips runs that have ended and resumes the others. `stopped` returns whether a signal stopped the study.
   Raises InputError if the directory holds a study with other settings or with more than `n_trials` trials, and
   InUseError if another process works on it.
   """
@@ -50,7 +50,7 @@ def run(cfg: Study, directory: Path, launch: Launch, stopped: Callable[[], bool]
 
 
 class StudyRunner:
-  """Trains the batches of a study, and decides which trials are pruned."""
+  """Trains the batches of a study and decides which trials are pruned."""
 
   def __init__(self, cfg: Study, directory: Path, launch: Launch, stopped: Callable[[], bool]):
     self.cfg, self.directory, self.launch, self.stopped = cfg, directory, launch, stopped
@@ -60,11 +60,11 @@ class StudyRunner:
 
   @property
   def ledger(self) -> Ledger:
-    """The ledger as it is now: the launcher writes to it too."""
+    """The current ledger, read again because the launcher also writes to it."""
     return Ledger(self.directory)
 
   def outcomes(self) -> dict[int, Outcome]:
-    """How each run ended, by number, without those that have not."""
+    """How each run that has ended did so, by number."""
     ledger, extra = self.ledger, len(self.cfg.extra)
     names = dict.fromkeys(range(extra), "")
     names |= {n: f"trial {trial.number}" for trial in self.journal.all for n in self.cfg.runs(trial.number)}
@@ -74,9 +74,9 @@ class StudyRunner:
   # ---- runs
 
   def train_extra(self) -> None:
-    """Trains the runs besides the trials; they have the first numbers."""
+    """Trains the additional runs of `extra`, which have the first numbers."""
     if self.cfg.extra:
-      console.show("\nruns beside the trials")
+      console.show("\nadditional runs")
       jobs = dict(enumerate(self.cfg.extra))
       self._train_to(None, jobs, list(jobs))
 
@@ -87,9 +87,9 @@ class StudyRunner:
     return [self._run(number) for number in self.cfg.runs(trial.number)]
 
   def _train_to(self, step: int | None, jobs: Mapping[int, list[str]], numbers: Sequence[int]) -> None:
-    """Trains the runs `numbers` to `step` (None: the end), and writes to the ledger how they ended.
+    """Trains the runs `numbers` to `step` (None: to the end) and records in the ledger how they ended.
 
-    `jobs` has the overrides of every run of the batch: a launcher that packs them makes the same packs each time.
+    `jobs` has the overrides of all runs of the batch, so that a packing launcher makes the same packs each time.
     """
     ledger = self.ledger
     missing = [number for number in numbers if not _has_reached(self._run(number), ledger, step)]
@@ -100,15 +100,15 @@ class StudyRunner:
       self._record_ends(step, numbers)
 
   def _record_ends(self, step: int | None, numbers: Sequence[int]) -> None:
-    """Adds to the ledger the ends that the launcher has not written. Raises StoppedError."""
+    """Records the ends that the launcher has not recorded. Raises StoppedError if a run was stopped by a signal."""
     ledger = self.ledger
     for run in map(self._run, numbers):
       if ledger.ended(run.number):
         continue
       if run.status == "done":
         ledger.add("done", trial=run.number)
-      elif run.status == "stopped" and not _has_reached(run, ledger, step):  # by a signal to another process
-        again = f"go on with the same command and hydra.sweep.dir={display_path(self.directory)}"
+      elif run.status == "stopped" and not _has_reached(run, ledger, step):  # a signal to another process
+        again = f"continue with the same command and hydra.sweep.dir={display_path(self.directory)}"
         raise StoppedError(f"run {run.number}: {run.reason}; {again}")
       elif not _has_reached(run, ledger, step):
         ledger.add("failed", trial=run.number, reason=run.reason or "it left no reason")
@@ -116,7 +116,7 @@ class StudyRunner:
   # ---- a batch
 
   def train_batch(self, batch: Sequence[FrozenTrial]) -> None:
-    """Trains a batch from rung to rung to its end; returns early when a signal stops the study."""
+    """Trains a batch from rung to rung to the end. Returns early if a signal stops the study."""
     numbers = [trial.number for trial in batch]
     first, last = numbers[0], numbers[-1]
     console.show(f"\ntrial{f's {first}-{last}' if last > first else f' {first}'} of {self.cfg.n_trials}")
@@ -135,10 +135,11 @@ class StudyRunner:
       self._tell(numbers)
 
   def _value_at(self, trial: FrozenTrial, rung: int) -> float:
-    """The first objective of a trial at a rung: the mean over its runs."""
+    """The first objective of a trial at a rung, averaged over its runs."""
     return _mean([metric_at(run, self.cfg.objectives[0], rung) for run in self._runs(trial)])
 
   def _record_trials(self, batch: Sequence[FrozenTrial]) -> None:
+    """Adds the trials of a batch to the ledger, each once."""
     ledger = self.ledger
     known = {row["study_trial"] for row in ledger.rows if row["event"] == "trial"}
     for trial in batch:
@@ -151,7 +152,7 @@ class StudyRunner:
     return [trials[number] for number in numbers if trials[number].state == RUNNING]
 
   def _train_trials(self, step: int | None, numbers: Sequence[int]) -> None:
-    """Trains the running trials of a batch to `step`; a trial fails if one of its runs does."""
+    """Trains the running trials of a batch to `step`. A trial fails if one of its runs fails."""
     jobs: dict[int, list[str]] = {}
     for number in numbers:
       params = self.journal.all[number].params
@@ -170,7 +171,7 @@ class StudyRunner:
   # ---- decisions
 
   def _halve(self, rung: int, numbers: Sequence[int]) -> None:
-    """Prunes all but the best `keep` of the trials that reached this rung; repeated calls decide the same."""
+    """Prunes all trials at this rung except the best fraction `keep`. Repeated calls make the same decision."""
     trials = [self.journal.all[number] for number in numbers]
     values = {trial.number: trial.intermediate_values[rung] for trial in trials if rung in trial.intermediate_values}
     count = math.ceil(self.cfg.keep * len(values))
@@ -184,7 +185,7 @@ class StudyRunner:
         self._end(trial, PRUNED, None, reason)
 
   def _prune(self, trial: FrozenTrial, reason: str) -> None:
-    """Marks the runs of a trial that have not ended as pruned."""
+    """Marks all runs of a trial that have not ended as pruned."""
     for run in self._runs(trial):
       if self.ledger.ended(run.number):
         continue
@@ -193,7 +194,7 @@ class StudyRunner:
       self.ledger.add("pruned", trial=run.number, reason=reason)
 
   def _tell(self, numbers: Sequence[int]) -> None:
-    """Records the objectives of the trials that were trained to their end."""
+    """Records the objectives of the trials that were trained to the end."""
     for trial in self._running(numbers):
       runs = self._runs(trial)
       values = [_mean([objective_value(run, name) for run in runs]) for name in self.cfg.objectives]
@@ -206,6 +207,7 @@ class StudyRunner:
   def _end(
     self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None, reason: str | None = None
   ) -> None:
+    """Records and shows how a trial ended."""
     self.journal.tell(trial.number, values, state, reason)
     result = {"reason": reason} if values is None else dict(zip(self.cfg.objectives, values, strict=True))
     self.ledger.add("told", study_trial=trial.number, state=state.name.lower(), **result)
@@ -213,7 +215,7 @@ class StudyRunner:
 
 
 def metric_at(run: RunRecord, metric: str, step: int) -> float:
-  """The held-out metric of the state that the run would export, had it ended at `step`; NaN without one."""
+  """The held-out metric of the state that the run would export if it ended at `step`; NaN if not evaluated."""
   losses = [(at, loss) for at, loss in run.curve("eval", "loss") if 0 < at <= step]
   if not losses:
     return math.nan
@@ -227,7 +229,7 @@ def _loss_of(point: tuple[int, float]) -> float:
 
 
 def objective_value(run: RunRecord, objective: str) -> float | None:
-  """The value of an objective for one run: a metric of `METRICS`, or a cost; None if the run does not have it."""
+  """The objective of one run: a metric of `METRICS` or a cost; None if it does not apply."""
   if objective in METRICS:
     return run.result(objective)
   return run.trainable if objective == "trainable" else run.number_at("losses", "forgetting")

@@ -1,14 +1,14 @@
-"""Reads a `Study` from the settings of `hydra/sweeper=study` and from what was typed.
+"""Reads a `Study` from the settings of `hydra/sweeper=study` and the overrides on the command line.
 
     hydra:
       sweeper:
         params:
           lora.rank: choice(1,2,4,8)
           optim.lr: tag(log, interval(1e-4, 1e-2))
-          train.seed: 0,1,2         not searched: each trial is repeated for each seed
-        extra: [{lora: frozen}]     runs beside the trials, before the first one
+          train.seed: 0,1,2         not searched; each trial is repeated for each seed
+        extra: [{lora: frozen}]     additional runs, trained before the first trial
 
-What is typed has priority: a list, a range or an interval replaces the file's, and a single value fixes the parameter.
+Overrides have priority. A list, a range or an interval replaces that of the file; a single value fixes the parameter.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ SMALLEST = {"n_trials": 1, "width": 1, "seed": 0}
 
 
 def read_study(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse) -> Study:
-  """The study of `node`, which is hydra.sweeper, and of what was typed. Raises InputError with every problem."""
+  """The study of the node hydra.sweeper and the overrides `typed`. Raises InputError that lists every problem."""
   problems = list(_setting_problems(node))
   overrides = {o.get_key_element(): o for o in [*parse(override_texts(node.get("params") or {})), *typed]}
   space: dict[str, Choice | Interval] = {}
@@ -51,7 +51,7 @@ def read_study(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse)
     except InputError as error:
       problems += error.problems
   if not searched:
-    problems.append(f"hydra.sweeper.params: there is nothing to search; give a list or an interval, {EXAMPLES}")
+    problems.append(f"hydra.sweeper.params: no parameter is searched; give a list or an interval, {EXAMPLES}")
   if problems:
     raise InputError(problems)
   return Study(
@@ -65,7 +65,7 @@ def read_study(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse)
 
 
 def _extra_jobs(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse) -> list[list[str]]:
-  """The runs beside the trials: they follow the seeds and the single values that were typed."""
+  """The additional runs, with the seeds and single values of the command line."""
   lists = {o.get_key_element(): o for o in typed if o.is_sweep_override() and o.get_key_element() in SEEDS}
   single = {o.get_key_element(): single_override(o) for o in typed if not o.is_sweep_override()}
   jobs = []
@@ -75,25 +75,25 @@ def _extra_jobs(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse
 
 
 def _parameter(override: Override) -> Choice | Interval:
-  """The values that an override searches. Raises InputError for a range or interval that is empty."""
+  """The values that an override searches. Raises InputError for an empty range or interval."""
   value, text = override.value(), override.input_line
   if isinstance(value, IntervalSweep):
     low, high, step = value.start, value.end, None
   elif isinstance(value, RangeSweep):
     numbers = list(value.range())
     if not numbers:
-      raise InputError(f"{text}: holds no number; the end of a range is not part of it")
+      raise InputError(f"{text}: the range is empty; its end is excluded")
     low, high, step = min(numbers), max(numbers), abs(value.step)
   else:
     return Choice(tuple(dict.fromkeys(text.partition("=")[2] for text in expanded(override))))
   assert low is not None and high is not None
   log = "log" in value.tags
   if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-    raise InputError(f"{text}: an interval goes from a smaller number to a larger one")
+    raise InputError(f"{text}: an interval needs finite bounds, the smaller one first")
   if log and low <= 0:
-    raise InputError(f"{text}: a logarithm needs numbers above 0")
+    raise InputError(f"{text}: a logarithmic interval needs positive bounds")
   if log and step not in (None, 1):
-    raise InputError(f"{text}: tag(log, …) goes with an interval, or a range with step 1")
+    raise InputError(f"{text}: tag(log, …) requires an interval, or a range with step 1")
   return Interval(low, high, None if log else step, log)
 
 

@@ -1,4 +1,4 @@
-"""A study as data: the space that is searched, the runs of a trial, the objectives, and when trials are pruned.
+"""The definition of a study: its search space, the runs of a trial, the objectives, and when trials are pruned.
 
 Imports no optuna, so that a command line can be checked quickly.
 """
@@ -13,7 +13,7 @@ from lora_exp.config.metrics import METRICS
 
 @dataclass(frozen=True)
 class Choice:
-  """A parameter that takes one of some values, each as it is written in an override."""
+  """A parameter with a list of values, each written as in an override."""
 
   values: tuple[str, ...]
 
@@ -27,7 +27,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Interval:
-  """A parameter that takes a number from `low` to `high`, both included; an integer if both are integers."""
+  """A numeric parameter from `low` to `high`, both included; an integer if both are integers."""
 
   low: float
   high: float
@@ -54,15 +54,15 @@ class Study:
 
   fixed: list[str]  # overrides of every run
   space: dict[str, Choice | Interval]  # by setting
-  repeats: list[list[str]]  # overrides of each run of a trial: its seeds
-  extra: list[list[str]]  # overrides of each run beside the trials
+  repeats: list[list[str]]  # overrides of each run of a trial, its seeds
+  extra: list[list[str]]  # overrides of each additional run
   n_trials: int
-  width: int  # trials that are sampled before the next results are known
+  width: int  # number of trials in a batch, sampled before the results of any of them are known
   sampler: str
   seed: int
   objectives: list[str]
   rungs: list[int]  # steps at which trials are pruned
-  keep: float  # share of the trials that is not pruned at a rung
+  keep: float  # fraction of the trials that continues after a rung
 
   def job(self, params: Mapping[str, Any], repeat: int) -> list[str]:
     """The overrides of one run of the trial with these parameters."""
@@ -74,7 +74,7 @@ class Study:
     return list(range(first, first + len(self.repeats)))
 
   def examples(self) -> list[list[str]]:
-    """A few jobs in which every choice, and both ends of every interval, occur at least once."""
+    """A few jobs that contain every choice and both ends of every interval at least once."""
     columns = {key: parameter.examples() for key, parameter in self.space.items()}
     count = max(len(self.repeats), *map(len, columns.values()))
     jobs = []

@@ -1,4 +1,4 @@
-"""What a study shows: a line for each trial that ends, and the table of the best ones."""
+"""The output of a study: a line for each trial that ends, and a table of the best trials."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from lora_exp.runtime import console
 from lora_exp.sweep.study_journal import StudyJournal, in_state
 from lora_exp.sweep.study_space import Study
 
-MAX_ROWS = 10  # of the table, where there is one objective
+MAX_ROWS = 10  # rows of the table if there is one objective
 ENDS = (("complete", TrialState.COMPLETE), ("pruned", TrialState.PRUNED), ("failed", TrialState.FAIL))
 
 
 def trial_line(trial: FrozenTrial, objectives: Sequence[str]) -> str:
-  """One line with the number, the parameters and the end of a trial."""
+  """One line with the number, the parameters and the result of a trial."""
   params = "  ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in trial.params.items())
   return f"trial {trial.number}: {params}  {_end(trial, objectives)}"
 
@@ -26,11 +26,11 @@ def _end(trial: FrozenTrial, objectives: Sequence[str]) -> str:
 
 
 def show_study(study: Study, journal: StudyJournal) -> None:
-  """The table of the best trials, or of the Pareto front; a warning if the space has fewer points than asked for."""
+  """Shows the best trials, or the Pareto front. Warns if the search space has fewer than `n_trials` points."""
   trials, objectives = journal.all, study.objectives
   if len(trials) < study.n_trials:
     console.show_warning(
-      f"the search space has only {len(trials)} distinct trials, and all of them are tried; "
+      f"the search space has only {len(trials)} distinct trials, all of which are done; "
       f"hydra.sweeper.n_trials={study.n_trials} cannot be reached"
     )
   counts = ", ".join(f"{len(in_state(trials, state))} {name}" for name, state in ENDS if in_state(trials, state))

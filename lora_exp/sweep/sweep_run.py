@@ -21,5 +21,5 @@ class PackedSweep:
   """The settings of a sweep that trains in packs."""
 
   directory: Path
-  width: int | None  # the most runs in a pack; None: as many as fit in memory
-  repeat_failed: bool  # whether failed runs train once more
+  width: int | None  # maximum number of runs in a pack; None: as many as fit in memory
+  repeat_failed: bool  # whether failed runs are trained again

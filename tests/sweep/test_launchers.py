@@ -80,7 +80,7 @@ def test_a_ray_cluster_that_does_not_answer_is_one_sentence(in_tmp_path, capfd):
     port = server.getsockname()[1]  # nobody's, once this is closed
   argv = ["-m", "hydra/launcher=ray", f"hydra.launcher.ray.init.address='127.0.0.1:{port}'", *SHORT, "lora.rank=1,2"]
   assert entry.run(argv) == 2
-  assert capfd.readouterr().err.startswith(f"error: 127.0.0.1:{port}: no Ray cluster answers")
+  assert capfd.readouterr().err.startswith(f"error: 127.0.0.1:{port}: the Ray cluster does not respond")
   assert list(in_tmp_path.iterdir()) == []
 
 

@@ -84,13 +84,13 @@ def test_what_is_typed_wins_and_seeds_repeat_a_trial():
 
 @pytest.mark.parametrize(("argv", "sentence"), [
   (["hydra.sweeper.objectives=[los]", *SPACE], "no such objective los; choose loss, perplexity,"),
-  ([], "nothing to search"),
-  (["train.seed=0,1"], "nothing to search"),
+  ([], "no parameter is searched"),
+  (["train.seed=0,1"], "no parameter is searched"),
   (["hydra.sweeper.sampler=tpr", *SPACE], "choose tpe, nsga2, random; did you mean tpe"),
   (["hydra.sweeper.n_trials=0", *SPACE], "whole number from 1"),
-  (["optim.lr=interval(1,0.1)"], "from a smaller number to a larger"),
-  (["optim.lr=tag(log,interval(0,1))"], "numbers above 0"),
-  (["lora.rank=range(4,4)"], "holds no number"),
+  (["optim.lr=interval(1,0.1)"], "needs finite bounds, the smaller one first"),
+  (["optim.lr=tag(log,interval(0,1))"], "needs positive bounds"),
+  (["lora.rank=range(4,4)"], "the range is empty"),
   (["lora.rank=choice(1,-2)"], "lora.rank=-2"),
   (["lora=choice(lora,dorra)"], "did you mean dora"),
   (["hydra.sweeper.rungs=[4]", "hydra.sweeper.objectives=[loss,trainable]", *SPACE], "from a Pareto front"),
@@ -99,7 +99,7 @@ def test_what_is_typed_wins_and_seeds_repeat_a_trial():
   (["hydra.sweeper.rungs=[12]", *SPACE], "not before the last step, train.steps=12"),
   (["hydra.sweeper.rungs=[4]", "hydra.sweeper.width=1", *SPACE], "nothing to compare"),
   (["hydra.sweeper.objectives=[forgetting]", *SPACE], "data@retain=none"),
-  (["hydra/sweeper=grid", *SPACE], "searched by hydra/sweeper=study"),
+  (["hydra/sweeper=grid", *SPACE], "to search an interval, use hydra/sweeper=study"),
 ])  # fmt: skip
 def test_a_study_that_cannot_be_is_refused_with_a_sentence(argv, sentence, tmp_path, capfd):
   sweeper = [] if any(text.startswith("hydra/sweeper") for text in argv) else ["hydra/sweeper=study"]
@@ -163,9 +163,9 @@ def test_a_study_resumes_only_with_its_own_settings(tmp_path):
     (tmp_path / str(seed)).mkdir()
     params[seed] = [t.params for t in StudyJournal(made(*SPACE, seed=seed), tmp_path / str(seed)).batch()]
   assert params[0] != params[1]
-  with pytest.raises(InputError, match=r"begun with another width, seed"):
+  with pytest.raises(InputError, match=r"started with another width, seed"):
     StudyJournal(made(*SPACE, width=4, seed=1), tmp_path / "0")
-  with pytest.raises(InputError, match=r"begun with another settings"):
+  with pytest.raises(InputError, match=r"started with another settings"):
     StudyJournal(made(*SPACE, "train.steps=3"), tmp_path / "0")
   StudyJournal(made(*SPACE, "logger=none", n_trials=30), tmp_path / "0")  # which may change
 
@@ -242,7 +242,7 @@ def test_runs_that_are_launched_one_by_one_are_pruned_alike(unpruned, tmp_path):
   assert sorted(max(row["step"] for row in rows(study / str(n))) for n in range(4)) == [4, 4, 8, 12]
 
 
-# ---- several objectives, runs beside, failures, going on
+# ---- several objectives, additional runs, failures, resuming
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_a_pareto_study_continues_to_its_total(tmp_path, capfd):
   ends = [json.loads(line).get("trial") for line in lines if '"done"' in line]
   assert len(ends) == len(set(ends)), "each run is trained once"
   run_study(tmp_path / "study", *argv, "hydra.sweeper.n_trials=3", code=2)
-  assert "has 4 trials already" in capfd.readouterr().err and len(trials_of(study)) == 4
+  assert "already has 4 trials" in capfd.readouterr().err and len(trials_of(study)) == 4
 
 
 MOMENTS = {

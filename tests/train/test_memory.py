@@ -67,7 +67,7 @@ def test_trials_are_cut_into_parts_alike_that_the_mesh_divides():
 def test_a_width_that_is_no_number_of_trials_is_refused(tmp_path, capfd):
   argv = ["-m", "hydra/launcher=packed", f"hydra.sweep.dir={tmp_path / 's'}", *TINY, "lora.rank=1,2"]
   assert entry.run([*argv, "hydra.launcher.width=0"]) == 2
-  assert "hydra.launcher.width=0: is no number of trials" in capfd.readouterr().err
+  assert "hydra.launcher.width=0: give a positive integer" in capfd.readouterr().err
 
 
 # A process whose address space is bounded, from a moment on, by less than what the step needs beside its arrays: the
