@@ -1,7 +1,7 @@
-"""Vocabulary projection and cross-entropy as one function that never holds the logits of all tokens.
+"""Vocabulary projection and cross-entropy in one function, which never holds the logits of all tokens at once.
 
-Chunks go along T and keep B as the sharded axis; inside a chunk rows are flat. The forward scan already forms dx and
-the gradients of the head, so the backward pass only multiplies: logits are made once, and freed.
+The function scans over chunks along T, so that B remains the sharded axis. The forward scan also computes dx and the
+gradients of the head. The backward pass only multiplies them by the cotangent, so logits are computed once and freed.
 """
 
 import math
@@ -19,13 +19,13 @@ from lora_exp.models.modules.attention import softcap
 from lora_exp.runtime.dropout import dropout
 
 Array = jax.Array
-CHUNK_LOGITS = 2**25  # logits in one chunk at most: 128 MiB in float32; half as many cost 7 % of the step more
+CHUNK_LOGITS = 2**25  # most logits in a chunk: 128 MiB in float32; with half as many a step takes 7 % longer
 
 
 class Head(NamedTuple):
-  """What the projection is made of; None where the head has no such part.
+  """The arrays of an output projection x·(W + s·A·B) + bias; None for parts that the head does not have.
 
-  A tied head is the table transposed: for E + s·A·B with A (V, R) and B (R, D), kernel is Eᵀ, a is Bᵀ and b is Aᵀ.
+  A tied head is the transposed table: for E + s·A·B with A (V, R) and B (R, D), `kernel` is Eᵀ, `a` is Bᵀ, `b` is Aᵀ.
   """
 
   kernel: Any  # (D, V)
@@ -36,25 +36,25 @@ class Head(NamedTuple):
 
 
 class TeacherTargets(NamedTuple):
-  """What a teacher says instead of the text's own words: its features, and the head that makes them logits."""
+  """Targets of distillation: the teacher's final features (B, T, D), and the head that projects them to logits."""
 
   x_BTD: Any
   head: Head
 
 
 class Sums(NamedTuple):
-  """Sums over the tokens that count."""
+  """Weighted sums over tokens or examples, float32 scalars."""
 
-  loss: Array  # nats; of a regression the squared error, its mean over the outputs
-  correct: Array | None  # tokens (or examples) whose target, or the teacher's likeliest, is likeliest; or None
+  loss: Array  # nats; for regression, the squared error averaged over the outputs
+  correct: Array | None  # number whose target (or the teacher's most likely token) is most likely; None for regression
 
 
 class Static(NamedTuple):
-  """What a compiled loss is specialised to."""
+  """Static arguments of the compiled loss."""
 
-  train_kernel: bool  # the kernel is trained too
+  train_kernel: bool  # the kernel needs a gradient
   train_bias: bool
-  softcap: float | None  # logits are cap·tanh(logit/cap)
+  softcap: float | None  # logits become cap·tanh(logit/cap)
 
 
 def head_loss(
@@ -66,19 +66,24 @@ def head_loss(
   train_all=False,
   softcap: float | None = None,
 ) -> Sums:
-  """`Sums` of the next-token loss of features `x_BTD` under the head `module`: a Linear or a tied Embed.
+  """Computes the sums of the next-token loss.
 
-  `targets` are words (B, T), or what a teacher says: the loss is then KL(teacher ‖ model).
+  Only reverse-mode differentiation is supported; `correct` has no gradient.
 
-  `train_all`: every parameter is trained; else those that the module itself says. Reverse mode only; `correct` has no
-  gradient.
+  Args:
+    module: the output head, an adapted or plain nnx.Linear, or an nnx.Embed for a tied head.
+    x_BTD: the final features.
+    targets: token ids, int (B, T), with cross-entropy as the loss; or a teacher's outputs, with KL(teacher ‖ model).
+    weights_BT: weight of each position; 0 for positions that do not count.
+    train_all: compute gradients for every parameter, not only for those that the module's variable types select.
+    softcap: cap of the logits, cap·tanh(logit/cap).
   """
   head = head_of(module, x_BTD)
   kernel, bias = trains(module)
   static = Static(train_all or kernel, train_all or bias, softcap)
   if head.a is None:
     return _vocab_loss(static, x_BTD, None, head, targets, weights_BT)
-  if not module.deterministic and not isinstance(module, nnx.Embed):  # as in PEFT, nothing is dropped before a table
+  if not module.deterministic and not isinstance(module, nnx.Embed):  # as in PEFT, embeddings have no dropout
     dropped = dropout(x_BTD, module.rate[...], module.key[...])
     return _vocab_loss(static, x_BTD, dropped, head, targets, weights_BT)
   if not matmul.merges(module.compute, weights_BT.size, head.kernel, head.a):
@@ -87,22 +92,22 @@ def head_loss(
 
 
 def trains(module) -> tuple[bool, bool]:
-  """Whether a gradient is due to the kernel of a head (or to a kernel formed for it), and to its bias."""
+  """Returns whether the head's kernel (or a kernel formed from it) and its bias need a gradient."""
   kernel = module.embedding if isinstance(module, nnx.Embed) else module.kernel
   bias = getattr(module, "bias", None)
   return isinstance(kernel, Trained) or forms_kernel(module), isinstance(bias, Trained)
 
 
 def forms_kernel(module) -> bool:
-  """Whether the update of an adapted head is more than one product of two thin factors (DoRA, PiSSA, LoHa).
+  """Whether the update of an adapted head is not a single product of thin factors (DoRA, PiSSA, LoHa).
 
-  Its kernel is then formed, and autodiff takes the kernel's gradient on to the adapter.
+  The adapted kernel is then formed, and automatic differentiation propagates its gradient to the adapter.
   """
   return isinstance(module, AdapterLayer) and module.kind.thin_product(module.leaves()) is None
 
 
 def head_of(module, x_BTD: Array) -> Head:
-  """The parts of `module`, its kernel in the dtype that it computes in."""
+  """Returns the arrays of the head `module`, with the kernel in the dtype of computation."""
   tied, dtype = isinstance(module, nnx.Embed), module.dtype or x_BTD.dtype
   table = dense((module.embedding if tied else module.kernel).get_value(), dtype).astype(dtype)
   bias = None if tied or module.bias is None else module.bias[...]
@@ -117,7 +122,7 @@ def head_of(module, x_BTD: Array) -> Head:
 
 
 def example_loss(z_BO: Array, y: Array, weights_B: Array) -> Sums:
-  """`Sums` over examples: cross-entropy of the logits `z_BO` for classes y (B,), squared error for numbers y (B, O)."""
+  """Computes the sums over examples: cross-entropy for integer classes y (B,), squared error for floats y (B, O)."""
   z_BO = z_BO.astype(jnp.float32)
   if not jnp.issubdtype(y.dtype, jnp.integer):
     return Sums((jnp.square(z_BO - y).mean(-1) * weights_B).sum(), None)
@@ -127,7 +132,7 @@ def example_loss(z_BO: Array, y: Array, weights_B: Array) -> Sums:
 
 
 def _chunks(x: Array, count: int) -> Array:
-  """(B, T, …) to (chunks, B, T/chunks, …), T padded with zeros."""
+  """Splits (B, T, …) into (chunks, B, T/chunks, …), with T zero-padded."""
   B, T, *rest = x.shape
   size = math.ceil(T / count)
   x = jnp.pad(x, [(0, 0), (0, size * count - T)] + [(0, 0)] * len(rest))
@@ -141,14 +146,14 @@ def _unchunk(x: Array, length: int) -> Array:
 
 
 def _chunk_count(weights_BT: Array, vocab: int) -> int:
-  """Chunks of a power of two positions: common lengths then need no padding."""
+  """The number of chunks. A chunk has a power of two of positions, so that common lengths need no padding."""
   rows, length = weights_BT.shape
   size = max(1, CHUNK_LOGITS // (vocab * rows))
   return math.ceil(length / min(length, 2 ** (size.bit_length() - 1)))
 
 
 def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
-  """The sums over M rows, and d(loss)/dz."""
+  """Returns the sums over M rows, and d(loss)/dz (M, V)."""
   z_MV = softcap(z_MV, cap)
   top = z_MV.max(-1, keepdims=True)
   exp = jnp.exp(z_MV - top)
@@ -162,13 +167,13 @@ def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float |
   return Sums((nats * weights_M).sum(), ((label >= top[:, 0]) * weights_M).sum()), dz
 
 
-def _divergence(z_MV: Array, taught_MV: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
-  """KL(p ‖ q) summed over M rows, p and q the distributions of the logits `taught_MV` and z; and d(loss)/dz."""
-  z_MV, taught_MV = softcap(z_MV, cap), softcap(taught_MV, cap)
-  log_q, log_p = jax.nn.log_softmax(z_MV), jax.nn.log_softmax(taught_MV)
+def _divergence(z_MV: Array, teacher_MV: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
+  """Returns the sums over M rows of KL(softmax(teacher_MV) ‖ softmax(z_MV)), and d(loss)/dz (M, V)."""
+  z_MV, teacher_MV = softcap(z_MV, cap), softcap(teacher_MV, cap)
+  log_q, log_p = jax.nn.log_softmax(z_MV), jax.nn.log_softmax(teacher_MV)
   p = jnp.exp(log_p)
   nats = (p * (log_p - log_q)).sum(-1)
-  label = jnp.take_along_axis(z_MV, taught_MV.argmax(-1)[:, None], axis=1)[:, 0]
+  label = jnp.take_along_axis(z_MV, teacher_MV.argmax(-1)[:, None], axis=1)[:, 0]
   dz = (jnp.exp(log_q) - p) * weights_M[:, None]
   if cap is not None:
     dz *= 1 - (z_MV / cap) ** 2
@@ -176,14 +181,16 @@ def _divergence(z_MV: Array, taught_MV: Array, weights_M: Array, cap: float | No
 
 
 def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradients: bool):
-  """One pass over the chunks: sums, and (dx, g, dhead) if `gradients`. `kernel` is W, or W + s·A·B with `x_lora` None.
+  """Scans over the chunks and returns the sums, the gradients of the head, and [dx, g].
 
-  g = s·dz·Bᵀ (B, T, R) is what the adapter's A needs; dA = xᵀ·g is formed once, outside.
+  `kernel` is W, with `x_lora` (B, T, D) as the input of A; or W + s·A·B, with `x_lora` None. g = s·dz·Bᵀ (B, T, R) is
+  returned so that the caller computes dA = xᵀ·g once; it is missing for a head without an adapter. Without `gradients`,
+  the gradients of the head are zeros and the last result is None.
   """
   length, wide = weights.shape[1], jnp.float32
   count = _chunk_count(weights, kernel.shape[1])
-  taught = targets.head if isinstance(targets, TeacherTargets) else None
-  said = targets.x_BTD if isinstance(targets, TeacherTargets) else targets
+  teacher_head = targets.head if isinstance(targets, TeacherTargets) else None
+  target_values = targets.x_BTD if isinstance(targets, TeacherTargets) else targets  # teacher's features, or token ids
   adapted = head.a is not None
   zero = Head(
     kernel=jnp.zeros(kernel.shape, wide) if static.train_kernel else None,
@@ -192,8 +199,9 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
   )
 
   def body(carry, chunk):
+    """Adds one chunk to the sums and gradients."""
     sums, grads = carry
-    xs, said_c, weights_c = chunk[0], chunk[-2], chunk[-1].reshape(-1)
+    xs, target_chunk, chunk_weights = chunk[0], chunk[-2], chunk[-1].reshape(-1)
     rows = xs.reshape(-1, xs.shape[-1])
     lora_rows = chunk[1].reshape(rows.shape) if x_lora is not None else rows
     z = jax.lax.dot(rows, kernel, preferred_element_type=wide)
@@ -202,11 +210,12 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
       z += head.scale * jax.lax.dot(h, head.b.astype(rows.dtype), preferred_element_type=wide)
     if head.bias is not None:
       z += head.bias
-    if taught is None:
-      new, dz = _cross_entropy(z, said_c.reshape(-1), weights_c, static.softcap)
+    if teacher_head is None:
+      chunk_sums, dz = _cross_entropy(z, target_chunk.reshape(-1), chunk_weights, static.softcap)
     else:
-      new, dz = _divergence(z, _logits(said_c.reshape(-1, said_c.shape[-1]), taught), weights_c, static.softcap)
-    sums = Sums(sums.loss + new.loss, sums.correct + new.correct)
+      teacher_z = _logits(target_chunk.reshape(-1, target_chunk.shape[-1]), teacher_head)
+      chunk_sums, dz = _divergence(z, teacher_z, chunk_weights, static.softcap)
+    sums = Sums(sums.loss + chunk_sums.loss, sums.correct + chunk_sums.correct)
     if not gradients:
       return (sums, grads), None
     dz = dz.astype(rows.dtype)
@@ -220,24 +229,26 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
       grads = grads._replace(bias=grads.bias + dz.sum(0, dtype=wide))
     return (sums, grads), out
 
-  parts = [x, said, weights] if x_lora is None else [x, x_lora, said, weights]
+  parts = [x, target_values, weights] if x_lora is None else [x, x_lora, target_values, weights]
   start = (Sums(jnp.zeros((), wide), jnp.zeros((), wide)), zero)
   (sums, grads), out = jax.lax.scan(body, start, [_chunks(p, count) for p in parts])
   return sums, grads, [_unchunk(o, length) for o in out] if gradients else None
 
 
 def _logits(rows: Array, head: Head) -> Array:
-  """Of a head without an adapter, in float32."""
+  """Returns the logits (M, V) of a head without an adapter, in float32."""
   z = jax.lax.dot(rows, head.kernel, preferred_element_type=jnp.float32)
   return z if head.bias is None else z + head.bias
 
 
 def _grad_a(x, g, head: Head) -> Array:
-  flat = lambda y: y.reshape(-1, y.shape[-1])
-  return jax.lax.dot(flat(x).T, flat(g).astype(x.dtype), preferred_element_type=head.a.dtype)
+  """dA = xᵀ·g, in the dtype of A."""
+  rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+  return jax.lax.dot(rows.T, g_rows.astype(x.dtype), preferred_element_type=head.a.dtype)
 
 
-def _times(tree, factor: Array):
+def _scale_tree(tree, factor: Array):
+  """Multiplies every array of `tree` by `factor`, in the dtype of the array."""
   return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), tree)
 
 
@@ -256,8 +267,8 @@ def _vocab_loss_fwd(static, x, x_lora, head, targets, weights):
   return sums, (out[0], dx_lora, grads)
 
 
-def _vocab_loss_bwd(static, kept, cotangent: Sums):
-  dx, dx_lora, grads = _times(kept, cotangent.loss)
+def _vocab_loss_bwd(static, gradients, cotangent: Sums):
+  dx, dx_lora, grads = _scale_tree(gradients, cotangent.loss)
   return dx, dx_lora, grads, None, None
 
 
@@ -279,8 +290,8 @@ def _merged_loss_fwd(static, x, head, targets, weights):
   return sums, (dx, grads._replace(a=_grad_a(x, g, head)))
 
 
-def _merged_loss_bwd(static, kept, cotangent: Sums):
-  dx, grads = _times(kept, cotangent.loss)
+def _merged_loss_bwd(static, gradients, cotangent: Sums):
+  dx, grads = _scale_tree(gradients, cotangent.loss)
   return dx, grads, None, None
 
 

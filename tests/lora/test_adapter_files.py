@@ -366,7 +366,7 @@ def test_an_adapter_of_one_use_of_a_tied_table_is_refused(root, tmp_path):
   tensors["base_model.model.lm_head.lora_A.weight"][0, 0] += 1
   save_file(tensors, directory / WEIGHTS)
   [problem] = refusal(directory)
-  assert "lm_head.lora_A.weight is not what the table has" in problem
+  assert "lm_head.lora_A.weight differs from the tensor of the embedding" in problem
 
 
 def test_a_saved_embedding_table_must_have_the_models_size(root, tmp_path):

@@ -315,7 +315,7 @@ def test_a_peft_adapter_computes_the_same_here(tmp_path, name):
 
 @pytest.mark.parametrize(("family", "targets", "method", "why"), [
   ("gpt2", ["attn.c_attn"], "loha", "Conv1D"), ("llama", ["q_proj"], "ia3", "rescales the bias"),
-  ("gemma", ["embed_tokens"], "loha", "table of embeddings"),
+  ("gemma", ["embed_tokens"], "loha", "is an embedding"),
 ])  # fmt: skip
 def test_what_peft_cannot_compute_is_written_with_the_reason(tmp_path, family, targets, method, why):
   found = pair(family)

@@ -152,7 +152,7 @@ def test_model_unknown_to_transformers_keeps_our_names(minigpt, tmp_path, capfd)
   [alone] = scores(capfd, *TINY, *data, f"model.weights={merged}", "data.seq_len=32")
   assert run[1:] == alone[1:]
   assert entry.run(["task=export", f"run={minigpt}", f"out={adapter}"]) == 0
-  assert "PEFT does not know this kind of model" in capfd.readouterr().err.replace("\n", " ")
+  assert "PEFT does not support this kind of model" in capfd.readouterr().err.replace("\n", " ")
   assert json.loads((adapter / "adapter_config.json").read_text())["peft"] is False
 
 

@@ -1,9 +1,9 @@
-'''Fine-tuning methods, one file each. To add one, add a file here and a YAML file in `conf/lora`; nothing else.
+'''Fine-tuning methods, one file each. To add a method, add a file here and a YAML file in `conf/lora`.
 
-A file defines one subclass of `Method` whose `name` is the file's name. The names of the folder's files are the values
-of `lora.method`. Everything else follows from the class: training, packing, merging, resuming, files, reports and the
-tests, which run for every method of this folder. The smallest method says which arrays it adds, how they start, and
-what they do to a kernel W (I, O):
+A file defines one subclass of `Method` whose `name` is the name of the file, which is also its value of `lora.method`.
+Training, packing, merging, resuming, files and reports need no further changes, and the tests run for every method in
+this folder. A minimal method declares the arrays that it adds, their initialization, and their effect on a kernel
+W (I, O):
 
     """LoRA-FA: LoRA with a random A that is frozen (arXiv 2308.03303)."""
 
@@ -29,20 +29,20 @@ what they do to a kernel W (I, O):
       def init(
         self, key: jax.Array, kernel: Array, module: AdaptedModule, settings: InitSettings
       ) -> dict[str, Array]:
-        """A is drawn, B is zero."""
+        """Draws A and sets B to zero."""
         shape = self.shape("fa_a", kernel, module)
         a = jax.random.uniform(key, shape, jnp.float32, -1, 1) / math.sqrt(module.fan_in)
         return {"fa_a": a, "fa_b": jnp.zeros(self.shape("fa_b", kernel, module))}
 
       def factors(self, leaves: Leaves) -> Factors:
-        """A and B."""
+        """Returns A and B."""
         return leaves["fa_a"], leaves["fa_b"]
 
       def peft_leaves(self, leaves: Leaves, needed: bool) -> dict[str, Any]:
-        """PEFT loads it as a LoRA."""
+        """Returns the leaves of a LoRA, as which PEFT loads the file."""
         return {"lora_a": leaves["fa_a"], "lora_b": leaves["fa_b"]}
 
-and `conf/lora/lorafa.yaml`, which names what differs from `conf/lora/_base.yaml`:
+The file `conf/lora/lorafa.yaml` holds the settings that differ from `conf/lora/_base.yaml`:
 
     # LoRA-FA: A is random and frozen (2308.03303).
     defaults:
@@ -51,23 +51,25 @@ and `conf/lora/lorafa.yaml`, which names what differs from `conf/lora/_base.yaml
 
     method: lorafa
 
-**Leaves.** `Leaf(axes, trained, shared)`: a letter for each axis (I in, O out, R rank). A leaf that is not trained is a
-constant of the trial; a shared leaf is one array for all modules (VeRA). Leading axes of W are those of a stack of
-kernels; use `self.shape(leaf, kernel, module)` and `...` in index expressions, and stacks work.
+**Leaves.** `Leaf(axes, trained, shared)` has one letter per axis: I in, O out, R rank. A leaf that is not trained is a
+constant. A shared leaf is one array for all modules (VeRA). W may have leading axes, those of a stack of kernels. Use
+`self.shape(leaf, kernel, module)` and `...` in index expressions to support stacks.
 
-**The update.** Override one of `factors` (ΔW = s·A·B, never formed), `delta` (ΔW itself, as LoHa) and `adapted` (W as
-adapted, as IA³; then set `additive = False`). The scale s is 0 where a trial of a pack does not adapt the module, and
-the result must then be W. Work with jax arrays and numpy arrays alike. `apply` may be overridden for a cheaper product.
+**Update.** Override one of `factors` (ΔW = s·A·B, which is never formed), `delta` (ΔW, as in LoHa) and `adapted` (the
+adapted kernel, as in IA³; set `additive = False`). The scale s is 0 where a trial of a pack does not adapt the module;
+the result must then be W. The functions must accept JAX and NumPy arrays. `apply` may be overridden with a cheaper
+product.
 
-**What it cannot do** is said by class attributes, each with a comment in `base.py`: `paddable`, `stackable`,
-`uses_alpha`, `one_rank`, `drops_input`. `check` returns the problems of settings. Settings of its own go into
-`options` (a name and a default each) and are typed as `lora.options.NAME=VALUE`.
+**Restrictions** are class attributes, which `base.py` explains: `paddable`, `stackable`, `uses_alpha`, `one_rank`,
+`drops_input`. `check` returns problems with settings. `options` declares settings of the method with their defaults;
+users set them as `lora.options.NAME=VALUE`.
 
-**Training.** `update_factors` scales the updates of some leaves (LoRA+), `wrap_optimizer` wraps the rule (AdaLoRA).
+**Training.** `update_factors` scales the updates of some leaves (LoRA+); `wrap_optimizer` wraps the optimizer
+(AdaLoRA).
 
-**PEFT.** `peft` is a `PeftFormat`: the tensors' names and the config's fields. Without one the method is written in the
-format of `peft_name` with the arrays of `peft_leaves`; a method that PEFT cannot compute at all gives its own keys in a
-`PeftFormat` and the reason in `peft_reason`, and its files are marked `"peft": false`.
+**PEFT.** `peft` is a `PeftFormat`: names of tensors and fields of the config. If it is None, the method is written in
+the format of `peft_name` with the arrays of `peft_leaves`. A method that PEFT cannot compute at all defines its keys in
+a `PeftFormat` and returns the reason in `peft_reason`; its files are marked `"peft": false`.
 '''
 
 import pkgutil
@@ -96,37 +98,37 @@ __all__ = [
 
 @cache
 def names() -> tuple[str, ...]:
-  """The name of every method: the files of this folder apart from `base`."""
+  """Returns the names of all methods: the files of this folder except `base`."""
   return tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name != "base"))
 
 
 @cache
 def get(name: str) -> Method:
-  """The method that the file `name` of this folder defines. Raises InputError if there is none, with the nearest."""
+  """Returns the method that the file `name` defines. Raises InputError with the nearest name if there is none."""
   if name not in names():
     raise InputError(f"lora.method={name}: choose {', '.join(names())}{did_you_mean(name, names())}")
   module = import_module(f"{__name__}.{name}")
-  for kind in vars(module).values():
-    if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__:
-      return kind()
+  for value in vars(module).values():
+    if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
+      return value()
   raise TypeError(f"{module.__file__} defines no subclass of Method with name = {name!r}")
 
 
 def every() -> tuple[Method, ...]:
-  """All methods, by name."""
+  """Returns all methods, sorted by name."""
   return tuple(get(name) for name in names())
 
 
 def of(config: LoraConfig) -> Method:
-  """The method of these settings: that of lora.method, or of lora.init where that names one (PiSSA, OLoRA)."""
+  """Returns the method of lora.method, or of lora.init if that is a method (PiSSA, OLoRA)."""
   return variant(config.method, config.init)
 
 
 def variant(method: str, init: str) -> Method:
-  """The method typed as lora.method=`method` lora.init=`init`. Raises InputError where these do not go together."""
+  """Returns the method that `lora.method` and `lora.init` select. Raises InputError if they are incompatible."""
   if init not in names() or get(init).init_of is None:
     return get(method)
-  chosen = get(init)
-  if method not in (chosen.init_of, chosen.name):
-    raise InputError(f"lora.init={init}: goes with lora.method={chosen.init_of} alone, not with {method}")
-  return chosen
+  initialized = get(init)
+  if method not in (initialized.init_of, initialized.name):
+    raise InputError(f"lora.init={init}: needs lora.method={initialized.init_of}, not {method}")
+  return initialized

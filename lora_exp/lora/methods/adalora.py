@@ -1,18 +1,19 @@
-"""AdaLoRA: a run spends its ranks on the modules where they matter (arXiv 2303.10512), as one optax transformation.
+"""AdaLoRA: allocation of a rank budget among modules during training (arXiv 2303.10512), as an optax transformation.
 
-An adapter's update is s·A·diag(e)·B. A run starts with more ranks than it may keep; every few steps the ranks of all
-modules are compared and e becomes zero in those that matter least, more of them each time. A pruned rank trains on
-until the next pruning and may come back; in the last part of the run the choice stands.
+The update is s·A·diag(e)·B. Training starts with more ranks than the budget. Every few steps the ranks of all modules
+are compared, and e is set to zero for the least important ones, more of them each time. A pruned rank continues to
+train and may recover at the next pruning; in the last part of the run the selection is final.
 
-What the paper leaves open is done as in PEFT 0.21, number for number: w in eq. 8 is the weight after the optimizer's
-step, and its gradient has the regulariser in it; the averages stop before the last pruning; the numerator of eq. 12
-is t − t_i. The regulariser is PEFT's too: not eq. 4's sum of squared norms, but the mean of the norms. Only ties
-differ: PEFT prunes every rank that equals the threshold, here exactly the budget survives.
+Details that the paper leaves open follow PEFT 0.21. In eq. 8, w is the weight after the optimizer's step, and the
+gradient includes that of the regularizer. The averages stop before the last pruning. The numerator of eq. 12 is
+t − t_i. The regularizer is the mean of the norms, not the sum of squared norms of eq. 4. The only difference is in
+ties: PEFT prunes every rank that equals the threshold; here exactly the budget remains.
 
-Padded ranks (a column of A and a row of B that are zero) do not exist: they count nowhere and never move.
+Padded ranks (zero columns of A and zero rows of B) are ignored: they are not counted and never change.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,19 +27,19 @@ from lora_exp.lora.methods.base import Array, Factors, InitSettings, Leaf, Leave
 from lora_exp.lora.methods.lora import LoRA
 from lora_exp.runtime.dropout import path_key
 
-STD = 0.02  # of A and B at the start (section 3.1 of the paper), as in PEFT
+STD = 0.02  # initial standard deviation of A and B (section 3.1 of the paper), as in PEFT
 Tree = Any  # nested dicts of arrays
-AdapterLeaves = dict[tuple, dict[str, Array]]  # by the path of a module's dict in a tree: the leaves of its adapter
+AdapterLeaves = dict[tuple, dict[str, Array]]  # key path of a module -> the leaves of its adapter
 LEAVES = ("lora_a", "lora_b", "lora_e")  # (…, I, R), (…, R, O) and (…, R)
 
 
 class AdaLoRA(LoRA):
-  """ΔW = s·A·diag(e)·B; the ranks that matter least lose their e."""
+  """ΔW = s·A·diag(e)·B, with e pruned to a budget of ranks."""
 
   name = "adalora"
   title = "AdaLoRA"
   paper = "2303.10512"
-  cost = "R·(I + O + 1) parameters, and two running averages of each beside the optimizer's"
+  cost = "R·(I + O + 1) parameters, and two running averages of each in addition to the optimizer's state"
   leaves = LoRA.leaves | {"lora_e": Leaf("R")}
   uses_budget = True
   peft = None
@@ -46,59 +47,61 @@ class AdaLoRA(LoRA):
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]
   ) -> dict[str, dict[str, jax.Array]]:
-    """A and B are drawn from N(0, STD²), e is zero; lora.init has no say."""
-    started = super().init_all(modules, key, InitSettings("normal", STD), done)
+    """Draws A and B from N(0, STD²) and sets e to zero; lora.init has no effect."""
+    initialized = super().init_all(modules, key, InitSettings("normal", STD), done)
     for row in modules.rows:
       kernel = modules.kernels[row.path]
       shape = self.shape("lora_b", kernel, row)
       b = STD * jax.random.normal(jax.random.fold_in(path_key(key, row.path), 1), shape)
-      started[row.path] |= {"lora_b": b, "lora_e": jnp.zeros(self.shape("lora_e", kernel, row))}
-    return started
+      initialized[row.path] |= {"lora_b": b, "lora_e": jnp.zeros(self.shape("lora_e", kernel, row))}
+    return initialized
 
   def factors(self, leaves: Leaves) -> Factors:
-    """A·diag(e) and B."""
+    """Returns A·diag(e) and B."""
     return leaves["lora_a"] * leaves["lora_e"][..., None, :], leaves["lora_b"]
 
   def peft_leaves(self, leaves: Leaves, needed: bool) -> dict[str, Array]:
-    """e folded into A, without the columns whose e is 0; one of them stays where the module is `needed`."""
+    """Returns A·diag(e) and B without the pruned ranks; a `needed` module retains at least one rank."""
     a, b, e = leaves["lora_a"], leaves["lora_b"], leaves["lora_e"]
-    kept = (e != 0).reshape(-1, a.shape[-1]).any(axis=0)
-    kept[0] |= needed and not kept.any()
-    return {"lora_a": (a * e[..., None, :])[..., kept], "lora_b": b[..., kept, :]}
+    retained = (e != 0).reshape(-1, a.shape[-1]).any(axis=0)
+    retained[0] |= needed and not retained.any()
+    return {"lora_a": (a * e[..., None, :])[..., retained], "lora_b": b[..., retained, :]}
 
   def wrap_optimizer(self, rule: optax.GradientTransformation, trial: Any) -> optax.GradientTransformation:
-    """With the allocation of ranks around it."""
+    """Wraps `rule` in `allocate`."""
     return allocate(rule, steps=trial.steps, budget=trial.budget)
 
   def summary(self, leaves: Mapping[str, Leaves]) -> dict[str, Any]:
-    """The ranks that are left in each module."""
-    return {"kept_ranks": {path: int(np.count_nonzero(x["lora_e"])) for path, x in leaves.items()}} if leaves else {}
+    """Returns the number of remaining ranks of each module."""
+    if not leaves:
+      return {}
+    ranks = {path: int(np.count_nonzero(arrays["lora_e"])) for path, arrays in leaves.items()}
+    return {"kept_ranks": ranks}
 
   def check(self, config: LoraConfig) -> list[str]:
-    """The budget is at most the rank, and is what chooses the ranks."""
+    """The budget is required and is at most the rank; no other setting may choose the ranks."""
     problems = []
     if config.budget is None:
-      problems.append("lora.budget=null: AdaLoRA needs the ranks that a module keeps on average, as lora.budget=8")
+      problems.append("lora.budget=null: AdaLoRA needs the average rank per module at the end, such as lora.budget=8")
     elif config.budget > config.rank:
       problems.append(
-        f"lora.budget={config.budget:g}: must be at most lora.rank={config.rank}, which AdaLoRA starts from"
+        f"lora.budget={config.budget:g}: must be at most the initial rank, lora.rank={config.rank}"
       )
     if config.parameters is not None:
       problems.append(
-        f"lora.parameters={config.parameters:g}: AdaLoRA chooses ranks itself, lora.budget on average; remove one of "
-        "them"
+        f"lora.parameters={config.parameters:g}: AdaLoRA chooses the ranks by lora.budget; remove lora.parameters"
       )
     return problems
 
 
 class AllocateState(NamedTuple):
-  """What is remembered between steps; the trees have params' own keys, those of the adapters' leaves alone."""
+  """State of `allocate`. The trees have the keys of the params, for the leaves of adapters only."""
 
-  count: Array  # int32, steps taken
-  inner: Any
+  count: Array  # int32, number of steps taken
+  inner: Any  # state of the wrapped transformation
   sensitivity: Tree  # I̅ of every weight, float32
   uncertainty: Tree  # U̅ of every weight, float32
-  mask: Tree  # bool for each value of e: what the last pruning kept
+  mask: Tree  # bool for each value of e: whether it survived the last pruning
 
 
 def allocate(
@@ -113,41 +116,41 @@ def allocate(
   begin: float = 0.1,
   end: float = 0.3,
 ) -> optax.GradientTransformation:
-  """`inner`, and then AdaLoRA's choice of the ranks of one trial (arXiv 2303.10512, Algorithm 1).
+  """Wraps `inner` in the rank allocation of AdaLoRA, for one trial (arXiv 2303.10512, Algorithm 1).
 
-  `steps`: length of the run. `budget`: ranks that a module keeps on average: round(budget·modules) values of e in all
-  are left at the end, from all of them at the start. In the share `begin` of the steps (t_i) nothing is pruned; then
-  every `every` steps (ΔT), on a cubic schedule; in the share `end` (t_f) pruned values stay zero. `orthogonal` (γ):
-  weight of `orthogonality` in the loss; its gradient is added before `inner`. `beta1`, `beta2`: of the averages.
-  `steps`, `budget` and `orthogonal` may be traced. Leaves that are no adapter's get `inner`'s update as it is.
+  Parameters that are not leaves of an adapter get the update of `inner` unchanged.
 
-  Raises InputError for shares, an interval or betas out of range, and on params without any `lora_e`.
+  Args:
+    inner: the optimizer.
+    steps: length of the run; may be traced.
+    budget: average rank per module at the end: round(budget·modules) values of e remain; may be traced.
+    orthogonal: γ, the weight of `orthogonality`, whose gradient is added before `inner`; may be traced.
+    beta1: decay of the sensitivity average (eq. 9).
+    beta2: decay of the uncertainty average (eq. 10).
+    every: ΔT, steps between two prunings.
+    begin: fraction of the steps before the first pruning (t_i).
+    end: fraction of the steps after the last pruning (t_f), in which pruned values stay zero.
+
+  Raises:
+    InputError: if a fraction, the interval or a decay is out of range, or `init` gets params without any `lora_e`.
   """
   _check(every, begin, end, beta1, beta2)
-
-  def init(params: Tree) -> AllocateState:
-    modules = adapters(params)
-    if not modules:
-      raise InputError("AdaLoRA finds no ranks to allocate: no module here has lora_e; set lora.method=adalora")
-    zeros = lambda: replaced({}, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), modules))
-    mask = {path: {"lora_e": real} for path, real in real_ranks(modules).items()}
-    return AllocateState(jnp.int32(0), inner.init(params), zeros(), zeros(), replaced({}, mask))
 
   def update(grads: Tree, state: AllocateState, params: Tree | None = None) -> tuple[Tree, AllocateState]:
     if params is None:
       raise ValueError("allocate needs the params: update(grads, state, params)")
     modules = adapters(params)
-    push = jax.grad(lambda m: jnp.float32(orthogonal) * orthogonality(m))(modules)
-    grads = replaced(grads, jax.tree.map(jnp.add, adapters(grads), push))
+    regularizer_grads = jax.grad(_weighted_orthogonality)(modules, orthogonal)
+    grads = replaced(grads, jax.tree.map(jnp.add, adapters(grads), regularizer_grads))
     updates, inner_state = inner.update(grads, state.inner, params)
 
     step = state.count + 1
     first, last = jnp.round(begin * steps), steps - jnp.round(end * steps)
     running = step < last
-    moved = jax.tree.map(lambda w, u, g: jnp.abs((w + u) * g), modules, adapters(updates), adapters(grads))  # eq. 8
-    # A beta of 1 holds an average where it is, to the last bit.
+    sensitivity = jax.tree.map(_sensitivity, modules, adapters(updates), adapters(grads))
+    # A beta of 1 leaves an average unchanged, bit for bit.
     means, spreads = averages(
-      moved,
+      sensitivity,
       adapters(state.sensitivity),
       adapters(state.uncertainty),
       jnp.where(running, beta1, 1),
@@ -156,94 +159,143 @@ def allocate(
 
     prune = ((first < step) & running & (step % every == 0)) | (step == last)
     chosen = choose(importance(means, spreads), real_ranks(modules), budget, step, first, last)
-    mask, pruned = _pruned(adapters(state.mask), chosen, modules, adapters(updates), prune, prune | (step > last))
-    trees = (replaced({}, modules_) for modules_ in (means, spreads, mask))
-    return replaced(updates, pruned), AllocateState(step, inner_state, *trees)
+    mask, e_updates = _prune(adapters(state.mask), chosen, modules, adapters(updates), prune, prune | (step > last))
+    trees = [replaced({}, tree) for tree in (means, spreads, mask)]
+    return replaced(updates, e_updates), AllocateState(step, inner_state, *trees)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(partial(_init_state, inner), update)
 
 
-def _pruned(
-  masks: AdapterLeaves, chosen: Mapping[tuple, Array], modules: AdapterLeaves, updates: AdapterLeaves, prune: Array,
-  settle: Array,
-) -> tuple[AdapterLeaves, AdapterLeaves]:  # fmt: skip
-  """The mask of e after this step, and e's update: −e for what is pruned where the step settles e."""
-  mask, pruned = {}, {}
-  for path, kept in masks.items():
-    keep = jnp.where(prune, chosen[path], kept["lora_e"])
+def _init_state(inner: optax.GradientTransformation, params: Tree) -> AllocateState:
+  """The state before the first step. Raises InputError if no module of `params` has `lora_e`."""
+  modules = adapters(params)
+  if not modules:
+    raise InputError("AdaLoRA finds no ranks to allocate: no module has lora_e; set lora.method=adalora")
+  mask = {path: {"lora_e": real} for path, real in real_ranks(modules).items()}
+  sensitivity, uncertainty = replaced({}, _zeros(modules)), replaced({}, _zeros(modules))
+  return AllocateState(jnp.int32(0), inner.init(params), sensitivity, uncertainty, replaced({}, mask))
+
+
+def _zeros(modules: AdapterLeaves) -> AdapterLeaves:
+  """Float32 zeros in the shapes of all leaves."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), modules)
+
+
+def _weighted_orthogonality(modules: AdapterLeaves, weight: Array) -> Array:
+  """γ times the regularizer."""
+  return jnp.float32(weight) * orthogonality(modules)
+
+
+def _sensitivity(weight: Array, update: Array, grad: Array) -> Array:
+  """I = |w·∇w| (eq. 8), with the weight after the step."""
+  return jnp.abs((weight + update) * grad)
+
+
+def _prune(
+  masks: AdapterLeaves,
+  chosen: Mapping[tuple, Array],
+  modules: AdapterLeaves,
+  updates: AdapterLeaves,
+  prune: Array,
+  apply_mask: Array,
+) -> tuple[AdapterLeaves, AdapterLeaves]:
+  """Returns the masks and the updates of e after this step.
+
+  If `prune`, the masks become `chosen`. If `apply_mask`, the update of a pruned value is −e, which makes it zero.
+  """
+  new_masks, e_updates = {}, {}
+  for path, mask in masks.items():
+    keep = jnp.where(prune, chosen[path], mask["lora_e"])
     e, u = modules[path]["lora_e"], updates[path]["lora_e"]
-    mask[path] = {"lora_e": keep}
-    pruned[path] = {"lora_e": jnp.where(keep | ~settle, u, -e)}
-  return mask, pruned
+    new_masks[path] = {"lora_e": keep}
+    e_updates[path] = {"lora_e": jnp.where(keep | ~apply_mask, u, -e)}
+  return new_masks, e_updates
 
 
 def kept_ranks(params: Tree) -> dict[str, int]:
-  """Values of e that are not zero, of each adapted module by its dotted path; `params` are one trial's."""
+  """Returns the number of nonzero values of e in each adapted module, by dotted path; `params` are of one trial."""
   return {".".join(map(str, path)): int((leaves["lora_e"] != 0).sum()) for path, leaves in adapters(params).items()}
 
 
 def adapters(tree: Tree) -> AdapterLeaves:
-  """The leaves of every adapter in `tree`, by module, in the order in which jax flattens it."""
+  """Returns the leaves of every adapter in `tree`, by module, in the order in which JAX flattens the tree."""
   flat = flatten_dict(tree)
   paths = sorted(path[:-1] for path in flat if path[-1] == "lora_e")
   return {path: {name: flat[*path, name] for name in LEAVES if (*path, name) in flat} for path in paths}
 
 
 def replaced(tree: Tree, modules: AdapterLeaves) -> Tree:
-  """`tree` with these leaves in the place of its own."""
+  """Returns `tree` with the leaves of `modules` replaced."""
   flat = flatten_dict(tree, keep_empty_nodes=True)
   flat |= {(*path, name): leaf for path, leaves in modules.items() for name, leaf in leaves.items()}
   return unflatten_dict(flat)
 
 
 def real_ranks(modules: AdapterLeaves) -> dict[tuple, Array]:
-  """Which ranks (…, R) of each module are more than padding."""
+  """Returns for each module which ranks (…, R) are not padding."""
   return {path: (m["lora_a"] != 0).any(-2) | (m["lora_b"] != 0).any(-1) for path, m in modules.items()}
 
 
 def orthogonality(modules: AdapterLeaves) -> Array:
-  """The mean over every A and B of ‖AᵀA − I‖ and ‖BBᵀ − I‖ (Frobenius), as PEFT takes eq. 4; I has real ranks alone."""
+  """Returns the mean of ‖AᵀA − I‖ and ‖BBᵀ − I‖ (Frobenius) over all modules: PEFT's version of eq. 4.
+
+  The identity has ones only for ranks that are not padding.
+  """
   norms, real = [], real_ranks(modules)
   for path, exists in real.items():
     identity = jnp.eye(exists.shape[-1]) * exists[..., None, :]
     for factor in (modules[path]["lora_a"], jnp.swapaxes(modules[path]["lora_b"], -1, -2)):
       squared = jnp.square(jnp.swapaxes(factor, -1, -2) @ factor - identity).sum((-1, -2))
-      # The root has no gradient at zero: where all ranks are padding, or where the columns are orthonormal.
+      # The square root has no gradient at zero, which occurs for padding and for orthonormal columns.
       norms.append(jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0))
   return joined(norms).sum() / jnp.maximum(2 * joined(x.any(-1) for x in real.values()).sum(), 1)
 
 
 def joined(arrays: Iterable[Array]) -> Array:
-  """All values in one row. (Their sum as a chain of terms would be compiled into every use of it: quadratic time.)"""
+  """Returns all values as one vector. (A sum of separate terms would make compilation take quadratic time.)"""
   return jnp.concatenate([jnp.ravel(x) for x in arrays])
 
 
 def averages(
-  moved: AdapterLeaves, means: AdapterLeaves, spreads: AdapterLeaves, beta1: Array, beta2: Array
+  sensitivity: AdapterLeaves, means: AdapterLeaves, spreads: AdapterLeaves, beta1: Array, beta2: Array
 ) -> tuple[AdapterLeaves, AdapterLeaves]:
-  """The running averages I̅ (eq. 9) and U̅ (eq. 10) after one more sensitivity I."""
-  means = jax.tree.map(lambda old, new: beta1 * old + (1 - beta1) * new, means, moved)
-  spread = lambda old, new, mean: beta2 * old + (1 - beta2) * jnp.abs(new - mean)
-  return means, jax.tree.map(spread, spreads, moved, means)
+  """Returns the running averages I̅ (eq. 9) and U̅ (eq. 10), updated with the sensitivity I of this step."""
+
+  def update_mean(mean: Array, new: Array) -> Array:
+    """Eq. 9."""
+    return beta1 * mean + (1 - beta1) * new
+
+  def update_spread(spread: Array, new: Array, mean: Array) -> Array:
+    """Eq. 10."""
+    return beta2 * spread + (1 - beta2) * jnp.abs(new - mean)
+
+  means = jax.tree.map(update_mean, means, sensitivity)
+  return means, jax.tree.map(update_spread, spreads, sensitivity, means)
 
 
 def importance(means: AdapterLeaves, spreads: AdapterLeaves) -> dict[tuple, Array]:
-  """How much each rank (…, R) matters: s = I̅·U̅ (eq. 11) of its e, and of its A and B on average (eq. 7)."""
+  """Returns the importance of each rank (…, R): s = I̅·U̅ (eq. 11) of e plus the means over A and over B (eq. 7)."""
   s = jax.tree.map(jnp.multiply, means, spreads)
   return {path: m["lora_e"] + m["lora_a"].mean(-2) + m["lora_b"].mean(-1) for path, m in s.items()}
 
 
 def budget_at(step: Array, first: Array, last: Array, total: Array, target: Array) -> Array:
-  """Ranks that survive a pruning at `step`: `total` until `first`, down as a cube to `target` from `last` (eq. 12)."""
+  """Returns the number of ranks that a pruning at `step` leaves (eq. 12).
+
+  It is `total` up to the step `first`, falls cubically, and is `target` from the step `last` on.
+  """
   left = jnp.clip((last - step) / jnp.maximum(last - first, 1), 0, 1)
-  # Rounded down as in PEFT; the margin is for whole numbers, which float32 may place just below themselves.
+  # Rounded down as in PEFT. The margin covers integers that float32 arithmetic puts slightly too low.
   return jnp.floor(target + (total - target) * left**3 + 1e-3)
 
 
 def choose(
   scores: Mapping[tuple, Array], real: Mapping[tuple, Array], budget: Array, step: Array, first: Array, last: Array
 ) -> dict[tuple, Array]:
-  """Which ranks (…, R) survive at `step`: the highest scores of all modules; of equal ones those that come first."""
+  """Returns for each module which ranks (…, R) a pruning at `step` leaves: those with the highest scores overall.
+
+  Of equal scores, the first ones win.
+  """
   exists = joined(real.values())
   total, modules = exists.sum(), joined(x.any(-1) for x in real.values()).sum()
   target = jnp.clip(jnp.round(budget * modules), 0, total)
@@ -257,13 +309,17 @@ def choose(
 
 
 def _check(every: int, begin: float, end: float, beta1: float, beta2: float) -> None:
+  """Raises InputError for values of `allocate` that are out of range."""
   problems = []
   if every < 1:
-    problems.append(f"AdaLoRA's every={every} is no number of steps between prunings; give 1 or more")
+    problems.append(f"AdaLoRA's every={every}: the number of steps between prunings must be at least 1")
   if begin < 0 or end < 0 or begin + end >= 1:
-    problems.append(f"AdaLoRA's begin={begin} and end={end} are shares of the steps; together they must be below 1")
+    problems.append(
+      f"AdaLoRA's begin={begin} and end={end}: these fractions of the steps must not be negative, and their sum must "
+      "be below 1"
+    )
   for name, beta in (("beta1", beta1), ("beta2", beta2)):
     if not 0 < beta < 1:
-      problems.append(f"AdaLoRA's {name}={beta} must lie between 0 and 1")
+      problems.append(f"AdaLoRA's {name}={beta}: must be between 0 and 1")
   if problems:
     raise InputError(problems)

@@ -1,7 +1,7 @@
-"""What every method offers: its arrays, how they start, and what they do to a kernel.
+"""The interface of a fine-tuning method: its leaves, their initialization, and their effect on a kernel.
 
-W is a kernel (…, I, O) and x its input (…, I); leading axes of W are those of a stack of kernels. The default
-implementation computes
+W is a kernel (…, I, O) and x its input (…, I); leading axes of W are those of a stack of kernels. By default a method
+computes
 
     y = g ⊙ (x·W + s·(x·A)·B − s·(x·A₀)·B₀)
 
@@ -27,159 +27,161 @@ from lora_exp.lora.quantization import dense
 from lora_exp.runtime.dropout import path_key
 
 Array = Any
-Leaves = Mapping[str, Array]  # the arrays of one adapted module by name, jax's or numpy's
+Leaves = Mapping[str, Array]  # the arrays of one adapted module by leaf name, JAX or NumPy
 Factors = tuple[Array, Array]  # A (…, I, R) and B (…, R, O)
 
 
 class Leaf(NamedTuple):
-  """One array that a method adds to a module."""
+  """An array that a method adds to a module."""
 
-  axes: str  # a letter for each axis: I in, O out, R rank
-  trained: bool = True  # or a constant
-  shared: bool = False  # one array for all modules, as large as the largest of them; each takes the first of its axes
+  axes: str  # one letter per axis: I in, O out, R rank
+  trained: bool = True  # False: a constant
+  shared: bool = False  # one array for all modules, sized for the largest; each module uses the leading part it needs
 
 
 @dataclass(frozen=True)
 class InitSettings:
-  """What a user may choose about the start of an adapter."""
+  """Settings of the initialization of an adapter."""
 
-  init: str = "kaiming"  # a distribution of initialization.py
-  std: float | None = None  # of init=normal
+  init: str = "kaiming"  # lora.init: a distribution of initialization.py
+  std: float | None = None  # lora.init_std, for init=normal
   options: Mapping[str, Any] = field(default_factory=dict)  # lora.options, checked by the method
 
 
 @dataclass(frozen=True)
 class Modules:
-  """The modules that are about to be adapted, for `Method.init_all`."""
+  """The modules to adapt, for `Method.init_all`."""
 
   rows: Sequence[AdaptedModule]
-  fans: Mapping[str, int]  # by path: inputs that add up in one output of A (1 for a look-up)
-  kernels: Mapping[str, Any]  # by path: W (…, I, O), perhaps quantised, or its shape alone
+  fans: Mapping[str, int]  # path -> fan-in of A: I, or 1 for an embedding
+  kernels: Mapping[str, Any]  # path -> W (…, I, O), which may be quantised or abstract
 
 
 class Method:
-  """A fine-tuning method. The object holds no arrays and no state; its file's name is what users type."""
+  """A fine-tuning method. The object holds no arrays and no state."""
 
-  name: ClassVar[str]  # as typed in lora.method, and in files
-  title: ClassVar[str]  # as papers spell it
+  name: ClassVar[str]  # the value of lora.method, equal to the name of the file
+  title: ClassVar[str]  # the name in text and plots, spelled as in the paper
   paper: ClassVar[str] = ""  # arXiv number
-  cost: ClassVar[str] = ""  # trained parameters of a kernel (I, O) and anything unusual, in one sentence
+  cost: ClassVar[str] = ""  # trained parameters per kernel (I, O) and any unusual cost, in one sentence
 
   leaves: ClassVar[Mapping[str, Leaf]] = {}  # every array that a module may get
-  init_of: ClassVar[str | None] = None  # the lora.method of which this is chosen by lora.init, as PiSSA is of lora
+  init_of: ClassVar[str | None] = None  # the lora.method that lora.init=<name> turns into this method (PiSSA: lora)
 
-  adapts_kernels: ClassVar[bool] = True  # puts leaves beside the kernels of lora.targets
-  trains_everything: ClassVar[bool] = False  # every parameter of the model is trained, and a whole model exported
+  adapts_kernels: ClassVar[bool] = True  # adds leaves to the modules of lora.targets
+  trains_everything: ClassVar[bool] = False  # trains every parameter of the model; exports are complete models
   trains_nothing: ClassVar[bool] = False
-  changes_kernels: ClassVar[bool] = True  # so that there is a ΔW to look into and to merge
-  uses_alpha: ClassVar[bool] = True  # scale = alpha/rank; otherwise it is 1
-  one_rank: ClassVar[bool] = False  # all modules have one rank
-  stackable: ClassVar[bool] = True  # goes on stacks of kernels
-  paddable: ClassVar[bool] = True  # zero columns of a rank stay zero in training: trials of other ranks share a pack
-  drops_input: ClassVar[bool] = True  # lora.dropout drops inputs of the update
-  additive: ClassVar[bool] = True  # W as adapted is W + ΔW, and ΔW does not depend on W
+  changes_kernels: ClassVar[bool] = True  # there is a ΔW to inspect and to merge
+  uses_alpha: ClassVar[bool] = True  # scale = alpha/rank; False: the scale is 1
+  one_rank: ClassVar[bool] = False  # all modules must have the same rank
+  stackable: ClassVar[bool] = True  # supports stacks of kernels
+  paddable: ClassVar[bool] = True  # zero-padded ranks stay zero in training, so trials of different rank can be packed
+  drops_input: ClassVar[bool] = True  # lora.dropout applies to the input of the update
+  additive: ClassVar[bool] = True  # the adapted kernel is W + ΔW, and ΔW does not depend on W
   has_lr_ratio: ClassVar[bool] = False  # lora.lr_ratio applies
   uses_budget: ClassVar[bool] = False  # lora.budget applies
-  options: ClassVar[Mapping[str, Any]] = {}  # settings of its own in lora.options, with their defaults
-  inspect_note: ClassVar[str | None] = None  # a sentence below task=inspect
+  options: ClassVar[Mapping[str, Any]] = {}  # the method's settings in lora.options, with their defaults
+  inspect_note: ClassVar[str | None] = None  # a sentence that task=inspect prints below its table
 
-  peft: ClassVar[PeftFormat | None] = None  # the format of its files in PEFT; None: see `peft_name` and `peft_leaves`
-  peft_name: ClassVar[str] = "lora"  # without a format of its own: the method whose files it is written as
+  peft: ClassVar[PeftFormat | None] = None  # the file format in PEFT; None: see `peft_name` and `peft_leaves`
+  peft_name: ClassVar[str] = "lora"  # if `peft` is None: the method in whose format files are written
 
   # Sizes
 
   @property
   def uses_rank(self) -> bool:
-    """Whether any leaf has a rank."""
+    """Whether any leaf has an axis R."""
     return any("R" in leaf.axes for leaf in self.leaves.values())
 
   @property
   def shared_leaves(self) -> tuple[str, ...]:
-    """Names of the leaves that are one array for all modules."""
+    """Names of the leaves that all modules share."""
     return tuple(name for name, leaf in self.leaves.items() if leaf.shared)
 
   @property
   def has_constants(self) -> bool:
-    """Whether its frozen arrays are more than the base's."""
+    """Whether any leaf is a constant."""
     return any(not leaf.trained for leaf in self.leaves.values())
 
   @property
   def split_axes(self) -> dict[str, str]:
-    """The axes of the trained factors, which a mesh splits as it splits the kernel beside them."""
+    """The axes of the trained factors by name, which are sharded like the axes of the kernel."""
     return {name: leaf.axes for name, leaf in self.leaves.items() if leaf.trained and leaf.axes in ("IR", "RO")}
 
   def leaf_names(self, path: str, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The leaves that the module at `path` gets; by default all of them."""
+    """Returns the names of the leaves for the module at `path`; by default all leaves."""
     return tuple(self.leaves)
 
   def trained_size(self, names: Sequence[str], module: AdaptedModule) -> int:
-    """Trained parameters of one adapted kernel with these leaves."""
+    """Returns the number of trained parameters that the leaves `names` add to one kernel."""
     sizes = module.sizes()
     shapes = [[sizes[axis] for axis in self.leaves[name].axes] for name in names if self.leaves[name].trained]
     return sum(int(np.prod(shape)) for shape in shapes)
 
   def rank_of(self, leaves: Leaves) -> int:
-    """R of a module's arrays; 1 for a method without ranks."""
+    """Returns the rank of a module's leaves; 1 for a method without ranks."""
     for name, x in leaves.items():
-      if name in self.leaves and "R" in (axes := self.leaves[name].axes):
+      axes = self.leaves[name].axes if name in self.leaves else ""
+      if "R" in axes:
         return x.shape[axes.index("R") - len(axes)]
     return 1
 
   def lead_of(self, leaves: Leaves) -> tuple[int, ...]:
-    """The axes of a stack of kernels in a module's arrays."""
+    """Returns the leading axes of a module's leaves: those of the kernel before (I, O)."""
     name, x = next((name, x) for name, x in leaves.items() if name in self.leaves)
     return tuple(x.shape[: len(x.shape) - len(self.leaves[name].axes)])
 
-  # The start
+  # Initialization
 
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]
   ) -> dict[str, dict[str, jax.Array]]:
-    """The leaves of every module before the first step, by path; calls `init` for each.
+    """Initializes the leaves of every module, by path. The default calls `init` for each module.
 
-    `done` is called after each module that takes long.
+    An override may call `done` after each module, to report progress.
     """
-    started = {}
+    initialized = {}
     for row in modules.rows:
       kernel = modules.kernels[row.path]
       kernel = kernel if is_abstract(kernel) else dense(kernel)
-      started[row.path] = self.init(path_key(key, row.path), kernel, row, settings)
-    return started
+      initialized[row.path] = self.init(path_key(key, row.path), kernel, row, settings)
+    return initialized
 
   def init(self, key: jax.Array, kernel: Array, module: AdaptedModule, settings: InitSettings) -> dict[str, Array]:
-    """The leaves of one module, with which it computes as its base. `kernel` is W, or its shape alone."""
+    """Initializes the leaves of one module, so that it computes the same as its base. `kernel` is W, or abstract."""
     raise NotImplementedError(f"{self.name} defines neither init nor init_all")
 
   def shape(self, leaf: str, kernel: Array, module: AdaptedModule) -> tuple[int, ...]:
-    """The shape of a leaf beside `kernel` (…, I, O), the axes of a stack first."""
+    """Returns the shape of a leaf for `kernel` (…, I, O): the leading axes of the kernel, then the leaf's axes."""
     sizes = module.sizes()
     return (*kernel.shape[:-2], *(sizes[axis] for axis in self.leaves[leaf].axes))
 
   def complete(self, leaves: Leaves, kernel: Array) -> dict[str, Array]:
-    """`leaves` read from a file with the constants that follow from W, which no file holds."""
+    """Returns `leaves` with the constants that files omit because they follow from the kernel W."""
     return dict(leaves)
 
-  # What the leaves do to a kernel
+  # The effect of the leaves on a kernel
 
   def factors(self, leaves: Leaves) -> Factors | None:
-    """A and B where ΔW = s·A·B (− s·A₀·B₀), everything trained folded in; None where ΔW is no thin product."""
+    """Returns A and B with ΔW = s·A·B (− s·A₀·B₀), other leaves multiplied in; None if ΔW has no thin factors."""
     return None
 
   def start(self, leaves: Leaves) -> Factors | None:
-    """A₀ and B₀, which are subtracted; None where there are none."""
+    """Returns A₀ and B₀, whose product is subtracted, or None."""
     return None
 
   def gate(self, kernel: Array, leaves: Leaves, scale: Array) -> Array | None:
-    """g (…, O), which multiplies each output; None where there is none. 1 where the scale is 0."""
+    """Returns the gate g (…, O) that multiplies the outputs, or None. It must be 1 where the scale is 0."""
     return None
 
   def thin_product(self, leaves: Leaves) -> Factors | None:
-    """A and B where s·A·B is all that is added to W; None if the kernel must be formed."""
-    whole = self.additive and self.start(leaves) is None
-    return self.factors(leaves) if whole else None
+    """Returns A and B if the adapted kernel is W + s·A·B without further terms; None otherwise."""
+    if not self.additive or self.start(leaves) is not None:
+      return None
+    return self.factors(leaves)
 
   def delta(self, kernel: Array, leaves: Leaves, scale: Array) -> Array:
-    """ΔW (…, I, O) before the gate; a method that is `additive` ignores the kernel."""
+    """Returns ΔW (…, I, O) before the gate. An `additive` method ignores `kernel`."""
     product = self.factors(leaves)
     if product is not None:
       return matmul.low_rank(*product, per_kernel(scale), self.start(leaves))
@@ -188,22 +190,23 @@ class Method:
     return self.adapted(kernel, leaves, scale) - kernel
 
   def adapted(self, kernel: Array, leaves: Leaves, scale: Array) -> Array:
-    """W as adapted, g ⊙ (W + ΔW), in W's dtype; formed in the leaves'."""
-    whole = kernel + self.delta(kernel, leaves, scale)
+    """Returns the adapted kernel g ⊙ (W + ΔW), computed in the dtype of the leaves and cast to that of W."""
+    updated = kernel + self.delta(kernel, leaves, scale)
     g = self.gate(kernel, leaves, scale)
-    return (whole if g is None else whole * g[..., None, :]).astype(kernel.dtype)
+    return (updated if g is None else updated * g[..., None, :]).astype(kernel.dtype)
 
   def apply(
     self, x: Array, kernel: Array, leaves: Leaves, scale: Array, *, dropped: Array | None = None, compute: str = "auto"
   ) -> Array:
-    """y (..., O) in x's dtype, for x (..., I) and one kernel (I, O), perhaps quantised.
+    """Returns the output y (..., O) for x (..., I), in the dtype of x.
 
-    `dropped`: x after dropout, which the update takes instead of x. `compute`: lora.compute.
+    `kernel` is one kernel (I, O), which may be quantised. `dropped` is x after dropout, which the update uses in place
+    of x. `compute` is lora.compute.
     """
     product, start = self.factors(leaves), self.start(leaves)
     if product is None:
       w = dense(kernel, x.dtype)
-      # Below float32 a sum with W would round a small ΔW away.
+      # In a dtype below float32, adding a small ΔW to W would round it away.
       if dropped is None and (w.dtype == jnp.float32 or not self.additive):
         return x @ self.adapted(w, leaves, scale)
       y = x @ w + (x if dropped is None else dropped) @ self.delta(w, leaves, scale).astype(x.dtype)
@@ -217,21 +220,21 @@ class Method:
   # Training
 
   def update_factors(self, trial: Any) -> optax.GradientTransformation:
-    """A factor on the updates of some leaves, after the optimizer's rule; `trial` holds a trial's traced numbers."""
+    """Returns a transformation that scales updates after the optimizer; `trial` holds traced hyperparameters."""
     return optax.identity()
 
   def wrap_optimizer(self, rule: optax.GradientTransformation, trial: Any) -> optax.GradientTransformation:
-    """`rule` (the optimizer with its clipping) as this method uses it."""
+    """Returns `rule` (clipping and the optimizer), which a method may wrap in a transformation of its own."""
     return rule
 
   def summary(self, leaves: Mapping[str, Leaves]) -> dict[str, Any]:
-    """Further facts for summary.json about a trained adapter, whose arrays are numpy's."""
+    """Returns further entries of summary.json for a trained adapter with NumPy arrays, by module path."""
     return {}
 
   # Settings
 
   def facts(self) -> dict[str, Any]:
-    """What a report needs to know, which the run writes to summary.json."""
+    """Returns the properties of the method that a run writes to summary.json, for reports."""
     return {
       "name": self.name,
       "title": self.title,
@@ -243,40 +246,40 @@ class Method:
     }
 
   def check(self, config: LoraConfig) -> list[str]:
-    """Problems of the group `lora` that only this method knows, a sentence each."""
+    """Returns problems with the config group `lora` that are specific to this method, one sentence each."""
     return []
 
   # PEFT's files
 
   def peft_leaves(self, leaves: Leaves, needed: bool) -> dict[str, Array]:
-    """A module's arrays, numpy's, as the file's method has them; `needed`: the module must stay in the file."""
+    """Converts a module's leaves (NumPy) to those of `peft_name`. `needed`: the result must not be empty."""
     return dict(leaves)
 
   def peft_fields(self, names: Mapping[str, str], leaves: Mapping[str, Leaves]) -> dict[str, Any]:
-    """Config fields that follow from the adapter; `names` are PEFT's of the modules."""
+    """Returns fields of adapter_config.json that depend on the adapter; `names` maps paths to PEFT's module names."""
     return {}
 
   def peft_leaf_names(self, name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The leaves that a file holds of the module that PEFT calls `name`; `values` is adapter_config.json."""
+    """Returns the leaves in a file for the module with PEFT's name `name`; `values` is adapter_config.json."""
     return tuple(self.peft.keys) if self.peft else ()
 
   def peft_reason(self, modules: tuple[AdaptedModule, ...], leaves: Mapping[str, Leaves]) -> str | None:
-    """Why PEFT cannot compute what this adapter does, which only the method knows; None if it can."""
+    """Returns a reason, specific to the method, why PEFT computes something else for this adapter, or None."""
     return None
 
   # Arithmetic of adapters
 
   def resize_problem(self, module: AdaptedModule, leaves: Leaves) -> str | None:
-    """Why a module's adapter cannot be approximated at another rank; None if it can."""
+    """Returns the reason why a module's adapter cannot be resized to another rank, or None."""
     if self.additive:
       return None
-    return f"{self.title} changes W by more than a sum; merge it and extract a LoRA instead"
+    return f"{self.title} does not add an update to W; merge it and extract a LoRA instead"
 
   def resized(self, product: Leaves, leaves: Leaves) -> tuple[str, dict[str, Array]]:
-    """(method, leaves) of an adapter whose ΔW became `product` (LoRA's leaves), out of its former leaves."""
+    """Returns (method, leaves) after a resize, from the new factors `product` (LoRA leaves) and the old leaves."""
     return "lora", dict(product)
 
 
 def per_kernel(scale: Any) -> jax.Array:
-  """The scale with two axes more, to multiply (…, I, O) or a factor."""
+  """Returns the scale with two more axes, so that it broadcasts against (…, I, O)."""
   return jnp.asarray(scale)[..., None, None]

@@ -1,11 +1,11 @@
-"""BitFit: every bias is trained, and nothing else (arXiv 2106.10199)."""
+"""BitFit: trains the biases of the base and nothing else (arXiv 2106.10199)."""
 
 from lora_exp.config import LoraConfig
 from lora_exp.lora.methods.base import Method
 
 
 class BitFit(Method):
-  """Trains what lora.bias and lora.train_modules name."""
+  """Trains the parameters that lora.bias and lora.train_modules select."""
 
   name = "bitfit"
   title = "BitFit"
@@ -15,7 +15,7 @@ class BitFit(Method):
   changes_kernels = False
 
   def check(self, config: LoraConfig) -> list[str]:
-    """Without biases nothing is left to train."""
+    """Biases must be trained."""
     if config.bias == "none":
-      return [f"lora.bias=none: nothing is left to train with lora.method={self.name}; set lora.bias=all"]
+      return [f"lora.bias=none: lora.method={self.name} would train nothing; set lora.bias=all"]
     return []

@@ -1,10 +1,10 @@
-"""The base as it is: no parameter is trained. The lower reference line of a study."""
+"""No training: the base as it is, the lower reference of a study."""
 
 from lora_exp.lora.methods.base import Method
 
 
 class Frozen(Method):
-  """Trains nothing."""
+  """Trains no parameter."""
 
   name = "frozen"
   title = "frozen base"

@@ -1,13 +1,13 @@
-"""Full fine-tuning: every parameter is trained. The upper reference line of a study; rank and targets are not used."""
+"""Full fine-tuning: trains every parameter. It is the upper reference of a study and uses no rank and no targets."""
 
 from lora_exp.lora.methods.base import Method
 
 
 class Full(Method):
-  """Trains the model itself."""
+  """Trains every parameter of the model."""
 
   name = "full"
   title = "full fine-tuning"
-  cost = "every parameter of the model, with the optimizer's state for each"
+  cost = "every parameter of the model, and the optimizer's state for each"
   adapts_kernels = False
   trains_everything = True

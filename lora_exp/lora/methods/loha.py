@@ -1,6 +1,6 @@
 """LoHa: ΔW is the Hadamard product of two low-rank products (FedPara, arXiv 2108.06098; LyCORIS, arXiv 2309.14859).
 
-With the parameters of two LoRAs of rank R its update has a rank of up to R².
+With as many parameters as two LoRAs of rank R, the update has a rank of up to R².
 """
 
 import math
@@ -22,7 +22,7 @@ class LoHa(Method):
   paper = "2108.06098"
   cost = "2·R·(I + O) parameters; ΔW (I, O) is formed in every step"
   leaves = {
-    "hada_w1_a": Leaf("RO"),  # named as in PEFT, whose w1_a (out, rank) is our B₁ transposed
+    "hada_w1_a": Leaf("RO"),  # names as in PEFT, which stores B₁ᵀ (out, rank) as w1_a
     "hada_w1_b": Leaf("IR"),
     "hada_w2_a": Leaf("RO"),
     "hada_w2_b": Leaf("IR"),
@@ -37,16 +37,16 @@ class LoHa(Method):
   )
 
   def init(self, key: jax.Array, kernel: Array, module: AdaptedModule, settings: InitSettings) -> dict[str, Array]:
-    """As in PEFT: Kaiming uniform for all factors but A₂, which is zero. `lora.init` has no say."""
-    started = {"hada_w2_b": jnp.zeros(self.shape("hada_w2_b", kernel, module))}
+    """Draws all factors but A₂ from U(±1/√fan), and sets A₂ to zero, as PEFT does. `lora.init` has no effect."""
+    initialized = {"hada_w2_b": jnp.zeros(self.shape("hada_w2_b", kernel, module))}
     fans = {"hada_w1_a": module.rank, "hada_w1_b": module.fan_in, "hada_w2_a": module.rank}
     for i, (name, fan) in enumerate(fans.items()):
       shape = self.shape(name, kernel, module)
-      started[name] = jax.random.uniform(jax.random.fold_in(key, i), shape, jnp.float32, -1, 1) / math.sqrt(fan)
-    return started
+      initialized[name] = jax.random.uniform(jax.random.fold_in(key, i), shape, jnp.float32, -1, 1) / math.sqrt(fan)
+    return initialized
 
   def delta(self, kernel: Any, leaves: Leaves, scale: Any) -> Array:
-    """ΔW (…, I, O)."""
+    """Returns ΔW (…, I, O)."""
     first = leaves["hada_w1_b"] @ leaves["hada_w1_a"]
     second = leaves["hada_w2_b"] @ leaves["hada_w2_a"]
     return per_kernel(scale) * first * second

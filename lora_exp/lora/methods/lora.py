@@ -1,6 +1,6 @@
-"""LoRA: y = x·W + s·(x·A)·B, A and B are trained (arXiv 2106.09685).
+"""LoRA: y = x·W + s·(x·A)·B with trained A and B (arXiv 2106.09685).
 
-rsLoRA (lora.scaling=rslora), LoRA+ (lora.lr_ratio) and QLoRA (lora.quant) are settings of it.
+rsLoRA (lora.scaling=rslora), LoRA+ (lora.lr_ratio) and QLoRA (lora.quant) are settings of this method.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ FORMAT = PeftFormat(
 
 
 class LoRA(Method):
-  """A product of two thin factors."""
+  """ΔW = s·A·B."""
 
   name = "lora"
   title = "LoRA"
@@ -42,23 +42,24 @@ class LoRA(Method):
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]
   ) -> dict[str, dict[str, jax.Array]]:
-    """A is drawn, B is zero."""
+    """Draws A from the distribution lora.init and sets B to zero."""
     leads = {path: tuple(w.shape[:-2]) for path, w in modules.kernels.items()}
     drawn = draw_all(modules.rows, modules.fans, leads, key, settings.init, settings.std)
-    started = {}
+    initialized = {}
     for row in modules.rows:
       kernel = modules.kernels[row.path]
-      started[row.path] = {"lora_a": drawn[row.path], "lora_b": jnp.zeros(self.shape("lora_b", kernel, row))}
-    return started
+      initialized[row.path] = {"lora_a": drawn[row.path], "lora_b": jnp.zeros(self.shape("lora_b", kernel, row))}
+    return initialized
 
   def factors(self, leaves: Leaves) -> Factors:
-    """A and B."""
+    """Returns A and B."""
     return leaves["lora_a"], leaves["lora_b"]
 
   def update_factors(self, trial: Any) -> optax.GradientTransformation:
-    """B's whole update is `lr_ratio` times what A's would be (LoRA+, arXiv 2402.12354)."""
+    """Multiplies the updates of B by `lr_ratio` (LoRA+, arXiv 2402.12354)."""
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:
+      """The update of one leaf."""
       return update * trial.lr_ratio if getattr(path[-1], "key", None) == "lora_b" else update
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))

@@ -1,7 +1,7 @@
-"""PiSSA: A and B start as W's largest singular directions, which are taken off again (arXiv 2404.02948).
+"""PiSSA: A and B are initialized with the largest singular directions of W, which are subtracted (arXiv 2404.02948).
 
-The paper puts W − s·A₀·B₀ in the place of W. Here W is not touched: y = x·W + s·(x·A)·B − s·(x·A₀)·B₀ with frozen
-A₀ and B₀ is the same function, and equals the base bit for bit before the first step. PEFT gets a LoRA of twice the
+The paper replaces W by W − s·A₀·B₀. Here W is not changed. y = x·W + s·(x·A)·B − s·(x·A₀)·B₀, with frozen A₀ and B₀, is
+the same function, and equals the base bit for bit before the first step. For PEFT it is written as a LoRA of twice the
 rank, [A, A₀] and [B; −B₀].
 """
 
@@ -19,12 +19,12 @@ from lora_exp.lora.quantization import dense
 
 
 class PiSSA(LoRA):
-  """LoRA that starts inside W."""
+  """LoRA with A and B initialized from the singular value decomposition of W."""
 
   name = "pissa"
   title = "PiSSA"
   paper = "2404.02948"
-  cost = "R·(I + O) parameters, as many constants, and a singular value decomposition of every kernel at the start"
+  cost = "R·(I + O) parameters, as many constants, and one singular value decomposition of every kernel"
   init_of = "lora"
   peft = None
   leaves = LoRA.leaves | {"start_a": Leaf("IR", trained=False), "start_b": Leaf("RO", trained=False)}
@@ -32,34 +32,34 @@ class PiSSA(LoRA):
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]
   ) -> dict[str, dict[str, jax.Array]]:
-    """A and B out of W, and the same once more as A₀ and B₀; zeros of the right shape where W is abstract."""
-    started = {}
+    """Computes A and B from W, and copies them to A₀ and B₀. All are zeros if W is abstract."""
+    initialized = {}
     for row in modules.rows:
       kernel = modules.kernels[row.path]
       if is_abstract(kernel):
         a, b = (jnp.zeros(self.shape(name, kernel, row)) for name in ("lora_a", "lora_b"))
       else:
         thin_a, thin_b = self.decompose(np.asarray(dense(kernel), np.float32), row.rank, row.scale)
-        beyond = row.rank - thin_a.shape[-1]  # a kernel has no more directions than its smaller side
+        surplus = row.rank - thin_a.shape[-1]  # the rank may exceed min(I, O)
         lead = [(0, 0)] * (len(kernel.shape) - 2)
-        a = jnp.pad(thin_a, [*lead, (0, 0), (0, beyond)])
-        b = jnp.pad(thin_b, [*lead, (0, beyond), (0, 0)])
-      started[row.path] = {"lora_a": a, "lora_b": b, "start_a": a, "start_b": b}
+        a = jnp.pad(thin_a, [*lead, (0, 0), (0, surplus)])
+        b = jnp.pad(thin_b, [*lead, (0, surplus), (0, 0)])
+      initialized[row.path] = {"lora_a": a, "lora_b": b, "start_a": a, "start_b": b}
       done()
-    return started
+    return initialized
 
   def decompose(self, w_IO: np.ndarray, rank: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """A and B from the `rank` largest singular directions of W; s·A·B is their sum."""
+    """Returns A (…, I, R) and B (…, R, O) such that s·A·B is the best approximation of W at `rank`."""
     u, sigma, vt = np.linalg.svd(w_IO, full_matrices=False)
     root = np.sqrt(sigma[..., :rank] / scale)
     a, b = u[..., :rank] * root[..., None, :], root[..., None] * vt[..., :rank, :]
     return a.astype(w_IO.dtype), b.astype(w_IO.dtype)
 
   def peft_leaves(self, leaves: Leaves, needed: bool) -> dict[str, Array]:
-    """[A, A₀] and [B; −B₀]: a LoRA of twice the rank."""
+    """Returns [A, A₀] and [B; −B₀], a LoRA of twice the rank."""
     a = np.concatenate([leaves["lora_a"], leaves["start_a"]], -1)
     return {"lora_a": a, "lora_b": np.concatenate([leaves["lora_b"], -leaves["start_b"]], -2)}
 
   def start(self, leaves: Leaves) -> Factors:
-    """A₀ and B₀."""
+    """Returns A₀ and B₀."""
     return leaves["start_a"], leaves["start_b"]

@@ -1,4 +1,4 @@
-"""VeRA: A and B are random, frozen, and shared by all modules; a vector of each side is trained (arXiv 2310.11454)."""
+"""VeRA: random frozen A and B, shared by all modules, with two trained vectors per module (arXiv 2310.11454)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from lora_exp.lora.methods.base import Factors, InitSettings, Leaf, Leaves, Meth
 from lora_exp.lora.peft_format import PeftFormat
 from lora_exp.runtime.dropout import path_key
 
-LAMBDA_D = 0.1  # what d starts as, in the paper and in PEFT
+LAMBDA_D = 0.1  # initial value of d, as in the paper and in PEFT
 
 
 class VeRA(Method):
@@ -20,7 +20,7 @@ class VeRA(Method):
   name = "vera"
   title = "VeRA"
   paper = "2310.11454"
-  cost = "R + O parameters; one random pair of R·(I + O) constants for the whole model"
+  cost = "R + O parameters; R·(I + O) random constants for the whole model"
   leaves = {
     "vera_a": Leaf("IR", trained=False, shared=True),
     "vera_b": Leaf("RO", trained=False, shared=True),
@@ -43,12 +43,12 @@ class VeRA(Method):
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]
   ) -> dict[str, dict[str, jax.Array]]:
-    """One random pair for all modules, as large as the largest, and vectors for each: d at 0.1 and b at zero."""
-    ins, outs = max(row.fan_in for row in modules.rows), max(row.fan_out for row in modules.rows)
+    """Draws A and B for all modules, sized for the largest, and sets d to 0.1 and b to zero in each module."""
+    fan_in, fan_out = max(row.fan_in for row in modules.rows), max(row.fan_out for row in modules.rows)
     rank = max(row.rank for row in modules.rows)
-    shared_a = draw_a(path_key(key, "vera_a"), "he_uniform", ins, ins, rank)
-    # PEFT draws B as (out, rank) with a fan-in of the rank; row by row, so that padding changes no row.
-    shared_b = he_uniform(path_key(key, "vera_b"), (rank, outs), rank, rank, None)
+    shared_a = draw_a(path_key(key, "vera_a"), "he_uniform", fan_in, fan_in, rank)
+    # PEFT draws B as (out, rank) with fan-in R. Drawn as (R, O), a padded rank does not change the other rows.
+    shared_b = he_uniform(path_key(key, "vera_b"), (rank, fan_out), rank, rank, None)
     return {
       row.path: {
         "vera_a": shared_a,
@@ -60,5 +60,5 @@ class VeRA(Method):
     }
 
   def factors(self, leaves: Leaves) -> Factors:
-    """A·diag(d) and B·diag(b)."""
+    """Returns A·diag(d) and B·diag(b)."""
     return leaves["vera_a"] * leaves["lambda_d"][..., None, :], leaves["vera_b"] * leaves["lambda_b"][..., None, :]

@@ -1,8 +1,8 @@
-"""Adapters on disk in PEFT's format: adapter_config.json and adapter_model.safetensors.
+"""Adapter files in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-Where PEFT cannot compute what an adapter does, the files have the same format with our own names, `"peft": false` and
-the reason. Files are read as a stranger's: nothing is run, nothing is large before it is known to fit, and whatever
-the model has no place for is refused.
+If PEFT cannot compute the same as an adapter, the files use our own module names, and the config has `"peft": false`
+and the reason. Files are untrusted input: no code in them is executed, sizes are checked before arrays are read, and
+anything that does not fit the model is an error.
 """
 
 import math
@@ -24,7 +24,7 @@ from lora_exp.lora.peft import tensors as peft_tensors
 from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.config_writer import config_values
 from lora_exp.lora.peft.names import Naming, module_name
-from lora_exp.lora.peft.tensors import Place
+from lora_exp.lora.peft.tensors import FileTensor
 from lora_exp.lora.peft.validation import AdapterFileCheck, trained_size
 from lora_exp.runtime.files import write_atomically, write_json
 from lora_exp.runtime.json_files import parse_json_object
@@ -34,7 +34,7 @@ __all__ = ["CONFIG", "WEIGHTS", "Naming", "load_adapter", "save_adapter"]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LARGEST_CONFIG = 2**24  # bytes
-SHOWN = 20  # problems that are listed
+SHOWN = 20  # largest number of problems to list
 
 
 def save_adapter(
@@ -46,51 +46,63 @@ def save_adapter(
   base: str | None = None,
   dropout: float = 0.0,
 ) -> bool:
-  """Writes `adapter`, and returns whether PEFT can load it.
+  """Writes `adapter` to `directory` and returns whether PEFT can load it.
 
-  `naming` says how PEFT calls the modules; None for a model that it does not know. `metadata` goes into
-  adapter_config.json under `lora_exp` (PEFT ignores unknown keys), its `scaling: rslora` becomes `use_rslora`; `base`
-  is the base's name or path.
+  Arrays are written as float32 or wider.
+
+  Args:
+    directory: is created if it does not exist.
+    adapter: the adapter.
+    naming: PEFT's names of the modules; None for a model that PEFT does not support.
+    metadata: JSON values, stored in adapter_config.json under `lora_exp`. `scaling: rslora` also sets `use_rslora`.
+    base: name or path of the base model.
+    dropout: the dropout rate to store.
   """
   rslora = metadata.get("scaling") == "rslora" and adapter.kind.uses_alpha
-  made = peft_tensors.written(adapter, rslora)
-  why = peft_tensors.reason(adapter, made, naming)
-  if why is not None:
+  converted = peft_tensors.convert(adapter, rslora)
+  reason = peft_tensors.unsupported_reason(adapter, converted, naming)
+  if reason is not None:
     naming = None
   full_shapes = {path: x.shape for path, x in adapter.full.items()}
-  places = peft_tensors.layout(made.method, made.rows, made.leaf_names, full_shapes, naming, made.leads)
-  own: dict[str, Any] = {**metadata, "method": adapter.method, "start": made.start}
-  own |= {"leads": made.leads} if made.leads else {}
-  own |= {"reason": why} if why is not None else {}
-  config = config_values(made, adapter.full, naming, rslora, dropout, base)
-  config |= {"peft": why is None, "lora_exp": own}
-  exact = _exact(adapter, PeftConfig(config, CONFIG), made, naming)
-  own |= {"exact": exact} if exact else {}
+  file_tensors = peft_tensors.layout(
+    converted.method, converted.rows, converted.leaf_names, full_shapes, naming, converted.leads
+  )
+  extra: dict[str, Any] = {**metadata, "method": adapter.method, "start": converted.start}
+  if converted.leads:
+    extra["leads"] = converted.leads
+  if reason is not None:
+    extra["reason"] = reason
+  config = config_values(converted, adapter.full, naming, rslora, dropout, base)
+  config |= {"peft": reason is None, "lora_exp": extra}
+  exact_values = _exact_values(adapter, PeftConfig(config, CONFIG), converted, naming)
+  if exact_values:
+    extra["exact"] = exact_values
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  tensors = peft_tensors.arrays(adapter, made, places)
+  tensors = peft_tensors.arrays(adapter, converted, file_tensors)
   write_atomically(directory / WEIGHTS, partial(save_file, tensors, metadata={"format": "pt"}))
   write_json(directory / CONFIG, config)
-  return why is None
+  return reason is None
 
 
-def _exact(
-  adapter: Adapter, config: PeftConfig, made: peft_tensors.PeftTensors, naming: Naming | None
+def _exact_values(
+  adapter: Adapter, config: PeftConfig, converted: peft_tensors.PeftTensors, naming: Naming | None
 ) -> dict[str, list[float]]:
-  """[alpha, scale] of the rows that would be read a little otherwise."""
-  # A method without files of its own that is no start comes back as the LoRA that it was written as.
-  as_written = adapter.kind.peft is None and not made.start
-  ours = {row.path: row for row in (made.rows if as_written else adapter.rows)}
-  differ = {}
-  for row in made.rows:
+  """[alpha, scale] of the modules whose values cannot be computed exactly from PEFT's fields."""
+  # A method without a file format is loaded as LoRA, unless the file also holds A₀ and B₀.
+  loaded_as_lora = adapter.kind.peft is None and not converted.start
+  expected = {row.path: row for row in (converted.rows if loaded_as_lora else adapter.rows)}
+  exact_values = {}
+  for row in converted.rows:
     alpha, scale, _ = _scaled(config, module_name(naming, row.path), row.rank)
-    if (alpha, scale) != (wanted := (ours[row.path].alpha, ours[row.path].scale)):
-      differ[row.path] = list(wanted)
-  return differ
+    exact = expected[row.path].alpha, expected[row.path].scale
+    if (alpha, scale) != exact:
+      exact_values[row.path] = list(exact)
+  return exact_values
 
 
 def _scaled(config: PeftConfig, name: str, rank: int) -> tuple[float, float, int]:
-  """(alpha, scale, rank) of a module, at half its rank where the other half is what it started from."""
+  """(alpha, scale, rank) of a module from PEFT's fields; half of alpha and rank if the file holds A₀ and B₀."""
   alpha = config.alpha_of(name)
   scale = config.scale(alpha, rank)
   if config.start:
@@ -104,108 +116,132 @@ def load_adapter(
   shapes: Mapping[str, tuple[int, int]],
   full_shapes: Mapping[str, tuple[int, ...]] = {},
 ) -> Adapter:
-  """Reads an adapter, ours or PEFT's, for a model whose adaptable modules have `shapes` (in, out).
+  """Loads an adapter that was written by `save_adapter` or by PEFT.
 
-  `full_shapes` are the model's parameters by their own paths, for biases and modules that were trained whole. Arrays
-  come as float32 (float64 stays). AdaLoRA comes back as the LoRA that it was written as; DoRA's `kernel_norm2` is the
-  base's and is not in a file. Raises InputError that lists every key, name, shape or value amiss.
+  Arrays are float32, or float64 if the file has float64. AdaLoRA is loaded as LoRA. The constant `kernel_norm2` of DoRA
+  is not in the file; see `completed`.
+
+  Args:
+    directory: holds adapter_config.json and adapter_model.safetensors.
+    naming: PEFT's names of the model's modules, or None.
+    shapes: (in, out) of every adaptable module of the model, by path.
+    full_shapes: shapes of all parameters of the model, by path; for biases and modules that were trained in full.
+
+  Raises:
+    InputError: lists every key, name, shape or value that is invalid or does not fit the model.
   """
   directory = Path(directory)
-  config, found = _opened(directory)
+  config, tensors = _read_files(directory)
   weights = directory / WEIGHTS
-  naming = naming if config.foreign else None
-  fit = AdapterFileCheck(config, str(weights), naming, shapes, full_shapes)
-  fit.compare(found)
-  rows = [_as_trained(config, fit, row) for row in fit.rows]
-  _raise(fit.problems)
-  arrays = read_arrays(weights, found, fit.places)
-  bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
-  _raise([f"{weights}: {name} holds values that are not finite" for name in bad])
-  leaves, full = _sorted(weights, fit.places, arrays)
-  method = _started(config.own.get("method")) if config.start else fit.method.name
-  return Adapter(method, tuple(rows), {row.path: _leaves(row, leaves, fit.method, config.start) for row in rows}, full)
+  naming = naming if config.peft_names else None
+  check = AdapterFileCheck(config, str(weights), naming, shapes, full_shapes)
+  check.compare(tensors)
+  rows = [_trained_row(config, check, row) for row in check.rows]
+  _raise_problems(check.problems)
+  arrays = read_arrays(weights, tensors, check.file_tensors)
+  not_finite = [name for name, x in arrays.items() if not np.isfinite(x).all()]
+  _raise_problems([f"{weights}: {name} has values that are not finite" for name in not_finite])
+  by_module, full = _by_module(weights, check.file_tensors, arrays)
+  leaves = {row.path: _leaves(row, by_module, check.method, config.start) for row in rows}
+  method = _init_method(config.extra.get("method")) if config.start else check.method.name
+  return Adapter(method, tuple(rows), leaves, full)
 
 
-def _started(method: Any) -> str:
-  """The method of a file that holds a start: the one that the file names, or of an older file PiSSA."""
-  known = method if isinstance(method, str) and method in methods.names() else "pissa"
-  return known if methods.get(known).init_of else "pissa"
+def _init_method(method: Any) -> str:
+  """The method of a file that holds A₀ and B₀: the one that the file names, or PiSSA for older files."""
+  name = method if isinstance(method, str) and method in methods.names() else "pissa"
+  return name if methods.get(name).init_of else "pissa"
 
 
-def _as_trained(config: PeftConfig, fit: AdapterFileCheck, row: AdaptedModule) -> AdaptedModule:
-  """The row as it was when the file was written: where its numbers need more digits, they stand in our part."""
-  alpha, scale, rank = _scaled(config, fit.names[row.path], row.rank)
-  given = config.own.get("exact", {}).get(row.path) if isinstance(config.own.get("exact", {}), dict) else 0
-  if given is not None:
-    number = lambda x: isinstance(x, float | int) and not isinstance(x, bool) and 0 < x < 1e30
-    if not isinstance(given, list) or len(given) != 2 or not all(map(number, given)) or not math.isclose(
-      given[1], scale, rel_tol=1e-6
-    ):
-      fit.config_problem(f"lora_exp.exact of {row.path} is not its alpha and scale: the scale is {scale:.7g} by "
-                         "lora_alpha and r; take lora_exp.exact out where those were changed")
+def _trained_row(config: PeftConfig, check: AdapterFileCheck, row: AdaptedModule) -> AdaptedModule:
+  """The row of the adapter before it was written, with the exact alpha and scale if the file has them."""
+  alpha, scale, rank = _scaled(config, check.names[row.path], row.rank)
+  exact_values = config.extra.get("exact", {})
+  exact: Any = exact_values.get(row.path) if isinstance(exact_values, dict) else 0
+  if exact is not None:
+    if _is_exact(exact, scale):
+      alpha, scale = map(float, exact)
     else:
-      alpha, scale = map(float, given)
-  count = math.prod(fit.leads.get(row.path, ())) * trained_size(
-    fit.method, replace(row, rank=rank), fit.leaf_names[row.path]
-  )
+      check.config_problem(f"lora_exp.exact of {row.path} is not its alpha and scale: the scale is {scale:.7g} by "
+                           "lora_alpha and r; remove lora_exp.exact if you changed those")
+  per_kernel = trained_size(check.method, replace(row, rank=rank), check.leaf_names[row.path])
+  count = math.prod(check.leads.get(row.path, ())) * per_kernel
   return replace(row, rank=rank, alpha=alpha, scale=scale, parameters=count)
 
 
-def _sorted(weights: Path, places: Mapping[str, Place], arrays: Mapping[str, np.ndarray]):
-  """The arrays by path and leaf, those of all modules under "", and by path the parameters trained whole."""
+def _is_exact(value: Any, scale: float) -> bool:
+  """Whether `value` is [alpha, scale] with positive numbers and about this scale."""
+  if not isinstance(value, list) or len(value) != 2:
+    return False
+  if not all(isinstance(x, float | int) and not isinstance(x, bool) and 0 < x < 1e30 for x in value):
+    return False
+  return math.isclose(value[1], scale, rel_tol=1e-6)
+
+
+def _by_module(
+  weights: Path, file_tensors: Mapping[str, FileTensor], arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+  """Returns the leaves by path and name (shared leaves under the path ""), and the fully trained parameters by path."""
   leaves: dict[str, dict[str, np.ndarray]] = {}
   full: dict[str, np.ndarray] = {}
   problems = []
-  for name, place in places.items():
-    x = place.loaded(arrays[name])
-    into, key = (leaves.setdefault(place.path, {}), place.leaf) if place.leaf else (full, place.path)
-    if key in into and not np.array_equal(into[key], x):
-      problems.append(f"{weights}: {name} is not what the table has, and here the head is the table")
-    into.setdefault(key, x)
-  _raise(problems)
+  for name, file_tensor in file_tensors.items():
+    x = file_tensor.from_file(arrays[name])
+    if file_tensor.leaf:
+      target, key = leaves.setdefault(file_tensor.path, {}), file_tensor.leaf
+    else:
+      target, key = full, file_tensor.path
+    if key in target and not np.array_equal(target[key], x):
+      problems.append(f"{weights}: {name} differs from the tensor of the embedding, to which the head is tied")
+    target.setdefault(key, x)
+  _raise_problems(problems)
   return leaves, full
 
 
 def _leaves(
   row: AdaptedModule, leaves: Mapping[str, Mapping[str, np.ndarray]], method: Method, start: bool
 ) -> dict[str, np.ndarray]:
-  own = dict(leaves[row.path])
-  for name, x in leaves.get("", {}).items():  # those that all modules share
-    own[name] = x[tuple(slice(row.sizes()[axis]) for axis in method.leaves[name].axes)]
+  """The leaves of one module; `start`: the second half of the ranks holds A₀ and −B₀."""
+  module_leaves = dict(leaves[row.path])
+  for name, x in leaves.get("", {}).items():  # shared leaves
+    module_leaves[name] = x[tuple(slice(row.sizes()[axis]) for axis in method.leaves[name].axes)]
   if start:
-    a, b, r = own["lora_a"], own["lora_b"], row.rank
-    own |= {"lora_a": a[..., :r], "lora_b": b[..., :r, :], "start_a": a[..., r:], "start_b": -b[..., r:, :]}
-  return {name: np.ascontiguousarray(x) for name, x in own.items()}
+    a, b, r = module_leaves["lora_a"], module_leaves["lora_b"], row.rank
+    module_leaves |= {"lora_a": a[..., :r], "lora_b": b[..., :r, :], "start_a": a[..., r:], "start_b": -b[..., r:, :]}
+  return {name: np.ascontiguousarray(x) for name, x in module_leaves.items()}
 
 
-def _opened(directory: Path) -> tuple[PeftConfig, dict[str, TensorEntry]]:
+def _read_files(directory: Path) -> tuple[PeftConfig, dict[str, TensorEntry]]:
+  """The config, and the header of the weights. Raises InputError if a file is missing or cannot be read."""
   path, weights = directory / CONFIG, directory / WEIGHTS
   if not weights.is_file():
-    pickle = f"; {PICKLE} is a pickle, which is never opened: save it with PEFT's safe_serialization=True"
+    pickle = f"; {PICKLE} is a pickle, which is not safe to load: save it with PEFT's safe_serialization=True"
     raise InputError(f"{directory} holds no adapter: {WEIGHTS} is missing"
                      f"{pickle if (directory / PICKLE).exists() else ''}")
   if not path.is_file():
     raise InputError(f"{directory} holds no adapter: {CONFIG} is missing")
   problems: list[str] = []
-  opened: list[Any] = []
-  for file, open_file in ((path, _config), (weights, read_header)):
+  contents: list[Any] = []
+  for file, read_file in ((path, _read_config), (weights, read_header)):
     try:
-      opened.append(open_file(file))
+      contents.append(read_file(file))
     except InputError as error:
       problems += error.problems
     except OSError as error:
       problems.append(f"{file} cannot be read: {error.strerror}")
-  _raise(problems)
-  return opened[0], opened[1]
+  _raise_problems(problems)
+  return contents[0], contents[1]
 
 
-def _config(path: Path) -> PeftConfig:
+def _read_config(path: Path) -> PeftConfig:
+  """adapter_config.json. Raises InputError if it is too large or invalid."""
   if path.stat().st_size > LARGEST_CONFIG:
-    raise InputError(f"{path} has more than {LARGEST_CONFIG:,} bytes: it is no adapter's config")
+    raise InputError(f"{path} has more than {LARGEST_CONFIG:,} bytes: it is not the config of an adapter")
   return PeftConfig(parse_json_object(path.read_bytes(), path), str(path))
 
 
-def _raise(problems: list[str]) -> None:
+def _raise_problems(problems: list[str]) -> None:
+  """Raises InputError with the first problems, if there are any."""
   if len(problems) > SHOWN:
     problems = [*problems[:SHOWN], f"… and {len(problems) - SHOWN:,} more"]
   if problems:

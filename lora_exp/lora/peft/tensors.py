@@ -1,8 +1,8 @@
-"""How PEFT calls an adapter's arrays, and the config that makes PEFT compute what we do (checked with PEFT 0.21.2).
+"""The tensors of an adapter file: their names, shapes and layout in PEFT (checked with PEFT 0.21.2).
 
-PEFT stores lora_A (rank, in) and lora_B (out, rank), for GPT-2's Conv1D too; of a table lora_embedding_A and _B; VeRA's
-random pair once. What PEFT has no name for is written as plain LoRA: PiSSA and OLoRA as [A, A₀] and [B; −B₀] at twice
-the rank, AdaLoRA with its e folded into A and without the columns whose e is 0.
+PEFT stores lora_A (rank, in) and lora_B (out, rank), also for GPT-2's Conv1D; lora_embedding_A and lora_embedding_B for
+an embedding; and the shared matrices of VeRA once. A method without a format of its own is written as LoRA: PiSSA and
+OLoRA as [A, A₀] and [B; −B₀] at twice the rank, AdaLoRA as A·diag(e) and B without the pruned ranks.
 """
 
 import math
@@ -20,24 +20,24 @@ from lora_exp.lora.peft.names import PREFIX, Naming, module_name, parameter_name
 from lora_exp.lora.peft_format import PeftFormat
 
 
-class Place(NamedTuple):
-  """What one tensor of a file holds: `leaf` of the module at `path`, or (without a leaf) the parameter `path`."""
+class FileTensor(NamedTuple):
+  """A tensor of a file: a leaf of the module at `path`, or, if `leaf` is empty, the parameter at `path`."""
 
-  path: str
+  path: str  # empty for a leaf that all modules share
   leaf: str
   shape: tuple[int, ...]  # in the file
-  turned: bool  # its last two axes are swapped there
-  vector: bool = False  # a vector that the file holds as a matrix of one row or column
+  transposed: bool  # the last two axes are swapped in the file
+  vector: bool = False  # a vector that the file stores as a matrix with one row or column
 
-  def stored(self, x: np.ndarray) -> np.ndarray:
-    """An array of ours as the file holds it."""
-    x = np.swapaxes(x, -1, -2) if self.turned else x
+  def to_file(self, x: np.ndarray) -> np.ndarray:
+    """Converts an array to the layout of the file."""
+    x = np.swapaxes(x, -1, -2) if self.transposed else x
     return np.ascontiguousarray(x.reshape(self.shape) if self.vector else x)
 
-  def loaded(self, x: np.ndarray) -> np.ndarray:
-    """The inverse of `stored`."""
+  def from_file(self, x: np.ndarray) -> np.ndarray:
+    """The inverse of `to_file`."""
     x = x.reshape(-1) if self.vector else x
-    return np.ascontiguousarray(np.swapaxes(x, -1, -2)) if self.turned else x
+    return np.ascontiguousarray(np.swapaxes(x, -1, -2)) if self.transposed else x
 
 
 def layout(
@@ -47,89 +47,96 @@ def layout(
   full: Mapping[str, tuple[int, ...]],
   naming: Naming | None,
   leads: Mapping[str, Sequence[int]],
-) -> dict[str, Place]:
-  """Every tensor of an adapter's file, by its name there.
+) -> dict[str, FileTensor]:
+  """Returns every tensor of an adapter file, by its name in the file.
 
-  `leaf_names` are the leaves of each module, `full` the parameters trained in full with their shapes, `leads` the
-  leading axes of stacked kernels.
+  `leaf_names` holds the leaves of each module, `full` the shapes of the parameters that were trained in full, and
+  `leads` the leading axes of stacked kernels, all by path.
   """
   form = format_of(method)
-  places = {}
+  file_tensors = {}
   for row in rows:
     is_table = naming is not None and row.path in naming.tables
-    ends = form.table_keys if is_table and form.table_keys else form.keys
+    suffixes = form.table_keys if is_table and form.table_keys else form.keys
+    lead = leads.get(row.path, ())
     for leaf in leaf_names[row.path]:
-      name = f"{PREFIX}{module_name(naming, row.path)}.{ends[leaf]}"
-      places[name] = _leaf_place(method, leaf, row.path, row.sizes(), leads.get(row.path, ()), naming is not None)
+      name = f"{PREFIX}{module_name(naming, row.path)}.{suffixes[leaf]}"
+      file_tensors[name] = _leaf_tensor(method, leaf, row.path, row.sizes(), lead, naming is not None)
     if form.adapts_tied_head and naming is not None and naming.tied is not None and row.path == naming.tied[0]:
-      head = PREFIX + naming.tied[1]  # its A and B are the table's B and A
-      places[f"{head}.lora_A.weight"] = Place(row.path, "lora_b", (row.rank, row.fan_out), False)
-      places[f"{head}.lora_B.weight"] = Place(row.path, "lora_a", (row.fan_in, row.rank), False)
+      head = PREFIX + naming.tied[1]  # A and B of the head are B and A of the table
+      file_tensors[f"{head}.lora_A.weight"] = FileTensor(row.path, "lora_b", (row.rank, row.fan_out), False)
+      file_tensors[f"{head}.lora_B.weight"] = FileTensor(row.path, "lora_a", (row.fan_in, row.rank), False)
   if rows:
     for leaf, name in form.shared_keys.items():
-      places[name] = _leaf_place(method, leaf, "", largest_sizes(rows), (), naming is not None)
-  return places | _full(rows, full, naming)
+      file_tensors[name] = _leaf_tensor(method, leaf, "", largest_sizes(rows), (), naming is not None)
+  return file_tensors | _full_tensors(rows, full, naming)
 
 
-def _leaf_place(
+def _leaf_tensor(
   method: Method, leaf: str, path: str, sizes: Mapping[str, int], lead: Sequence[int], peft: bool
-) -> Place:
+) -> FileTensor:
+  """The tensor of one leaf; `peft`: PEFT can load the file, so its layout of vectors applies."""
   axes = method.leaves[leaf].axes
   shape = [sizes[axis] for axis in axes]
   column = format_of(method).column_axes.get(leaf) if peft else None
   if column is not None:
-    return Place(path, leaf, (shape[0], 1) if column == 0 else (1, shape[0]), False, True)
-  turned = len(axes) == 2
-  return Place(path, leaf, (*lead, *(shape[::-1] if turned else shape)), turned)
+    return FileTensor(path, leaf, (shape[0], 1) if column == 0 else (1, shape[0]), False, True)
+  transposed = len(axes) == 2
+  return FileTensor(path, leaf, (*lead, *(shape[::-1] if transposed else shape)), transposed)
 
 
 def largest_sizes(rows: Sequence[AdaptedModule]) -> dict[str, int]:
-  """I, O and R of the leaves that all modules share."""
+  """Returns I, O and R of shared leaves: the largest of all modules."""
   return {axis: max(row.sizes()[axis] for row in rows) for axis in "IOR"}
 
 
 def format_of(method: Method) -> PeftFormat:
-  """How PEFT stores the method. Raises ValueError for one that is written as another method's files."""
+  """Returns the file format of `method`. Raises ValueError for a method that is written in another one's format."""
   if method.peft is None:
-    raise ValueError(f"{method.name} has no files of its own: they are those of {method.peft_name}")
+    raise ValueError(f"{method.name} has no file format of its own; it is written as {method.peft_name}")
   return method.peft
 
 
-def _full(
+def _full_tensors(
   rows: Sequence[AdaptedModule], full: Mapping[str, tuple[int, ...]], naming: Naming | None
-) -> dict[str, Place]:
-  adapted, places = {row.path for row in rows}, {}
+) -> dict[str, FileTensor]:
+  """The tensors of the parameters that were trained in full; a tied table has two, as table and as head."""
+  adapted, file_tensors = {row.path for row in rows}, {}
   for path, shape in full.items():
-    name, turned = parameter_name(naming, path)
+    name, transposed = parameter_name(naming, path)
     owner, _, leaf = path.rpartition(".")
-    if naming is not None and owner in adapted:  # what PEFT adapts it wraps
+    if naming is not None and owner in adapted:  # PEFT wraps adapted modules
       name = f"{module_name(naming, owner)}.base_layer.{leaf}"
-    places[PREFIX + name] = Place(path, "", shape[::-1] if turned else shape, turned)
+    file_tensors[PREFIX + name] = FileTensor(path, "", shape[::-1] if transposed else shape, transposed)
     if naming is not None and naming.tied is not None and path == f"{naming.tied[0]}.embedding":
-      places[f"{PREFIX}{naming.tied[1]}.weight"] = Place(path, "", shape, False)
-  return places
+      file_tensors[f"{PREFIX}{naming.tied[1]}.weight"] = FileTensor(path, "", shape, False)
+  return file_tensors
 
 
-# What is written
+# Conversion of an adapter to the leaves that a file stores
 
 
 class PeftTensors(NamedTuple):
-  """An adapter as a file holds it."""
+  """An adapter converted to a method that has a file format."""
 
-  method: Method  # whose format the file has
-  rows: list[AdaptedModule]  # at the ranks of the file
+  method: Method  # the method that defines the format
+  rows: list[AdaptedModule]  # with the ranks in the file
   leaves: dict[str, dict[str, np.ndarray]]
-  leads: dict[str, list[int]]
-  start: bool  # every module's second half is what it started from
+  leads: dict[str, list[int]]  # leading axes of stacked kernels
+  start: bool  # the second half of the ranks holds A₀ and −B₀
 
   @property
   def leaf_names(self) -> dict[str, list[str]]:
-    """The leaves of each module that have a tensor of their own."""
-    return {path: [name for name in format_of(self.method).keys if name in x] for path, x in self.leaves.items()}
+    """The leaves of each module that are stored per module."""
+    stored_names = format_of(self.method).keys
+    return {path: [name for name in stored_names if name in leaves] for path, leaves in self.leaves.items()}
 
 
-def written(adapter: Adapter, rslora: bool) -> PeftTensors:
-  """`adapter` in the leaves that PEFT knows, each row with the alpha that gives its scale."""
+def convert(adapter: Adapter, rslora: bool) -> PeftTensors:
+  """Converts `adapter` to the leaves that PEFT supports, and sets each row's alpha to the value that gives its scale.
+
+  A module without any rank left (AdaLoRA) is omitted.
+  """
   kind = adapter.kind
   method = kind if kind.peft is not None else methods.get(kind.peft_name)
   rows: list[AdaptedModule] = []
@@ -141,67 +148,70 @@ def written(adapter: Adapter, rslora: bool) -> PeftTensors:
     rank = row.rank if method.shared_leaves else method.rank_of(arrays)
     if not rank:
       continue
-    if lead := method.lead_of(arrays):
+    lead = method.lead_of(arrays)
+    if lead:
       leads[row.path] = list(lead)
     alpha = row.alpha
-    if rank != row.rank or not _gives(row.alpha, rank, rslora, row.scale):
+    if rank != row.rank or not _yields_scale(row.alpha, rank, rslora, row.scale):
       alpha = row.scale * (math.sqrt(rank) if rslora else rank)
     rows.append(replace(row, rank=rank, alpha=alpha))
     leaves[row.path] = arrays
   return PeftTensors(method, rows, leaves, leads, kind.init_of is not None and bool(adapter.rows))
 
 
-def _gives(alpha: float, rank: int, rslora: bool, scale: float) -> bool:
+def _yields_scale(alpha: float, rank: int, rslora: bool, scale: float) -> bool:
+  """Whether alpha and rank result in `scale`."""
   return math.isclose(alpha / (math.sqrt(rank) if rslora else rank), scale, rel_tol=1e-6)
 
 
-def arrays(adapter: Adapter, made: PeftTensors, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
-  """The tensors of `places`, in float32 at least."""
-  shared = _shared_arrays(made)
+def arrays(adapter: Adapter, converted: PeftTensors, file_tensors: Mapping[str, FileTensor]) -> dict[str, np.ndarray]:
+  """Returns the arrays of `file_tensors` in the layout of the file, as float32 or wider."""
+  shared = _shared_arrays(converted)
   tensors = {}
-  for name, place in places.items():
-    if not place.leaf:
-      x = np.asarray(adapter.full[place.path])
+  for name, file_tensor in file_tensors.items():
+    if not file_tensor.leaf:
+      x = np.asarray(adapter.full[file_tensor.path])
     else:
-      x = np.asarray(made.leaves[place.path][place.leaf] if place.path else shared[place.leaf])
-    tensors[name] = place.stored(x.astype(np.promote_types(x.dtype, np.float32)))
-    if tensors[name].shape != place.shape:
-      raise ValueError(f"{name} is {tensors[name].shape}, and the table says {place.shape}")
+      leaves = converted.leaves[file_tensor.path] if file_tensor.path else shared
+      x = np.asarray(leaves[file_tensor.leaf])
+    tensors[name] = file_tensor.to_file(x.astype(np.promote_types(x.dtype, np.float32)))
+    if tensors[name].shape != file_tensor.shape:
+      raise ValueError(f"{name} is {tensors[name].shape}, but the layout requires {file_tensor.shape}")
   return tensors
 
 
-def _shared_arrays(made: PeftTensors) -> dict[str, np.ndarray]:
-  """The leaves that all modules share, put together from the parts that each module has."""
-  if not made.rows:
+def _shared_arrays(converted: PeftTensors) -> dict[str, np.ndarray]:
+  """The shared leaves, assembled from the parts that the modules hold."""
+  if not converted.rows:
     return {}
-  largest, shared = largest_sizes(made.rows), {}
-  for name in made.method.shared_leaves:
-    axes = made.method.leaves[name].axes
-    x = np.zeros([largest[axis] for axis in axes], made.leaves[made.rows[0].path][name].dtype)
-    for row in made.rows:
-      x[tuple(slice(row.sizes()[axis]) for axis in axes)] = made.leaves[row.path][name]
+  largest, shared = largest_sizes(converted.rows), {}
+  for name in converted.method.shared_leaves:
+    axes = converted.method.leaves[name].axes
+    x = np.zeros([largest[axis] for axis in axes], converted.leaves[converted.rows[0].path][name].dtype)
+    for row in converted.rows:
+      x[tuple(slice(row.sizes()[axis]) for axis in axes)] = converted.leaves[row.path][name]
     shared[name] = x
   return shared
 
 
-def reason(adapter: Adapter, made: PeftTensors, naming: Naming | None) -> str | None:
-  """Why PEFT cannot compute what this adapter does, or None if it can."""
+def unsupported_reason(adapter: Adapter, converted: PeftTensors, naming: Naming | None) -> str | None:
+  """Returns the reason why PEFT cannot compute the same as this adapter, or None if it can."""
   if naming is None:
-    return "PEFT does not know this kind of model"
-  if not made.rows:
-    return "no module is adapted, which PEFT refuses"
-  if made.leads:
-    return f"{next(iter(made.leads))} is a stack of kernels, which PEFT does not adapt"
-  form, title = format_of(made.method), made.method.title
-  tables = [row.path for row in made.rows if row.path in naming.tables]
+    return "PEFT does not support this kind of model"
+  if not converted.rows:
+    return "no module is adapted, which PEFT does not allow"
+  if converted.leads:
+    return f"{next(iter(converted.leads))} is a stack of kernels, which PEFT does not adapt"
+  form, title = format_of(converted.method), converted.method.title
+  tables = [row.path for row in converted.rows if row.path in naming.tables]
   if tables and form.table_keys is None:
-    return f"{tables[0]} is a table of embeddings, which PEFT's {title} does not adapt"
-  if made.method.one_rank and len({row.rank for row in made.rows}) > 1:
+    return f"{tables[0]} is an embedding, which PEFT's {title} does not adapt"
+  if converted.method.one_rank and len({row.rank for row in converted.rows}) > 1:
     return f"PEFT's {title} has one rank for all modules"
   if not form.adapts_tied_head and naming.tied is not None and naming.tied[0] in tables:
-    return f"{naming.tied[0]} is the head as well, whose features PEFT's {title} cannot scale"
+    return f"{naming.tied[0]} is tied to the head, which PEFT's {title} cannot adapt with it"
   if naming.conv1d and not form.adapts_conv1d:
     return f"PEFT's {title} does not adapt GPT-2's Conv1D layers"
   if form.bias_word is None and trained_modules(adapter.full)[1]:
     return f"PEFT's {title} trains no biases"
-  return made.method.peft_reason(tuple(made.rows), made.leaves)
+  return converted.method.peft_reason(tuple(converted.rows), converted.leaves)
