@@ -24,6 +24,10 @@ CONFIG = {
   "max_position_embeddings": 64, "attention_bias": True, "tie_word_embeddings": False,
 }
 
+# A Llama of 143 MB in float32.
+BIG = ModelConfig(family="llama", layers=8, width=512, heads=8, ff=1536, vocab_size=8192, max_len=64,
+                  arch=ArchConfig(kv_heads=8, head_dim=64, tied=False))
+
 
 def random_arrays(cfg: ModelConfig = LLAMA) -> dict[str, np.ndarray]:
   """Normal random arrays for every parameter of the model, by our paths."""

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import published_arrays, write_checkpoint
+from checkpoints import BIG, published_arrays, write_checkpoint
 from flax import nnx
 from runs import environment, script_output
 
-from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.weights.safetensors_checkpoint import write_safetensors
 from lora_exp.runtime.mesh import flatten
@@ -38,10 +37,6 @@ print(json.dumps([split["layers.0.self_attn.q_proj.kernel"], split["layers.1.mlp
 def test_every_device_gets_its_slice_on_every_mesh(tmp_path):
   split = json.loads(script_output(PLACES, str(write_checkpoint(tmp_path))))
   assert split == [["fsdp", "tensor"], ["tensor", "fsdp"]]
-
-
-BIG = ModelConfig(family="llama", layers=8, width=512, heads=8, ff=1536, vocab_size=8192, max_len=64,
-                  arch=ArchConfig(kv_heads=8, head_dim=64, tied=False))
 
 
 MEASURE = """

@@ -192,7 +192,7 @@ def test_trials_are_spread_over_the_devices_of_a_mesh(tmp_path):
 
 def test_a_trial_can_be_used_like_any_run(packed, capfd):
   assert entry.run(["task=evaluate", f"run={packed / '3'}"]) == 0
-  assert "nats below the base" in capfd.readouterr().out
+  assert "below the base" in capfd.readouterr().out
 
 
 def test_the_sweep_ends_with_its_report(packed):

@@ -22,9 +22,9 @@ def said(tmp_path_factory):
   monkeypatch = pytest.MonkeyPatch()
   directory = tmp_path_factory.mktemp("plan")
   facts = {}
-  show = plan.screen.show_facts
+  show = plan.console.show_facts
   monkeypatch.chdir(directory)
-  monkeypatch.setattr(plan.screen, "show_facts", lambda title, found: (facts.update(found), show(title, found)))
+  monkeypatch.setattr(plan.console, "show_facts", lambda title, found: (facts.update(found), show(title, found)))
   monkeypatch.setattr(plan, "device_memory", lambda: 2**30)
   assert entry.run(RUN) == 0
   assert list(directory.iterdir()) == []

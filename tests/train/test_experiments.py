@@ -26,7 +26,7 @@ ABSENT = "is not here, and the hub cannot be reached"
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
   """No hub answers, and nothing was fetched from it."""
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-  monkeypatch.setattr(fallback, "_cached", lambda name: False)
+  monkeypatch.setattr(fallback, "_in_hub_cache", lambda name: False)
 
 
 def line(*overrides: str) -> CommandLine:
@@ -38,7 +38,7 @@ def line(*overrides: str) -> CommandLine:
 
 @pytest.mark.parametrize("name", ON_GPT2)
 def test_the_counts_on_gpt2_are_those_of_the_source(name, monkeypatch):
-  monkeypatch.setattr(fallback, "absence", lambda name: None)
+  monkeypatch.setattr(fallback, "availability_problem", lambda name: None)
   cfg = line(f"experiment={name}").jobs[0]
   assert (cfg.model.family, cfg.lora.targets) == ("gpt2", ON_GPT2[name])
   _check_counts(cfg)
@@ -63,8 +63,8 @@ def _check_counts(cfg: Config) -> None:
 
 def test_without_gpt2_the_recipe_falls_back_to_smollm2(no_hub, smollm2_package):
   found = line("experiment=gpt2_sentences", "lora.rank=4")
-  assert f"model.weights=openai-community/gpt2: {ABSENT}" in found.note
-  assert "hf download openai-community/gpt2 --local-dir DIR, and then model.weights=DIR" in found.note
+  assert f"model.weights=openai-community/gpt2: {ABSENT}" in " ".join(found.warnings)
+  assert "hf download openai-community/gpt2 --local-dir DIR, and then model.weights=DIR" in " ".join(found.warnings)
   cfg = found.jobs[0]
   assert (cfg.model.family, cfg.lora.rank, cfg.lora.dropout, cfg.optim.lr) == ("llama", 4, 0.1, 3e-4)
   assert "model=smollm2_135m" in found.hydra_argv(None), "Hydra composes the same"
@@ -86,9 +86,9 @@ def test_a_model_that_was_typed_is_never_replaced(no_hub, tmp_path):
 
 
 def test_weights_that_are_here_are_taken(no_hub, monkeypatch):
-  monkeypatch.setattr(fallback, "_cached", lambda name: True)
+  monkeypatch.setattr(fallback, "_in_hub_cache", lambda name: True)
   found = line("experiment=gpt2_sentences")
-  assert (found.note, found.jobs[0].model.family) == (None, "gpt2")
+  assert (found.warnings, found.jobs[0].model.family) == ([], "gpt2")
 
 
 # answers
