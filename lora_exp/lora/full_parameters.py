@@ -1,4 +1,4 @@
-"""Parameters of the base that are trained in full, next to the adapters: biases and whole modules."""
+"""Parameters of the base that are trained in full, in addition to the adapters: biases and complete modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

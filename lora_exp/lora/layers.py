@@ -28,7 +28,7 @@ class Constant(nnx.Variable):
 
 
 class Trained(nnx.LoRAParam):
-  """A parameter of the base (a bias, a norm, a whole module) that is trained in full, from the base's value."""
+  """A parameter of the base (a bias, a norm, a complete module) that is trained in full, from the base's value."""
 
 
 FROZEN_PREFIX = "frozen_"  # prefix under which the base's value of a fully trained parameter stays in the module
@@ -175,13 +175,15 @@ class LoRAEmbed(AdapterLayer, nnx.Embed):
     table, a, b = self.promote_dtype((table, *product), dtype=self.dtype)
     scale = scale.astype(table.dtype)
     y = (scale * jnp.take(a, inputs, axis=0)) @ b
-    if (start := self.kind.start(leaves)) is not None:
+    start = self.kind.start(leaves)
+    if start is not None:
       start_a, start_b = (x.astype(table.dtype) for x in start)
       y = y - (scale * jnp.take(start_a, inputs, axis=0)) @ start_b
     y = jnp.take(table, inputs, axis=0) + y
     return y if g is None else y * g.astype(y.dtype)
 
   def attend(self, query, out_sharding=None):
+    """Returns the logits (..., V) of a tied head for `query` (..., D)."""
     leaves = self.leaves()
     product = self.kind.factors(leaves)
     if product is None:
@@ -192,7 +194,8 @@ class LoRAEmbed(AdapterLayer, nnx.Embed):
       query = query * g.astype(query.dtype)
     table, query = self.promote_dtype((self.embedding[...], query), dtype=self.dtype)
     y = self._attend_thin(query, *product)
-    if (start := self.kind.start(leaves)) is not None:
+    start = self.kind.start(leaves)
+    if start is not None:
       y = y - self._attend_thin(query, *start)
     return query @ table.T + y
 

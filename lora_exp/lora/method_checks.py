@@ -1,4 +1,4 @@
-"""Checks of a config that need the method itself; they run after the checks without jax found no problem."""
+"""Checks of a config that need the method. They import jax, and run after the checks of `config` have passed."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from lora_exp.lora.methods import Method
 
 
 def method_problems(cfg: Config) -> list[str]:
-  """Settings that do not go with the method of `cfg`, one line each."""
+  """Returns the settings that are incompatible with the method of `cfg`, as one sentence each."""
   try:
     method = methods.of(cfg.lora)
   except InputError as error:
@@ -21,7 +21,7 @@ def method_problems(cfg: Config) -> list[str]:
 
 
 def _unused_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
-  """Settings that the method has no use for would be silently ignored, and so are refused."""
+  """Settings that the method does not use. They are errors, as they would be ignored silently."""
   if method.adapts_kernels and not method.uses_alpha:
     yield from _not_default(lora, ("alpha", "alpha_pattern", "scaling"), f"{method.title} has no alpha; remove it")
   if method.adapts_kernels and (method.one_rank or not method.uses_rank):
@@ -33,19 +33,20 @@ def _unused_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
     users = ", ".join(f"lora={other.name}" for other in methods.every() if other.uses_budget)
     yield f"lora.budget={lora.budget:g}: is for {users}; remove it"
   if lora.lr_ratio != 1 and not method.has_lr_ratio:
-    yield f"lora.lr_ratio={lora.lr_ratio:g}: lora.method={lora.method} trains no A and B; set it back to 1"
+    yield f"lora.lr_ratio={lora.lr_ratio:g}: lora.method={lora.method} trains no A and B; set it to 1"
   if lora.dropout and method.adapts_kernels and not method.drops_input:
-    yield f"lora.dropout={lora.dropout:g}: {method.title} adds nothing whose input could be dropped; set it to 0"
+    yield f"lora.dropout={lora.dropout:g}: {method.title} has no dropout; set it to 0"
 
 
 def _not_default(lora: LoraConfig, names: tuple[str, ...], reason: str) -> Iterator[str]:
+  """A problem for each of the settings `names` that is not at its default."""
   for name in names:
     if getattr(lora, name) != getattr(LoraConfig, name):
       yield f"lora.{name}={shown(getattr(lora, name))}: {reason}"
 
 
 def _kernel_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
-  """Settings of adapted kernels, for a method that adapts none."""
+  """Settings of adapted kernels; most are errors for a method that adapts none."""
   if method.adapts_kernels and not lora.targets:
     yield "lora.targets: must name at least one module; lora=frozen trains nothing"
   if lora.quant and method.adapts_kernels and importlib.util.find_spec("qwix") is None:
@@ -61,7 +62,7 @@ def _kernel_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
 
 
 def _rank_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
-  """`lora.parameters` chooses the rank, and nothing else may."""
+  """Settings that conflict with `lora.parameters`, which chooses the rank."""
   if lora.parameters is None or not method.adapts_kernels:
     return
   if not method.uses_rank:
@@ -75,6 +76,7 @@ def _rank_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
 
 
 def _option_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
+  """Entries of `lora.options` that the method does not declare."""
   for name in lora.options or {}:
     if name not in method.options:
       choices = f"choose {', '.join(method.options)}" if method.options else f"{method.title} has no options; remove it"
@@ -82,13 +84,13 @@ def _option_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
 
 
 def _task_problems(cfg: Config, method: Method) -> Iterator[str]:
-  """Tasks that have nothing to do with what the method leaves behind."""
+  """Tasks that are not possible for a run of this method."""
   if cfg.run is None:
     return
   if cfg.task == "inspect" and not method.changes_kernels:
     trained = "nothing" if method.trains_nothing else "no kernel"
-    yield f"run={cfg.run}: lora={method.name} trained {trained}; there is no ΔW to look into"
+    yield f"run={cfg.run}: lora={method.name} trained {trained}; there is no ΔW to inspect"
   if cfg.task in ("merge", "export") and method.trains_nothing and cfg.format != "base":
-    yield f"run={cfg.run}: lora={method.name} trained nothing; the base alone: task=export format=base"
+    yield f"run={cfg.run}: lora={method.name} trained nothing; export the base with task=export format=base"
   if cfg.task == "export" and method.trains_everything and cfg.format == "peft":
-    yield f"format=peft: lora={method.name} trains the model itself, and no adapter; use format=merged"
+    yield f"format=peft: lora={method.name} trains the model itself and has no adapter; use format=merged"

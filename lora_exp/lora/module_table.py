@@ -91,7 +91,7 @@ def _unsupported(kind: Method, targeted: Mapping[str, Any], rank_pattern: Mappin
   """Problems with settings and modules that the method does not support."""
   problems = []
   if kind.one_rank and rank_pattern:
-    problems.append(f"lora.rank_pattern: {kind.title} has one pair of matrices for all modules, and so one rank")
+    problems.append(f"lora.rank_pattern: {kind.title} shares its matrices between all modules, which need one rank")
   stacked = [path for path, module in targeted.items() if kernels.lead(module)]
   if not kind.stackable and stacked:
     problems.append(f"lora.method={kind.name}: {stacked[0]} is a stack of kernels, which {kind.title} cannot adapt")

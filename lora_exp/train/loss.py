@@ -254,6 +254,7 @@ def _scale_tree(tree, factor: Array):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _vocab_loss(static: Static, x, x_lora, head: Head, targets, weights) -> Sums:
+  """The sums with separate products for W and for A·B; `x_lora` is the input of A, None without an adapter."""
   return _scan(static, x, x_lora, head, head.kernel, targets, weights, gradients=False)[0]
 
 
@@ -277,6 +278,7 @@ _vocab_loss.defvjp(_vocab_loss_fwd, _vocab_loss_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _merged_loss(static: Static, x, head: Head, targets, weights) -> Sums:
+  """The sums with one product for W + s·A·B."""
   return _merged_scan(static, x, head, targets, weights, gradients=False)[0]
 
 

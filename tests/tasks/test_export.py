@@ -172,7 +172,7 @@ def test_full_fine_tuning_is_exported_as_a_model(tmp_path, capfd):
   want, found = load_file(run / "model.safetensors"), load_file(run / "export/merged/model.safetensors")
   assert want.keys() == found.keys() and all((want[name] == found[name]).all() for name in want)
   assert entry.run(["task=export", f"run={run}"]) == 2
-  assert "lora=full trains the model itself, and no adapter; use format=merged" in capfd.readouterr().err
+  assert "lora=full trains the model itself and has no adapter; use format=merged" in capfd.readouterr().err
 
 
 # ---- what speaks against it

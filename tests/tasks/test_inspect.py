@@ -119,7 +119,7 @@ def test_inspection_of_other_weights_is_not_reported(swept, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "words"), [
-  ("4", "lora=frozen trained nothing; there is no ΔW to look into"),
+  ("4", "lora=frozen trained nothing; there is no ΔW to inspect"),
   ("nowhere", "no such directory"),
   ("0/plots", "holds no run"),
   (None, "task=inspect looks into a run, or every run of a sweep"),

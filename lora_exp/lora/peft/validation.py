@@ -40,26 +40,26 @@ class AdapterFileCheck:
     self.file_tensors = layout(self.method, self.rows, self.leaf_names, self.full, self.naming, self.leads)
     self._method_problems()
 
-  def compare(self, found: Mapping[str, TensorEntry]) -> None:
+  def compare(self, tensors: Mapping[str, TensorEntry]) -> None:
     """Adds a problem for every tensor that is missing, is unknown, or has the wrong shape or dtype."""
     base = self._base_tensors()
     for name, file_tensor in self.file_tensors.items():
-      if name not in found:
+      if name not in tensors:
         self._tensor_problem(name, "is missing")
-      elif found[name].shape != file_tensor.shape:
+      elif tensors[name].shape != file_tensor.shape:
         hint = self._rank_hint(file_tensor)
-        self._tensor_problem(name, f"is {found[name].shape}, expected {file_tensor.shape}{hint}")
-    missing = [name for name in self.file_tensors if name not in found]
+        self._tensor_problem(name, f"is {tensors[name].shape}, expected {file_tensor.shape}{hint}")
+    missing = [name for name in self.file_tensors if name not in tensors]
     guesses = GUESSES
-    for name in found.keys() - self.file_tensors.keys():
+    for name in tensors.keys() - self.file_tensors.keys():
       if name not in base:
         near = did_you_mean(name, missing or self.file_tensors) if guesses > 0 and len(name) < 1000 else ""
         self._tensor_problem(name, f"is not part of the adapter that {self.config.where} describes{near}")
         guesses -= 1
-      elif found[name].shape != base[name]:
-        text = f"is {found[name].shape}, and the model's is {base[name]}: the vocabulary was resized"
+      elif tensors[name].shape != base[name]:
+        text = f"is {tensors[name].shape}, and the model's is {base[name]}: the vocabulary was resized"
         self._tensor_problem(name, text)
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
       if tensor.dtype not in DTYPES:
         self._tensor_problem(name, f"has dtype {shortened(tensor.dtype)}; supported are {', '.join(DTYPES)}")
 
