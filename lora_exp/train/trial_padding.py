@@ -37,20 +37,21 @@ def take_trial(params: Tree, table: Table, full: Sequence[str], method: str, tri
   that are trained in full. The arrays stay on their devices.
   """
   flat = {path: x[trial] for path, x in flatten(params).items()}
-  declared = methods.get(method).leaves
+  kind = methods.get(method)
+  declared = kind.leaves
   # The tree holds a shared leaf once, at the first module that uses it.
   by_name = {path.rpartition(".")[2]: x for path, x in flat.items()}
-  shared = {name: by_name[name] for name in methods.get(method).shared_leaves if name in by_name}
+  shared = {name: by_name[name] for name in kind.shared_leaves if name in by_name}
   leaves = {}
   for row in table:
+    sizes = kind.sizes(row)
     arrays = {name: shared.get(name, flat.get(f"{row.path}.{name}")) for name in declared}
-    leaves[row.path] = {name: _unpad(x, row, declared[name].axes) for name, x in arrays.items() if x is not None}
+    leaves[row.path] = {name: _unpad(x, sizes, declared[name].axes) for name, x in arrays.items() if x is not None}
   return lora.Adapter(method, tuple(table), leaves, {path: flat[path] for path in full})
 
 
-def _unpad(x: jax.Array, row: lora.AdaptedModule, axes: str) -> jax.Array:
+def _unpad(x: jax.Array, sizes: Mapping[str, int], axes: str) -> jax.Array:
   """Cuts a padded leaf (..., *axes) to the sizes of its module."""
-  sizes = row.sizes()
   return x[(..., *(slice(sizes[axis]) for axis in axes))]
 
 

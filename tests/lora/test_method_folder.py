@@ -74,7 +74,8 @@ def test_an_unknown_method_is_refused_with_the_nearest_name():
 def test_every_method_has_its_facts(name):
   method = methods.get(name)
   assert method.name == name and method.title and method.cost and method.__doc__
-  assert all(set(leaf.axes) <= set("IOR") for leaf in method.leaves.values())
+  sizes = method.sizes(lora.AdaptedModule("layer", 6, 8, rank=2, alpha=2, scale=1))
+  assert all(set(leaf.axes) <= (set("IOR") if leaf.shared else set(sizes)) for leaf in method.leaves.values())
 
 
 ADAPTERS = [method.name for method in methods.every() if method.adapts_kernels]
@@ -136,4 +137,63 @@ def test_the_example_of_the_docstring_is_a_method(tmp_path):
   assert len(file.splitlines()) < 50 and "method: lorafa" in yaml
   (tmp_path / "lorafa.py").write_text(file)
   done = subprocess.run([sys.executable, "-c", ADDED, str(tmp_path)], capture_output=True, text=True)
+  assert done.stdout.strip() == "ok", done.stderr
+
+
+HALVES = '''
+"""One array for both halves of the inputs."""
+
+import jax.numpy as jnp
+
+from lora_exp.lora.methods.base import Leaf, Method, per_kernel
+
+
+class Halves(Method):
+  """ΔW = s·[C; C], where C is (M, O) and I = 2·M."""
+
+  name = "halves"
+  title = "Halves"
+  uses_alpha = False
+  leaves = {"half": Leaf("MO")}
+
+  def sizes(self, module):
+    return {**module.sizes(), "M": module.fan_in // 2}
+
+  def init(self, key, kernel, module, settings):
+    return {"half": jnp.zeros(self.shape("half", kernel, module))}
+
+  def delta(self, kernel, leaves, scale):
+    return per_kernel(scale) * jnp.concatenate([leaves["half"]] * 2, axis=-2)
+'''
+OWN_AXES = """
+import sys, tempfile
+import jax.numpy as jnp, numpy as np
+from flax import nnx
+from lora_exp.lora import methods
+methods.__path__.append(sys.argv[1])
+methods.names.cache_clear()
+from lora_exp import lora
+from lora_exp.lora.peft_format import PeftFormat
+from lora_exp.train.trial_padding import take_trial
+method = methods.get("halves")
+type(method).peft = PeftFormat("HALVES", keys={"half": "half"}, alpha_key=None)
+model = nnx.Sequential(nnx.Linear(6, 8, rngs=nnx.Rngs(0)))
+table = lora.inject(model, method="halves", rank=2)
+assert table[0].parameters == 3 * 8
+model.layers[0].half[...] = jnp.ones((3, 8))
+after, x = model(jnp.ones((2, 6))), jnp.ones((2, 6))
+params = {"layers": {"0": {"half": jnp.ones((1, 3, 8))}}}
+assert take_trial(params, table, [], "halves", 0).leaves["layers.0"]["half"].shape == (3, 8)
+with tempfile.TemporaryDirectory() as directory:
+  shapes = {path: lora.kernel_shape(m) for path, m in lora.modules(model).items()}
+  lora.save_adapter(directory, lora.eject(model), None, {})
+  lora.attach(model, lora.load_adapter(directory, None, shapes))
+np.testing.assert_allclose(model(x), after)
+print("ok")
+"""
+
+
+def test_a_leaf_may_have_an_axis_of_the_method(tmp_path):
+  (tmp_path / "halves.py").write_text(HALVES)
+  done = subprocess.run([sys.executable, "-c", OWN_AXES, str(tmp_path)], capture_output=True, text=True)
   assert done.stdout.strip() == "ok", done.stderr

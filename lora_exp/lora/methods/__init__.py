@@ -52,7 +52,8 @@ The file `conf/lora/lorafa.yaml` holds the settings that differ from `conf/lora/
     method: lorafa
 
 **Leaves.** `Leaf(axes, trained, shared)` has one letter per axis: I in, O out, R rank. A leaf that is not trained is a
-constant. A shared leaf is one array for all modules (VeRA). W may have leading axes, those of a stack of kernels. Use
+constant. A shared leaf is one array for all modules (VeRA). Override `sizes` to give leaves that are not shared further
+letters, such as M and N where I = M·N. W may have leading axes, those of a stack of kernels. Use
 `self.shape(leaf, kernel, module)` and `...` in index expressions to support stacks.
 
 **Update.** Override one of `factors` (ΔW = s·A·B, which is never formed), `delta` (ΔW, as in LoHa) and `adapted` (the

@@ -34,7 +34,7 @@ Factors = tuple[Array, Array]  # A (…, I, R) and B (…, R, O)
 class Leaf(NamedTuple):
   """An array that a method adds to a module."""
 
-  axes: str  # one letter per axis: I in, O out, R rank
+  axes: str  # one letter per axis: I in, O out, R rank, or a letter of `Method.sizes`
   trained: bool = True  # False: a constant
   shared: bool = False  # one array for all modules, sized for the largest; each module uses the leading part it needs
 
@@ -112,9 +112,13 @@ class Method:
     """Returns the names of the leaves for the module at `path`; by default all leaves."""
     return tuple(self.leaves)
 
+  def sizes(self, module: AdaptedModule) -> dict[str, int]:
+    """Returns the length of each axis letter: I, O, R, and letters of the method, such as factors of I."""
+    return module.sizes()
+
   def trained_size(self, names: Sequence[str], module: AdaptedModule) -> int:
     """Returns the number of trained parameters that the leaves `names` add to one kernel."""
-    sizes = module.sizes()
+    sizes = self.sizes(module)
     shapes = [[sizes[axis] for axis in self.leaves[name].axes] for name in names if self.leaves[name].trained]
     return sum(int(np.prod(shape)) for shape in shapes)
 
@@ -153,7 +157,7 @@ class Method:
 
   def shape(self, leaf: str, kernel: Array, module: AdaptedModule) -> tuple[int, ...]:
     """Returns the shape of a leaf for `kernel` (…, I, O): the leading axes of the kernel, then the leaf's axes."""
-    sizes = module.sizes()
+    sizes = self.sizes(module)
     return (*kernel.shape[:-2], *(sizes[axis] for axis in self.leaves[leaf].axes))
 
   def complete(self, leaves: Leaves, kernel: Array) -> dict[str, Array]:

@@ -61,7 +61,7 @@ def layout(
     lead = leads.get(row.path, ())
     for leaf in leaf_names[row.path]:
       name = f"{PREFIX}{module_name(naming, row.path)}.{suffixes[leaf]}"
-      file_tensors[name] = _leaf_tensor(method, leaf, row.path, row.sizes(), lead, naming is not None)
+      file_tensors[name] = _leaf_tensor(method, leaf, row.path, method.sizes(row), lead, naming is not None)
     if form.adapts_tied_head and naming is not None and naming.tied is not None and row.path == naming.tied[0]:
       head = PREFIX + naming.tied[1]  # A and B of the head are B and A of the table
       file_tensors[f"{head}.lora_A.weight"] = FileTensor(row.path, "lora_b", (row.rank, row.fan_out), False)
