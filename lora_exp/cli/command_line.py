@@ -27,6 +27,7 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.old_names import old_name_warning, rename_override
 from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config
+from lora_exp.config.setting_names import opened
 from lora_exp.sweep.launcher_plugins import launcher_problems
 
 MAY_SWEEP = ("sweep=", "experiment=", "hydra.mode=")  # overrides that may start a multirun without -m
@@ -126,7 +127,7 @@ class _Request:
 
 def _compose_request(composing: Composer, args: argparse.Namespace) -> _Request:
   """Composes the overrides in `args`, after those of the experiment's fallback where it applies."""
-  texts = [rename_override(text) for text in args.overrides]
+  texts = [opened(rename_override(text)) for text in args.overrides]
   may_sweep = args.multirun or any(text.startswith(MAY_SWEEP) for text in texts)
   overrides = composing.parse(texts, several=may_sweep)
   master = composing.compose(texts, multirun=True)

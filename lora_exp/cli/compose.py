@@ -91,7 +91,7 @@ class Composer:
     cfg = copy.deepcopy(self._composed[choices])
     try:
       for override in single_values:
-        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=override.is_force_add())
     except OmegaConfBaseException:
       return self.compose([*hydra, *(str(o.input_line) for o in overrides)])  # raises, and says what is wrong
     return cfg
@@ -139,7 +139,7 @@ class Composer:
 def _sets_one_value(override: Override) -> bool:
   """Whether an override changes one setting of a config, and chooses no file."""
   is_setting = "." in override.key_or_group and not override.package and not override.is_hydra_override()
-  return is_setting and override.type == OverrideType.CHANGE
+  return is_setting and override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD)
 
 
 def _settings_of(file: Path, package: str) -> list[str]:

@@ -131,7 +131,7 @@ def _setting_problems(override: Override) -> Iterator[str]:
     return
   if override.is_delete():
     yield f"{text}: a setting cannot be removed; give it a value, as {key}=null where it can be off"
-  elif override.is_add() and not _is_pattern_entry(key):
+  elif override.is_add():
     yield f"{text}: {key} has a value already; write it without +: {text[1:]}"
 
 
@@ -143,11 +143,6 @@ def _names_set(key: str, value: Any) -> list[str]:
   for name, inner in value.items():
     names += _names_set(f"{key}.{name}", inner)
   return names or [key]
-
-
-def _is_pattern_entry(key: str) -> bool:
-  """Whether `key` is an entry of lora.rank_pattern or the like, which may be added."""
-  return key.count(".") >= 2 and key.split(".")[1].endswith("_pattern")
 
 
 def _has_target(value: Any) -> bool:

@@ -32,11 +32,20 @@ def group_class(hint: Any) -> Any:
 
 def is_setting(path: str) -> bool:
   """Whether `path` is a setting; any key below a dict-valued setting is one."""
+  return path in dict(all_settings()) or is_entry(path)
+
+
+def is_entry(path: str) -> bool:
+  """Whether `path` is a key below a dict-valued setting, as lora.options.NAME is; it need not be in any file."""
   known = dict(all_settings())
-  if path in known:
-    return True
   parents = [path.rsplit(".", n)[0] for n in range(1, path.count(".") + 1)]
   return any(_is_dict(known.get(parent)) for parent in parents)
+
+
+def opened(text: str) -> str:
+  """An override as Hydra takes it: with ++ where its key is below a dict-valued setting, as no file need have it."""
+  plain = text.lstrip("+")
+  return f"++{plain}" if is_entry(plain.partition("=")[0]) else text
 
 
 def _is_dict(hint: Any) -> bool:

@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.old_names import rename_override
+from lora_exp.config.setting_names import opened
 
 Parse = Callable[[list[str]], Sequence[Override]]  # overrides as text -> parsed
 Dimension = list[tuple[str, ...]]  # one dimension of the product: the overrides at each position
@@ -79,7 +80,8 @@ def point_jobs(
 
 def override_texts(node: Mapping[str, Any]) -> list[str]:
   """The mapping of a sweep's file as overrides, with the current names of settings."""
-  return [rename_override(f"{key}={'null' if value is None else value}") for key, value in node.items()]
+  texts = [f"{key}={'null' if value is None else value}" for key, value in node.items()]
+  return [opened(rename_override(text)) for text in texts]
 
 
 def expanded(override: Override) -> list[str]:

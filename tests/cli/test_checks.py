@@ -112,3 +112,14 @@ def test_an_adapter_to_start_from_must_exist(tmp_path):
   (tmp_path / "adapter").mkdir()
   with pytest.raises(InputError, match=r"holds no adapter_config.json \(a run's adapter lies in its folder adapter\)"):
     check_command_line([f"lora.init_from={tmp_path}"])
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_a_key_that_no_file_has_is_set_below_a_mapping(sign):
+  assert config("lora=ia3", f"{sign}lora.options.feedforward=[mlp]").lora.options == {"feedforward": ["mlp"]}
+  assert config(f"{sign}lora.rank_pattern.query=3").lora.rank_pattern == {"query": 3}
+
+
+def test_a_key_that_no_file_has_is_swept():
+  line = check_command_line(["-m", "lora=ia3", "lora.options.feedforward=[mlp],[]", "logger=none"])
+  assert [cfg.lora.options for cfg in line.jobs] == [{"feedforward": ["mlp"]}, {"feedforward": []}]
