@@ -114,5 +114,12 @@ def peft_naming(cfg: ModelConfig, family: Family) -> lora.Naming | None:
   """
   if family.names is None or any(len(row.ours) + len(row.stored) > 2 for row in family.names.rows):
     return None
-  tied = (family.presets["embeddings"][0], "lm_head") if (cfg.arch or ArchConfig()).tied else None
-  return lora.Naming(prefix=family.names.prefix, conv1d=not family.names.transposed, tied=tied, model_type=cfg.family)
+  tables, bare = tuple(family.presets["embeddings"]), family.names.unprefixed
+  return lora.Naming(
+    prefix=family.names.prefix,
+    bare=bare,
+    conv1d=not family.names.transposed,
+    tied=(tables[0], bare[0]) if (cfg.arch or ArchConfig()).tied else None,
+    model_type=cfg.family,
+    tables=tables,
+  )
