@@ -174,7 +174,7 @@ def test_a_foreign_state_is_refused_with_every_difference(two, abstract):
   assert len(caught.value.problems) == 4
   assert "lora.layers.0.lora_a has shape [6, 4] in the checkpoint and [6, 8] in this run" in problems
   assert "lora.layers.1.lora_b has dtype float32 in the checkpoint and bfloat16 in this run" in problems
-  assert "lora.layers.2.lora_a is missing there" in problems
+  assert "lora.layers.2.lora_a is missing in the checkpoint" in problems
   assert "tokens is in the checkpoint but not in this run" in problems
 
 

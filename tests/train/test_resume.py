@@ -162,7 +162,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_loses_nothing(unbroken, tmp_p
   run_dir = shutil.copytree(unbroken, tmp_path / "run")
   before, curves = summary(run_dir), curve(run_dir)
   resume(run_dir)
-  assert "is finished" in capfd.readouterr().out
+  assert "is already finished" in capfd.readouterr().out
   assert curve(run_dir) == curves
   assert summary(run_dir) == before
 
