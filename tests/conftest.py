@@ -1,6 +1,7 @@
 """Shared by all tests: one cache for the session, compiled programs included, no network, and golden files."""
 
 import difflib
+import gc
 import importlib.util
 import os
 import sys
@@ -53,6 +54,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
   if report.skipped and item.config.getoption("--no-skips") and "needs a cluster" not in str(report.longrepr):
     report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
   return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs() -> Iterator[None]:
+  """Frees the compiled programs of a test file when it ends; a worker would otherwise keep gigabytes of them."""
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

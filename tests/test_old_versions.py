@@ -66,7 +66,8 @@ def test_old_sweep_that_has_ended_trains_nothing_again(old):
   assert len(before) == 4 and all(path.read_bytes() == text for path, text in before.items())
 
 
-def test_old_sweep_that_was_stopped_goes_on(old, monkeypatch):
+@pytest.mark.slow
+def test_old_sweep_that_was_stopped_goes_on(old):
   sweep = old("halted_sweep")
   before = rows(sweep / "0")
   argv = [*sweep_overrides(sweep), "lora.rank=1,2", "hydra/launcher=packed", f"hydra.sweep.dir={sweep}"]

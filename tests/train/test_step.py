@@ -88,7 +88,7 @@ def padding(leaves: dict, n: int) -> dict[str, np.ndarray]:
   return {path: np.asarray(x[n] if path not in mine else cut(path, x[n])) for path, x in leaves.items()}
 
 
-@pytest.mark.parametrize("mapping", ["map", "vmap"])
+@pytest.mark.parametrize("mapping", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_every_packed_gradient_equals_its_solo_run(mapping):
   found = flatten(gradients(pack(mapping)[0].job, pack("map")[3].params, rows(99)))
   for n in range(3):
