@@ -30,7 +30,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["LORA_EXP
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,8 +59,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def release_programs() -> Iterator[None]:
-  """Frees the compiled programs of a test file when it ends; a worker would otherwise keep gigabytes of them."""
+  """Frees the compiled programs of a test file when it ends.
+
+  A worker would otherwise keep gigabytes of them, and Linux allows a process 65,530 memory maps: a program takes tens.
+  """
   yield
+  for module in list(sys.modules.values()):
+    if Path(getattr(module, "__file__", None) or "/").is_relative_to(TESTS):
+      for value in list(vars(module).values()):
+        if hasattr(value, "cache_clear"):  # functools.cache: jobs with their compiled steps
+          value.cache_clear()
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()
     gc.collect()
