@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_exp import __version__
-from lora_exp.report.reading.adapter_updates import ADAPTER
+from lora_exp.report.reading.adapter_updates import ADAPTER_FILE
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.spectrum import UpdateSpectrum, round_off
 
@@ -53,7 +53,7 @@ def read_inspection(directory: Path) -> list[UpdateSpectrum]:
 
 def weights_digest(directory: Path) -> str | None:
   """SHA-256 of what a run trained: adapter_model.safetensors, or the whole model; None if there is neither."""
-  for path in (directory / ADAPTER, directory / FULL_MODEL):
+  for path in (directory / ADAPTER_FILE, directory / FULL_MODEL):
     if path.is_file():
       with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
