@@ -215,13 +215,16 @@ class StudyRunner:
 
 
 def metric_at(run: RunRecord, metric: str, step: int) -> float:
-  """The held-out metric of the state that the run would export if it ended at `step`; NaN if not evaluated."""
-  losses = [(at, loss) for at, loss in run.curve("eval", "loss") if 0 < at <= step]
+  """The metric, on the tuning half, of the state that the run would export if it ended at `step`.
+
+  NaN if it was not evaluated.
+  """
+  losses = [(at, loss) for at, loss in run.tuning_curve("loss") if 0 < at <= step]
   if not losses:
     return math.nan
   exports_last = run.config.get("train.export") == "last"
   exported = losses[-1][0] if exports_last else min(losses, key=_loss_of)[0]
-  return dict(run.curve("eval", metric)).get(exported, math.nan)
+  return dict(run.tuning_curve(metric)).get(exported, math.nan)
 
 
 def _loss_of(point: tuple[int, float]) -> float:
@@ -229,9 +232,9 @@ def _loss_of(point: tuple[int, float]) -> float:
 
 
 def objective_value(run: RunRecord, objective: str) -> float | None:
-  """The objective of one run: a metric of `METRICS` or a cost; None if it does not apply."""
+  """The objective of one run: a metric of `METRICS` on the tuning half, or a cost; None if it does not apply."""
   if objective in METRICS:
-    return run.result(objective)
+    return run.tuning_result(objective)
   return run.trainable if objective == "trainable" else run.number_at("losses", "forgetting")
 
 

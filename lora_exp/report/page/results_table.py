@@ -37,8 +37,8 @@ def _has(run: RunRecord, metric: str) -> bool:
 def _row(run: RunRecord, varied: Sequence[str], metrics: Sequence[str], place: Mapping[str, Any]) -> Row:
   settings = effective_settings(run)
   adapts = run.method.adapts_kernels
-  loss = run.exported_loss
-  gain = None if run.base_loss is None or loss is None else run.base_loss - loss
+  base, loss = run.base("loss"), run.exported("loss")
+  gain = None if base is None or loss is None else base - loss
   return {
     "number": run.number,
     "name": run.config.get("name"),
@@ -55,7 +55,9 @@ def _row(run: RunRecord, varied: Sequence[str], metrics: Sequence[str], place: M
     "trainable": run.number_at("parameters", "trainable"),
     "percent": run.number_at("parameters", "percent"),
     "loss": loss,
-    **{f"loss_{name}": run.number_at("losses", name) for name in ("base", "first", "final", "best")},
+    "loss_base": base,
+    "loss_tuning": None if run.scores_share_choice else run.tuning_result("loss"),
+    **{f"loss_{name}": run.number_at("losses", name) for name in ("first", "final", "best")},
     "best_step": run.number_at("losses", "best_step"),
     "gain": gain,
     **{name: run.exported(name) for name in metrics},

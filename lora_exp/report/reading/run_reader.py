@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lora_exp.config import InputError
+from lora_exp.report.reading.document_losses import DocumentLosses, read_document_losses
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime.json_lines import read_metrics
 from lora_exp.runtime.run_files import CONFIG, METRICS_FILE, SUMMARY
@@ -51,6 +52,8 @@ def read_run(number: int, path: Path) -> RunRecord:
   metrics = _read_metrics(path, problems)
   error = logged_error(path)
   run = RunRecord(number, path.name, str(summary.get("status", "failed")), None, config, summary, metrics)
+  if run.status == "done":
+    run = replace(run, documents=_read_documents(path, run.exported_step, problems))
   reason = _reason(run, error, problems)
   if not has_summary and metrics and not error:
     return replace(run, status="unfinished", reason=reason)
@@ -90,12 +93,21 @@ def _read_metrics(path: Path, problems: list[str]) -> list[dict]:
     return []
 
 
+def _read_documents(path: Path, exported_step: int, problems: list[str]) -> DocumentLosses | None:
+  """The losses of the held-out documents; None, with an entry in `problems`, if their file is damaged."""
+  try:
+    return read_document_losses(path, exported_step)
+  except ValueError as error:
+    problems.append(str(error))
+    return None
+
+
 def _reason(run: RunRecord, error: str | None, problems: list[str]) -> str | None:
   """Why the run is not counted, or what is damaged in it. `error` is the last one in its log."""
   if problems and run.status in ("done", "failed"):
     return "; ".join([*([error] if error else []), *problems])
   if run.status == "done":
-    return None if run.exported_loss is not None else "its held-out loss is not a finite number"
+    return None if run.exported("loss") is not None else "its held-out loss is not a finite number"
   if run.status == "pruned":
     return str(run.summary.get("reason"))
   if run.status == "stopped":

@@ -5,14 +5,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from lora_exp.report.reading.document_losses import DocumentLosses
 from lora_exp.report.reading.method_facts import MethodFacts, method_facts, method_label
 
 SEEDS = ("train.seed", "data.seed", "model.seed")
+TUNING, REPORT = "tuning", "report"  # halves of the held-out documents, in summary.json
 
 
 @dataclass(frozen=True)
 class RunRecord:
-  """The files of one run. A trial that left no files has a record too, with its reason."""
+  """The files of one run. A trial that left no files has a record too, with its reason.
+
+  The held-out documents are split in two halves: the best step is chosen on the tuning half, and the report scores the
+  run on the report half. Runs without halves are scored on all documents (`scores_share_choice`).
+  """
 
   number: int  # of the trial
   path: str  # of the run directory, relative to the sweep
@@ -21,6 +27,7 @@ class RunRecord:
   config: dict[str, Any] = field(default_factory=dict)  # config.yaml by dotted path
   summary: dict[str, Any] = field(default_factory=dict)  # summary.json
   metrics: list[dict] = field(default_factory=list)  # rows of metrics.jsonl
+  documents: DocumentLosses | None = None  # of the report half, for a run that is done and has held_out.npz
 
   def __str__(self) -> str:
     return str(self.number)
@@ -43,38 +50,60 @@ class RunRecord:
 
   @property
   def base_loss(self) -> float | None:
-    """Held-out loss before training."""
+    """The loss over all held-out documents before training."""
     return self.number_at("losses", "base")
 
-  @property
-  def exported_loss(self) -> float | None:
-    """Held-out loss of the exported state: the best or (train.export=last) the last; of a frozen base its own."""
-    if self.method.trains_nothing:
-      return self.base_loss
-    return self.number_at("losses", "final" if self.config.get("train.export") == "last" else "best")
+  def base(self, metric: str) -> float | None:
+    """A metric on the report half before training."""
+    return self._score(REPORT, "base", metric)
 
   def exported(self, metric: str) -> float | None:
-    """A held-out metric of the exported state: the best or (train.export=last) the last; of a frozen base its own."""
-    if metric == "loss":
-      return self.exported_loss
-    if self.method.trains_nothing:
-      return self.base(metric)
-    if self.config.get("train.export") == "last":
-      return self.number_at("scores", "final", metric)
-    best = self.number_at("scores", "best", metric)
-    return best if best is not None else dict(self.curve("eval", metric)).get(self.best_step)
-
-  def base(self, metric: str) -> float | None:
-    """A held-out metric before training."""
-    return self.base_loss if metric == "loss" else self.number_at("scores", "base", metric)
+    """A metric of the exported state on the report half."""
+    return self._score(REPORT, "exported", metric)
 
   def result(self, metric: str) -> float | None:
     """`exported` of a run that is done. None for any other: its metric enters no mean."""
     return self.exported(metric) if self.status == "done" else None
 
+  def tuning_result(self, metric: str) -> float | None:
+    """A metric of the exported state on the tuning half, for choices between settings; None unless the run is done."""
+    return self._score(TUNING, "exported", metric) if self.status == "done" else None
+
+  @property
+  def scores_share_choice(self) -> bool:
+    """Whether the best step was chosen on the documents that score the run, as in runs without halves."""
+    return self.number_at("halves", REPORT, "base", "loss") is None
+
+  def _score(self, half: str, state: str, metric: str) -> float | None:
+    """A metric of the base or the exported state on a half; over all held-out documents if the run has no halves."""
+    state = "base" if self.method.trains_nothing else state
+    if self.number_at("halves", half, "base", metric) is not None:
+      return self.number_at("halves", half, state, metric)
+    return self._undivided_score(state, metric)
+
+  def _undivided_score(self, state: str, metric: str) -> float | None:
+    """A metric of the base or the exported state over all held-out documents."""
+    if state == "base":
+      return self.base_loss if metric == "loss" else self.number_at("scores", "base", metric)
+    state = "final" if self.config.get("train.export") == "last" else "best"
+    if metric == "loss":
+      return self.number_at("losses", state)
+    if state == "final":
+      return self.number_at("scores", "final", metric)
+    best = self.number_at("scores", "best", metric)
+    return best if best is not None else dict(self.curve("eval", metric)).get(self.best_step)
+
+  @property
+  def exported_step(self) -> int:
+    """The step of the exported state; 0 of a frozen base."""
+    if self.method.trains_nothing:
+      return 0
+    step = self.number_at("losses", "exported_step")
+    return self.best_step if step is None else int(step)
+
   @property
   def best_step(self) -> int:
-    """The step with the lowest held-out loss; 0 if there is none."""
+    """The step with the lowest held-out loss (on the tuning half, if there is one); 0 if there is none."""
     return int(self.number_at("losses", "best_step") or 0)
 
   @property
@@ -97,6 +126,10 @@ class RunRecord:
     """(step, value) of a metric on `split` (train, eval or retain), the finite values alone."""
     points = [(row["step"], row.get(metric)) for row in self.metrics if row.get("split") == split]
     return [(step, value) for step, value in points if isinstance(value, int | float) and math.isfinite(value)]
+
+  def tuning_curve(self, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a held-out metric on the tuning half; over all held-out documents if it is not kept by half."""
+    return self.curve("eval", f"{TUNING}_{metric}") or self.curve("eval", metric)
 
   @property
   def last_step(self) -> int:

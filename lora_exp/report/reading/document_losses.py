@@ -1,0 +1,47 @@
+"""held_out.npz of a run: the loss of each held-out document at each evaluation."""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+HELD_OUT_FILE = "held_out.npz"
+REPORT_HALF = 1  # value of `half` for the documents that the report scores; 0 for those that choose the best step
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+  """Nats of the D held-out documents that score a run, each the sum over its tokens.
+
+  The documents are those of the report half, or all of them where the held-out data is not split.
+  """
+
+  base: np.ndarray  # (D,) float64, before training
+  exported: np.ndarray  # (D,) float64, of the exported state
+  tokens: np.ndarray  # (D,) int64, target tokens
+
+
+def read_document_losses(run_dir: Path, exported_step: int) -> DocumentLosses | None:
+  """The losses of the base and of the state at `exported_step`; None if the run has no held_out.npz.
+
+  Raises ValueError if the file is damaged or has no evaluation at that step.
+  """
+  path = run_dir / HELD_OUT_FILE
+  if not path.is_file():
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      steps_E, nats_ED, tokens_D, half_D = (arrays[name] for name in ("steps", "nats", "tokens", "half"))
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise ValueError(f"{HELD_OUT_FILE} cannot be read ({type(error).__name__})") from None
+  numeric = all(x.dtype.kind in "iuf" for x in (steps_E, nats_ED, tokens_D, half_D))
+  if not numeric or nats_ED.shape != (*steps_E.shape, *tokens_D.shape) or half_D.shape != tokens_D.shape:
+    raise ValueError(f"{HELD_OUT_FILE} holds arrays that do not match")
+  rows = [np.flatnonzero(steps_E == step) for step in (0, exported_step)]
+  if not all(len(row) for row in rows):
+    raise ValueError(f"{HELD_OUT_FILE} has no evaluation at step 0 or step {exported_step}")
+  scored_D = half_D == REPORT_HALF if (half_D == REPORT_HALF).any() else np.ones(half_D.shape, bool)
+  base, exported = (nats_ED[row[-1], scored_D].astype(np.float64) for row in rows)
+  return DocumentLosses(base, exported, tokens_D[scored_D].astype(np.int64))
