@@ -60,6 +60,7 @@ SEED = Range("between 0 and 4294967295", low=0, high=2**32 - 1)
 AXIS_SIZE = Range("at least 1, or -1 for the devices that are left", low=1, also=-1)
 
 RANGES: dict[str, Range] = {
+  "seed": SEED,
   "model.layers": COUNT, "model.width": COUNT, "model.heads": COUNT, "model.ff": COUNT, "model.max_len": COUNT,
   "model.vocab_size": COUNT, "model.dropout": RATE, "model.seed": SEED, "model.adapter_lr": POSITIVE,
   "model.pretrain.steps": COUNT, "model.pretrain.batch_size": COUNT, "model.pretrain.lr": POSITIVE,

@@ -12,6 +12,7 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.old_names import rename_settings
 from lora_exp.config.resolvers import register_resolvers
 from lora_exp.config.schema import Config, DataConfig
+from lora_exp.config.seeds import with_seeds
 from lora_exp.config.setting_names import suggestion
 
 register_resolvers()
@@ -25,7 +26,7 @@ def to_config(values: DictConfig | dict[str, Any]) -> Config:
   """
   plain = plain_values(values) if isinstance(values, DictConfig) else values
   converter = TypeConverter()
-  config = converter.to_dataclass(Config, rename_settings(plain), "")
+  config = converter.to_dataclass(Config, with_seeds(rename_settings(plain)), "")
   if converter.problems:
     raise InputError(converter.problems)
   if config.model.weights is not None:

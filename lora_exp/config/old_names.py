@@ -30,7 +30,17 @@ def rename_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     *groups, old_key = old.split(".")
     new_key = new.rpartition(".")[2]
     _rename_key(renamed, groups, old_key, new_key)
+  if "seed" not in renamed:
+    _move_examples_seed(renamed)
   return renamed
+
+
+def _move_examples_seed(values: dict[str, Any]) -> None:
+  """In version 0.1.0, `data.seed` also chose the examples of `data=arithmetic`, now `data.options.examples_seed`."""
+  for name in ("data", "pretrain_data", "retain"):
+    data = values.get(name)
+    if isinstance(data, dict) and data.get("source") == "arithmetic" and data.get("seed"):
+      values[name] = {**data, "options": {"examples_seed": data["seed"], **(data.get("options") or {})}}
 
 
 def _rename_key(values: dict[str, Any], groups: Sequence[str], old_key: str, new_key: str) -> None:

@@ -124,7 +124,7 @@ class DataConfig:
   sentences: list[str] = field(default_factory=list)  # for sentences: the texts
   repeat: int = 1  # for sentences: the number of copies of each text
   shuffle: bool = True  # use a new order of the rows in each epoch
-  seed: int = 0  # for the order of rows; for arithmetic also for the examples
+  seed: int = 0  # for the order of rows; in `data`, null: `seed`
   prompts: list[str] = field(default_factory=list)  # default of sample.prompts
   steps: int = 32  # default of train.steps
   teacher: TeacherConfig | None = None  # learn the teacher's next-token distribution instead of the text
@@ -208,7 +208,7 @@ class TrainConfig:
   retain_tokens: int | None = 5120  # held-out tokens of `retain` per evaluation; null: all
   save_every: int = 16  # steps between checkpoints; 0: only the best and the last
   export: str = "best"  # which state is written to adapter/: best (lowest held-out loss) | last
-  seed: int = 0  # for the adapter's initialisation and for dropout
+  seed: int = 0  # for the adapter's initialisation and for dropout; null: `seed`
   resume: str | None = None  # run directory of the run to resume
   stop_at: int | None = None  # stop after this step with a checkpoint, as on a signal (exit code 75)
 
@@ -261,6 +261,7 @@ class Config:
 
   task: str = "train"  # a file of lora_exp/tasks: train | generate | evaluate | merge | export | plan | report | …
   name: str = "run"  # last part of the run directory's name
+  seed: int = 0  # of a repetition: for adapter init and dropout (train.seed) and the order of rows (data.seed)
   run: str | None = None  # directory of the run (or sweep) that a task works on; null: the base without an adapter
   cache: str = "~/.cache/lora_exp"  # directory of tokenised rows, pretrained bases and compiled programs
   prompt: str | None = None  # with task=generate

@@ -10,7 +10,9 @@ from lora_exp.config.override_grammar import parse
 from lora_exp.runtime.run_files import HYDRA, MULTIRUN, OVERRIDES
 
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
-SHORT_NAMES = {"lora.rank": "r", "lora.targets": "", "train.seed": "s", "data.seed": "data", "model.seed": "base"}
+SHORT_NAMES = {
+  "lora.rank": "r", "lora.targets": "", "seed": "s", "train.seed": "s", "data.seed": "data", "model.seed": "base"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

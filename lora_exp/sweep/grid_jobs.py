@@ -2,9 +2,9 @@
 
     hydra:
       sweeper:
-        params: {lora.rank: "1,2,4", train.seed: "0,1,2"}      every rank with every seed
+        params: {lora.rank: "1,2,4", seed: "0,1,2"}      every rank with every seed
         zip: [{lora.rank: "1,2,4", lora.alpha: "2,4,8"}]       the lists of one entry advance together
-        extra: [{lora: frozen}, {lora: full, train.seed: "0,1,2"}]   points outside the product
+        extra: [{lora: frozen}, {lora: full, seed: "0,1,2"}]   points outside the product
 
 Overrides on the command line have priority over the sweep's file. A list replaces the file's list, also in the points
 of `extra` that have the key. A single value applies to every job, except to extra points that set the key.

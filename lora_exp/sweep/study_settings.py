@@ -5,7 +5,7 @@
         params:
           lora.rank: choice(1,2,4,8)
           optim.lr: tag(log, interval(1e-4, 1e-2))
-          train.seed: 0,1,2         not searched; each trial is repeated for each seed
+          seed: 0,1,2               not searched; each trial is repeated for each seed
         extra: [{lora: frozen}]     additional runs, trained before the first trial
 
 Overrides have priority. A list, a range or an interval replaces that of the file; a single value fixes the parameter.
@@ -27,7 +27,7 @@ from lora_exp.sweep.study_space import Choice, Interval, Study
 
 SAMPLERS = ("tpe", "nsga2", "random")
 COSTS = ("trainable", "forgetting")  # objectives that are not metrics; both are minimised
-SEEDS = ("train.seed", "data.seed", "model.seed")
+SEEDS = ("seed", "train.seed", "data.seed", "model.seed")
 EXAMPLES = "as lora.rank=choice(1,2,4,8) or 'optim.lr=tag(log, interval(1e-4, 1e-2))'"
 SMALLEST = {"n_trials": 1, "width": 1, "seed": 0}
 

@@ -47,7 +47,7 @@ def test_a_signal_stops_the_whole_multirun(trained):
 
 
 def test_a_sweep_file_starts_a_multirun(trained, in_tmp_path):
-  assert entry.run(["sweep=rank", "hydra/launcher=basic", "train.seed=0"]) == 0
+  assert entry.run(["sweep=rank", "hydra/launcher=basic", "seed=0"]) == 0
   sweep, = in_tmp_path.glob("outputs/sweeps/*/*-rank")
   ranks = [yaml.safe_load((path / "config.yaml").read_text())["lora"]["rank"] for path in sorted(sweep.glob("[0-6]"))]
   assert ranks == sorted(set(ranks)) and len(ranks) == 7

@@ -10,14 +10,14 @@ from lora_exp.config.setting_names import is_setting, suggestion
 
 def test_all_unknown_keys_and_wrong_types_are_reported():
   values = {"lora": {"rnk": 4, "rank": 1.5}, "train": {"steps": True}, "optim": {"lr": math.nan, "betas": 3},
-            "model": 5, "seed": 1, "retain": {"limit": "all"}}
+            "model": 5, "sead": 1, "retain": {"limit": "all"}}
   with pytest.raises(InputError) as caught:
     to_config(values)
   problems = caught.value.problems
   assert "lora.rnk: no such setting; did you mean lora.rank?" in problems
   for start in ("lora.rank=1.5: must be a whole number", "train.steps=true: must be a whole number",
                 "optim.lr=nan: must be a finite number", "optim.betas=3: must be [a number", "model=5: must be a group",
-                "seed: no such setting; did you mean model.seed", "retain.limit=all: must be a whole number"):
+                "sead: no such setting; did you mean seed?", "retain.limit=all: must be a whole number"):
     assert any(problem.startswith(start) for problem in problems), (start, problems)
   assert len(problems) == 8
 

@@ -99,7 +99,7 @@ def files(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(("name", "settings", "changes"), [
   ("text", {"path": "1.txt"}, [{"path": "2.txt"}, {"eval_path": "2.txt"}]),
   ("jsonl", {"path": "1.jsonl"}, [{"path": "2.jsonl"}, {"eval_path": "2.jsonl"}]),
-  ("arithmetic", {"limit": 20}, [{"limit": 21}, {"seed": 1}]),
+  ("arithmetic", {"limit": 20}, [{"limit": 21}, {"options": {"examples_seed": 1}}]),
   ("sentences", {"sentences": ["a", "b"]}, [{"sentences": ["a", "c"]}, {"repeat": 2}]),
 ])
 def test_what_the_digest_covers_changes_the_key(tmp_path, name, settings, changes):
@@ -112,7 +112,7 @@ def test_what_the_digest_covers_changes_the_key(tmp_path, name, settings, change
     keys.append(rows_key(data, BYTES, open_source(data)))
   assert len(set(keys)) == len(keys)
   covered = {field.name for field in dataclasses.fields(registry()[name]) if field.metadata.get("covered_by_digest")}
-  assert covered == {key for change in changes for key in change}
+  assert covered == {key for change in changes for key in change.get("options", change)}
 
 
 NOT_IN_KEY = {"shuffle", "seed", "prompts", "steps", "teacher"}  # the order of rows, and what is done with them

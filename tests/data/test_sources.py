@@ -136,7 +136,7 @@ def test_the_default_fills_the_tutorials_200_batches_of_16():
   assert cfg.limit * (1 - cfg.eval_fraction) == 200 * 16
 
 
-def test_arithmetic_follows_the_seed_and_a_limit_adds_to_it():
+def test_arithmetic_follows_its_seed_and_a_limit_adds_to_it():
   pairs = lambda seed, limit: Arithmetic(seed, limit).arguments().tolist()
   assert pairs(0, 50) == pairs(0, 50) == pairs(0, 80)[:50] != pairs(1, 50)
   assert Arithmetic(0, 50).digest() != Arithmetic(1, 50).digest()

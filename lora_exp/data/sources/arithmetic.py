@@ -16,15 +16,15 @@ EXAMPLE_BYTES = 34  # of an example, about
 class Arithmetic(TextSource):
   """`>>> mystery_function(a, b)` and on the next line its value, a + b.
 
-  The first `limit` of all 1,000,000 pairs, in an order that the seed decides: no pair occurs twice, so what is held out
-  is never trained on.
+  The first `limit` of all 1,000,000 pairs, in an order that `examples_seed` decides: no pair occurs twice, so
+  what is held out is never trained on.
   """
 
   name = "arithmetic"
   unit = "examples"
   label = "the arithmetic task"
 
-  seed: int = covered_by_digest(0)
+  examples_seed: int = covered_by_digest(0)
   limit: int | None = covered_by_digest(None)
 
   @property
@@ -38,7 +38,7 @@ class Arithmetic(TextSource):
 
   def arguments(self) -> np.ndarray:
     """The arguments of each example, (count, 2) int64."""
-    chosen = np.random.default_rng(self.seed).permutation(BELOW**2)[: self.count]
+    chosen = np.random.default_rng(self.examples_seed).permutation(BELOW**2)[: self.count]
     return np.stack(np.divmod(chosen, BELOW), axis=1)
 
   def digest(self) -> str:

@@ -28,7 +28,7 @@ def next_steps(group: Group) -> Iterator[Finding]:
 def _more_seeds(group: Group) -> Iterator[str]:
   fewest = min(s.seeds for s in group.adapted)
   if fewest < SEEDS_NEEDED:
-    yield f"run more seeds (train.seed=0,1,2): at least one setting has {fewest}"
+    yield f"run more seeds (seed=0,1,2): at least one setting has {fewest}"
 
 
 def _wider_grid(group: Group) -> Iterator[str]:

@@ -9,8 +9,8 @@ METHOD, TARGETS, RANK, ALPHA, RATE = "method", "lora.targets", "lora.rank", "lor
 MAIN_KEYS = (METHOD, TARGETS, RANK, ALPHA, RATE)  # named first, and always when they vary
 SHORT_NAMES = {RANK: "rank", ALPHA: "alpha", RATE: "lr"}
 # Settings and groups that do not change what is trained; `otherwise` and `promises` are of version 0.1.0.
-IGNORED = ("task", "name", "run", "cache", "prompt", "prompt_file", "otherwise", "promises", "fallback", "expectations",
-           "report", "logger", "sample", "retain", "train.resume", "train.stop_at", "train.log_every",
+IGNORED = ("task", "name", "seed", "run", "cache", "prompt", "prompt_file", "otherwise", "promises", "fallback",
+           "expectations", "report", "logger", "sample", "retain", "train.resume", "train.stop_at", "train.log_every",
            "train.save_every", "train.retain_tokens", "model.adapter_lr")
 NOT_LOW_RANK = ("lora.method", "lora.bias", "lora.train_modules")  # of the group lora, what every method can use
 

@@ -22,7 +22,7 @@ EXPORTED = (
   "or the last with train.export=last; that of a frozen base is its {label} at step 0."
 )
 METHOD = (
-  "Trials that differ in train.seed, data.seed "
+  "Trials that differ in seed (train.seed, data.seed) "
   "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
   f"A setting is not measurably worse than the best if it passes this test: {TEST}. Fewer than three seeds decide "
   "nothing, and neither does a best value on the edge of what was tried.",

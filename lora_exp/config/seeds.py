@@ -1,0 +1,21 @@
+"""The one word `seed`: it is the default of every seed that a repetition of a run changes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+FOLLOWING = ("train", "data")  # groups whose `seed` is `seed` if it is null
+FIXED = ("pretrain_data", "retain")  # groups whose `seed` is 0 if it is null: repetitions share a base and a retain set
+
+
+def with_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested settings in which `train.seed`, `data.seed` and those of the other data sources are numbers.
+
+  An explicit number is kept. A missing or invalid `seed` is left to the conversion, which names it.
+  """
+  resolved = dict(values)
+  for groups, seed in ((FOLLOWING, resolved.get("seed", 0)), (FIXED, 0)):
+    for name in groups:
+      group = resolved.get(name)
+      if isinstance(group, Mapping) and "seed" in group and group["seed"] is None:
+        resolved[name] = {**group, "seed": seed}
+  return resolved
