@@ -12,6 +12,7 @@ from lora_exp.report.grouping.group import Group, make_groups
 from lora_exp.report.grouping.learned_updates import LearnedUpdates, learn_updates
 from lora_exp.report.grouping.setting_keys import METHOD, TARGETS
 from lora_exp.report.page import updates_table
+from lora_exp.report.page.compared import compared
 from lora_exp.report.page.document import GroupSection, Plot, Report, UpdatesSection
 from lora_exp.report.page.html import html
 from lora_exp.report.page.markdown import markdown
@@ -39,7 +40,7 @@ def make_report(directory: Path, metric: str = "loss") -> Report:
   runs, groups, updates = make_table(directory, metric)
   (directory / "plots").mkdir(exist_ok=True)
   sections = [_section(directory, group, updates[n], n, len(groups)) for n, group in enumerate(groups)]
-  report = Report(directory.absolute().name, METRICS[metric], runs, sections)
+  report = Report(directory.absolute().name, METRICS[metric], runs, sections, compared(directory, runs))
   for name, render in (("report.md", markdown), ("report.html", html)):
     write_atomically(directory / name, partial(Path.write_text, data=render(report), encoding="utf-8"))
   return report

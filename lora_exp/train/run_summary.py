@@ -5,6 +5,7 @@ import json
 import platform
 import resource
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def run_summary(
     "fingerprints": {"base": base_digest, "data": record.data},
     "mesh": dict(plan.layout.mesh.shape),
     "device": jax.devices()[0].device_kind,
+    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     "versions": {"python": platform.python_version(), **{v: importlib.metadata.version(v) for v in VERSIONS}},
   }
 

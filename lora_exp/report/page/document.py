@@ -8,7 +8,10 @@ from pathlib import Path
 from lora_exp.config.metrics import Metric
 from lora_exp.report.findings.finding import Finding
 from lora_exp.report.grouping.group import Group
+from lora_exp.report.page.compared import Facts
+from lora_exp.report.page.question import question
 from lora_exp.report.page.settings_table import setting_columns, setting_rows
+from lora_exp.report.page.trials_table import trial_columns, trial_rows
 from lora_exp.report.plots.style import DPI
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.verdicts.verdict import TEST, TOLERANCE
@@ -90,6 +93,14 @@ class GroupSection:
 
 
 @dataclass(frozen=True)
+class Answer:
+  """The answer to the report's question in one group."""
+
+  group: str  # heading of the group; empty if there is one
+  finding: Finding
+
+
+@dataclass(frozen=True)
 class Report:
   """Everything on the page."""
 
@@ -97,6 +108,16 @@ class Report:
   metric: Metric  # that ranks the settings
   runs: list[RunRecord]
   sections: list[GroupSection]
+  compared: Facts  # what the trials have in common
+
+  @property
+  def question(self) -> str:
+    return question([section.group for section in self.sections])
+
+  @property
+  def answers(self) -> list[Answer]:
+    """The first finding of each group."""
+    return [Answer(section.heading, section.findings[0]) for section in self.sections if section.findings]
 
   @property
   def summary(self) -> str:
@@ -116,11 +137,26 @@ class Report:
   @property
   def not_counted(self) -> list[list[str]]:
     """Trial, setting, status and reason of each trial that enters no mean."""
-    labels = {id(run): setting.label for section in self.sections for setting in section.group.settings
-              for run in setting.runs}
+    labels = self._labels
     missing = f"it has no held-out {self.metric.label}"
     return [[str(run), labels.get(id(run), "-"), run.status, run.reason or missing]
             for run in self.runs if run.result(self.metric.name) is None]
+
+  @property
+  def trial_columns(self) -> list[str]:
+    """The headings of the table of trials."""
+    return trial_columns(self.metric)
+
+  @property
+  def trial_rows(self) -> list[list[str]]:
+    """The table of trials, under `trial_columns`."""
+    return trial_rows(self.runs, self._labels, self.metric)
+
+  @property
+  def _labels(self) -> dict[int, str]:
+    """id of a run -> the label of its setting."""
+    return {id(run): setting.label for section in self.sections for setting in section.group.settings
+            for run in setting.runs}
 
   @property
   def method(self) -> list[str]:

@@ -1,16 +1,22 @@
-"""The report as one HTML file with its figures inside; it loads nothing from the network."""
+"""The report as one HTML file with its figures, style and script inside; it loads nothing from the network."""
 
 from pathlib import Path
 
 import jinja2
 
+from lora_exp.report.page.compared import COMMAND
 from lora_exp.report.page.document import Report
 
-TEMPLATE = Path(__file__).with_name("page.html")
+FOLDER = Path(__file__).parent  # of page.html, page.css and page.js
 
 
 def html(report: Report) -> str:
   """The page as text."""
-  environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-  template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-  return template.render(report=report)
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(FOLDER),
+    autoescape=jinja2.select_autoescape(["html"]),  # page.css and page.js are included as they are
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  return environment.get_template("page.html").render(report=report, command=COMMAND)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from lora_exp.report.findings.finding import Finding
+from lora_exp.report.page.compared import COMMAND
 from lora_exp.report.page.document import GroupSection, Plot, Report, UpdatesSection
 
 MARKUP = ("\\", "|", "*", "_", "<", "`", "[")
@@ -10,7 +11,13 @@ MARKUP = ("\\", "|", "*", "_", "<", "`", "[")
 
 def markdown(report: Report) -> str:
   """The report as Markdown text."""
-  lines = [f"# {_escaped(report.title)}", "", report.summary, *(f"\n**{text}**" for text in report.warnings)]
+  lines = [f"# {_escaped(report.question)}", ""]
+  for answer in report.answers:
+    group = f"**{_escaped(answer.group)}.** " if answer.group else ""
+    lines += [f"> {group}{_escaped(answer.finding.text)}", ""]
+  lines += [f"{_escaped(report.title)}: {report.summary}", ""]
+  lines += [f"- {name}: {_code(value) if name == COMMAND else _escaped(value)}" for name, value in report.compared]
+  lines += [f"\n**{text}**" for text in report.warnings]
   for section in report.sections:
     lines += _group_section(section)
   if report.not_counted:
@@ -20,7 +27,7 @@ def markdown(report: Report) -> str:
 
 
 def _group_section(section: GroupSection) -> Iterator[str]:
-  yield from ["", f"## {_escaped(section.heading or 'What it says')}", ""]
+  yield from ["", f"## {_escaped(section.heading or 'Findings')}", ""]
   if section.note:
     yield from [section.note, ""]
   yield from map(_finding, section.findings)
@@ -50,6 +57,11 @@ def _finding(finding: Finding) -> str:
 
 def _image(plot: Plot) -> str:
   return f"![{_escaped(plot.title)}](plots/{plot.file.name})"
+
+
+def _code(text: str) -> str:
+  """Inline code; backticks of the text would end it."""
+  return f"`{text.replace('`', ' ')}`"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

@@ -12,10 +12,13 @@ MOST_ROWS = 30  # settings of a table; the page has all
 
 
 def show(report: Report, page: Path) -> None:
-  """Shows the settings and findings of each group, the warnings, and the path of the page."""
+  """Shows the question and its answer, each group's settings and findings, the warnings, and the path of the page."""
+  console.show(report.question)
+  for answer in report.answers:
+    console.show(f"{answer.group}: {answer.finding.text}" if answer.group else answer.finding.text)
   for section in report.sections:
     _show_settings(report, section)
-    for finding in section.findings:
+    for finding in section.findings[1:]:
       console.show(f"{finding.topic}: {finding.text}")
   for text in report.warnings:
     console.show_warning(text)

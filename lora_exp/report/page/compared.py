@@ -1,0 +1,121 @@
+"""What the trials of a sweep have in common: model, base, data, training, device, versions, day and command."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.report.reading.sweep_command import sweep_command, sweep_day
+
+MOST_VALUES = 3  # of one fact, where the trials differ in it
+SHOWN_VERSIONS = ("lora_exp", "python", "jax", "flax", "optax")
+COMMAND = "Command"  # name of the fact that is a command line
+Facts = list[tuple[str, str]]  # name, value
+
+
+def compared(directory: Path, runs: Sequence[RunRecord]) -> Facts:
+  """(name, value) of everything that a reader needs to judge or repeat the sweep in `directory`."""
+  runs = [run for run in runs if run.config]
+  facts = [(name, _values(runs, text)) for name, text in FACTS.items()]
+  facts.append(("Day", sweep_day(directory) or _values(runs, _day)))
+  facts.append((COMMAND, sweep_command(directory) or ""))
+  return [(name, value) for name, value in facts if value]
+
+
+def _values(runs: Sequence[RunRecord], text: Callable[[RunRecord], str]) -> str:
+  """The distinct texts of the runs; the first few if there are many."""
+  values = list(dict.fromkeys(value for value in map(text, runs) if value))
+  more = [f"and {len(values) - MOST_VALUES} more"] if len(values) > MOST_VALUES else []
+  return "; ".join([*values[:MOST_VALUES], *more])
+
+
+def _model(run: RunRecord) -> str:
+  sizes = [_counted(run.config.get("model.layers"), "layer"), f"width {run.config.get('model.width')}"]
+  count = _base_parameters(run)
+  parameters = [f"{count:,} parameters"] if count is not None else []
+  return ", ".join([str(run.config.get("model.family")), *(sizes if run.is_text else []), *parameters])
+
+
+def _counted(number: Any, noun: str) -> str:
+  return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _base_parameters(run: RunRecord) -> int | None:
+  """The parameters of the base; None where the run trains some of them and keeps the others, or adds constants."""
+  if run.config.get("lora.train_modules") or run.config.get("lora.bias") not in (None, "none"):
+    return None
+  adapted = run.method.adapts_kernels
+  count = run.number_at("parameters", "frozen" if adapted else "total")
+  return None if count is None or (adapted and run.method.has_constants) else int(count)
+
+
+def _base(run: RunRecord) -> str:
+  """Where the base's weights come from. A random base is called random: its results are of no use for a trained one."""
+  kind = run.config.get("model.base")
+  if kind == "random":
+    return f"random weights (model.seed={run.config.get('model.seed')}), not a trained model"
+  if kind == "weights":
+    return f"weights of {_last_part(run.config.get('model.weights'))}"
+  steps, loss = run.config.get("model.pretrain.steps"), run.base_loss
+  known = f"; its held-out loss here is {loss:.4f}" if loss is not None and run.method.trains_nothing else ""
+  return f"pretrained for {steps} steps on {_source(run, 'pretrain_data')}{known}"
+
+
+def _data(run: RunRecord) -> str:
+  retained = _source(run, "retain")
+  return f"{_source(run, 'data')}{f'; retained text: {retained}' if retained else ''}"
+
+
+def _source(run: RunRecord, node: str) -> str:
+  """As `stdlib (docs)`: the source of a data node with its view or file; empty if the node is null."""
+  source = run.config.get(f"{node}.source")
+  if not source:
+    return ""
+  detail = run.config.get(f"{node}.view") or _last_part(run.config.get(f"{node}.path"))
+  return f"{source} ({detail})" if detail else str(source)
+
+
+def _held_out(run: RunRecord) -> str:
+  count = run.number_at("held_out_tokens")
+  return f"{int(count):,} {'tokens' if run.is_text else 'examples'}" if count is not None else ""
+
+
+def _training(run: RunRecord) -> str:
+  if run.method.trains_nothing:
+    return ""
+  rows, length = run.config.get("train.batch_size"), run.config.get("data.seq_len")
+  size = f"{rows} rows of {length} tokens" if run.is_text else f"{rows} examples"
+  return f"{run.config.get('train.steps')} steps of {size}; {run.config.get('optim.name')}"
+
+
+def _device(run: RunRecord) -> str:
+  return str(run.summary.get("device") or "")
+
+
+def _versions(run: RunRecord) -> str:
+  versions = run.summary.get("versions")
+  if not isinstance(versions, dict):
+    return ""
+  return ", ".join(f"{name} {versions[name]}" for name in SHOWN_VERSIONS if name in versions)
+
+
+def _day(run: RunRecord) -> str:
+  """YYYY-MM-DD, UTC."""
+  return str(run.summary.get("finished") or "")[:10]
+
+
+def _last_part(path: Any) -> str:
+  """The last part of a path, which tells nothing about the machine; a hub id as it is; empty for None."""
+  text = str(path or "")
+  return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text
+
+
+FACTS: dict[str, Callable[[RunRecord], str]] = {
+  "Model": _model,
+  "Base": _base,
+  "Data": _data,
+  "Held out": _held_out,
+  "Training": _training,
+  "Device": _device,
+  "Versions": _versions,
+}
