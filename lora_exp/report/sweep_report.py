@@ -10,6 +10,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import Group, make_groups
 from lora_exp.report.grouping.learned_updates import LearnedUpdates, learn_updates
+from lora_exp.report.grouping.repeated_trials import repeated_trials
 from lora_exp.report.grouping.setting_keys import METHOD, TARGETS
 from lora_exp.report.page import updates_table
 from lora_exp.report.page.compared import compared
@@ -29,6 +30,7 @@ from lora_exp.report.plots.trial_history import trial_history
 from lora_exp.report.plots.update_spectrum import update_spectrum_plot
 from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.report.reading.sweep_ledger import read_sweep_ledger
 from lora_exp.runtime.files import write_atomically
 
 Draw = Callable[[], Figure | None]  # None: the group has nothing to show in this plot
@@ -40,7 +42,8 @@ def make_report(directory: Path, metric: str = "loss") -> Report:
   runs, groups, updates = make_table(directory, metric)
   (directory / "plots").mkdir(exist_ok=True)
   sections = [_section(directory, group, updates[n], n, len(groups)) for n, group in enumerate(groups)]
-  report = Report(directory.absolute().name, METRICS[metric], runs, sections, compared(directory, runs))
+  damage = [*(f"{problem}." for problem in read_sweep_ledger(directory).problems), *repeated_trials(groups)]
+  report = Report(directory.absolute().name, METRICS[metric], runs, sections, compared(directory, runs), damage)
   for name, render in (("report.md", markdown), ("report.html", html)):
     write_atomically(directory / name, partial(Path.write_text, data=render(report), encoding="utf-8"))
   return report

@@ -22,10 +22,10 @@ def read_ledger(sweep_dir: Path) -> list[dict[str, Any]]:
   Rows of version 0.1.0 come back with the keys of today. Raises InputError.
   """
   path = Path(sweep_dir) / LEDGER
-  return [_current_keys(row) for _, row in parse_lines(path)] if path.is_file() else []
+  return [current_keys(row) for _, row in parse_lines(path)] if path.is_file() else []
 
 
-def _current_keys(row: dict[str, Any]) -> dict[str, Any]:
+def current_keys(row: dict[str, Any]) -> dict[str, Any]:
   """`row` with the keys of today: until 0.1.0 a trial was an `arm`, and only a study's own trials were `trial`."""
   if "arm" in row or "arms" in row:
     return {{"arm": "trial", "arms": "trials"}.get(key, key): value for key, value in row.items()}

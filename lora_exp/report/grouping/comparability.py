@@ -1,8 +1,9 @@
-"""Whether two settings can be compared: they need equal steps, data and base."""
+"""Whether two settings can be compared: they need equal steps, data, base and dtypes."""
 
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.reading.run_record import RunRecord
 
+DTYPES = ("model.dtype", "model.param_dtype")
 CLOSE = 0.01  # relative difference of base losses that comes from cutting one held-out text into other batches
 
 
@@ -14,7 +15,7 @@ def incomparable(a: Setting, b: Setting) -> list[str]:
 
 
 def _differences(x: RunRecord, y: RunRecord) -> list[str]:
-  """Which of steps, data and base two runs do not share."""
+  """Which of steps, data, base and dtypes two runs do not share."""
   differences = []
   trained = not (x.method.trains_nothing or y.method.trains_nothing)
   if trained and x.summary.get("steps") != y.summary.get("steps"):
@@ -24,6 +25,8 @@ def _differences(x: RunRecord, y: RunRecord) -> list[str]:
     differences.append("the data")
   if _other_base(x, y, same_data=not differences):
     differences.append("the base")
+  if any(x.config.get(key) != y.config.get(key) for key in DTYPES if key in x.config and key in y.config):
+    differences.append("the dtypes")
   return differences
 
 

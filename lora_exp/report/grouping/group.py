@@ -20,7 +20,7 @@ from lora_exp.report.statistics.estimates import Estimate, estimate
 
 @dataclass(frozen=True)
 class Group:
-  """Settings of the same steps, data and base."""
+  """Settings of the same steps, data, base and dtypes."""
 
   settings: list[Setting]  # the frozen base first, full fine-tuning last
   metric: Metric  # by which they are compared

@@ -62,7 +62,7 @@ def learn_updates(directory: Path, group: Group) -> LearnedUpdates:
     for run in setting.runs:
       try:
         updates = read_updates(directory / run.path, run)
-      except (ValueError, KeyError, TypeError) as error:
+      except (ValueError, KeyError, TypeError, OverflowError) as error:
         unread.append(f"trial {run}: {error}")
         updates = {}
       spectra[run.number] = _spectra(directory / run.path, updates)

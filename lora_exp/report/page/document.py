@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_exp.config.metrics import Metric
@@ -109,6 +109,7 @@ class Report:
   runs: list[RunRecord]
   sections: list[GroupSection]
   compared: Facts  # what the trials have in common
+  damage: list[str] = field(default_factory=list)  # damaged lines of the ledger and repeated trials, a sentence each
 
   @property
   def question(self) -> str:
@@ -128,11 +129,14 @@ class Report:
 
   @property
   def warnings(self) -> list[str]:
-    if len(self.sections) < 2:
-      return []
-    why = dict.fromkeys(section.group.why for section in self.sections if section.group.why)
-    return [f"The trials are of {len(self.sections)} groups that differ in {'; '.join(why)}. Their results are not "
-            "compared with each other; each group has its own findings."]
+    """What restricts the comparison: several groups, trials that count with damaged files, repeated trials."""
+    groups = []
+    if len(self.sections) > 1:
+      why = dict.fromkeys(section.group.why for section in self.sections if section.group.why)
+      groups = [f"The trials are of {len(self.sections)} groups that differ in {'; '.join(why)}. Their results are not "
+                "compared with each other; each group has its own findings."]
+    counted = [run for run in self.runs if run.result(self.metric.name) is not None and run.reason]
+    return [*groups, *(f"Trial {run} counts, but {run.reason}." for run in counted), *self.damage]
 
   @property
   def not_counted(self) -> list[list[str]]:

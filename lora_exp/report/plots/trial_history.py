@@ -1,6 +1,5 @@
 """The trials of a study in the order in which they were chosen."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lora_exp.config import InputError
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.plots.colours import FROZEN, FULL, MUTED, Colours
 from lora_exp.report.plots.style import axis_label, figure, legend, limits
-from lora_exp.runtime.json_lines import read_ledger
+from lora_exp.report.reading.sweep_ledger import read_sweep_ledger
 
 
 def trial_history(group: Group, directory: Path) -> Figure | None:
@@ -57,11 +55,9 @@ def trial_history(group: Group, directory: Path) -> Figure | None:
 
 def _trials(group: Group, directory: Path) -> dict[int, Setting]:
   """Number of a study's trial -> its setting, from the ledger of the sweep; {} for a sweep that is not a study."""
-  rows: list[dict] = []
-  with suppress(InputError):  # a damaged ledger costs this plot and not the report
-    rows = [row for row in read_ledger(directory) if row.get("event") == "trial"]
   setting_of = {run.number: setting for setting in group.settings for run in setting.runs}
-  return {row["study_trial"]: setting_of[row["runs"][0]] for row in rows if row["runs"][0] in setting_of}
+  trials = read_sweep_ledger(directory).study_trials
+  return {number: setting_of[runs[0]] for number, runs in trials if runs[0] in setting_of}
 
 
 def _pruned_scores(trials: dict[int, Setting]) -> dict[int, float]:

@@ -66,7 +66,10 @@ def _update(factors: tuple[np.ndarray, np.ndarray] | None, row: Mapping[str, Any
   a, b = (x.astype(np.float64) for x in factors)
   if a.shape[-1] != b.shape[-2] or not (np.isfinite(a).all() and np.isfinite(b).all()):
     raise ValueError(f"{ADAPTER_FILE}: A and B of {row['path']} have other ranks, or are not finite")
-  return ModuleUpdate(min(int(row["rank"]), a.shape[-1]), thin_svd(a, float(row["scale"]) * b))
+  rank, columns = int(row["rank"]), a.shape[-1]
+  if rank < columns and columns != 2 * rank:  # 2·rank: PiSSA and OLoRA; fewer: AdaLoRA
+    raise ValueError(f"{ADAPTER_FILE} has rank {columns} for {row['path']}, but summary.json has {rank}")
+  return ModuleUpdate(min(rank, columns), thin_svd(a, float(row["scale"]) * b))
 
 
 def _factors(tensors: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:

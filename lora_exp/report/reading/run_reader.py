@@ -2,95 +2,69 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_exp.config import InputError
+from lora_exp.report.reading.agreement import edited_settings, other_losses
 from lora_exp.report.reading.document_losses import DocumentLosses, read_document_losses
+from lora_exp.report.reading.file_values import read_config, read_metric_rows, read_summary
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.runtime.json_lines import read_metrics
+from lora_exp.report.reading.sweep_ledger import read_sweep_ledger
+from lora_exp.report.reading.trial_folders import is_run, trial_folders
 from lora_exp.runtime.run_files import CONFIG, METRICS_FILE, SUMMARY
 
 MAPPINGS = ("lora.rank_pattern", "lora.alpha_pattern", "model.arch.rope_scaling")  # settings whose value is a mapping
 LOG = "lora_exp.log"
 ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d \S+ [A-Z]+ \S+: )", re.MULTILINE)  # the start of a log entry
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is installed
 
 
 def read_sweep(directory: Path) -> list[RunRecord]:
-  """Every run of the sweep in `directory`, by number; a number without a directory is a missing run.
+  """Every run of the sweep in `directory`, by number; a trial without a directory is a missing run.
 
   Raises InputError if it holds no run.
   """
   directory = Path(directory)
-  runs = [path for path in sorted(directory.iterdir()) if path.is_dir() and _is_run(path)]
-  if not runs:
-    if (directory / CONFIG).is_file():
+  folders = trial_folders(directory, read_sweep_ledger(directory))
+  if not folders.numbered and not folders.named:
+    if is_run(directory):
       problem = "is one run, and its plot is plots/loss.png; give the directory of a sweep"
     else:
       problem = "holds no runs (no folder 0, 1, …); give the directory of a sweep, as outputs/sweeps/DAY/TIME-NAME"
     raise InputError(f"run={directory}: {problem}")
-  numbered = {int(path.name): path for path in runs if path.name.isdecimal()}
-  named = [path for path in runs if not path.name.isdecimal()]
-  count = max(numbered, default=-1) + 1
-  records = [read_run(n, numbered[n]) if n in numbered else RunRecord(n, str(n), "missing", "there is no such folder")
-             for n in range(count)]
-  return records + [read_run(count + n, path) for n, path in enumerate(named)]
+  records = [read_run(n, path) for n, path in folders.numbered.items()]
+  records += [RunRecord(n, str(n), "missing", "there is no such folder") for n in folders.missing]
+  first = max((run.number for run in records), default=-1) + 1
+  records += [read_run(first + n, path) for n, path in enumerate(folders.named)]
+  return sorted(records, key=_number)
+
+
+def _number(run: RunRecord) -> int:
+  return run.number
 
 
 def read_run(number: int, path: Path) -> RunRecord:
   """The run in the directory `path`. Files that are missing or damaged are left empty and named in its reason."""
   problems: list[str] = []
-  config = flatten_settings(_read_mapping(path / CONFIG, partial(yaml.load, Loader=LOADER), problems))
+  config = flatten_settings(read_config(path / CONFIG, problems))
   has_summary = (path / SUMMARY).is_file()
-  summary = _read_mapping(path / SUMMARY, json.loads, problems) if has_summary else {}
-  metrics = _read_metrics(path, problems)
+  summary = read_summary(path / SUMMARY, problems) if has_summary else {}
+  metrics = read_metric_rows(path / METRICS_FILE, problems)
   error = logged_error(path)
-  run = RunRecord(number, path.name, str(summary.get("status", "failed")), None, config, summary, metrics)
+  run = RunRecord(number, path.name, str(summary.get("status") or "failed"), None, config, summary, metrics)
   if run.status == "done":
     run = replace(run, documents=_read_documents(path, run.exported_step, problems))
+    edited = edited_settings(run, path)
+    problems += [*edited, *other_losses(run)]
+    if edited:
+      return replace(run, status="failed", reason=_reason(run, error, problems))
   reason = _reason(run, error, problems)
   if not has_summary and metrics and not error:
     return replace(run, status="unfinished", reason=reason)
   if run.status == "done" and not (config and summary):
     return replace(run, status="failed", reason=reason)
   return replace(run, reason=reason)
-
-
-def _is_run(path: Path) -> bool:
-  return path.name.isdecimal() or any((path / name).exists() for name in (CONFIG, SUMMARY))
-
-
-def _read_mapping(path: Path, parse: Callable[[str], Any], problems: list[str]) -> dict:
-  """The mapping in a file; {} with an entry in `problems` if there is none."""
-  try:
-    values = parse(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    problems.append(f"there is no {path.name}")
-    return {}
-  except (ValueError, yaml.YAMLError, OSError) as error:
-    problems.append(f"{path.name} cannot be read ({type(error).__name__})")
-    return {}
-  if not isinstance(values, dict):
-    problems.append(f"{path.name} holds no mapping")
-    return {}
-  return values
-
-
-def _read_metrics(path: Path, problems: list[str]) -> list[dict]:
-  """The rows of metrics.jsonl that have a step; [] with an entry in `problems` if a line is damaged."""
-  if not (path / METRICS_FILE).is_file():
-    return []
-  try:
-    return [row for row in read_metrics(path) if isinstance(row.get("step"), int)]
-  except InputError as error:
-    problems.append(str(error).replace(f"{path}/", ""))
-    return []
 
 
 def _read_documents(path: Path, exported_step: int, problems: list[str]) -> DocumentLosses | None:
@@ -107,7 +81,7 @@ def _reason(run: RunRecord, error: str | None, problems: list[str]) -> str | Non
   if problems and run.status in ("done", "failed"):
     return "; ".join([*([error] if error else []), *problems])
   if run.status == "done":
-    return None if run.exported("loss") is not None else "its held-out loss is not a finite number"
+    return None if run.exported("loss") is not None else "its held-out loss is not a finite number (summary.json)"
   if run.status == "pruned":
     return str(run.summary.get("reason"))
   if run.status == "stopped":

@@ -1,11 +1,11 @@
 """One run of a sweep as its files describe it."""
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from lora_exp.report.reading.document_losses import DocumentLosses
+from lora_exp.report.reading.file_values import finite
 from lora_exp.report.reading.method_facts import MethodFacts, method_facts, method_label
 
 SEEDS = ("train.seed", "data.seed", "model.seed")
@@ -37,7 +37,7 @@ class RunRecord:
     node: Any = self.summary
     for name in path:
       node = node.get(name) if isinstance(node, dict) else None
-    return node if isinstance(node, int | float) and not isinstance(node, bool) and math.isfinite(node) else None
+    return finite(node)
 
   @cached_property
   def method(self) -> MethodFacts:
@@ -124,8 +124,8 @@ class RunRecord:
 
   def curve(self, split: str, metric: str = "loss") -> list[tuple[int, float]]:
     """(step, value) of a metric on `split` (train, eval or retain), the finite values alone."""
-    points = [(row["step"], row.get(metric)) for row in self.metrics if row.get("split") == split]
-    return [(step, value) for step, value in points if isinstance(value, int | float) and math.isfinite(value)]
+    points = [(row["step"], finite(row.get(metric))) for row in self.metrics if row.get("split") == split]
+    return [(step, value) for step, value in points if value is not None]
 
   def tuning_curve(self, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a held-out metric on the tuning half; over all held-out documents if it is not kept by half."""
