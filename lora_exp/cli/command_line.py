@@ -149,10 +149,12 @@ def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
   problems: list[str] = []
   if request.multirun:
     problems += launcher_problems(request.master.hydra)
+    typed_directory = request.types(request.directory_key)
+    sweep = Path(str(OmegaConf.select(request.master, request.directory_key))) if typed_directory else None
     hydra = [str(override.input_line) for override in request.overrides if override.is_hydra_override()]
     for texts in itertools.islice(composing.job_overrides(request.master, task_overrides), MOST_CHECKED):
       overrides = parse(texts, composing.loader)[0]
-      problems += _add_job(jobs, composing, composing.compose_job(hydra, overrides), overrides)
+      problems += _add_job(jobs, composing, composing.compose_job(hydra, overrides), overrides, sweep)
     problems += composing.sweep_problems(request.master, task_overrides, jobs)
   else:
     problems += _add_job(jobs, composing, request.master, task_overrides)
@@ -164,11 +166,12 @@ def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
 
 
 def _add_job(
-  jobs: list[Config], composing: Composer, composed: DictConfig, overrides: Sequence[Override]
-) -> list[str]:
-  """Appends one job to `jobs`; returns its problems."""
+  jobs: list[Config], composing: Composer, composed: DictConfig, overrides: Sequence[Override],
+  sweep: Path | None = None,
+) -> list[str]:  # fmt: skip
+  """Appends one job, of the sweep in the directory `sweep`, to `jobs`; returns its problems."""
   try:
-    cfg = job_config(composed, overrides)
+    cfg = job_config(composed, overrides, sweep)
   except InputError as error:
     return composing.with_file_names(error.problems, composed)
   jobs.append(cfg)

@@ -128,10 +128,11 @@ class Session:
     `make_launcher` makes a launcher that calls a task for each pack elsewhere; without it they are trained here.
     """
     jobs = []
+    node = composed[0][0].hydra
     for cfg, run_dir in composed:
       texts = cfg.hydra.overrides.task
-      jobs.append(SweepRun(cfg.hydra.job.num, job_config(cfg, parse(texts)[0]), run_dir, " ".join(texts)))
-    node = composed[0][0].hydra
+      job = job_config(cfg, parse(texts)[0], Path(node.sweep.dir))
+      jobs.append(SweepRun(cfg.hydra.job.num, job, run_dir, " ".join(texts)))
     sweep = PackedSweep(Path(node.sweep.dir), width, bool(node.sweeper.get("repeat_failed")))
     if make_launcher is None:
       packed_sweep = import_module("lora_exp.sweep.packed_sweep")
@@ -164,7 +165,8 @@ class Session:
     """Runs one job, unless it is of a sweep and has ended before; errors become outcomes and go into the ledger."""
     directory, ledger = Path(node.runtime.output_dir), None
     try:
-      cfg = job_config(composed, parse(node.overrides.task)[0])
+      sweep = Path(node.sweep.dir) if self.line.multirun else None
+      cfg = job_config(composed, parse(node.overrides.task)[0], sweep)
       if self.line.multirun and cfg.task == "train":
         require_same_configs([(run.number, cfg, directory)])
         sweep_ledger = Ledger(Path(node.sweep.dir))

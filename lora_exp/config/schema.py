@@ -158,7 +158,7 @@ class LoraConfig:
   method: str = "lora"  # a file of lora/methods: lora | dora | vera | … | bitfit (biases) | full | frozen
   rank: int = 8  # R
   parameters: float | None = None  # number of adapter parameters, or a fraction of the base's if < 1; sets the rank
-  alpha: float | None = None  # scale = alpha/rank; null: 2 * rank
+  alpha: float | None = 16.0  # scale = alpha/rank; null: 2 * rank, for which larger ranks need lower rates
   scaling: str = "standard"  # standard: alpha/rank | rslora: alpha/sqrt(rank)
   targets: Any = "all_linear"  # a preset, path or re:expression, or a list of them
   exclude: Any = None  # patterns of modules that are not adapted

@@ -104,8 +104,7 @@ class AdapterLayer(nnx.Module):
 class LoRALinear(AdapterLayer, nnx.Linear):
   """`nnx.Linear` with a LoRA adapter, for `inject` (which does not call the constructor) or for direct use in a model.
 
-  `alpha` defaults to twice the rank. `init` is a distribution of A; B is zero. Other keyword arguments are those of
-  `nnx.Linear`.
+  `init` is a distribution of A; B is zero. The scale is alpha/rank. Other keyword arguments are those of `nnx.Linear`.
   """
 
   def __init__(
@@ -114,7 +113,7 @@ class LoRALinear(AdapterLayer, nnx.Linear):
     out_features: int,
     *,
     rank: int = 8,
-    alpha: float | None = None,
+    alpha: float = 16.0,
     init: str = "kaiming",
     rngs: nnx.Rngs,
     **linear,
@@ -122,7 +121,7 @@ class LoRALinear(AdapterLayer, nnx.Linear):
     super().__init__(in_features, out_features, rngs=rngs, **linear)
     a_IR = initialization.draw_a(rngs.params(), init, in_features, in_features, rank)
     leaves = {"lora_a": a_IR, "lora_b": jnp.zeros((rank, out_features))}
-    _add_leaves(self, LoRA.name, leaves, 2.0 if alpha is None else alpha / rank)
+    _add_leaves(self, LoRA.name, leaves, alpha / rank)
 
   def __call__(self, x, out_sharding=None):
     kernel = self.kernel.get_value()

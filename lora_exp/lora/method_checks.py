@@ -23,7 +23,8 @@ def method_problems(cfg: Config) -> list[str]:
 def _unused_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
   """Settings that the method does not use. They are errors, as they would be ignored silently."""
   if method.adapts_kernels and not method.uses_alpha:
-    yield from _not_default(lora, ("alpha", "alpha_pattern", "scaling"), f"{method.title} has no alpha; remove it")
+    names = ("alpha_pattern", "scaling") if lora.alpha is None else ("alpha", "alpha_pattern", "scaling")
+    yield from _not_default(lora, names, f"{method.title} has no alpha; remove it")
   if method.adapts_kernels and (method.one_rank or not method.uses_rank):
     yield from _not_default(lora, ("rank_pattern",), f"{method.title} has no rank for each module; remove it")
   if method.trains_everything or method.trains_nothing:

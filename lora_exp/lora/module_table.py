@@ -45,7 +45,7 @@ def resolve(
   *,
   method: str = "lora",
   rank: int = 8,
-  alpha: float | None = None,
+  alpha: float | None = 16.0,
   scaling: str = "standard",
   exclude: str | Sequence[str] | None = None,
   layers_: Sequence[int] | None = None,
@@ -56,8 +56,8 @@ def resolve(
 ) -> list[AdaptedModule]:
   """Returns the table of modules that these settings adapt.
 
-  `alpha` defaults to twice the rank of each module. The first matching entry of `rank_pattern` and of `alpha_pattern`
-  overrides the default. A method without alpha (VeRA) has scale 1. `options` are settings of the method.
+  `alpha=None` is twice the rank of each module. The first matching entry of `rank_pattern` and of `alpha_pattern`
+  overrides the value for all modules. A method without alpha (VeRA) has scale 1. `options` are settings of the method.
 
   Raises InputError that lists every pattern without a matching module, with the nearest paths, and every pattern that
   an earlier one makes ineffective.

@@ -1,7 +1,7 @@
 """`config.yaml` of a run directory: written before training, read by every task that works on the run."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import yaml
 
 from lora_exp.config.conversion import to_config
 from lora_exp.config.errors import InputError
-from lora_exp.config.schema import Config
+from lora_exp.config.schema import Config, LoraConfig
 from lora_exp.runtime.files import write_text_atomically
 from lora_exp.runtime.run_directory import run_directory_problem
 from lora_exp.runtime.run_files import CONFIG
@@ -70,6 +70,23 @@ def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> None:
       )
   if problems:
     raise InputError(problems)
+
+
+def with_alpha_of_begun_sweep(cfg: Config, directory: Path) -> Config:
+  """`cfg` with lora.alpha=null, the default of older versions, if the sweep in `directory` was begun with it.
+
+  For jobs whose alpha is the default of this version: the same command then continues an old sweep. Decided by the run
+  with the lowest number.
+  """
+  begun = [path.parent for path in directory.glob(f"*/{CONFIG}") if path.parent.name.isdecimal()]
+  if not begun or cfg.lora.alpha != LoraConfig.alpha:
+    return cfg
+  first = load_config(str(min(begun, key=_number)))
+  return replace(cfg, lora=replace(cfg.lora, alpha=None)) if first.lora.alpha is None else cfg
+
+
+def _number(directory: Path) -> int:
+  return int(directory.name)
 
 
 def changed_settings(before: Config, after: Config) -> list[tuple[str, Any, Any]]:

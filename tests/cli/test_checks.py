@@ -86,6 +86,13 @@ def test_a_bad_value_is_one_line_with_setting_and_remedy(override, words):
   assert "\n" not in caught.value.problems[0]
 
 
+@pytest.mark.parametrize("method", ["vera", "ia3"])
+def test_a_method_without_alpha_accepts_null_or_the_default(method):
+  assert [config(f"lora={method}", f"lora.alpha={text}").lora.alpha for text in ("null", "16")] == [None, 16.0]
+  with pytest.raises(InputError, match="lora.alpha=8.0: .* has no alpha"):
+    config(f"lora={method}", "lora.alpha=8")
+
+
 def test_all_problems_of_a_config_come_together():
   with pytest.raises(InputError) as caught:
     check_command_line(["lora.rank=0", "optim.lr=-1", "train.batch_size=0", "data=text", "name=a/b"])

@@ -84,3 +84,24 @@ def test_a_damaged_saved_config_is_reported_with_its_path(text, words, run_dir):
   with pytest.raises(InputError) as caught:
     check_command_line(["task=evaluate", f"run={run_dir}"])
   assert words in str(caught.value) and str(run_dir) in str(caught.value)
+
+
+@pytest.fixture
+def old_sweep(tmp_path) -> Path:
+  """A sweep over ranks whose first run was begun when lora.alpha was null by default."""
+  directory = tmp_path / "sweep" / "0"
+  directory.mkdir(parents=True)
+  save_config(config("model=minigpt_tiny", "lora.rank=1", "lora.alpha=null"), directory)
+  return directory.parent
+
+
+@pytest.mark.parametrize(("typed", "alphas"), [
+  (["lora.rank=1,2"], [None, None]),
+  (["lora.rank=1,2", "lora.alpha=null,16"], [None, 16.0, None, 16.0]),
+  (["lora.rank=1,2", "lora=lora,vera"], [None] * 4),
+])  # fmt: skip
+def test_an_old_sweep_goes_on_with_its_default_alpha(typed, alphas, old_sweep):
+  line = check_command_line(["-m", "model=minigpt_tiny", *typed, f"hydra.sweep.dir={old_sweep}"])
+  assert [cfg.lora.alpha for cfg in line.jobs] == alphas
+  new = check_command_line(["-m", "model=minigpt_tiny", "lora.rank=1,2", f"hydra.sweep.dir={old_sweep}-new"])
+  assert [cfg.lora.alpha for cfg in new.jobs] == [16.0, 16.0]

@@ -123,13 +123,21 @@ def test_ranks_alphas_and_scales_go_by_pattern():
     presets=PRESETS, layers_=[1],
   )  # fmt: skip
   found = {row.path.removeprefix("blocks.1."): (row.rank, row.alpha, row.scale) for row in rows}
-  assert found["linear1"] == (2, 4.0, 2.0)  # the first match wins; alpha follows the module's own rank
+  assert found["linear1"] == (2, 16.0, 8.0)  # the first match wins; alpha is the same for every rank
   assert found["linear2"] == (8, 16.0, 2.0)
   assert found["mha.query"] == (8, 3.0, 0.375)
   [row] = lora.resolve(model, "output_layer", rank=4, alpha=6, scaling="rslora")
   assert (row.scale, row.fan_in, row.fan_out, row.parameters) == (3.0, 32, 97, 4 * (32 + 97))
   with pytest.raises(InputError, match="rank_pattern"):
     lora.resolve(model, "output_layer", rank_pattern={"mha.query": 2})
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [({}, [(2, 16.0, 8.0), (32, 16.0, 0.5)]),
+                                                 ({"alpha": None}, [(2, 4.0, 2.0), (32, 64.0, 2.0)])])  # fmt: skip
+def test_default_alpha_is_constant_and_none_twice_the_rank(alpha, expected):
+  model = abstract_model(ModelConfig(**SIZES), 97)
+  rows = lora.resolve(model, ["mha.query", "linear1"], rank=32, rank_pattern={"linear1": 2}, layers_=[0], **alpha)
+  assert sorted((row.rank, row.alpha, row.scale) for row in rows) == expected
 
 
 # Surgery

@@ -96,7 +96,7 @@ class Aware(nnx.Module):
   """The same MLP, written with adapters from the start: blox's second design."""
 
   def __init__(self, *, rngs: nnx.Rngs):
-    self.hidden0 = lora.LoRALinear(16, 64, rank=4, init="normal", rngs=rngs)
+    self.hidden0 = lora.LoRALinear(16, 64, rank=4, alpha=8, init="normal", rngs=rngs)
     self.hidden1 = lora.LoRALinear(64, 32, rank=4, alpha=8, init="normal", rngs=rngs)
     self.output = nnx.Linear(32, 10, rngs=rngs)
 

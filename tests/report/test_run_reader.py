@@ -7,6 +7,7 @@ from reports import read_results
 
 from lora_exp.cli import main as entry
 from lora_exp.config import InputError
+from lora_exp.report.grouping.setting_keys import effective_settings, resolved_alpha
 from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.sweep_report import make_report, make_table
 from sweeps import BASE, ranks, trial
@@ -64,10 +65,21 @@ def test_results_columns_are_varied_settings_and_results(tmp_path):
   keys = list(first)
   assert keys[:4] == ["number", "name", "setting", "group"] and keys[-1] == "run"
   assert [k for k in keys if "." in k] == ["lora.method", "lora.rank", "optim.lr"]
-  assert (first["rank"], first["alpha"], first["scale"], first["targets"]) == ("2", "4.0", "2.0", "all_linear")
+  assert (first["rank"], first["alpha"], first["scale"], first["targets"]) == ("2", "16.0", "2.0", "all_linear")
   assert (first["lr"], second["seed_train"], second["seed_data"]) == ("0.01", "1", "5")
   assert float(second["gain"]) == BASE - 2.1 and second["forgetting"] == "0.5" and second["retain_base"] == "2.0"
   assert (full["rank"], full["targets"], full["method"], full["trainable"]) == ("", "", "full", "100000")
+
+
+def test_an_alpha_of_null_is_twice_the_rank(tmp_path):
+  for number, rank in enumerate((2, 8)):
+    trial(tmp_path, number, 2.0, lora__rank=rank, lora__alpha=None)
+  trial(tmp_path, 2, 2.0, lora__rank=2)
+  trial(tmp_path, 3, 2.0, lora__method="vera", lora__alpha=None)
+  trial(tmp_path, 4, 2.0, lora__method="vera")
+  runs = read_sweep(tmp_path)
+  assert [resolved_alpha(run) for run in runs] == [4.0, 16.0, 16.0, None, None]
+  assert ["lora.alpha" in effective_settings(run) for run in runs] == [True, True, True, False, False]
 
 
 def test_equal_sweeps_give_equal_files_without_paths(tmp_path):

@@ -70,6 +70,7 @@ def test_where_nothing_fits_it_says_so(monkeypatch, in_tmp_path, capfd):
   assert entry.run(RUN) == 0
   out = capfd.readouterr().out
   assert "none: try optim.accumulate" in out and "Adapted modules (6)" in out
+  assert re.search(r"rank +alpha +scale", out) and re.search(r"blocks\.0\.linear1 +32×32 +4 +16 +4 ", out)
 
 
 def test_it_needs_no_data_and_refuses_what_a_run_refuses(in_tmp_path):

@@ -28,6 +28,8 @@ def effective_settings(run: RunRecord) -> dict[str, Any]:
     settings = {key: value for key, value in settings.items() if key not in (RANK, "lora.rank_pattern")}
   if method.uses_alpha:
     settings[ALPHA] = resolved_alpha(run)
+  else:
+    settings.pop(ALPHA, None)
   return settings
 
 
