@@ -20,6 +20,8 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config
 from lora_exp.sweep.grid_jobs import grid_jobs
+from lora_exp.sweep.round_plan import RoundPlan
+from lora_exp.sweep.round_settings import read_rounds, round_run_problems
 from lora_exp.sweep.study_settings import read_study, study_run_problems
 from lora_exp.sweep.study_space import Study
 
@@ -118,19 +120,28 @@ class Composer:
     sweeper = master.hydra.runtime.choices["hydra/sweeper"]
     if sweeper == "study":
       return self._study(master, overrides).examples()
+    if sweeper == "rounds":
+      return self._rounds(master, overrides).grid
     if sweeper not in ("grid", "basic"):  # the overrides are not known before the sweep runs
       return [[str(o.input_line) for o in overrides if not o.is_sweep_override()]]
     return grid_jobs(master.hydra.sweeper, overrides, self._parse_several)
 
   def sweep_problems(self, master: DictConfig, overrides: Sequence[Override], cfgs: Sequence[Config]) -> list[str]:
     """What the sweeper cannot do with the runs `cfgs`."""
-    if master.hydra.runtime.choices["hydra/sweeper"] != "study":
-      return []
-    study = self._study(master, overrides)
-    return [problem for cfg in cfgs for problem in study_run_problems(study, cfg)]
+    sweeper = master.hydra.runtime.choices["hydra/sweeper"]
+    if sweeper == "study":
+      study = self._study(master, overrides)
+      return [problem for cfg in cfgs for problem in study_run_problems(study, cfg)]
+    if sweeper == "rounds":
+      plan = self._rounds(master, overrides)
+      return [problem for cfg in cfgs for problem in round_run_problems(plan, cfg)]
+    return []
 
   def _study(self, master: DictConfig, overrides: Sequence[Override]) -> Study:
     return read_study(master.hydra.sweeper, overrides, self._parse_several)
+
+  def _rounds(self, master: DictConfig, overrides: Sequence[Override]) -> RoundPlan:
+    return read_rounds(master.hydra.sweeper, overrides, self._parse_several)
 
   def _parse_several(self, texts: list[str]) -> list[Override]:
     return self.parse(texts, several=True)

@@ -2,9 +2,9 @@
 
     hydra:
       sweeper:
-        params: {lora.rank: "1,2,4", seed: "0,1,2"}      every rank with every seed
+        params: {lora.rank: "1,2,4", seed: "0,1,2"}            every rank with every seed
         zip: [{lora.rank: "1,2,4", lora.alpha: "2,4,8"}]       the lists of one entry advance together
-        extra: [{lora: frozen}, {lora: full, seed: "0,1,2"}]   points outside the product
+        extra: [{lora: frozen}, {lora: full, seed: "0,1,2"}]         points outside the product
 
 Overrides on the command line have priority over the sweep's file. A list replaces the file's list, also in the points
 of `extra` that have the key. A single value applies to every job, except to extra points that set the key.
@@ -20,6 +20,7 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.old_names import rename_override
 from lora_exp.config.setting_names import opened
 
+SEEDS = ("seed", "train.seed", "data.seed", "model.seed")  # settings that repeat a trial and do not change what it is
 Parse = Callable[[list[str]], Sequence[Override]]  # overrides as text -> parsed
 Dimension = list[tuple[str, ...]]  # one dimension of the product: the overrides at each position
 
@@ -29,9 +30,7 @@ def grid_jobs(sweeper: Mapping[str, Any], typed: Sequence[Override], parse: Pars
 
   Raises InputError for zipped lists of different lengths and for intervals.
   """
-  by_key = {override.get_key_element(): override for override in typed}  # the last override of a key applies
-  lists = {key: override for key, override in by_key.items() if override.is_sweep_override()}
-  single = {key: single_override(override) for key, override in by_key.items() if not override.is_sweep_override()}
+  lists, single = typed_values(typed)
   jobs = _product(sweeper, lists, single, parse)
   for point in sweeper.get("extra") or []:
     jobs += point_jobs(point, lists, single, parse)
@@ -39,6 +38,14 @@ def grid_jobs(sweeper: Mapping[str, Any], typed: Sequence[Override], parse: Pars
   for job in jobs:
     unique.setdefault(frozenset(job), job)
   return list(unique.values())
+
+
+def typed_values(typed: Sequence[Override]) -> tuple[dict[str, Override], dict[str, str]]:
+  """The overrides of the command line by key: those with lists, and the others as text."""
+  by_key = {override.get_key_element(): override for override in typed}  # the last override of a key applies
+  lists = {key: override for key, override in by_key.items() if override.is_sweep_override()}
+  single = {key: single_override(override) for key, override in by_key.items() if not override.is_sweep_override()}
+  return lists, single
 
 
 def _product(

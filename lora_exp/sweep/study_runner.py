@@ -9,26 +9,23 @@ with the best results continues from checkpoints. The learning rate schedule is 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lora_exp.config.errors import StoppedError
 from lora_exp.config.metrics import METRICS
-from lora_exp.report.reading.run_reader import read_run
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
-from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.locks import run_lock
 from lora_exp.runtime.run_files import SUMMARY
+from lora_exp.sweep.launched_runs import Launch, LaunchedRuns
 from lora_exp.sweep.ledger import Ledger, Outcome
 from lora_exp.sweep.study_journal import StudyJournal
 from lora_exp.sweep.study_space import Study
 from lora_exp.sweep.study_table import show_study, trial_line
 
-Launch = Callable[[list[list[str]], int], object]  # overrides of each run, number of the first
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 
 
@@ -53,15 +50,15 @@ class StudyRunner:
   """Trains the batches of a study and decides which trials are pruned."""
 
   def __init__(self, cfg: Study, directory: Path, launch: Launch, stopped: Callable[[], bool]):
-    self.cfg, self.directory, self.launch, self.stopped = cfg, directory, launch, stopped
+    self.cfg, self.directory, self.stopped = cfg, directory, stopped
+    self.runs = LaunchedRuns(directory, launch, stopped)
     self.journal = StudyJournal(cfg, directory)
     if not self.ledger.path.exists():
       self.ledger.add("study", objectives=cfg.objectives, params=list(cfg.space))
 
   @property
   def ledger(self) -> Ledger:
-    """The current ledger, read again because the launcher also writes to it."""
-    return Ledger(self.directory)
+    return self.runs.ledger
 
   def outcomes(self) -> dict[int, Outcome]:
     """How each run that has ended did so, by number."""
@@ -78,40 +75,10 @@ class StudyRunner:
     if self.cfg.extra:
       console.show("\nadditional runs")
       jobs = dict(enumerate(self.cfg.extra))
-      self._train_to(None, jobs, list(jobs))
-
-  def _run(self, number: int) -> RunRecord:
-    return read_run(number, self.directory / str(number))
+      self.runs.train(jobs, list(jobs))
 
   def _runs(self, trial: FrozenTrial) -> list[RunRecord]:
-    return [self._run(number) for number in self.cfg.runs(trial.number)]
-
-  def _train_to(self, step: int | None, jobs: Mapping[int, list[str]], numbers: Sequence[int]) -> None:
-    """Trains the runs `numbers` to `step` (None: to the end) and records in the ledger how they ended.
-
-    `jobs` has the overrides of all runs of the batch, so that a packing launcher makes the same packs each time.
-    """
-    ledger = self.ledger
-    missing = [number for number in numbers if not _has_reached(self._run(number), ledger, step)]
-    stop = [] if step is None else [f"train.stop_at={step}"]
-    if missing:
-      self.launch([[*job, *stop] for job in jobs.values()], min(jobs))
-    if not self.stopped():
-      self._record_ends(step, numbers)
-
-  def _record_ends(self, step: int | None, numbers: Sequence[int]) -> None:
-    """Records the ends that the launcher has not recorded. Raises StoppedError if a run was stopped by a signal."""
-    ledger = self.ledger
-    for run in map(self._run, numbers):
-      if ledger.ended(run.number):
-        continue
-      if run.status == "done":
-        ledger.add("done", trial=run.number)
-      elif run.status == "stopped" and not _has_reached(run, ledger, step):  # a signal to another process
-        again = f"continue with the same command and hydra.sweep.dir={display_path(self.directory)}"
-        raise StoppedError(f"run {run.number}: {run.reason}; {again}")
-      elif not _has_reached(run, ledger, step):
-        ledger.add("failed", trial=run.number, reason=run.reason or "it left no reason")
+    return [self.runs.read(number) for number in self.cfg.runs(trial.number)]
 
   # ---- a batch
 
@@ -157,7 +124,7 @@ class StudyRunner:
     for number in numbers:
       params = self.journal.all[number].params
       jobs |= {run: self.cfg.job(params, repeat) for repeat, run in enumerate(self.cfg.runs(number))}
-    self._train_to(step, jobs, [run for trial in self._running(numbers) for run in self.cfg.runs(trial.number)])
+    self.runs.train(jobs, [run for trial in self._running(numbers) for run in self.cfg.runs(trial.number)], step)
     if self.stopped():
       return
     ledger = self.ledger
@@ -236,14 +203,6 @@ def objective_value(run: RunRecord, objective: str) -> float | None:
   if objective in METRICS:
     return run.tuning_result(objective)
   return run.trainable if objective == "trainable" else run.number_at("losses", "forgetting")
-
-
-def _has_reached(run: RunRecord, ledger: Ledger, step: int | None) -> bool:
-  """Whether a run has reached `step`, or has ended."""
-  if ledger.ended(run.number) or run.status == "done":
-    return True
-  last = max((row["step"] for row in run.metrics), default=0)
-  return step is not None and run.status == "stopped" and last >= step
 
 
 def _mean(values: Sequence[float | None]) -> float:

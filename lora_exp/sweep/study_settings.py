@@ -22,12 +22,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import Config
-from lora_exp.sweep.grid_jobs import Parse, expanded, override_texts, point_jobs, single_override
+from lora_exp.sweep.grid_jobs import SEEDS, Parse, expanded, override_texts, point_jobs, single_override
 from lora_exp.sweep.study_space import Choice, Interval, Study
 
 SAMPLERS = ("tpe", "nsga2", "random")
 COSTS = ("trainable", "forgetting")  # objectives that are not metrics; both are minimised
-SEEDS = ("seed", "train.seed", "data.seed", "model.seed")
 EXAMPLES = "as lora.rank=choice(1,2,4,8) or 'optim.lr=tag(log, interval(1e-4, 1e-2))'"
 SMALLEST = {"n_trials": 1, "width": 1, "seed": 0}
 

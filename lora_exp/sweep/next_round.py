@@ -1,0 +1,106 @@
+"""What the next round of a sweep trains, decided from the results of the rounds before."""
+
+from collections.abc import Mapping, Sequence
+
+from lora_exp.sweep.round_plan import SCORE, TUNE, Round, RoundPlan, RoundTrial, Tuning
+from lora_exp.sweep.tuning_rounds import further_factor, scored_factors
+
+Results = Mapping[int, float | None]  # penalty by trial; infinity if it diverged, None if it failed otherwise
+
+
+class RoundMaker:
+  """Decides the next round. `defaults` has the default of the tuned setting for each compared setting."""
+
+  def __init__(self, plan: RoundPlan, defaults: Sequence[float | None]):
+    self.plan, self.defaults = plan, defaults
+
+  def next_round(self, trials: Sequence[RoundTrial], results: Results) -> Round | None:
+    """The round after the `trials` of the earlier rounds; None if the sweep is complete."""
+    if self.plan.tuning is None:
+      return None if trials else self._first_scores()
+    if not trials:
+      return self._first_tuning(self.plan.tuning)
+    penalties = tuning_penalties(self.plan, trials, results)
+    if any(trial.purpose == SCORE and self.plan.settings[trial.setting].seeds for trial in trials):
+      return None
+    return self._extension(penalties, self.plan.tuning, len(trials)) or self._scores(
+      penalties, self.plan.tuning, len(trials)
+    )
+
+  def _first_scores(self) -> Round:
+    """Every setting with every seed, without tuning."""
+    jobs = [(n, None, seed) for n, setting in enumerate(self.plan.settings) for seed in range(len(setting.seeds) or 1)]
+    return Round("trains every setting with every seed", self._trials(SCORE, jobs, 0))
+
+  def _first_tuning(self, tuning: Tuning) -> Round:
+    """Every setting at all factors with the seed that tunes, and the references."""
+    tuned = [n for n, setting in enumerate(self.plan.settings) if setting.seeds]
+    trials = self._trials(TUNE, [(n, factor, -1) for n in tuned for factor in tuning.factors], 0)
+    references = [(n, None, 0) for n, setting in enumerate(self.plan.settings) if not setting.seeds]
+    trials += self._trials(SCORE, references, len(trials))
+    why = (f"tunes {tuning.setting} of {_count(len(tuned), 'setting')} at {_listed(tuning.factors)} times its default, "
+           f"with seed {tuning.seed}")
+    return Round(why, trials)
+
+  def _extension(self, penalties: Mapping[int, Mapping[float, float]], tuning: Tuning, first: int) -> Round | None:
+    """One more factor for each setting whose best is at an edge."""
+    further = {n: further_factor(by_factor, tuning) for n, by_factor in penalties.items()}
+    jobs = [(n, factor, -1) for n, factor in further.items() if factor is not None]
+    if not jobs:
+      return None
+    names = "; ".join(f"{self.plan.settings[n].label} at {factor:g}" for n, factor, _ in jobs)
+    return Round(f"tries a further value where the best is the lowest or highest: {names}",
+                 self._trials(TUNE, jobs, first))
+
+  def _scores(self, penalties: Mapping[int, Mapping[float, float]], tuning: Tuning, first: int) -> Round | None:
+    """The chosen factors of each setting with the seeds that score."""
+    jobs = [(n, factor, seed) for n, by_factor in penalties.items() for factor in scored_factors(by_factor, tuning)
+            for seed in range(len(self.plan.settings[n].seeds))]
+    if not jobs:
+      return None
+    neighbour = " and its better neighbour" if tuning.neighbour else ""
+    return Round(f"scores the best value{neighbour} of each setting with other seeds", self._trials(SCORE, jobs, first))
+
+  def _trials(self, purpose: str, jobs: Sequence[tuple[int, float | None, int]], first: int) -> list[RoundTrial]:
+    """Trials (setting, factor, seed) with their overrides, numbered from `first`."""
+    return [RoundTrial(number, setting, purpose, factor, seed, self._overrides(setting, factor, seed))
+            for number, (setting, factor, seed) in enumerate(jobs, first)]
+
+  def _overrides(self, index: int, factor: float | None, seed: int) -> list[str]:
+    """The overrides of one trial."""
+    setting, tuning = self.plan.settings[index], self.plan.tuning
+    overrides = list(setting.overrides)
+    if factor is not None and tuning is not None:
+      overrides = [text for text in overrides if not text.startswith(f"{tuning.setting}=")]
+      overrides.append(f"{tuning.setting}={self._value(index, factor)!r}")
+    if seed >= 0:
+      return [*overrides, *(setting.seeds[seed] if setting.seeds else [])]
+    assert tuning is not None
+    keys = [text.partition("=")[0] for text in setting.seeds[0]] or ["seed"]
+    return [*overrides, *(f"{key}={tuning.seed}" for key in keys)]
+
+  def _value(self, index: int, factor: float) -> float:
+    """The tuned setting at `factor`, to six significant digits; at factor 1 exactly its default."""
+    default = self.defaults[index]
+    assert default is not None
+    return default if factor == 1 else float(f"{default * factor:.6g}")
+
+
+def tuning_penalties(
+  plan: RoundPlan, trials: Sequence[RoundTrial], results: Results
+) -> dict[int, dict[float, float]]:
+  """Penalties by factor for each tuned setting, without trials that failed; settings without any are left out."""
+  found: dict[int, dict[float, float]] = {}
+  for trial in trials:
+    penalty = results.get(trial.number)
+    if trial.purpose == TUNE and trial.factor is not None and penalty is not None:
+      found.setdefault(trial.setting, {})[trial.factor] = penalty
+  return dict(sorted(found.items()))
+
+
+def _listed(factors: Sequence[float]) -> str:
+  return ", ".join(f"{factor:g}" for factor in factors)
+
+
+def _count(number: int, noun: str) -> str:
+  return f"{number} {noun}{'' if number == 1 else 's'}"

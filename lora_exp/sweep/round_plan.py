@@ -1,0 +1,79 @@
+"""What a sweep in rounds compares, and which value of each setting it tunes first. Imports no jax."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lora_exp.runtime.saved_config import CHANGEABLE
+
+TUNE, SCORE = "tune", "score"  # purposes of a trial: to choose a value, or to compare settings
+
+
+@dataclass(frozen=True)
+class ComparedSetting:
+  """One of the settings that a sweep compares."""
+
+  overrides: list[str]  # without seeds
+  seeds: list[list[str]]  # overrides of each repetition; [] for a reference, which is trained once and not tuned
+  label: str  # the overrides that not all settings share
+
+
+@dataclass(frozen=True)
+class Tuning:
+  """How a number such as the learning rate is chosen for each setting."""
+
+  setting: str
+  factors: list[float]  # of its default in each setting, ascending
+  seed: int  # of the trials that choose, which score nothing
+  extend: int  # maximum number of values that are added where the best is the lowest or the highest
+  neighbour: bool  # whether the better neighbour of the best value is scored too
+
+
+@dataclass(frozen=True)
+class RoundTrial:
+  """One trial of a round."""
+
+  number: int
+  setting: int  # index in `RoundPlan.settings`
+  purpose: str  # TUNE or SCORE
+  factor: float | None  # of the default of the tuned setting; None without one
+  seed: int  # index in the seeds of the setting; -1 for the seed that tunes
+  overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Round:
+  """Trials that are launched together."""
+
+  why: str  # one sentence for the console
+  trials: list[RoundTrial] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+  """Everything that defines a sweep in rounds, except for its directory."""
+
+  settings: list[ComparedSetting]
+  tuning: Tuning | None
+  repeat_failed: bool  # whether failed trials are trained again when the sweep is continued
+
+  @property
+  def grid(self) -> list[list[str]]:
+    """The jobs without tuning: every setting with every seed."""
+    return [[*setting.overrides, *seed] for setting in self.settings for seed in setting.seeds or [[]]]
+
+  def fixed(self) -> dict[str, Any]:
+    """The settings that must not change when the sweep is continued, as JSON."""
+    jobs = [[text for text in job if not _is_changeable(text)] for job in self.grid]
+    return {"jobs": jobs, "tune": None if self.tuning is None else asdict(self.tuning)}
+
+
+def _is_changeable(override: str) -> bool:
+  path = override.partition("=")[0].lstrip("+~")
+  return any(f"{path}.".startswith(f"{free}.") for free in CHANGEABLE)
+
+
+def labels(settings: Sequence[Sequence[str]]) -> list[str]:
+  """For each list of overrides, those that are not in all lists, in words: 'lora.rank=4'."""
+  shared = set.intersection(*map(set, settings)) if len(settings) > 1 else set()
+  return [" ".join(text for text in overrides if text not in shared) or "the setting" for overrides in settings]
