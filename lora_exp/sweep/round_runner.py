@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from lora_exp.config.errors import DONE, DivergedError, InputError
 from lora_exp.config.metrics import Metric
@@ -69,7 +68,10 @@ class RoundRunner:
     return [Round(row["why"], [RoundTrial(**trial) for trial in row["jobs"]]) for row in rows]
 
   def _record(self, number: int, following: Round) -> None:
-    self.runs.ledger.add("round", round=number, why=following.why, jobs=[asdict(trial) for trial in following.trials])
+    """Adds a round to the ledger; `tuning` has the trials that score nothing."""
+    tuning = [trial.number for trial in following.trials if trial.purpose == TUNE]
+    jobs = [asdict(trial) for trial in following.trials]
+    self.runs.ledger.add("round", round=number, why=following.why, tuning=tuning, jobs=jobs)
 
   def _train_round(self, number: int, current: Round) -> None:
     """Trains a round and shows what it found. Does nothing if a signal stopped the sweep."""
@@ -113,13 +115,13 @@ def train_rounds(
 
 
 def penalty(run: RunRecord, metric: Metric) -> float | None:
-  """The metric by which a trial is chosen, with the sign that makes lower better.
+  """The metric on the tuning half of the held-out documents, with the sign that makes lower better.
 
   Infinity if the trial diverged, None if it has no result for another reason.
   """
   if run.status == "diverged":
     return math.inf
-  value: Any = run.result(metric.name)
+  value = run.tuning_result(metric.name)
   return None if value is None else metric.sign * value
 
 

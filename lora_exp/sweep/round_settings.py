@@ -54,7 +54,7 @@ def _settings(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse) 
   for job, repeated in jobs:
     own = [text for text in job if repeated and _key(text) in SEEDS]
     seeds.setdefault((tuple(text for text in job if text not in own), repeated), []).append(own)
-  names = labels([overrides for overrides, _ in seeds])
+  names = labels([[text for text in overrides if _key(text) not in SEEDS] for overrides, _ in seeds])
   return [ComparedSetting(list(overrides), found if repeated else [], name)
           for ((overrides, repeated), found), name in zip(seeds.items(), names, strict=True)]
 

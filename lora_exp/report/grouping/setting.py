@@ -26,10 +26,10 @@ class Setting:
 
   @property
   def counted(self) -> dict[tuple, RunRecord]:
-    """Seeds -> the first run that is done with them."""
+    """Seeds -> the first run that is done with them, without runs that only tuned."""
     counted: dict[tuple, RunRecord] = {}
     for run in self.runs:
-      if run.result(self.metric.name) is not None:
+      if not run.tunes and run.result(self.metric.name) is not None:
         counted.setdefault(run.seeds, run)
     return counted
 
@@ -58,6 +58,17 @@ class Setting:
   def penalty(self) -> float:
     """The mean of `penalties`."""
     return self.metric.sign * self.score.mean
+
+  @property
+  def tuning_penalty(self) -> float | None:
+    """The penalty on the tuning half of the run that only tuned; None without one that is done."""
+    values = (run.tuning_result(self.metric.name) for run in self.runs if run.tunes)
+    return next((self.metric.sign * value for value in values if value is not None), None)
+
+  @property
+  def only_tuned(self) -> bool:
+    """Whether all of its runs chose a value, so that it has no score."""
+    return all(run.tunes for run in self.runs)
 
   @property
   def gain(self) -> Estimate:

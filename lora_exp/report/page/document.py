@@ -124,7 +124,8 @@ class Report:
   def summary(self) -> str:
     """How many trials there are, by status, and of how many settings."""
     statuses = ", ".join(f"{n} {status}" for status, n in Counter(run.status for run in self.runs).items())
-    trials, settings = len(self.runs), sum(len(section.group.settings) for section in self.sections)
+    settings = sum(not setting.only_tuned for section in self.sections for setting in section.group.settings)
+    trials = len(self.runs)
     return f"{trials} trial{'s' * (trials != 1)} ({statuses}) of {settings} setting{'s' * (settings != 1)}."
 
   @property

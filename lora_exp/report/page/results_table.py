@@ -44,6 +44,7 @@ def _row(run: RunRecord, varied: Sequence[str], metrics: Sequence[str], place: M
     "name": run.config.get("name"),
     "setting": place.get("setting"),
     "group": place.get("group"),
+    "purpose": "tune" if run.tunes else "score",
     **{key: settings.get(key) for key in varied if key not in SEEDS},
     "method": run.method_label,
     "rank": settings.get(RANK) if adapts else None,

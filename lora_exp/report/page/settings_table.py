@@ -27,7 +27,8 @@ def _other_metrics(group: Group) -> list[Metric]:
 def setting_rows(group: Group) -> list[list[str]]:
   """A row for each setting of the group, under `setting_columns`."""
   others = _other_metrics(group)
-  return [[*_row(group, setting), *(_cell(setting, metric) for metric in others)] for setting in group.settings]
+  return [[*_row(group, setting), *(_cell(setting, metric) for metric in others)] for setting in group.settings
+          if not setting.only_tuned]
 
 
 def _cell(setting: Setting, metric: Metric) -> str:

@@ -26,7 +26,8 @@ def read_sweep(directory: Path) -> list[RunRecord]:
   Raises InputError if it holds no run.
   """
   directory = Path(directory)
-  folders = trial_folders(directory, read_sweep_ledger(directory))
+  ledger = read_sweep_ledger(directory)
+  folders = trial_folders(directory, ledger)
   if not folders.numbered and not folders.named:
     if is_run(directory):
       problem = "is one run, and its plot is plots/loss.png; give the directory of a sweep"
@@ -37,6 +38,7 @@ def read_sweep(directory: Path) -> list[RunRecord]:
   records += [RunRecord(n, str(n), "missing", "there is no such folder") for n in folders.missing]
   first = max((run.number for run in records), default=-1) + 1
   records += [read_run(first + n, path) for n, path in enumerate(folders.named)]
+  records = [replace(run, tunes=True) if run.number in ledger.tuning else run for run in records]
   return sorted(records, key=_number)
 
 

@@ -18,6 +18,7 @@ class SweepLedger:
   trials: frozenset[int] = frozenset()  # every trial that it names
   study_trials: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (trial of the study, the runs that it trained)
   objectives: tuple[str, ...] = ()  # of the study
+  tuning: frozenset[int] = frozenset()  # trials that chose a value of a tuned setting, and score nothing
   problems: tuple[str, ...] = ()  # damaged lines, a sentence each
 
 
@@ -31,6 +32,7 @@ def read_sweep_ledger(directory: Path) -> SweepLedger:
   except OSError as error:
     return SweepLedger(problems=(f"{LEDGER} cannot be read ({type(error).__name__})",))
   trials: set[int] = set()
+  tuning: set[int] = set()
   study: dict[int, tuple[int, ...]] = {}
   objectives: tuple[str, ...] = ()
   problems: list[str] = []
@@ -40,11 +42,12 @@ def read_sweep_ledger(directory: Path) -> SweepLedger:
       problems.append(f"{LEDGER}: line {number} {problem}")
       continue
     trials.update(_numbers(row))
+    tuning.update(row.get("tuning", ()))
     if row.get("event") == "trial":
       study[row["study_trial"]] = tuple(row["runs"])
     elif row.get("event") == "study":
       objectives = tuple(row.get("objectives") or ())
-  return SweepLedger(frozenset(trials), tuple(study.items()), objectives, _shortened(problems))
+  return SweepLedger(frozenset(trials), tuple(study.items()), objectives, frozenset(tuning), _shortened(problems))
 
 
 def _parsed(line: str) -> tuple[dict[str, Any], str]:
@@ -61,7 +64,7 @@ def _problem(row: dict[str, Any]) -> str:
   for name in ("trial", "study_trial"):
     if name in row and not _is_number(row[name]):
       return f"has {name}={shown(row[name])}, which must be the number of a trial"
-  for name in ("trials", "runs"):
+  for name in ("trials", "runs", "tuning"):
     if name in row and not (isinstance(row[name], list) and all(_is_number(n) for n in row[name])):
       return f"has {name}={shown(row[name])}, which must be a list of trials"
   if row.get("event") == "trial" and not ("study_trial" in row and row.get("runs")):
@@ -81,7 +84,7 @@ def _is_number(value: Any) -> bool:
 
 def _numbers(row: dict[str, Any]) -> list[int]:
   """The trials that a row names."""
-  return [*([row["trial"]] if "trial" in row else []), *row.get("trials", ()), *row.get("runs", ())]
+  return [*([row["trial"]] if "trial" in row else []), *row.get("trials", ()), *row.get("runs", ()), *row.get("tuning", ())]
 
 
 def _shortened(problems: list[str]) -> tuple[str, ...]:

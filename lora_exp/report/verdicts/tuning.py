@@ -81,12 +81,20 @@ def at_edges(group: Group, setting: Setting, tolerance: float = 0.0, ignore: str
       continue
     lowest = value == values[0]
     neighbour = line[values[1] if lowest else values[-2]]
-    if not neighbour.seeds or neighbour.penalty - setting.penalty > tolerance:
+    if _improves(neighbour, setting, tolerance):
       others = {k: v for k, v in setting.values.items() if k != key}
       name = ", ".join(key_value(k, v) for k, v in others.items()) or setting.label
       problems.append(f"the best {short_name(key)} of {name} is the {'lowest' if lowest else 'highest'} tried "
                       f"({short_name(key)} {value_text(value)})")
   return problems
+
+
+def _improves(neighbour: Setting, setting: Setting, tolerance: float) -> bool:
+  """Whether `setting` is better than its neighbour by more than `tolerance`; by the trials that tuned if need be."""
+  if neighbour.seeds:
+    return neighbour.penalty - setting.penalty > tolerance
+  before, after = neighbour.tuning_penalty, setting.tuning_penalty
+  return before is None or after is None or before - after > tolerance
 
 
 def _line(group: Group, setting: Setting, key: str) -> list[Setting]:

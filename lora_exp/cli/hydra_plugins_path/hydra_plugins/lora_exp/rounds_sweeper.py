@@ -46,7 +46,7 @@ class RoundsSweeper(Sweeper):
 
   def _default(self, texts: list[str], tuning: Any) -> float | None:
     """The value of the tuned setting with these overrides; None without tuning."""
-    assert self.hydra_context
+    assert self.hydra_context and self.config is not None
     if tuning is None:
       return None
     composed = self.hydra_context.config_loader.load_sweep_config(self.config, texts)
