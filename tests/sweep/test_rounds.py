@@ -1,15 +1,15 @@
 """Sweeps in rounds: what a round trains follows from the results before it, also after a kill."""
 
+import csv
 import json
 import math
 from pathlib import Path
 
 import pytest
-from runs import TINY, on_stories, rows, summary
-from sweeps import trial
+import yaml
+from runs import ROOT, TINY, on_stories, rows, summary
 
 from lora_exp.cli import main as entry
-from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.override_grammar import parse
@@ -19,6 +19,7 @@ from lora_exp.sweep.round_plan import RoundPlan, Tuning
 from lora_exp.sweep.round_runner import train_rounds
 from lora_exp.sweep.round_settings import read_rounds
 from lora_exp.sweep.tuning_rounds import better_neighbour, further_factor, scored_factors
+from sweeps import trial
 
 TUNE = {"setting": "optim.lr", "factors": [0.5, 1, 2], "seed": 100, "extend": 2, "neighbour": True}
 NODE = {"zip": None, "repeat_failed": False, "tune": TUNE, "params": {"lora.rank": "1,4", "seed": "0,1,2"},
@@ -93,12 +94,13 @@ def test_unknown_keys_of_a_file_are_named():
     planned(tune={**TUNE, "factor": [1]})
 
 
-def test_every_comparison_with_full_tunes_it_as_well():
-  for name in ("rank", "targets", "methods", "budget"):
-    jobs = check_command_line([f"sweep={name}"]).jobs
-    assert sum(cfg.lora.method == "full" for cfg in jobs) == 3, name
-  rates = {cfg.lora.lr_scale for cfg in check_command_line(["sweep=rank_lr"]).jobs if cfg.lora.method == "full"}
-  assert rates == {0.025, 0.05, 0.1, 0.2, 0.4}
+def test_full_fine_tuning_gets_the_same_search_as_lora():
+  files = {file.stem: yaml.safe_load(file.read_text())["hydra"]["sweeper"] for file in (ROOT / "sweeps").glob("*.yaml")}
+  full = {name: next((p for p in node.get("extra", ()) if p["lora"] == "full"), None) for name, node in files.items()}
+  assert len([name for name in files if full[name]]) >= 6
+  for name, point in full.items():
+    if point and "tune" not in files[name]:
+      assert point["lora.lr_scale"] == "0.025,0.05,0.1,0.2,0.4", f"{name}: five rates around its own default"
 
 
 # ---- rounds of made runs, whose results are known
@@ -154,8 +156,10 @@ def test_rounds_follow_from_the_results_before_them(tmp_path):
   rates = {}
   for job in scores:
     rates.setdefault(job[0], set()).add(job[1])
-  assert rates == {"lora.rank=1": {"optim.lr=0.0025", "optim.lr=0.005"}, "lora.rank=4": {"optim.lr=0.01", "optim.lr=0.02"},
-                   "lora=full": {"optim.lr=0.005", "optim.lr=0.01"}}  # fmt: skip
+  assert rates == {
+    "lora.rank=1": {"optim.lr=0.0025", "optim.lr=0.005"}, "lora.rank=4": {"optim.lr=0.01", "optim.lr=0.02"},
+    "lora=full": {"optim.lr=0.005", "optim.lr=0.01"},
+  }  # fmt: skip
   assert len(scores) == 18 and {job[2] for job in scores} == {"seed=0", "seed=1", "seed=2"}
   assert {outcome.code for outcome in outcomes.values()} == {0}, "a rate that diverged while tuning is a result"
 
@@ -196,8 +200,9 @@ def test_trials_that_tuned_score_nothing(tmp_path):
 
 
 def test_a_tuned_sweep_runs_in_packs_to_its_report(tmp_path, capfd):
-  argv = ["sweep=rank", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, *on_stories(tmp_path), "lora.rank=1,4", "seed=0,1",
-          "hydra.sweeper.tune.factors=[1,1e30]", "hydra.sweeper.tune.extend=0", "optim.clip=null", "optim=sgd"]  # fmt: skip
+  argv = ["sweep=rank", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, *on_stories(tmp_path), "lora.rank=1,4",
+          "seed=0,1", "hydra.sweeper.tune.factors=[1,1e30]", "hydra.sweeper.tune.extend=0", "optim.clip=null",
+          "optim=sgd"]  # fmt: skip
   assert entry.run(argv) == 0
   directory = tmp_path / "sweep"
   first, scores = overrides_of(directory)
@@ -207,6 +212,5 @@ def test_a_tuned_sweep_runs_in_packs_to_its_report(tmp_path, capfd):
   assert {rows(directory / str(n))[1]["lr"] for n in range(7, 13)} == {rows(directory / "0")[1]["lr"]}
   assert "best" in (shown := capfd.readouterr().out) and "7 trials tuned" not in shown and "6 trials tuned" in shown
   assert entry.run(["task=report", f"run={directory}"]) == 0
-  lines = (directory / "results.csv").read_text().splitlines()
-  column = lines[0].split(",").index("purpose")
-  assert [line.split(",")[column] for line in lines[1:]] == ["tune"] * 6 + ["score"] * 7
+  with (directory / "results.csv").open(encoding="utf-8") as file:
+    assert [row["purpose"] for row in csv.DictReader(file)] == ["tune"] * 6 + ["score"] * 7

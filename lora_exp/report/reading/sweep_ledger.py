@@ -84,7 +84,8 @@ def _is_number(value: Any) -> bool:
 
 def _numbers(row: dict[str, Any]) -> list[int]:
   """The trials that a row names."""
-  return [*([row["trial"]] if "trial" in row else []), *row.get("trials", ()), *row.get("runs", ()), *row.get("tuning", ())]
+  lists = [number for name in ("trials", "runs", "tuning") for number in row.get(name, ())]
+  return [row["trial"], *lists] if "trial" in row else lists
 
 
 def _shortened(problems: list[str]) -> tuple[str, ...]:
