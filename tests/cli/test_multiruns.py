@@ -47,10 +47,10 @@ def test_a_signal_stops_the_whole_multirun(trained):
 
 
 def test_a_sweep_file_starts_a_multirun(trained, in_tmp_path):
-  assert entry.run(["sweep=rank", "hydra/launcher=basic", "seed=0"]) == 0
-  sweep, = in_tmp_path.glob("outputs/sweeps/*/*-rank")
-  ranks = [yaml.safe_load((path / "config.yaml").read_text())["lora"]["rank"] for path in sorted(sweep.glob("[0-6]"))]
-  assert ranks == sorted(set(ranks)) and len(ranks) == 7
+  assert entry.run(["sweep=alpha", "hydra/launcher=basic", "seed=0"]) == 0
+  sweep, = in_tmp_path.glob("outputs/sweeps/*/*-alpha")
+  alphas = [yaml.safe_load((path / "config.yaml").read_text())["lora"]["alpha"] for path in sorted(sweep.glob("[0-9]"))]
+  assert alphas == sorted(set(alphas)) and len(alphas) > 3
 
 
 
