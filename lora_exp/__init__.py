@@ -1,16 +1,16 @@
 """How few trainable parameters are enough to adapt a language model, and where should they go?
 
-A run goes through the packages in this order: `cli` reads the command line into a `config`; `data` turns text into rows
-of tokens; `models` builds the frozen base; `lora` adds adapters to it; `train` runs the compiled step over a pack of
-trials and writes a run directory; `report` reads run directories and answers the question. `tasks` holds one file for
-each thing that a command can do, `sweep` decides which runs a sweep consists of and which of them train together, and
-`runtime` holds what knows neither models nor data: the mesh, the cache, files, locks and the console.
+A run passes through the packages in this order: `cli` parses the command line into a `config`; `data` packs text into
+rows of tokens; `models` builds the frozen base; `lora` adds adapters to it; `train` runs the compiled step over a pack
+of trials and writes a run directory; `report` reads run directories and answers the question. `tasks` has one file per
+task, `sweep` defines the runs of a sweep and groups them into packs, and `runtime` has everything that is independent
+of models and data: the mesh, the cache, files, locks and the console.
 
-A package imports only from those before it:
+A package imports only from those to its left:
 
     config < runtime < report < lora < models < data < train < tasks < sweep < cli
 
-Inside a package, files import only downwards too. `config` and `report` import no jax.
+There are no import cycles inside a package either. `config` and `report` do not import jax.
 
 Axis letters in array names and docstrings, as in `x_BTD` and `lora_a_IR`:
 
@@ -19,8 +19,8 @@ Axis letters in array names and docstrings, as in `x_BTD` and `lora_a_IR`:
     D  features of the model       h  features of a head          O  a kernel's output features
     F  features in a feed-forward  V  vocabulary                  N  trials in a pack
 
-From Python, `compose(overrides)` makes a checked config, `run(config)` runs it, and `load(run_dir)` loads what it
-trained; see `lora_exp/cli/python_api.py`. Importing `lora_exp` imports no jax.
+From Python, `compose(overrides)` returns a checked config, `run(config)` runs it, and `load(run_dir)` loads the trained
+model; see `lora_exp/cli/python_api.py`. Importing `lora_exp` does not import jax.
 """
 
 from importlib import import_module
@@ -34,7 +34,7 @@ __all__ = ["__version__", "compose", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
-  """`compose`, `load` and `run`, imported when they are first used (PEP 562)."""
+  """Imports `compose`, `load` and `run` on first use (PEP 562)."""
   if name in ("compose", "load", "run"):
     return getattr(import_module("lora_exp.cli.python_api"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,4 @@
-"""The command line: from what is typed to a checked config for each job, through Hydra, to an exit code.
+"""The command line: parses arguments, composes and checks a config per job, runs Hydra, and returns an exit code.
 
-Here belongs everything that reads the command line, composes configs, checks them against files, and runs tasks. What
-a task does belongs into `tasks`; what a sweep consists of, into `sweep`.
+Tasks are implemented in `tasks`, and sweeps in `sweep`.
 """

@@ -1,4 +1,4 @@
-"""The first stage of checks: everything that can be refused before a directory is created or a model is built."""
+"""The first stage of checks: everything that can be checked before a directory is created or a model is built."""
 
 import pkgutil
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from lora_exp.config.schema import INITS, Config
 from lora_exp.data.source_checks import source_problems
 from lora_exp.models.registry import model_problems
 
-TASKS_WITHOUT_JAX = ("report", "dashboard", "list")  # which read files alone
+TASKS_WITHOUT_JAX = ("report", "dashboard", "list")  # they only read files
 
 
 def all_problems(cfg: Config) -> list[str]:
-  """Every problem of a config, one line each: values first, then families, sources, files and packages.
+  """Returns every problem of a config, one line each: values first, then families, sources, files and packages.
 
-  What only the method itself can say is checked last and only if there is no other problem, as it imports jax.
+  Checks that need the method run last, and only if there is no other problem, because they import jax.
   """
   problems = [
     *check(cfg), *_method_name_problems(cfg), *model_problems(cfg.model), *source_problems(cfg), *file_problems(cfg)

@@ -1,4 +1,4 @@
-"""`model=hf`: the family and the sizes of the model come from the config.json of `model.weights`."""
+"""`model=hf`: family and sizes of the model are read from the config.json of `model.weights`."""
 
 import copy
 from typing import Any
@@ -11,10 +11,10 @@ from lora_exp.models.hf_config import resolve_architecture
 
 
 def composed_values(composed: DictConfig) -> dict[str, Any]:
-  """The composed settings as plain values, with `model.family=hf` replaced by what config.json says.
+  """Returns the composed settings as plain values, with `model.family=hf` replaced by the contents of config.json.
 
-  A value that was given stays. A hub id has its config.json downloaded. Raises InputError for a config.json that
-  does not exist or describes a model that is not supported.
+  Values that were given take precedence. For a hub id, config.json is downloaded. Raises InputError if config.json is
+  missing or the model is not supported.
   """
   if OmegaConf.select(composed, "model.family") != "hf":
     return plain_values(composed)
@@ -30,7 +30,7 @@ def composed_values(composed: DictConfig) -> dict[str, Any]:
 
 
 def _fill_nulls(node: DictConfig, values: dict[str, Any]) -> None:
-  """Sets each setting of `node` that is null to its value in `values`."""
+  """Replaces null settings of `node` by their values in `values`."""
   for key, value in values.items():
     if isinstance(value, dict) and isinstance(node.get(key), DictConfig):
       _fill_nulls(node[key], value)

@@ -1,4 +1,4 @@
-"""The directory of a new run or sweep: created before anything runs, removed again if no training began."""
+"""The directory of a new run or sweep: created before anything runs, removed if training never started."""
 
 import itertools
 import shutil
@@ -9,20 +9,20 @@ from lora_exp.config.errors import InUseError
 from lora_exp.runtime.disk_errors import write_error
 from lora_exp.runtime.run_files import CHECKPOINTS, CONFIG, LEDGER, LOCK, METRICS_FILE, MULTIRUN
 
-RUN_MARKS = (CONFIG, METRICS_FILE, CHECKPOINTS, MULTIRUN)  # a directory with one of these holds a run or a sweep
-TRAINING_MARKS = (METRICS_FILE, CHECKPOINTS, ".submitit")  # of a run whose training began, or that waits in a queue
+RUN_MARKS = (CONFIG, METRICS_FILE, CHECKPOINTS, MULTIRUN)  # a directory with one of these contains a run or a sweep
+TRAINING_MARKS = (METRICS_FILE, CHECKPOINTS, ".submitit")  # the run has started training, or is queued
 
 
 @dataclass(frozen=True)
 class Claim:
-  """A directory that this process may write to, and what it held before."""
+  """A directory that this process may write to, and its previous contents."""
 
   path: Path
   topmost_created: Path | None  # the topmost directory that was created for it; None: it existed
   entries_before: frozenset[str] = frozenset()
 
   def undo(self) -> None:
-    """Removes what was written here, and directories that were created for it, unless training began."""
+    """Removes new files and created directories, unless training has started."""
     entries = [entry for entry in _entries(self.path) if entry.name not in self.entries_before]
     if any(_training_began(entry) for entry in entries):
       return
@@ -43,11 +43,11 @@ class Claim:
 
 
 def claim_directory(path: Path, typed: bool, sweep: bool = False) -> Claim:
-  """Creates `path`, or `path`-2, -3, … if it exists; a `typed` path is used as it is.
+  """Creates `path`, or `path`-2, -3, … if it exists; a `typed` path is used unchanged.
 
   A `sweep` may continue in the directory of an earlier one.
 
-  Raises InUseError if a typed path holds a run, InputError if it cannot be created, DiskError if the disk is full.
+  Raises InUseError if a typed path contains a run, InputError if it cannot be created, DiskError if the disk is full.
   """
   path = path.absolute()
   try:
@@ -63,8 +63,8 @@ def _claim_existing(path: Path, sweep: bool) -> Claim:
   if sweep and LEDGER in names:
     return Claim(path, None, names)
   if marks := sorted(names & set(RUN_MARKS)):
-    raise InUseError(f"{path}: holds a run already ({marks[0]}); choose another directory, "
-                     f"or go on with that run: train.resume={path}")
+    raise InUseError(f"{path}: already contains a run ({marks[0]}); choose another directory, "
+                     f"or resume that run with train.resume={path}")
   (path / LOCK).touch()
   return Claim(path, None, names)
 

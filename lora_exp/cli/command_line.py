@@ -35,7 +35,7 @@ MAY_SWEEP = ("sweep=", "experiment=", "hydra.mode=")  # overrides that may start
 
 @dataclass(frozen=True)
 class CommandLine:
-  """A command line that was checked."""
+  """A checked command line."""
 
   flags: list[str]  # in Hydra's long form
   overrides: list[str]
@@ -43,18 +43,18 @@ class CommandLine:
   config_name: str
   shows_only: bool = False  # --help, --cfg and the like: nothing is run
   multirun: bool = False
-  directory: Path | None = None  # the wanted directory of the run or sweep; None: it creates no directory
-  typed_directory: bool = False  # whether the directory was typed
+  directory: Path | None = None  # requested directory of the run or sweep; None: no directory is created
+  typed_directory: bool = False  # whether the directory was given on the command line
   warnings: list[str] = field(default_factory=list)
-  jobs: list[Config] = field(default_factory=list)  # one for each run; of a large multirun the first MOST_CHECKED
+  jobs: list[Config] = field(default_factory=list)  # one per run; at most the first MOST_CHECKED of a multirun
 
   @property
   def resumed(self) -> str | None:
-    """The run directory in which the one job goes on."""
+    """The run directory that the job resumes, or None."""
     return None if self.multirun or not self.jobs else self.jobs[0].train.resume
 
   def claim(self) -> Claim | None:
-    """Creates the directory of the run or sweep; None where there is none to create."""
+    """Creates the directory of the run or sweep. Returns None if there is none to create."""
     return None if self.directory is None else claim_directory(self.directory, self.typed_directory, self.multirun)
 
   def hydra_argv(self, directory: Path | None) -> list[str]:
@@ -73,9 +73,9 @@ def _directory_key(multirun: bool) -> str:
 
 
 def _directory_override(key: str, path: Path) -> str:
-  """The override `key="path"`; a path that Hydra would take for an interpolation is refused."""
+  """The override `key="path"`. Raises InputError if Hydra would parse the path as an interpolation."""
   if "${" in str(path):
-    raise InputError(f"{path}: ${{ in a directory's name is not possible; choose another with hydra.run.dir=DIR")
+    raise InputError(f"{path}: a directory name cannot contain ${{; choose another with hydra.run.dir=DIR")
   return f"{key}={quoted(str(path))}"
 
 
@@ -108,7 +108,7 @@ def check_command_line(argv: Sequence[str]) -> CommandLine:
 
 @dataclass(frozen=True)
 class _Request:
-  """What was typed, composed as a whole: lists of values are not expanded into jobs yet."""
+  """The command line composed as one config; lists of values are not yet expanded into jobs."""
 
   texts: list[str]
   overrides: list[Override]  # `texts`, parsed
@@ -121,12 +121,12 @@ class _Request:
     return _directory_key(self.multirun)
 
   def types(self, key: str) -> bool:
-    """Whether the setting `key` was typed."""
+    """Whether the setting `key` was given."""
     return any(override.key_or_group == key for override in self.overrides)
 
 
 def _compose_request(composing: Composer, args: argparse.Namespace) -> _Request:
-  """Composes the overrides in `args`, after those of the experiment's fallback where it applies."""
+  """Composes the overrides in `args`, after those of the experiment's fallback if it applies."""
   texts = [opened(rename_override(text)) for text in args.overrides]
   may_sweep = args.multirun or any(text.startswith(MAY_SWEEP) for text in texts)
   overrides = composing.parse(texts, several=may_sweep)
@@ -181,21 +181,21 @@ def _add_job(
 def _trial_axis_problems(cfg: Config, launcher: str) -> list[str]:
   if cfg.mesh.trial == 1 or cfg.task != "train" or cfg.train.resume or launcher.endswith(".PackedLauncher"):
     return []
-  return [f"mesh.trial={cfg.mesh.trial}: must be 1: only a sweep with hydra/launcher=packed has more trials to spread"]
+  return [f"mesh.trial={cfg.mesh.trial}: must be 1, because only hydra/launcher=packed trains several trials at once"]
 
 
 def _directory_problems(request: _Request, jobs: Sequence[Config]) -> list[str]:
-  """What is wrong with the directory of the run or sweep, given its jobs."""
+  """Problems with the directory of the run or sweep, given its jobs."""
   resumed = [cfg.train.resume for cfg in jobs if cfg.train.resume]
   if resumed and request.multirun:
-    return ["train.resume: one run at a time can go on; remove -m"]
+    return ["train.resume: only a single run can be resumed; remove -m"]
   if resumed and request.types(request.directory_key):
     return [f"{request.directory_key}: a resumed run stays in its directory; remove it"]
   return []
 
 
 def _wanted_directory(request: _Request, jobs: Sequence[Config]) -> Path | None:
-  """Where the run or sweep goes; None where no new run is trained."""
+  """The output directory of the run or sweep; None if no new run is trained."""
   if not any(cfg.task == "train" and not cfg.train.resume for cfg in jobs):
     return None
   with hydra_errors():

@@ -1,4 +1,4 @@
-"""From overrides to composed configs, one for each job, without starting anything."""
+"""Composes a config for each job from overrides, without running anything."""
 
 import copy
 import re
@@ -25,7 +25,7 @@ from lora_exp.sweep.round_settings import read_rounds, round_run_problems
 from lora_exp.sweep.study_settings import read_study, study_run_problems
 from lora_exp.sweep.study_space import Study
 
-MOST_CHECKED = 256  # jobs of a multirun that are composed before the first starts, about 0.05 s each
+MOST_CHECKED = 256  # maximum number of jobs composed before the first one starts, about 0.05 s each
 
 
 def conf_directory() -> Path:
@@ -34,12 +34,12 @@ def conf_directory() -> Path:
   for conf in (package.parent / "conf", package / "conf"):
     if (conf / "config.yaml").is_file():
       return conf
-  raise InputError(f"{package.parent / 'conf'}: no config.yaml there; reinstall lora_exp, or give --config-path=DIR")
+  raise InputError(f"{package.parent / 'conf'}: contains no config.yaml; reinstall lora_exp, or give --config-path=DIR")
 
 
 @contextmanager
 def composer(conf: Path, config_name: str = "config", extra: Path | None = None) -> Iterator["Composer"]:
-  """A `Composer`; Hydra's process-wide state is restored afterwards."""
+  """Context with a `Composer`. Restores Hydra's process-wide state afterwards."""
   with initialize_config_dir(str(conf), version_base="1.3", job_name="lora_exp"):
     yield Composer(conf, config_name, extra)
 
@@ -72,7 +72,7 @@ class Composer:
     return overrides
 
   def compose(self, texts: Sequence[str], multirun: bool = False) -> DictConfig:
-    """The config with Hydra's own node; with `multirun`, settings with lists of values keep their defaults."""
+    """Composes the config with the node `hydra`; with `multirun`, settings with lists of values keep their defaults."""
     mode = RunMode.MULTIRUN if multirun else RunMode.RUN
     with hydra_errors():
       cfg = self.loader.load_configuration(
@@ -84,8 +84,7 @@ class Composer:
     return cfg
 
   def compose_job(self, hydra: Sequence[str], overrides: Sequence[Override]) -> DictConfig:
-    """The config of one job of several, equal to that of `compose`; files that an earlier job chose are not read
-    again."""
+    """Composes one of several jobs, with the same result as `compose`. Does not read files of earlier jobs again."""
     single_values = [override for override in overrides if _sets_one_value(override)]
     choices = (*hydra, *(str(o.input_line) for o in overrides if o not in single_values))
     if choices not in self._composed:
@@ -106,7 +105,7 @@ class Composer:
     return [f"{files[key]}: {problem}" if (key := problem.split(":")[0]) in files else problem for problem in problems]
 
   def _chosen_files(self, cfg: DictConfig) -> Iterator[tuple[Path, str]]:
-    """The config files that `cfg` is composed of, and the package that each one fills."""
+    """The config files that `cfg` is composed of, and the package of each."""
     chosen = [(self.config_name, "")]
     for key, choice in cfg.hydra.runtime.choices.items():
       group, _, package = key.partition("@")
@@ -116,7 +115,7 @@ class Composer:
       yield from ((d / f"{name}.yaml", package) for d in self.directories if (d / f"{name}.yaml").is_file())
 
   def job_overrides(self, master: DictConfig, overrides: Sequence[Override]) -> list[list[str]]:
-    """The overrides of each job, as the sweeper will make them: those of the sweep's file, then what was typed."""
+    """The overrides of each job in the order that the sweeper uses: those of the sweep file, then the typed ones."""
     sweeper = master.hydra.runtime.choices["hydra/sweeper"]
     if sweeper == "study":
       return self._study(master, overrides).examples()
@@ -148,13 +147,13 @@ class Composer:
 
 
 def _sets_one_value(override: Override) -> bool:
-  """Whether an override changes one setting of a config, and chooses no file."""
+  """Whether an override changes a single setting instead of choosing a file."""
   is_setting = "." in override.key_or_group and not override.package and not override.is_hydra_override()
   return is_setting and override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD)
 
 
 def _settings_of(file: Path, package: str) -> list[str]:
-  """The dotted settings of a config file that fills `package`, unless its first line names another."""
+  """The dotted settings of a config file in `package`, or in the package that its first line names."""
   text = file.read_text(encoding="utf-8")
   if header := re.match(r"# @package (\S+)", text):
     package = "" if header[1] == "_global_" else header[1]

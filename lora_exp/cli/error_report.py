@@ -1,4 +1,4 @@
-"""How an error is shown, and the exit code that it carries."""
+"""Printing of errors, and their exit codes."""
 
 import os
 import traceback
@@ -8,13 +8,13 @@ from lora_exp.config.errors import BUG, InputError, LoraExpError, StoppedError
 from lora_exp.runtime.console import show_error, show_warning
 from lora_exp.runtime.disk_errors import is_disk_error, write_error
 
-MOST_PROBLEMS = 20  # shown of one error
+MOST_PROBLEMS = 20  # maximum number of problems shown for one error
 
 
 def report_error(error: LoraExpError | OSError, full_error: bool) -> int:
-  """Shows an error and returns its exit code; with `full_error` (HYDRA_FULL_ERROR=1) the traceback too.
+  """Prints an error and returns its exit code. With `full_error` (HYDRA_FULL_ERROR=1) prints the traceback too.
 
-  An OSError that names no file is a bug, unless the disk is full or broken.
+  An OSError without a file name is a bug, unless the disk is full or broken.
   """
   if full_error:
     traceback.print_exception(error)
@@ -32,7 +32,7 @@ def report_error(error: LoraExpError | OSError, full_error: bool) -> int:
 
 
 def _shortened(error: LoraExpError) -> LoraExpError:
-  """`error` with the first MOST_PROBLEMS of its problems."""
+  """Returns `error` with at most MOST_PROBLEMS problems."""
   if not isinstance(error, InputError) or len(error.problems) <= MOST_PROBLEMS:
     return error
   more = len(error.problems) - MOST_PROBLEMS

@@ -17,7 +17,7 @@ from lora_exp.runtime.run_files import ADAPTER
 
 
 def file_problems(cfg: Config) -> Iterator[str]:
-  """Paths that do not exist or hold something else, output that is in the way, and packages that are missing."""
+  """Problems of paths that do not exist or have the wrong contents, of existing outputs, and of missing packages."""
   yield from _task_problems(cfg)
   yield from _model_problems(cfg.model)
   if cfg.train.resume:
@@ -44,7 +44,7 @@ def _task_problems(cfg: Config) -> Iterator[str]:
   if cfg.task == "inspect" and cfg.run is not None:
     yield from _inspect_problems(cfg, cfg.run)
   if cfg.task == "report" and cfg.run is not None and not Path(cfg.run).is_dir():
-    yield f"run={cfg.run}: no such directory; give the directory of a sweep, as outputs/sweeps/DAY/TIME-NAME"
+    yield f"run={cfg.run}: no such directory; give the directory of a sweep, such as outputs/sweeps/DAY/TIME-NAME"
   if cfg.task == "generate" and cfg.prompt_file is not None:
     problem = file_problem("prompt_file", cfg.prompt_file)
     if problem is not None:
@@ -52,7 +52,7 @@ def _task_problems(cfg: Config) -> Iterator[str]:
 
 
 def _output_problems(cfg: Config, run: Path) -> Iterator[str]:
-  """What is in the way of the exported files."""
+  """Existing files at the path of the exported files."""
   out = export_directory(cfg)
   if lies_in_run_files(out, run):
     return  # `config.check` reports it
@@ -63,7 +63,7 @@ def _output_problems(cfg: Config, run: Path) -> Iterator[str]:
 
 def _dashboard_problems(cfg: Config) -> Iterator[str]:
   if cfg.run is not None and not Path(cfg.run).is_dir():
-    yield f"run={cfg.run}: no such directory; give that of a sweep or a run, as outputs/sweeps/DAY/TIME-NAME"
+    yield f"run={cfg.run}: no such directory; give that of a sweep or a run, such as outputs/sweeps/DAY/TIME-NAME"
   if importlib.util.find_spec("wandb_workspaces") is None:
     yield "task=dashboard: needs wandb-workspaces: pip install 'lora_exp[dashboard]'"
 
@@ -87,10 +87,10 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
 
 
 def _adapter_problems(directory: str) -> Iterator[str]:
-  """Why the directory in lora.init_from holds no adapter."""
+  """Why the directory in lora.init_from is not an adapter."""
   folder = Path(directory)
   if not folder.is_dir():
     yield f"lora.init_from={directory}: no such directory; give one with adapter_config.json"
   elif not (folder / "adapter_config.json").is_file():
-    hint = " (a run's adapter lies in its folder adapter)" if (folder / ADAPTER).is_dir() else ""
-    yield f"lora.init_from={directory}: holds no adapter_config.json{hint}"
+    hint = " (a run's adapter is in RUN/adapter)" if (folder / ADAPTER).is_dir() else ""
+    yield f"lora.init_from={directory}: contains no adapter_config.json{hint}"

@@ -1,4 +1,4 @@
-"""Hydra's own flags (`-m`, `--cfg`, `--config-dir`, …), in any order with the overrides."""
+"""Hydra's flags (`-m`, `--cfg`, `--config-dir`, …), which may be mixed with overrides in any order."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from hydra._internal.utils import get_args_parser
 
 from lora_exp.config.errors import InputError, did_you_mean
 
-SHOW_ONLY = ("help", "hydra_help", "info", "shell_completion")  # flags that print something and check nothing
+SHOW_ONLY = ("help", "hydra_help", "info", "shell_completion")  # flags that only print something
 EXCLUSIVE = ("run", "cfg", "multirun", "shell_completion", "info")
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-  """The flags and overrides in `argv`. Raises InputError for flags that do not exist or cannot be combined."""
+  """Parses the flags and overrides in `argv`. Raises InputError for flags that do not exist or cannot be combined."""
   parser = get_args_parser()
   flags = [flag for action in parser._actions for flag in action.option_strings]
   unknown = [arg for arg in argv if arg.startswith("-") and arg.partition("=")[0] not in flags]
@@ -27,7 +27,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
   if args.experimental_rerun is not None:
     raise InputError("--experimental-rerun: loads a pickle, which can run any code; use train.resume=DIR")
   if args.resolve and not (args.cfg or args.help):
-    raise InputError("--resolve: goes with --cfg, as --cfg job --resolve")
+    raise InputError("--resolve: works only with --cfg, as in --cfg job --resolve")
   given = [name for name in EXCLUSIVE if getattr(args, name)]
   if len(given) > 1:
     raise InputError(f"--{', --'.join(given)}: give one of them")

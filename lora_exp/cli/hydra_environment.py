@@ -1,4 +1,4 @@
-"""What `hydra.main` reads from the process, set for one call and restored afterwards."""
+"""The process state that `hydra.main` reads, set for one call and restored afterwards."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def hydra_arguments(argv: list[str]) -> Iterator[None]:
-  """`sys.argv` with `argv` in place of what was typed."""
+  """Context in which `sys.argv` has the arguments `argv`."""
   before = sys.argv
   sys.argv = [before[0], *argv]
   try:
@@ -19,7 +19,7 @@ def hydra_arguments(argv: list[str]) -> Iterator[None]:
 
 @contextmanager
 def raising_hydra_errors() -> Iterator[None]:
-  """Hydra raises its errors instead of printing them and exiting."""
+  """Context in which Hydra raises its errors instead of printing them and exiting."""
   before = os.environ.get("HYDRA_FULL_ERROR")
   os.environ["HYDRA_FULL_ERROR"] = "1"
   try:

@@ -1,4 +1,4 @@
-"""Hydra's errors as one sentence, and what config files of others must not do."""
+"""Hydra's errors as one sentence, and checks of untrusted config files."""
 
 import re
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from lora_exp.config.errors import InputError
 
 PLUGIN_PACKAGES = ("hydra._internal.core_plugins.", "hydra_plugins.")
 LOG_HANDLERS = ("logging.FileHandler", "logging.StreamHandler", "logging.NullHandler")
-NOISE = ("full_key:", "object_type", "reference_type", "See ", "To append")  # lines of Hydra's errors that help nobody
+NOISE = ("full_key:", "object_type", "reference_type", "See ", "To append")  # lines of Hydra's errors without use
 MOST_LINES = 12
 
 
 @contextmanager
 def hydra_errors() -> Iterator[None]:
-  """An error of Hydra while composing becomes an InputError of one sentence."""
+  """Context that converts composition errors of Hydra to an InputError with one sentence."""
   try:
     yield
   except yaml.YAMLError as error:
@@ -34,13 +34,13 @@ def hydra_errors() -> Iterator[None]:
 
 
 def unsafe_hydra_settings(hydra: DictConfig) -> list[str]:
-  """Problems with Hydra's own node: callbacks, classes to load, another working directory, credentials."""
+  """Problems with the node `hydra`: callbacks, classes to load, another working directory, credentials."""
   node: dict[str, Any] = OmegaConf.to_container(hydra, resolve=False)  # type: ignore[assignment]
   problems = []
   if node.get("callbacks"):
     problems.append("hydra.callbacks: a config file sets callbacks, which can run any code; remove them")
   if node["job"].get("chdir"):
-    problems.append("hydra.job.chdir=true: paths are relative to where the command is typed; remove it")
+    problems.append("hydra.job.chdir=true: paths are relative to the directory that the command is run in; remove it")
   for path, value in leaves(node, "hydra"):
     if _loads_foreign_class(path, value):
       problems.append(f"{path}={value}: a config file names a class to load; remove it")

@@ -1,4 +1,4 @@
-"""The typed config of one job: as composed, or with `run=DIR` and `train.resume=DIR` as saved and typed on top."""
+"""The typed config of one job: as composed or, with `run=DIR` and `train.resume=DIR`, saved config plus overrides."""
 
 import copy
 from collections.abc import Sequence
@@ -40,9 +40,9 @@ def _typed(composed: DictConfig) -> Config:
 
 
 def _typed_over_saved(saved: Config, composed: DictConfig, overrides: Sequence[Override]) -> Config:
-  """`saved`, with the groups and values of `overrides` taken from `composed`.
+  """Returns `saved` with the groups and values of `overrides` taken from `composed`.
 
-  Interpolations in a typed group see the saved settings around it: its seq_len follows the saved model's max_len.
+  Interpolations in an overridden group use the saved settings: its seq_len follows the saved model's max_len.
   """
   values = OmegaConf.to_container(composed, resolve=False)
   assert isinstance(values, dict)
@@ -50,7 +50,7 @@ def _typed_over_saved(saved: Config, composed: DictConfig, overrides: Sequence[O
   problems = []
   for override in sorted(overrides, key=_is_single_value):  # a group before the values in it
     if override.key_or_group in GLOBAL_GROUPS:
-      problems.append(f"{override.input_line}: cannot be laid over a saved run; type the settings themselves")
+      problems.append(f"{override.input_line}: cannot be applied to a saved run; give the settings themselves")
     elif not override.is_hydra_override():
       _copy_setting(override.package or override.key_or_group, values, merged)
   if problems:
@@ -63,7 +63,7 @@ def _is_single_value(override: Override) -> bool:
 
 
 def _escape_interpolations(node: Any) -> Any:
-  """`node` with every `${` escaped: a saved config holds no interpolations."""
+  """`node` with every `${` escaped, because a saved config has no interpolations."""
   if isinstance(node, dict):
     return {key: _escape_interpolations(value) for key, value in node.items()}
   if isinstance(node, list):
@@ -72,7 +72,7 @@ def _escape_interpolations(node: Any) -> Any:
 
 
 def _copy_setting(path: str, source: Any, target: dict[str, Any]) -> None:
-  """Copies the setting `path` from `source` to `target`, with the groups around it where `target` has none."""
+  """Copies the setting `path` from `source` to `target`, and creates missing groups."""
   *groups, name = path.split(".")
   for group in groups:
     source = source[group]
@@ -83,12 +83,12 @@ def _copy_setting(path: str, source: Any, target: dict[str, Any]) -> None:
 
 
 def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override], directory: str) -> Config:
-  """The config of a resumed run. Raises InputError with every override that would change what the run is."""
+  """The config of a resumed run. Raises InputError with every override that a resumed run cannot change."""
   cfg = _typed_over_saved(saved, composed, overrides)
   problems = []
   for path, old, new in changed_settings(saved, cfg):
     if path != "train.steps":
-      problems.append(f"{path}={shown(new)}: the run in {directory} has {shown(old)}, and a run goes on as it began; "
+      problems.append(f"{path}={shown(new)}: the run in {directory} has {shown(old)}, which a resumed run keeps; "
                       "leave it out, or start a new run")
     elif saved.optim.schedule != "constant":
       problems.append(f"train.steps={shown(new)}: the {saved.optim.schedule} schedule was planned for {shown(old)} "

@@ -12,7 +12,7 @@ from lora_exp.cli.session import INTERRUPTED, Session
 from lora_exp.config.errors import DONE, LoraExpError
 from lora_exp.runtime.console import show
 
-logging.getLogger("lora_exp").addHandler(logging.NullHandler())  # tasks without a log file print no log lines
+logging.getLogger("lora_exp").addHandler(logging.NullHandler())  # tasks without a log file do not print log lines
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whether the settings, groups and choices in overrides exist; one line per problem that says what to type instead."""
+"""Checks that the settings, groups and choices in overrides exist, and suggests the nearest spelling otherwise."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_type_hints
@@ -18,7 +18,7 @@ GLOBAL_GROUPS = ("experiment", "sweep")  # their files set keys of other groups
 
 
 def credential_problems(texts: Sequence[str]) -> list[str]:
-  """A problem for each override whose value looks like a password; the value is not repeated."""
+  """A problem for each override whose value looks like a credential; the value is not repeated."""
   problems = []
   for text in texts:
     key, _, value = text.partition("=")
@@ -27,7 +27,7 @@ def credential_problems(texts: Sequence[str]) -> list[str]:
 
 
 def several_values_problems(overrides: Sequence[Override]) -> list[str]:
-  """A problem for each list of values outside of a multirun: most often text with a comma."""
+  """A problem for each list of values outside of a multirun, usually text with a comma."""
   problems = []
   known = dict(all_settings())
   for override in overrides:
@@ -35,12 +35,12 @@ def several_values_problems(overrides: Sequence[Override]) -> list[str]:
       text, hint = str(override.input_line), known.get(override.key_or_group)
       may_be_text = {hint, *get_args(hint)} & {str, Any, list[str]}  # only text has commas
       advice = quoting_advice(text).replace("its value needs quotes", "one value with a comma needs quotes")
-      problems.append(f"{text}: several values need -m, and make a run each{advice if may_be_text else ''}")
+      problems.append(f"{text}: several values need -m, which runs one job for each{advice if may_be_text else ''}")
   return problems
 
 
 class OverrideNames:
-  """The groups and choices that Hydra's `loader` finds; `searchpath` are overrides that add directories."""
+  """The groups and choices of Hydra's `loader`; `searchpath` are overrides that add directories."""
 
   def __init__(self, loader: ConfigLoader, searchpath: list[str]):
     self.loader, self.searchpath = loader, searchpath
@@ -48,14 +48,14 @@ class OverrideNames:
     self.groups = [name for name in self._options("", ObjectType.GROUP) if name != "hydra"] + hydra_groups
 
   def problems(self, override: Override) -> list[str]:
-    """What is wrong with the names in `override`."""
+    """Problems with the names in `override`."""
     key = override.key_or_group
     dotted = f"{key.replace('/', '.')}."
     for name in CODE_LOADING:
       if dotted.startswith(f"{name}."):
         return [f"{key}: {name} can load code and cannot be set; hydra.verbose=true shows more of the log"]
     if "_target_" in str(override.input_line).partition("=")[0] or _has_target(override.value()):
-      return [f"{key}: _target_ cannot be set; parts are chosen by name, as optim=adamw"]
+      return [f"{key}: _target_ cannot be set; choose a config by name, such as optim=adamw"]
     if key in self.groups and not isinstance(override.value(), dict):
       return list(self._group_problems(override))
     if override.package is not None or "/" in key:
@@ -63,12 +63,12 @@ class OverrideNames:
     return [] if key.startswith("hydra.") else list(_setting_problems(override))
 
   def _options(self, group: str, kind: ObjectType) -> list[str]:
-    """The groups or files in `group`; a file whose name begins with _ is inherited by others, and no choice."""
+    """The subgroups or files of `group`, without base files, whose names begin with _."""
     options = self.loader.get_group_options(group, kind, config_name="config", overrides=self.searchpath)
     return [name for name in options if not name.startswith("_")]
 
   def _choices(self, group: str) -> list[str]:
-    """The files of a group; those whose name starts with _ only serve as a base for others."""
+    """The files of a group, without base files, whose names begin with _."""
     return [name for name in self._options(group, ObjectType.CONFIG) if not name.startswith("_")]
 
   def _group_problems(self, override: Override) -> Iterator[str]:
@@ -78,12 +78,12 @@ class OverrideNames:
     packages = [name for name, hint in hints.items() if cls is not None and group_class(hint) is cls]
     if override.package is not None and override.package not in packages:
       names = [f"{group}@{name}" for name in packages if name != group]
-      yield f"{text}: no such place @{override.package}" + (f": choose {', '.join(names)}" if names else "")
+      yield f"{text}: no such package @{override.package}" + (f": choose {', '.join(names)}" if names else "")
     elif override.is_delete():
       if type(None) not in get_args(hints.get(str(override.package))):
-        yield f"{text}: {group} cannot be removed; choose another, as {group}={self._choices(group)[0]}"
+        yield f"{text}: {group} cannot be removed; choose another, such as {group}={self._choices(group)[0]}"
     elif (override.is_add() or override.is_force_add()) and not group.startswith("hydra/"):
-      yield f"{text}: {group} is a default; write it without +: {str(text).lstrip('+')}"
+      yield f"{text}: {group} is a default already; write it without +:  {str(text).lstrip('+')}"
     else:
       yield from self._choice_problems(override)
 
@@ -98,14 +98,14 @@ class OverrideNames:
         continue
       word = "null" if value is None else str(value)
       if word.startswith("wandb/") and key == "sweep":
-        yield f"sweep={word}: is for wandb's own agents: wandb sweep sweeps/{word.removesuffix('.yaml')}.yaml"
+        yield f"sweep={word}: is for wandb's agents: run wandb sweep sweeps/{word.removesuffix('.yaml')}.yaml"
       else:
         near = did_you_mean(word, choices)
         yield f"{key}={word}: choose {', '.join(choices)}{near}{_off_advice(key, value, choices)}"
 
 
 def _chosen(override: Override) -> list[Any]:
-  """The choices that an override of a group names; an interval names none that exists."""
+  """The choices named in an override of a group."""
   if override.is_discrete_sweep():
     return [text.strip("'\"") for text in override.sweep_string_iterator()]
   if override.is_sweep_override():
@@ -115,7 +115,7 @@ def _chosen(override: Override) -> list[Any]:
 
 
 def _off_advice(key: str, value: Any, choices: Sequence[str]) -> str:
-  """How to switch a group off, for who typed null."""
+  """Advice on switching a group off, if the value is null."""
   if value is None and key in GLOBAL_GROUPS:
     return f"; to switch it off, leave {key} out"
   return "; did you mean none?" if value is None and "none" in choices else ""
@@ -130,13 +130,13 @@ def _setting_problems(override: Override) -> Iterator[str]:
   if unknown:
     return
   if override.is_delete():
-    yield f"{text}: a setting cannot be removed; give it a value, as {key}=null where it can be off"
+    yield f"{text}: a setting cannot be removed; give it a value, such as {key}=null if it can be off"
   elif override.is_add():
-    yield f"{text}: {key} has a value already; write it without +: {text[1:]}"
+    yield f"{text}: {key} already has a value; write it without +: {text[1:]}"
 
 
 def _names_set(key: str, value: Any) -> list[str]:
-  """The settings that `key=value` sets: several where the value is a mapping."""
+  """The settings that `key=value` sets: several if the value is a mapping."""
   if not isinstance(value, dict) or not is_setting(key):
     return [key]
   names = []

@@ -1,4 +1,4 @@
-"""Relative paths on the command line become absolute, so that a run finds its files from anywhere."""
+"""Makes relative paths on the command line absolute, so that a run finds its files from any directory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from lora_exp.models.weights.locate import is_path
 
 
 def with_absolute_paths(cfg: Config) -> Config:
-  """`cfg` with every path absolute and `~` expanded; symbolic links stay as they are."""
+  """Returns `cfg` with every path absolute and `~` expanded. Symbolic links are not resolved."""
   return replace(
     cfg,
     run=_absolute_or_none(cfg.run), cache=absolute(cfg.cache) if cfg.cache else cfg.cache,
@@ -20,7 +20,7 @@ def with_absolute_paths(cfg: Config) -> Config:
 
 
 def absolute(path: str) -> str:
-  """`path` from the root, `~` expanded."""
+  """`path` as an absolute path with `~` expanded."""
   try:
     return str(Path(path).expanduser().absolute())
   except RuntimeError:  # ~nobody: no such user

@@ -1,4 +1,4 @@
-"""The program from Python: `compose` a config, `run` it, `load` what a run trained.
+"""The Python API: `compose` a config, `run` it, `load` the trained model of a run.
 
     import lora_exp
 
@@ -7,7 +7,7 @@
     print(result.directory, result.summary["losses"])
     trained = lora_exp.load(result.directory)
 
-Errors that a user can cause are `LoraExpError`s, as on the command line; nothing is printed for them.
+Errors that a user can cause are raised as `LoraExpError` and are not printed.
 """
 
 import json
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-  """What a training run left behind."""
+  """The result of a training run."""
 
   directory: Path  # the run directory
   summary: dict[str, Any]  # its summary.json
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
-  """The checked config of one run, from overrides as on the command line.
+  """Returns the checked config of one run from command-line overrides.
 
   Raises InputError with every problem, and for overrides that describe a sweep.
   """
@@ -50,7 +50,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
   if line.multirun:
     raise InputError("several runs: a sweep is started on the command line, or with one `run` for each trial")
   if line.shows_only:
-    raise InputError("flags such as --help belong to the command line; give overrides, as lora.rank=4")
+    raise InputError("flags such as --help are only for the command line; give overrides such as lora.rank=4")
   for warning in line.warnings:
     show_warning(warning)
   return line.jobs[0]
@@ -59,8 +59,8 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 def run(config: Config | Sequence[str], directory: str | Path | None = None) -> Any:
   """Runs the task of a config, or of overrides.
 
-  Training creates `directory` (default: outputs/DAY/TIME-NAME), or continues in `train.resume`, and returns a
-  `RunResult`. Other tasks return their own result. Raises LoraExpError, as the command line would report it.
+  Training creates `directory` (default: outputs/DAY/TIME-NAME) or continues in `train.resume`, and returns a
+  `RunResult`. Other tasks return their own result. Raises LoraExpError with the message of the command line.
   """
   if isinstance(config, Config):
     config = with_absolute_paths(config)
@@ -79,7 +79,7 @@ def run(config: Config | Sequence[str], directory: str | Path | None = None) -> 
 
 
 def _train_in_new_directory(cfg: Config, directory: str | Path | None) -> Path:
-  """Trains in a new run directory, which is removed again if the run is refused before it trains."""
+  """Trains in a new run directory, which is removed if the run fails before training starts."""
   wanted = Path("outputs") / time.strftime(f"%Y-%m-%d/%H-%M-%S-{cfg.name}") if directory is None else Path(directory)
   claim = claim_directory(wanted, typed=directory is not None)
   try:
@@ -91,9 +91,9 @@ def _train_in_new_directory(cfg: Config, directory: str | Path | None) -> Path:
 
 
 def load(run_dir: str | Path) -> "LoadedRun":
-  """The base and the trained adapter of a finished run, ready to evaluate or to generate. Imports jax.
+  """Loads the base and the trained adapter of a finished run, for evaluation or generation. Imports jax.
 
-  Raises InputError if the directory holds no finished run.
+  Raises InputError if the directory does not contain a finished run.
   """
   directory = Path(run_dir).absolute()
   cfg = replace(load_config(str(directory)), task="evaluate", run=str(directory))

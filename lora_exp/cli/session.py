@@ -1,7 +1,7 @@
-"""One checked command line on its way through Hydra: claims the directory, runs the jobs, collects their outcomes.
+"""Runs one checked command line through Hydra: claims the directory, runs the jobs, collects their outcomes.
 
-`hydra.main` ends with 1 and a traceback whatever went wrong. Here each job catches its own error, so that a multirun
-goes on, and the process ends with the exit code that the error carries.
+`hydra.main` exits with 1 and a traceback for every error. Here each job catches its own error, so a multirun continues,
+and the process exits with the code of the error.
 """
 
 import logging
@@ -41,20 +41,20 @@ if str(PLUGINS_PATH) not in sys.path:
 
 
 class Session:
-  """Runs one command line. Hydra's plugins reach it as the object of the task function `run_job`."""
+  """Runs one command line. Hydra's plugins access it as the owner of the task function `run_job`."""
 
   def __init__(self, line: CommandLine, full_error: bool):
     self.line, self.full_error = line, full_error
-    self.outcomes: dict[int, Outcome] = {}  # of the jobs that have ended, by number
+    self.outcomes: dict[int, Outcome] = {}  # outcomes of finished jobs by number
     self.interrupted = False
-    self.stopped = False  # by a signal: no further job is started
+    self.stopped = False  # a signal arrived: no further job is started
 
   def __getstate__(self) -> dict[str, object]:
-    """The state of a copy that runs one job in another process: without the configs of all jobs."""
+    """The state of a copy that runs one job in another process, without the configs of all jobs."""
     return {**self.__dict__, "line": replace(self.line, jobs=[]), "outcomes": {}}
 
   def __setstate__(self, state: dict[str, object]) -> None:
-    """A copy shares the terminal with other processes."""
+    """Restores a copy, which shares the terminal with other processes."""
     self.__dict__.update(state)
     share()
 
@@ -71,7 +71,7 @@ class Session:
     claim = line.claim()
     with ExitStack() as stack:
       directory = claim.path if claim else None
-      if directory is None and line.multirun:  # Hydra writes multirun.yaml; other tasks leave nothing behind
+      if directory is None and line.multirun:  # Hydra writes multirun.yaml, which other tasks must not leave behind
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
       try:
         stack.enter_context(hydra_arguments(line.hydra_argv(directory)))
@@ -91,7 +91,7 @@ class Session:
     return self._exit_code()
 
   def _exit_code(self) -> int:
-    """That of the one job; of a multirun 1 if any failed, unless it was interrupted or stopped by a signal."""
+    """The code of a single job; for a multirun 1 if any job failed, unless it was interrupted or stopped."""
     codes = {outcome.code for outcome in self.outcomes.values()}
     if self.interrupted:
       return INTERRUPTED
@@ -104,13 +104,13 @@ class Session:
   # ---- called by the plugins in hydra_plugins_path
 
   def require_same_jobs(self, directory: Path) -> None:
-    """Raises InputError where the sweep in `directory`, which is to go on, was begun with other jobs."""
+    """Raises InputError if the sweep in `directory`, which is to be continued, was started with other jobs."""
     require_same_configs((n, cfg, directory / str(n)) for n, cfg in enumerate(self.line.jobs))
 
   def launch_placed(
     self, launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, directory: Path
   ) -> list[Outcome]:
-    """Has `launcher` run the jobs of the sweep in `directory`, numbered from `first`; returns their outcomes."""
+    """Runs the jobs of the sweep in `directory` with `launcher`, numbered from `first`; returns their outcomes."""
     remote_jobs = import_module("lora_exp.sweep.remote_jobs")
     runs = [Outcome(n, overrides=" ".join(texts)) for n, texts in enumerate(jobs, first)]
     outcomes: list[Outcome] = remote_jobs.launch(launcher, jobs, first, [[run] for run in runs], directory)
@@ -123,9 +123,9 @@ class Session:
     width: int | None,
     make_launcher: Callable[[object], Launcher] | None,
   ) -> list[Outcome]:
-    """Trains all jobs in as few programs as they can share; returns their outcomes.
+    """Trains all jobs in packs; returns their outcomes.
 
-    `make_launcher` makes a launcher that calls a task for each pack elsewhere; without it they are trained here.
+    `make_launcher` creates a launcher that runs each pack in another process; without it packs train in this process.
     """
     jobs = []
     node = composed[0][0].hydra
@@ -150,19 +150,19 @@ class Session:
   # ---- one job
 
   def run_job(self, composed: DictConfig) -> Outcome:
-    """Hydra's task function: one run. Its outcome is stored, and returned for a copy in another process."""
+    """Hydra's task function: runs one job. Stores its outcome, and returns it for copies in other processes."""
     node = HydraConfig.get()
     run = Outcome(node.job.num if self.line.multirun else 0, overrides=" ".join(node.overrides.task))
     if self.stopped:
       return replace(run, code=StoppedError.code, reason="not begun")
     if self.line.multirun:
       show(f"run {run.number}: {run.overrides}")
-    with chdir(node.runtime.cwd):  # where the command was typed, also in a process that was started elsewhere
+    with chdir(node.runtime.cwd):  # the directory of the command, also in processes with another one
       outcome = self.outcomes[run.number] = self._attempt(composed, node, run)
     return outcome
 
   def _attempt(self, composed: DictConfig, node: HydraConf, run: Outcome) -> Outcome:
-    """Runs one job, unless it is of a sweep and has ended before; errors become outcomes and go into the ledger."""
+    """Runs one job, unless a sweep has finished it before. Errors become outcomes and are written to the ledger."""
     directory, ledger = Path(node.runtime.output_dir), None
     try:
       sweep = Path(node.sweep.dir) if self.line.multirun else None
@@ -181,7 +181,7 @@ class Session:
       logging.getLogger("lora_exp").error("%s", error, exc_info=True)
       run = replace(run, code=report_error(error, self.full_error), reason=str(error))
       self.stopped = isinstance(error, StoppedError) and not isinstance(error, ReachedError)
-    except Exception as error:  # a bug: shown in full, and the other runs of a multirun go on
+    except Exception as error:  # a bug: shown in full; the other runs of a multirun continue
       logging.getLogger("lora_exp").exception("bug")
       traceback.print_exc()
       run = replace(run, code=BUG, reason=f"a bug: {type(error).__name__}: {error}")
@@ -191,7 +191,7 @@ class Session:
 
 
 def _begin_trial(number: int, cfg: Config, directory: Path, ledger: Ledger) -> Config:
-  """Writes the start of a trial to the ledger; returns its config, resumed where the trial has a checkpoint."""
+  """Writes the start of a trial to the ledger. Returns its config, which resumes from a checkpoint if there is one."""
   checkpoint = import_module("lora_exp.train.checkpoint")
   if checkpoint.steps(directory):
     cfg = replace(cfg, train=replace(cfg.train, resume=str(directory)))
@@ -202,7 +202,7 @@ def _begin_trial(number: int, cfg: Config, directory: Path, ledger: Ledger) -> C
 
 
 def _report_sweep(directory: Path, settings: ReportConfig) -> None:
-  """Writes the report of a sweep, also where some of its runs failed."""
+  """Writes the report of a sweep, even if some of its runs failed."""
   try:
     run_task(Config(task="report", run=str(directory), report=settings), directory)
   except InputError as error:  # no run has results yet

@@ -1,6 +1,6 @@
 """Tasks are files: `task=NAME` runs the function `run` of `lora_exp/tasks/NAME.py`.
 
-Only training has a directory of its own, which is passed to its `run`; other tasks work on `cfg.run`.
+Only training creates a directory, which is passed to its `run`; other tasks work on `cfg.run`.
 """
 
 import pkgutil
@@ -17,6 +17,6 @@ def task_names() -> list[str]:
 
 
 def run_task(cfg: Config, run_dir: Path) -> object:
-  """Runs `cfg.task` and returns its result. The module, and jax with it, is imported here and not earlier."""
+  """Runs `cfg.task` and returns its result. Imports the module, and with it jax, only now."""
   run = import_module(f"lora_exp.tasks.{cfg.task}").run
   return run(cfg, run_dir) if cfg.task == "train" else run(cfg)

@@ -1,4 +1,4 @@
-"""What single settings may be: a table of choices and a table of ranges of numbers."""
+"""Allowed values of single settings: a table of choices and a table of numeric ranges."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -42,7 +42,7 @@ class Range:
   high: float = math.inf
   low_included: bool = True
   high_included: bool = True
-  also: float | None = None  # one more value that is allowed
+  also: float | None = None  # one additional allowed value
 
   def __contains__(self, x: float) -> bool:
     above = x >= self.low if self.low_included else x > self.low
@@ -84,7 +84,7 @@ RANGES: dict[str, Range] = {
 
 
 def choice_problems(cfg: Config) -> Iterator[str]:
-  """Settings whose value is none of their choices."""
+  """Problems of settings whose value is not one of their choices."""
   for rule, choices in CHOICES.items():
     for path in _paths(cfg, rule):
       value = value_at(cfg, path)
@@ -93,13 +93,13 @@ def choice_problems(cfg: Config) -> Iterator[str]:
 
 
 def choice_problem(path: str, value: Any, choices: Collection[str | None]) -> str:
-  """The line for a value that is none of `choices`, with the nearest of them."""
+  """The problem of a value that is not one of `choices`, with the nearest choice."""
   words = [choice for choice in choices if choice is not None]
   return f"{path}={shown(value)}: choose {', '.join(map(shown, choices))}{did_you_mean(str(value), words)}"
 
 
 def range_problems(cfg: Config) -> Iterator[str]:
-  """Numbers outside of their range."""
+  """Problems of numbers outside of their range."""
   for rule, allowed in RANGES.items():
     for path in _paths(cfg, rule):
       value = value_at(cfg, path)
@@ -108,7 +108,7 @@ def range_problems(cfg: Config) -> Iterator[str]:
 
 
 def value_at(cfg: Config, path: str) -> Any:
-  """The value of the setting at a dotted path; None where a group on the way is null."""
+  """The value of the setting at a dotted path; None if a group on the path is null."""
   node: Any = cfg
   for name in path.split("."):
     node = getattr(node, name, None)
@@ -116,6 +116,6 @@ def value_at(cfg: Config, path: str) -> Any:
 
 
 def _paths(cfg: Config, rule: str) -> list[str]:
-  """The settings that a rule holds for: a rule for `data` holds for every data source of the run."""
+  """The settings that a rule applies to: a rule for `data` applies to every data source of the run."""
   group, _, key = rule.partition(".")
   return [f"{source}.{key}" for source in sources(cfg)] if group == "data" else [rule]

@@ -1,4 +1,4 @@
-"""`check`: every problem of a config that can be seen without a file, the network or jax, one line each."""
+"""`check`: every problem of a config that can be found without files, the network or jax, one line each."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import TOKENIZERS, Config
 
 TASKS_OF_A_RUN = ("merge", "export")  # tasks that need a run
-# What an experiment may expect of a finished run, besides a value of each metric.
+# Expectations of an experiment for a finished run, in addition to the metrics.
 EXPECTATIONS = ("trainable", "total", "adapter_bytes", "loss_falls", "behind_best", "base_changed", "merged_differs",
                 "off_differs")
 MOST_NAME_BYTES = 100
@@ -41,31 +41,31 @@ def _task_problems(cfg: Config) -> Iterator[str]:
   if cfg.task == "dashboard" and cfg.run is None:
     yield "run=null: task=dashboard needs a sweep or a run; add run=outputs/sweeps/DAY/TIME-NAME"
   if cfg.task == "inspect" and cfg.run is None:
-    yield "run=null: task=inspect looks into a run, or every run of a sweep; add run=outputs/DAY/TIME-NAME"
+    yield "run=null: task=inspect needs a run or a sweep to inspect; add run=outputs/DAY/TIME-NAME"
   if cfg.task == "train" and cfg.run:
-    yield f"run={cfg.run}: task=train begins a new run; to go on with this one use train.resume={cfg.run}"
+    yield f"run={cfg.run}: task=train starts a new run; to continue this one, use train.resume={cfg.run}"
   if cfg.task in TASKS_OF_A_RUN:
     yield from _export_problems(cfg)
   if cfg.task == "generate":
     if cfg.prompt is not None and cfg.prompt_file is not None:
       yield "prompt, prompt_file: both are given; remove one"
     if cfg.prompt == "":
-      yield "prompt: is empty; give a text to go on from, as 'prompt=\"Once upon a time\"'"
+      yield "prompt: is empty; give a text to continue, such as 'prompt=\"Once upon a time\"'"
 
 
 def _export_problems(cfg: Config) -> Iterator[str]:
   if cfg.run is None:
-    yield f"run=null: task={cfg.task} needs the run that it works on; add run=outputs/DAY/TIME-NAME"
+    yield f"run=null: task={cfg.task} needs a run to work on; add run=outputs/DAY/TIME-NAME"
     return
   if cfg.task == "merge" and cfg.format == "base":
     yield "format=base: task=merge writes the merged model; use task=export format=base"
   out = export_directory(cfg)
   if lies_in_run_files(out, Path(cfg.run)):
-    yield f"out={out}: would lie in the run's own files; choose another directory, or none: {cfg.run}/export"
+    yield f"out={out}: is inside the run's own files; choose another directory, or omit it for {cfg.run}/export"
 
 
 def lies_in_run_files(out: Path, run: Path) -> bool:
-  """Whether the output directory `out` is the run directory itself, or lies in files that the run wrote."""
+  """Whether the output directory `out` is the run directory or inside one that the run wrote."""
   return out == run or any(out.is_relative_to(run / name) for name in ("adapter", "checkpoints", ".hydra"))
 
 
@@ -76,7 +76,7 @@ def _name_problems(cfg: Config) -> Iterator[str]:
   elif len(name.encode()) > MOST_NAME_BYTES:
     yield f"name={shown(name)}: must be at most {MOST_NAME_BYTES} bytes long"
   if not cfg.cache:
-    yield "cache: must be a directory, as ~/.cache/lora_exp"
+    yield "cache: must be a directory, such as ~/.cache/lora_exp"
 
 
 def _credential_problems(cfg: Config) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _credential_problems(cfg: Config) -> Iterator[str]:
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-  """(dotted path, value) of everything in nested dicts and lists."""
+  """Yields (dotted path, value) of every value in nested dicts and lists."""
   if isinstance(node, dict | list):
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:
@@ -100,19 +100,19 @@ def _model_problems(cfg: Config) -> Iterator[str]:
   if model.base == "weights" and not model.weights:
     yield "model.weights=null: model.base=weights needs a directory, a file, or a hub id"
   if model.tokenizer == "from_weights" and not model.weights:
-    yield (f"model.tokenizer={model.tokenizer}: the weights bring it; set model.weights, or choose "
+    yield (f"model.tokenizer={model.tokenizer}: the weights include the tokenizer; set model.weights, or choose "
            f"{', '.join(TOKENIZERS[:3])}")
   if model.base == "pretrain":
     steps, warmup = model.pretrain.steps, model.pretrain.warmup
     if cfg.pretrain_data is None:
-      yield "pretrain_data=null: model.base=pretrain learns from it; add data@pretrain_data=stdlib_code"
+      yield "pretrain_data=null: model.base=pretrain trains on it; add data@pretrain_data=stdlib_code"
     if warmup > steps:
       yield f"model.pretrain.warmup={warmup}: must be at most model.pretrain.steps={steps}"
 
 
 def _mlp_problems(cfg: Config) -> Iterator[str]:
   if cfg.model.family == "mlp" and cfg.task == "generate":
-    yield "task=generate: model.family=mlp writes no text; see task=evaluate"
+    yield "task=generate: model.family=mlp generates no text; use task=evaluate"
 
 
 def _optim_problems(cfg: Config) -> Iterator[str]:
@@ -133,9 +133,9 @@ def _train_problems(cfg: Config) -> Iterator[str]:
 
 def _sample_problems(cfg: Config) -> Iterator[str]:
   if not all(cfg.sample.prompts):
-    yield "sample.prompts: must not hold an empty prompt; for no samples sample=none"
+    yield "sample.prompts: must not contain an empty prompt; use sample=none for no samples"
   if not all(cfg.sample.stop):
-    yield "sample.stop: must not hold an empty text; for none sample.stop=[]"
+    yield "sample.stop: must not contain an empty string; use sample.stop=[] for none"
 
 
 def _expectation_problems(cfg: Config) -> Iterator[str]:

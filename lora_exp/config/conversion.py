@@ -1,4 +1,4 @@
-"""From plain values to `Config`: every unknown setting and every value of a wrong type is reported at once."""
+"""Conversion of plain values to `Config`. All unknown settings and values of a wrong type are reported at once."""
 
 import math
 import types
@@ -20,7 +20,7 @@ TYPE_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "tr
 
 
 def to_config(values: DictConfig | dict[str, Any]) -> Config:
-  """The typed config of nested values; settings that are absent have their defaults.
+  """Converts nested values to a typed config; missing settings have their defaults.
 
   Raises InputError with every unknown setting (and its nearest spelling) and every value of a wrong type.
   """
@@ -35,9 +35,9 @@ def to_config(values: DictConfig | dict[str, Any]) -> Config:
 
 
 def plain_values(cfg: DictConfig) -> dict[str, Any]:
-  """A composed config as nested dicts without Hydra's node, with every interpolation resolved.
+  """Converts a composed config to nested dicts, without Hydra's node and with every interpolation resolved.
 
-  Raises InputError for an interpolation that leads nowhere.
+  Raises InputError for an interpolation of a missing setting.
   """
   try:
     container = OmegaConf.to_container(cfg, resolve=False)
@@ -53,13 +53,13 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
 
 
 class TypeConverter:
-  """Converts values to the types of the dataclasses; what cannot be converted is added to `problems`."""
+  """Converts values to the types of the dataclasses; adds values that cannot be converted to `problems`."""
 
   def __init__(self) -> None:
     self.problems: list[str] = []
 
   def to_dataclass(self, cls: Any, values: Any, path: str) -> Any:
-    """`values` as `cls`, the group of settings at `path`."""
+    """Converts `values` to `cls`, the group of settings at `path`."""
     if not isinstance(values, dict):
       self._refuse(path, values, f"a group of settings ({', '.join(f.name for f in fields(cls)[:3])}, ...)")
       return cls()
@@ -71,7 +71,7 @@ class TypeConverter:
     return cls(**{key: self.convert(hint, values[key], prefix + key) for key, hint in hints.items() if key in values})
 
   def convert(self, hint: Any, value: Any, path: str) -> Any:
-    """`value` as the type `hint`, without rounding: 1.5 is no int, and true is no number."""
+    """Converts `value` to the type `hint` without rounding: 1.5 is not an int, and true is not a number."""
     if hint is Any:
       return value
     if get_origin(hint) in (Union, types.UnionType):
@@ -81,7 +81,7 @@ class TypeConverter:
     if is_dataclass(hint):
       if value == {} and hint is DataConfig:
         self.problems.append(f"{path}=none: no data is only for data@retain and data@pretrain_data; "
-                             "choose another, as data=stdlib_docs")
+                             "choose another, such as data=stdlib_docs")
         return hint()
       return self.to_dataclass(hint, value, path)
     if get_origin(hint) is list:
@@ -127,7 +127,7 @@ class TypeConverter:
 
 
 def _parse_number(text: str) -> float | str:
-  """`text` as a float where it is one (YAML reads 1e-3 as a string), else `text`."""
+  """Returns `text` as a float if possible (YAML reads 1e-3 as a string), else `text`."""
   try:
     return float(text)
   except ValueError:
@@ -135,7 +135,7 @@ def _parse_number(text: str) -> float | str:
 
 
 def shown(value: Any) -> str:
-  """`value` as it is typed on the command line, shortened to 60 characters."""
+  """`value` in the syntax of the command line, shortened to 60 characters."""
   words = {None: "null", True: "true", False: "false"}
   text = words[value] if value is None or isinstance(value, bool) else str(value)
   return text if len(text) <= 60 else f"{text[:57]}..."

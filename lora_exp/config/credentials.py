@@ -1,4 +1,4 @@
-"""Values that look like credentials are refused, because configs are written to disk, to logs and to wandb."""
+"""Rejects values that look like credentials, because configs are written to disk, to logs and to wandb."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is allowed of the data that a run reads, whatever its source is. The sources' own checks are in `data`."""
+"""Checks of data settings that are common to all sources. Each source in `data` has further checks."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from lora_exp.config.schema import Config, DataConfig
 
 
 def sources(cfg: Config) -> dict[str, DataConfig]:
-  """The data that this run reads, by the path of its settings."""
+  """The data settings that this run uses, by dotted path."""
   found = {"data": cfg.data}
   if cfg.pretrain_data is not None and cfg.model.base == "pretrain":
     found["pretrain_data"] = cfg.pretrain_data
@@ -17,12 +17,12 @@ def sources(cfg: Config) -> dict[str, DataConfig]:
 
 
 def merges(cfg: Config) -> bool:
-  """Whether the task merges what a run trained, which reads the run's data."""
+  """Whether the task merges an adapter, which needs the run's data."""
   return cfg.task == "merge" or (cfg.task == "export" and cfg.format == "merged")
 
 
 def data_problems(cfg: Config) -> Iterator[str]:
-  """Problems of the data that a run reads, one line each: 'path=value: what is allowed'."""
+  """Yields problems of the data settings of a run, one line each: 'path=value: what is allowed'."""
   for name, data in sources(cfg).items():
     if data.teacher is not None:
       yield from _teacher(name, data)

@@ -11,13 +11,13 @@ DONE, BUG, BAD_INPUT, IN_USE, NO_CHECKPOINT, DIVERGED, DISK, STOPPED = 0, 1, 2, 
 
 
 class LoraExpError(Exception):
-  """An error with a message for the user: what is wrong, where, and what to do. `code` is the exit code."""
+  """An error for the user: its message says what is wrong, where, and what to do. `code` is the exit code."""
 
   code = BUG
 
 
 class InputError(LoraExpError):
-  """A bad config, file or argument: exit code 2. Holds one problem or several."""
+  """A bad config, file or argument: exit code 2. Contains one or more problems."""
 
   code = BAD_INPUT
 
@@ -45,7 +45,7 @@ class DivergedError(LoraExpError):
 
 
 class MemoryFullError(LoraExpError):
-  """A program needs more memory than there is: exit code 1."""
+  """A program needs more memory than is available: exit code 1."""
 
 
 class DiskError(LoraExpError):
@@ -61,7 +61,7 @@ class StoppedError(LoraExpError):
 
 
 class ReachedError(StoppedError):
-  """Stopped at `train.stop_at`, as requested; a sweep goes on with its other trials."""
+  """Stopped at `train.stop_at`, as requested; a sweep continues with its other trials."""
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 1) -> list[str]:

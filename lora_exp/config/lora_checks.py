@@ -32,11 +32,11 @@ def lora_problems(cfg: Config) -> Iterator[str]:
 
 
 def pattern_problems(path: str, patterns: Any) -> Iterator[str]:
-  """What is wrong with target patterns."""
+  """Problems of target patterns."""
   items = patterns if isinstance(patterns, list) else [] if patterns is None else [patterns]
   for item in items:
     if not isinstance(item, str) or not item:
-      yield f"{path}={shown(patterns)}: must be a pattern or a list of patterns, as [query, value] or re:.*query"
+      yield f"{path}={shown(patterns)}: must be a pattern or a list of patterns, such as [query, value] or re:.*query"
       return
     if item.startswith("re:") and (problem := regex_problem(item)):
       yield f"{path}={shown(item)}: {problem}"
@@ -44,13 +44,13 @@ def pattern_problems(path: str, patterns: Any) -> Iterator[str]:
 
 def _layers(layers: Any, count: int) -> Iterator[str]:
   if not isinstance(layers, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in layers):
-    yield f"lora.layers={shown(layers)}: must be a list of block numbers, as [0,1], or null for all"
+    yield f"lora.layers={shown(layers)}: must be a list of block numbers such as [0,1], or null for all"
   elif not layers or any(not 0 <= i < count for i in layers):
     yield f"lora.layers={shown(layers)}: must be numbers of blocks from 0 to {count - 1}, or null for all"
 
 
 def regex_problem(pattern: str) -> str | None:
-  """Why the target pattern `re:...` is no regular expression, or None."""
+  """Why the target pattern `re:...` is not a valid regular expression, or None."""
   try:
     re.compile(pattern.removeprefix("re:"))
   except re.error as error:

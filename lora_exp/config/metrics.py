@@ -27,7 +27,7 @@ for example, needs the number of targets among the five most likely tokens:
       return (logits_BV > target_B1).sum(-1) < 5
 
     def _top_five(predictions: Predictions) -> jax.Array | None:
-      if predictions.x_BTD is None:  # examples of numbers
+      if predictions.x_BTD is None:  # numeric examples
         return None
       batch = predictions.batch
       return (predictions.map_logits(_in_top_five, batch["targets"]) * batch["weights"]).sum()
@@ -51,7 +51,7 @@ class Metric:
   label: str  # in tables and plots
   sums: tuple[str, ...]  # that `value` needs
   value: Callable[[Totals], float]
-  unit: str = ""  # of text; examples of numbers have none
+  unit: str = ""  # for text; numeric examples have none
   higher_is_better: bool = False
   digits: int = 4  # after the decimal point, in tables
 
@@ -84,32 +84,32 @@ class Metric:
 
 
 def ratio(totals: Totals, numerator: str, denominator: str) -> float:
-  """One sum divided by another; NaN if there was nothing to count."""
+  """One sum divided by another; NaN if the divisor is 0."""
   return totals[numerator] / totals[denominator] if totals[denominator] else math.nan
 
 
 def _loss(totals: Totals) -> float:
-  """Mean loss of a token or an example."""
+  """Mean loss per token or example."""
   return ratio(totals, "loss", "count")
 
 
 def _perplexity(totals: Totals) -> float:
-  """e to the mean negative log-likelihood of a token."""
+  """exp of the mean negative log-likelihood per token."""
   return math.exp(min(ratio(totals, "nats", "count"), MAX_EXPONENT))
 
 
 def _bits_per_byte(totals: Totals) -> float:
-  """Bits to encode a byte of the text: comparable between tokenizers, as the loss of a token is not."""
+  """Bits per byte of text, which is comparable between tokenizers, unlike the loss per token."""
   return ratio(totals, "nats", "bytes") / math.log(2)
 
 
 def _accuracy(totals: Totals) -> float:
-  """Share of the targets that are the model's most likely token (or class)."""
+  """Fraction of targets that are the model's most likely token (or class)."""
   return ratio(totals, "correct", "count")
 
 
 def _exact(totals: Totals) -> float:
-  """Share of the responses whose every token, the end included, is the most likely one."""
+  """Fraction of responses in which every token, including the end, is the most likely one."""
   return ratio(totals, "exact", "responses")
 
 

@@ -1,4 +1,4 @@
-"""Settings that were renamed after version 0.1.0; the old names are still read."""
+"""Settings renamed after version 0.1.0. The old names are still accepted."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ def rename_override(text: str) -> str:
 
 
 def old_name_warning(texts: Sequence[str]) -> str | None:
-  """One sentence about the old names among the typed overrides `texts`, or None."""
+  """A warning about old names in the overrides `texts`, or None."""
   old = [match[2] for text in texts if (match := _OLD_KEY.match(text))]
   if not old:
     return None
@@ -24,7 +24,7 @@ def old_name_warning(texts: Sequence[str]) -> str | None:
 
 
 def rename_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested settings with the current names; the value under an old name replaces the one under the new name."""
+  """Returns nested settings with the current names. A value under an old name replaces that under the new name."""
   renamed = dict(values)
   for old, new in OLD_NAMES.items():
     *groups, old_key = old.split(".")
@@ -44,7 +44,7 @@ def _move_examples_seed(values: dict[str, Any]) -> None:
 
 
 def _rename_key(values: dict[str, Any], groups: Sequence[str], old_key: str, new_key: str) -> None:
-  """Renames a key of `values`, or of the group in it that `groups` leads to, which is copied first."""
+  """Renames a key of `values`, or of its subgroup at the path `groups`, which is copied first."""
   for group in groups:
     if not isinstance(values.get(group), dict):
       return

@@ -1,7 +1,7 @@
-"""Hydra's override grammar: reading overrides such as `key=value` and `group=choice`, and quoting their values.
+"""Hydra's override grammar: parses overrides such as `key=value` and `group=choice`, and quotes their values.
 
-Hydra stops at the first override that it cannot read. `parse` reads each one, and returns one line per problem that
-says what to type instead.
+Hydra stops at the first override that it cannot parse. `parse` parses all of them and returns one line per problem,
+which says what to type instead.
 """
 
 import itertools
@@ -16,13 +16,13 @@ from hydra.errors import HydraException
 
 
 def parse(texts: Sequence[str], loader: ConfigLoader | None = None) -> tuple[list[Override], list[str]]:
-  """The overrides that can be read, and a problem for each one that cannot.
+  """Returns the parsed overrides, and a problem for each one that cannot be parsed.
 
   `loader` finds the choices of a group for `glob(...)`.
   """
   parser = OverridesParser.create(config_loader=loader)
   overrides, problems = [], []
-  value_of_previous = ""  # the value of the setting before, where it was typed without '='
+  value_of_previous = ""  # the value of the previous setting, if it was typed without '='
   for text, following in itertools.zip_longest(texts, texts[1:], fillvalue=""):
     if "=" not in text and not text.startswith("~"):
       if text != value_of_previous:
@@ -32,7 +32,7 @@ def parse(texts: Sequence[str], loader: ConfigLoader | None = None) -> tuple[lis
     try:
       overrides += parser.parse_overrides([text])
     except HydraException:
-      problems.append(f"{text}: not understood{quoting_advice(text)}")
+      problems.append(f"{text}: cannot be parsed{quoting_advice(text)}")
   return overrides, problems
 
 
@@ -43,7 +43,7 @@ def _missing_equals(text: str, value: str) -> str:
 
 
 def quoting_advice(text: str) -> str:
-  """'; its value needs quotes: …' with the override `text` as a shell needs it, or ''.
+  """'; its value needs quotes: …' with the override `text` quoted for a shell, or ''.
 
   >>> print(quoting_advice("lora.targets=re:(q|v)_proj"))
   ; its value needs quotes: 'lora.targets="re:(q|v)_proj"'
@@ -61,7 +61,7 @@ def quoting_advice(text: str) -> str:
 
 
 def _quoted_candidates(key: str, value: str) -> list[str]:
-  """Overrides that may be meant by `key=value`, the likeliest first."""
+  """Quoted versions of `key=value`, the most likely first."""
   if mapping := re.fullmatch(r"\{(.*):\s*([\w.]+)\}", value, re.DOTALL):
     return [f"{key}={{{escaped(mapping[1])}: {mapping[2]}}}"]
   candidates = [f"{key}={quoted(value)}"]
@@ -78,6 +78,6 @@ def escaped(key: str) -> str:
 
 
 def quoted(value: str) -> str:
-  """`value` in double quotes, so that the grammar reads it back unchanged."""
+  """`value` in double quotes, which the grammar parses back to `value`."""
   value = re.sub(r'(\\*)"', r'\1\1\\"', value)
   return '"' + re.sub(r"(\\+)$", r"\1\1", value) + '"'

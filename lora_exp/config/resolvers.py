@@ -1,15 +1,15 @@
-"""Functions that the YAML files under `conf/` use in interpolations, as in `${least:${model.max_len},256}`."""
+"""Functions for interpolations in the YAML files under `conf/`, such as `${least:${model.max_len},256}`."""
 
 from omegaconf import OmegaConf
 
 
 def least(*numbers: float) -> float:
-  """The smallest of some numbers."""
+  """The smallest of several numbers."""
   return min(numbers)
 
 
 def times(a: float, b: float) -> float:
-  """a·b to six digits, so that 0.1 × 0.005 is written as 0.0005."""
+  """a·b rounded to six digits, so that 0.1 × 0.005 is 0.0005."""
   return float(f"{a * b:.6g}")
 
 
@@ -19,7 +19,7 @@ def size_name(rank: int, parameters: float | None) -> str:
 
 
 def register_resolvers() -> None:
-  """Makes them known to OmegaConf; may be called more than once."""
+  """Registers the functions with OmegaConf; may be called more than once."""
   OmegaConf.register_new_resolver("least", least, replace=True)
   OmegaConf.register_new_resolver("times", times, replace=True)
   OmegaConf.register_new_resolver("size", size_name, replace=True)

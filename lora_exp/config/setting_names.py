@@ -14,7 +14,7 @@ OTHER_LIBRARIES = {  # names in other libraries: ours
   "max_length": "data.seq_len", "dataset": "data",
   "d_model": "model.width", "n_layers": "model.layers", "n_heads": "model.heads",
 }
-NOT_SUGGESTED = ("pretrain_data.", "retain.", "data.teacher.")  # they repeat names of other groups
+NOT_SUGGESTED = ("pretrain_data.", "retain.", "data.teacher.")  # these repeat names of other groups
 
 
 def all_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -36,14 +36,14 @@ def is_setting(path: str) -> bool:
 
 
 def is_entry(path: str) -> bool:
-  """Whether `path` is a key below a dict-valued setting, as lora.options.NAME is; it need not be in any file."""
+  """Whether `path` is a key below a dict-valued setting, such as lora.options.NAME, which no file needs to define."""
   known = dict(all_settings())
   parents = [path.rsplit(".", n)[0] for n in range(1, path.count(".") + 1)]
   return any(_is_dict(known.get(parent)) for parent in parents)
 
 
 def opened(text: str) -> str:
-  """An override as Hydra takes it: with ++ where its key is below a dict-valued setting, as no file need have it."""
+  """Prefixes an override with ++ if its key is below a dict-valued setting, which no file needs to define."""
   plain = text.lstrip("+")
   return f"++{plain}" if is_entry(plain.partition("=")[0]) else text
 
@@ -55,7 +55,7 @@ def _is_dict(hint: Any) -> bool:
 def suggestion(path: str) -> str:
   """'; did you mean X?' for an unknown setting, or ''.
 
-  X is where other libraries' name, or the last part of the path, is used here; else the nearest spelling.
+  X is our name for another library's setting, or a setting with the same last part, or the nearest spelling.
   """
   known = [name for name, _ in all_settings() if not name.startswith(NOT_SUGGESTED)]
   group, _, word = path.rpartition(".")

@@ -2,13 +2,15 @@
 
     sources        where documents come from, one file each; its docstring is the page on adding one
     tokenizers     text to ids and back
-    chat           prompts and answers by a model's chat template
-    encode         a document's ids: what is read, and what is learned
-    records        pairs (token, next token) as arrays, records and batches; `examples` is the same for numbers
-    rows           the rows of a source in the cache, and the key that names them; `row_writer` writes them
-    pipeline       rows become batches: order, epochs, threads
+    chat           prompts and answers rendered with a model's chat template
+    encode         token ids of a document: its prompt and its text
+    records        pairs (token, next token) as arrays, records and batches; the prompt is masked out of the loss here
+    examples       the same for numeric examples
+    row_writer     packs documents into rows (sequence packing), or pads them
+    rows           the cache of packed rows, and the key of an entry
+    pipeline       batches of rows: order, epochs, threads
     ngram          the held-out loss of a bigram model
     source_checks  problems of sources, for the first stage of checks
 
-Models, losses and what is done with a batch do not belong here.
+Models and losses do not belong here.
 """

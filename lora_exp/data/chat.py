@@ -27,7 +27,7 @@ from lora_exp.data.tokenizers import Tokenizer
 
 Message = Mapping[str, str]  # {"role": "user", "content": "Hello"}
 Segment = int | tuple[str, bool]  # a control token, or (text, whether it is encoded with start=True)
-DATE = datetime(2024, 7, 26)  # the one of Llama 3's template: rows must not depend on the day that they are made
+DATE = datetime(2024, 7, 26)  # as in Llama 3's template; today's date would make rows depend on the day
 CODE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # of a template
 ADVICE = "data.chat=none takes the prompt as it is"
 
@@ -41,7 +41,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 def encode_answers(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-  """For each (question, answer) the ids of the question, as `encode_chat`, and those of the answer with its turn's end.
+  """Returns for each (question, answer) the ids of the question and of the answer, including the end of its turn.
 
   Raises InputError if the template refuses the messages, or does not put the answer right after the prompt.
   """
@@ -144,7 +144,7 @@ def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
 
 @cache
 def _compiled(template: str) -> Template:
-  """`template` in jinja's sandbox, as it comes from others, with what the templates of published models rely on."""
+  """Compiles `template`, which is untrusted, in jinja's sandbox, with the extensions that published models rely on."""
   environment = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
   environment.globals |= {"raise_exception": _raise_exception, "strftime_now": DATE.strftime, "namespace": _Namespace}
@@ -156,7 +156,7 @@ def _compiled(template: str) -> Template:
 
 
 class _Generation(Extension):
-  """`{% generation %}…{% endgeneration %}`, with which a template marks an answer: renders what is inside."""
+  """`{% generation %}…{% endgeneration %}`, which marks the answer in a template. Renders its content unchanged."""
 
   tags = {"generation"}
 
@@ -166,7 +166,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-  """Jinja's namespace without names that begin with an underscore, which lead out of the sandbox."""
+  """Jinja's namespace without names that begin with an underscore, which can escape the sandbox."""
 
   def __setitem__(self, name: str, value: Any) -> None:
     if name.startswith("_"):

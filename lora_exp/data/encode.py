@@ -1,4 +1,4 @@
-"""Documents become ids: a prompt that is read, and a text that is learned."""
+"""Encoding of documents to token ids: prompt and text. `records` later masks the prompt out of the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from lora_exp.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class EncodedDocument:
-  """A document's tokens, of which the first `prompt_tokens` are its prompt."""
+  """The token ids of a document. The first `prompt_tokens` are its prompt."""
 
   ids: list[int]
   prompt_tokens: int
 
 
 def chat_template(cfg: DataConfig, tokenizer: Tokenizer) -> str | None:
-  """The chat template that prompts and answers go through, or None."""
+  """The chat template that renders prompts and answers, or None."""
   return tokenizer.chat_template if cfg.chat == "auto" else None
 
 
 def encode_documents(
   tokenizer: Tokenizer, documents: Sequence[Document], chat: bool, separator: str = ""
 ) -> list[EncodedDocument]:
-  """The tokens of each document: its prompt, its text, and the token that ends it; `bos` first where there is one.
+  """Encodes each document as `bos` (if the tokenizer has one), prompt, text and the end-of-text token.
 
-  With `chat`, prompt and text are turns of the tokenizer's chat template, which writes all control tokens; without, the
-  `separator` stands between them. Raises InputError where the template does not take them.
+  With `chat`, prompt and text are turns of the tokenizer's chat template, which writes all control tokens. Without it,
+  `separator` is put between them. Raises InputError if the template rejects a document.
   """
   with_prompt = [document for document in documents if document.prompt]
   if chat:
@@ -47,7 +47,7 @@ def encode_documents(
 
 
 def _encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-  """For each (prompt, text) the ids of both, `bos` before the first and the end of the document after the second."""
+  """Returns for each (prompt, text) the ids of both: `bos` before the prompt, the end-of-text token after the text."""
   prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
   texts = tokenizer.encode_batch([text for _, text in pairs], start=False)
   return [([*_bos(tokenizer), *prompt], [*text, tokenizer.eot]) for prompt, text in zip(prompts, texts, strict=True)]

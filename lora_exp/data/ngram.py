@@ -1,4 +1,4 @@
-"""The held-out loss of an interpolated bigram model, counted on the training rows: a trained model must do better."""
+"""The held-out loss of an interpolated bigram model counted on the training rows, a baseline for trained models."""
 
 from collections.abc import Iterator
 
@@ -14,8 +14,8 @@ BIGRAM_WEIGHT = 0.7  # of the mixture; the remainder is the unigram's
 def bigram_loss(rows: Rows) -> float:
   """Nats per held-out token under p(b|a) = 0.7 c(a,b)/c(a) + 0.3 (c(b)+1)/(N+V), with the counts c of training pairs.
 
-  Jelinek-Mercer interpolation with an add-one unigram. Where a never occurred the unigram has all the weight, so that p
-  sums to 1 over b. Raises InputError for damaged rows.
+  Jelinek-Mercer interpolation with an add-one unigram. If a never occurred, the unigram has all the weight, so p sums
+  to 1 over b. Raises InputError for damaged rows.
   """
   size = rows.vocab_size
   codes, counts = count_pairs(rows)

@@ -1,8 +1,8 @@
-"""Rows become batches, shuffled anew in each epoch and read ahead by threads.
+"""Batches of rows, reshuffled in each epoch and prefetched by threads.
 
 Batch number n is a function of the rows, the seed and the batch size alone. A batch is a dict of arrays: tokens,
 targets, segments, positions (B, T) int32 and weights (B, T) float32 of text (`records.decode`); x, y and weights (B, …)
-of examples of numbers (`examples.decode`).
+of numeric examples (`examples.decode`).
 """
 
 from collections.abc import Generator, Iterator
@@ -21,7 +21,7 @@ PREFETCHED = 4  # batches
 
 
 def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) -> Generator[Batch]:
-  """Training batches without end, from number `start` on; a batch may extend into the next epoch.
+  """Yields training batches endlessly, from number `start` on. A batch may extend into the next epoch.
 
   `close()` stops the threads. Raises InputError for damaged rows.
   """
@@ -39,10 +39,10 @@ def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) 
 
 
 def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterator[Batch]:
-  """Held-out rows in order, spread evenly over all of them: about `max_tokens` tokens with loss (None: all).
+  """Yields batches of evenly spaced held-out rows, in order, with about `max_tokens` tokens with loss (None: all).
 
-  The last batch is filled with rows of padding (segments and weights 0), so that all batches have one shape. Where a
-  row is a prompt and its answer, `answers` (B, T) bool says which targets belong to the answer. Raises InputError for
+  The last batch is filled with rows of padding (segments and weights 0), so that all batches have the same shape. If
+  rows are prompts and answers, `answers` (B, T) bool marks the targets that belong to the answer. Raises InputError for
   damaged rows.
   """
   chosen = eval_rows(rows, max_tokens)
@@ -55,7 +55,7 @@ def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterato
 
 
 def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
-  """The numbers of the held-out rows that `eval_batches` takes, (n,) int64 with n of 1 or more."""
+  """The indices of the held-out rows that `eval_batches` yields, (n,) int64 with n ≥ 1."""
   count = rows.eval_rows
   if max_tokens is not None:
     count = min(count, max(1, max_tokens * rows.eval_rows // rows.eval_tokens))
@@ -63,7 +63,7 @@ def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:
 
 
 def _decoder(rows: Rows, answers: bool = False) -> partial[Batch]:
-  """The function that makes a batch of records."""
+  """The function that decodes records to a batch."""
   if rows.features:
     return partial(examples.decode, features=rows.features, classes=rows.classes)
   return partial(decode, seq_len=rows.seq_len, vocab_size=rows.vocab_size, answers=answers)

@@ -1,7 +1,7 @@
 """Python source as two kinds of text: code without docstrings and comments, and the docstrings alone.
 
-This file is also the program of a worker process: it imports the standard library alone, so it starts in milliseconds.
-It reads paths from standard input, one a line, and writes a line of JSON for each: the list of the file's texts.
+This file is also the program of a worker process. It imports only the standard library, so it starts in milliseconds.
+It reads paths from standard input, one per line, and writes one line of JSON for each: the list of the file's texts.
 """
 
 import ast
@@ -14,7 +14,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def texts_of(source: bytes, view: str) -> list[str]:
-  """The texts of one file: its code (view=code), or each of its docstrings (view=docs); none if it does not parse."""
+  """The texts of one file: its code (view=code) or its docstrings (view=docs). Empty if the file does not parse."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # invalid escapes in old files
@@ -26,7 +26,7 @@ def texts_of(source: bytes, view: str) -> list[str]:
 
 
 def docstrings(tree: ast.Module) -> list[str]:
-  """The docstrings of module, classes and functions without their indentation, in the order of the file."""
+  """The docstrings of the module, its classes and functions, without indentation, in file order."""
   nodes = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False)]
   nodes.sort(key=lambda node: getattr(node, "lineno", 0))
   return [inspect.cleandoc(ast.get_docstring(node, clean=False) or "") for node in nodes]
@@ -43,7 +43,7 @@ def code(tree: ast.Module) -> str:
 
 
 def serve(view: str) -> None:
-  """Writes the texts of each file that standard input names."""
+  """Writes the texts of each file named on standard input."""
   for path in sys.stdin.buffer.read().split(b"\n"):
     with open(path, "rb") as file:
       print(json.dumps(texts_of(file.read(), view)), flush=True)

@@ -1,7 +1,8 @@
-"""Pairs (token, next token) as arrays, as records on disk, and as batches.
+"""Pairs (token, next token) as arrays, as records on disk, and as batches; prompts are masked out of the loss here.
 
-A record is one row of T positions: T tokens and T targets as little-endian uint16 (uint32 where V > 65,536), then four
-times T bits: a segment starts here, the target has loss, the position is not padding, the target belongs to an answer.
+A record is one row of T positions: T tokens and T targets as little-endian uint16 (uint32 if V > 65,536), then four
+flags of T bits each: a segment starts here, the target has loss, the position is not padding, the target belongs to an
+answer.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ Batch = dict[str, np.ndarray]
 
 
 def _flatten(ids: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """All tokens in one array (n,) int32, the number of each one's document (n,), and its index in the document (n,)."""
+  """Concatenates all tokens: ids (n,) int32, the document of each token (n,), and its index in the document (n,)."""
   lengths = np.fromiter(map(len, ids), np.int64, len(ids))
   flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
   index = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -62,7 +63,7 @@ def padded(
 
 
 def with_padding_in_loss(rows: np.ndarray, prompts: Sequence[int], prompt_in_loss: bool = False) -> np.ndarray:
-  """`padded` rows (documents, T) whose padding is read and has loss like any token, as in the JAX LoRA tutorial."""
+  """Makes the padding of `padded` rows (documents, T) attended to and gives it loss, as in the JAX LoRA tutorial."""
   rows["real"] = True
   rows["counted"] = prompt_in_loss | ~_in_prompt(prompts, rows.shape[1])
   return rows
@@ -74,17 +75,17 @@ def _in_prompt(prompts: Sequence[int], seq_len: int) -> np.ndarray:
 
 
 def encode(rows: np.ndarray, vocab_size: int) -> list[bytes]:
-  """`rows` (R, T) of PAIR as R records."""
+  """Encodes `rows` (R, T) of PAIR as R records."""
   ids = [rows[name].astype(_id_type(vocab_size)).view(np.uint8) for name in ("token", "target")]
   bits = [np.packbits(rows[name], axis=1) for name in FLAGS]
   return [row.tobytes() for row in np.concatenate([*ids, *bits], axis=1)]
 
 
 def decode(records: Sequence[bytes], seq_len: int, vocab_size: int, answers: bool = False) -> Batch:
-  """B records as a batch: tokens, targets, segments, positions (B, T) int32 and weights (B, T) float32.
+  """Decodes B records to a batch: tokens, targets, segments, positions (B, T) int32 and weights (B, T) float32.
 
-  `segments` numbers the documents of a row from 1, and is 0 on padding; `positions` counts from 0 in each segment. With
-  `answers`, the batch has (B, T) bool of that name too: whether the target belongs to an answer, its end included.
+  `segments` numbers the documents of a row from 1 and is 0 on padding. `positions` counts from 0 in each segment. With
+  `answers`, the batch also has `answers` (B, T) bool: whether the target belongs to an answer, including its end.
   """
   raw = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)
   width = seq_len * _id_type(vocab_size).itemsize

@@ -1,9 +1,9 @@
-"""Documents become rows of T positions, and rows become files of records.
+"""Sequence packing: documents are packed (or padded) into rows of T positions, which are written as files of records.
 
 A document of n tokens (its text and the end-of-text token) gives n - 1 pairs (token, next token).
 
 packing=pack cuts the stream of all pairs into rows: no position is wasted, each target is predicted exactly once, and
-no pair crosses two documents. A document that is continued in the next row is a segment of its own there.
+no pair crosses two documents. A document that continues in the next row is a new segment there.
 packing=pad gives each document a row, as the JAX LoRA tutorial does: tokens[:T], with the targets tokens[1:] and a 0.
 """
 
@@ -25,22 +25,22 @@ from lora_exp.data.sources.source import Document
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime import console
 
-BATCH = 2**20  # characters, or positions of padded rows, tokenised at once: bounds the memory and feeds every thread
-OPTIONS = "group_size:1,uncompressed"  # records are read one at a time; compressing would take longer than all the rest
+BATCH = 2**20  # characters, or positions of padded rows, per tokeniser call: bounds memory and keeps all threads busy
+OPTIONS = "group_size:1,uncompressed"  # records are read one at a time; compression would dominate the time
 
 
 @dataclass(frozen=True)
 class RowCounts:
-  """What was counted while rows were written. Tokens are counted where they are targets with loss."""
+  """Sizes of the written rows. A token is counted if it is a target with loss."""
 
   train_rows: int
   eval_rows: int
   train_tokens: int
   eval_tokens: int
-  train_bytes: int  # of the text of the counted tokens; the end of a document and padding have none
+  train_bytes: int  # bytes of text of the counted tokens; end-of-text tokens and padding have 0 bytes
   eval_bytes: int
-  documents: int  # that have something to learn
-  eval_documents: int  # of them held out
+  documents: int  # documents with at least one token to learn
+  eval_documents: int  # those that are held out
   truncated: int  # documents cut at T tokens (packing=pad)
   eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
 
@@ -50,8 +50,8 @@ def write_rows(
 ) -> RowCounts:
   """Writes the rows of `source` into train.array_record and eval.array_record; `progress` shows a bar.
 
-  Held out are the documents of `source.held_out()`, or else those of one key in `held_out_every`. Raises InputError for
-  bad documents and for too few of them, DiskError for a full disk.
+  The documents of `source.held_out()` are held out or, if it is None, those of every `held_out_every`-th key. Raises
+  InputError for bad or too few documents, DiskError if the disk is full.
   """
   held_out = source.held_out()
   every = None if held_out else held_out_every(cfg)
@@ -77,7 +77,7 @@ def write_examples(directory: Path, source: NumericSource, limit: int | None) ->
 
 
 def held_out_every(cfg: DataConfig) -> int:
-  """Of every so many documents one is held out. Raises InputError for a share that leaves too few to learn."""
+  """Returns n such that one of every n documents is held out. Raises InputError if too few are left for training."""
   if not 0 < cfg.eval_fraction <= 0.5:
     raise InputError(f"data.eval_fraction={cfg.eval_fraction:g}: must be above 0 and at most 0.5")
   return round(1 / cfg.eval_fraction)
@@ -86,13 +86,13 @@ def held_out_every(cfg: DataConfig) -> int:
 def _write_documents(
   source: TextSource, cfg: DataConfig, writer: "RowWriter", every: int | None, progress: bool
 ) -> int:
-  """Writes all documents, one of `every` keys held out (None: none is); returns how many units there were."""
+  """Writes all documents, holding out one of `every` keys (None: no key). Returns the number of units."""
   units = read = 0
   with ExitStack() as stack:
     bar = stack.enter_context(console.progress("tokenise", source.size, "bytes")) if progress else None
     documents = source.documents()
     if isinstance(documents, Generator):
-      stack.enter_context(closing(documents))  # with data.limit it is left before its end
+      stack.enter_context(closing(documents))  # data.limit stops it early
     for batch in _batches(documents, cfg):
       writer.add(batch, [every is not None and document.key % every == every - 1 for document in batch])
       units = batch[-1].key + 1
@@ -103,7 +103,7 @@ def _write_documents(
 
 
 def _batches(documents: Iterator[Document], cfg: DataConfig) -> Iterator[list[Document]]:
-  """The documents up to data.limit, as many at a time as are tokenised at once."""
+  """Yields the documents up to data.limit in batches that are tokenised together."""
   batch: list[Document] = []
   size = 0
   for document in documents:
@@ -128,7 +128,7 @@ class RowWriter:
                              for split in ("train", "eval"))
 
   def add(self, documents: Sequence[Document], held_out: Sequence[bool]) -> None:
-    """Tokenises the documents and writes the rows that are full; `held_out` says which go to the split eval."""
+    """Tokenises documents and writes every full row. `held_out` marks the documents of the eval split."""
     chat = chat_template(self.cfg, self.tokenizer) is not None
     encoded = encode_documents(self.tokenizer, documents, chat, self.separator)
     for split, wanted in ((self.train, False), (self.eval, True)):
@@ -152,7 +152,7 @@ class RowWriter:
     split.add(rows[learned].ravel(), text, int(learned.sum()))
 
   def finish(self) -> RowCounts:
-    """Writes the last rows; returns what has been written in all."""
+    """Writes the last rows and returns the total counts."""
     train, held = self.train, self.eval
     train.write_remainder()
     held.write_remainder()
@@ -178,7 +178,7 @@ class SplitWriter:
     self.rows = self.tokens = self.bytes = self.documents = self.answers = 0
 
   def add(self, pairs: np.ndarray, text: np.ndarray, documents: int) -> None:
-    """Appends `pairs` (n,) of PAIR; the bytes of the counted targets in `text` (m,) are those of the text."""
+    """Appends `pairs` (n,) of PAIR. Bytes of text are counted from the targets of `text` (m,) that have loss."""
     self.documents += documents
     self.tokens += int(pairs["counted"].sum())
     self.bytes += int(self.tokenizer.byte_lengths[text["target"][text["counted"]]].sum())
@@ -219,11 +219,11 @@ def disk_errors() -> Iterator[None]:
 
 
 def _check_counts(counts: RowCounts, cfg: DataConfig, source: TextSource, units: int, every: int | None) -> None:
-  """Raises InputError where there is nothing to train on, or nothing to evaluate on."""
+  """Raises InputError if there is nothing to train or evaluate on."""
   if units == 0:
-    raise InputError(f"{source.label} holds no text" if cfg.limit != 0 else "data.limit=0 reads nothing: raise it")
+    raise InputError(f"{source.label} contains no text" if cfg.limit != 0 else "data.limit=0 reads nothing; raise it")
   if counts.eval_tokens == 0 and every is None:
-    raise InputError(f"data.eval_path: {cfg.eval_path} holds no text to evaluate on")
+    raise InputError(f"data.eval_path: {cfg.eval_path} contains no text to evaluate on")
   if counts.eval_tokens == 0:
     or_file = ", or set data.eval_path" if isinstance(source, FileSource) else ""
     raise InputError(f"nothing is held out: 1 of {every} {source.unit} is (data.eval_fraction={cfg.eval_fraction}) and "

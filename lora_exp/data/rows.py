@@ -1,9 +1,9 @@
-"""Rows of T positions, made once from the documents of a source and kept in the cache.
+"""The cache of rows: documents are packed once (`row_writer`), and later runs read the rows from the cache.
 
-    rows = make_rows(cfg.data, tokenizer, cfg.cache)    from the cache, or made now by `row_writer`
+    rows = make_rows(cfg.data, tokenizer, cfg.cache)
 
-The directory of a corpus is named by the hash of everything that decides its rows (`rows_key`): the source's identity,
-the tokenizer, and how documents are packed. It holds an ArrayRecord file for each split and meta.json, the fields of
+The name of a cache entry is the hash of everything that determines its rows (`rows_key`): the source's identity, the
+tokenizer, and how documents are packed. An entry is an ArrayRecord file per split, and meta.json with the fields of
 `Rows`.
 """
 
@@ -32,11 +32,11 @@ class Rows(RowCounts):
   """A corpus as rows of `seq_len` positions, in two files of records."""
 
   path: Path
-  fingerprint: str  # hash of everything that decides the rows
-  seq_len: int  # T; 1 where rows are examples of numbers
-  vocab_size: int  # V; 0 where rows are examples of numbers
-  features: int = 0  # I, where rows are examples of numbers
-  classes: bool = False  # the examples' targets are classes
+  fingerprint: str  # hash of everything that determines the rows
+  seq_len: int  # T; 1 for numeric examples
+  vocab_size: int  # V; 0 for numeric examples
+  features: int = 0  # I of numeric examples
+  classes: bool = False  # whether the targets of numeric examples are classes
 
   def file(self, split: str) -> Path:
     """The records of `split`: train or eval."""
@@ -48,16 +48,16 @@ class Rows(RowCounts):
 
 
 def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress: bool = True) -> Rows:
-  """The rows of `cfg` in the ids of `tokenizer`, from the cache or made now; `progress` shows a bar.
+  """Returns the rows of `cfg` with the ids of `tokenizer`, cached or newly written; `progress` shows a bar.
 
-  `limit` holds for `path` and for `eval_path`, each. Raises InputError for settings and files that cannot be used, with
-  every problem of the settings at once; DiskError where the cache cannot be written to.
+  `limit` applies to `path` and to `eval_path` separately. Raises InputError with all problems of settings and files,
+  and DiskError if the cache cannot be written.
   """
   source = open_source(cfg)
   key = rows_key(cfg, tokenizer, source)
 
   def write(directory: Path) -> None:
-    """Fills the directory; the data must be at the end what it was when the key was made."""
+    """Writes the entry. Raises InputError if the data changed after the key was computed."""
     if isinstance(source, TextSource):
       counts = write_rows(directory, cfg, tokenizer, source, progress)
       facts = {"seq_len": cfg.seq_len, "vocab_size": tokenizer.vocab_size}
@@ -77,9 +77,9 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
 
 
 def rows_key(cfg: DataConfig, tokenizer: Tokenizer, source: Source) -> str:
-  """SHA-256 (hex) of everything that decides the rows: what the source gives, and the settings that shape rows of it.
+  """SHA-256 (hex) of everything that determines the rows: the source's identity, the tokenizer and the packing.
 
-  Paths are no part of it, nor what decides the order in which rows are read.
+  Paths and the settings of the reading order are not part of it.
   """
   if isinstance(source, NumericSource):
     records = [record.hex() for record in examples.encode(*examples.first(source, cfg.limit))]
@@ -99,7 +99,7 @@ def rows_key(cfg: DataConfig, tokenizer: Tokenizer, source: Source) -> str:
 def _identity(source: Source) -> dict[str, object]:
   """The settings of `source` that are part of its identity, and its version.
 
-  What sources of version 0.1.0 had keeps its place in the hash, so that runs of that version can be resumed.
+  The settings of version 0.1.0 keep their place in the hash, so that runs of that version can be resumed.
   """
   settings = source.settings()
   parts: dict[str, object] = {}
@@ -117,7 +117,7 @@ def _identity(source: Source) -> dict[str, object]:
 
 
 def _open(path: Path) -> Rows:
-  """The rows in a directory of the cache. Raises InputError if they are not what was written."""
+  """Opens the rows in a cache entry. Raises InputError if they are damaged."""
   try:
     rows = Rows(path=path, **json.loads((path / "meta.json").read_text()))
     complete = all(reader(rows, split).num_records() == rows.count(split) for split in ("train", "eval"))
@@ -135,7 +135,7 @@ def reader(rows: Rows, split: str) -> ArrayRecordReader:
 
 @contextmanager
 def damage_explained(rows: Rows) -> Iterator[None]:
-  """Raises InputError, which says what to do, where the checksum of a record does not match."""
+  """Raises InputError with advice if the checksum of a record does not match."""
   try:
     yield
   except RuntimeError as error:
@@ -145,4 +145,4 @@ def damage_explained(rows: Rows) -> Iterator[None]:
 
 
 def _damaged(path: Path) -> InputError:
-  return InputError(f"{path} is damaged: delete that directory, and it will be made again")
+  return InputError(f"{path} is damaged: delete that directory, and it will be rebuilt")

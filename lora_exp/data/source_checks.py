@@ -1,6 +1,6 @@
-"""The checks of a command line's data: whether its sources exist, fit the model, and can be read.
+"""Checks of the data settings: whether the sources exist, suit the model, and can be read.
 
-These are the checks that need the sources or look at files. What needs neither is `config.data_checks`.
+These checks need the sources or the files. `config.data_checks` has those that need neither.
 """
 
 import re
@@ -16,7 +16,7 @@ from lora_exp.data.sources.source import COMMON
 
 
 def source_problems(cfg: Config) -> list[str]:
-  """Every problem of the sources that a run reads, one line each: 'path=value: what is allowed'. Imports no jax."""
+  """Yields every problem of the sources of a run, one line each: 'path=value: what is allowed'. Imports no jax."""
   return [problem for name, data in sources(cfg).items() for problem in _problems(cfg, name, data)]
 
 
@@ -42,42 +42,42 @@ def _problems(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
   if not isinstance(source, FileSource) and (data.path is not None or data.eval_path is not None):
     path = data.path or data.eval_path or ""
     choices = [f"{_group(name)}={other}" for other in file_sources(path)]
-    yield f"{name}.path={data.path}: {data.source} reads no such file; add {' or '.join(choices)}"
+    yield f"{name}.path={data.path}: the source {data.source} does not read a file; add {' or '.join(choices)}"
 
 
 def file_sources(path: str) -> list[str]:
-  """The sources that read files, those first whose files usually end as `path` does."""
+  """The sources that read files; those whose files usually have the suffix of `path` come first."""
   names = {name: cls for name, cls in registry().items() if issubclass(cls, FileSource)}
   return sorted(names, key=lambda name: not path.endswith(names[name].suffixes))
 
 
 def _in_group(name: str, problem: str) -> str:
-  """A problem of a source, whose messages call its settings `data.NAME`, for the settings in the group `name`."""
+  """Rewrites a source's message about `data.NAME` for the settings in the group `name`."""
   return re.sub(rf"(?<![\w./-])data\.(?=({'|'.join([*COMMON, 'options'])})\b)", f"{name}.", problem)
 
 
 def _group(name: str) -> str:
-  """The group `name` as it is typed."""
+  """The group `name` as written in overrides."""
   return "data" if name == "data" else f"data@{name}"
 
 
 def _other_kind(name: str, data: DataConfig, numeric: bool, family: str) -> str:
-  """The problem of a source of text for a model of numbers, or the reverse."""
+  """The problem of a text source with a numeric model, or the reverse."""
   if numeric:
-    return f"{name}.source={data.source}: holds numbers, and model.family={family} reads text; add model=mlp"
+    return f"{name}.source={data.source}: is numeric, but model.family={family} reads text; add model=mlp"
   choices = [f"{_group(name)}={other}" for other, kind in registry().items() if kind.numeric]
   choices += [f"{_group(name)}=none"] * (name != "data")
-  return f"{name}.source={data.source}: is text, and model.family={family} reads numbers; add {' or '.join(choices)}"
+  return f"{name}.source={data.source}: is text, but model.family={family} reads numbers; add {' or '.join(choices)}"
 
 
 def _numeric(cfg: Config, name: str, data: DataConfig, source: NumericSource) -> Iterator[str]:
-  """Problems of a source of numbers with the model's sizes, and with what only text has."""
+  """Problems of a numeric source: model sizes that differ, and settings that only text has."""
   if data.teacher is not None:
-    yield f"{name}.teacher: {data.source} is numbers, and a teacher predicts tokens; leave it null"
+    yield f"{name}.teacher: {data.source} is numeric, but a teacher predicts tokens; set it to null"
   if data.seq_len != 1:
-    yield f"{name}.seq_len={data.seq_len}: must be 1, as an example of {data.source} is a row"
+    yield f"{name}.seq_len={data.seq_len}: must be 1, because each row of {data.source} is one example"
   if cfg.model.mlp is None:
-    return  # `config.checks` says so
+    return  # reported by `config.checks`
   for key, size in (("inputs", source.inputs), ("outputs", source.outputs)):
     if getattr(cfg.model.mlp, key) != size:
       yield f"model.mlp.{key}={getattr(cfg.model.mlp, key)}: must be {size} with {name}.source={data.source}"

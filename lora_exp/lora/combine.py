@@ -145,6 +145,6 @@ def _adapter_problems(adapters: Sequence[Adapter]) -> list[str]:
       first, first_shape = shapes.setdefault(row.path, (i, shape))
       if shape != first_shape:
         problems.append(
-          f"{row.path} is {shape} in {label} and {first_shape} in adapters[{first}]: they are not of one base"
+          f"{row.path} is {shape} in {label} and {first_shape} in adapters[{first}]: the adapters have different bases"
         )
   return problems

@@ -28,11 +28,11 @@ def _unused_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
   if method.adapts_kernels and (method.one_rank or not method.uses_rank):
     yield from _not_default(lora, ("rank_pattern",), f"{method.title} has no rank for each module; remove it")
   if method.trains_everything or method.trains_nothing:
-    reason = f"has no meaning with lora.method={lora.method}; remove it"
+    reason = f"is not used by lora.method={lora.method}; remove it"
     yield from _not_default(lora, ("bias", "train_modules"), reason)
   if lora.budget is not None and not method.uses_budget:
     users = ", ".join(f"lora={other.name}" for other in methods.every() if other.uses_budget)
-    yield f"lora.budget={lora.budget:g}: is for {users}; remove it"
+    yield f"lora.budget={lora.budget:g}: is only used by {users}; remove it"
   if lora.lr_ratio != 1 and not method.has_lr_ratio:
     yield f"lora.lr_ratio={lora.lr_ratio:g}: lora.method={lora.method} trains no A and B; set it to 1"
   if lora.dropout and method.adapts_kernels and not method.drops_input:

@@ -92,7 +92,7 @@ def extract(
   two_axes = [path for path in targeted if np.ndim(base[owners[path]]) == 2]
   if not two_axes:
     example = f"{owners[targeted[0]]} {np.shape(base[owners[targeted[0]]])}"
-    raise InputError(f"lora.targets={targets}: no target has a kernel of two axes, as `extract` needs: {example}")
+    raise InputError(f"lora.targets={targets}: no target has a kernel of two axes, which `extract` requires: {example}")
   rows, leaves, errors = [], {}, {}
   for path in two_axes:
     base_kernel, tuned_kernel = base[owners[path]], tuned[owners[path]]

@@ -17,6 +17,6 @@ def is_disk_error(error: OSError) -> bool:
 def write_error(error: OSError, path: Path, setting: str = RUN_DIRECTORY_SETTING) -> InputError | DiskError:
   """The error to raise instead of `error`, which occurred while writing to `path`; `setting` says how to move it."""
   if is_disk_error(error):
-    return DiskError(f"{path}: {os.strerror(error.errno or 0)}; make room, or use another disk")
+    return DiskError(f"{path}: {os.strerror(error.errno or 0)}; free some space, or use another disk")
   reason = "a file is in the way" if error.errno in (errno.EEXIST, errno.ENOTDIR) else error.strerror
   return InputError(f"{path}: {reason}; give another path ({setting})")

@@ -28,7 +28,7 @@ def parse_json_object(content: bytes, where: Path | str) -> dict[str, Any]:
   except ValueError as error:
     raise InputError(f"{where}: cannot be read as JSON: {error}") from None
   if not isinstance(value, dict):
-    raise InputError(f"{where}: must hold a JSON object")
+    raise InputError(f"{where}: must contain a JSON object")
   return value
 
 

@@ -36,7 +36,7 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
   if devices % fixed or (-1 not in sizes.values() and fixed != devices):
     raise InputError(
       f"{wanted} needs {'a multiple of ' if -1 in sizes.values() else ''}{fixed} devices and there are {devices}; "
-      "change the sizes (-1 takes what the others leave), or on a CPU set "
+      "change the sizes (-1 takes the remaining devices), or on a CPU set "
       f"XLA_FLAGS=--xla_force_host_platform_device_count={fixed}"
     )
   sizes = {k: devices // fixed if v == -1 else v for k, v in sizes.items()}

@@ -8,9 +8,9 @@ from lora_exp.runtime.run_files import CONFIG
 def run_directory_problem(setting: str, directory: str) -> str | None:
   """Why the directory that `setting` names holds no run, or None."""
   if not Path(directory).is_dir():
-    return f"{setting}={directory}: no such directory; give a run directory, as outputs/DAY/TIME-NAME"
+    return f"{setting}={directory}: no such directory; give a run directory, such as outputs/DAY/TIME-NAME"
   if not (Path(directory) / CONFIG).is_file():
-    return f"{setting}={directory}: holds no run (no {CONFIG}); give a run directory, as outputs/DAY/TIME-NAME"
+    return f"{setting}={directory}: contains no run (no {CONFIG}); give a run directory, such as outputs/DAY/TIME-NAME"
   return None
 
 

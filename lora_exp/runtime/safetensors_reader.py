@@ -42,27 +42,27 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
   Raises InputError if it is not a complete safetensors file, and OSError if it cannot be opened.
   """
-  incomplete = f"{path} is not a whole safetensors file"
+  incomplete = f"{path} is not a complete safetensors file"
   size = path.stat().st_size
   with open(path, "rb") as file:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, LONGEST_HEADER):
-      raise InputError(f"{incomplete}: its header would have {length:,} bytes, and the file has {size:,}; get it again")
+      raise InputError(f"{incomplete}: its header claims {length:,} bytes, the file has {size:,}; download it again")
     values = parse_json_object(file.read(length), f"{incomplete}: its header")
   values.pop("__metadata__", None)
   entries = {}
   for name, value in values.items():
     entry = _entry(value, 8 + length)
     if entry is None:
-      raise InputError(f"{incomplete}: the entry of {name[:200]!r} in its header makes no sense; get it again")
+      raise InputError(f"{incomplete}: the entry of {name[:200]!r} in its header is invalid; download it again")
     entries[name] = entry
   end = 8 + length
   for entry in sorted(entries.values(), key=_position):
     if entry.start != end:
-      raise InputError(f"{incomplete}: its tensors overlap, or leave a gap, at byte {end:,}; get it again")
+      raise InputError(f"{incomplete}: its tensors overlap, or leave a gap, at byte {end:,}; download it again")
     end = entry.end
   if end != size:
-    raise InputError(f"{incomplete}: it has {size:,} of {end:,} bytes; get it again")
+    raise InputError(f"{incomplete}: it has {size:,} of {end:,} bytes; download it again")
   return entries
 
 
@@ -135,5 +135,6 @@ def _fill(view: memoryview, file: FileIO, path: Path, start: int) -> None:
   while done < len(view):
     count = file.readinto(view[done:])
     if not count:
-      raise InputError(f"{path} is not a whole safetensors file: it ends at byte {start + done:,}; get it again")
+      raise InputError(f"{path} is not a complete safetensors file: it ends at byte {start + done:,}; "
+                       "download it again")
     done += count

@@ -47,7 +47,7 @@ def load_config(directory: str, setting: str = "run") -> Config:
   except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
     raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
   if not isinstance(values, dict):
-    raise InputError(f"{file}: holds no settings")
+    raise InputError(f"{file}: contains no settings")
   try:
     cfg = to_config(values)
   except InputError as error:
@@ -65,7 +65,7 @@ def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> None:
       continue
     if paths := [path for path, _, _ in changed_settings(load_config(str(directory)), cfg)]:
       problems.append(
-        f"hydra.sweep.dir={directory.parent}: run {number} was begun with another {', '.join(paths)}; give the same "
+        f"hydra.sweep.dir={directory.parent}: run {number} was started with another {', '.join(paths)}; give the same "
         "command again, or another directory"
       )
   if problems:

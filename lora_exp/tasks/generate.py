@@ -46,7 +46,7 @@ def prompts_of(cfg: Config) -> list[str]:
     text, where = "\n".join(cfg.sample.prompts), "sample.prompts"
   prompts = [line for line in text.splitlines() if line.strip()]
   if not prompts:
-    raise InputError(f"{where} holds no prompt; give 'prompt=\"Once upon a time\"', prompt_file= or standard input")
+    raise InputError(f"{where} contains no prompt; give 'prompt=\"Once upon a time\"', prompt_file= or standard input")
   return prompts
 
 

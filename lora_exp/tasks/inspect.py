@@ -51,7 +51,7 @@ def _inspect_sweep(directory: Path, metric: str) -> None:
   """Inspects every run that has an update, then writes the report of the sweep, which compares them."""
   groups = _by_base(directory)
   if not groups:
-    raise InputError(f"run={directory}: no run of this sweep has an update to look into")
+    raise InputError(f"run={directory}: no run of this sweep has an update to inspect")
   for runs in groups:
     for trained, spectra in zip(runs, inspect_runs(runs), strict=True):
       write_inspection(trained.directory, trained.cfg.lora.method, spectra)
@@ -102,7 +102,7 @@ def _sentences(cfg: Config, spectra: Sequence[UpdateSpectrum]) -> Iterator[str]:
   method = methods.of(cfg.lora)
   mean = {name: math.nan if value is None else value for name, value in mean_spectrum(spectra).items()}
   if not mean["norm"] > 0:
-    yield "No module moved: ΔW is 0 in all of them."
+    yield "No module changed: ΔW is 0 in all of them."
     return
   rank = "the kernels' full rank" if method.trains_everything else "rank"
   yield (f"Of {rank} {mean['rank']:.4g}, {mean['effective_rank']:.1f} directions are used on average (effective rank): "

@@ -10,7 +10,7 @@ from lora_exp.report.sweep_report import make_report
 def run(cfg: Config) -> Path:
   """Writes the report of the sweep in `cfg.run` and shows it. Raises InputError if `cfg.run` holds no runs."""
   if cfg.run is None:
-    raise InputError("run=null: task=report needs the directory of a sweep, as outputs/sweeps/DAY/TIME-NAME")
+    raise InputError("run=null: task=report needs the directory of a sweep, such as outputs/sweeps/DAY/TIME-NAME")
   page = Path(cfg.run) / "report.html"
   report = make_report(page.parent, cfg.report.metric)
   show(report, page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page)

@@ -38,7 +38,7 @@ def test_relative_paths_become_absolute(in_tmp_path):
   ("model.dtype=float16", "choose float32, bfloat16"),
   ("model.base=weights", "model.weights=null: model.base=weights needs"),
   ("model.weights=/no/such", "no such file"),
-  ("data.path=stories.txt", "stdlib reads no such file; add data="),
+  ("data.path=stories.txt", "the source stdlib does not read a file; add data="),
   ("model.pretrain.warmup=99999", "at most model.pretrain.steps"),
   ("data@pretrain_data=none", "data@pretrain_data=stdlib_code"),
   ("data.seq_len=9999", "at most model.max_len"),
@@ -117,7 +117,7 @@ def test_an_adapter_to_start_from_must_exist(tmp_path):
   with pytest.raises(InputError, match="lora.init_from=/no/such: no such directory"):
     check_command_line(["lora.init_from=/no/such"])
   (tmp_path / "adapter").mkdir()
-  with pytest.raises(InputError, match=r"holds no adapter_config.json \(a run's adapter lies in its folder adapter\)"):
+  with pytest.raises(InputError, match=r"contains no adapter_config.json \(a run's adapter is in RUN/adapter\)"):
     check_command_line([f"lora.init_from={tmp_path}"])
 
 

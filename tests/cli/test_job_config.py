@@ -58,7 +58,7 @@ def test_resuming_accepts_what_does_not_change_the_run(override, run_dir):
   ("lora.rank=4", "lora.rank=4: the run"), ("optim.lr=1", "optim.lr=1.0"), ("lora=full", "lora.method=full"),
   ("data=stdlib_code", "data.view=code"), ("train.steps=30", "must be at least the run's 40"),
   ("train.batch_size=16", "train.batch_size=16"), ("data@retain=stdlib_code", "retain"), ("name=other", "name=other"),
-  ("experiment=jax_tutorial", "cannot be laid over"), ("hydra.run.dir=x", "stays in its directory"),
+  ("experiment=jax_tutorial", "cannot be applied to a saved run"), ("hydra.run.dir=x", "stays in its directory"),
   ("task=evaluate", "task=evaluate"),
 ])
 def test_resuming_refuses_what_changes_the_run_and_names_it(override, named, run_dir):
@@ -76,7 +76,7 @@ def test_a_planned_schedule_cannot_be_made_longer(run_dir):
 
 @pytest.mark.parametrize(("text", "words"), [
   ("lora: {rnk: 3}", "config.yaml: lora.rnk: no such setting; did you mean lora.rank"),
-  ("lora: [1", "cannot be read"), ("- 1", "holds no settings"), ("", "holds no settings"),
+  ("lora: [1", "cannot be read"), ("- 1", "contains no settings"), ("", "contains no settings"),
   ("lora: !!python/object/apply:os.getcwd []", "cannot be read"),
 ])
 def test_a_damaged_saved_config_is_reported_with_its_path(text, words, run_dir):

@@ -47,7 +47,7 @@ def test_run_trains_and_load_gives_the_trained_adapter(in_tmp_path):
   arrays = flatten(lora_exp.load(result.directory).params)
   lora_b = [x for path, x in arrays.items() if path.endswith("lora_b")]
   assert lora_b and all(np.any(np.asarray(x)) for x in lora_b), "B is zero before training"
-  with pytest.raises(InUseError, match="holds a run already"):
+  with pytest.raises(InUseError, match="already contains a run"):
     lora_exp.run(cfg, "mine")
 
 

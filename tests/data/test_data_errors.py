@@ -14,8 +14,8 @@ from lora_exp.data.rows import make_rows
 @pytest.mark.parametrize(("content", "message"), [
   (b"fine\nfine<|endoftext|>bad \xff byte", r"corpus, line 2: byte 26 is not UTF-8 \(invalid start byte\)"),
   (b"a\n" * 10 + b"\xc3", "line 11: byte 20 is not UTF-8"),
-  (b"", "corpus holds no text"),
-  (b" \n<|endoftext|>\n", "corpus holds no text"),
+  (b"", "corpus contains no text"),
+  (b" \n<|endoftext|>\n", "corpus contains no text"),
   (b"only one", "1 of 4 documents is .*gives 1; raise data.eval_fraction or data.limit, or set data.eval_path"),
   (b"<|endoftext|>".join([b"x"] * 3 + [b"yy"]), None),
 ])
@@ -32,12 +32,12 @@ def test_bad_text_is_refused_in_words(tmp_path, content, message):
 
 @pytest.mark.parametrize(("line", "message"), [
   ('{"prompt": "a", "response": }', "line 2: not JSON: Expecting value at column 29"),
-  ("[1]", "line 2: a JSON object is expected, this is list"),
-  ({"prompt": "a", "respones": "b"}, "line 2: no field 'response'.*did you mean respones"),
-  ({"response": "b"}, "line 2: no field 'prompt'"),
-  ({"prompt": "a", "response": 3}, "line 2: the field 'response' holds int, a string is expected"),
-  ({"prompt": "a", "response": None}, "line 2: the field 'response' holds NoneType"),
-  ('{"prompt": "a", "response": "\\ud800"}', "line 2: the field 'response' holds half of a surrogate pair"),
+  ("[1]", "line 2: expected a JSON object, got list"),
+  ({"prompt": "a", "respones": "b"}, "line 2: there is no field 'response'.*did you mean respones"),
+  ({"response": "b"}, "line 2: there is no field 'prompt'"),
+  ({"prompt": "a", "response": 3}, "line 2: the field 'response' has type int, expected a string"),
+  ({"prompt": "a", "response": None}, "line 2: the field 'response' has type NoneType"),
+  ('{"prompt": "a", "response": "\\ud800"}', "line 2: the field 'response' contains an unpaired surrogate"),
   ("[" * 100_000, "line 2: "),
 ])
 def test_bad_jsonl_names_the_line_and_the_reason(tmp_path, line, message):
@@ -63,7 +63,7 @@ def test_jsonl_that_is_not_utf8(tmp_path):
   ({"limit": 3}, "nothing is held out: .*gives 3; raise"),
   ({"source": "stdlib", "view": "docs", "limit": 2}, "1 of 4 files is .*library gives 2; .* or data.limit$"),
   ({"limit": 0}, "data.limit=0 reads nothing"),
-  ({"packing": "pad", "seq_len": 1, "eval_path": "FOLDER/corpus.txt"}, "holds no text to evaluate on"),
+  ({"packing": "pad", "seq_len": 1, "eval_path": "FOLDER/corpus.txt"}, "contains no text to evaluate on"),
 ])
 def test_bad_settings_are_refused_in_words(tmp_path, settings, message):
   put = {name: value.replace("FOLDER", str(tmp_path)) if isinstance(value, str) else value

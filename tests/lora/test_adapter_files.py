@@ -332,7 +332,7 @@ def test_problems_of_both_files_are_named_together(directory):
   rewrite(directory, r=0, lora_alpha=None)
   (directory / WEIGHTS).write_bytes(b"")
   problems = refusal(directory)
-  assert all(any(words in p for p in problems) for words in ("r=0", "lora_alpha=null", "not a whole safetensors file"))
+  assert all(any(words in p for p in problems) for words in ("r=0", "lora_alpha=null", "complete safetensors file"))
   assert len(problems) == 3
 
 
@@ -392,4 +392,4 @@ def test_harmless_keys_symlinks_and_a_new_alpha_are_no_damage(directory, tmp_pat
 def test_a_directory_without_an_adapter_is_refused(tmp_path):
   for path in (tmp_path, tmp_path / "absent"):
     [problem] = refusal(path)
-    assert f"{path} holds no adapter: {WEIGHTS} is missing" in problem
+    assert f"{path} contains no adapter:  {WEIGHTS} is missing" in problem

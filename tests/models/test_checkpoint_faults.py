@@ -72,14 +72,14 @@ class Bomb:
 
 
 FAULTS = {
-  "truncated": [r"model.safetensors is not a whole safetensors file: it has [\d,]+ of [\d,]+ bytes; get it again"],
-  "header": ["model.safetensors is not a whole safetensors file: "
-             r"its header would have [\d,]+ bytes, and the file has 50; get it again"],
-  "empty": ["model.safetensors is not a whole safetensors file"],
+  "truncated": [r"is not a complete safetensors file: it has [\d,]+ of [\d,]+ bytes; download it again"],
+  "header": ["model.safetensors is not a complete safetensors file: "
+             r"its header claims [\d,]+ bytes, the file has 50; download it again"],
+  "empty": ["model.safetensors is not a complete safetensors file"],
   "missing shard": ["model-00002-of-00003.safetensors is missing"],
-  "truncated shard": ["model-00002-of-00003.safetensors is not a whole safetensors file"],
-  "index": ["model-00002-of-00003.safetensors: model.norm.weight is missing, and .*index.json says that it is there"],
-  "tensors": [r"up_proj.weight is \(48, 31\), the model's is \(48, 32\)", r"down_proj.weight is of dtype I32",
+  "truncated shard": ["model-00002-of-00003.safetensors is not a complete safetensors file"],
+  "index": ["model-00002-of-00003.safetensors: model.norm.weight is missing, although .*index.json lists it"],
+  "tensors": [r"up_proj.weight is \(48, 31\), the model's is \(48, 32\)", r"down_proj.weight has dtype I32",
               "model.norm.weight is missing", "model.extra.weight is not in the model"],
   "architecture": ["config.json: architectures=PhiForCausalLM: not supported; choose Gemma.*Phi3ForCausalLM"],
   "fields": ["config.json: num_hidden_layers=2: must be a whole number from 1 to 10,000",
@@ -88,7 +88,7 @@ FAULTS = {
   "json": ["config.json: cannot be read as JSON"],
   "no config": ["there is no .*config.json, and model=hf reads the model from it"],
   "pickle": ["pytorch_model.bin is a pickle, .*save_pretrained"],
-  "adapter": ["holds an adapter and no base"],
+  "adapter": ["contains an adapter, not a base"],
   "nothing": ["there is no model.safetensors"],
 }
 

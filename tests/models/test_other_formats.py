@@ -48,7 +48,7 @@ def test_a_gguf_file_is_dequantised_once_into_the_cache(tmp_path):
 def test_a_truncated_gguf_file_is_reported(tmp_path):
   file = gguf_file(tmp_path / "tiny.gguf", random_arrays(NO_BIAS))
   file.write_bytes(file.read_bytes()[:-5000])
-  with pytest.raises(InputError, match=r"tiny.gguf is not a whole GGUF file"):
+  with pytest.raises(InputError, match=r"tiny.gguf is not a complete GGUF file"):
     load_arrays(file, NO_BIAS, cache=tmp_path / "cache")
   assert not list((tmp_path / "cache").rglob("*.safetensors"))
 

@@ -47,7 +47,7 @@ def test_reason_of_a_bug_is_its_exception(tmp_path):
 
 
 def test_directory_without_a_sweep_is_an_input_error(tmp_path):
-  with pytest.raises(InputError, match="holds no runs"):
+  with pytest.raises(InputError, match="contains no runs"):
     read_sweep(tmp_path)
   one = trial(tmp_path, 0, 2.0)
   with pytest.raises(InputError, match="is one run"):

@@ -39,7 +39,7 @@ def test_made_once_then_found(tmp_path):
   assert made[0] == made[1] == tmp_path / "rows" / KEY[:32]
   assert (made[0] / "file").read_text() == "content"
   assert files(tmp_path / "rows") == [KEY[:32], f"{KEY[:32]}/file"]
-  get_or_make(tmp_path, "rows", KEY, lambda directory: pytest.fail("made again"))
+  get_or_make(tmp_path, "rows", KEY, lambda directory: pytest.fail("rebuilt"))
 
 
 def test_root_may_start_with_a_tilde(tmp_path, monkeypatch):

@@ -62,8 +62,8 @@ def test_a_lock_ends_with_its_process(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "kind", "words"), [
-  (errno.ENOSPC, DiskError, "No space left on device; make room"),
-  (errno.EDQUOT, DiskError, "make room"),
+  (errno.ENOSPC, DiskError, "No space left on device; free some space"),
+  (errno.EDQUOT, DiskError, "free some space"),
   (errno.ENOTDIR, InputError, "a file is in the way; give another path"),
   (errno.EACCES, InputError, "Permission denied; give another path"),
 ])  # fmt: skip

@@ -118,7 +118,7 @@ def test_another_command_is_refused_before_a_file_changes(basic, capfd):
   directory, argv = basic
   before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
   sweep(directory, *argv, "train.batch_size=4", code=2)
-  assert "run 0 was begun with another train.batch_size" in capfd.readouterr().err
+  assert "run 0 was started with another train.batch_size" in capfd.readouterr().err
   assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 

@@ -297,5 +297,5 @@ def test_a_sweep_goes_on_only_as_it_began(unbroken, capfd):
   before = {p: p.read_bytes() for p in unbroken.rglob("*") if p.is_file()}
   stories = ["data=text", f"data.path={unbroken.parent / 'lora_exp_test_stories.txt'}"]
   sweep(unbroken, *SHORT, *KILLED, *stories, "optim.warmup=3", code=2)
-  assert "run 0 was begun with another optim" in capfd.readouterr().err
+  assert "run 0 was started with another optim" in capfd.readouterr().err
   assert all(p.read_bytes() == content for p, content in before.items() if p.name in ("config.yaml", "metrics.jsonl"))

@@ -197,12 +197,12 @@ def saved(tmp_path) -> Path:
 
 def test_bad_settings_are_found_before_anything_is_read(saved):
   export = ["task=export", f"run={saved}"]
-  assert problems("task=export")[0].startswith("run=null: task=export needs the run")
+  assert problems("task=export")[0].startswith("run=null: task=export needs a run")
   assert "did you mean merged?" in problems(*export, "format=mergd")[0]
   assert "choose null, float32, bfloat16, float16" in problems(*export, "merge.dtype=float64")[0]
   assert "merge.bound=-1.0: must be 0 or more" in problems(*export, "merge.bound=-1")[0]
   for place in ("adapter", "adapter/x", "checkpoints/1", "."):
-    assert "would lie in the run's own files" in problems(*export, f"out={saved}/{place}")[0]
+    assert "is inside the run's own files" in problems(*export, f"out={saved}/{place}")[0]
   assert "task=export format=base" in problems("task=merge", f"run={saved}", "format=base")[0]
   assert "lora=frozen trained nothing" in problems(*export, "lora=frozen")[0]
   assert check_command_line(export).jobs[0].format == "peft"  # an empty directory is no problem

@@ -121,8 +121,8 @@ def test_inspection_of_other_weights_is_not_reported(swept, tmp_path):
 @pytest.mark.parametrize(("run", "words"), [
   ("4", "lora=frozen trained nothing; there is no ΔW to inspect"),
   ("nowhere", "no such directory"),
-  ("0/plots", "holds no run"),
-  (None, "task=inspect looks into a run, or every run of a sweep"),
+  ("0/plots", "contains no run"),
+  (None, "task=inspect needs a run or a sweep to inspect"),
 ])
 def test_run_without_an_update_is_an_input_error(swept, capfd, run, words):
   argv = ["task=inspect"] + ([f"run={swept / run}"] if run else [])

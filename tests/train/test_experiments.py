@@ -19,7 +19,7 @@ from lora_exp.train.program import assemble
 from lora_exp.train.step import features
 
 ON_GPT2 = {"gpt2_sentences": ["c_attn"], "lora_guide": ["c_attn", "attn.c_proj"]}
-ABSENT = "is not here, and the hub cannot be reached"
+ABSENT = "was not found on this machine, and the hub cannot be reached"
 
 
 @pytest.fixture

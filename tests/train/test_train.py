@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_are_listed_at_once(full, data, in_tmp_path, cap
     assert words in said
   (in_tmp_path / "odd.safetensors").write_bytes(b"no tensors")
   assert entry.run([*TINY, *data, "model.weights=odd.safetensors"]) == 2
-  assert "not a whole safetensors file" in capfd.readouterr().err
+  assert "not a complete safetensors file" in capfd.readouterr().err
   assert [path.name for path in in_tmp_path.iterdir()] == ["odd.safetensors"]
 
 

@@ -1,14 +1,13 @@
-'''Where data comes from: one file for each source, found by being in this folder.
+'''Data sources, one file each. The registry imports every file in this folder.
 
-Here belongs what only one source knows: its settings, their checks, its documents, its identity for the cache, its
-error messages. How documents become rows is `data.rows`; what holds for every source is checked in
-`data.source_checks`.
+A file has everything specific to its source: settings, their checks, documents, the identity for the cache, and error
+messages. `data.row_writer` packs documents into rows, and `data.source_checks` has the checks common to all sources.
 
 Add a source
 ------------
 
-A source is one file in this folder and one in `conf/data/`. Nothing else is edited. As an example, poems that blank
-lines separate; `data/sources/poems.py`:
+A source is one file in this folder and one in `conf/data/`; nothing else is edited. The example below reads poems that
+are separated by blank lines. `data/sources/poems.py`:
 
     """Poems of a text file."""
 
@@ -46,7 +45,7 @@ lines separate; `data/sources/poems.py`:
           yield Document(key, "\\n".join(text), prompt=title)
           key += 1
 
-and `conf/data/poems.yaml`, which has the source's own settings under `options`, each with its default:
+`conf/data/poems.yaml` lists the source's own settings under `options`, with their defaults:
 
     # Poems of a text file: data.path=FILE, separated by blank lines.
     defaults: [_base, _self_]
@@ -58,18 +57,18 @@ and `conf/data/poems.yaml`, which has the source's own settings under `options`,
 
 Now `data=poems data.path=FILE data.options.min_lines=4` trains. `data@retain=poems retain.path=FILE` works too.
 
-- **The base class** is `TextSource`, `FileSource` where the file `data.path` is read, or `NumericSource` for models
-  that read no tokens. See `data/sources/source.py`.
-- **Settings** are the dataclass's fields. One that has the name of a setting of `data` (`view`, `seed`, `limit`, ...)
-  has its value from there; any other is `data.options.NAME`, and is converted to the type of the field. An option that
-  no field names is refused, with the nearest spelling.
+- **The base class** is `TextSource`, `FileSource` for sources that read the file `data.path`, or `NumericSource` for
+  models without tokens. See `data/sources/source.py`.
+- **Settings** are the fields of the dataclass. A field with the name of a setting of `data` (`view`, `seed`, `limit`,
+  ...) has the value of that setting. Any other field is `data.options.NAME`, converted to the type of the field. An
+  option without a field is an error that suggests the nearest spelling.
 - **Checks**: `check` yields the problems of the settings, `check_inputs` those of files and packages. They run
-  before anything is made, and are shown together with all other problems of the command line.
+  before anything is created, and are shown together with all other problems of the command line.
 - **Documents** have a `key`. Of every ten keys one is held out (`data.eval_fraction`), so documents that belong
-  together share one. Where the file is bad, raise `InputError`, and say in which line and what to do.
+  together share one. If the file is bad, raise `InputError` with the line and what to do.
 - **Identity**: rows are cached under the hash of `name`, `version`, every setting, and `digest()`. `FileSource` hashes
-  the file, `TextSource` all documents. A setting whose effect the digest shows anyhow, such as a path, may be declared
-  `covered_by_digest`. Raise `version` when the code comes to give other documents for the same files and settings.
+  the file, `TextSource` all documents. A setting that affects the data only through the digest, such as a path, may be
+  declared `covered_by_digest`. Raise `version` when the code yields other documents for the same files and settings.
 '''
 
 import importlib
@@ -91,7 +90,7 @@ __all__ = [
 
 @cache
 def registry() -> Mapping[str, type[Source]]:
-  """Every source by its name: the classes in the files of this folder that have one."""
+  """All sources by name: the classes with a `name` in the files of this folder."""
   found: dict[str, type[Source]] = {}
   for module in pkgutil.iter_modules(__path__):
     loaded = importlib.import_module(f"{__name__}.{module.name}")
@@ -104,27 +103,27 @@ def registry() -> Mapping[str, type[Source]]:
 
 
 def source_class(name: str) -> type[Source]:
-  """The source called `name`. Raises InputError, with the nearest spelling, where there is none."""
+  """The source `name`. Raises InputError with the nearest spelling if there is none."""
   if name not in registry():
     raise InputError(f"data.source={name}: choose {', '.join(registry())}{did_you_mean(name, registry())}")
   return registry()[name]
 
 
 def is_numeric(cfg: DataConfig) -> bool:
-  """Whether the rows of `cfg` are examples of numbers, each of which counts as one token."""
+  """Whether the rows of `cfg` are numeric examples, each of which counts as one token."""
   return source_class(cfg.source).numeric
 
 
 def prompt_separator(cfg: DataConfig) -> str | None:
-  """What stands between a prompt and its answer in the documents of `cfg`; None where they have no answers."""
+  """The text between a prompt and its answer in the documents of `cfg`; None if they have no answers."""
   cls = source_class(cfg.source)
   return cls.prompt_separator if issubclass(cls, TextSource) else None
 
 
 def open_source(cfg: DataConfig) -> Source:
-  """The source that `cfg` describes, ready to be read. Raises InputError with every problem of its settings and files.
+  """Creates the source of `cfg`. Raises InputError with every problem of its settings and files.
 
-  A message calls the settings `data.NAME`.
+  Messages name the settings `data.NAME`.
   """
   source, problems = make_source(source_class(cfg.source), cfg)
   problems += [*source.check(), *source.check_inputs()]

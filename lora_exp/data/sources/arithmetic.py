@@ -1,4 +1,4 @@
-"""Sums of two numbers behind the name of a function: the task of penzai's LoRA tutorial."""
+"""Sums of two numbers, written as calls of a function: the task of penzai's LoRA tutorial."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ import numpy as np
 
 from lora_exp.data.sources.source import Document, TextSource, covered_by_digest
 
-BELOW = 1000  # bound of both arguments
-EXAMPLE_BYTES = 34  # of an example, about
+BELOW = 1000  # both arguments are smaller
+EXAMPLE_BYTES = 34  # approximate size of an example
 
 
 @dataclass(frozen=True)
 class Arithmetic(TextSource):
-  """`>>> mystery_function(a, b)` and on the next line its value, a + b.
+  """`>>> mystery_function(a, b)`, and on the next line its value, a + b.
 
-  The first `limit` of all 1,000,000 pairs, in an order that `examples_seed` decides: no pair occurs twice, so
-  what is held out is never trained on.
+  The first `limit` of all 1,000,000 pairs, shuffled by `examples_seed`. No pair occurs twice, so held-out pairs are
+  never trained on.
   """
 
   name = "arithmetic"
@@ -29,7 +29,7 @@ class Arithmetic(TextSource):
 
   @property
   def count(self) -> int:
-    """How many examples there are."""
+    """The number of examples."""
     return min(self.limit or BELOW**2, BELOW**2)
 
   @property

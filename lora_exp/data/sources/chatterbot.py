@@ -1,4 +1,4 @@
-"""Questions and answers of the package chatterbot-corpus (BSD), whose files are read without importing it."""
+"""Questions and answers of the package chatterbot-corpus (BSD). Its files are read without importing it."""
 
 import hashlib
 import importlib.util
@@ -16,9 +16,9 @@ INSTALL = "pip install chatterbot-corpus==1.3.3"
 
 @dataclass(frozen=True)
 class Chatterbot(TextSource):
-  """Each sentence of a conversation but the last is a question, and the next one its answer.
+  """Every sentence of a conversation except the last is a question, and the next sentence is its answer.
 
-  All answers to one question stand together and are held out together: many questions have several.
+  Many questions have several answers, which are adjacent and are held out together.
   """
 
   name = "chatterbot"
@@ -52,7 +52,7 @@ class Chatterbot(TextSource):
 
 
 def english_files() -> list[Path]:
-  """The package's English files by name; none where it is not installed."""
+  """The package's English files by name; empty if it is not installed."""
   spec = importlib.util.find_spec("chatterbot_corpus")
   if spec is None or spec.origin is None:
     return []
@@ -60,7 +60,7 @@ def english_files() -> list[Path]:
 
 
 def question_answers(path: Path) -> list[tuple[str, str]]:
-  """(question, answer) of one file, in order. Raises InputError for a file that is not the package's."""
+  """(question, answer) pairs of one file, in order. Raises InputError if the file is not one of the package."""
   try:
     conversations = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
     stripped = [[str(sentence).strip() for sentence in conversation] for conversation in conversations]

@@ -1,4 +1,4 @@
-"""What sources that read the file `data.path` share: its settings, its checks, its digest, and its text."""
+"""The base class of sources that read the file `data.path`: settings, checks, digest and decoding."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from lora_exp.runtime.files import file_problem
 
 @dataclass(frozen=True)
 class FileSource(TextSource):
-  """A source that reads one file, and held-out documents from another where there is one."""
+  """A source that reads one file, and optionally the held-out documents from another file."""
 
-  content: ClassVar[str]  # what the file is, for the message where none is given: "a file of JSON lines"
-  suffixes: ClassVar[tuple[str, ...]] = ()  # of such files, for suggestions
+  content: ClassVar[str]  # description for the message when no file is given: "a file of JSON lines"
+  suffixes: ClassVar[tuple[str, ...]] = ()  # usual suffixes of such files, for suggestions
 
   path: str | None = covered_by_digest()
   eval_path: str | None = covered_by_digest(None)
 
   @property
   def file(self) -> Path:
-    """The file that is read."""
+    """The path of the file."""
     assert self.path, "check_inputs refuses a source without a path"
     return Path(self.path).expanduser()
 
@@ -44,7 +44,7 @@ class FileSource(TextSource):
       yield from filter(None, [file_problem("data.eval_path", self.eval_path)])
 
   def held_out(self) -> Self | None:
-    """The same source that reads `eval_path`, if that is given."""
+    """The source of `eval_path`, or None if it is not set."""
     return self.replace(path=self.eval_path, eval_path=None) if self.eval_path else None
 
   def digest(self) -> str:
@@ -53,9 +53,9 @@ class FileSource(TextSource):
       return hashlib.file_digest(file, "sha256").hexdigest()
 
   def decode(self, content: bytes, line: int, offset: int) -> str:
-    """The text of `content`, which begins in `line` (from 1) at byte `offset` of the file.
+    """Decodes `content`, which starts in `line` (from 1) at byte `offset` of the file.
 
-    Raises InputError, with line and byte, where it is not UTF-8. A byte order mark at the file's beginning is dropped.
+    Raises InputError with line and byte if it is not UTF-8. A byte order mark at the start of the file is dropped.
     """
     try:
       text = content.decode()

@@ -11,7 +11,7 @@ from lora_exp.data.sources.source import Document
 
 @dataclass(frozen=True)
 class JsonLines(FileSource):
-  """A JSON object on each line: the text of `response_field` is learned after that of `prompt_field`."""
+  """One JSON object per line: `prompt_field` is the prompt, `response_field` the text to learn."""
 
   name = "jsonl"
   suffixes = (".jsonl", ".ndjson")
@@ -50,20 +50,20 @@ class JsonLines(FileSource):
     except RecursionError as error:
       raise InputError("JSON nested too deeply") from error
     if not isinstance(record, dict):
-      raise InputError(f"a JSON object is expected, this is {type(record).__name__}")
+      raise InputError(f"expected a JSON object, got {type(record).__name__}")
     return text_field(record, self.prompt_field), text_field(record, self.response_field)
 
 
 def text_field(record: dict[str, object], name: str) -> str:
-  """The text of the field `name`. Raises InputError where there is none, or where it is not valid Unicode."""
+  """The text of the field `name`. Raises InputError if it is missing, not a string, or not valid Unicode."""
   if name not in record:
-    raise InputError(f"no field {name!r}, the fields are {', '.join(map(repr, record)) or 'none'}"
+    raise InputError(f"there is no field {name!r}; the fields are {', '.join(map(repr, record)) or 'none'}"
                      f"{did_you_mean(name, record)} (data.prompt_field and data.response_field name them)")
   value = record[name]
   if not isinstance(value, str):
-    raise InputError(f"the field {name!r} holds {type(value).__name__}, a string is expected")
+    raise InputError(f"the field {name!r} has type {type(value).__name__}, expected a string")
   try:
     value.encode()
   except UnicodeEncodeError as error:
-    raise InputError(f"the field {name!r} holds half of a surrogate pair at character {error.start}") from error
+    raise InputError(f"the field {name!r} contains an unpaired surrogate at character {error.start}") from error
   return value

@@ -1,4 +1,4 @@
-"""Noise to learn by heart: the regression of blox's LoRA notebook."""
+"""Random examples to memorise: the regression of blox's LoRA notebook."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ EXAMPLES = 32
 
 @dataclass(frozen=True)
 class Regression(NumericSource):
-  """32 examples of 16 features and 10 numbers, all from N(0, 1)."""
+  """32 examples with 16 features and 10 targets, all drawn from N(0, 1)."""
 
   name = "regression"
   inputs, outputs, classes = 16, 10, False
@@ -22,6 +22,6 @@ class Regression(NumericSource):
 
 def normal(seed: int, width: int) -> np.ndarray:
   """(N, width) float32 from N(0, 1), as `jax.random` draws them."""
-  import jax  # not at the top: the checks of a command line need no jax
+  import jax  # imported here because the checks of a command line must not import jax
 
   return np.asarray(jax.random.normal(jax.random.key(seed), (EXAMPLES, width)))

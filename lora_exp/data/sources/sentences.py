@@ -1,4 +1,4 @@
-"""A few sentences, over and over."""
+"""A few sentences, each repeated."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from lora_exp.data.sources.source import Document, TextSource, covered_by_digest
 
 @dataclass(frozen=True)
 class Sentences(TextSource):
-  """`sentences`, each `repeat` times; a held-out sentence is held out every time."""
+  """`sentences`, each `repeat` times. All copies of a held-out sentence are held out."""
 
   name = "sentences"
   unit = "sentences"
@@ -25,7 +25,7 @@ class Sentences(TextSource):
 
   def check(self) -> Iterator[str]:
     if len(set(self.sentences)) < 2 or not all(map(str.strip, self.sentences)):
-      yield "data.sentences: must be two different texts or more, none of them blank"
+      yield "data.sentences: must contain at least two different texts, none of them blank"
     if self.repeat < 1:
       yield self.problem("repeat", "must be at least 1")
 

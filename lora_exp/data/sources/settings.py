@@ -10,9 +10,9 @@ from lora_exp.data.sources.source import COMMON, Source
 
 
 def make_source(cls: type[Source], cfg: DataConfig) -> tuple[Source, list[str]]:
-  """The source with the settings in `cfg`, and the problems of `cfg.options`, in which settings are called `data.NAME`.
+  """Returns the source with the settings in `cfg`, and the problems of `cfg.options`, which name settings `data.NAME`.
 
-  An option that has a problem has its default in the source.
+  An option with a problem has its default value in the source.
   """
   own = {setting.name: setting for setting in dataclasses.fields(cls) if setting.name not in COMMON}
   hints = get_type_hints(cls)

@@ -1,4 +1,4 @@
-"""What every source of data is: its name, its settings with their checks, what it gives, and its identity."""
+"""The base classes of data sources: name, settings and their checks, documents or examples, identity for the cache."""
 
 import dataclasses
 import hashlib
@@ -19,59 +19,59 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # array's name -> (shape, dtype
 
 @dataclass(frozen=True)
 class Document:
-  """A text to learn, after a prompt that is read and not learned (unless data.prompt_in_loss=true)."""
+  """A text to learn, and a prompt before it that has no loss (unless data.prompt_in_loss=true)."""
 
-  key: int  # decides whether it is held out: the number of the document, or of the file or question it belongs to
+  key: int  # determines whether it is held out: index of the document, or of its file or question
   text: str
   prompt: str = ""
-  read: int = 0  # bytes of the source that have been read so far
+  read: int = 0  # bytes of the source read so far
 
 
 def covered_by_digest(default: Any = dataclasses.MISSING) -> Any:
   """A setting that is not part of a source's identity, because `digest` changes whenever it changes the data.
 
-  A path is one: the content of the file counts, and not its name.
+  A path is an example: the content of the file matters, not its name.
   """
   return field(default=default, metadata={"covered_by_digest": True})
 
 
 @dataclass(frozen=True)
 class Source(ABC):
-  """Where data comes from. A subclass is a frozen dataclass whose fields are its settings.
+  """A data source. A subclass is a frozen dataclass whose fields are its settings.
 
-  A field named as a setting of `DataConfig` (view, path, seed, ...) has its value from `data.NAME`, any other from
-  `data.options.NAME`. Making a source reads nothing.
+  A field with the name of a `DataConfig` setting (view, path, seed, ...) has the value of `data.NAME`, any other field
+  that of `data.options.NAME`. Creating a source reads no files.
   """
 
-  name: ClassVar[str]  # as typed: data.source=NAME
-  version: ClassVar[int] = 1  # raise it when the same files and settings come to give other data
-  numeric: ClassVar[bool] = False  # gives examples of numbers, and no text
+  name: ClassVar[str]  # data.source=NAME
+  version: ClassVar[int] = 1  # raise it when the same files and settings yield other data
+  numeric: ClassVar[bool] = False  # yields numeric examples instead of text
 
   def check(self) -> Iterator[str]:
-    """Problems of the settings alone, one line each, best made by `problem`. No file is read here."""
+    """Yields the problems of the settings alone, one line each, formatted by `problem`. Must not read files."""
     yield from ()
 
   def check_inputs(self) -> Iterator[str]:
-    """Problems of the files and packages that it reads, one line each. They are looked for, and not read."""
+    """Yields the problems of required files and packages, one line each. Checks only that they exist."""
     yield from ()
 
   def problem(self, setting: str, reason: str) -> str:
-    """'data.SETTING=VALUE: REASON'. In a source of `data@retain`, `data.` is replaced before the message is shown."""
+    """Formats 'data.SETTING=VALUE: REASON'. For other groups such as `data@retain`, the caller replaces `data.`."""
     key = setting if setting in COMMON else f"options.{setting}"
     return f"data.{key}={shown(getattr(self, setting))}: {reason}"
 
   @abstractmethod
   def digest(self) -> str:
-    """SHA-256 (hex) of everything besides the settings that decides the data: files, versions of libraries."""
+    """SHA-256 (hex) of everything except the settings that determines the data: files, versions of libraries."""
 
   def settings(self) -> dict[str, object]:
-    """The settings that are part of the identity: all but those that are `covered_by_digest`."""
+    """The settings that are part of the identity: all except those `covered_by_digest`."""
     fields = dataclasses.fields(self)
     return {setting.name: getattr(self, setting.name) for setting in fields
             if not setting.metadata.get("covered_by_digest")}
 
   def replace(self, **settings: object) -> Self:
-    """The same source with other settings."""
+    """Returns a copy with other settings."""
     return dataclasses.replace(self, **settings)
 
   @classmethod
@@ -85,29 +85,29 @@ class TextSource(Source):
   """A source of documents."""
 
   unit: ClassVar[str] = "documents"  # what is counted and held out
-  prompt_separator: ClassVar[str | None] = None  # between prompt and text where no chat template is used;
-  # None: what follows a prompt is no answer to it, so that samples go on from the plain prompt
+  prompt_separator: ClassVar[str | None] = None  # put between prompt and text without a chat template;
+  # None: the text is not an answer to the prompt, so samples continue the plain prompt
 
   @property
   def label(self) -> str:
-    """What messages call it."""
+    """The name of the source in messages."""
     return f"the source {self.name}"
 
   @property
   def size(self) -> int | None:
-    """Bytes to read, where they are known: the length of the progress bar."""
+    """Total bytes for the progress bar, or None if unknown."""
     return None
 
   @abstractmethod
   def documents(self) -> Iterator[Document]:
-    """Every document in order, lazily; keys count from 0 and never fall. Raises InputError for bad data."""
+    """Yields every document in order; keys start at 0 and never decrease. Raises InputError for bad data."""
 
   def held_out(self) -> "TextSource | None":
-    """The source of the held-out documents, or None: a share of this one's documents is held out."""
+    """The source of the held-out documents, or None if a share of this source's documents is held out."""
     return None
 
   def digest(self) -> str:
-    """SHA-256 (hex) of all documents. It reads them; override it where the files can be hashed instead."""
+    """SHA-256 (hex) of all documents, which it reads. Override it if files can be hashed instead."""
     sha = hashlib.sha256()
     for document in self.documents():
       sha.update(json.dumps([document.key, document.prompt, document.text]).encode())
@@ -122,15 +122,15 @@ class TextSource(Source):
 
 @dataclass(frozen=True)
 class NumericSource(Source):
-  """A source of examples for models that read no tokens: I features, and a class or O numbers to predict.
+  """A source of examples for models without tokens: I features, and a class or O numbers to predict.
 
-  A row is one example, and counts as one token wherever tokens are counted. Both splits hold every example.
+  A row is one example and counts as one token. Both splits contain every example.
   """
 
   numeric: ClassVar[bool] = True
   inputs: ClassVar[int]  # I
   outputs: ClassVar[int]  # classes, or numbers to predict (O)
-  classes: ClassVar[bool]  # what is predicted is a class
+  classes: ClassVar[bool]  # whether targets are classes
 
   @abstractmethod
   def examples(self) -> tuple[np.ndarray, np.ndarray]:

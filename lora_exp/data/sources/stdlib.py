@@ -1,4 +1,4 @@
-"""Python's own standard library: its code, or its docstrings."""
+"""Python's standard library: its code, or its docstrings."""
 
 import hashlib
 import json
@@ -77,9 +77,9 @@ def library_files() -> list[Path]:
 
 
 def parsed(paths: Sequence[Path], view: str, workers: int | None = None) -> Iterator[list[str]]:
-  """The texts of each Python file in order, parsed by `workers` processes (default: one for each CPU).
+  """Yields the texts of each Python file in order, parsed by `workers` processes (default: one per CPU).
 
-  They are plain subprocesses and no pool, whose workers would import the caller's main module. Raises InputError where
+  They are plain subprocesses, because the workers of a pool would import the caller's main module. Raises InputError if
   one of them dies.
   """
   workers = min(workers or os.cpu_count() or 1, len(paths))
@@ -88,7 +88,7 @@ def parsed(paths: Sequence[Path], view: str, workers: int | None = None) -> Iter
     for n in range(workers):
       worker = stack.enter_context(subprocess.Popen(
         [sys.executable, "-I", "-S", python_text.__file__, view], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-      stack.callback(worker.kill)  # runs before the wait of Popen: a consumer that stops early leaves no worker behind
+      stack.callback(worker.kill)  # before Popen's wait, so that no worker survives a consumer that stops early
       assert worker.stdin is not None
       worker.stdin.write(b"\n".join(map(os.fsencode, paths[n::workers])))
       worker.stdin.close()

@@ -13,7 +13,7 @@ LONGEST = 2**20  # bytes of a document; a longer one is cut at a newline
 
 @dataclass(frozen=True)
 class Text(FileSource):
-  """UTF-8 text with `<|endoftext|>` between documents; one longer than 1 MiB is cut at a newline into several."""
+  """UTF-8 text with `<|endoftext|>` between documents. Documents longer than 1 MiB are split at newlines."""
 
   name = "text"
   suffixes = (".txt",)
@@ -32,9 +32,9 @@ class Text(FileSource):
 
 
 def split_documents(file: IO[bytes], block: int = 2**20) -> Iterator[tuple[bytes, int]]:
-  """(document, bytes of the separator after it), reading `block` bytes at a time.
+  """Yields (document, bytes of the separator after it), reading `block` bytes at a time.
 
-  One document and one block are held in memory, however large the file is.
+  Memory holds one document and one block, whatever the size of the file.
   """
   rest = b""
   while read := file.read(block):
@@ -49,7 +49,7 @@ def split_documents(file: IO[bytes], block: int = 2**20) -> Iterator[tuple[bytes
 
 
 def _cut(document: bytes, keep: int) -> list[bytes]:
-  """Pieces of at most LONGEST bytes, cut off until at most `keep` bytes are left; these are the last piece."""
+  """Splits off pieces of at most LONGEST bytes until at most `keep` bytes remain, which are the last piece."""
   pieces, start = [], 0
   while len(document) - start > keep:
     end = document.rfind(b"\n", start, start + LONGEST) + 1

@@ -9,7 +9,7 @@ from lora_exp.data.sources.source import NumericSource
 
 @dataclass(frozen=True)
 class Xor(NumericSource):
-  """The four corners of a square; class 1 where the signs differ. The task of penzai's first LoRA tutorial."""
+  """The four corners of a square; the class is 1 if the signs differ. The task of penzai's first LoRA tutorial."""
 
   name = "xor"
   inputs, outputs, classes = 2, 2, True

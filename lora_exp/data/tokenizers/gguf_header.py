@@ -1,4 +1,4 @@
-"""The settings at the beginning of a GGUF file, without its tensors: a tenth of a second where the library takes three.
+"""The settings in the header of a GGUF file. Reading them takes 0.1 s; the package gguf needs 3 s.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -16,15 +16,15 @@ VERSIONS = (2, 3)
 
 
 def read_header(file: Path) -> dict[str, Any]:
-  """{key: number, text, or list of them}. Raises InputError if `file` is no GGUF file or is cut short."""
+  """Reads {key: number, string, or list of them}. Raises InputError if `file` is not a GGUF file or is truncated."""
   with file.open("rb") as opened:
     if opened.read(4) != b"GGUF":
-      raise InputError(f"{file} is no GGUF file")
+      raise InputError(f"{file} is not a GGUF file")
     with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
       try:
         return _Reader(content).header()
       except (struct.error, UnicodeDecodeError, KeyError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged or was cut short: {error}") from error
+        raise InputError(f"{file} is damaged or truncated: {error}") from error
 
 
 class _Reader:
@@ -48,7 +48,7 @@ class _Reader:
     length = self.number("Q")
     text = self.content[self.place : self.place + length]
     if len(text) < length:
-      raise ValueError("a text goes on behind its end")
+      raise ValueError("a string extends past the end of the file")
     self.place += length
     return text.decode()
 

@@ -1,4 +1,4 @@
-"""The vocabulary in a GGUF file: byte-level BPE whose ids are in the order of merging, run by tiktoken."""
+"""The vocabulary in a GGUF file: byte-level BPE with ids in merge order, run by tiktoken."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,26 +19,26 @@ PATTERNS = {  # how text is split before merging, by tokenizer.ggml.pre
   "gpt-2": r50k_pat_str,
   "llama-bpe": LLAMA3,
   "qwen2": LLAMA3.replace("{1,3}", ""),
-  # Every digit alone, then GPT-2's pattern: whitespace before a digit ends there as it does at the end of the text.
+  # Single digits, then GPT-2's pattern. Whitespace before a digit is split as at the end of the text.
   "smollm": r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s++(?=\p{N})|\s++$|\s+(?!\S)|\s",
 }
 ADVICE = "set model.tokenizer= to the model's tokenizer.json or tokenizer.model"
 REQUIRED = ("ggml.tokens", "ggml.token_type", "ggml.merges")
-BOS_FIRST = ("llama-bpe",)  # where the file does not say
+BOS_FIRST = ("llama-bpe",)  # default if the file does not state it
 CONTROL, USER_DEFINED = ADDED = 3, 4  # types of tokens
 
 
 def read(file: Path) -> "GgufTokenizer":
-  """The tokenizer in `file`. Raises InputError if it is not byte-level BPE, or not complete."""
+  """Reads the tokenizer in `file`. Raises InputError if it is not byte-level BPE, or is incomplete."""
   header = read_header(file)
   if header.get("tokenizer.ggml.model") != "gpt2":
     raise InputError(f"{file}: its tokenizer is of the kind {header.get('tokenizer.ggml.model')}, and only byte-level "
                      f"BPE (gpt2) is read from GGUF; {ADVICE}")
   if (pre := header.get("tokenizer.ggml.pre")) not in PATTERNS:
-    raise InputError(f"{file}: tokenizer.ggml.pre={pre} is none of {', '.join(PATTERNS)}; {ADVICE}")
+    raise InputError(f"{file}: tokenizer.ggml.pre={pre} is not one of {', '.join(PATTERNS)}; {ADVICE}")
   settings = {key.removeprefix("tokenizer."): value for key, value in header.items() if key.startswith("tokenizer.")}
   if absent := [name for name in REQUIRED if not isinstance(settings.get(name), list)]:
-    raise InputError(f"{file}: tokenizer.{absent[0]} is absent")
+    raise InputError(f"{file}: tokenizer.{absent[0]} is missing")
   return GgufTokenizer(file, settings)
 
 
@@ -54,7 +54,7 @@ class GgufTokenizer(PieceTokenizer):
     merged = [ranks.get(bytes_of(merge.replace(" ", "", 1)), -1) for merge in settings["ggml.merges"]]
     if merged != sorted(merged):
       raise InputError(f"{file}: its tokens are not in the order of merging; {ADVICE}")
-    # tiktoken panics at a byte without a rank. Such a byte has a rank beyond the vocabulary, and is dropped later.
+    # tiktoken panics at a byte without a rank, so such bytes get ranks beyond the vocabulary and are dropped later.
     absent = [bytes((b,)) for b in range(256) if bytes((b,)) not in ranks]
     ranks |= {byte: self.vocab_size + n for n, byte in enumerate(absent)}
     self.split = settings["ggml.pre"]
@@ -77,12 +77,12 @@ class GgufTokenizer(PieceTokenizer):
 
 
 def _control_tokens(file: Path, settings: Mapping[str, Any]) -> ControlTokens:
-  """The control tokens that the header states. Raises InputError if nothing ends a document."""
+  """The control tokens in the header. Raises InputError if there is no end-of-text token."""
   tokens = settings["ggml.tokens"]
   ids = {name: i for name in ("bos", "eos", "eot", "eom") if (i := settings.get(f"ggml.{name}_token_id")) is not None
          and i < len(tokens)}
   if "eos" not in ids:
-    raise InputError(f"{file}: no token ends a document: tokenizer.ggml.eos_token_id is absent")
+    raise InputError(f"{file}: there is no end-of-text token: tokenizer.ggml.eos_token_id is missing")
   control = {token: i for i, (token, kind) in enumerate(zip(tokens, settings["ggml.token_type"], strict=True))
              if kind == CONTROL or i == ids["eos"]}
   bos_first = settings.get("ggml.add_bos_token", settings["ggml.pre"] in BOS_FIRST)

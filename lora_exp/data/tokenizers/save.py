@@ -18,10 +18,10 @@ BYTES = BY_GPT2 | {"use_regex": False}
 
 
 def save_tokenizer(directory: Path, name: str, weights: str | None) -> None:
-  """Writes the tokenizer `name` (as `get_tokenizer` takes it) so that AutoTokenizer of transformers loads it.
+  """Writes the tokenizer `name` (see `get_tokenizer`) such that AutoTokenizer of transformers loads it.
 
-  The files of a checkpoint are copied. For the byte-level BPE of a GGUF file or of this program, tokenizer.json and
-  tokenizer_config.json are made, with the same ids except for bytes that have no token.
+  The files of a checkpoint are copied. For built-in tokenizers and those of GGUF files, tokenizer.json and
+  tokenizer_config.json are written, with the same ids except for bytes that have no token.
   """
   file = find_tokenizer_file(name, weights)
   if file is None or file.suffix == ".gguf":
@@ -42,7 +42,7 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _settings(tokenizer: PieceTokenizer) -> dict[str, Any]:
-  """tokenizer_config.json; the class is the one that takes tokenizer.json as it is."""
+  """The content of tokenizer_config.json. Its class uses tokenizer.json without changes."""
   eos = next(token for token, i in tokenizer.special_tokens.items() if i == tokenizer.eot)
   named_tokens = {"eos_token": eos}
   if "bos_token" in tokenizer.template_variables:
@@ -53,7 +53,7 @@ def _settings(tokenizer: PieceTokenizer) -> dict[str, Any]:
 
 
 def _json(tokenizer: PieceTokenizer) -> dict[str, Any]:
-  """tokenizer.json of byte-level BPE."""
+  """The content of tokenizer.json for byte-level BPE."""
   text = tokenizer.added if isinstance(tokenizer, GgufTokenizer) else {}  # occur in texts
   added = {**tokenizer.special_tokens, **text}
   ranks = {piece: i for i, piece in enumerate(tokenizer.pieces) if i not in added.values()}
@@ -76,7 +76,7 @@ def _json(tokenizer: PieceTokenizer) -> dict[str, Any]:
 
 
 def _merges(ranks: Mapping[bytes, int]) -> Iterator[list[str]]:
-  """Every pair of tokens whose bytes are a third token, in the order of the third: what tiktoken merges."""
+  """The merges of tiktoken: every pair of tokens that together form a token, in the order of that token."""
   for token in sorted(ranks, key=ranks.__getitem__):
     halves = [(token[:n], token[n:]) for n in range(1, len(token)) if token[:n] in ranks and token[n:] in ranks]
     for left, right in sorted(halves, key=lambda pair: (ranks[pair[0]], ranks[pair[1]])):
@@ -84,7 +84,7 @@ def _merges(ranks: Mapping[bytes, int]) -> Iterator[list[str]]:
 
 
 def _split(tokenizer: PieceTokenizer) -> dict[str, Any]:
-  """How text is split before merging, in the parts that the published tokenizer.json of such a model has."""
+  """The pre-tokenizer, written like the published tokenizer.json of such models."""
   kind = tokenizer.split if isinstance(tokenizer, GgufTokenizer) else tokenizer.name
   if kind == "bytes":
     return BYTES
@@ -101,7 +101,7 @@ def _sequence(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_token(token: str, i: int) -> dict[str, Any]:
-  """The post-processor that puts `token` before every text."""
+  """The post-processor that prepends `token` to every text."""
   before, a, b = ({"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
                   {"Sequence": {"id": "B", "type_id": 1}})
   between = {"SpecialToken": {"id": token, "type_id": 1}}

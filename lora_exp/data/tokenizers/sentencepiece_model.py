@@ -30,12 +30,12 @@ message_type { name: "ModelProto"
   field { name: "normalizer_spec" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: "NormalizerSpec" } }
 """
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces in sentencepiece_model.proto
-# Gemma's file calls <start_of_turn> user-defined, like line breaks and HTML tags, and would find it in any text.
+# Gemma's file marks <start_of_turn> as user-defined, like line breaks and HTML tags, so it would be matched in text.
 TURN_MARK = re.compile(r"<(start|end)_of_\w+>|<\|.*\|>|<(bos|eos|pad|mask)>")
 
 
 def read(file: Path) -> "SentencePieceTokenizer":
-  """The tokenizer in `file`. Raises InputError if it is not a sentencepiece model."""
+  """Reads the tokenizer in `file`. Raises InputError if it is not a sentencepiece model."""
   content = file.read_bytes()
   try:
     model = _message_class().FromString(content)
@@ -43,15 +43,15 @@ def read(file: Path) -> "SentencePieceTokenizer":
     model = _message_class()()
   if not model.pieces:
     tiktoken = " (Llama 3's is tiktoken's: take the directory with its tokenizer.json)" if b"== " in content else ""
-    raise InputError(f"{file} is no sentencepiece model, or was cut short{tiktoken}")
+    raise InputError(f"{file} is not a sentencepiece model, or is truncated{tiktoken}")
   try:
     return SentencePieceTokenizer(file, content, model)
   except RuntimeError as error:
-    raise InputError(f"{file} is no sentencepiece model: {error}") from error
+    raise InputError(f"{file} is not a sentencepiece model: {error}") from error
 
 
 class SentencePieceTokenizer(PieceTokenizer):
-  """A sentencepiece model. Its control pieces, and those that mark turns of a chat, are never found in a text."""
+  """A sentencepiece model. Its control pieces and chat turn markers are never matched in text."""
 
   def __init__(self, file: Path, content: bytes, model: Any):
     settings, unchanged = read_tokenizer_settings(file.parent), _load(model)
@@ -77,9 +77,9 @@ class SentencePieceTokenizer(PieceTokenizer):
 
 @cache
 def _message_class() -> type[Message]:
-  """The message of the fields of sentencepiece_model.proto that are changed; all others are kept as unknown fields.
+  """The message class with the changed fields of sentencepiece_model.proto. Other fields are kept as unknown fields.
 
-  The library's own module for it works with one version of protobuf alone.
+  The library's own module works only with one version of protobuf.
   """
   schema = descriptor_pb2.FileDescriptorProto(name="lora_exp/sentencepiece.proto", package="lora_exp.sentencepiece")
   text_format.Parse(SCHEMA, schema)

@@ -1,4 +1,4 @@
-"""The settings in a tokenizer's directory: which tokens begin and end a document, and the chat template."""
+"""The settings in a tokenizer's directory: the bos and eos tokens, and the chat template."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from lora_exp.config.errors import InputError
 from lora_exp.data.tokenizers.tokenizer import END_OF_TEXT, ControlTokens
 from lora_exp.runtime.json_files import read_json_object
 
-ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")  # tried in order where no setting names the end
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")  # tried in order if no setting names eos
 
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-  """What tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json state."""
+  """The settings in tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json."""
 
   named_tokens: Mapping[str, str]  # {"bos_token": "<s>", ...}
-  special: Collection[str]  # tokens that they call special
-  add_bos: bool | None  # None: they do not state it
-  ends: tuple[int, ...]  # ids that end what the model generates
+  special: Collection[str]  # tokens marked as special
+  add_bos: bool | None  # None: not stated
+  ends: tuple[int, ...]  # ids that end generation
   chat_template: str | None
   tokenizer_class: str | None
 
@@ -28,8 +28,8 @@ class TokenizerSettings:
   ) -> ControlTokens:
     """The control tokens of the tokenizer in `file`, whose vocabulary is `ids` {token: id}.
 
-    `special` are the tokens that the file calls special, `bos` and `eos` what it begins and ends a document with; the
-    settings take precedence. Raises InputError if nothing ends a document.
+    `special` are the tokens that the file marks as special, `bos` and `eos` its first and last token of a document. The
+    settings take precedence. Raises InputError if there is no end-of-text token.
     """
     tokens = {i: token for token, i in ids.items()}
     ends = tuple(i for i in self.ends if i in tokens)
@@ -41,7 +41,7 @@ class TokenizerSettings:
       eot = next((i for i in candidates if i is not None), None)
     if eot is None:
       reason = "has no eos_token" if eos_token is None else f"names {eos_token!r}, which is not in the vocabulary"
-      raise InputError(f"{file}: no token ends a document: tokenizer_config.json in its directory {reason}")
+      raise InputError(f"{file}: there is no end-of-text token: tokenizer_config.json in its directory {reason}")
     if self.add_bos is not None:
       bos = ids.get(self.named_tokens.get("bos_token", "")) if self.add_bos else None
     control = {token: i for token, i in ids.items() if i == eot or token in special or token in self.special}
@@ -51,7 +51,7 @@ class TokenizerSettings:
 
 
 def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
-  """The settings in `folder`; a file that is missing states nothing. Raises InputError for one that is not JSON."""
+  """Reads the settings in `folder`; files may be missing. Raises InputError if one is not JSON."""
   settings = _optional_json(folder / "special_tokens_map.json") | _optional_json(folder / "tokenizer_config.json")
   texts = {key: _token_text(value) for key, value in settings.items() if key.endswith("_token")}
   named_tokens = {key: text for key, text in texts.items() if text is not None}
@@ -66,18 +66,18 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
 
 
 def _optional_json(file: Path) -> dict[str, Any]:
-  """The object in a JSON file; empty where the file is missing."""
+  """The object in a JSON file; empty if the file is missing."""
   return read_json_object(file) if file.is_file() else {}
 
 
 def _token_text(value: object) -> str | None:
-  """The text of a token, which is written as itself or as a mapping with its `content`."""
+  """The text of a token, which is stored as a string or as a mapping with `content`."""
   value = value.get("content") if isinstance(value, dict) else value
   return value if isinstance(value, str) else None
 
 
 def _further_special_tokens(settings: Mapping[str, Any]) -> list[str]:
-  """The tokens that tokenizer_config.json calls special without a name of their own."""
+  """The tokens that tokenizer_config.json marks as special without a role such as bos."""
   decoder = settings.get("added_tokens_decoder")
   added = [token for token in decoder.values() if isinstance(token, dict) and token.get("special")] if decoder else []
   more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
@@ -86,7 +86,7 @@ def _further_special_tokens(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-  """chat_template.jinja, chat_template.json, or the setting: one template, or several, of which `default` is taken."""
+  """The template in chat_template.jinja, chat_template.json or the setting; of several templates, `default`."""
   file = folder / "chat_template.jinja"
   if file.is_file():
     return file.read_text(encoding="utf-8")

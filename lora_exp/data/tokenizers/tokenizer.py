@@ -1,7 +1,7 @@
-"""What every tokenizer is, and what all of them share: the bytes that each id stands for.
+"""The tokenizer interface, and a base class for tokenizers whose ids represent byte sequences.
 
-Text never becomes a control token, however it reads: `<|im_end|>` in a document is encoded as ten characters of text.
-Control tokens are written by this program alone: the end of a document, and those of a chat template (`data.chat`).
+Text never becomes a control token: `<|im_end|>` in a document is encoded as ten characters of text. Only this program
+adds control tokens: the end of a document, and those of a chat template (`data.chat`).
 """
 
 import hashlib
@@ -26,30 +26,30 @@ class Tokenizer(Protocol):
   """Text to ids and back."""
 
   name: str
-  fingerprint: str  # equal where all texts have equal ids: part of the key of rows
+  fingerprint: str  # equal for tokenizers that encode every text equally; part of the key of rows
   vocab_size: int  # V
   eot: int  # ends a document
-  bos: int | None  # begins every document, where the model was trained so; `encode` does not add it
-  stops: tuple[int, ...]  # each of them ends what a model generates; `eot` is one of them
-  byte_lengths: np.ndarray  # (V,) int64, the bytes of text that each id stands for; 0 for control tokens
+  bos: int | None  # starts every document, if the model was trained so; `encode` does not add it
+  stops: tuple[int, ...]  # each of them ends generation; includes `eot`
+  byte_lengths: np.ndarray  # (V,) int64, bytes of text that each id represents; 0 for control tokens
   special_tokens: Mapping[str, int]  # {token: id} of the control tokens
   chat_template: str | None  # Jinja
-  template_variables: Mapping[str, str]  # the tokens by the names that the template has for them: {"bos_token": "<s>"}
+  template_variables: Mapping[str, str]  # tokens by their names in the template: {"bos_token": "<s>"}
   start_after_control: bool  # whether text after a control token is encoded with start=True
 
   def encode(self, text: str, start: bool = True) -> list[int]:
-    """The ids of `text`, none of them a control token's. With `start=False` the text continues another one.
+    """Returns the ids of `text`, without control tokens. With `start=False` the text continues another one.
 
-    That matters to tokenizers that put a space before a text (Llama 2, Mistral).
+    This matters for tokenizers that prepend a space to a text (Llama 2, Mistral).
     """
 
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
     """`encode` of each text, on all CPUs."""
 
   def decode(self, ids: Sequence[int], start: bool = True) -> str:
-    """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and control tokens are written out.
+    """Returns the text of `ids`. Bytes that are not UTF-8 become U+FFFD, and control tokens are written out.
 
-    With `start=False` the ids continue others, so that a space at the beginning is kept.
+    With `start=False` the ids continue others, so a leading space is kept.
     """
 
 
@@ -66,14 +66,14 @@ class ControlTokens:
 
 
 class PieceTokenizer(ABC):
-  """A tokenizer whose ids each stand for a piece of bytes. A subclass adds `encode_batch`."""
+  """A tokenizer in which each id represents a byte sequence. A subclass adds `encode_batch`."""
 
   def __init__(
     self, name: str, fingerprint: str, pieces: Sequence[bytes], control: ControlTokens, adds_space: bool = False
   ):
     """`pieces[id]` are the bytes of text, or of a control token's name.
 
-    `adds_space`: `encode` puts a space before a text.
+    `adds_space`: `encode` prepends a space to a text.
     """
     self.name, self.fingerprint, self.vocab_size = name, fingerprint, len(pieces)
     self.eot, self.bos = control.eot, control.bos
@@ -110,8 +110,8 @@ def tokenizer_fingerprint(content: bytes, control: ControlTokens) -> str:
 def _bytes_by_character() -> dict[int, int]:
   """Character -> byte of GPT-2's alphabet, as code points for `str.translate` to Latin-1.
 
-  A byte is written as its Latin-1 character where that can be printed, and otherwise as the next character from U+0100.
-  Characters below 256 that stand for no byte become U+FFFD, which Latin-1 cannot encode.
+  A byte is written as its Latin-1 character if that is printable, otherwise as the next character from U+0100 on.
+  Other characters below 256 become U+FFFD, which Latin-1 cannot encode.
   """
   plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
   rest = [b for b in range(256) if b not in plain]
@@ -129,7 +129,7 @@ def _characters_by_byte() -> dict[int, int]:
 
 
 def bytes_of(token: str) -> bytes:
-  """The bytes of a token in GPT-2's alphabet; of a token that is not in it (an added one), its UTF-8."""
+  """The bytes of a token in GPT-2's alphabet; the UTF-8 of an added token, which is not in that alphabet."""
   try:
     return token.translate(_bytes_by_character()).encode("latin-1")
   except UnicodeEncodeError:
@@ -144,5 +144,5 @@ def piece_bytes(piece: str) -> bytes:
 
 
 def without_surrogates(text: str) -> str:
-  """`text` with U+FFFD for halves of surrogate pairs, which have no UTF-8: libraries written in Rust refuse them."""
+  """`text` with U+FFFD for unpaired surrogates, which have no UTF-8 and are rejected by libraries written in Rust."""
   return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

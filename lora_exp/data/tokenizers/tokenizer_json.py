@@ -1,4 +1,4 @@
-"""tokenizer.json, and GPT-2's vocab.json with merges.txt, read by the library `tokenizers`."""
+"""Reads tokenizer.json, and GPT-2's vocab.json with merges.txt, with the library `tokenizers`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 def read(file: Path) -> "JsonTokenizer":
-  """The tokenizer in `file`: a tokenizer.json, or a vocab.json with merges.txt in its directory.
+  """Reads the tokenizer in `file`: a tokenizer.json, or a vocab.json with merges.txt in the same directory.
 
   Raises InputError if it is neither.
   """
@@ -32,7 +32,7 @@ def read(file: Path) -> "JsonTokenizer":
   try:
     text = _gpt2_as_json(file, settings) if file.name == "vocab.json" else file.read_text(encoding="utf-8")
   except UnicodeDecodeError as error:
-    raise InputError(f"{file} is no tokenizer.json: byte {error.start} is not UTF-8") from error
+    raise InputError(f"{file} is not a tokenizer.json: byte {error.start} is not UTF-8") from error
   return JsonTokenizer(file, text, settings)
 
 
@@ -40,28 +40,28 @@ def _load(file: Path, text: str) -> "library.Tokenizer":
   try:
     loaded = library.Tokenizer.from_str(text)
   except Exception as error:  # the library raises nothing more special
-    raise InputError(f"{file} is no tokenizer.json, or was cut short: {error}") from error
+    raise InputError(f"{file} is not a tokenizer.json, or is truncated: {error}") from error
   loaded.no_truncation()  # a file may have the settings of the run that saved it
   loaded.no_padding()
   return loaded
 
 
 def _gpt2_as_json(file: Path, settings: TokenizerSettings) -> str:
-  """GPT-2's two files as a tokenizer.json. Other models with such files split text in other ways, and are refused."""
+  """Converts GPT-2's two files to a tokenizer.json. Raises InputError for models that split text differently."""
   if settings.tokenizer_class not in GPT2_CLASSES:
-    raise InputError(f"{file}: vocab.json and merges.txt are read for GPT-2 alone, this is {settings.tokenizer_class}; "
-                     "save it anew with a tokenizer.json, as save_pretrained of transformers does")
+    raise InputError(f"{file}: vocab.json and merges.txt are read only for GPT-2, not for {settings.tokenizer_class}; "
+                     "save it again with a tokenizer.json (save_pretrained in transformers)")
   try:
     made = library.Tokenizer(library.models.BPE.from_file(str(file), str(file.parent / "merges.txt")))
   except Exception as error:  # the library raises nothing more special
-    raise InputError(f"{file} and merges.txt are no BPE, or were cut short: {error}") from error
+    raise InputError(f"{file} and merges.txt are not a BPE vocabulary, or are truncated: {error}") from error
   made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
   made.decoder = library.decoders.ByteLevel()
   return made.to_str()
 
 
 class JsonTokenizer(PieceTokenizer):
-  """A tokenizer.json. Added tokens that are not special (Qwen's `<think>`) may occur in a text."""
+  """A tokenizer.json. Added tokens that are not special (Qwen's `<think>`) are matched in text."""
 
   def __init__(self, file: Path, text: str, settings: TokenizerSettings):
     self._library = tokenizer = _load(file, text)
@@ -96,7 +96,7 @@ class JsonTokenizer(PieceTokenizer):
     return super().decode(ids, start)
 
   def _without_control(self, ids: list[int]) -> list[int]:
-    """`ids` with each control token that the vocabulary has like a word (`</s>` of T5) replaced by its letters' ids."""
+    """Replaces control tokens that are ordinary vocabulary entries (`</s>` of T5) by the ids of their letters."""
     if self._control_ids.isdisjoint(ids):
       return ids
     found: list[int] = []
@@ -124,14 +124,14 @@ def _first_token(tokenizer: "library.Tokenizer") -> int | None:
 
 
 def _parts(component: Any) -> list[dict[str, Any]]:
-  """A normalizer, pre-tokenizer or decoder as its settings; a sequence as those of its parts."""
+  """The settings of a normalizer, pre-tokenizer or decoder; for a sequence, those of its parts."""
   settings = component if isinstance(component, dict) else json.loads(component.__getstate__()) if component else {}
   inner = settings.get("normalizers") or settings.get("pretokenizers") or settings.get("decoders")
   return [part for one in inner for part in _parts(one)] if inner else [settings]
 
 
 def _token_bytes(tokenizer: "library.Tokenizer") -> Callable[[str], bytes] | None:
-  """Gives the bytes of a token; None where the text cannot be told from the tokens (words without their spaces)."""
+  """Returns a function from tokens to bytes, or None if tokens do not determine the text (words without spaces)."""
   parts = _parts(tokenizer.decoder)
   kinds = {part.get("type") for part in parts}
   if "ByteLevel" in kinds:
@@ -141,7 +141,7 @@ def _token_bytes(tokenizer: "library.Tokenizer") -> Callable[[str], bytes] | Non
 
 
 def _without_space(settings: dict[str, Any]) -> dict[str, Any]:
-  """The `settings` of a tokenizer.json, changed so that no space is put before a text."""
+  """The `settings` of a tokenizer.json, changed such that no space is prepended to a text."""
   for part in _parts(settings["pre_tokenizer"] or {}):
     if part.get("type") == "Metaspace":
       part["prepend_scheme"] = "never"

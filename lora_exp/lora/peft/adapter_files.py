@@ -216,10 +216,10 @@ def _read_files(directory: Path) -> tuple[PeftConfig, dict[str, TensorEntry]]:
   path, weights = directory / CONFIG, directory / WEIGHTS
   if not weights.is_file():
     pickle = f"; {PICKLE} is a pickle, which is not safe to load: save it with PEFT's safe_serialization=True"
-    raise InputError(f"{directory} holds no adapter: {WEIGHTS} is missing"
+    raise InputError(f"{directory} contains no adapter:  {WEIGHTS} is missing"
                      f"{pickle if (directory / PICKLE).exists() else ''}")
   if not path.is_file():
-    raise InputError(f"{directory} holds no adapter: {CONFIG} is missing")
+    raise InputError(f"{directory} contains no adapter:  {CONFIG} is missing")
   problems: list[str] = []
   contents: list[Any] = []
   for file, read_file in ((path, _read_config), (weights, read_header)):

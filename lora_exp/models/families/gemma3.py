@@ -27,7 +27,7 @@ def _read_rotations(file: ConfigFile, settings: Settings) -> None:
   """One rotation for the layers that see everything, another for those with a window."""
   given = ConfigFile(file.mapping("rope_parameters"), problems=file.problems)
   if given.values and FULL not in given.values and SLIDING not in given.values:
-    file.problems.append("rope_parameters: must hold full_attention and sliding_attention")
+    file.problems.append("rope_parameters: must contain full_attention and sliding_attention")
   full = {"rope_theta": file.values.get("rope_theta", 1e6), **given.mapping(FULL), **file.mapping("rope_scaling")}
   without_kinds = ConfigFile(
     {**file.values, "rope_parameters": full, "rope_scaling": None}, file.defaults, file.problems

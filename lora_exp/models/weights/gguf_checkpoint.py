@@ -46,10 +46,10 @@ def _dequantise(path: Path, directory: Path) -> None:
     reader = gguf.GGUFReader(path)
     architecture = str(reader.fields["general.architecture"].contents())
     if architecture != "llama":
-      raise InputError(f"{path}: holds a model of architecture {architecture}; of GGUF files only llama is supported")
+      raise InputError(f"{path}: has the architecture {architecture}; only llama is supported in GGUF files")
     heads = {part: int(reader.fields[f"llama.attention.{part}"].contents()) for part in ("head_count", "head_count_kv")}
   except (ValueError, KeyError, IndexError) as error:
-    raise InputError(f"{path} is not a whole GGUF file: {error}; get it again") from None
+    raise InputError(f"{path} is not a complete GGUF file: {error}; download it again") from None
   with console.progress("dequantise once", len(reader.tensors), "tensors") as bar:
     write_safetensors(directory / SINGLE, _tensors(reader.tensors, heads, bar), "F32")
 

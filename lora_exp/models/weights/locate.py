@@ -24,7 +24,7 @@ NO_HUB = "no such file or directory here, and a hub id needs huggingface_hub: pi
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_ADVICE = (
-  "a pickle, which runs any code that is in it and is not opened; if you trust it, convert it once: "
+  "a pickle, which can run any code and is therefore not opened; if you trust it, convert it once: "
   "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) of transformers writes safetensors"
 )
 
@@ -70,9 +70,9 @@ def read_config_json(weights: str) -> tuple[dict[str, Any], str]:
     file = (directory if directory.is_dir() else directory.parent) / "config.json"
     if not file.is_file():
       raise InputError(f"model.weights={weights}: there is no {file}, and model=hf reads the model from it; "
-                       "choose the model by name, as model=smollm2_135m or model=gemma_2b")
+                       "choose the model by name, such as model=smollm2_135m or model=gemma_2b")
   elif weights == SMOLLM2:
-    raise InputError(f"model.weights={weights}: holds no config.json; use model=smollm2_135m")
+    raise InputError(f"model.weights={weights}: contains no config.json; use model=smollm2_135m")
   else:
     try:
       file = _hub(weights, "config.json")
@@ -97,13 +97,13 @@ def _file_format(path: Path) -> str:
     raise InputError(f"is {PICKLE_ADVICE}")
   if path.suffix == ".safetensors" or path.name == INDEX:
     return "safetensors"
-  raise InputError("is no checkpoint; give a .safetensors or .gguf file, or a directory")
+  raise InputError("is not a checkpoint; give a .safetensors or .gguf file, or a directory")
 
 
 def _directory_format(path: Path) -> str:
   names = sorted(os.listdir(path))
   if "adapter_config.json" in names and INDEX not in names and SINGLE not in names:
-    raise InputError("holds an adapter and no base; give the base that it was trained on")
+    raise InputError("contains an adapter, not a base; give the base that it was trained on")
   if INDEX in names or safetensors_file(path) is not None:
     return "safetensors"
   if gguf_file(path) is not None:
@@ -114,7 +114,7 @@ def _directory_format(path: Path) -> str:
   if pickles:
     raise InputError(f"{pickles[0]} is {PICKLE_ADVICE}")
   several = [name for name in names if name.endswith((".safetensors", ".gguf"))]
-  choice = f"; give the path of one file, as {', '.join(several[:3])}" if several else ""
+  choice = f"; give the path of one file, such as {', '.join(several[:3])}" if several else ""
   raise InputError(f"there is no {SINGLE}, no {INDEX}, no GGUF file and no Gemma checkpoint{choice}")
 
 
@@ -160,7 +160,7 @@ def _smollm2() -> Path:
     raise InputError(f"the package is not installed; {INSTALL_SMOLLM2}")
   file = gguf_file(Path(spec.origin).parent)
   if file is None:
-    raise InputError(f"{Path(spec.origin).parent} holds no GGUF file; {INSTALL_SMOLLM2}")
+    raise InputError(f"{Path(spec.origin).parent} contains no GGUF file; {INSTALL_SMOLLM2}")
   return file
 
 
@@ -187,4 +187,4 @@ def _hub(weights: str, file: str | None = None) -> Path:
     raise InputError("no such file or directory here, and the hub cannot be reached; download it where there is a "
                      "network, and give the directory") from error
   except OSError as error:
-    raise InputError(f"the hub did not give {file or 'it'}: {' '.join(str(error).split())}") from error
+    raise InputError(f"downloading {file or 'it'} from the hub failed: {' '.join(str(error).split())}") from error

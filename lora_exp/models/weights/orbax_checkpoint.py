@@ -81,7 +81,7 @@ def _paths(directory: Path, metadata: Mapping[str, Any]) -> dict[str, tuple[str,
   except (KeyError, TypeError, AttributeError):
     paths = {}
   if not paths or any(".." in path for path in paths):
-    raise InputError(f"{directory / '_METADATA'}: does not list tensors as orbax does; get the checkpoint again")
+    raise InputError(f"{directory / '_METADATA'}: does not list tensors as orbax does; download the checkpoint again")
   return paths
 
 

@@ -43,14 +43,14 @@ def open_safetensors(path: Path) -> SafetensorsCheckpoint:
 
 def _header(file: Path) -> dict[str, TensorEntry]:
   if not file.is_file():
-    raise InputError(f"{file} is missing; get it again")
+    raise InputError(f"{file} is missing; download it again")
   return read_header(file)
 
 
 def _sharded(index: Path) -> SafetensorsCheckpoint:
   weight_map = read_json_object(index).get("weight_map")
   if not isinstance(weight_map, dict) or not all(isinstance(x, str) and x == Path(x).name for x in weight_map.values()):
-    raise InputError(f"{index}: weight_map must give a file beside it for each tensor")
+    raise InputError(f"{index}: weight_map must name a file in the same directory for each tensor")
   problems: list[str] = []
   headers: dict[str, Mapping[str, TensorEntry]] = {}
   files = sorted(set(weight_map.values()))
@@ -64,7 +64,7 @@ def _sharded(index: Path) -> SafetensorsCheckpoint:
     if name in headers.get(file, {}):
       entries[name] = (index.parent / file, headers[file][name])
     elif file in headers:
-      problems.append(f"{index.parent / file}: {name} is missing, and {index.name} says that it is there")
+      problems.append(f"{index.parent / file}: {name} is missing, although {index.name} lists it")
   if problems:
     raise InputError(problems)
   return SafetensorsCheckpoint([index.parent / file for file in files], entries)

@@ -97,7 +97,7 @@ def _tensor_problems(name: str, tensor: StoredTensor | None, shape: tuple[int, .
   if tensor.shape != shape and not padded:
     return [f"{name} is {tensor.shape}, the model's is {shape}"]
   if tensor.dtype not in DTYPES:
-    return [f"{name} is of dtype {tensor.dtype}; weights are {', '.join(DTYPES)}"]
+    return [f"{name} has dtype {tensor.dtype}; supported are {', '.join(DTYPES)}"]
   return []
 
 

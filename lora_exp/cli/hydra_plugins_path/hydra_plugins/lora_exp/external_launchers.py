@@ -1,4 +1,4 @@
-"""`hydra/launcher=joblib|ray|submitit_slurm|submitit_local`: jobs in processes or on machines of their own."""
+"""`hydra/launcher=joblib|ray|submitit_slurm|submitit_local`: each job in a separate process or on another machine."""
 
 import copy
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 
 class ExternalLauncher(Launcher):
-  """Runs the jobs with another plugin's launcher of the same settings; the session collects their outcomes."""
+  """Runs the jobs with the launcher of another plugin; the session collects their outcomes."""
 
   def __init__(self, **settings: Any):
     pass  # they are read from the config by `plugin_launcher`
@@ -23,7 +23,7 @@ class ExternalLauncher(Launcher):
     self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
   def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-    """Runs the jobs, each in a process of its own."""
+    """Runs each job in a separate process."""
     assert self.hydra_context and self.config is not None, "Hydra calls `setup` first"
     launcher = plugin_launcher(self.hydra_context, self.task_function, self.config, self.config.hydra.launcher)
     session = self.task_function.__self__  # type: ignore[attr-defined]
@@ -32,7 +32,7 @@ class ExternalLauncher(Launcher):
 
 
 def job_return(texts: Sequence[str], outcome: Any) -> JobReturn:
-  """The result for Hydra of a job that ended with `outcome`."""
+  """Converts the `outcome` of a job to Hydra's result."""
   result = JobReturn(overrides=texts, task_name="lora_exp", status=JobStatus.COMPLETED)
   result.return_value = outcome
   return result
@@ -55,7 +55,7 @@ class Local(ExternalLauncher):
 
 
 def plugin_launcher(context: HydraContext, task: TaskFunction, config: DictConfig, node: DictConfig) -> Launcher:
-  """The plugin's own launcher for the settings `node`, set up to call `task`."""
+  """The plugin's launcher for the settings `node`, set up to call `task`."""
   from lora_exp.sweep.launcher_plugins import PLUGINS
 
   config = copy.deepcopy(config)

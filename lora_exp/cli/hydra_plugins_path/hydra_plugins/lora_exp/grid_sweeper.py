@@ -17,14 +17,14 @@ class GridSweeper(Sweeper):
     self.node = {"params": params, "zip": zip, "extra": extra}
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-    """Stores what Hydra passes before it calls `sweep`, and makes the launcher."""
+    """Stores the arguments that Hydra passes before `sweep`, and creates the launcher."""
     self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
     self.launcher = Plugins.instance().instantiate_launcher(
       hydra_context=hydra_context, task_function=task_function, config=config
     )
 
   def sweep(self, arguments: list[str]) -> Any:
-    """Runs every job; `arguments` are the overrides that were typed."""
+    """Runs every job; `arguments` are the typed overrides."""
     from lora_exp.sweep.grid_jobs import grid_jobs
 
     assert self.hydra_context and self.config and self.launcher, "Hydra calls `setup` first"

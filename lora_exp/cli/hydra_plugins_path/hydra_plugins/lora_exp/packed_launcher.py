@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 class PackedLauncher(Launcher):
-  """Passes all jobs at once to the session, which is the object of the task function."""
+  """Passes all jobs at once to the session, which owns the task function."""
 
   def __init__(self, width: int | None, place: Any):  # the names in hydra.launcher
     self.width, self.place = width, place
@@ -27,7 +27,7 @@ class PackedLauncher(Launcher):
     self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
   def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-    """Composes every job, and trains them in packs."""
+    """Composes every job and trains them in packs."""
     setup_globals()
     state = Singleton.get_state()
     composed = [self._compose(list(texts), initial_job_idx + n) for n, texts in enumerate(job_overrides)]
@@ -37,11 +37,11 @@ class PackedLauncher(Launcher):
     return [job_return(texts, outcome) for texts, outcome in zip(job_overrides, outcomes, strict=True)]
 
   def _make_launcher(self, task: TaskFunction) -> Launcher:
-    """A launcher that calls `task` for each pack elsewhere."""
+    """A launcher that calls `task` for each pack in another process."""
     return plugin_launcher(self.hydra_context, task, self.config, self.place)
 
   def _compose(self, texts: list[str], number: int) -> tuple[DictConfig, Path]:
-    """The config of job `number` and its directory, in which the overrides are saved as Hydra itself does."""
+    """Composes the config of job `number` and creates its directory, with the overrides saved as Hydra does."""
     cfg = self.hydra_context.config_loader.load_sweep_config(self.config, texts)
     with open_dict(cfg):
       cfg.hydra.job.id, cfg.hydra.job.num = str(number), number

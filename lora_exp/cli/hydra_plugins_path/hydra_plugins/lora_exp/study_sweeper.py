@@ -17,14 +17,14 @@ class StudySweeper(Sweeper):
     self.node = node
 
   def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-    """Stores what Hydra passes before it calls `sweep`, and makes the launcher."""
+    """Stores the arguments that Hydra passes before `sweep`, and creates the launcher."""
     self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
     self.launcher = Plugins.instance().instantiate_launcher(
       hydra_context=hydra_context, task_function=task_function, config=config
     )
 
   def sweep(self, arguments: list[str]) -> Any:
-    """Runs the study; `arguments` are the overrides that were typed. Sets the session's outcomes to the trials'."""
+    """Runs the study and sets the session's outcomes to those of its trials; `arguments` are the typed overrides."""
     from lora_exp.sweep import study_runner
     from lora_exp.sweep.study_settings import read_study
 
