@@ -1,14 +1,13 @@
-"""Language models as flax NNX modules, their weights, and how others publish both.
+"""Language models as flax NNX modules, their weights, and conversion from and to published formats.
 
-    families/     a file for each family: tables, no jax. How to add one is written in its `__init__.py`
-    modules/      the nnx modules that compute families
-    weights/      checkpoints: where they are, what formats there are, loading and writing
+    families/     one file per family: tables, no jax. Its `__init__.py` explains how to add a family
+    modules/      the nnx modules of the families
+    weights/      checkpoints: locating, loading and writing, in several formats
     registry      families by name
-    factory       models with random weights, or with shapes alone
-    tensor_names  how checkpoints name tensors, in both directions
+    factory       models with random weights, or with shapes only
+    tensor_names  names of tensors in checkpoints, in both directions
     config_table, config_rules, hf_config, hf_export    config.json, in both directions
 
-Does not belong here: adapters (`lora`), meshes and shardings (`runtime.mesh`), tokenizers (`data`), and the loss
-(`train`). A model knows none of them. Importing this package, the families, the registry, `hf_config` or
-`weights.locate` imports no jax.
+Adapters (`lora`), meshes and shardings (`runtime.mesh`), tokenizers (`data`) and the loss (`train`) do not belong here.
+Importing this package, the families, the registry, `hf_config` or `weights.locate` does not import jax.
 """

@@ -1,4 +1,4 @@
-"""Problems with a model's settings that families share: heads, activations, rotations, windows."""
+"""Checks of model settings that several families share: heads, activations, rotary embeddings, windows."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,7 @@ from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import ArchConfig, ModelConfig
 from lora_exp.models.config_table import ACTIVATIONS
 
-ROTATIONS = {  # kind of rotation -> the fields of `rope_scaling` that it needs
+ROTATIONS = {  # rope_type -> the required fields of `rope_scaling`
   "default": (),
   "linear": ("factor",),
   "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -22,19 +22,19 @@ def one_of(setting: str, value: object, choices: Iterable[str]) -> Iterator[str]
 
 
 def check_heads(model: ModelConfig) -> Iterator[str]:
-  """Heads of equal size fill the width."""
+  """Checks that the number of heads divides the width."""
   if model.heads >= 1 and model.width % model.heads:
     yield f"model.heads={model.heads}: must divide model.width={model.width}"
 
 
 def check_learned_positions(model: ModelConfig) -> Iterator[str]:
-  """The settings of GPT-2."""
+  """Checks the settings of GPT-2."""
   yield from check_heads(model)
   yield from one_of("model.arch.activation", (model.arch or ArchConfig()).activation, set(ACTIVATIONS.values()))
 
 
 def check_rotary(model: ModelConfig) -> Iterator[str]:
-  """The settings of Llama's module and of those that inherit from it."""
+  """Checks the settings of Llama's module and its subclasses."""
   arch = model.arch or ArchConfig()
   if arch.kv_heads < 1 or model.heads % arch.kv_heads:
     yield f"model.arch.kv_heads={arch.kv_heads}: must divide model.heads={model.heads}"

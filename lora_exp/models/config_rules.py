@@ -1,4 +1,4 @@
-"""Rules that families share for what config.json says in several fields: rotations, windows, groups of heads."""
+"""Conversion of settings that depend on several fields of config.json: rotary embeddings, windows, head groups."""
 
 import math
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 from lora_exp.config.schema import ArchConfig, ModelConfig
 from lora_exp.models.config_table import REQUIRED, ConfigFile, ConfigRule, Settings, shortened, whole_number
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers in `layer_types`
+FULL, SLIDING = "full_attention", "sliding_attention"  # values in `layer_types`
 LENGTH = "original_max_position_embeddings"
-SCALING_FIELDS = {  # kind of rotation -> its fields
+SCALING_FIELDS = {  # rope_type -> its fields
   "linear": ("factor",),
   "llama3": ("factor", "low_freq_factor", "high_freq_factor", LENGTH),
 }
@@ -21,7 +21,7 @@ def arch_of(model: ModelConfig) -> ArchConfig:
 
 
 def no_fields(model: ModelConfig) -> dict[str, Any]:
-  """Writes nothing: rows hold all of it."""
+  """Writes no fields, because the rows of the table cover them."""
   return {}
 
 
@@ -29,13 +29,13 @@ def no_fields(model: ModelConfig) -> dict[str, Any]:
 
 
 def all_heads(settings: Settings) -> int:
-  """As many key/value heads as query heads."""
+  """The default number of key/value heads: that of the query heads."""
   heads: int = settings["heads"]
   return heads
 
 
 def width_by_heads(settings: Settings) -> int:
-  """The width divided by the heads, at least 1."""
+  """The default head size: width // heads, at least 1."""
   return max(1, settings["width"] // settings["heads"])
 
 
@@ -52,7 +52,7 @@ HEAD_GROUPS = ConfigRule(_check_groups, no_fields)  # key/value heads divide the
 
 
 def rotation_fields(file: ConfigFile) -> dict[str, Any]:
-  """The fields of the one rotation of all layers, from the layout of transformers 4 or 5."""
+  """The fields of the rotary embedding of all layers, in the layout of transformers 4 or 5."""
   given = file.mapping("rope_scaling") or file.mapping("rope_parameters")
   if FULL in given or SLIDING in given:
     file.refuse("rope_parameters", "supported: one rotation for all layers, {rope_type, rope_theta, ...}")
@@ -64,12 +64,12 @@ def rotation_fields(file: ConfigFile) -> dict[str, Any]:
 
 
 def rotation_kind(given: Mapping[str, Any]) -> str:
-  """The kind of a rotation, under its present or its former key."""
+  """The rope_type, under its current or former key."""
   return str(given.get("rope_type", given.get("type", "default")))
 
 
 def read_rotation(file: ConfigFile, given: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-  """(theta, the scaling or None) of one rotation over whole heads."""
+  """Reads (theta, scaling or None) of a rotary embedding over whole heads."""
   kind = rotation_kind(given)
   part = given.get("partial_rotary_factor")
   if part not in (None, 1):
@@ -92,18 +92,18 @@ def _read_one_rotation(file: ConfigFile, settings: Settings) -> None:
 
 
 def write_rotation(model: ModelConfig) -> dict[str, Any]:
-  """rope_theta and rope_scaling, as transformers 4 has them and 5 reads them."""
+  """Writes rope_theta and rope_scaling in the layout of transformers 4, which version 5 reads too."""
   arch, scaling = arch_of(model), arch_of(model).rope_scaling
   if scaling and LENGTH in scaling:
     scaling = scaling | {LENGTH: whole_number(scaling[LENGTH])}
   return {"rope_theta": arch.rope_theta, "rope_scaling": scaling}
 
 
-ROTATION = ConfigRule(_read_one_rotation, write_rotation)  # one rotation for all layers
+ROTATION = ConfigRule(_read_one_rotation, write_rotation)  # one rotary embedding for all layers
 
 
 def longrope_attention_factor(longest: int, original: float, factor: float | None) -> float:
-  """The factor of cosines and sines that LongRoPE (arXiv 2402.13753, section 3.4) derives from the lengths."""
+  """The factor of cosines and sines in LongRoPE (arXiv 2402.13753, section 3.4), computed from the lengths."""
   stretch = factor if factor is not None else longest / original
   return 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
 
@@ -112,7 +112,7 @@ def longrope_attention_factor(longest: int, original: float, factor: float | Non
 
 
 def layer_kinds(file: ConfigFile, layers: int) -> list[str]:
-  """FULL or SLIDING for each layer by `layer_types`, or [] where the file does not say."""
+  """FULL or SLIDING for each layer, from `layer_types`; [] if the file does not have it."""
   kinds = file.get("layer_types")
   if kinds is None or (isinstance(kinds, list) and len(kinds) == layers and all(k in (FULL, SLIDING) for k in kinds)):
     return kinds or []
@@ -121,7 +121,7 @@ def layer_kinds(file: ConfigFile, layers: int) -> list[str]:
 
 
 def set_windows(file: ConfigFile, settings: Settings, kinds: list[str]) -> None:
-  """Sets `window` and `full_layers` from the kind of each layer."""
+  """Sets `window` and `full_layers` from the type of each layer."""
   window = file.count("sliding_window", null=0)
   if window and SLIDING in kinds:
     settings["arch.window"] = window
@@ -129,7 +129,7 @@ def set_windows(file: ConfigFile, settings: Settings, kinds: list[str]) -> None:
 
 
 def written_kinds(model: ModelConfig) -> list[str]:
-  """`layer_types` of the model."""
+  """The `layer_types` of the model."""
   arch = arch_of(model)
   full = range(model.layers) if arch.window is None else arch.full_layers or ()
   return [FULL if i in full else SLIDING for i in range(model.layers)]

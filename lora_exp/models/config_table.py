@@ -1,4 +1,4 @@
-"""The table that maps a published config.json to our settings and back: a row for each field, rules for the rest."""
+"""The table that maps a published config.json to our settings and back: one row per field, and rules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,26 +7,26 @@ from typing import Any
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import ModelConfig
 
-Settings = dict[str, Any]  # our settings by their path below `model`: "layers", "arch.kv_heads"
+Settings = dict[str, Any]  # our settings by path below `model`: "layers", "arch.kv_heads"
 ACTIVATIONS = {  # transformers' name -> ours
   "silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu",
   "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh",
 }  # fmt: skip
 REQUIRED = object()  # the default of a field that must be in the file
 LARGEST_COUNTS = {"num_hidden_layers": 10_000, "n_layer": 10_000}
-LARGEST_COUNT = 10**9  # of any other size
+LARGEST_COUNT = 10**9  # maximum of any other size
 
 
 @dataclass
 class ConfigFile:
-  """A config.json while it is read: typed look-ups with defaults, which collect what is wrong in `problems`."""
+  """A config.json being read: typed look-ups with defaults, which collect errors in `problems`."""
 
   values: Mapping[str, Any]
   defaults: Mapping[str, Any] = field(default_factory=dict)
   problems: list[str] = field(default_factory=list)
 
   def get(self, name: str) -> Any:
-    """The field, or its default where it is absent; null is a value."""
+    """The field, or its default if it is missing; null is a value."""
     value = self.values.get(name, self.defaults.get(name))
     if value is REQUIRED:
       self.problems.append(f"{name} is missing")
@@ -34,7 +34,7 @@ class ConfigFile:
     return value
 
   def count(self, name: str, null: int | None = None) -> int:
-    """A whole number of at least 1; `null` is what the value null stands for, if it is allowed."""
+    """Reads an integer of at least 1. A null is replaced by `null`, if that is given."""
     value = self.get(name)
     if value is None and null is not None:
       return null
@@ -46,7 +46,7 @@ class ConfigFile:
     return 1
 
   def number(self, name: str) -> float | None:
-    """A positive number, or None for null."""
+    """Reads a positive number, or None for null."""
     value = self.get(name)
     if value is None:
       return None
@@ -56,7 +56,7 @@ class ConfigFile:
     return None
 
   def numbers(self, name: str, length: int) -> list[float]:
-    """A list of `length` positive numbers."""
+    """Reads a list of `length` positive numbers."""
     value = self.get(name)
     if isinstance(value, list) and len(value) == length and all(map(is_positive, value)):
       return [float(x) for x in value]
@@ -65,21 +65,21 @@ class ConfigFile:
     return [1.0] * length
 
   def flag(self, name: str) -> bool:
-    """True or false; null is false."""
+    """Reads a boolean; null is false."""
     value = self.get(name)
     if value not in (None, True, False):
       self.problems.append(f"{name}={shortened(value)}: must be true or false")
     return value is True
 
   def activation(self, name: str, value: Any) -> str:
-    """Our name of the activation `value`."""
+    """Our name for the activation `value`."""
     if isinstance(value, str) and value in ACTIVATIONS:
       return ACTIVATIONS[value]
     self.refuse(name, f"choose {', '.join(sorted(ACTIVATIONS))}")
     return "silu"
 
   def mapping(self, name: str) -> dict[str, Any]:
-    """A mapping; null is an empty one."""
+    """Reads a mapping; null is an empty one."""
     value = self.get(name)
     if value is None or isinstance(value, dict):
       return value or {}
@@ -87,7 +87,7 @@ class ConfigFile:
     return {}
 
   def refuse(self, name: str, supported: str) -> None:
-    """Notes that the value of `name` is not supported."""
+    """Adds the problem that the value of `name` is not supported."""
     self.problems.append(f"{name}={shortened(self.values.get(name))}: not supported; {supported}")
 
 
@@ -97,30 +97,30 @@ def is_positive(value: Any) -> bool:
 
 
 def shortened(value: Any) -> str:
-  """`value` in at most 60 characters."""
+  """`value` as text of at most 60 characters."""
   text = str(value)
   return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True)
 class ConfigField:
-  """A row of the table: our setting and the field of config.json that holds it."""
+  """A row of the table: our setting and its field in config.json."""
 
-  ours: str  # "layers", "arch.kv_heads"; a setting that only one family has is "arch.options.NAME"
+  ours: str  # "layers", "arch.kv_heads"; "arch.options.NAME" for a setting of one family only
   theirs: str
 
   def read(self, file: ConfigFile, settings: Settings) -> Any:
-    """Our value of the field; `settings` holds the rows before this one."""
+    """Reads our value from the file; `settings` has the values of earlier rows."""
     raise NotImplementedError
 
   def write(self, value: Any) -> Any:
-    """Their value of our setting. Raises InputError if they have none."""
+    """Converts our setting to the file's value. Raises InputError if there is none."""
     return value
 
 
 @dataclass(frozen=True)
 class Count(ConfigField):
-  """A whole number of at least 1; `null` computes what null stands for."""
+  """An integer of at least 1; `null` computes the value of a null."""
 
   null: Callable[[Settings], int] | None = None
 
@@ -130,10 +130,10 @@ class Count(ConfigField):
 
 @dataclass(frozen=True)
 class Number(ConfigField):
-  """A positive number or null; `whole` if transformers takes whole numbers only."""
+  """A positive number or null; `whole` if transformers accepts only integers."""
 
   whole: bool = False
-  null: float | None = None  # what null stands for
+  null: float | None = None  # the value of a null
 
   def read(self, file: ConfigFile, settings: Settings) -> float | None:
     value = file.number(self.theirs)
@@ -145,7 +145,7 @@ class Number(ConfigField):
 
 @dataclass(frozen=True)
 class Flag(ConfigField):
-  """True or false."""
+  """A boolean."""
 
   def read(self, file: ConfigFile, settings: Settings) -> bool:
     return file.flag(self.theirs)
@@ -155,7 +155,7 @@ class Flag(ConfigField):
 class Activation(ConfigField):
   """The activation of the feed-forward."""
 
-  gelu_tanh: str = "gelu_pytorch_tanh"  # which of its names is written
+  gelu_tanh: str = "gelu_pytorch_tanh"  # the name to write; transformers has several
 
   def read(self, file: ConfigFile, settings: Settings) -> str:
     return file.activation(self.theirs, file.get(self.theirs))
@@ -166,9 +166,9 @@ class Activation(ConfigField):
 
 @dataclass(frozen=True)
 class ConfigRule:
-  """What a row cannot say: settings that depend on several fields, in both directions."""
+  """Converts settings that depend on several fields, in both directions."""
 
-  read: Callable[[ConfigFile, Settings], None]  # adds to the settings, which hold all rows
+  read: Callable[[ConfigFile, Settings], None]  # adds to the settings, which contain all rows
   write: Callable[[ModelConfig], dict[str, Any]]  # the fields of config.json
 
 
@@ -181,13 +181,13 @@ def whole_number(value: float | None) -> int | None:
 
 @dataclass(frozen=True)
 class PublishedConfig:
-  """How one class of transformers is configured."""
+  """The config.json of one model class of transformers."""
 
-  model_type: str  # of config.json
-  architecture: str  # transformers' class, as config.json's `architectures` names it
+  model_type: str  # the field of config.json
+  architecture: str  # class name in the field `architectures`
   fields: tuple[ConfigField, ...]
-  defaults: Mapping[str, Any]  # of that class for fields that the file omits, or REQUIRED
-  fixed: Mapping[str, Any] = field(default_factory=dict)  # settings that all of its models have
+  defaults: Mapping[str, Any]  # the class's defaults for missing fields, or REQUIRED
+  fixed: Mapping[str, Any] = field(default_factory=dict)  # settings common to all its models
   rules: tuple[ConfigRule, ...] = ()  # applied after the rows, in this order
-  supported: Mapping[str, Any] = field(default_factory=dict)  # fields of which one value is supported
-  wrappers: Mapping[str, str] = field(default_factory=dict)  # model_type -> class that holds it as `text_config`
+  supported: Mapping[str, Any] = field(default_factory=dict)  # fields with a single supported value
+  wrappers: Mapping[str, str] = field(default_factory=dict)  # model_type -> class that contains it as `text_config`

@@ -1,4 +1,4 @@
-"""Models from settings: with random weights, or with shapes alone."""
+"""Builds models from settings, with random weights or with shapes only."""
 
 from dataclasses import asdict
 from functools import partial
@@ -12,15 +12,15 @@ _last_traced: dict[str, tuple[nnx.GraphDef, nnx.State]] = {}
 
 
 def build_model(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
-  """The model of `cfg` with random weights from `cfg.seed`. Raises InputError for an unknown family."""
+  """Builds the model of `cfg` with random weights from `cfg.seed`. Raises InputError for an unknown family."""
   model: nnx.Module = get_family(cfg.family).module_class()(cfg, cfg.vocab_size or vocab_size, rngs=nnx.Rngs(cfg.seed))
   return model
 
 
 def abstract_model(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
-  """The same model with `jax.ShapeDtypeStruct` in place of weights: nothing is allocated.
+  """Builds the same model with `jax.ShapeDtypeStruct` in place of weights, without allocating arrays.
 
-  The last trace is kept, because all trials of a sweep ask for the same model; each call returns a new module.
+  The last trace is cached, because all trials of a sweep build the same model. Each call returns a new module.
   """
   key = repr((asdict(cfg), vocab_size))
   if key not in _last_traced:

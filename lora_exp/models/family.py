@@ -1,4 +1,7 @@
-"""What the program knows of a model family: a class that computes it, and tables. Imports no jax."""
+"""The description of a model family: its module class, and its tables (target presets, sharding, names). No jax.
+
+The families themselves, with their presets such as `all_linear`, are in `families/NAME.py`.
+"""
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,43 +14,43 @@ from lora_exp.models.tensor_names import StoredNames, TensorNames
 
 
 def no_units(model: ModelConfig) -> Mapping[str, int]:
-  """Every axis may be cut anywhere."""
+  """No units: every axis may be split anywhere."""
   return {}
 
 
 def head_units(model: ModelConfig) -> Mapping[str, int]:
-  """Query heads are not cut."""
+  """Query heads are not split."""
   return {"heads": model.heads}
 
 
 def grouped_head_units(model: ModelConfig) -> Mapping[str, int]:
-  """Neither query heads nor key/value heads are cut."""
+  """Query heads and key/value heads are not split."""
   return {"heads": model.heads, "kv_heads": (model.arch or ArchConfig()).kv_heads}
 
 
 def no_problems(model: ModelConfig) -> Iterable[str]:
-  """Accepts all settings."""
+  """Accepts all settings; the default `check`."""
   return ()
 
 
 @dataclass(frozen=True)
 class Family:
-  """A family of models: its class, target presets, sharding rules, and how others publish it."""
+  """A model family: its module class, target presets, sharding rules, and published formats."""
 
   name: str  # model.family
-  module: str  # "package.module:Class" of an nnx.Module, made by Class(model_config, vocab_size, rngs=rngs)
+  module: str  # "package.module:Class" of an nnx.Module, constructed by Class(model_config, vocab_size, rngs=rngs)
   presets: Mapping[str, Sequence[str]]  # preset of lora.targets -> patterns of module paths
-  axes: Mapping[str, Sequence[str | None]]  # end of a parameter's path -> a logical axis for each of its dimensions
-  units: Callable[[ModelConfig], Mapping[str, int]] = no_units  # logical axis -> equal pieces that are never cut
-  names: TensorNames | None = None  # of tensors in published checkpoints; None if nobody publishes the family
-  config: PublishedConfig | None = None  # of config.json; None if transformers has no such class
+  axes: Mapping[str, Sequence[str | None]]  # end of a parameter's path -> a logical axis for each dimension
+  units: Callable[[ModelConfig], Mapping[str, int]] = no_units  # logical axis -> equal pieces that are never split
+  names: TensorNames | None = None  # tensor names in published checkpoints; None if there are none
+  config: PublishedConfig | None = None  # fields of config.json; None if transformers has no such class
   check: Callable[[ModelConfig], Iterable[str]] = no_problems  # problems with the family's own settings
 
   def module_class(self) -> Any:
-    """The nnx module class, imported now: only building a model needs jax."""
+    """The nnx module class. It is imported here because only building a model needs jax."""
     module, _, name = self.module.partition(":")
     return getattr(importlib.import_module(module), name)
 
   def stored_names(self, model: ModelConfig) -> StoredNames:
-    """How checkpoints name the tensors of `model`."""
+    """The names of the tensors of `model` in checkpoints."""
     return StoredNames(self.names, model, self.names.prefix if self.names else "")

@@ -1,7 +1,7 @@
-"""config.json of Hugging Face as our settings, by the tables of the families. Imports no jax.
+"""Reads Hugging Face's config.json with the tables of the families. Imports no jax.
 
-Both layouts are read, that of transformers 4 (rope_theta, rope_scaling) and of 5 (rope_parameters). What the file omits
-has the default of transformers' own class; what this program cannot compute is refused, every such field at once.
+The layouts of transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters) are supported. Missing fields have the
+defaults of transformers' class. All unsupported fields are reported at once.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn
 
 
 def resolve_architecture(weights: str) -> dict[str, Any]:
-  """The fields of `ModelConfig` that config.json beside `weights` decides; of a hub id that file is downloaded.
+  """Reads the config.json of `weights` as fields of `ModelConfig`; for a hub id, it is downloaded.
 
   Raises InputError as `from_hf` does, and if there is no config.json.
   """
@@ -28,10 +28,10 @@ def resolve_architecture(weights: str) -> dict[str, Any]:
 
 
 def from_hf(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
-  """The fields of `ModelConfig` that config.json decides: family, sizes and `arch`, as plain values.
+  """Converts config.json to fields of `ModelConfig`: family, sizes and `arch`, as plain values.
 
-  Raises InputError, each problem after the file's name `where`, for an architecture, field or value that is not
-  supported, and for a missing size.
+  Raises InputError for unsupported architectures, fields and values, and for missing sizes. Each problem starts with
+  the file name `where`.
   """
   try:
     family, published = _family(config)
@@ -41,7 +41,7 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> dict[str, 
 
 
 def published_families() -> dict[str, tuple[Family, PublishedConfig]]:
-  """The families that transformers has, by every class name under which they are published."""
+  """The families that transformers supports, by class name; a family may have several."""
   by_class = {}
   for family in all_families().values():
     if family.config is not None:
@@ -60,7 +60,7 @@ def _family(config: Mapping[str, Any]) -> tuple[Family, PublishedConfig]:
 
 
 def _architecture(config: Mapping[str, Any], known: Mapping[str, tuple[Family, PublishedConfig]]) -> str:
-  """The class that the file names, or the one of its `model_type`."""
+  """The class named in the file, or the class of its `model_type`."""
   named = config.get("architectures")
   if named:
     return str(named[0] if isinstance(named, list) else named)
@@ -73,7 +73,7 @@ def _architecture(config: Mapping[str, Any], known: Mapping[str, tuple[Family, P
 
 
 def _read(config: Mapping[str, Any], published: PublishedConfig) -> Settings:
-  """All settings, by path."""
+  """Reads all settings, by path."""
   values = config
   if "text_config" in config and published.wrappers:
     text = ConfigFile(config).mapping("text_config")
@@ -99,7 +99,7 @@ def _read(config: Mapping[str, Any], published: PublishedConfig) -> Settings:
 
 
 def _nested(settings: Settings) -> dict[str, Any]:
-  """Settings by path as the fields of `ModelConfig`, `arch` complete."""
+  """Converts settings by path to the fields of `ModelConfig`, with a complete `arch`."""
   options = {path.removeprefix(OPTIONS): x for path, x in settings.items() if path.startswith(OPTIONS)}
   arch = {path.removeprefix(ARCH): x for path, x in settings.items() if path.startswith(ARCH) and OPTIONS not in path}
   sizes = {path: x for path, x in settings.items() if not path.startswith(ARCH)}

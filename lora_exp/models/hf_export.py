@@ -1,7 +1,7 @@
-"""Our settings as Hugging Face's config.json: the inverse of `hf_config.from_hf`, by the same tables.
+"""Writes our settings as Hugging Face's config.json: the inverse of `hf_config.from_hf`, with the same tables.
 
-A file is made only where reading it gives the same settings again, so that transformers computes what was trained. The
-layout is that of transformers 4 (rope_theta, rope_scaling, torch_dtype), which 5 and other readers know too.
+A config is written only if reading it yields the same settings, so that transformers computes the same model. The
+layout is that of transformers 4 (rope_theta, rope_scaling, torch_dtype), which version 5 and other readers support too.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def to_hf(model: ModelConfig, vocab_size: int) -> dict[str, Any] | None:
-  """config.json of `model` without its dtype and its tokens; None where no class of transformers computes it.
+  """The config.json of `model` without dtype and token ids; None if no class of transformers computes the model.
 
-  The model's own family is tried first, then the others that have the same module.
+  The model's family is tried first, then other families with the same module.
   """
   own = get_family(model.family)
   others = (family for family in all_families().values() if family.module == own.module and family is not own)
@@ -34,20 +34,20 @@ def to_hf(model: ModelConfig, vocab_size: int) -> dict[str, Any] | None:
 
 
 def same_model(config: Mapping[str, Any], model: ModelConfig, vocab_size: int) -> bool:
-  """Whether config.json `config` describes `model`, whose rows may be shorter than it allows, for its text alone."""
+  """Whether config.json `config` describes the text part of `model`, whose max_len may be smaller."""
   if "text_config" in config:
     return False
   try:
     fields = from_hf(config)
   except InputError:
     return False
-  if len(get_family(model.family).presets["embeddings"]) == 1:  # no table of positions has the length of the rows
+  if len(get_family(model.family).presets["embeddings"]) == 1:  # no table of positions has length max_len
     fields["max_len"] = model.max_len
   return _describes(fields, model, vocab_size)
 
 
 def _describes(fields: Mapping[str, Any], model: ModelConfig, vocab_size: int) -> bool:
-  """Whether `fields`, which `from_hf` read, are those of `model`, computed by the same module."""
+  """Whether `fields`, as read by `from_hf`, equal those of `model`, with the same module."""
   expected = {name: getattr(model, name) for name in SIZES} | {"vocab_size": vocab_size}
   same_module = get_family(fields["family"]).module == get_family(model.family).module
   given = {name: value for name, value in fields.items() if name != "family"}
@@ -55,7 +55,7 @@ def _describes(fields: Mapping[str, Any], model: ModelConfig, vocab_size: int) -
 
 
 def _written(published: PublishedConfig, model: ModelConfig, vocab_size: int) -> dict[str, Any] | None:
-  """config.json by one table, or None if that class is another model."""
+  """The config.json of one table, or None if that class computes another model."""
   settings = _settings(model, vocab_size)
   config: dict[str, Any] = {"architectures": [published.architecture], "model_type": published.model_type}
   try:

@@ -1,4 +1,4 @@
-"""The families by name, found in the folder `families`: a file `families/NAME.py` holds one object FAMILY."""
+"""The registry of model families: every file `families/NAME.py` defines one object FAMILY."""
 
 import importlib
 import pkgutil
@@ -13,7 +13,7 @@ from lora_exp.models.family import Family
 
 @cache
 def all_families() -> Mapping[str, Family]:
-  """Every family by its name, in alphabetical order. Raises ValueError for a file whose FAMILY has another name."""
+  """All families by name, in alphabetical order. Raises ValueError if a FAMILY's name differs from its file name."""
   by_name = {}
   for file in sorted(module.name for module in pkgutil.iter_modules(families.__path__)):
     family: Family = importlib.import_module(f"{families.__name__}.{file}").FAMILY
@@ -24,7 +24,7 @@ def all_families() -> Mapping[str, Family]:
 
 
 def get_family(name: str) -> Family:
-  """The family called `name` in `model.family`. Raises InputError with the names there are."""
+  """The family `name`. Raises InputError with the existing names if there is none."""
   known = all_families()
   if name not in known:
     raise InputError(f"model.family={name}: choose {', '.join(known)}{did_you_mean(name, known)}")
@@ -32,7 +32,7 @@ def get_family(name: str) -> Family:
 
 
 def model_problems(model: ModelConfig) -> list[str]:
-  """What the family of `model` cannot compute: an unknown name, or sizes that do not fit each other."""
+  """Problems of `model` with its family: an unknown name, or incompatible sizes."""
   try:
     return list(get_family(model.family).check(model))
   except InputError as error:

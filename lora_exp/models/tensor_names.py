@@ -1,8 +1,8 @@
-"""How published checkpoints name the tensors of a model, as a table that is read in both directions.
+"""The table of tensor names in published checkpoints, used for reading and writing.
 
 Most tensors need no row: `layers.0.self_attn.q_proj.kernel` is stored as `model.layers.0.self_attn.q_proj.weight`,
-transposed. A `NameRow` says where names differ, where a stored tensor holds several of our kernels side by side, and
-where one of our kernels is stored as several tensors.
+transposed. A `NameRow` is needed for a different name, for a stored tensor that is the concatenation of several of our
+kernels, and for a kernel of ours that is stored as several tensors.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,10 +16,10 @@ OWN_SUFFIXES = (".kernel", ".embedding", ".scale")  # ends of our paths, which n
 
 @dataclass(frozen=True)
 class NameRow:
-  """Modules of ours, and the stored modules that hold the same numbers.
+  """Modules of ours and the equivalent stored modules.
 
-  Each is the end of a path. One side may list several modules: their outputs lie side by side in the one module of the
-  other side. Where several are stored, `sizes` gives the outputs of each.
+  Each is the end of a path. One side may list several modules, whose outputs are concatenated in the single module of
+  the other side. If several are stored, `sizes` returns the outputs of each.
 
   >>> fused = NameRow(("attn.q", "attn.k", "attn.v"), ("attn.qkv",))  # one stored tensor, three kernels of ours
   """
@@ -35,41 +35,41 @@ class NameRow:
 
 @dataclass(frozen=True)
 class TensorNames:
-  """How published checkpoints store a family: the tensor of module `P` is called `prefix`P.weight or `prefix`P.bias."""
+  """The names of a family's tensors in checkpoints: those of module `P` are `prefix`P.weight and `prefix`P.bias."""
 
-  prefix: str = "model."  # before every path but those of `unprefixed`
+  prefix: str = "model."  # before every path except those in `unprefixed`
   transposed: bool = True  # kernels are stored (out, in), as torch's Linear does; GPT-2's Conv1D does not
   unprefixed: tuple[str, ...] = ("lm_head",)  # stored modules without the prefix, always (out, in)
-  rows: tuple[NameRow, ...] = ()  # where names or pieces differ
+  rows: tuple[NameRow, ...] = ()  # modules with different names or parts
   ignore: tuple[str, ...] = ()  # regular expressions of stored tensors that the model does not need
 
 
 class StoredPart(NamedTuple):
-  """Where some outputs of one of our arrays are stored."""
+  """The part of a stored tensor that contains some outputs of one of our arrays."""
 
-  name: str  # of the stored tensor
-  transposed: bool  # it is stored (out, in)
+  name: str  # the stored tensor
+  transposed: bool  # stored as (out, in)
   width: int  # outputs of the stored tensor
-  stored_start: int  # the first of these outputs there
-  start: int  # the first of these outputs in our array
-  size: int  # how many
+  stored_start: int  # index of the first output in the stored tensor
+  start: int  # index of the first output in our array
+  size: int  # number of outputs
 
   def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of the stored tensor, of an array of ours with `shape`."""
+    """The shape of the stored tensor for an array of ours with `shape`."""
     wide = (*shape[:-1], self.width) if shape else ()
     return wide[::-1] if self.transposed else wide
 
 
 @dataclass(frozen=True)
 class StoredNames:
-  """The table of a family for one model, and the prefix that one checkpoint uses; without a table, our own paths."""
+  """The table of a family for one model and the prefix of one checkpoint; without a table, our own paths."""
 
   names: TensorNames | None = None
-  model: ModelConfig | None = None  # gives the sizes of stored parts
+  model: ModelConfig | None = None  # determines the sizes of stored parts
   prefix: str = ""
 
   def parts(self, path: str, shapes: Mapping[str, Sequence[int]]) -> list[StoredPart]:
-    """Where the array at our dotted `path` is stored; `shapes` are those of all arrays of the model, by path."""
+    """The stored parts of the array at our dotted `path`; `shapes` has the shapes of all arrays by path."""
     width = shapes[path][-1] if shapes[path] else 1
     if self.names is None:
       return [StoredPart(path, False, width, 0, 0, width)]
@@ -101,9 +101,9 @@ class StoredNames:
     return StoredPart(name, transposed, width, stored_start, start, size)
 
   def for_checkpoint(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> "StoredNames":
-    """The same with the prefix that `stored`, the names in a checkpoint, use; our own paths where it was saved here.
+    """Returns a copy with the prefix of a checkpoint whose names are `stored`; our own paths if this program saved it.
 
-    Models saved without their head, and those with vision, have another prefix: the one that fits most tensors.
+    Models saved without their head, and those with vision, have another prefix: the one that matches most tensors.
     """
     if self.names is None or any(name.endswith(OWN_SUFFIXES) for name in stored):
       return StoredNames()
@@ -113,5 +113,5 @@ class StoredNames:
     return candidates[counts.index(max(counts))]
 
   def _count(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> int:
-    """How many parts of our arrays are among the names `stored`."""
+    """The number of parts of our arrays that are among the names `stored`."""
     return sum(part.name in stored for path in shapes for part in self.parts(path, shapes))

@@ -1,4 +1,4 @@
-"""What knows neither models nor data: the console, the cache, files and locks of run directories, the device mesh.
+"""Code that is independent of models and data: console, cache, files and locks of run directories, device mesh.
 
-Nothing here imports another package of lora_exp than `config`.
+The only package of lora_exp imported here is `config`.
 """

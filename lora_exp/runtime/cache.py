@@ -1,8 +1,8 @@
-"""Results that are expensive to compute are stored once, in a directory named by the hash of their inputs.
+"""The cache of expensive results. Each entry is a directory named by the hash of its inputs.
 
-`get_or_make` writes under a temporary name and renames, so that a directory that exists is complete. A file lock lets
-one process compute a result while others wait for it. A temporary directory whose lock is free was left by a process
-that died, and is removed.
+`get_or_make` writes to a temporary directory and renames it, so an existing entry is complete. A file lock lets one
+process compute an entry while others wait. A temporary directory with a free lock was left by a dead process and is
+removed.
 """
 
 import errno
@@ -23,7 +23,7 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEX
 
 
 def fingerprint(**parts: object) -> str:
-  """SHA-256 (hex) of the parts as canonical JSON; the order of names does not matter.
+  """SHA-256 (hex) of the parts as canonical JSON, independent of the order of names.
 
   Raises TypeError for a value that JSON cannot represent.
   """
@@ -32,9 +32,9 @@ def fingerprint(**parts: object) -> str:
 
 
 def get_or_make(root: str | Path, kind: str, key: str, make: Callable[[Path], None]) -> Path:
-  """The directory `root/kind/key[:32]`; if it is absent, `make(directory)` fills it, once for all processes.
+  """Returns the directory `root/kind/key[:32]`. If it is missing, `make(directory)` fills it, once for all processes.
 
-  `root` may start with `~`. If `make` raises, nothing is left behind and the error propagates.
+  `root` may start with `~`. If `make` raises, the entry is removed and the error propagates.
   Raises DiskError if the disk is full, InputError if `root` cannot be written to.
   """
   folder = Path(root).expanduser() / kind
@@ -78,7 +78,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 @contextmanager
 def _cache_errors(folder: Path) -> Iterator[None]:
-  """Operating-system errors as errors that name the cache and the setting."""
+  """Context that converts operating-system errors to errors that name the cache and the setting."""
   try:
     yield
   except OSError as error:

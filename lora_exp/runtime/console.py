@@ -1,8 +1,8 @@
-"""Everything that is printed in the terminal: errors, tables, facts, and progress bars.
+"""Terminal output: errors, tables, facts, and progress bars.
 
-Text of users and of models is printed as it is: no markup is interpreted, and control characters are escaped, so that a
-sample of a byte-level model cannot move the cursor. In a pipe or a file, tables have at most 100 columns, and progress
-bars become a few plain lines.
+Text from users and models is printed literally: markup is not interpreted, and control characters are escaped, so that
+a sample of a byte-level model cannot move the cursor. In a pipe or a file, tables have at most 100 columns, and
+progress bars become a few plain lines.
 """
 
 import numbers
@@ -22,15 +22,15 @@ from rich.text import Text
 from lora_exp.config.errors import LoraExpError
 
 WIDTH = 100  # columns of a table, and of all output that is not a terminal
-QUIET_SECONDS = 2.0  # shorter work prints no progress lines into a pipe
+QUIET_SECONDS = 2.0  # in a pipe, shorter work prints no progress lines
 
 console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
 _stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
-_display: Progress | None = None  # the display that nested progress bars join: a terminal can draw only one
+_display: Progress | None = None  # shared by nested progress bars, because a terminal can draw only one display
 
 
 def share() -> None:
-  """Prints plain lines only from now on, also in a terminal, because other processes write to it too."""
+  """From now on prints only plain lines, even in a terminal, because other processes write to it too."""
   global console
   console = Console(markup=False, highlight=False, emoji=False, width=WIDTH, force_terminal=False)
 
@@ -50,7 +50,7 @@ def show(*values: object, style: str | None = None) -> None:
 
 
 def write(text: str) -> None:
-  """Prints `text` at once and without a newline: for output that is shown while it is generated."""
+  """Prints `text` immediately and without a newline, for streamed output."""
   console.file.write(printable(text))
   console.file.flush()
 
@@ -67,7 +67,7 @@ def show_warning(message: str) -> None:
 
 
 def cell(value: object) -> str:
-  """`value` as a table shows it: 1,234,567, 0.01234, yes, and a dash for None."""
+  """Formats `value` for a table: 1,234,567, 0.01234, yes, and a dash for None."""
   if value is None:
     return "-"
   if isinstance(value, bool):
@@ -87,7 +87,7 @@ def _is_number(value: object) -> bool:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
-  """Prints a table; columns that hold only numbers, and those named in `right`, are right-aligned."""
+  """Prints a table; columns with only numbers, and those named in `right`, are right-aligned."""
   rows = [list(row) for row in rows]
   table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
   for i, name in enumerate(columns):
@@ -119,7 +119,7 @@ class Bar(Protocol):
   """A progress bar."""
 
   def advance(self, n: int = 1, **fields: object) -> None:
-    """Counts `n` more; `fields` (loss=…) are shown beside the bar until they change."""
+    """Advances by `n`; `fields` (loss=…) are shown next to the bar until they change."""
 
   def print(self, *values: object) -> None:
     """Prints a line above the bar."""
@@ -177,7 +177,7 @@ class DrawnBar:
     self.task = display.add_task(printable(title), total=total, completed=start, unit=unit, fields=self.fields)
 
   def advance(self, n: int = 1, **fields: object) -> None:
-    self.fields.update(fields)  # the display reads them a few times a second
+    self.fields.update(fields)  # read by the display a few times per second
     self.display.advance(self.task, n)
 
   def print(self, *values: object) -> None:
@@ -185,7 +185,7 @@ class DrawnBar:
 
 
 class LineBar:
-  """Lines for a pipe or a file: about every tenth of the work, or at doubling times if the total is unknown."""
+  """A bar as lines for a pipe or a file: after each tenth of the work, or at doubling times if the total is unknown."""
 
   def __init__(self, title: str, total: int | None, unit: str, start: int):
     self.title, self.total, self.unit, self.done = title, total, unit, start
@@ -193,7 +193,7 @@ class LineBar:
     self.tenth = max(1, -(-(total - start) // 10)) if total is not None else 0
     self.start_time = time.monotonic()
     self.next_done, self.next_time = start + self.tenth, self.start_time + QUIET_SECONDS
-    self.printed: int | None = None  # the count on the latest line
+    self.printed: int | None = None  # count on the last printed line
 
   def advance(self, n: int = 1, **fields: object) -> None:
     self.done += n

@@ -1,4 +1,4 @@
-"""Operating-system errors while writing, as errors that say what to do."""
+"""Conversion of operating-system write errors to errors that say what to do."""
 
 import errno
 import os

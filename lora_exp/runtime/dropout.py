@@ -1,8 +1,8 @@
 """Dropout of the base and of adapters, and the random keys of a run.
 
-A module with dropout holds a `DropKey`, a placeholder that is not part of the stored state. Each step fills every one
-with fold_in(fold_in(key(seed), step), hash of the module's path). No key is saved, and adding a module changes no other
-module's mask.
+A module with dropout has a `DropKey`, a placeholder that is not part of the stored state. Each step sets every DropKey
+to fold_in(fold_in(key(seed), step), hash of the module's path). So no key is saved, and adding a module does not change
+the masks of other modules.
 """
 
 import zlib
@@ -14,7 +14,7 @@ from flax import nnx
 
 
 class DropKey(nnx.Variable):
-  """The random key of one module's dropout; outside of a step, a placeholder."""
+  """The random key of a module's dropout; a placeholder outside of a step."""
 
 
 def placeholder() -> DropKey:
@@ -40,8 +40,8 @@ def stream_key(seed: int, stream: str) -> jax.Array:
 def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
   """Zeros each element of `x` with probability `rate` and scales the others by 1/(1 - rate).
 
-  The rate may be traced; a rate of 0 changes no bit. Each random 32-bit word serves two elements, because random bits
-  cost more than the products of a small adapter; the rate is therefore rounded to a multiple of 1/65,536.
+  The rate may be traced; a rate of 0 returns `x` bit for bit. Each random 32-bit word is used for two elements, because
+  random bits cost more than the products of a small adapter, so the rate is rounded to a multiple of 1/65,536.
   """
   *lead, width = x.shape
   words = jax.random.bits(key, (*lead, (width + 1) // 2), jnp.uint32)

@@ -1,4 +1,4 @@
-"""Files: atomic writes, after which a file is complete or unchanged, and what is wrong with a path that was given."""
+"""Atomic writes, which leave a file complete or unchanged, and checks of given paths."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from lora_exp.config.errors import did_you_mean
 
 
 def temporary_path(path: Path) -> Path:
-  """The hidden sibling of `path` that is written first and then renamed."""
+  """The hidden sibling of `path` that is written and then renamed."""
   return path.with_name(f".{path.name}.tmp")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = False) -> None:
-  """Calls `write(temporary)`, then renames the temporary file to `path`, so that no reader sees half a file.
+  """Calls `write(temporary)` and renames the temporary file to `path`, so that readers never see a partial file.
 
-  With `durable`, the content and the directory entry are on the disk when this returns. If `write` fails, `path` is
+  With `durable`, content and directory entry are synced to disk before it returns. If `write` fails, `path` is
   unchanged and the temporary file is removed.
   """
   temporary = temporary_path(path)
@@ -48,7 +48,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def sync_path(path: Path) -> None:
-  """Waits until the content of a file, or the entries of a directory, are on the disk (fsync)."""
+  """Syncs the content of a file, or the entries of a directory, to disk (fsync)."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -65,7 +65,7 @@ def sync_tree(directory: Path) -> None:
 
 
 def file_problem(setting: str, value: str) -> str | None:
-  """Why the file that `setting` names cannot be read, or None."""
+  """Why the file given by `setting` cannot be read, or None."""
   file = Path(value)
   if not file.exists():
     near = did_you_mean(file.name, os.listdir(file.parent)) if file.parent.is_dir() else ""

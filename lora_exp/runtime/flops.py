@@ -1,4 +1,4 @@
-"""Floating-point operations of a program, counted in its jaxpr, so that no model needs a formula."""
+"""Counts the floating-point operations of a program from its jaxpr, so that no model needs a formula."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from jax.interpreters import partial_eval
 
 
 def count_flops(jaxpr: Any) -> int:
-  """Twice the multiplications in all matrix products that the outputs of `jaxpr` depend on; scans count per step."""
+  """FLOPs of all matrix products that the outputs of `jaxpr` depend on (2 per multiply-add); scans count every step."""
   return _count(partial_eval.dce_jaxpr(jaxpr, True)[0])
 
 

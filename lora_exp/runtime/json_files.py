@@ -1,4 +1,4 @@
-"""JSON files that others wrote: an object or one sentence about what is wrong."""
+"""Reads untrusted JSON files; errors are one sentence."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from lora_exp.config.errors import InputError
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-  """The object in a JSON file. Raises InputError if it cannot be read, or as `parse_json_object` does."""
+  """Reads the object in a JSON file. Raises InputError if the file cannot be read, or as `parse_json_object` does."""
   try:
     content = file.read_bytes()
   except OSError as error:
@@ -17,9 +17,9 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def parse_json_object(content: bytes, where: Path | str) -> dict[str, Any]:
-  """The object in UTF-8 `content`, which error messages call `where`.
+  """Parses the JSON object in UTF-8 `content`; `where` names it in error messages.
 
-  Raises InputError for anything else, for NaN and infinite values, and for duplicate keys.
+  Raises InputError for invalid JSON, other values, NaN and infinite numbers, and duplicate keys.
   """
   try:
     value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)

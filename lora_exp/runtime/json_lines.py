@@ -1,4 +1,4 @@
-"""Readers of the files that hold one JSON object a line: a run's metrics and a sweep's ledger."""
+"""Readers of files with one JSON object per line: the metrics of a run and the ledger of a sweep."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from lora_exp.runtime.run_files import LEDGER, METRICS_FILE
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-  """The rows of a run's metrics.jsonl, in order, without an incomplete last line. Raises InputError."""
+  """Reads the rows of a run's metrics.jsonl, in order, without an incomplete last line. Raises InputError."""
   path = Path(run_dir) / METRICS_FILE
   if not path.is_file():
     raise InputError(f"{path} does not exist; name the directory of a run")
@@ -17,9 +17,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_ledger(sweep_dir: Path) -> list[dict[str, Any]]:
-  """The rows of a sweep's ledger, in order, without an incomplete last line; none if there is no ledger.
+  """Reads the rows of a sweep's ledger, in order, without an incomplete last line; empty if there is no ledger.
 
-  Rows of version 0.1.0 come back with the keys of today. Raises InputError.
+  Rows of version 0.1.0 are converted to the current keys. Raises InputError.
   """
   path = Path(sweep_dir) / LEDGER
   return [current_keys(row) for _, row in parse_lines(path)] if path.is_file() else []
@@ -35,7 +35,7 @@ def current_keys(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-  """(line, row) of each complete line of the file; what follows the last newline is left out. Raises InputError."""
+  """Returns (line, row) of each complete line of the file, ignoring an incomplete last line. Raises InputError."""
   lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
   rows: list[tuple[str, dict]] = []
   for number, line in enumerate(lines[:-1], start=1):

@@ -1,4 +1,4 @@
-"""File locks (flock): they end with the process that holds them, however it ends."""
+"""File locks (flock). A lock is released when its process ends, even if it is killed."""
 
 import fcntl
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from lora_exp.runtime.run_files import LOCK
 
 @contextmanager
 def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
-  """Holds an exclusive lock on the file `path`, which is created if absent; yields whether the lock was acquired.
+  """Holds an exclusive lock on the file `path`, which is created if missing; yields whether the lock was acquired.
 
-  Without `wait` it yields False at once where another process holds the lock. The lock file is never deleted: if it
-  were, two processes could lock two different files of the same name.
+  Without `wait`, it yields False immediately if another process holds the lock. The lock file is never deleted, because
+  two processes could then lock two different files of the same name.
   """
   with path.open("a") as file:
     try:

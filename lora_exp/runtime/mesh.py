@@ -1,8 +1,8 @@
 """The device mesh, and how each array is sharded over it.
 
-A parameter's dotted path decides the logical axes of its array, so that no model needs annotations, and `LOGICAL` maps
-logical axes to mesh axes. An array axis that a mesh axis does not divide is replicated, and the sharding table says so;
-only the batch must divide.
+The dotted path of a parameter determines the logical axes of its array, so models need no annotations. `LOGICAL` maps
+logical axes to mesh axes. An array axis that the mesh axis does not divide is replicated, which the sharding table
+shows; only the batch must divide.
 """
 
 import math
@@ -29,7 +29,7 @@ def keep_programs(cache: str) -> None:
 
 
 def make_mesh(cfg: MeshConfig) -> Mesh:
-  """The mesh of `cfg` over all devices. Raises InputError if the sizes do not match the number of devices."""
+  """Creates the mesh of `cfg` over all devices. Raises InputError if the sizes do not match the number of devices."""
   sizes = {f.name: getattr(cfg, f.name) for f in fields(cfg)}
   devices, fixed = jax.device_count(), math.prod(n for n in sizes.values() if n != -1)
   wanted = ", ".join(f"mesh.{k}={v}" for k, v in sizes.items() if v != 1)
@@ -44,7 +44,7 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
 
 
 def dotted(key_path: Sequence[Any]) -> str:
-  """The dotted path of a JAX key path; only dictionary keys count, so an optimizer's leaf has its parameter's path."""
+  """The dotted path of a JAX key path, from its dictionary keys only, so an optimizer leaf has its parameter's path."""
   return ".".join(str(k.key) for k in key_path if isinstance(k, jax.tree_util.DictKey))
 
 
@@ -59,11 +59,11 @@ class Layout:
 
   mesh: Mesh
   axes: Mapping[str, Sequence[str | None]] = field(default_factory=dict)  # end of a path -> logical axes of its array
-  units: Mapping[str, int] = field(default_factory=dict)  # logical axis -> pieces that it may be split into, as heads
+  units: Mapping[str, int] = field(default_factory=dict)  # logical axis -> number of pieces such as heads
   leaves: Mapping[str, str] = field(default_factory=dict)  # factor of an adapter -> its axes, letters of I, O and R
 
   def spec(self, path: str, shape: Sequence[int], *, trials: bool = False, gathered: bool = False) -> P:
-    """The partition of the array at `path`.
+    """The PartitionSpec of the array at `path`.
 
     With `trials` it has a leading axis of trials; with `gathered` it is not split over fsdp.
     """
@@ -75,7 +75,7 @@ class Layout:
     return P("trial" if ways > 1 and shape[0] % ways == 0 else None, *axes)
 
   def _split(self, path: str, shape: Sequence[int], gathered: bool) -> list[tuple[str | None, str]]:
-    """(mesh axis or None, why it is not split or '') for each axis of the array at `path`."""
+    """(mesh axis or None, reason for not splitting or '') for each axis of the array at `path`."""
     logical = self._logical_axes(path, len(shape))
     return [self._mesh_axis(axis, size, gathered) for axis, size in zip(logical, shape, strict=True)]
 
@@ -98,7 +98,7 @@ class Layout:
     if ways == 1 or (gathered and axis == "fsdp"):
       return None, ""
     pieces = self.units.get(logical or "", size)
-    if size % ways:  # as for the scales of a quantised kernel, which are fewer than its inputs
+    if size % ways:  # for example the scales of a quantised kernel, which has fewer scales than inputs
       pieces = size
     if pieces % ways:
       return None, f"{logical} {pieces:,} does not divide over {axis} {ways}: replicated"
@@ -113,7 +113,7 @@ class Layout:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
   def gather_fsdp(self, tree: Any) -> Any:
-    """Inside jit: the parameters gathered over `fsdp`, so that weights are communicated and activations are not."""
+    """Inside jit, gathers the parameters over `fsdp`, so that weights are communicated instead of activations."""
     if self.mesh.shape["fsdp"] == 1:
       return tree
 
@@ -125,7 +125,7 @@ class Layout:
 
   @property
   def replicated(self) -> NamedSharding:
-    """The sharding of an array that every device holds in full."""
+    """The sharding of a replicated array."""
     return NamedSharding(self.mesh, P())
 
   @property
@@ -139,11 +139,11 @@ class Layout:
     return math.prod(self.mesh.shape[axis] for axis in BATCH)
 
   def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """`batch` on the devices."""
+    """Transfers `batch` to the devices."""
     return jax.device_put(dict(batch), self.batch)
 
   def table(self, tree: Any) -> list[tuple[str, str, str, str]]:
-    """Rows (path, shape, split, note); blocks of a model that differ only in their number share a row."""
+    """Rows (path, shape, split, note) for the sharding table; equal blocks of a model share a row."""
     rows: dict[str, tuple[str, str, str, str]] = {}
     for path, x in flatten(tree).items():
       kind = ".".join("*" if segment.isdigit() else segment for segment in path.split("."))

@@ -1,4 +1,4 @@
-"""A directory that appears under its name when everything in it is written."""
+"""Atomic creation of an output directory."""
 
 import fcntl
 import os
@@ -14,10 +14,10 @@ from lora_exp.runtime.files import sync_tree, temporary_path
 
 @contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
-  """A temporary directory to write into, which is renamed to `out` at the end; `out` is missing or empty.
+  """Context with a temporary directory that is renamed to `out` at the end; `out` must be missing or empty.
 
-  Raises InputError or DiskError if it cannot be written, and InUseError if another process is writing it. Nothing is
-  left in that case, and files of a process that was killed are removed.
+  Raises InputError or DiskError if it cannot be written, and InUseError if another process is writing it. The temporary
+  directory is removed in that case, as are those of killed processes.
   """
   temporary, parent_existed = temporary_path(out), out.parent.exists()
   try:
@@ -40,7 +40,7 @@ def new_directory(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-  """Holds a lock on the directory itself; it ends with the process at the latest."""
+  """Holds a lock on the directory itself, which is released with the process at the latest."""
   descriptor = os.open(directory, os.O_RDONLY)
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

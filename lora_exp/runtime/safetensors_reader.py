@@ -1,7 +1,7 @@
-"""Reads safetensors files, also from strangers: nothing in a file is believed before it is checked.
+"""Reads safetensors files as untrusted input: everything in a file is validated.
 
 The format: eight bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the data.
-Files are read and not mapped, so that a process holds what it asked for and one block, never pages of the file.
+Files are read, not memory-mapped, so that memory use is the requested arrays and one block.
 """
 
 import math
@@ -17,19 +17,19 @@ from lora_exp.config.errors import InputError
 from lora_exp.runtime.json_files import parse_json_object
 
 BLOCK = 2**22  # bytes read at once
-LONGEST_HEADER = 10**8  # bytes, as in the format's own reader
+LONGEST_HEADER = 10**8  # bytes, as in the official reader
 MOST_AXES = 32
-DTYPES = {  # of weights, by the format's code
+DTYPES = {  # dtypes of weights by code
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-Slice = tuple[tuple[slice, ...], np.ndarray]  # an index into a tensor, and the array to fill with what is there
+Slice = tuple[tuple[slice, ...], np.ndarray]  # an index into a tensor, and the array to fill from it
 
 
 class TensorEntry(NamedTuple):
-  """A tensor's entry in the header; `start` and `end` count bytes from the beginning of the file."""
+  """A tensor's entry in the header; `start` and `end` are byte offsets in the file."""
 
   dtype: str  # the format's code: F32, BF16, I64, ...
   shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class TensorEntry(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-  """The tensors of the file at `path`, which fill it without gaps.
+  """Reads the entries of the tensors in the file at `path`, which must fill it without gaps.
 
   Raises InputError if it is not a complete safetensors file, and OSError if it cannot be opened.
   """
@@ -71,7 +71,7 @@ def _position(entry: TensorEntry) -> tuple[int, int]:
 
 
 def _entry(value: Any, data: int) -> TensorEntry | None:
-  """The entry of a tensor whose offsets count from the byte `data`, or None if it is malformed."""
+  """Parses the entry of a tensor, with offsets relative to the byte `data`; None if it is malformed."""
   try:
     dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
   except (TypeError, KeyError, ValueError):
@@ -87,7 +87,7 @@ def _entry(value: Any, data: int) -> TensorEntry | None:
 
 
 def read_arrays(path: Path, entries: Mapping[str, TensorEntry], names: Iterable[str]) -> dict[str, np.ndarray]:
-  """The tensors `names` as float32, or float64 if stored so. Raises InputError if the file became shorter."""
+  """Reads the tensors `names` as float32, or float64 if stored so. Raises InputError if the file became shorter."""
   arrays = {}
   with open(path, "rb", buffering=0) as file:
     for name in names:
@@ -112,7 +112,7 @@ def read_slices(path: Path, entry: TensorEntry, slices: Sequence[Slice]) -> None
 
 
 def _blocks(path: Path, entry: TensorEntry, wanted: Sequence[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
-  """(first row, rows) of each block that holds some of the rows `wanted`, as half-open ranges."""
+  """Yields (first row, rows) of each block that contains some of the rows `wanted`, which are half-open ranges."""
   rows, *rest = entry.shape or (1,)
   dtype = DTYPES[entry.dtype]
   row_bytes = math.prod(rest) * dtype.itemsize

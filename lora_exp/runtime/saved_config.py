@@ -1,4 +1,4 @@
-"""`config.yaml` of a run directory: written before training, read by every task that works on the run."""
+"""The config.yaml of a run directory, which is written before training and read by tasks on the run."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -14,18 +14,18 @@ from lora_exp.runtime.files import write_text_atomically
 from lora_exp.runtime.run_directory import run_directory_problem
 from lora_exp.runtime.run_files import CONFIG
 
-# Settings of one command, not of the run: they are reset when a saved config is loaded.
+# Settings of a command, not of the run. They are reset when a saved config is loaded.
 COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "format": "peft",
                                     "out": None, "merge": {}, "report": {}, "fallback": []}
 # Settings that may change when a run is resumed.
 CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "expectations", "report",
               "train.resume", "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")
-# Families that version 0.1.0 called llama; `model.arch` told them apart, and does still.
+# Families that version 0.1.0 called llama and distinguished by `model.arch`.
 ONCE_LLAMA = ("mistral", "qwen2", "qwen3", "gemma", "gemma3")
 
 
 def save_config(cfg: Config, directory: Path) -> Config | None:
-  """Writes every setting, resolved, to DIR/config.yaml. Returns the config that it replaces, if any."""
+  """Writes all resolved settings to DIR/config.yaml. Returns the config that it replaces, if any."""
   file = directory / CONFIG
   previous = load_config(str(directory)) if file.is_file() else None
   values = asdict(cfg)
@@ -35,9 +35,9 @@ def save_config(cfg: Config, directory: Path) -> Config | None:
 
 
 def load_config(directory: str, setting: str = "run") -> Config:
-  """The config of the run in `directory`, without the settings of the command that made it.
+  """Loads the config of the run in `directory`, without the settings of its command.
 
-  Raises InputError, which names `setting`, if there is no config or if it does not fit this version.
+  Raises InputError that names `setting` if there is no config, or if this version cannot read it.
   """
   if problem := run_directory_problem(setting, directory):
     raise InputError(problem)
@@ -57,8 +57,7 @@ def load_config(directory: str, setting: str = "run") -> Config:
 
 
 def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> None:
-  """Raises InputError where the directory of a job (number, config, directory) of a sweep holds a run of another
-  config."""
+  """Raises InputError if the directory of a job (number, config, directory) has a run with another config."""
   problems = []
   for number, cfg, directory in jobs:
     if not (directory / CONFIG).is_file():
@@ -90,11 +89,11 @@ def _number(directory: Path) -> int:
 
 
 def changed_settings(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
-  """(path, before, after) of every setting that differs and that a resumed run must not change."""
+  """Returns (path, before, after) of every changed setting that a resumed run must not change."""
   old, new = _flat(asdict(before)), _flat(asdict(after))
   allowed = list(CHANGEABLE)
   if before.lora.parameters is not None:
-    allowed.append("lora.rank")  # it follows from the number of parameters
+    allowed.append("lora.rank")  # computed from the number of parameters
   if before.model.family == "llama" and after.model.family in ONCE_LLAMA:
     allowed.append("model.family")
   paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
@@ -102,12 +101,12 @@ def changed_settings(before: Config, after: Config) -> list[tuple[str, Any, Any]
 
 
 def _is_below(path: str, groups: Iterable[str]) -> bool:
-  """Whether `path` is one of `groups` or a setting in one of them."""
+  """Whether `path` is one of `groups` or inside one of them."""
   return any(f"{path}.".startswith(f"{group}.") for group in groups)
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested settings by dotted path."""
+  """Flattens nested settings to dotted paths."""
   flat: dict[str, Any] = {}
   for key, value in node.items():
     if isinstance(value, dict) and value:

@@ -13,7 +13,7 @@ ROUNDING = 1e-13  # singular values below this fraction of the norm are rounding
 ENERGY = 0.9  # default fraction of ‖ΔW‖² for `directions`
 INTRUDER = 0.5  # a direction of W + ΔW is an intruder if its |cosine| to all of W's is smaller (arXiv 2410.21228)
 EXAMINED = 10  # number of leading directions of W + ΔW that are examined for intruders (ibid., k)
-LARGEST = 4096  # maximum of a kernel's smaller side for a full decomposition: half a minute on two cores
+LARGEST = 4096  # maximum of a kernel's smaller side for a full decomposition, which takes half a minute on two cores
 Svd = tuple[np.ndarray, np.ndarray, np.ndarray]  # U (…, I, K), σ (…, K), Vᵀ (…, K, O)
 
 

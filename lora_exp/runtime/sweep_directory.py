@@ -1,4 +1,4 @@
-"""Which trial of which sweep a run directory is, read from the files that Hydra writes."""
+"""Identifies the sweep and the trial of a run directory from Hydra's files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,14 @@ SHORT_NAMES = {
 
 @dataclass(frozen=True)
 class SweepTrial:
-  """One trial and the sweep that it belongs to."""
+  """A trial and its sweep."""
 
   sweep: Path
   number: str  # the name of its directory
   settings: dict[str, str]  # {setting or group: value}, without those that all trials of the sweep share
 
   def name(self, method: str) -> str:
-    """Its number and settings, as in 3-lora-r8-attention-s1."""
+    """Number and settings, such as 3-lora-r8-attention-s1."""
     words = []
     for key, value in self.settings.items():
       if key != "lora":
@@ -33,7 +33,7 @@ class SweepTrial:
 
 
 def sweep_trial(run_dir: Path) -> SweepTrial | None:
-  """The trial that `run_dir` is; None for a run that is not part of a sweep."""
+  """The trial in `run_dir`; None for a run that is not part of a sweep."""
   sweep_file, trial_file = run_dir.parent / MULTIRUN, run_dir / HYDRA / OVERRIDES
   if not (sweep_file.is_file() and trial_file.is_file()):
     return None
@@ -50,7 +50,7 @@ def _read_yaml(file: Path) -> Any:
 
 
 def _single_values(texts: list[str]) -> dict[str, str]:
-  """{setting or group: value} of the overrides that have exactly one value."""
+  """{setting or group: value} of the overrides with exactly one value."""
   overrides, _ = parse(texts)
   single = [o for o in overrides if not (o.is_delete() or o.is_sweep_override())]
   return {o.get_key_element(): o.get_value_element_as_str().strip("'\"") for o in single}

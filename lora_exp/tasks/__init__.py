@@ -1,1 +1,1 @@
-"""One file for each task: `task=NAME` calls `run(config)` of NAME.py. What tasks share lies in the packages before."""
+"""The tasks, one file each: `task=NAME` calls `run(config)` of NAME.py. Shared code is in the other packages."""

@@ -1,4 +1,4 @@
-"""`task=dashboard run=DIR`: a wandb workspace of a sweep or a run, as a file, and online where there is a key."""
+"""`task=dashboard run=DIR`: a wandb workspace of a sweep or a run, as a file, and online if there is an API key."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from lora_exp.runtime.display_paths import display_path
 from lora_exp.train.wandb_logger import wandb_mode
 
 SPEC = Path("wandb") / "dashboard.json"
-SECONDS = 45.0  # of waiting for the server, all requests together
+SECONDS = 45.0  # timeout of all requests to the server together
 
 
 def run(cfg: Config) -> None:
-  """Writes the workspace of `cfg.run` as JSON, and saves it online where there is a key."""
+  """Writes the workspace of `cfg.run` as JSON, and saves it online if there is an API key."""
   directory = Path(str(cfg.run))
   contents = workspace_contents(directory)
   spec = build_workspace(contents, "")._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
@@ -40,7 +40,7 @@ def run(cfg: Config) -> None:
 
 
 def _save_online(contents: WorkspaceContents) -> str:
-  """Saves the workspace in the account of the key; its URL."""
+  """Saves the workspace in the account of the key and returns its URL."""
   os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
   os.environ.setdefault("WANDB_SILENT", "true")
   import wandb
@@ -54,13 +54,13 @@ def _save_online(contents: WorkspaceContents) -> str:
 
 
 def _call_within(seconds: float, save: Callable[[], str]) -> str:
-  """What `save` returns. Raises LoraExpError if it fails or takes longer: wandb itself waits for minutes."""
+  """Returns the result of `save`. Raises LoraExpError if it fails or takes longer; wandb itself waits for minutes."""
   results: list[str | Exception] = []
 
   def call() -> None:
     try:
       results.append(save())
-    except Exception as error:  # wandb documents no common base class
+    except Exception as error:  # wandb documents no base class of its errors
       results.append(error)
 
   thread = threading.Thread(target=call, name="dashboard", daemon=True)

@@ -1,4 +1,4 @@
-"""`task=evaluate`: the metrics of a run and of its base, or of a base alone, on held-out data of any source."""
+"""`task=evaluate`: metrics of a run and its base, or only of a base, on held-out data of any source."""
 
 import json
 import math
@@ -28,13 +28,13 @@ from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.program import Tree
 
 FILE = "evaluations.jsonl"
-Change = tuple[float, float | None]  # from the base, and its standard error
+Change = tuple[float, float | None]  # difference from the base, and its standard error
 
 
 def run(cfg: Config) -> None:
-  """Prints every metric of `run` and of its base on `data` and `retain`; without a run, those of the base.
+  """Prints every metric of `run` and its base on `data` and `retain`; without a run, those of the base.
 
-  The metrics of a run are appended to its evaluations.jsonl, a line for each split and model.
+  The metrics of a run are appended to its evaluations.jsonl, one line for each split and model.
   """
   keep_programs(cfg.cache)
   loaded = open_run(cfg, with_base=True)
@@ -64,7 +64,7 @@ def run(cfg: Config) -> None:
 def evaluations(
   loaded: LoadedRun, source: DataConfig, max_tokens: int | None, with_trained: bool
 ) -> Iterator[Evaluation]:
-  """The evaluation of the base on about `max_tokens` held-out tokens of `source`, then that of the trained model."""
+  """Evaluates the base on about `max_tokens` held-out tokens of `source`, then the trained model."""
   plan, job = loaded.plan, loaded.job
   ways = plan.layout.batch_ways
   rows = make_rows(source, plan.tokenizer, plan.cfg.cache)
@@ -81,14 +81,14 @@ def evaluations(
 
 
 def _line(split: str, model: str, evaluation: Evaluation) -> dict:
-  """The line of evaluations.jsonl: every declared metric, null where it does not apply, and their standard errors."""
+  """The line of evaluations.jsonl: all declared metrics, null if not applicable, and their standard errors."""
   values = {name: _finite(evaluation.metrics.get(name)) for name in METRICS}
   errors = {name: _finite(standard_error(METRICS[name], evaluation)) for name in evaluation.metrics}
   return {"split": split, "model": model, **values, "tokens": int(evaluation.sums["count"]), "standard_errors": errors}
 
 
 def _against_base(changes: Mapping[str, Change]) -> dict:
-  """The differences from the base by metric; those of the loss also where version 0.1.0 wrote them."""
+  """The differences from the base by metric. Those of the loss are also under the keys of version 0.1.0."""
   above, error = changes["loss"]
   table = {
     name: {"difference": _finite(change), "standard_error": _finite(error)} for name, (change, error) in changes.items()
@@ -97,12 +97,12 @@ def _against_base(changes: Mapping[str, Change]) -> dict:
 
 
 def _finite(value: float | None) -> float | None:
-  """`value`, or None if JSON has no such number."""
+  """`value`, or None if it is NaN or infinite."""
   return value if value is not None and math.isfinite(value) else None
 
 
 def _facts(split: str, source: DataConfig, changes: Mapping[str, Change]) -> dict[str, str]:
-  """A phrase for each metric: how far the trained model is from the base."""
+  """A phrase for each metric: the difference between the trained model and the base."""
   facts = {}
   for name, (change, error) in changes.items():
     metric = METRICS[name]
@@ -122,7 +122,7 @@ def _show_table(lines: list[dict], unit: str) -> None:
 
 
 def _keep(path: Path, cfg: Config, lines: list[dict]) -> None:
-  """Appends the lines, each with the settings of its data, to the run's file; warns if it is read-only."""
+  """Appends the lines with the settings of their data to the run's file; warns if it is read-only."""
   about = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
   settings = {"held-out": asdict(cfg)["data"], "retain": asdict(cfg)["retain"]}
   try:

@@ -1,4 +1,4 @@
-"""`task=export`: what a run trained, as files for other programs (`format=peft|merged|base`)."""
+"""`task=export`: writes a trained run as files for other programs (`format=peft|merged|base`)."""
 
 from lora_exp.config import Config
 from lora_exp.config.checks import export_directory
@@ -9,6 +9,6 @@ FORMATS = {"peft": export_adapter, "merged": export_merged, "base": export_base}
 
 
 def run(cfg: Config) -> None:
-  """Writes the run `cfg.run` in the format `cfg.format`; nothing is left behind if that fails."""
+  """Writes the run `cfg.run` in the format `cfg.format`; removes the output if that fails."""
   keep_programs(cfg.cache)
   FORMATS[cfg.format](cfg, export_directory(cfg))

@@ -1,4 +1,4 @@
-"""`task=generate`: completions of prompts by a run or by a base alone, shown while they are drawn if there is one."""
+"""`task=generate`: completions of prompts by a run or a base. A single completion is streamed."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from lora_exp.train.sampler import make_sampler
 
 
 def run(cfg: Config) -> None:
-  """Prints a completion of each prompt by the run `cfg.run`, or by the base alone."""
+  """Prints a completion of each prompt by the run `cfg.run`, or by the base if there is none."""
   prompts = prompts_of(cfg)
   keep_programs(cfg.cache)
   loaded = open_merged(cfg).run if cfg.sample.merged else open_run(cfg)
@@ -30,7 +30,7 @@ def run(cfg: Config) -> None:
 
 
 def prompts_of(cfg: Config) -> list[str]:
-  """`prompt`, or the lines of `prompt_file` or of standard input, or the prompts in `sample.prompts`.
+  """Returns `prompt`, or the lines of `prompt_file` or standard input, or `sample.prompts`.
 
   Raises InputError if there is no prompt, or the text is not UTF-8.
   """
@@ -51,7 +51,7 @@ def prompts_of(cfg: Config) -> list[str]:
 
 
 def _read(read: Callable[[], bytes], where: str) -> tuple[str, str]:
-  """The text that `read` returns, and where it is from. Raises InputError if it is not UTF-8."""
+  """Returns the text from `read`, and where it is from. Raises InputError if it is not UTF-8."""
   try:
     return read().decode(), where
   except UnicodeDecodeError as error:

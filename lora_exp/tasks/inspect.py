@@ -1,4 +1,4 @@
-"""`task=inspect`: the spectra of what a run, or each run of a sweep, trained, and how they relate to the base."""
+"""`task=inspect`: spectra of the trained updates of a run or of all runs of a sweep, and their relation to the base."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -28,11 +28,11 @@ from lora_exp.train.plan_tables import folded
 MOST = f"{ENERGY * 100:.0f} %"
 COLUMNS = {"rank": "rank", "effective_rank": "used", "stable_rank": "stable", "directions": f"{MOST} in",
            "energy_first": "first", "relative_norm": "ΔW/W", "amplification": "amplified", "intruders": "intruders"}
-MOST_LINES = 12  # of the plot
+MOST_LINES = 12  # maximum number of lines in the plot
 
 
 def run(cfg: Config) -> None:
-  """Inspects the run, or each run of the sweep, in `cfg.run`; writes inspect.json and shows what it says."""
+  """Inspects the run, or each run of the sweep, in `cfg.run`; writes and prints inspect.json."""
   keep_programs(cfg.cache)
   directory = Path(str(cfg.run))
   if is_sweep(str(directory)):
@@ -48,7 +48,7 @@ def run(cfg: Config) -> None:
 
 
 def _inspect_sweep(directory: Path, metric: str) -> None:
-  """Inspects every run that has an update, then writes the report of the sweep, which compares them."""
+  """Inspects every run with an update, then writes the sweep's report, which compares them."""
   groups = _by_base(directory)
   if not groups:
     raise InputError(f"run={directory}: no run of this sweep has an update to inspect")
@@ -59,7 +59,7 @@ def _inspect_sweep(directory: Path, metric: str) -> None:
 
 
 def _by_base(sweep: Path) -> list[list[TrainedKernels]]:
-  """The runs of a sweep that have an update, those with one base together; a run that has not ended is left out."""
+  """The finished runs of a sweep that have an update, grouped by base."""
   groups: dict[str, list[TrainedKernels]] = {}
   for directory in sorted((file.parent for file in sweep.glob(f"*/{CONFIG}")), key=_run_number):
     try:
@@ -78,7 +78,7 @@ def _run_number(directory: Path) -> tuple[bool, str]:
 
 
 def _show(directory: Path, cfg: Config, spectra: Sequence[UpdateSpectrum]) -> None:
-  """A table with a row for each module, those of all blocks in one row, and the conclusions."""
+  """Prints a table with a row for each module (corresponding modules of all blocks share a row), and conclusions."""
   rows = []
   for name, places in folded([(spectrum.module, spectrum.rank) for spectrum in spectra]):
     means = mean_spectrum([spectra[place] for place in places])
@@ -98,7 +98,7 @@ def _cell(key: str, value: float | None) -> str:
 
 
 def _sentences(cfg: Config, spectra: Sequence[UpdateSpectrum]) -> Iterator[str]:
-  """What the means over modules say, a sentence each."""
+  """Yields conclusions from the means over modules, one sentence each."""
   method = methods.of(cfg.lora)
   mean = {name: math.nan if value is None else value for name, value in mean_spectrum(spectra).items()}
   if not mean["norm"] > 0:
@@ -119,7 +119,7 @@ def _sentences(cfg: Config, spectra: Sequence[UpdateSpectrum]) -> Iterator[str]:
 
 
 def _figure(cfg: Config, spectra: Sequence[UpdateSpectrum]) -> Figure:
-  """The spectra, a line for each kind of module."""
+  """Plots the spectra, one line per kind of module."""
   kinds = folded([(spectrum.module,) for spectrum in spectra])[:MOST_LINES]
   lines = [(name, PALETTE[i % len(PALETTE)], [spectra[place].singular_values for place in places])
            for i, (name, places) in enumerate(kinds)]

@@ -1,4 +1,4 @@
-"""`task=merge`: the model with the update of a run in its kernels, checked against the run (`format=merged`)."""
+"""`task=merge`: merges the update of a run into the model's kernels and checks the result (`format=merged`)."""
 
 from lora_exp.config import Config
 from lora_exp.config.checks import export_directory
@@ -7,6 +7,6 @@ from lora_exp.train.exports import export_merged
 
 
 def run(cfg: Config) -> None:
-  """Writes the merged model of `cfg.run`. Raises LoraExpError if it does not predict what the run does."""
+  """Writes the merged model of `cfg.run`. Raises LoraExpError if its predictions differ from the run's."""
   keep_programs(cfg.cache)
   export_merged(cfg, export_directory(cfg))

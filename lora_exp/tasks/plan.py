@@ -1,4 +1,4 @@
-"""task=plan: parameters, bytes and FLOPs of a config before anything is allocated."""
+"""`task=plan`: parameters, bytes and FLOPs of a config, without allocating arrays."""
 
 from lora_exp.config import Config
 from lora_exp.runtime import console
@@ -10,12 +10,12 @@ from lora_exp.train.plan_tables import show_parameters
 
 
 def run(cfg: Config) -> None:
-  """Prints the plan of `cfg`: parameters, the step's memory and FLOPs by XLA's analysis, and the largest pack."""
+  """Prints the plan of `cfg`: parameters, memory and FLOPs of the step from XLA's analysis, and the largest pack."""
   keep_programs(cfg.cache)
   plan = make_plan(cfg)
   show_parameters(plan)
   solo, memory = compile_abstract(plan, 1), device_memory()
-  # From two trials to four per device: a single one is compiled without the loop over trials.
+  # The growth from two to four trials per device, because a single trial is compiled without the loop over trials.
   ways = plan.layout.mesh.shape["trial"]
   two, four = (compile_abstract(plan, n * ways).peak_memory_bytes for n in (2, 4))
   growth = (four - two) // 2

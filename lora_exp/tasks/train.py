@@ -1,4 +1,4 @@
-"""`task=train`: trains one run in its own directory."""
+"""`task=train`: trains one run in its directory."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lora_exp.train.single_run import train_run
 def run(cfg: Config, run_dir: Path) -> None:
   """Locks the run directory, writes config.yaml, and trains.
 
-  A run that cannot be resumed as asked keeps the config that it had.
+  If a run cannot be resumed with the given settings, its config.yaml is restored.
   """
   with run_lock(run_dir):
     plan = make_plan(cfg)

@@ -1,13 +1,13 @@
-'''One file for each model family: `families/NAME.py` holds one object `FAMILY`, and `model.family=NAME` builds it.
+'''Model families, one file each: `families/NAME.py` defines `FAMILY`, which `model.family=NAME` builds.
 
-The folder is read as it is: there is no list to extend. A family is a table and imports no jax. What it computes is an
-nnx module in `models/modules/`, which several families may share; Mistral, Qwen, Gemma and OLMo-2 share Llama's.
+Families are found by listing this folder. A family is a table and does not import jax. Its computation is an nnx module
+in `models/modules/`, which several families may share: Mistral, Qwen, Gemma and OLMo-2 use Llama's.
 
 # How to add a family
 
-1. Write `families/NAME.py` with a `Family` (see `models/family.py`). Start from the nearest family and state what
-   differs. This is all of Acme, a Llama that stores queries, keys and values as one tensor
-   and has another name for a norm:
+1. Write `families/NAME.py` with a `Family` (see `models/family.py`). Start from the most similar family and state the
+   differences. The following is complete for Acme, a Llama that stores queries, keys and values as one tensor and has
+   another name for a norm:
 
        from dataclasses import replace
 
@@ -35,14 +35,14 @@ nnx module in `models/modules/`, which several families may share; Mistral, Qwen
          ),
        )
 
-2. If no module computes it, write `models/modules/NAME_decoder.py` with a subclass of `LanguageModel`: its `head`,
-   `hidden` and `empty_cache`, made by `Class(model_config, vocab_size, rngs=rngs)`. `phi3_decoder.py` shows how to
-   replace parts of Llama. Module paths are those of transformers' code without the prefix, because PEFT's adapters
-   are named by them. A setting that no other family has is `model.arch.options.NAME`: the module reads
+2. If no existing module computes it, write `models/modules/NAME_decoder.py` with a subclass of `LanguageModel`. It has
+   `head`, `hidden` and `empty_cache`, and the constructor `Class(model_config, vocab_size, rngs=rngs)`.
+   `phi3_decoder.py` shows how to replace parts of Llama. Module paths are those of transformers without the prefix,
+   because PEFT's adapters use them. A setting that no other family has is `model.arch.options.NAME`: the module reads
    `arch.options["NAME"]`, and the table has a row `Number("arch.options.NAME", "their_name")`.
 
-3. Write `conf/model/NAME_SIZE.yaml`, which inherits another model's file and states what differs: `family: NAME`,
-   sizes, `weights`, `arch`.
+3. Write `conf/model/NAME_SIZE.yaml`, which inherits from another model's file and sets `family: NAME`, sizes,
+   `weights` and `arch`.
 
 Then `model=NAME_SIZE` trains, and `model=hf model.weights=DIR` reads published checkpoints. Merging, exporting,
 sharding, packing and PEFT files work from the tables.
@@ -50,16 +50,17 @@ sharding, packing and PEFT files work from the tables.
 # The tables
 
     module    "package.module:Class" of the nnx module
-    presets   lora.targets=PRESET -> patterns of module paths; all of attention, qv, mlp, all_linear, embeddings, head.
-              The first of `embeddings` is the table of tokens, which is the head of a tied model
+    presets   lora.targets=PRESET -> patterns of module paths: attention, qv, mlp, all_linear, embeddings and head. The
+              first of `embeddings` is the token embedding, which is also the head of a tied model
     axes      end of a parameter's path -> a logical axis for each dimension: vocab, heads, kv_heads and mlp are split
-              over the mesh axis `tensor`, embed over `fsdp`, None over none
-    units     logical axis -> equal pieces that are never cut, such as heads
-    names     how checkpoints name tensors: a prefix, and a `NameRow` where a name differs, where one stored tensor
-              holds several of our kernels, or where several stored tensors hold one
-    config    how config.json names settings: a row for each field, transformers' defaults, settings that are fixed, and
-              rules (pairs of functions, read and write) for what several fields say together
-    check     problems with settings that the module cannot compute, a sentence each
+              over the mesh axis `tensor`, embed over `fsdp`; None is not split
+    units     logical axis -> number of equal pieces that are never cut, such as heads
+    names     tensor names in checkpoints: a prefix, and a `NameRow` for each name that differs, each stored tensor that
+              contains several of our kernels, and each of our kernels that is stored as several tensors
+    config    fields of config.json: a row for each field, transformers' defaults, fixed settings, and rules (pairs of
+              read and write functions) for settings that depend on several fields
+    check     yields the problems of unsupported settings, one sentence each
 
-A table is used in both directions. `config_table.py`, `config_rules.py` and `tensor_names.py` hold what its rows are.
+The tables are used for reading and for writing. `config_table.py`, `config_rules.py` and `tensor_names.py` define their
+rows.
 '''

@@ -1,4 +1,4 @@
-"""Gemma 1 (arXiv 2403.08295): Llama's layers with norms by 1 + scale and embeddings times the root of the width."""
+"""Gemma 1 (arXiv 2403.08295): Llama's layers, with norms scaled by 1 + scale and embeddings by sqrt(width)."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,12 +12,12 @@ from lora_exp.models.families import llama
 def _read_activation(file: ConfigFile, settings: Settings) -> None:
   name = "hidden_activation" if file.values.get("hidden_activation") else "hidden_act"
   value = file.get(name)
-  # The released files say gelu and were trained with its tanh approximation.
+  # The released files say gelu, but the models were trained with its tanh approximation.
   settings["arch.activation"] = file.activation(name, "gelu_tanh" if value == "gelu" else value)
 
 
 def write_activation(model: ModelConfig) -> dict[str, Any]:
-  """The activation under both of its names."""
+  """Writes the activation under both field names."""
   value = Activation("arch.activation", "hidden_act").write(arch_of(model).activation)
   return {"hidden_act": value, "hidden_activation": value}
 

@@ -1,6 +1,6 @@
-"""Gemma 3 (arXiv 2503.19786): layers with a window between layers without one, norms before and after each part.
+"""Gemma 3 (arXiv 2503.19786): sliding-window and full-attention layers, and norms before and after each block part.
 
-Of a model with vision the text model is read. `attn_logit_softcapping` is Gemma 2's; the code of Gemma 3 ignores it.
+For a model with vision, only the text model is read. `attn_logit_softcapping` is from Gemma 2; Gemma 3 ignores it.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ from lora_exp.models.families import gemma, llama
 
 
 def _read_rotations(file: ConfigFile, settings: Settings) -> None:
-  """One rotation for the layers that see everything, another for those with a window."""
+  """Reads the rotary embedding of full-attention layers, and that of sliding-window layers."""
   given = ConfigFile(file.mapping("rope_parameters"), problems=file.problems)
   if given.values and FULL not in given.values and SLIDING not in given.values:
     file.problems.append("rope_parameters: must contain full_attention and sliding_attention")

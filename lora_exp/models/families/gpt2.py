@@ -1,4 +1,4 @@
-"""GPT-2, small to XL (Radford et al., 2019). Paths are those of transformers' code without `transformer.`."""
+"""GPT-2, small to XL (Radford et al., 2019). Module paths are those of transformers without `transformer.`."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from lora_exp.models.tensor_names import TensorNames
 
 
 def four_widths(settings: Settings) -> int:
-  """The feed-forward of GPT-2 where `n_inner` is null."""
+  """The feed-forward width if `n_inner` is null."""
   width: int = settings["width"]
   return 4 * width
 
@@ -31,7 +31,7 @@ def _read_heads(file: ConfigFile, settings: Settings) -> None:
 
 
 def _read_nothing(file: ConfigFile, settings: Settings) -> None:
-  """The dropout of fine-tuning is chosen here, and not by the file."""
+  """Reads no fields: the dropout of fine-tuning is set by our config, not by the file."""
 
 
 def _write_dropout(model: ModelConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM2. Paths are those of transformers' code without `model.`: `layers.0.self_attn.q_proj`."""
+"""Llama 2 and 3, SmolLM2. Module paths are those of transformers without `model.`: `layers.0.self_attn.q_proj`."""
 
 from lora_exp.models.arch_checks import check_rotary
 from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION, all_heads, width_by_heads

@@ -1,4 +1,4 @@
-"""MiniGPT of the JAX AI stack's tutorial, which nobody publishes: it is pretrained here."""
+"""MiniGPT of the JAX AI stack's tutorial. There are no published weights, so it is pretrained on first use."""
 
 from lora_exp.models.arch_checks import check_heads
 from lora_exp.models.family import Family, head_units

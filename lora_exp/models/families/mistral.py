@@ -1,4 +1,4 @@
-"""Mistral (arXiv 2310.06825): Llama's layers with a window of positions in each."""
+"""Mistral (arXiv 2310.06825): Llama's layers with sliding-window attention in every layer."""
 
 from dataclasses import replace
 

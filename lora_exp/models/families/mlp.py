@@ -1,4 +1,4 @@
-"""A multi-layer perceptron for numbers: `layers.0`, `layers.1`, … and the `output` layer. Its sizes are `model.mlp`."""
+"""A multi-layer perceptron for numeric data: `layers.0`, `layers.1`, … and `output`. `model.mlp` has its sizes."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_
 
 
 def check_sizes(model: ModelConfig) -> Iterator[str]:
-  """The sizes are given and positive, and the activation and the initialisation are known."""
+  """Checks that sizes are positive, and that activation and initialisation exist."""
   mlp = model.mlp
   if mlp is None:
     yield "model.mlp=null: model.family=mlp needs its sizes; add model=mlp"

@@ -1,5 +1,7 @@
-"""OLMo 2 (arXiv 2501.00656): Llama's layers, normed after attention and feed-forward and not before, and queries and
-keys normed over all heads together."""
+"""OLMo 2 (arXiv 2501.00656): Llama's layers with norms after attention and feed-forward instead of before.
+
+Queries and keys are normalised over all heads together.
+"""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
-"""Phi-3 (arXiv 2404.14219) and Phi-4-mini (arXiv 2503.01743): Llama with fused kernels, partial and scaled rotations.
+"""Phi-3 (arXiv 2404.14219) and Phi-4-mini (arXiv 2503.01743): Llama with fused kernels, partial and scaled rotary.
 
-The fused kernels are one module each, as in transformers' code, so that PEFT's adapters can be read and written.
+Each fused kernel is one module, as in transformers, so that PEFT's adapters can be read and written.
 """
 
 from typing import Any
@@ -21,11 +21,11 @@ from lora_exp.models.config_table import ConfigFile, ConfigRule, PublishedConfig
 from lora_exp.models.families import llama
 from lora_exp.models.family import Family, grouped_head_units
 
-LONGROPE = ("longrope", "su", "yarn")  # the kind, and what earlier files of Phi-3 call it
+LONGROPE = ("longrope", "su", "yarn")  # the name, and its names in earlier files of Phi-3
 
 
 def _read_rotation(file: ConfigFile, settings: Settings) -> None:
-  """Rotates the first part of each head; `longrope` has a factor for each pair of rotated features."""
+  """Reads a partial rotary embedding; `longrope` has a factor for each pair of rotated features."""
   given = rotation_fields(file)
   part, kind = given.get("partial_rotary_factor"), rotation_kind(given)
   part = 1.0 if part is None else part
@@ -52,7 +52,7 @@ def _read_rotation(file: ConfigFile, settings: Settings) -> None:
 
 
 def _write_rotation(model: ModelConfig) -> dict[str, Any]:
-  """The original length stands outside `rope_scaling`, where Phi-3's class looks for it."""
+  """Writes the original length outside `rope_scaling`, where Phi-3's class expects it."""
   fields = {**write_rotation(model), "partial_rotary_factor": arch_of(model).partial_rotary_factor}
   scaling = fields["rope_scaling"]
   return fields | {LENGTH: scaling[LENGTH]} if scaling else fields

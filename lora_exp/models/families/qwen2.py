@@ -19,7 +19,7 @@ from lora_exp.models.families import llama
 
 
 def _read_windows(file: ConfigFile, settings: Settings) -> None:
-  """Layers from `max_window_layers` on have the window, or those that `layer_types` names."""
+  """Reads the windows: layers from `max_window_layers` on have one, or those in `layer_types`."""
   if not file.flag("use_sliding_window"):
     return
   first = file.get("max_window_layers")

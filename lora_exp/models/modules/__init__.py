@@ -1,5 +1,4 @@
-"""The nnx modules that compute model families, and the parts that they share.
+"""The nnx modules of the model families, and their common parts.
 
-A decoder is a `language_model.LanguageModel`. It knows its sizes and its arrays, and neither file formats nor adapters:
-those are tables in `families`, and `lora`.
+A decoder is a `language_model.LanguageModel`. It is independent of file formats (`families`) and adapters (`lora`).
 """

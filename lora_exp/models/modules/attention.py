@@ -1,4 +1,4 @@
-"""Parts that the modules share: masks, attention, the key/value cache, and the loop over blocks."""
+"""Common parts of the modules: masks, attention, the key/value cache, and the loop over blocks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Cache = dict[str, Array]  # key and value, each (B, S, K, h): S slots, filled fr
 
 
 def gelu(x: Array) -> Array:
-  """x·Φ(x) with the error function."""
+  """The exact GELU: x·Φ(x), computed with the error function."""
   return nnx.gelu(x, approximate=False)
 
 
@@ -32,9 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def causal_mask(segments_BT: Array) -> Array:
-  """Which positions each position sees, bool (B, T, T): those of its own document up to itself.
+  """The attention mask, bool (B, T, T): each position attends to its own document, up to itself.
 
-  `segments_BT` numbers the documents of a row, int; padding (segment 0) sees padding.
+  `segments_BT` numbers the documents of a row, int; padding (segment 0) attends to padding.
   """
   same = segments_BT[:, :, None] == segments_BT[:, None, :]
   return same & jnp.tril(jnp.ones(same.shape[-2:], bool))
@@ -49,16 +49,16 @@ def attend(
   scale: float | None = None,
   cap: float | None = None,
 ) -> Array:
-  """softmax(scale·q·k)·v over the positions that the mask shows, in float32; returns (B, T, H, h) in v's dtype.
+  """softmax(scale·q·k)·v over the positions in the mask, in float32; returns (B, T, H, h) in v's dtype.
 
   H/K query heads share a key/value head; `scale` is 1/sqrt(h) by default; `cap` is a soft cap of the scores.
-  Heads go before positions first: on a CPU the gradient takes 0.6 of the time of `jax.nn.dot_product_attention`'s.
-  The division comes after the product with v, so that of all (T, S) arrays the backward pass keeps the exponentials
-  alone.
+  Arrays are transposed to heads before positions: on a CPU the gradient takes 0.6 of the time of
+  `jax.nn.dot_product_attention`. The division follows the product with v, so the backward pass stores only one (T, S)
+  array, the exponentials.
   """
   B, T, H, h = q_BTHh.shape
   K = k_BSKh.shape[2]
-  # The queries of a group lie one after another, so that each key head needs one product.
+  # The queries of a group are concatenated, so that each key head needs a single product.
   q = q_BTHh.reshape(B, T, K, H // K, h).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, h)
   k, v = k_BSKh.swapaxes(1, 2), v_BSKh.swapaxes(1, 2)
   z = jnp.einsum("bkmd,bksd->bkms", q, k, preferred_element_type=jnp.float32) * (h**-0.5 if scale is None else scale)
@@ -76,7 +76,7 @@ def softcap(z: Array, cap: float | None) -> Array:
 
 
 def split_heads(x_BTF: Array, *shape: int) -> Array:
-  """Features (B, T, H·h) as heads (B, T, H, h); `shape` is (H, -1) or (-1, h)."""
+  """Splits features (B, T, H·h) into heads (B, T, H, h); `shape` is (H, -1) or (-1, h)."""
   return x_BTF.reshape(*x_BTF.shape[:2], *shape)
 
 
@@ -87,7 +87,7 @@ def empty_cache(blocks: int, batch: int, slots: int, heads: int, head_dim: int, 
 
 
 def fill_cache(cache: Cache, k_BTKh: Array, v_BTKh: Array, slot: Array | int) -> Cache:
-  """`cache` with keys and values written from `slot` on."""
+  """Returns `cache` with keys and values written from `slot` on."""
 
   def write(old: Array, new: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
@@ -103,10 +103,10 @@ def run_blocks(
   slot: Array | int,
   remat: bool,
 ) -> tuple[Array, list[Cache | None]]:
-  """x (B, T, D) through the blocks in turn; returns it and the cache of each block (None without one).
+  """Applies the blocks to x (B, T, D); returns the result and the cache of each block (None without one).
 
-  `views` says for each block what it sees of the positions: a mask, or a mask and the rotations. With `remat` a block
-  saves its input alone, and is computed once more in the backward pass.
+  `views` are the positional inputs of each block: a mask, or a mask and the rotations. With `remat`, a block saves only
+  its input and is recomputed in the backward pass.
   """
 
   def call(block: Any, *args: Any) -> tuple[Array, Cache | None]:
@@ -114,7 +114,7 @@ def run_blocks(
     return result
 
   run = jax.checkpoint(call) if remat else call
-  # An adapted embedding is added up before the first norm, as the base's is.
+  # The sum of an adapted embedding must not be fused into the first norm, which would change its bits.
   x_BTD = apart(x_BTD)
   new_caches: list[Cache | None] = []
   for i, (block, view) in enumerate(zip(blocks, views, strict=True)):

@@ -1,6 +1,6 @@
-"""GPT-2's decoder: learned positions, norms before each part, one kernel for queries, keys and values.
+"""GPT-2's decoder: learned positions, pre-norm blocks, one fused kernel for queries, keys and values.
 
-Dropout is GPT-2's after the embeddings, attention and feed-forward; attention probabilities are not dropped.
+As in GPT-2, dropout follows the embeddings, attention and feed-forward; there is none on attention probabilities.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ Array = jax.Array
 
 
 class GPT2Attention(nnx.Module):
-  """Multi-head attention; `c_attn` gives queries, keys and values side by side (D, 3·D)."""
+  """Multi-head attention; `c_attn` (D, 3·D) computes queries, keys and values."""
 
   def __init__(self, cfg: ModelConfig, *, out_init: Any, rngs: nnx.Rngs, **dtypes: Any):
     init = nnx.initializers.normal(0.02)
@@ -60,7 +60,7 @@ class GPT2MLP(nnx.Module):
 
 
 class GPT2Block(nnx.Module):
-  """x += attention(norm(x)); x += mlp(norm(x)). The kernels of what is added start smaller in deeper models."""
+  """x += attention(norm(x)); x += mlp(norm(x)). Residual projections have a smaller initial scale in deeper models."""
 
   def __init__(self, cfg: ModelConfig, arch: ArchConfig, *, rngs: nnx.Rngs, **dtypes: Any):
     out_init = nnx.initializers.normal(0.02 / (2 * cfg.layers) ** 0.5)
@@ -77,12 +77,12 @@ class GPT2Block(nnx.Module):
 
 
 def layer_norm(cfg: ModelConfig, arch: ArchConfig, **options: Any) -> nnx.LayerNorm:
-  """A layer norm. Its variance is not E[x²] - E[x]²: GPT-2 has features in the thousands, which would cancel."""
+  """A layer norm that avoids E[x²] − E[x]²: GPT-2 has features in the thousands, which would cancel."""
   return nnx.LayerNorm(cfg.width, epsilon=arch.norm_eps, use_fast_variance=False, **options)
 
 
 class GPT2(LanguageModel):
-  """Token ids to features (`hidden`); the head is the token embedding or, untied, `lm_head`."""
+  """Maps token ids to features (`hidden`); the head is the token embedding or, if untied, `lm_head`."""
 
   def __init__(self, cfg: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
     arch = cfg.arch or ArchConfig()

@@ -1,4 +1,4 @@
-"""The interface of a language model that the loss and the sampler call."""
+"""The interface of a language model, used by the loss and the sampler."""
 
 from typing import Any
 
@@ -10,24 +10,24 @@ from lora_exp.models.modules.attention import causal_mask, softcap
 
 
 class LanguageModel(nnx.Module):
-  """Token ids to features and features to logits. A family's module gives `head`, `hidden` and `empty_cache`."""
+  """Maps token ids to features and features to logits. Subclasses define `head`, `hidden` and `empty_cache`."""
 
   softcap: float | None = None  # logits are cap·tanh(logit/cap)
 
   @property
   def head(self) -> nnx.Linear | nnx.Embed:
-    """The vocabulary projection, apart from the rest so that the loss can be chunked; tied: the token embedding."""
+    """The vocabulary projection, separate so that the loss can be chunked; in a tied model, the token embedding."""
     raise NotImplementedError
 
   def hidden(
     self, tokens_BT: jax.Array, positions_BT: jax.Array, mask_BTS: jax.Array, cache: Any = None, slot: Any = 0
   ) -> tuple[jax.Array, Any]:
-    """Features before the head.
+    """Computes the features before the head.
 
     Args:
       tokens_BT: token ids, int32.
       positions_BT: the position of each token in its document, int32.
-      mask_BTS: which of S slots each token may see, bool; a model with windows narrows it itself.
+      mask_BTS: which of S slots each token attends to, bool; a model with windows restricts it further.
       cache: keys and values of earlier tokens, or None; then S = T.
       slot: the cache slot of the first token.
 
@@ -41,12 +41,12 @@ class LanguageModel(nnx.Module):
     raise NotImplementedError
 
   def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-    """Logits (B, T, V) of rows that hold one document each; `tokens_BT`: token ids, int32."""
+    """Logits (B, T, V) of rows with one document each; `tokens_BT`: token ids, int32."""
     positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     x_BTD, _ = self.hidden(tokens_BT, positions, causal_mask(jnp.ones_like(tokens_BT)))
     return self.logits(x_BTD)
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
-    """Logits (B, T, V) of features, all at once."""
+    """Logits (B, T, V) of features, not chunked."""
     head = self.head
     return softcap(head.attend(x_BTD) if isinstance(head, nnx.Embed) else head(x_BTD), self.softcap)

@@ -1,4 +1,4 @@
-"""The decoder of the Llama family: Llama, Mistral, Qwen, Gemma, OLMo-2. One layer; `ArchConfig` tells them apart."""
+"""The decoder of Llama, Mistral, Qwen, Gemma and OLMo-2. They share one layer, configured by `ArchConfig`."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ Array = jax.Array
 
 
 class RMSNorm(nnx.Module):
-  """x/rms(x) in float32, times `scale`, or 1 + scale with `norm_offset` (then zeros are the identity)."""
+  """x/rms(x) in float32, times `scale`; with `norm_offset`, times 1 + scale."""
 
   def __init__(self, features: int, arch: ArchConfig, *, param_dtype: Any):
     self.eps, self.offset = arch.norm_eps, arch.norm_offset
@@ -83,7 +83,7 @@ class LlamaAttention(nnx.Module):
 
 
 def qk_norm(heads: int, arch: ArchConfig, param_dtype: Any) -> RMSNorm | None:
-  """The norm of queries or keys with `heads` heads: of each head, or of all together; None where there is none."""
+  """The norm of queries or keys with `heads` heads, per head or over all heads; None without `qk_norm`."""
   if not arch.qk_norm:
     return None
   return RMSNorm(arch.head_dim * (1 if arch.qk_norm_per_head else heads), arch, param_dtype=param_dtype)
@@ -113,7 +113,7 @@ class LlamaMLP(nnx.Module):
 class LlamaLayer(nnx.Module):
   """x += attention(norm(x)); x += mlp(norm(x)).
 
-  With `post_norms` each part is also normed before it is added; without `pre_norms` only then.
+  `post_norms` adds a norm after attention and after the MLP; `pre_norms=False` removes the norms before them.
   """
 
   attention_type: type[LlamaAttention] = LlamaAttention
@@ -147,7 +147,7 @@ class LlamaLayer(nnx.Module):
 
 
 class Llama(LanguageModel):
-  """Token ids to features (`hidden`); the head is `lm_head` or, where tied, the token embedding."""
+  """Maps token ids to features (`hidden`); the head is `lm_head` or, if tied, the token embedding."""
 
   layer_type: type[LlamaLayer] = LlamaLayer
 
@@ -188,7 +188,7 @@ class Llama(LanguageModel):
 
 
 class StaticArch:
-  """An `ArchConfig` as a static attribute of a module, which must hash: equal settings make equal graphs."""
+  """A hashable `ArchConfig`, as static attributes of modules must be; equal settings give equal graphs."""
 
   def __init__(self, values: ArchConfig):
     self.values = values

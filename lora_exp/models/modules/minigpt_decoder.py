@@ -1,4 +1,4 @@
-"""MiniGPT's decoder: learned positions, norms after each part, ReLU, an untied output layer."""
+"""MiniGPT's decoder: learned positions, post-norm blocks, ReLU, an untied output layer."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ class MiniGPTBlock(nnx.Module):
 
 
 class MiniGPT(LanguageModel):
-  """Token ids to features (`hidden`) and features to logits (`output_layer`)."""
+  """Maps token ids to features (`hidden`) and features to logits (`output_layer`)."""
 
   def __init__(self, cfg: ModelConfig, vocab_size: int, *, rngs: nnx.Rngs):
     dtypes: dict[str, Any] = {"dtype": jnp.dtype(cfg.dtype), "param_dtype": jnp.dtype(cfg.param_dtype)}

@@ -1,7 +1,7 @@
-"""Phi-3's decoder: Llama's, with one kernel for queries, keys and values and one for gates and features.
+"""Phi-3's decoder: Llama's with one fused kernel for queries, keys and values, and one for gates and features.
 
-The kernels stay fused, as in transformers, because that is what people adapt: a PEFT adapter for Phi-3 has one A and
-one B for all of `qkv_proj`, which no adapter of three separate kernels equals.
+The kernels stay fused, as in transformers, because a PEFT adapter for Phi-3 has a single A and B for `qkv_proj`. No
+adapter of three separate kernels is equivalent.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 class Phi3Attention(LlamaAttention):
-  """Rotary attention whose queries, keys and values are the outputs of `qkv_proj`, side by side."""
+  """Rotary attention. The outputs of `qkv_proj` are the concatenated queries, keys and values."""
 
   def _make_projections(self, cfg: ModelConfig, arch: ArchConfig, **options: Any) -> None:
     queries, keys = cfg.heads * arch.head_dim, arch.kv_heads * arch.head_dim
@@ -32,7 +32,7 @@ class Phi3Attention(LlamaAttention):
 
 
 class Phi3MLP(LlamaMLP):
-  """down(act(gate)·up), where gate and up are the outputs of `gate_up_proj`, side by side."""
+  """down(act(gate)·up), where the outputs of `gate_up_proj` are gate and up, concatenated."""
 
   def _make_projections(self, cfg: ModelConfig, arch: ArchConfig, **options: Any) -> None:
     self.gate_up_proj = nnx.Linear(cfg.width, 2 * cfg.ff, use_bias=arch.mlp_bias, **options)
@@ -45,7 +45,7 @@ class Phi3MLP(LlamaMLP):
 
 
 class Phi3Layer(LlamaLayer):
-  """A layer of Llama with fused kernels."""
+  """Llama's layer with fused kernels."""
 
   attention_type = Phi3Attention
   mlp_type = Phi3MLP

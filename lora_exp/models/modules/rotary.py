@@ -12,9 +12,9 @@ Array = jax.Array
 
 
 class PositionView(NamedTuple):
-  """What a layer knows of the positions: the rotation of each, and which slots each sees."""
+  """The positional inputs of a layer: the rotation of each position, and its attention mask."""
 
-  cos_BT1r: Array  # r: the features of a head that rotate
+  cos_BT1r: Array  # r: number of rotated features of a head
   sin_BT1r: Array
   mask_BTS: Array
 
@@ -22,9 +22,9 @@ class PositionView(NamedTuple):
 def position_views(
   arch: ArchConfig, positions_BT: Array, mask_BTS: Array, slot: Array | int, cached: bool
 ) -> tuple[PositionView, PositionView]:
-  """The views of layers without and with the window; positions int (B, T), mask bool (B, T, S).
+  """Returns the views for full-attention and sliding-window layers; positions int (B, T), mask bool (B, T, S).
 
-  With a cache its slots are the longest context, so that all of its keys are rotated by the same frequencies.
+  With a cache, the context length is its number of slots, so that all its keys use the same frequencies.
   """
   rotating = int(arch.head_dim * arch.partial_rotary_factor)
   length = mask_BTS.shape[-1] if cached else positions_BT.max() + 1
@@ -44,10 +44,10 @@ def rotations(
   """Cosine and sine (B, T, 1, r) of each position's rotation of `rotating` features, in float32.
 
   The frequencies are theta^(-2i/r); `scaling` changes them for longer contexts. `linear` divides them by `factor`
-  (arXiv 2306.15595). `llama3` does so where they turn less than `low_freq_factor` times within the original context,
-  not at all above `high_freq_factor`, and smoothly in between. `longrope` (arXiv 2402.13753) divides each by its own
-  factor, from one of two lists: as in transformers, the long one if `length`, the longest context, exceeds the
-  original.
+  (arXiv 2306.15595). `llama3` divides frequencies with fewer than `low_freq_factor` periods in the original context,
+  leaves those with more than `high_freq_factor` unchanged, and interpolates in between. `longrope` (arXiv 2402.13753)
+  divides each by its own factor from one of two lists: as in transformers, the long list if `length`, the longest
+  context, exceeds the original.
   """
   frequency = theta ** (-jnp.arange(0, rotating, 2, dtype=jnp.float32) / rotating)
   kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type", "default"))
@@ -70,7 +70,7 @@ def rotations(
 
 
 def rotate(x_BTHh: Array, view: PositionView) -> Array:
-  """Each pair (i, i + r/2) of the first r features of a head turned by its position's angle; the rest as it is."""
+  """Rotates each pair (i, i + r/2) of the first r features of a head; the other features are unchanged."""
   rotating = view.cos_BT1r.shape[-1]
   if rotating == x_BTHh.shape[-1]:
     return _turn(x_BTHh, view)

@@ -1,9 +1,9 @@
-"""Checkpoints of base weights: safetensors, GGUF of Llama, and Gemma's orbax; read into shardings, and written.
+"""Checkpoints of base weights: safetensors, GGUF (Llama) and orbax (Gemma); sharded loading, and writing.
 
-    locate        what `model.weights` means: a path, a package, a hub id; and the kind of checkpoint there. No jax
+    locate        resolves `model.weights` (a path, a package, a hub id) and detects the format. No jax
     store         loading into a model's arrays, saving, digests
-    hf_writer     a model as Hugging Face's directory
-    *_checkpoint  one file for each format, all of them a `stored_tensor.Checkpoint`
+    hf_writer     writes a model as a Hugging Face directory
+    *_checkpoint  one file per format; each implements `stored_tensor.Checkpoint`
 
-Adapter files belong to `lora.peft`, training checkpoints to `train`, tokenizer files to `data`.
+Adapter files are in `lora.peft`, training checkpoints in `train`, tokenizer files in `data`.
 """

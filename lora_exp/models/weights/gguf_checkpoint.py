@@ -14,7 +14,7 @@ from lora_exp.models.weights.locate import SINGLE
 from lora_exp.models.weights.safetensors_checkpoint import write_safetensors
 from lora_exp.runtime import cache, console
 
-FORMAT = 1  # raised when the same file would give other tensors
+FORMAT = 1  # increased when the same file would yield other tensors
 NAMES = {  # {i}: the block's number
   "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
   "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
@@ -27,7 +27,7 @@ NAMES = {  # {i}: the block's number
 
 
 def dequantised(path: Path, root: str | Path) -> Path:
-  """The directory in the cache `root` with the tensors of the GGUF file `path` in float32.
+  """Returns the directory in the cache `root` with the tensors of the GGUF file `path` in float32.
 
   Raises InputError if the file is incomplete or not of the Llama architecture.
   """
@@ -57,7 +57,7 @@ def _dequantise(path: Path, directory: Path) -> None:
 def _tensors(
   tensors: Iterable[Any], heads: dict[str, int], bar: console.Bar
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
-  """(name, shape, function that makes it) of each tensor, under Hugging Face's names."""
+  """Yields (name, shape, function that returns the array) of each tensor, with Hugging Face's names."""
   for tensor in tensors:
     if tensor.name == "rope_freqs.weight":  # follows from the settings
       continue
@@ -66,7 +66,7 @@ def _tensors(
 
 
 def _floats(tensor: Any, name: str, heads: dict[str, int], bar: console.Bar) -> np.ndarray:
-  """The tensor dequantised to float32, with the rows of q and k in Hugging Face's order."""
+  """Dequantises the tensor to float32, with the rows of q and k in Hugging Face's order."""
   from gguf.quants import dequantize
 
   values = dequantize(tensor.data, tensor.tensor_type)
@@ -77,7 +77,7 @@ def _floats(tensor: Any, name: str, heads: dict[str, int], bar: console.Bar) -> 
 
 
 def hf_name(name: str) -> str:
-  """Hugging Face's name of the GGUF tensor `name`; an unknown one keeps its name, and loading reports it.
+  """Hugging Face's name of the GGUF tensor `name`. An unknown tensor keeps its name, and loading reports it.
 
   >>> hf_name("blk.11.attn_q.weight")
   'model.layers.11.self_attn.q_proj.weight'
@@ -89,5 +89,5 @@ def hf_name(name: str) -> str:
 
 
 def halves_from_neighbours(w: np.ndarray, heads: int) -> np.ndarray:
-  """Rows (O, I) of q or k from ggml's order, in which rotated rows are neighbours, to rotated halves (i, i + h/2)."""
+  """Permutes rows (O, I) of q or k from ggml's order (rotated pairs are adjacent) to rotated halves (i, i + h/2)."""
   return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)

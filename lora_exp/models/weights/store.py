@@ -1,7 +1,7 @@
-"""Base weights in and out. A checkpoint is read under its own names, which the family's table maps to our paths.
+"""Loading and saving of base weights. The family's table maps the tensor names of a checkpoint to our paths.
 
-Loading is sharded: each tensor is read in blocks straight into the slices that this process's devices hold, in the
-model's dtype, and put there before the next is read.
+Loading is sharded: each tensor is read in blocks into the slices for this process's devices, in the model's dtype, and
+transferred before the next tensor is read.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from lora_exp.runtime.mesh import flatten
 from lora_exp.runtime.safetensors_reader import DTYPES
 
 FILE = locate.SINGLE
-ALIGNMENT = 64  # bytes: a CPU device takes such an array as it is, without a copy
+ALIGNMENT = 64  # bytes; a CPU device uses an aligned array without a copy
 Bounds = tuple[tuple[int, int], ...]  # (first, end) along each axis
 
 
 def save(directory: Path, tree: Any) -> Path:
-  """Writes nested dicts of arrays to `directory`/model.safetensors, under our own dotted paths."""
+  """Writes nested dicts of arrays to `directory`/model.safetensors, named by our dotted paths."""
   path = directory / FILE
   save_file({name: np.ascontiguousarray(x) for name, x in flatten(tree).items()}, path, metadata={"format": "pt"})
   return path
@@ -44,10 +44,10 @@ def load(
   names: StoredNames | None = None,
   cache: str | Path = "~/.cache/lora_exp",
 ) -> Any:
-  """Reads the checkpoint at `source` into arrays with `shardings`, a tensor at a time.
+  """Reads the checkpoint at `source` into arrays with `shardings`, one tensor at a time.
 
-  `abstract` (shapes and dtypes) and `shardings` are nested dicts of one structure, and so is what is returned; tensors
-  are cast to the dtypes of `abstract`. `names` maps published names; files that `save` wrote need none. A GGUF file is
+  `abstract` (shapes and dtypes), `shardings` and the result are nested dicts with the same structure; tensors are cast
+  to the dtypes of `abstract`. `names` maps published names; files written by `save` need none. A GGUF file is
   dequantised once into `cache`. Raises InputError that lists every missing, unexpected and mis-shaped tensor.
   """
   checkpoint = open_source(source, cache)
@@ -64,7 +64,7 @@ def load(
 
 
 def open_source(path: Path, cache: str | Path) -> Checkpoint:
-  """The checkpoint at `path`, of any supported format. Raises InputError if there is none, or it is incomplete."""
+  """Opens the checkpoint at `path`, in any supported format. Raises InputError if it is missing or incomplete."""
   if not path.exists():
     raise InputError(f"model.weights={path}: no such file or directory")
   try:
@@ -79,7 +79,7 @@ def open_source(path: Path, cache: str | Path) -> Checkpoint:
 def _check_tensors(
   path: Path, stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], names: StoredNames
 ) -> None:
-  """Raises InputError for every tensor that is missing, unexpected, mis-shaped or of another dtype."""
+  """Raises InputError with every tensor that is missing, unexpected, mis-shaped or of an unsupported dtype."""
   problems, used = [], set()
   for ours, shape in shapes.items():
     for part in names.parts(ours, shapes):
@@ -102,7 +102,7 @@ def _tensor_problems(name: str, tensor: StoredTensor | None, shape: tuple[int, .
 
 
 def _ignored(name: str, names: StoredNames) -> bool:
-  """Whether the model does not need a stored tensor: also the other parts of a model with vision."""
+  """Whether the model does not need a stored tensor, such as the vision part of a multimodal checkpoint."""
   if names.names is None:
     return False
   other_part = "language_model." in names.prefix and not name.startswith(names.prefix)
@@ -110,7 +110,7 @@ def _ignored(name: str, names: StoredNames) -> bool:
 
 
 def _read_array(checkpoint: Checkpoint, parts: Sequence[StoredPart], leaf: Any, sharding: Any) -> jax.Array:
-  """One array with its sharding; each slice that a device of this process holds is read once."""
+  """Reads one array with its sharding. Each slice for the devices of this process is read once."""
 
   def bounds_of(index: Sequence[slice]) -> Bounds:
     return tuple(part.indices(n)[:2] for part, n in zip(index, leaf.shape, strict=True))
@@ -129,7 +129,7 @@ def _read_array(checkpoint: Checkpoint, parts: Sequence[StoredPart], leaf: Any, 
 
 
 def _slice(part: StoredPart, bounds: Bounds, x: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray] | None:
-  """What of the stored tensor belongs into `x`, our array within `bounds`, and the view of x that takes it."""
+  """The slice of the stored tensor for `x`, which is our array within `bounds`, and the view of x to fill."""
   if not bounds:
     return (slice(None),), x.reshape(1)
   low, high = bounds[-1]

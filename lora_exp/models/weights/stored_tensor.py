@@ -1,4 +1,4 @@
-"""A checkpoint that is open for reading, whatever its format."""
+"""The interface of a checkpoint that is open for reading, independent of its format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ class StoredTensor:
   """The shape and dtype of a tensor in a checkpoint."""
 
   shape: tuple[int, ...]
-  dtype: str  # as safetensors spells it: F32, BF16, I64, ...
-  padded: bool = False  # it may have more rows than the model, which takes the first
+  dtype: str  # code as in safetensors: F32, BF16, I64, ...
+  padded: bool = False  # may have more rows than the model, which uses the first ones
 
 
 class Checkpoint(Protocol):
-  """Tensors by the names of Hugging Face, or by our own paths."""
+  """A checkpoint. Tensors have Hugging Face's names, or our own paths."""
 
   @property
   def tensors(self) -> Mapping[str, StoredTensor]:

@@ -32,7 +32,7 @@ def read_sweep(directory: Path) -> list[RunRecord]:
     if is_run(directory):
       problem = "is one run, and its plot is plots/loss.png; give the directory of a sweep"
     else:
-      problem = "contains no runs (no folder 0, 1, …); give the directory of a sweep, such as outputs/sweeps/DAY/TIME-NAME"
+      problem = "contains no runs (no folder 0, 1, …); give a sweep directory, such as outputs/sweeps/DAY/TIME-NAME"
     raise InputError(f"run={directory}: {problem}")
   records = [read_run(n, path) for n, path in folders.numbered.items()]
   records += [RunRecord(n, str(n), "missing", "there is no such folder") for n in folders.missing]
