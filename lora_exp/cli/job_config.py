@@ -20,7 +20,7 @@ from lora_exp.runtime.saved_config import changed_settings, load_config, with_al
 
 
 def job_config(composed: DictConfig, overrides: Sequence[Override], sweep: Path | None = None) -> Config:
-  """The config of the job that was composed from `overrides`; `sweep` is the directory of the sweep that it is of.
+  """Returns the config of the job that was composed from `overrides`; `sweep` is the directory of its sweep, if any.
 
   Raises InputError with every unknown setting and every value of a wrong type.
   """

@@ -26,7 +26,7 @@ def read_ledger(sweep_dir: Path) -> list[dict[str, Any]]:
 
 
 def current_keys(row: dict[str, Any]) -> dict[str, Any]:
-  """`row` with the keys of today: until 0.1.0 a trial was an `arm`, and only a study's own trials were `trial`."""
+  """Converts `row` to the current keys: in 0.1.0 a trial was called `arm`, and `trial` was a trial of a study."""
   if "arm" in row or "arms" in row:
     return {{"arm": "trial", "arms": "trials"}.get(key, key): value for key, value in row.items()}
   if row.get("event") in ("trial", "told") and "trial" in row:
