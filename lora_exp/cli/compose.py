@@ -126,7 +126,7 @@ class Composer:
     return grid_jobs(master.hydra.sweeper, overrides, self._parse_several)
 
   def sweep_problems(self, master: DictConfig, overrides: Sequence[Override], cfgs: Sequence[Config]) -> list[str]:
-    """What the sweeper cannot do with the runs `cfgs`."""
+    """Problems of the sweeper with the runs `cfgs`."""
     sweeper = master.hydra.runtime.choices["hydra/sweeper"]
     if sweeper == "study":
       study = self._study(master, overrides)
