@@ -79,7 +79,7 @@ RANGES: dict[str, Range] = {
   "train.save_every": NOT_NEGATIVE, "train.seed": SEED, "train.stop_at": COUNT,
   "sample.every": NOT_NEGATIVE, "sample.max_tokens": COUNT, "sample.temperature": NOT_NEGATIVE, "sample.top_k": COUNT,
   "sample.top_p": PROBABILITY, "sample.seed": SEED,
-  "merge.bound": NOT_NEGATIVE,
+  "merge.bound": NOT_NEGATIVE, "report.margin": FRACTION,
 }
 
 

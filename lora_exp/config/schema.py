@@ -242,6 +242,7 @@ class ReportConfig:
   """How task=report compares the settings of a sweep."""
 
   metric: str = "loss"  # held-out metric that ranks settings: loss | perplexity | … (see config/metrics.py)
+  margin: float = 0.05  # share of the best setting's gain that a setting may be short of it and still be enough
 
 
 @dataclass

@@ -31,15 +31,19 @@ from lora_exp.report.plots.update_spectrum import update_spectrum_plot
 from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.reading.sweep_ledger import read_sweep_ledger
+from lora_exp.report.verdicts.judgement import MARGIN
 from lora_exp.runtime.files import write_atomically
 
 Draw = Callable[[], Figure | None]  # None: the group has nothing to show in this plot
 MOST_PLOTTED = 4  # groups that have plots
 
 
-def make_report(directory: Path, metric: str = "loss") -> Report:
-  """Writes the report into the sweep `directory`, ranked by `metric`. Raises InputError if it holds no runs."""
-  runs, groups, updates = make_table(directory, metric)
+def make_report(directory: Path, metric: str = "loss", margin: float = MARGIN) -> Report:
+  """Writes the report into the sweep `directory`, ranked by `metric`; `margin` is report.margin.
+
+  Raises InputError if the directory holds no runs.
+  """
+  runs, groups, updates = make_table(directory, metric, margin)
   (directory / "plots").mkdir(exist_ok=True)
   sections = [_section(directory, group, updates[n], n, len(groups)) for n, group in enumerate(groups)]
   damage = [*(f"{problem}." for problem in read_sweep_ledger(directory).problems), *repeated_trials(groups)]
@@ -50,11 +54,11 @@ def make_report(directory: Path, metric: str = "loss") -> Report:
 
 
 def make_table(
-  directory: Path, metric: str = "loss"
+  directory: Path, metric: str = "loss", margin: float = MARGIN
 ) -> tuple[list[RunRecord], list[Group], list[LearnedUpdates]]:
   """Writes results.csv; returns the runs of the sweep, their groups, and what the adapters of each group learned."""
   runs = read_sweep(directory)
-  groups = make_groups(runs, METRICS[metric])
+  groups = make_groups(runs, METRICS[metric], margin)
   updates = [learn_updates(directory, group) for group in groups]
   write_atomically(directory / "results.csv", partial(write_csv, rows=results(runs, groups, updates)))
   return runs, groups, updates

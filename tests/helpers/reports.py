@@ -5,15 +5,18 @@ import csv
 import re
 from pathlib import Path
 
+from lora_exp.config.metrics import METRICS
 from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.findings.finding import Finding
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.run_reader import read_sweep
 
 
-def findings_on(directory: Path, topic: str, group: int = 0) -> list[Finding]:
+def findings_on(directory: Path, topic: str, group: int = 0, metric: str = "loss",
+                margin: float = 0.05) -> list[Finding]:
   """The findings on a topic in one group of a sweep."""
-  return [finding for finding in all_findings(make_groups(read_sweep(directory))[group]) if finding.topic == topic]
+  groups = make_groups(read_sweep(directory), METRICS[metric], margin)
+  return [finding for finding in all_findings(groups[group]) if finding.topic == topic]
 
 
 def read_results(directory: Path) -> list[dict[str, str]]:

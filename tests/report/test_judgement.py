@@ -48,7 +48,7 @@ def test_a_diverged_seed_is_never_sufficient():
   assert judge(found).verdicts["b"].state == UNDECIDED and judge(found).state("c") == SUFFICIENT
 
 
-def test_survivors_of_a_diverged_setting_still_stand_against_others():
+def test_survivors_of_a_diverged_setting_still_count():
   found = gains(0.5, 1.2, 1.0)
   found["b"][1] = math.nan
   assert judge(found).state("c") != SUFFICIENT

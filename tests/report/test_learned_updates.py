@@ -59,8 +59,9 @@ def table(directory):
 
 def planted(directory, number, basis, rank, seed):
   """A trial whose one module has an update in the first three directions of `basis`, whatever its rank."""
-  rows = (lora.AdaptedModule("a", 40, 30, rank, 2.0 * rank, 2.0),)
-  path = trial(directory, number, 2.0, lora__rank=rank, train__seed=seed, change={"targets": [asdict(rows[0])]})
+  rows = (lora.AdaptedModule("a", 40, 30, rank, 16.0, 16.0 / rank),)
+  path = trial(directory, number, 2.0 + 0.001 * seed, lora__rank=rank, train__seed=seed,
+               change={"targets": [asdict(rows[0])]})
   k = min(3, rank)
   a = orthonormal(40, rank, seed=100 + number)
   b = orthonormal(rank, k, seed) @ basis[:, :k].T

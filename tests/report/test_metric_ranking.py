@@ -70,9 +70,16 @@ def test_the_findings_follow_the_metric(sweep):
   by_accuracy = group_by(sweep, "accuracy")
   rank = finding(by_accuracy, "Rank")
   assert rank.concluded and rank.text.startswith("Rank 2 is enough")
-  assert "held-out accuracy" in rank.text and "measurably below that of the best, rank 4" in rank.text
-  assert "Best learning rate by held-out accuracy: rank 1: 0.01" in finding(by_accuracy, "Rate").text
-  assert "best: rank 1" in finding(group_by(sweep, "loss"), "Rank").evidence
+  assert "held-out accuracy" in rank.text and rank.values["insufficient"] == [1] and rank.values["best"] == 4
+  assert "highest mean held-out accuracy: rank 1: 0.01" in finding(by_accuracy, "Rate").text
+  by_loss = finding(group_by(sweep, "loss"), "Rank")
+  assert by_loss.values["rank"] == 1 and by_loss.values["insufficient"] == [2, 4]
+
+
+def test_metrics_that_disagree_are_told_first(sweep):
+  first = all_findings(group_by(sweep, "loss"))[0]
+  assert first.topic == "Metrics" and "loss and the accuracy disagree on the order" in first.text
+  assert any("rank 1" in better and "rank 4" in worse for worse, better in first.values["pairs"])
 
 
 def test_the_page_and_the_table_show_every_metric(sweep):

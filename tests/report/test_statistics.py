@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from lora_exp.report.statistics.estimates import difference, estimate, t_quantile
+from lora_exp.report.statistics.estimates import difference, estimate, ratio, t_quantile
 from lora_exp.report.statistics.fits import fit_parabola, pareto_front
 
 T2 = 4.3027  # Student's t, 0.975, two degrees of freedom
@@ -36,6 +36,24 @@ def test_pareto_front_holds_undominated_points():
 
 def test_fit_parabola_recovers_a_vertex_and_refuses_a_hill():
   x = [math.log(v) for v in (1e-4, 1e-3, 1e-2, 1e-1)]
+  assert fit_parabola(x, [1.0, 0.9, 0.8, 0.7]) is None and fit_parabola(x, [0.7, 0.9, 0.85, 0.9]) is None  # at an edge
   fit = fit_parabola(x, [0.3 * (v - math.log(4e-3)) ** 2 + 2 for v in x])
   assert math.exp(fit.vertex) == pytest.approx(4e-3) and fit.minimum == pytest.approx(2)
   assert fit_parabola(x[:3], [1, 2, 1]) is None and fit_parabola(x[:2], [1, 2]) is None
+
+
+def test_ratio_has_fiellers_interval():
+  """At the ends of the interval, a − r · b is just not distinguishable from 0."""
+  a = {(0,): 0.80, (1,): 0.83, (2,): 0.78, (3,): 0.81}
+  b = {(0,): 1.0, (1,): 1.1, (2,): 0.9, (3,): 1.02}
+  found = ratio(a, b)
+  for r in (found.low, found.high):
+    rest = [a[k] - r * b[k] for k in a]
+    assert abs(statistics.mean(rest)) == pytest.approx(t_quantile(3) * statistics.stdev(rest) / 2)
+  assert found.mean == pytest.approx(3.22 / 4.02) and found.low < found.mean < found.high
+
+
+def test_ratio_to_a_mean_that_may_be_zero_is_unbounded():
+  found = ratio({(0,): 0.2, (1,): 0.21}, {(0,): 0.1, (1,): -0.05})
+  assert found.half is None and math.isinf(found.high)
+  assert ratio({(0,): 0.2}, {(0,): -0.1}) is None

@@ -3,6 +3,7 @@
 from lora_exp.report.findings.alpha_and_rate import alpha_effect, best_rate
 from lora_exp.report.findings.best_method import best_method
 from lora_exp.report.findings.finding import Finding
+from lora_exp.report.findings.metric_agreement import metric_disagreement
 from lora_exp.report.findings.next_steps import next_steps
 from lora_exp.report.findings.paying_targets import paying_targets
 from lora_exp.report.findings.reference_lines import forgetting, share_of_full
@@ -19,6 +20,7 @@ def all_findings(group: Group, updates: LearnedUpdates = NO_UPDATES) -> list[Fin
   if not group.adapted:
     return [Finding("Result", "No adapter finished, so there is nothing to compare.", concluded=False)]
   return [
+    *metric_disagreement(group),
     *smallest_rank(group),
     *paying_targets(group),
     *alpha_effect(group),

@@ -1,66 +1,98 @@
-"""Findings: whether alpha mattered, and the best learning rate."""
+"""Findings: whether alpha matters, and the best learning rate."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from lora_exp.report.findings.finding import (
+  CONFIDENCE,
   MOST_CONTEXTS,
   MOST_LINES,
   Finding,
-  capital,
   evidence,
   in_context,
   joined,
 )
+from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, state_sentences
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.setting import Setting, penalty
+from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import ALPHA, METHOD, RANK, RATE, key_value
-from lora_exp.report.statistics.estimates import difference
 from lora_exp.report.statistics.fits import fit_parabola
-from lora_exp.report.verdicts.tuning import at_edges, best_by, best_of, contexts, is_tuned
-from lora_exp.report.verdicts.verdict import judge, not_worse, tolerance_of
+from lora_exp.report.verdicts.judgement import SEEDS_NEEDED
+from lora_exp.report.verdicts.tuning import at_edges, best_by, best_of, contexts, is_tuned, levels_of
+from lora_exp.report.verdicts.verdict import Verdict, judge_levels
+
+ALPHA_QUESTION = "Does alpha matter?"
 
 
 def alpha_effect(group: Group) -> Iterator[Finding]:
-  """Whether alpha mattered once the rate was tuned for each."""
+  """Whether alpha matters once the rate was tuned for each."""
   for where, settings in contexts(group, ALPHA)[:MOST_CONTEXTS]:
-    levels = list(best_by(settings, ALPHA).values())
-    verdict = judge(group, levels, penalty, ALPHA)
-    worst = max(levels, key=penalty)
-    d = verdict.to_best(worst) or difference(worst.penalties, verdict.best.penalties)
-    spread = f"{worst.label} is {d.text(sign=True)} {group.metric.worse_side} {verdict.best.label}"
-    doubt = joined(verdict.doubts)
+    verdict = judge_levels(group, levels_of(settings, ALPHA), ALPHA)
+    doubts = list(verdict.doubts)
     if len({s.values.get(RATE) for s in settings}) < 2:
-      doubt = "the rate was the same for each, and a larger alpha acts as a larger rate; sweep optim.lr too"
-    if doubt:
-      text = f"Whether alpha matters is not concluded{in_context(where)}: {doubt}. {capital(spread)}."
-      yield Finding("Alpha", text, evidence(verdict), False)
-      continue
-    mattered = not not_worse(d, verdict.tolerance)
-    text = (f"Alpha {'mattered' if mattered else 'did not matter measurably'} once the rate was tuned for each"
-            f"{in_context(where)}: {spread}, the best of the alphas.")
-    yield Finding("Alpha", text, evidence(verdict), True, {"mattered": mattered, "where": where})
+      doubts.append("the rate was the same for each, and a larger alpha acts as a larger rate; sweep optim.lr too")
+    mattered = None if doubts else _mattered(verdict)
+    answer = _alpha_answer(verdict, mattered, doubts, where)
+    parts = [answer, state_sentences(verdict), more_seeds_sentence(verdict)]
+    text = " ".join(part for part in parts if part)
+    if verdict.notes:
+      text += f" Not tuned alike: {joined(list(verdict.notes.values()))}."
+    yield Finding("Alpha", text, evidence(verdict), mattered is not None, {"mattered": mattered, "where": where},
+                  ALPHA_QUESTION, answer)
+
+
+def _mattered(verdict: Verdict) -> bool | None:
+  """True if an alpha is insufficient, False if all are sufficient, None otherwise."""
+  if verdict.insufficient:
+    return True
+  return None if verdict.undecided else False
+
+
+def _alpha_answer(verdict: Verdict, mattered: bool | None, doubts: Sequence[str], where: str) -> str:
+  at, margin = in_context(where), margin_text(verdict)
+  if mattered is None:
+    why = joined(doubts) or f"no difference of {margin} of the best gain is shown or excluded"
+    return f"Whether alpha matters is not settled{at}: {why}."
+  if mattered:
+    return (f"Alpha matters{at}, once the rate was tuned for each: some alphas are shown to be more than {margin} of "
+            f"the best gain short (confidence {CONFIDENCE}).")
+  return (f"Alpha matters by less than {margin} of the best gain{at}, once the rate was tuned for each (confidence "
+          f"{CONFIDENCE}).")
 
 
 def best_rate(group: Group) -> Iterator[Finding]:
-  """The best learning rate of each rank (or of each other setting), as tried and by a parabola in log lr."""
-  answers, at_edge, trials = [], [], []
+  """The learning rate with the best mean for each rank (or each other setting), and which rates are shown worse."""
+  lines, problems, trials, settled = [], [], [], True
   for name, settings in _with_rates(group):
     by_rate = best_by(settings, RATE)
-    if len(by_rate) < 2:
+    if len(by_rate) < 2 or not any(s.seeds for s in by_rate.values()):
       continue
     best = best_of(by_rate.values())
-    answers.append(f"{name}{best.values[RATE]:g}{_fitted(by_rate)}")
-    at_edge += at_edges(group, best, tolerance_of(settings))
-    trials.append(best.trial_numbers)
-  if not answers:
+    verdict = judge_levels(group, levels_of(settings, RATE), RATE)
+    others = [level for level in verdict.levels if level.chosen is not best]
+    shown = not verdict.doubts and all(level in verdict.insufficient for level in others)
+    settled = settled and shown
+    lines.append(f"{name}{best.values[RATE]:g}{_fitted(by_rate)}{_divergences(by_rate, best)}")
+    problems += at_edges(group, best)
+    trials.append(", ".join(str(run) for run in best.runs))
+  if not lines:
     return
-  rest = f"; and of {len(answers) - MOST_LINES} more" if len(answers) > MOST_LINES else ""
-  text = f"Best learning rate by held-out {group.metric.label}: {joined(answers[:MOST_LINES])}{rest}."
-  if at_edge:
-    text += f" Not settled: {joined(list(dict.fromkeys(at_edge)))}."
-  yield Finding("Rate", text, f"trials {joined(trials)}", not at_edge)
+  rest = f"; and of {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
+  metric = group.metric
+  text = f"Learning rate with the {metric.best_word} mean held-out {metric.label}: {joined(lines[:MOST_LINES])}{rest}."
+  if problems:
+    text += f" Not settled: {joined(list(dict.fromkeys(problems)))}."
+  elif not settled:
+    text += f" Not every other rate is shown to be more than {group.margin * 100:g} % of the gain worse."
+  yield Finding("Rate", text, f"trials {joined(trials)}", settled and not problems)
+
+
+def _divergences(by_rate: dict[float, Setting], best: Setting) -> str:
+  """The other rates at which seeds diverged, in words."""
+  words = [f"at {rate:g} {len(s.diverged)} of {len(s.diverged) + s.seeds} diverged" for rate, s in by_rate.items()
+           if s is not best and s.diverged]
+  return f" ({', '.join(words)})" if words else ""
 
 
 def _with_rates(group: Group) -> list[tuple[str, Sequence[Setting]]]:
@@ -68,7 +100,7 @@ def _with_rates(group: Group) -> list[tuple[str, Sequence[Setting]]]:
   main = RANK if RANK in group.keys else METHOD
   fixed = [k for k in group.keys if k != RATE and (k == main or not is_tuned(k))]
   found: dict[tuple, list[Setting]] = {}
-  for setting in group.adapted:
+  for setting in group.tried:
     if RATE in setting.values:
       found.setdefault(tuple((k, setting.values.get(k)) for k in fixed), []).append(setting)
   names = (", ".join(key_value(k, v) for k, v in values if v is not None) for values in found)
@@ -76,8 +108,9 @@ def _with_rates(group: Group) -> list[tuple[str, Sequence[Setting]]]:
 
 
 def _fitted(by_rate: dict[float, Setting]) -> str:
-  """The vertex of the fitted parabola, in words; nothing if it lies outside of what was tried."""
-  fit = fit_parabola([float(np.log(lr)) for lr in by_rate], [s.penalty for s in by_rate.values()])
-  if fit is None or not min(by_rate) <= np.exp(fit.vertex) <= max(by_rate):
-    return ""
-  return f" (fitted {np.exp(fit.vertex):.2g})"
+  """The vertex of the parabola through the best rate and its neighbours, in words; nothing at an edge."""
+  steady = {rate: s for rate, s in by_rate.items() if s.seeds and not s.diverged}
+  if any(s.seeds < min(SEEDS_NEEDED, max(x.seeds for x in steady.values())) for s in steady.values()):
+    return ""  # means over different seeds make no curve
+  fit = fit_parabola([float(np.log(lr)) for lr in steady], [s.penalty for s in steady.values()])
+  return "" if fit is None else f" (fitted {np.exp(fit.vertex):.2g})"

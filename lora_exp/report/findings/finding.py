@@ -1,44 +1,80 @@
-"""A finding, and the phrases that findings share."""
+"""A finding, the headline of a report, and the evidence that findings share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.statistics.estimates import Difference
-from lora_exp.report.verdicts.verdict import TEST, Verdict
+from lora_exp.report.verdicts.judgement import LEVEL
+from lora_exp.report.verdicts.tuning import Level
+from lora_exp.report.verdicts.verdict import Verdict
 
 MOST_CONTEXTS = 6  # answers to one question; more would be a list
 MOST_LINES = 12
 FEW_SEEDS = " Fewer than three seeds: no order is concluded."
+CONFIDENCE = f"{(1 - LEVEL) * 100:.0f} %"
 
 
 @dataclass(frozen=True)
 class Finding:
   """The answer to one question about a group of settings."""
 
-  topic: str  # Rank | Targets | Alpha | Rate | Methods | Full fine-tuning | Forgetting | Used rank | Next | Result
+  topic: str  # Metrics | Rank | Targets | Alpha | Rate | Methods | Full fine-tuning | Forgetting | Used rank | Next
   text: str
   evidence: str = ""
   concluded: bool = True
   values: dict[str, Any] = field(default_factory=dict)  # the answer for programs
+  question: str = ""  # that it answers; empty for a finding that cannot be the headline
+  answer: str = ""  # in one sentence, with the margin and the confidence if it is concluded
+
+
+@dataclass(frozen=True)
+class Headline:
+  """What the page says at its top."""
+
+  question: str
+  answer: str  # one sentence
+  concluded: bool
+
+
+def headline(findings: Sequence[Finding]) -> Headline:
+  """The question of the sweep and its answer: the first finding that answers one, a concluded one if there is any.
+
+  Findings come in the order of a reader's questions. Several answers to the first question stand side by side.
+  """
+  asked = [finding for finding in findings if finding.question]
+  if not asked:
+    return Headline("What does this sweep show?", findings[0].text if findings else "Nothing was run.", False)
+  same = [finding for finding in asked if finding.question == asked[0].question]
+  answers = [finding for finding in same if finding.concluded] or same[:1]
+  return Headline(asked[0].question, " ".join(finding.answer for finding in answers), answers[0].concluded)
 
 
 def evidence(verdict: Verdict) -> str:
-  """The scores, differences and trials behind a verdict, and its test."""
-  best = verdict.best
-  others = "; ".join(f"{s.label} {_signed(d)} (trials {s.trial_numbers})" for s, d in verdict.against)
-  return (f"best: {best.label}, {best.score.text()} (trials {best.trial_numbers}); {best.metric.worse_side} it: "
-          f"{others or 'none'}; tolerance {verdict.tolerance:.4f}. Test: {TEST}.")
+  """The gains and trials behind a verdict, and its test."""
+  incomplete = len({frozenset(level.gains) for level in verdict.levels}) > 1
+  rows = "; ".join(f"{level.label}: gain {_gain(verdict, level, incomplete)}{_diverged(level)} "
+                   f"(trials {_trials(level)})" for level in verdict.levels)
+  if incomplete:
+    rows += "; not all have the same seeds, so gains are adjusted for what the seeds have in common"
+  variance = "one variance pooled over them" if verdict.judgement.pooled else "the variance of each pair"
+  covers = "seeds and held-out text" if verdict.covers_text else "seeds"
+  tuned = any(len(level.candidates) > 1 for level in verdict.levels)
+  choice = " Tuned values are chosen without the seed that they are scored on." if tuned else ""
+  return (f"{rows}. Intervals (95 %) cover {covers}.{choice} Test: one-sided at {LEVEL * 100:g} % against every other, "
+          f"{variance}; insufficient: Holm over all pairs.")
 
 
-def _signed(d: Difference) -> str:
-  return f"{d.text(sign=True)}{'' if d.paired else ' unpaired'}"
+def _gain(verdict: Verdict, level: Level, adjusted: bool) -> str:
+  return f"{verdict.of(level).gain:.4f}" if adjusted else level.gain.text()
 
 
-def best_sentence(best: Setting) -> str:
-  """A sentence that names the best setting."""
-  return f"The {best.metric.best_word} mean {best.metric.label} is {best.score.text()}, of {best.label}."
+def _diverged(level: Level) -> str:
+  return f", diverged in {level.diverged} of {len(level.gains)}" if level.diverged else ""
+
+
+def _trials(level: Level) -> str:
+  """The numbers of the runs of the chosen setting."""
+  return ", ".join(str(run) for run in level.chosen.runs)
 
 
 def in_context(where: str) -> str:

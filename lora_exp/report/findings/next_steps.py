@@ -6,9 +6,9 @@ from lora_exp.report.findings.finding import Finding, capital, joined
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK, RATE
-from lora_exp.report.statistics.estimates import difference
-from lora_exp.report.verdicts.tuning import SEEDS_NEEDED, at_edges, best_by, best_of, unevenly_tuned
-from lora_exp.report.verdicts.verdict import not_worse, tolerance_of
+from lora_exp.report.verdicts.judgement import SEEDS_NEEDED
+from lora_exp.report.verdicts.tuning import at_edges, best_by, best_of, levels_of, uneven_tuning
+from lora_exp.report.verdicts.verdict import is_better_than_each
 
 
 def next_steps(group: Group) -> Iterator[Finding]:
@@ -35,8 +35,7 @@ def _wider_grid(group: Group) -> Iterator[str]:
   """Where a tuned key is best at the edge of what was tried, for each rank or for the best setting."""
   ranked = RANK in group.keys and all(RANK in s.values for s in group.adapted)
   settings = list(best_by(group.adapted, RANK).values()) if ranked else [best_of(group.adapted)]
-  tolerance = tolerance_of(group.adapted)
-  for edge in dict.fromkeys(edge for s in settings for edge in at_edges(group, s, tolerance)):
+  for edge in dict.fromkeys(edge for s in settings for edge in at_edges(group, s)):
     yield f"extend the grid: {edge}"
 
 
@@ -44,19 +43,21 @@ def _other_ranks(group: Group) -> Iterator[str]:
   """Ranks or rates that are missing; nothing where a budget of parameters chose the rank."""
   if len(group.levels(RANK)) < 2 or any(s.budget is not None for s in group.adapted):
     return
-  best = list(best_by([s for s in group.adapted if RANK in s.values], RANK).values())
-  if uneven := unevenly_tuned(group, best, RANK):
-    yield f"try more values for each rank (sweep=rank_lr, or a larger study): {joined(uneven)}"
-  elif len(best) > 1 and best_of(best) is best[-1] and _still_better(best[-2], best[-1], tolerance_of(best)):
+  levels = levels_of([s for s in group.adapted if RANK in s.values], RANK)
+  best = [level.chosen for level in levels]
+  if uneven := uneven_tuning(levels, group.keys, RANK):
+    yield f"try equally many values for each rank (sweep=rank): {joined(list(uneven.values()))}"
+  elif len(best) > 1 and _still_better(best[-2], best[-1]):
     yield (f"try a rank above {best[-1].values[RANK]}: the {group.metric.label} still "
            f"{'rises' if group.metric.higher_is_better else 'falls'} from rank {best[-2].values[RANK]}")
   if RATE not in group.keys:
-    yield "sweep optim.lr as well (sweep=rank_lr): one rate for every rank favours some of them"
+    yield "sweep optim.lr as well (sweep=rank): one rate for every rank favours some of them"
 
 
-def _still_better(smaller: Setting, larger: Setting, tolerance: float) -> bool:
-  """Whether the smaller rank is measurably worse than the larger."""
-  return not not_worse(difference(smaller.penalties, larger.penalties), tolerance)
+def _still_better(smaller: Setting, larger: Setting) -> bool:
+  """Whether the larger rank is shown to be better than the smaller."""
+  few_seeds = min(smaller.seeds, larger.seeds) < SEEDS_NEEDED or smaller.diverged or larger.diverged
+  return not few_seeds and is_better_than_each([smaller.gains, larger.gains])
 
 
 def _reference_line(group: Group) -> Iterator[str]:

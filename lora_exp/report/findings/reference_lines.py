@@ -4,53 +4,107 @@ import math
 from collections.abc import Iterator
 
 from lora_exp.report.findings.finding import FEW_SEEDS, Finding, capital, joined
+from lora_exp.report.findings.phrases import percent
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.report.statistics.estimates import Estimate
-from lora_exp.report.verdicts.tuning import SEEDS_NEEDED, at_edges, best_by, best_of, contexts
-from lora_exp.report.verdicts.verdict import judge, tolerance_of
+from lora_exp.report.statistics.estimates import Estimate, Ratio, ratio
+from lora_exp.report.verdicts.judgement import SEEDS_NEEDED
+from lora_exp.report.verdicts.tuning import Level, at_edges, best_of, contexts, levels_of, make_level, uneven_tuning
+from lora_exp.report.verdicts.verdict import judge_levels, text_error
 
 FULL_TOPIC = "Full fine-tuning"
+QUESTION = "How much of full fine-tuning's gain does an adapter recover?"
 
 
 def share_of_full(group: Group) -> Iterator[Finding]:
   """How much of full fine-tuning's gain the smallest sufficient adapter recovers, or the best one."""
-  full = group.full
-  if full is None:
+  full_settings = [s for s in group.settings if s.method.trains_everything]
+  if not any(s.seeds for s in full_settings):
     yield Finding(FULL_TOPIC, "There is no trial with lora=full, so the share of its gain that adapters recover is not "
                   "known; add one.", concluded=False)
     return
-  adapter = _answer(group)
-  share = group.share(adapter)
-  base = math.nan if group.base is None else group.base
-  if not share.n:
-    yield Finding(FULL_TOPIC, f"Full fine-tuning ({full.score.text()}) is not better than the base ({base:.4f}), so "
-                  "there is no gain to recover.", f"trials {full.trial_numbers}", False)
+  full, adapter = make_level("full", full_settings), _answer(group)
+  share, covers_text = _share(adapter, full)
+  trials = f"trials {_trials(adapter)} against {_trials(full)}"
+  if share is None:
+    base = math.nan if group.base is None else group.base
+    if full.diverged or adapter.diverged:
+      text = f"The share of full fine-tuning's gain is not concluded: {_divergence(adapter, full)}."
+    else:
+      text = (f"Full fine-tuning ({full.chosen.score.text()}) is not better than the base ({base:.4f}), so there is no "
+              "gain to recover.")
+    yield Finding(FULL_TOPIC, text, trials, False)
     return
-  text = f"Of the gain of full fine-tuning, {adapter.label} recovers {share.text(1, factor=100)} %"
-  if adapter.trainable and full.trainable:
-    text += f" with {adapter.trainable / full.trainable * 100:.3g} % of its parameters"
-  text += f": {adapter.score.text()} against {full.score.text()}, from a base of {base:.4f}."
-  few_seeds = min(adapter.seeds, full.seeds) < SEEDS_NEEDED
-  if few_seeds:
+  notes = list(uneven_tuning([adapter, full], group.keys, "").values())
+  edges = at_edges(group, full.chosen)
+  answer = f"Of the gain of full fine-tuning{_at_its_rates(notes)}, {adapter.label} recovers {_interval(share)}."
+  text = answer
+  if adapter.chosen.trainable and full.chosen.trainable:
+    text += f" It trains {adapter.chosen.trainable / full.chosen.trainable * 100:.3g} % of the parameters."
+  text += f" Gain {adapter.gain.text()} against {full.gain.text()}."
+  if share.n < SEEDS_NEEDED:
     text += " One of them has fewer than three seeds."
-  edge = at_edges(group, full, tolerance_of([full]))
-  if edge:
-    text += f" {capital(joined(edge))}, so full fine-tuning may do better."
-  yield Finding(FULL_TOPIC, text, f"trials {adapter.trial_numbers} against {full.trial_numbers}",
-                not few_seeds and not edge, {"share": share.mean})
+  if notes:
+    text += f" Not tuned alike: {joined(notes)}."
+  if edges:
+    text += f" {capital(joined(edges))}, so full fine-tuning may do better."
+  covers = "seeds and held-out text" if covers_text else "seeds"
+  evidence = f"{trials}. Fieller's interval (95 %) of the ratio of mean gains; it covers {covers}, of both."
+  concluded = share.n >= SEEDS_NEEDED and not edges and math.isfinite(share.high)
+  yield Finding(FULL_TOPIC, text, evidence, concluded,
+                {"share": share.mean, "low": share.low, "high": share.high}, QUESTION, answer)
 
 
-def _answer(group: Group) -> Setting:
+def _share(adapter: Level, full: Level) -> tuple[Ratio | None, bool]:
+  """The ratio of gains with its interval, and whether that covers the held-out text."""
+  added = [adapter.choice_variance, full.choice_variance]
+  text = text_error([adapter, full])
+  if text is not None:  # the two are correlated; without that the interval is a little wide
+    added = [added[0] + float(text[0, 0]), added[1] + float(text[1, 1])]
+  return ratio(adapter.gains, full.gains, (added[0], added[1])), text is not None  # type: ignore[arg-type]
+
+
+def _interval(share: Ratio) -> str:
+  """As `98.2 % (95 % interval 96.0 to 100.5 %)`."""
+  if share.n < 2:
+    return f"{share.mean * 100:.1f} % (one seed: no interval)"
+  if not math.isfinite(share.high):
+    return f"an unknown share (point estimate {percent(share.mean)}; full's gain may be 0)"
+  return f"{share.mean * 100:.1f} % (95 % interval {share.low * 100:.1f} to {share.high * 100:.1f} %)"
+
+
+def _at_its_rates(notes: list[str]) -> str:
+  only = any(note.startswith("full") and " only " in note for note in notes)
+  return " at its only rate" if only else ""
+
+
+def _divergence(*levels: Level) -> str:
+  return joined([level.divergence for level in levels if level.diverged])
+
+
+def _trials(level: Level) -> str:
+  return ", ".join(str(run) for run in level.chosen.runs)
+
+
+def _answer(group: Group) -> Level:
   """The smallest sufficient rank where that is concluded, as it is the answer of the report; else the best setting."""
   ranks = contexts(group, RANK)
   if len(ranks) == 1:
-    verdict = judge(group, list(best_by(ranks[0][1], RANK).values()), _rank, RANK)
-    if not verdict.doubts:
-      return verdict.chosen
-  return best_of(group.adapted)
+    verdict = judge_levels(group, levels_of(ranks[0][1], RANK), RANK)
+    if verdict.sufficient and not verdict.doubts:
+      return verdict.sufficient[0]
+    return verdict.best
+  return _best_level(group)
+
+
+def _best_level(group: Group) -> Level:
+  """All adapted settings as one level: the best is chosen and scored on different seeds."""
+  best = best_of(group.adapted)
+  same = [s for s in group.adapted if {k: v for k, v in s.values.items() if k not in group.keys} ==
+          {k: v for k, v in best.values.items() if k not in group.keys}]
+  return make_level(best.label, same)
 
 
 def forgetting(group: Group) -> Iterator[Finding]:
@@ -61,7 +115,7 @@ def forgetting(group: Group) -> Iterator[Finding]:
     return
   (least, low), (most, high) = min(rises, key=_mean), max(rises, key=_mean)
   few_seeds = min(low.n, high.n) < SEEDS_NEEDED
-  text = (f"The loss on the retained text changed by {low.text(sign=True)} ({least.label}) at the least and by "
+  text = (f"The mean loss on the retained text changed by {low.text(sign=True)} ({least.label}) at the least and by "
           f"{high.text(sign=True)} ({most.label}) at the most.")
   if few_seeds:
     text += FEW_SEEDS
@@ -74,7 +128,3 @@ def _forgetting(run: RunRecord) -> float | None:
 
 def _mean(pair: tuple[Setting, Estimate]) -> float:
   return pair[1].mean
-
-
-def _rank(setting: Setting) -> int:
-  return setting.values[RANK]

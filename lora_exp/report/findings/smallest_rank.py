@@ -2,55 +2,129 @@
 
 from collections.abc import Iterator, Sequence
 
-from lora_exp.report.findings.finding import MOST_CONTEXTS, Finding, best_sentence, evidence, in_context, joined
+from lora_exp.report.findings.finding import (
+  CONFIDENCE,
+  MOST_CONTEXTS,
+  Finding,
+  capital,
+  evidence,
+  in_context,
+  joined,
+)
+from lora_exp.report.findings.phrases import (
+  and_list,
+  least_share,
+  margin_text,
+  more_seeds_sentence,
+  single_run_sentence,
+  state_sentences,
+)
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.grouping.setting_keys import RANK, short_name
-from lora_exp.report.verdicts.tuning import best_by, contexts, is_tuned
-from lora_exp.report.verdicts.verdict import Verdict, judge
+from lora_exp.report.grouping.setting_keys import RANK, RATE, short_name, value_text
+from lora_exp.report.verdicts.tuning import Level, contexts, is_tuned, is_tuned_for_each, levels_of
+from lora_exp.report.verdicts.verdict import Verdict, judge_levels
+
+QUESTION = "Which rank is enough?"
 
 
 def smallest_rank(group: Group) -> Iterator[Finding]:
-  """The smallest rank that is not measurably worse than the best, each at its own best rate."""
+  """The smallest rank that is shown to be sufficient, each at its own best rate."""
   for where, settings in contexts(group, RANK)[:MOST_CONTEXTS]:
-    levels = list(best_by(settings, RANK).values())
-    verdict = judge(group, levels, _rank, RANK)
-    best, chosen, largest = _rank(verdict.best), _rank(verdict.chosen), _rank(levels[-1])
-    doubts = list(verdict.doubts)
-    if chosen == largest and not doubts:
-      doubts.append(f"the best rank, {chosen}, is the largest with a result and measurably better than the others, so "
-                    "a larger one may be better still")
-    values = {"rank": chosen, "best": best, "where": where}
-    if doubts:
-      text = f"No smallest sufficient rank is named{in_context(where)}: {joined(doubts)}. {best_sentence(verdict.best)}"
-      yield Finding("Rank", text, evidence(verdict), False, values)
-    else:
-      text = f"Rank {chosen} is enough{in_context(where)}: {_conclusion(group, settings, levels, verdict)}"
-      yield Finding("Rank", text, evidence(verdict), True, values)
+    levels = levels_of(settings, RANK)
+    if len(levels) > 1:
+      yield _finding(group, settings, levels, where)
 
 
-def _conclusion(group: Group, settings: Sequence[Setting], levels: Sequence[Setting], verdict: Verdict) -> str:
-  """Why the chosen rank is enough. `levels`: the best of `settings` of each rank."""
-  tuned = [k for k in group.keys if is_tuned(k) and len({s.values.get(k) for s in settings}) > 1]
-  at_best = f", each at its own best {' and '.join(map(short_name, tuned))}" if tuned else ""
-  tried = f"ranks {', '.join(str(_rank(s)) for s in levels)}{at_best}"
-  best, chosen, metric = verdict.best, verdict.chosen, group.metric
-  d = verdict.to_best(chosen)
-  if d is None:
-    text = f"it has the {metric.best_word} {metric.label} of {tried}, {best.score.text()}."
-  else:
-    text = (f"of {tried}, it is the smallest whose held-out {metric.label}, {chosen.score.text()}, is not measurably "
-            f"{metric.worse_side} that of the best, rank {_rank(best)} ({best.score.text()}): the difference is "
-            f"{d.text(sign=True)}.")
-  smaller = [s for s in levels if _rank(s) < _rank(chosen)]
-  if smaller and (below := verdict.to_best(smaller[-1])) is not None:
-    text += f" Rank {_rank(smaller[-1])} is {below.text(sign=True)} off."
-  if not smaller and _rank(chosen) > 1:
-    text += " It is the smallest tried: a smaller one may do."
-  if verdict.left_out:
-    text += f" Left out, with fewer than three seeds: {joined([s.label for s in verdict.left_out])}."
-  return text
+def _finding(group: Group, settings: Sequence[Setting], levels: list[Level], where: str) -> Finding:
+  verdict = judge_levels(group, levels, RANK)
+  named = _smallest(verdict)
+  doubts = [*verdict.doubts, *_rank_doubts(group, verdict, named)]
+  values = {
+    "rank": named.value if named and not doubts else None, "best": verdict.best.value, "where": where,
+    "sufficient": [level.value for level in verdict.sufficient],
+    "insufficient": [level.value for level in verdict.insufficient],
+    "undecided": [level.value for level in verdict.undecided],
+    "margin": group.margin,
+  }
+  tried = f"Ranks tried: {', '.join(str(level.value) for level in levels)}{_rates(group, settings, levels)}."
+  if named and not doubts:
+    answer = (f"Rank {named.value} is enough{in_context(where)}: it is shown to gain at least {least_share(verdict)} "
+              f"of what any other rank tried gains (margin {margin_text(verdict)}, confidence {CONFIDENCE}).")
+    text = (f"{answer} {_score(group, named)} {state_sentences(verdict)}{_smaller(levels, named)} {tried}"
+            f"{_notes(verdict)}")
+    return Finding("Rank", text, evidence(verdict), True, values, QUESTION, answer)
+  answer = _no_answer(verdict, named, doubts, where)
+  if named and _only_smaller_diverged(verdict, named, doubts):
+    values["at_most"] = named.value
+  parts = [answer, state_sentences(verdict), tried, more_seeds_sentence(verdict), _single_runs(verdict)]
+  text = " ".join(part for part in parts if part) + _notes(verdict)
+  return Finding("Rank", text, evidence(verdict), False, values, QUESTION, answer)
 
 
-def _rank(setting: Setting) -> int:
-  return setting.values[RANK]
+def _smallest(verdict: Verdict) -> Level | None:
+  return next(iter(verdict.sufficient), None)
+
+
+def _rank_doubts(group: Group, verdict: Verdict, named: Level | None) -> list[str]:
+  """Doubts about ranks alone: the largest of them, and rates that were not searched for each."""
+  if named is None:
+    return []
+  doubts = []
+  if named is verdict.levels[-1]:
+    doubts.append(f"only the largest rank tried, {named.value}, is shown to be sufficient, and a larger one may be "
+                  "better still")
+  worse = [level.label for level in verdict.insufficient if level.value > named.value]
+  if worse and not is_tuned_for_each(verdict.levels, RATE):
+    doubts.append(f"larger ranks are worse ({and_list(worse)}) at this rate, which was not tuned for each rank")
+  return doubts + [note for key, note in verdict.notes.items() if not is_tuned_for_each(verdict.levels, key)]
+
+
+def _no_answer(verdict: Verdict, named: Level | None, doubts: Sequence[str], where: str) -> str:
+  """Why no rank is named, in one sentence."""
+  at = in_context(where)
+  if named and _only_smaller_diverged(verdict, named, doubts):
+    return (f"At most rank {named.value} is needed{at} (margin {margin_text(verdict)}, confidence {CONFIDENCE}); no "
+            f"smaller rank is named, because {joined(doubts)}.")
+  if doubts:
+    return f"No smallest sufficient rank is named{at}: {joined(doubts)}."
+  return (f"No smallest sufficient rank is named{at}: none is shown to gain at least {least_share(verdict)} of what "
+          f"every other gains (margin {margin_text(verdict)}).")
+
+
+def _only_smaller_diverged(verdict: Verdict, named: Level, doubts: Sequence[str]) -> bool:
+  """Whether the only doubts are diverged seeds of ranks below `named`."""
+  smaller = [level.divergence for level in verdict.levels if level.diverged and level.value < named.value]
+  return bool(doubts) and all(doubt in smaller for doubt in doubts)
+
+
+def _score(group: Group, named: Level) -> str:
+  """The metric of the named rank at its chosen values."""
+  gain = named.gain.text(group.metric.digits)
+  return f"Its held-out {group.metric.label} is {gain} {group.metric.better_side} the base."
+
+
+def _smaller(levels: Sequence[Level], named: Level) -> str:
+  return " It is the smallest tried: a smaller one may do." if named is levels[0] and named.value > 1 else ""
+
+
+def _rates(group: Group, settings: Sequence[Setting], levels: Sequence[Level]) -> str:
+  """How the rates were chosen, in words."""
+  tuned = [k for k in group.keys if is_tuned(k) and len({repr(s.values.get(k)) for s in settings}) > 1]
+  if any(len(level.candidates) > 1 for level in levels):
+    return f", each at its own best {and_list([short_name(key) for key in tuned])}" if tuned else ""
+  rates = {run.config.get(RATE) for s in settings for run in s.runs}
+  if len(rates) == 1:
+    return f", all at lr {value_text(rates.pop())}, which was not tuned for each rank"
+  return ""
+
+
+def _notes(verdict: Verdict) -> str:
+  return f" Not tuned alike: {joined(list(verdict.notes.values()))}." if verdict.notes else ""
+
+
+def _single_runs(verdict: Verdict) -> str:
+  if any(len(level.gains) > 1 for level in verdict.levels):
+    return ""
+  sentence = single_run_sentence(verdict.levels)
+  return f"{capital(sentence)}." if sentence else ""

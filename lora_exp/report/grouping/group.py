@@ -1,5 +1,6 @@
 """Groups of settings that can be compared with each other."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from lora_exp.report.grouping.setting_keys import (
   varied_keys,
 )
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
-from lora_exp.report.statistics.estimates import Estimate, estimate
+from lora_exp.report.statistics.estimates import Estimate, estimate, ratio
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Group:
   keys: list[str]  # that tell the settings apart
   varied: list[str]  # every key whose values differ in the sweep, seeds included
   why: str = ""  # how the group differs from the sweep's other groups
+  margin: float = 0.05  # share of the best setting's gain that a setting may be short of it, and still be enough
 
   @property
   def runs(self) -> list[RunRecord]:
@@ -37,6 +39,11 @@ class Group:
   def adapted(self) -> list[Setting]:
     """The settings with a result, without the reference lines."""
     return [s for s in self.settings if s.seeds and not s.method.is_reference]
+
+  @property
+  def tried(self) -> list[Setting]:
+    """`adapted`, the settings of which every seed diverged, and those that only tuned."""
+    return [s for s in self.settings if (s.seeds or s.diverged or s.only_tuned) and not s.method.is_reference]
 
   @property
   def full(self) -> Setting | None:
@@ -67,22 +74,15 @@ class Group:
     return sorted(values, key=sort_key)
 
   def share(self, setting: Setting) -> Estimate:
-    """Share of full fine-tuning's gain: 0 is the base, 1 is full. By seed where full has every seed of the setting."""
+    """Share of full fine-tuning's gain: 0 is the base, 1 is full. Its interval includes the error of full's mean."""
     full = self.full
-    if full is None:
+    if full is None or not setting.seeds:
       return estimate([])
-    paired = set(setting.counted) <= set(full.counted)
-
-    def share(run: RunRecord) -> float | None:
-      name, result = self.metric.name, run.result(self.metric.name)
-      top = full.scores[run.seeds] if paired else full.score.mean
-      # The base of full precision, also where the run itself is quantised.
-      base = full.counted[run.seeds].base(name) if paired else self.base
-      if base is None or result is None or self.metric.sign * (base - top) <= 0:
-        return None
-      return (base - result) / (base - top)
-
-    return setting.estimate(share)
+    if setting is full:
+      return Estimate(1.0, None, setting.seeds)
+    survivors = {seeds: gain for seeds, gain in setting.gains.items() if math.isfinite(gain)}
+    share = ratio(survivors, {seeds: gain for seeds, gain in full.gains.items() if math.isfinite(gain)})
+    return estimate([]) if share is None else Estimate(share.mean, share.half, share.n)
 
 
 def sort_key(value: Any) -> tuple:
@@ -90,7 +90,7 @@ def sort_key(value: Any) -> tuple:
   return isinstance(value, str), value
 
 
-def make_groups(runs: Sequence[RunRecord], metric: Metric = METRICS["loss"]) -> list[Group]:
+def make_groups(runs: Sequence[RunRecord], metric: Metric = METRICS["loss"], margin: float = 0.05) -> list[Group]:
   """The settings of a sweep in groups that can be compared, the largest first; runs without a config are in none."""
   runs = [run for run in runs if run.config]
   varied = varied_keys(runs)
@@ -104,7 +104,7 @@ def make_groups(runs: Sequence[RunRecord], metric: Metric = METRICS["loss"]) -> 
     else:
       clusters.append([setting])
   clusters.sort(key=_size, reverse=True)
-  return [Group(sorted(cluster, key=_order), metric, keys, varied, _difference(cluster, clusters))
+  return [Group(sorted(cluster, key=_order), metric, keys, varied, _difference(cluster, clusters), margin)
           for cluster in clusters]
 
 

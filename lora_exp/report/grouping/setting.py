@@ -1,5 +1,6 @@
 """One setting: the runs that differ in their seeds alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +27,34 @@ class Setting:
 
   @property
   def counted(self) -> dict[tuple, RunRecord]:
-    """Seeds -> the first run that is done with them, without runs that only tuned."""
+    """Seeds -> the first run that is done with them, without runs that only tuned.
+
+    Runs with identical losses are one repetition, and the first counts: without dropout, some methods draw nothing from
+    train.seed, and their seeds give the same run again.
+    """
     counted: dict[tuple, RunRecord] = {}
+    losses: set[float] = set()
     for run in self.runs:
-      if not run.tunes and run.result(self.metric.name) is not None:
-        counted.setdefault(run.seeds, run)
+      loss = run.result("loss")
+      if run.tunes or run.result(self.metric.name) is None or run.seeds in counted or loss in losses:
+        continue
+      counted[run.seeds] = run
+      if loss is not None:
+        losses.add(loss)
     return counted
+
+  @property
+  def repeats(self) -> int:
+    """How many runs with other seeds had the loss of a counted one."""
+    done = {run.seeds for run in self.runs if not run.tunes and run.result(self.metric.name) is not None}
+    return len(done) - len(self.counted)
+
+  @property
+  def diverged(self) -> list[tuple]:
+    """The seeds that diverged, and were not repeated with success."""
+    runs = [run for run in self.runs if not run.tunes]
+    done = {run.seeds for run in runs if run.result(self.metric.name) is not None}
+    return list(dict.fromkeys(run.seeds for run in runs if run.status == "diverged" and run.seeds not in done))
 
   @property
   def seeds(self) -> int:
@@ -71,9 +94,22 @@ class Setting:
     return all(run.tunes for run in self.runs)
 
   @property
+  def tuning_penalties(self) -> dict[tuple, float]:
+    """Seeds -> the penalty on the tuning half of the held-out documents, for choices."""
+    values = {seeds: run.tuning_result(self.metric.name) for seeds, run in self.counted.items()}
+    return {seeds: self.metric.sign * value for seeds, value in values.items() if value is not None}
+
+  @property
   def gain(self) -> Estimate:
     """How much better the metric of each run is than that of its own base."""
     return self.estimate(self._gain)
+
+  @property
+  def gains(self) -> dict[tuple, float]:
+    """Seeds -> the gain over the run's own base; NaN for a seed that diverged."""
+    values = {seeds: self._gain(run) for seeds, run in self.counted.items()}
+    known = {seeds: value for seeds, value in values.items() if value is not None}
+    return known | dict.fromkeys(self.diverged, math.nan)
 
   def _gain(self, run: RunRecord) -> float | None:
     base, result = run.base(self.metric.name), run.result(self.metric.name)

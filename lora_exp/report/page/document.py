@@ -14,7 +14,7 @@ from lora_exp.report.page.settings_table import setting_columns, setting_rows
 from lora_exp.report.page.trials_table import trial_columns, trial_rows
 from lora_exp.report.plots.style import DPI
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.report.verdicts.verdict import TEST, TOLERANCE
+from lora_exp.report.verdicts.judgement import LEVEL
 
 PRUNED = (
   "A pruned trial was stopped by its study, because it was among the worst of its batch at that step: no "
@@ -27,9 +27,11 @@ EXPORTED = (
 METHOD = (
   "Trials that differ in seed (train.seed, data.seed) "
   "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
-  f"A setting is not measurably worse than the best if it passes this test: {TEST}. Fewer than three seeds decide "
-  "nothing, and neither does a best value on the edge of what was tried.",
-  f"The tolerance of {TOLERANCE * 100:g} % keeps a difference that is measurable but of no use from deciding.",
+  "The margin is a share of the best setting's gain over the base (report.margin). A setting is sufficient if it is "
+  "shown to be less than the margin worse than every other one compared (one-sided tests, each at "
+  f"{LEVEL * 100:g} %), insufficient if it is shown to be more than the margin worse than one of them (Holm's "
+  "correction over all pairs), and undecided otherwise. Tuned values are chosen without the seed that they are scored "
+  "on. A diverged seed counts against its setting; fewer than three seeds decide nothing.",
   "Gain is the improvement over the base. The share of full fine-tuning is 0 % at the base and 100 % at "
   "lora=full. results.csv has a row for each trial, and every number here follows from it.",
 )

@@ -1,15 +1,11 @@
-"""Means and differences over seeds with 95 % intervals of Student's t."""
+"""Means, differences and ratios over seeds with 95 % intervals of Student's t."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-# Student's t, 0.975 quantile, by degrees of freedom; between the last ones linear in 1/df.
-T_975 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 8: 2.3060, 9: 2.2622,
-         10: 2.2281, 12: 2.1788, 15: 2.1314, 20: 2.0860, 30: 2.0423, 60: 2.0003, 120: 1.9799}
-NORMAL_975 = 1.9600
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,11 @@ class Estimate:
   @property
   def high(self) -> float:
     return self.mean + (self.half or 0.0)
+
+  @property
+  def t(self) -> float:
+    """Student's quantile of the interval."""
+    return t_quantile(self.n - 1)
 
   def text(self, digits: int = 4, sign: bool = False, factor: float = 1.0) -> str:
     """As `1.2345 ± 0.0067`, both times `factor`; a dash without a value. At least `digits` decimals."""
@@ -48,10 +49,7 @@ class Difference(Estimate):
 
 def t_quantile(df: float) -> float:
   """The 0.975 quantile of Student's t; `df` may be a fraction."""
-  if df < 1:
-    return math.inf
-  inverse = [0.0, *(1 / d for d in reversed(T_975))]
-  return float(np.interp(1 / df, inverse, [NORMAL_975, *reversed(T_975.values())]))
+  return math.inf if df < 1 else float(stdtrit(df, 0.975))
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -79,3 +77,53 @@ def difference(a: Mapping[tuple, float], b: Mapping[tuple, float]) -> Difference
     return Difference(mean, 0.0, n, False)
   df = float((u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1)))  # Welch–Satterthwaite
   return Difference(mean, t_quantile(df) * math.sqrt(u + v), n, False)
+
+
+@dataclass(frozen=True)
+class Ratio:
+  """A ratio of two means with its 95 % interval; the interval is infinite where the lower mean may be 0."""
+
+  mean: float
+  low: float
+  high: float
+  n: int  # seeds of the one that has fewer
+
+  @property
+  def half(self) -> float | None:
+    """The larger half width; None where there is no bounded interval."""
+    half = max(self.high - self.mean, self.mean - self.low)
+    return half if math.isfinite(half) else None
+
+
+def ratio(a: Mapping[tuple, float], b: Mapping[tuple, float], added: tuple[float, float] = (0.0, 0.0)) -> Ratio | None:
+  """mean(a) / mean(b) with Fieller's interval: by seed if they share at least two seeds, otherwise of two samples.
+
+  `added`: variances of the two means that their seeds do not show. None unless mean(b) > 0.
+  Fieller (1954), Some problems in interval estimation: the values r for which a − r · b does not differ from 0.
+  """
+  shared = [seed for seed in a if seed in b]
+  if len(shared) >= 2:
+    x, y = (np.array([values[seed] for seed in shared], dtype=float) for values in (a, b))
+  else:
+    x, y = (np.array(list(values.values()), dtype=float) for values in (a, b))
+  n = min(len(x), len(y))
+  if not n or not (np.isfinite(x).all() and np.isfinite(y).all()) or y.mean() <= 0:
+    return None
+  mean = float(x.mean() / y.mean())
+  if n < 2:
+    return Ratio(mean, -math.inf, math.inf, n)
+  if len(shared) >= 2:
+    (u, c), (_, v) = np.cov(x, y) / n
+    df = n - 1.0
+  else:
+    u, c, v = x.var(ddof=1) / len(x), 0.0, y.var(ddof=1) / len(y)
+    w = u + mean**2 * v
+    df = w**2 / (u**2 / (len(x) - 1) + (mean**2 * v) ** 2 / (len(y) - 1)) if w > 0 else n - 1.0
+  u, v = u + added[0], v + added[1]
+  t = t_quantile(df)
+  # (x − r y)² ≤ t² (u − 2 r c + r² v)
+  p, q, r = y.mean() ** 2 - t**2 * v, x.mean() * y.mean() - t**2 * c, x.mean() ** 2 - t**2 * u
+  if p <= 0:
+    return Ratio(mean, -math.inf, math.inf, n)
+  root = math.sqrt(max(float(q**2 - p * r), 0.0))
+  return Ratio(mean, float((q - root) / p), float((q + root) / p), n)

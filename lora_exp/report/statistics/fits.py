@@ -28,18 +28,19 @@ class Parabola:
 
 
 def fit_parabola(x: Sequence[float], y: Sequence[float]) -> Parabola | None:
-  """The least-squares parabola through the lowest point and its neighbours; None if it has no minimum.
+  """The parabola through the lowest point and its two neighbours; None if the lowest point is the first or last.
 
-  Two neighbours on each side, or one of fewer than five points: far from its minimum a curve is no parabola, and a
-  learning rate that nearly diverges would bend the fit.
+  More points would not help: far from its minimum a curve is no parabola, and a learning rate that nearly diverges
+  would bend the fit.
   """
   order = np.argsort(x)
   xs, ys = np.asarray(x, dtype=float)[order], np.asarray(y, dtype=float)[order]
   if len(xs) < 3:
     return None
-  size = 3 if len(xs) < 5 else 5
-  first = max(0, min(int(np.argmin(ys)) - size // 2, len(xs) - size))
-  near = slice(first, first + size)
+  lowest = int(np.argmin(ys))
+  if lowest in (0, len(xs) - 1):
+    return None
+  near = slice(lowest - 1, lowest + 2)
   a, b, c = np.polyfit(xs[near], ys[near], 2)
   if a <= 0:
     return None

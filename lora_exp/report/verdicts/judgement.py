@@ -22,9 +22,10 @@ Holm (1979), A simple sequentially rejective multiple test procedure.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.special import chdtrc, stdtr, stdtrit
@@ -40,7 +41,7 @@ MOST_SEEDS = 1000
 MOST_SHORT = 16.0  # times the best gain; nothing is known beyond
 
 Terms = tuple[float, float, float]  # variance of x_i, covariance, variance of x_j
-Gains = Mapping[str, Mapping[Hashable, float]]  # setting -> seed -> gain over the base; NaN where it diverged
+Gains = Mapping[str, Mapping[Any, float]]  # setting -> seed -> gain over the base; NaN where it diverged
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def judge(gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.
 class Contrasts:
   """Least squares of gain = setting + seed + error, and tests of g_i − (1 − m) · g_j."""
 
-  def __init__(self, gains: Sequence[Mapping[Hashable, float]], added: np.ndarray | None = None):
+  def __init__(self, gains: Sequence[Mapping[Any, float]], added: np.ndarray | None = None):
     self.gains = gains
     self.count = len(gains)
     self.added = np.zeros((self.count, self.count)) if added is None else np.asarray(added, dtype=float)
@@ -195,6 +196,10 @@ class Contrasts:
     """g_i − (1 − margin) · g_j."""
     return float(self.means[i] - (1 - margin) * self.means[j])
 
+  def p_pooled(self, i: int, j: int) -> float:
+    """One-sided p of g_i > g_j by the pooled variance."""
+    return _p(self.estimate(i, j, 0.0), self.variance * _quadratic(self._unit[i][j], 1.0), self.df, 0.0)
+
   def p_value(self, i: int, j: int, margin: float, sign: int = 1) -> float:
     """One-sided p of sign · (g_i − (1 − margin) · g_j) > 0: the larger of the pooled and the relaxed own test."""
     value, weight = sign * self.estimate(i, j, margin), 1 - margin
@@ -255,13 +260,13 @@ class Contrasts:
     if not self.error > 0:
       return None
     closest = min((self.estimate(i, j, margin) for j in range(self.count) if j != i), default=0.0)
-    delta = max(abs(closest), margin * float(self.means.max()) / 4)
+    delta = max(abs(closest), margin * float(self.means.max()) / 2)
     needed = math.ceil(POWER_FACTOR * self.variance / delta**2)
     have = min(len(by_seed) for by_seed in self.gains)
     return min(max(needed - have, 1), MOST_SEEDS)
 
 
-def _own_terms(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> tuple[Terms, float]:
+def _own_terms(a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[Terms, float]:
   """By seed where the two share enough of them; otherwise Welch's, with the smaller degrees of freedom."""
   shared = [seed for seed in a if seed in b]
   if len(shared) >= SEEDS_NEEDED:

@@ -1,87 +1,149 @@
-"""Which of several settings is enough: the cheapest that is not measurably worse than the best."""
+"""The verdicts on the levels of one key, and everything that keeps them from being an answer.
+
+`judge_levels` is where the report decides: it scores each level (`tuning.make_level`), tests the gains
+(`judgement.judge`), and collects the doubts that no test of the numbers can see.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.statistics.estimates import Difference, difference
-from lora_exp.report.verdicts.tuning import SEEDS_NEEDED, at_edges, best_of, unevenly_tuned
-
-TOLERANCE = 0.02  # share of the best setting's gain; a smaller difference does not matter in practice
-NOISE = 0.25  # share of that gain; nothing is concluded where a difference as large cannot be excluded
-TEST = (f"the 95 % interval of the difference over seeds (Student's t, paired where both have the seeds) reaches 0, or "
-        f"the difference is at most {TOLERANCE * 100:g} % of the best one's gain; each comparison for itself")
+from lora_exp.report.statistics.held_out_text import text_covariance
+from lora_exp.report.verdicts.judgement import (
+  INSUFFICIENT,
+  LEVEL,
+  SEEDS_NEEDED,
+  SUFFICIENT,
+  UNDECIDED,
+  Judgement,
+  SettingVerdict,
+  judge,
+)
+from lora_exp.report.verdicts.tuning import Level, at_edges, uneven_tuning
 
 
 @dataclass(frozen=True)
 class Verdict:
-  """The result of comparing settings."""
+  """The verdicts on levels, by their labels."""
 
-  best: Setting
-  chosen: Setting  # the cheapest that is not measurably worse
-  against: list[tuple[Setting, Difference]]  # every other setting, and how much worse it is than the best
-  tolerance: float  # in the unit of the metric
-  doubts: list[str]  # why nothing is concluded; empty for a conclusion
-  left_out: list[Setting]  # with fewer than three seeds
+  levels: list[Level]
+  judgement: Judgement
+  doubts: list[str]  # why no level may be called enough; empty if one may
+  notes: dict[str, str]  # tuned key -> how levels were not tuned alike, which has to be said with any conclusion
+  covers_text: bool  # whether the error of the held-out text is in the tests
 
-  def to_best(self, setting: Setting) -> Difference | None:
-    """How much worse `setting` is than the best; None for the best itself."""
-    return next((d for s, d in self.against if s is setting), None)
+  @property
+  def best(self) -> Level:
+    """The level with the highest mean gain of those without a diverged seed, or else of all."""
+    steady = [level for level in self.levels if not level.diverged] or self.levels
+    return max(steady, key=self._gain)
 
+  def of(self, level: Level) -> SettingVerdict:
+    return self.judgement.verdicts[level.label]
 
-def not_worse(d: Difference, tolerance: float) -> bool:
-  """Whether the interval of `d` reaches 0, or `d` is at most the tolerance."""
-  return d.mean <= tolerance or (d.half is not None and d.low <= 0)
+  def having(self, state: str) -> list[Level]:
+    """The levels in one state, in the order of the levels."""
+    return [level for level in self.levels if self.of(level).state == state]
 
+  @property
+  def sufficient(self) -> list[Level]:
+    return self.having(SUFFICIENT)
 
-def tolerance_of(settings: Sequence[Setting]) -> float:
-  """TOLERANCE of the gain of the best setting, in the unit of the metric."""
-  gain = best_of(settings).gain.mean
-  return TOLERANCE * gain if gain > 0 else 0.0
+  @property
+  def insufficient(self) -> list[Level]:
+    return self.having(INSUFFICIENT)
 
+  @property
+  def undecided(self) -> list[Level]:
+    return self.having(UNDECIDED)
 
-def judge(group: Group, settings: Sequence[Setting], cost: Callable[[Setting], float], key: str) -> Verdict:
-  """The cheapest of `settings` that is not measurably worse than the best, and what speaks against saying so.
-
-  `settings` are the best ones for each value of `key`. What else is tuned must not be best at an edge.
-  """
-  tolerance = tolerance_of(settings)
-  doubts: list[str] = []
-  tested = [s for s in settings if s.seeds >= SEEDS_NEEDED]
-  if short := [s for s in settings if s.seeds < SEEDS_NEEDED]:
-    lowest = min((s.penalty for s in tested), default=math.inf)
-    if len(tested) < 2 or any(s.penalty < lowest - tolerance for s in short):
-      doubts.append(f"{_with_few_seeds(short)}, and three are needed")
-      tested = list(settings)
-  best = best_of(tested)
-  against = [(s, difference(s.penalties, best.penalties)) for s in tested if s is not best]
-  chosen = min([best, *(s for s, d in against if not_worse(d, tolerance))], key=cost)
-  doubts += _too_noisy(best, chosen, next((d for s, d in against if s is chosen), None), tolerance)
-  if best.gain.n and best.gain.mean <= 0:
-    doubts.append(f"no setting is better than the base ({best.label} is the best, "
-                  f"{best.gain.text(sign=True)} {best.metric.better_side} it)")
-  doubts += [edge for s in settings for edge in at_edges(group, s, tolerance, key)]
-  doubts += unevenly_tuned(group, settings, key)
-  left_out = [s for s in settings if not any(s is other for other in tested)]
-  return Verdict(best, chosen, against, tolerance, doubts, left_out)
+  def _gain(self, level: Level) -> float:
+    gain = self.of(level).gain
+    return gain if math.isfinite(gain) else -math.inf
 
 
-def _too_noisy(best: Setting, chosen: Setting, d: Difference | None, tolerance: float) -> list[str]:
-  """Whether `chosen`, which is `d` worse than the best, may be worse by NOISE of the gain or more."""
-  gain = best.gain.mean
-  if d is None or d.half is None or not d.high > NOISE * gain > 0 or d.mean <= tolerance:
+def judge_levels(group: Group, levels: Sequence[Level], key: str, level: float = LEVEL) -> Verdict:
+  """The verdicts on `levels` of `key`, tested at `level` with the margin of the group."""
+  levels = list(levels)
+  text = text_error(levels)
+  added = np.diag([lev.choice_variance for lev in levels]) + (0.0 if text is None else text)
+  judgement = judge({lev.label: lev.gains for lev in levels}, group.margin, level, added)
+  doubts = [*_few_seeds(levels), *_divergence(levels)]
+  if not doubts and not judgement.gains_shown:
+    doubts.append(_no_gain(judgement))
+  doubts += list(dict.fromkeys(edge for lev in levels for edge in at_edges(group, lev.chosen, key)))
+  return Verdict(levels, judgement, doubts, uneven_tuning(levels, group.keys, key), text is not None)
+
+
+def text_error(levels: Sequence[Level]) -> np.ndarray | None:
+  """The covariance of the mean gains over held-out documents; None unless all runs kept the same documents."""
+  runs = [list(level.chosen.counted.values()) for level in levels]
+  documents = [[run.documents for run in same] for same in runs]
+  if any(level.chosen.metric.name != "loss" for level in levels) or not all(documents):
+    return None
+  known = [[d for d in same if d is not None] for same in documents]
+  if any(len(a) != len(b) for a, b in zip(known, documents, strict=True)):
+    return None
+  tokens = known[0][0].tokens
+  if any(not np.array_equal(d.tokens, tokens) for same in known for d in same):
+    return None
+  return text_covariance([np.mean([d.base - d.exported for d in same], axis=0) for same in known], tokens)
+
+
+def _few_seeds(levels: Sequence[Level]) -> list[str]:
+  """Which levels have too few seeds, in words."""
+  few = [level for level in levels if len(level.gains) < SEEDS_NEEDED]
+  if not few:
     return []
-  return [f"the seeds scatter too much: {chosen.label} may be worse than {best.label} by {d.high:.4f}, "
-          f"which is {d.high / gain * 100:.0f} % of the gain"]
-
-
-def _with_few_seeds(settings: Sequence[Setting]) -> str:
-  """Which settings have how many seeds, in words."""
-  counts = sorted({s.seeds for s in settings})
+  counts = sorted({len(level.gains) for level in few})
   number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
   seeds = f"{number} seed{'' if counts == [1] else 's'}"
-  if len(settings) <= 3:
-    return f"{' and '.join(s.label for s in settings)} {'has' if len(settings) == 1 else 'have'} {seeds}"
-  return f"{len(settings)} of the settings have {seeds}"
+  if len(few) <= 3:
+    names = " and ".join(level.label for level in few)
+    return [f"{names} {'has' if len(few) == 1 else 'have'} {seeds}, and three are needed{_repeats(few)}"]
+  return [f"{len(few)} of the settings have {seeds}, and three are needed{_repeats(few)}"]
+
+
+def _repeats(levels: Sequence[Level]) -> str:
+  return " (identical losses count once)" if any(level.chosen.repeats for level in levels) else ""
+
+
+def _divergence(levels: Sequence[Level]) -> list[str]:
+  return [level.divergence for level in levels if level.diverged]
+
+
+def _no_gain(judgement: Judgement) -> str:
+  gains = [verdict.gain for verdict in judgement.verdicts.values() if math.isfinite(verdict.gain)]
+  if not gains or max(gains) <= 0:
+    return "no setting is better than the base"
+  return "nothing is known, because the noise between seeds is larger than the gain"
+
+
+def shown_front(settings: Sequence[Setting]) -> list[Setting]:
+  """The Pareto front by trainable parameters: a larger setting is on it only where it is shown to be better.
+
+  Each candidate is tested against every cheaper setting (one-sided, 5 %). The cheapest is always on it.
+  """
+  known = sorted((s for s in settings if s.trainable and s.seeds and not s.diverged), key=_cost)
+  front: list[Setting] = known[:1]
+  for i, setting in enumerate(known[1:], 1):
+    tables = [s.gains for s in [*known[:i], setting]]
+    if min(map(len, tables)) >= SEEDS_NEEDED and is_better_than_each(tables):
+      front.append(setting)
+  return front
+
+
+def is_better_than_each(gains: Sequence[Mapping[Any, float]]) -> bool:
+  """Whether the last of the settings is shown to gain more than each of the others."""
+  names = [str(i) for i in range(len(gains))]
+  judged = judge(dict(zip(names, gains, strict=True)), margin=0.0)
+  return judged.state(names[-1]) == SUFFICIENT
+
+
+def _cost(setting: Setting) -> float:
+  return float(setting.trainable or 0)

@@ -1,0 +1,99 @@
+"""Sentences that several findings share: the states of levels, further seeds, and what single runs tell."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lora_exp.report.statistics.held_out_text import short_interval
+from lora_exp.report.verdicts.tuning import Level
+from lora_exp.report.verdicts.verdict import Verdict, text_error
+
+MOST_NAMED = 12  # levels in one sentence
+MOST_SEEDS = 100  # beyond which their number is not told
+
+
+def single_run_sentence(levels: Sequence[Level]) -> str:
+  """What the held-out text says about single runs: how far each is short of the best; empty without documents."""
+  if text_error(levels) is None or len(levels) < 2:
+    return ""
+  runs = [next(iter(level.chosen.counted.values())) for level in levels]
+  gains = [run.documents.base - run.documents.exported for run in runs if run.documents is not None]
+  best = int(np.argmax([gain.sum() for gain in gains]))
+  if gains[best].sum() <= 0:
+    return ""
+  parts = []
+  for i, gain in enumerate(gains[:MOST_NAMED]):
+    if i != best:
+      short, low, high = short_interval(gain, gains[best])
+      parts.append(f"{levels[i].label} {percent(short)} ({percent(low)} to {percent(high)})")
+  return (f"Of one run each, short of the gain of {levels[best].label}: {', '.join(parts)}. These 95 % intervals cover "
+          "the held-out text (paired bootstrap over documents) and no other seed")
+
+
+def state_sentences(verdict: Verdict) -> str:
+  """Which levels are sufficient, insufficient and undecided, a sentence each; with the margin."""
+  parts = []
+  if verdict.sufficient:
+    bounds = [f"{level.label} (at most {percent(verdict.of(level).at_most)} short)" for level in verdict.sufficient]
+    names = ", ".join(bounds[:MOST_NAMED])
+    parts.append(f"Shown to be within {margin_text(verdict)} of the best gain: {names}.")
+  if verdict.insufficient:
+    shorts = [f"{level.label} ({percent(verdict.of(level).short)} in the mean)" for level in verdict.insufficient]
+    parts.append(f"Shown to be more than {margin_text(verdict)} short of it: {', '.join(shorts[:MOST_NAMED])}.")
+  if verdict.undecided:
+    open_levels = [_undecided(verdict, level) for level in verdict.undecided]
+    parts.append(f"Undecided: {', '.join(open_levels[:MOST_NAMED])}.")
+  return " ".join(parts)
+
+
+def _undecided(verdict: Verdict, level: Level) -> str:
+  if level.diverged:
+    return level.divergence
+  at_most = verdict.of(level).at_most
+  return f"{level.label} (may be up to {percent(at_most)} short)" if math.isfinite(at_most) else level.label
+
+
+def more_seeds_sentence(verdict: Verdict) -> str:
+  """How many further seeds would probably decide, and what they cost; empty where that is not known."""
+  needed = [seeds for level in verdict.undecided if (seeds := verdict.of(level).more_seeds)]
+  if not needed or verdict.doubts:
+    return ""
+  seeds = max(needed)
+  if seeds > MOST_SEEDS:
+    return f"The seeds scatter so much that more than {MOST_SEEDS} more of each would be needed to decide."
+  trials = seeds * len(verdict.levels)
+  count = f"{seeds} more seed{'s' * (seeds != 1)}"
+  return f"About {count} of each would probably decide ({trials} trials{_duration(verdict, trials)})."
+
+
+def _duration(verdict: Verdict, trials: int) -> str:
+  """The time of some more trials, from those that ran."""
+  runs = [run for level in verdict.levels for run in level.chosen.counted.values()]
+  seconds = [value for run in runs if (value := run.number_at("seconds", "total")) is not None]
+  if not seconds:
+    return ""
+  total = float(np.mean(seconds)) * trials
+  hours = f"{total / 3600:.1f} h" if total >= 3600 else f"{max(total / 60, 1):.0f} min"
+  return f", about {hours} one after another"
+
+
+def least_share(verdict: Verdict) -> str:
+  """What a sufficient level gains at least, as a share of any other's gain: `95 %` for a margin of 5 %."""
+  return percent(1 - verdict.judgement.margin)
+
+
+def margin_text(verdict: Verdict) -> str:
+  """As `5 %`."""
+  return percent(verdict.judgement.margin)
+
+
+def percent(share: float) -> str:
+  """As `5 %` or `1.2 %`."""
+  value = share * 100
+  return f"{value:.0f} %" if abs(value) >= 10 or abs(value - round(value)) < 1e-9 else f"{value:.1f} %"
+
+
+def and_list(words: Sequence[str]) -> str:
+  """As `a, b and c`."""
+  return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
