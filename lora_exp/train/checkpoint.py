@@ -5,7 +5,7 @@
     checkpoints/40/SHA256SUMS   checksums of all other files, written last; `sha256sum -c` verifies them
 
 Orbax writes atomically, but it does not detect a flipped bit and silently casts to another dtype. The checksums and the
-comparison with the expected shapes and dtypes catch both.
+comparison with the expected shapes and dtypes catch both. `pack.py` also checks that a resumed run's data is the same.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Conversion between one trial's arrays and the padded arrays of a pack.
 
 Padding needs no masks. A is padded with zero columns and B with zero rows, and a module that a trial does not adapt has
-scale 0. The gradients of the padding are exactly zero.
+scale 0. The gradients of the padding are exactly zero, so the padding of the optimizer state stays zero too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
