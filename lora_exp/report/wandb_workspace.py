@@ -1,7 +1,7 @@
-"""A wandb workspace of a sweep or a run: which runs it shows, and its panels. wandb draws it from what the runs sent.
+"""A wandb workspace of a sweep or a run: the selection of runs, and the panels, which wandb draws from the logged runs.
 
-It shows the loss against steps and tokens, a line for each setting; the loss against trainable parameters; parallel
-coordinates of what varies; and a table of the runs.
+It shows the loss against steps and tokens, one line per setting; the loss against trainable parameters; parallel
+coordinates of the varied settings; and a table of the runs.
 """
 
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ from lora_exp.runtime.sweep_directory import sweep_trial
 LOSS, TRAINABLE, FORGETTING = "eval/loss", "parameters.trainable", "losses.forgetting"  # in the summary of a run
 METHOD_KEY = "lora.method"
 USUAL_COLUMNS = (METHOD_KEY, RANK, ALPHA, TARGETS, RATE)
-VARIANT_KEYS = ("lora.scaling", "lora.init", "lora.lr_ratio", "lora.quant")  # that make variants of one lora.method
+VARIANT_KEYS = ("lora.scaling", "lora.init", "lora.lr_ratio", "lora.quant")  # define variants of a lora.method
 CURVES = {"eval": "Held-out loss", "train": "Training loss", "retain": "Loss on the retained text"}
-MOST_RUNS = 100  # lines of a plot
+MOST_RUNS = 100  # maximum number of lines in a plot
 
 
 @dataclass(frozen=True)
 class WorkspaceContents:
-  """What a workspace shows."""
+  """The contents of a workspace."""
 
-  name: str  # of the sweep or run
-  home: Path  # the directory that holds wandb/ with its runs
+  name: str  # name of the sweep or run
+  home: Path  # the directory that contains wandb/ with its runs
   project: str
-  runs: tuple[str, str]  # (attribute of a run, its value): the runs that are shown
-  settings: list[str]  # that tell its runs apart, without seeds
-  columns: list[str]  # of the table: the usual settings and those
+  runs: tuple[str, str]  # (attribute of a run, its value): selects the runs
+  settings: list[str]  # settings that distinguish the runs, without seeds
+  columns: list[str]  # columns of the table: the usual settings, and those in `settings`
   retain: bool  # whether forgetting was measured
 
 
@@ -66,7 +66,7 @@ def workspace_contents(directory: Path) -> WorkspaceContents:
 
 
 def _group_keys(runs: Sequence[RunRecord]) -> list[str]:
-  """The keys by which wandb groups the runs, so that those of one group differ in their seeds alone."""
+  """The keys by which wandb groups the runs, so that the runs of a group differ only in their seeds."""
   keys = make_groups(runs)[0].keys
   varied = [key for key in varied_keys(runs) if key not in SEEDS]
   variants = [key for key in VARIANT_KEYS if key in varied] if METHOD in keys else []
@@ -111,7 +111,7 @@ def _column(key: str) -> str:
 
 
 def _curves(wr: Any, contents: WorkspaceContents) -> list[Any]:
-  """Each loss against steps and against tokens; the workspace's groups are the lines."""
+  """Each loss against steps and against tokens, one line per group."""
   panels = []
   for y, (split, title) in enumerate(CURVES.items()):
     if split == "retain" and not contents.retain:
@@ -135,7 +135,7 @@ def _tradeoffs(wr: Any, contents: WorkspaceContents) -> list[Any]:
 
 
 def _settings(wr: Any, contents: WorkspaceContents) -> list[Any]:
-  """Parallel coordinates of the runs; and where settings vary, their importance and a table of differences."""
+  """Parallel coordinates of the runs and, if settings vary, their importance and a table of differences."""
   column = wr.ParallelCoordinatesPlotColumn
   logarithmic = ("lora.rank", "optim.lr", "lora.alpha")
   lines = [column(wr.Config(key), display_name=key, log=key in logarithmic or None) for key in contents.columns]

@@ -1,1 +1,1 @@
-"""Runs that differ in their seeds alone are one setting; settings that can be compared are one group."""
+"""Grouping: runs that differ only in their seeds are one setting, and comparable settings are one group."""

@@ -4,18 +4,18 @@ from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.reading.run_record import RunRecord
 
 DTYPES = ("model.dtype", "model.param_dtype")
-CLOSE = 0.01  # relative difference of base losses that comes from cutting one held-out text into other batches
+CLOSE = 0.01  # relative difference of base losses that different batches of the same held-out text can cause
 
 
 def incomparable(a: Setting, b: Setting) -> list[str]:
-  """What keeps two settings from being compared; runs are matched where their data and base seeds agree."""
+  """The reasons why two settings cannot be compared. Runs are matched by their data and base seeds."""
   pairs = [(x, y) for x in a.runs for y in b.runs if x.summary and y.summary]
   matched = [(x, y) for x, y in pairs if x.seeds[1:] == y.seeds[1:]]
   return list(dict.fromkeys(difference for x, y in matched or pairs for difference in _differences(x, y)))
 
 
 def _differences(x: RunRecord, y: RunRecord) -> list[str]:
-  """Which of steps, data, base and dtypes two runs do not share."""
+  """The differences of two runs in steps, data, base and dtypes."""
   differences = []
   trained = not (x.method.trains_nothing or y.method.trains_nothing)
   if trained and x.summary.get("steps") != y.summary.get("steps"):
@@ -31,7 +31,7 @@ def _differences(x: RunRecord, y: RunRecord) -> list[str]:
 
 
 def _other_base(x: RunRecord, y: RunRecord, same_data: bool) -> bool:
-  """Whether two runs started from different bases, as far as their files tell."""
+  """Whether two runs started from different bases, according to their files."""
   if _base_facts(x) != _base_facts(y):
     return True
   if _has_plain_base(x) and _has_plain_base(y) and _fingerprint(x, "base") != _fingerprint(y, "base"):
@@ -46,18 +46,18 @@ def _fingerprint(run: RunRecord, name: str) -> object:
 
 
 def _base_facts(run: RunRecord) -> dict:
-  """What summary.json says about the base, without the time it took and its path."""
+  """The facts about the base in summary.json, without times and paths."""
   facts = run.summary.get("base") or {}
   return {key: value for key, value in facts.items() if key not in ("seconds", "source")}
 
 
 def _is_quantised(run: RunRecord) -> bool:
-  """Whether the run held its base in fewer bits, which changes the base's loss and bytes."""
+  """Whether the run quantised its base, which changes the base's loss and bytes."""
   return bool(run.config.get("lora.quant"))
 
 
 def _has_plain_base(run: RunRecord) -> bool:
-  """Whether the run's frozen arrays are exactly the base's: it trains none of them, and adds none."""
+  """Whether the frozen arrays of the run are exactly those of the base: none is trained, and no constant is added."""
   method, settings = run.method, run.config
   return (
     (method.adapts_kernels or method.trains_nothing)

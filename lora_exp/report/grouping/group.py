@@ -21,11 +21,11 @@ from lora_exp.report.statistics.estimates import Estimate, estimate, ratio
 
 @dataclass(frozen=True)
 class Group:
-  """Settings of the same steps, data, base and dtypes."""
+  """Settings with the same steps, data, base and dtypes."""
 
   settings: list[Setting]  # the frozen base first, full fine-tuning last
-  metric: Metric  # by which they are compared
-  keys: list[str]  # that tell the settings apart
+  metric: Metric  # the metric that ranks the settings
+  keys: list[str]  # keys that distinguish the settings
   varied: list[str]  # every key whose values differ in the sweep, seeds included
   why: str = ""  # how the group differs from the sweep's other groups
   margin: float = 0.05  # share of the best setting's gain that a setting may be short of it, and still be enough
@@ -37,7 +37,7 @@ class Group:
 
   @property
   def adapted(self) -> list[Setting]:
-    """The settings with a result, without the reference lines."""
+    """The settings with a result, without the references."""
     return [s for s in self.settings if s.seeds and not s.method.is_reference]
 
   @property
@@ -60,7 +60,7 @@ class Group:
 
   @property
   def is_text(self) -> bool:
-    """Whether all of its data is text; the losses of examples of numbers have no unit."""
+    """Whether all runs have text data; losses of numeric examples have no unit."""
     return all(run.is_text for run in self.runs)
 
   @property
@@ -69,7 +69,7 @@ class Group:
     return self.metric.unit if self.is_text else ""
 
   def levels(self, key: str) -> list[Any]:
-    """The sorted values of `key` in the settings, failed ones included, without the reference lines."""
+    """The sorted values of `key` in the settings, including failed ones but not the references."""
     values = {s.values[key] for s in self.settings if not s.method.is_reference and s.values.get(key) is not None}
     return sorted(values, key=sort_key)
 
@@ -86,7 +86,7 @@ class Group:
 
 
 def sort_key(value: Any) -> tuple:
-  """Orders the values of a key: numbers before words."""
+  """Sort key for the values of a key: numbers before words."""
   return isinstance(value, str), value
 
 
@@ -109,7 +109,7 @@ def make_groups(runs: Sequence[RunRecord], metric: Metric = METRICS["loss"], mar
 
 
 def _settings(runs: Sequence[RunRecord], keys: Sequence[str], metric: Metric) -> list[Setting]:
-  """The runs, those that differ in their seeds alone together."""
+  """Groups runs that differ only in their seeds into settings."""
   by_settings: dict[tuple, list[RunRecord]] = {}
   for run in runs:
     settings = effective_settings(run)
@@ -120,7 +120,7 @@ def _settings(runs: Sequence[RunRecord], keys: Sequence[str], metric: Metric) ->
 
 
 def _difference(cluster: list[Setting], clusters: list[list[Setting]]) -> str:
-  """How a cluster of settings differs from the others."""
+  """The difference between a cluster of settings and the others, in words."""
   others = [other[0] for other in clusters if other is not cluster]
   return "; ".join(dict.fromkeys(why for other in others for why in incomparable(cluster[0], other)))
 

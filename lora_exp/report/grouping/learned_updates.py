@@ -1,4 +1,4 @@
-"""What the adapters of a group learned: the spectra of their updates, and what their seeds share."""
+"""The learned updates of a group: their spectra, and the overlap between seeds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,20 +13,20 @@ from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.statistics.estimates import Estimate
 from lora_exp.runtime.spectrum import UpdateSpectrum, update_spectrum
 
-MOST_SEEDS = 4  # whose directions are compared, every pair
-NEED_KERNEL = ("relative_norm", "amplification", "intruders")  # fields of UpdateSpectrum that task=inspect alone gives
+MOST_SEEDS = 4  # maximum number of seeds whose directions are compared pairwise
+NEED_KERNEL = ("relative_norm", "amplification", "intruders")  # fields of UpdateSpectrum that need task=inspect
 
 
 @dataclass(frozen=True)
 class LearnedUpdates:
   """The spectra and overlaps of a group, by the numbers of its runs."""
 
-  spectra: dict[int, list[UpdateSpectrum]] = field(default_factory=dict)  # an entry for each module of a run
-  overlaps: dict[int, SeedOverlap] = field(default_factory=dict)  # by the first run of a setting
-  unread: list[str] = field(default_factory=list)  # damaged adapters, a sentence each
+  spectra: dict[int, list[UpdateSpectrum]] = field(default_factory=dict)  # one entry per module of a run
+  overlaps: dict[int, SeedOverlap] = field(default_factory=dict)  # key: the first run of a setting
+  unread: list[str] = field(default_factory=list)  # damaged adapters, one sentence each
 
   def mean(self, run: RunRecord, name: str) -> float | None:
-    """The mean over the run's modules of a field of UpdateSpectrum; None where there is no value."""
+    """The mean of a field of UpdateSpectrum over the run's modules; None if there is no value."""
     values = [getattr(spectrum, name) for spectrum in self.spectra.get(run.number, ())]
     values = [value for value in values if value is not None]
     return sum(values) / len(values) if values else None
@@ -53,12 +53,12 @@ class LearnedUpdates:
 
 @one_thread
 def learn_updates(directory: Path, group: Group) -> LearnedUpdates:
-  """Reads what the runs of `group` in the sweep `directory` learned."""
+  """Reads the learned updates of the runs of `group` in the sweep `directory`."""
   spectra: dict[int, list[UpdateSpectrum]] = {}
   overlaps: dict[int, SeedOverlap] = {}
   unread: list[str] = []
   for setting in group.settings:
-    by_seed: dict[object, dict[str, ModuleUpdate]] = {}  # runs of one train.seed share A: one of them is enough
+    by_seed: dict[object, dict[str, ModuleUpdate]] = {}  # one run per train.seed, because runs of a seed share A
     for run in setting.runs:
       try:
         updates = read_updates(directory / run.path, run)
@@ -74,7 +74,7 @@ def learn_updates(directory: Path, group: Group) -> LearnedUpdates:
 
 
 def _spectra(run_dir: Path, updates: Mapping[str, ModuleUpdate]) -> list[UpdateSpectrum]:
-  """The spectrum of every module, with what inspect.json adds; all of inspect.json where no adapter was read."""
+  """The spectrum of every module with the additions of inspect.json, or that of inspect.json without an adapter."""
   inspected = {spectrum.module: spectrum for spectrum in read_inspection(run_dir)}
   if not updates:
     return list(inspected.values())

@@ -1,4 +1,4 @@
-"""Trials that repeat another one with the same settings and seeds. They count once."""
+"""Repeated trials, with the settings and seeds of an earlier one. They are counted once."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from lora_exp.report.grouping.setting import Setting
 
 
 def repeated_trials(groups: Iterable[Group]) -> list[str]:
-  """A sentence for each trial that repeats one with a lower number."""
+  """A sentence for each trial that repeats an earlier one."""
   return [text for group in groups for setting in group.settings for text in _repeated(setting)]
 
 

@@ -1,4 +1,4 @@
-"""How far the directions that two seeds learned overlap."""
+"""The overlap of the directions learned with different seeds."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -11,7 +11,7 @@ from lora_exp.runtime.spectrum import Svd, directions, overlap, random_overlap
 
 
 class SeedOverlap(NamedTuple):
-  """φ of the directions that hold most of the energy, between two seeds; and the φ of random directions."""
+  """φ between two seeds of the directions with most of the energy, and φ of random directions."""
 
   inputs: float
   inputs_random: float
@@ -20,7 +20,7 @@ class SeedOverlap(NamedTuple):
 
 
 def seed_overlap(seeds: Sequence[Mapping[str, ModuleUpdate]]) -> SeedOverlap | None:
-  """The mean over pairs of seeds and the modules that both moved; None without such a module."""
+  """The mean over pairs of seeds and over modules with an update in both; None if there are none."""
   overlaps = [
     _module_overlap(one[path].svd, other[path].svd)
     for one, other in combinations(seeds, 2)
@@ -31,7 +31,7 @@ def seed_overlap(seeds: Sequence[Mapping[str, ModuleUpdate]]) -> SeedOverlap | N
 
 
 def _module_overlap(one: Svd, other: Svd) -> SeedOverlap:
-  """Of one module; of a stack of kernels the mean, each with as many directions as the one that needs the most."""
+  """The overlap of one module; for a stack of kernels the mean, with the largest number of directions for all."""
   i, j = (int(directions(sigma).max()) for _, sigma, _ in (one, other))
   inputs = _overlap(one[0], other[0], i, j)
   outputs = _overlap(np.swapaxes(one[2], -1, -2), np.swapaxes(other[2], -1, -2), i, j)
@@ -39,5 +39,5 @@ def _module_overlap(one: Svd, other: Svd) -> SeedOverlap:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray, i: int, j: int) -> tuple[float, float]:
-  """φ of the first i columns of a (…, N, I) and the first j of b (…, N, J); and that of random ones."""
+  """φ of the first i columns of a (…, N, I) and the first j of b (…, N, J), and φ of random subspaces."""
   return float(overlap(a[..., :i], b[..., :j])[..., -1, -1].mean()), random_overlap(i, j, a.shape[-2])

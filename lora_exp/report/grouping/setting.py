@@ -1,4 +1,4 @@
-"""One setting: the runs that differ in their seeds alone."""
+"""A setting: runs that differ only in their seeds."""
 
 import math
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from lora_exp.report.statistics.estimates import Estimate, estimate
 
 @dataclass(frozen=True)
 class Setting:
-  """The runs with one set of settings, a seed each. Settings are what the report compares."""
+  """The runs with equal settings and different seeds. The report compares settings."""
 
   label: str
-  values: dict[str, Any]  # of the keys that tell settings apart
-  runs: list[RunRecord]  # by number
-  metric: Metric  # by which settings are compared
+  values: dict[str, Any]  # values of the keys that distinguish settings
+  runs: list[RunRecord]  # sorted by number
+  metric: Metric  # the metric that ranks settings
 
   @property
   def method(self) -> MethodFacts:
@@ -58,7 +58,7 @@ class Setting:
 
   @property
   def seeds(self) -> int:
-    """The number of seeds that count."""
+    """The number of counted seeds."""
     return len(self.counted)
 
   @property
@@ -84,13 +84,13 @@ class Setting:
 
   @property
   def tuning_penalty(self) -> float | None:
-    """The penalty on the tuning half of the run that only tuned; None without one that is done."""
+    """The penalty on the tuning half of the run that only tuned; None if there is no finished one."""
     values = (run.tuning_result(self.metric.name) for run in self.runs if run.tunes)
     return next((self.metric.sign * value for value in values if value is not None), None)
 
   @property
   def only_tuned(self) -> bool:
-    """Whether all of its runs chose a value, so that it has no score."""
+    """Whether all its runs only tuned, so that it has no score."""
     return all(run.tunes for run in self.runs)
 
   @property
@@ -101,7 +101,7 @@ class Setting:
 
   @property
   def gain(self) -> Estimate:
-    """How much better the metric of each run is than that of its own base."""
+    """The improvement of the metric over each run's base."""
     return self.estimate(self._gain)
 
   @property
@@ -118,19 +118,19 @@ class Setting:
     return result - base if self.metric.higher_is_better else base - result
 
   def estimate(self, value: Callable[[RunRecord], float | None]) -> Estimate:
-    """The estimate of `value` over the seeds; runs whose value is None are left out."""
+    """The estimate of `value` over the seeds, without runs whose value is None."""
     values = (value(run) for run in self.counted.values())
     return estimate([x for x in values if x is not None])
 
   @property
   def trainable(self) -> int | None:
-    """Trainable parameters."""
+    """The number of trainable parameters."""
     counts = [run.trainable for run in [*self.counted.values(), *self.runs]]
     return next((count for count in counts if count is not None), None)
 
   @property
   def budget(self) -> float | None:
-    """`lora.parameters`, by which the rank was chosen; None where the rank was given."""
+    """`lora.parameters`, which determined the rank; None if the rank was given."""
     return effective_settings(self.runs[0]).get("lora.parameters")
 
   @property

@@ -1,4 +1,4 @@
-"""Which configuration keys tell the settings of a sweep apart, and how a setting is labelled."""
+"""The configuration keys that distinguish the settings of a sweep, and the labels of settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from lora_exp.report.reading.run_record import RunRecord
 
 METHOD, TARGETS, RANK, ALPHA, RATE = "method", "lora.targets", "lora.rank", "lora.alpha", "optim.lr"
-MAIN_KEYS = (METHOD, TARGETS, RANK, ALPHA, RATE)  # named first, and always when they vary
+MAIN_KEYS = (METHOD, TARGETS, RANK, ALPHA, RATE)  # come first in labels, and are always named if they vary
 SHORT_NAMES = {RANK: "rank", ALPHA: "alpha", RATE: "lr"}
 # Settings and groups that do not change what is trained; `otherwise` and `promises` are of version 0.1.0.
 IGNORED = ("task", "name", "seed", "run", "cache", "prompt", "prompt_file", "otherwise", "promises", "fallback",
            "expectations", "report", "logger", "sample", "retain", "train.resume", "train.stop_at", "train.log_every",
            "train.save_every", "train.retain_tokens", "model.adapter_lr")
-NOT_LOW_RANK = ("lora.method", "lora.bias", "lora.train_modules")  # of the group lora, what every method can use
+NOT_LOW_RANK = ("lora.method", "lora.bias", "lora.train_modules")  # settings of `lora` that every method can use
 
 
 def effective_settings(run: RunRecord) -> dict[str, Any]:
-  """The settings that decide what the run trained: without those that its method does not use; alpha is resolved."""
+  """The settings that affect training: without those that the method does not use, and with alpha resolved."""
   settings = {key: value for key, value in run.config.items() if not _is_ignored(key)}
   method = run.method
   if method.trains_nothing:
@@ -34,7 +34,7 @@ def effective_settings(run: RunRecord) -> dict[str, Any]:
 
 
 def resolved_alpha(run: RunRecord) -> float | None:
-  """alpha as the run used it: null stands for 2 · rank. None for a method without alpha."""
+  """The alpha of the run: 2 · rank for null; None for a method without alpha."""
   if not (run.method.adapts_kernels and run.method.uses_alpha):
     return None
   alpha, rank = run.config.get(ALPHA), run.config.get(RANK)
@@ -46,7 +46,7 @@ def _is_ignored(key: str) -> bool:
 
 
 def varied_keys(runs: Iterable[RunRecord]) -> list[str]:
-  """The keys whose values differ between runs, seeds included, in the order of the config."""
+  """The keys whose values differ between runs, including seeds, in the order of the config."""
   runs = [run for run in runs if run.config]
   tables = [effective_settings(run) for run in runs]
   typed_alphas = {run.config.get(ALPHA) for run, table in zip(runs, tables, strict=True) if ALPHA in table}
@@ -55,7 +55,7 @@ def varied_keys(runs: Iterable[RunRecord]) -> list[str]:
 
 
 def _varies(key: str, tables: Sequence[Mapping[str, Any]]) -> bool:
-  """Whether the value of `key` differs, or (apart from what methods do not use) is missing somewhere."""
+  """Whether the value of `key` differs, or is missing in some runs whose method uses it."""
   values = {repr(table[key]) for table in tables if key in table}
   if not key.startswith(("lora.", "optim.")) and any(key not in table for table in tables):
     values.add("missing")
@@ -63,9 +63,9 @@ def _varies(key: str, tables: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def distinguishing_keys(runs: Sequence[RunRecord], columns: Sequence[str]) -> list[str]:
-  """The keys by which settings are told apart: the MAIN_KEYS that vary, then those that no other key decides.
+  """The keys that distinguish settings: the MAIN_KEYS that vary, then those that no other key determines.
 
-  A learning rate of which each method has one distinguishes nothing either: the reference runs have their own.
+  A learning rate is not one of them if each method has a single rate, as with the references.
   """
   tables = [effective_settings(run) | {METHOD: run.method_label} for run in runs]
   methods = {run.method_label for run in runs if not run.method.is_reference}
@@ -78,7 +78,7 @@ def distinguishing_keys(runs: Sequence[RunRecord], columns: Sequence[str]) -> li
 
 
 def _decides(other: str, key: str, tables: Sequence[Mapping[str, Any]]) -> bool:
-  """Whether each value of `other` goes with one value of `key`."""
+  """Whether each value of `other` has exactly one value of `key`."""
   values: dict[str, set[str]] = {}
   for table in tables:
     if key in table:
@@ -87,13 +87,13 @@ def _decides(other: str, key: str, tables: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def setting_values(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
-  """The run's values of `keys`; a key that its method does not use is left out."""
+  """The run's values of `keys`, without keys that its method does not use."""
   settings = effective_settings(run) | {METHOD: run.method_label}
   return {key: settings[key] for key in keys if key in settings}
 
 
 def setting_label(run: RunRecord, keys: Sequence[str]) -> str:
-  """A setting in words, as 'attention, rank 4, lr 0.005'."""
+  """A setting in words, such as 'attention, rank 4, lr 0.005'."""
   if run.method.trains_nothing:
     return run.method.name
   values = setting_values(run, keys)

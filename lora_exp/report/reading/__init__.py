@@ -1,1 +1,1 @@
-"""Runs and adapters, read from their directories. What they mean is not decided here."""
+"""Reads runs and adapters from their directories, without interpreting them."""

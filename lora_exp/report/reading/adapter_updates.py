@@ -1,4 +1,4 @@
-"""The updates ΔW that a run's adapter holds: the thin factors of each module, read from adapter_model.safetensors."""
+"""The updates ΔW of a run's adapter: the thin factors of each module, read from adapter_model.safetensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,13 @@ from lora_exp.runtime.spectrum import Svd, thin_svd
 
 ADAPTER_FILE = Path(ADAPTER) / "adapter_model.safetensors"
 PREFIXES = tuple(f"base_model.model.{name}" for name in ("", "model.", "transformer."))  # before our module paths
-# Tensors of PEFT's files that hold A (R, I) and B (O, R) of a module.
+# Names of A (R, I) and B (O, R) of a module in PEFT's files.
 FACTOR_NAMES = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
-# Where one A and one B serve all modules: their names, and the vectors (R) and (O) of a module that scale them.
+# If all modules share A and B: their names, and those of the vectors (R) and (O) that scale them in a module.
 SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
 VECTOR_NAMES = ("vera_lambda_d", "vera_lambda_b")
 
-# Many small matrices: a second thread of BLAS costs more than it gives, and on a busy machine fifteen times as much.
+# With many small matrices, a second BLAS thread is slower, on a busy machine by a factor of fifteen.
 one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
@@ -33,15 +33,15 @@ class ModuleUpdate(NamedTuple):
 
   @property
   def moved(self) -> bool:
-    """Whether ΔW is not zero: B stays zero where no gradient came."""
+    """Whether ΔW is not zero; without a gradient, B stays zero."""
     return bool(self.svd[1].any())
 
 
 def read_updates(directory: Path, run: RunRecord) -> dict[str, ModuleUpdate]:
-  """ΔW of each adapted module of `run`, which lies in `directory`, without DoRA's norm; by the module's path.
+  """Reads ΔW of each adapted module of `run` in `directory`, by module path, without DoRA's norm.
 
-  {} if the run left no adapter, or one without thin factors. Raises ValueError if the file is damaged, or does not
-  match summary.json.
+  Returns {} if the run has no adapter, or one without thin factors. Raises ValueError if the file is damaged or does
+  not match summary.json.
   """
   file, rows = directory / ADAPTER_FILE, run.summary.get("targets")
   if not file.is_file() or not isinstance(rows, list):
@@ -60,7 +60,7 @@ def read_updates(directory: Path, run: RunRecord) -> dict[str, ModuleUpdate]:
 
 
 def _update(factors: tuple[np.ndarray, np.ndarray] | None, row: Mapping[str, Any]) -> ModuleUpdate:
-  """The update of the module that `row` of summary.json's targets describes. Raises ValueError."""
+  """The update of the module in `row` of the targets in summary.json. Raises ValueError."""
   if factors is None:
     raise ValueError(f"{ADAPTER_FILE} has no A and B of {row['path']}")
   a, b = (x.astype(np.float64) for x in factors)

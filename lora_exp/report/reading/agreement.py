@@ -1,4 +1,4 @@
-"""Whether the files of a run agree with each other: an edited file is named."""
+"""Checks that the files of a run agree with each other, to detect edited files."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from lora_exp.runtime.run_files import ADAPTER
 
 CLOSE = 1e-5  # relative difference of one loss in two files; both are written from one float
 ADAPTER_CONFIG = Path(ADAPTER) / "adapter_config.json"
-# Settings with which the modules of a run have other ranks or alphas than lora.rank and lora.alpha.
+# Settings that give the modules of a run other ranks or alphas than lora.rank and lora.alpha.
 OTHER_RANKS = ("lora.rank_pattern", "lora.init_from")
 OTHER_ALPHAS = ("lora.alpha_pattern", "lora.rank_pattern", "lora.init_from")
 
 
 def edited_settings(run: RunRecord, path: Path) -> list[str]:
-  """Where config.yaml has another rank or alpha than summary.json or the adapter in the run directory `path`."""
+  """A sentence for each rank or alpha in config.yaml that differs from summary.json or the adapter in `path`."""
   method = run.method
   if not (method.adapts_kernels and method.uses_rank):
     return []
@@ -31,7 +31,7 @@ def edited_settings(run: RunRecord, path: Path) -> list[str]:
 
 
 def _differences(run: RunRecord, key: str, trained: set[float], file: str) -> list[str]:
-  """A sentence if `key` of config.yaml is not the only value that another file has."""
+  """A sentence if another file has a value that differs from `key` in config.yaml."""
   value = finite(run.config.get(key))
   if value is None or not trained or trained == {value}:
     return []
@@ -49,7 +49,7 @@ def _values(run: RunRecord, name: str) -> set[float]:
 
 
 def _adapter_rank(path: Path) -> set[float]:
-  """`r` of the exported adapter; of PiSSA and OLoRA, whose file holds both pairs of factors, nothing."""
+  """`r` of the exported adapter; empty for PiSSA and OLoRA, whose files contain both pairs of factors."""
   try:
     content: Any = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
   except (OSError, ValueError, RecursionError):
@@ -59,7 +59,7 @@ def _adapter_rank(path: Path) -> set[float]:
 
 
 def other_losses(run: RunRecord) -> list[str]:
-  """Where the held-out losses of metrics.jsonl are not those of summary.json."""
+  """A sentence for each held-out loss that differs between metrics.jsonl and summary.json."""
   curve = dict(run.curve("eval"))
   last = max(curve, default=0)
   problems = []

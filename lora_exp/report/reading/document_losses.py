@@ -15,7 +15,7 @@ REPORT_HALF = 1  # value of `half` for the documents that the report scores; 0 f
 class DocumentLosses:
   """Nats of the D held-out documents that score a run, each the sum over its tokens.
 
-  The documents are those of the report half, or all of them where the held-out data is not split.
+  The documents are those of the report half, or all of them if the held-out data is not split.
   """
 
   base: np.ndarray  # (D,) float64, before training
@@ -38,7 +38,7 @@ def read_document_losses(run_dir: Path, exported_step: int) -> DocumentLosses | 
     raise ValueError(f"{HELD_OUT_FILE} cannot be read ({type(error).__name__})") from None
   numeric = all(x.dtype.kind in "iuf" for x in (steps_E, nats_ED, tokens_D, half_D))
   if not numeric or nats_ED.shape != (*steps_E.shape, *tokens_D.shape) or half_D.shape != tokens_D.shape:
-    raise ValueError(f"{HELD_OUT_FILE} holds arrays that do not match")
+    raise ValueError(f"{HELD_OUT_FILE} has arrays that do not match")
   rows = [np.flatnonzero(steps_E == step) for step in (0, exported_step)]
   if not all(len(row) for row in rows):
     raise ValueError(f"{HELD_OUT_FILE} has no evaluation at step 0 or step {exported_step}")

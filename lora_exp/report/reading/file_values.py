@@ -1,7 +1,7 @@
-"""Parsing of a run's files, with a sentence for each value that cannot be right.
+"""Parsing and validation of a run's files, with a sentence for each invalid value.
 
-A file with such a value is left out as a whole: a run whose rank is a word has no setting to belong to. Of
-metrics.jsonl the damaged lines alone are left out.
+A file with an invalid value is ignored as a whole, because a run with an invalid rank belongs to no setting. In
+metrics.jsonl only the damaged lines are ignored.
 """
 
 import json
@@ -18,9 +18,9 @@ import yaml
 from lora_exp.config.conversion import TypeConverter, shown
 from lora_exp.config.schema import Config
 
-LARGEST = 2**63  # integers beyond it are no value of any file
-MOST_NAMED = 3  # problems of one file that are spelled out
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is installed
+LARGEST = 2**63  # larger integers are invalid in every file
+MOST_NAMED = 3  # maximum number of problems listed for one file
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast with libyaml
 NUMBER, TEXT, ANY = "a number", "a text", "a value"
 NUMBERS = {"*": NUMBER}  # any names with a number, or null, each
 # The shape of summary.json. Fields that are not listed may be anything, and any may be missing or null.
@@ -39,7 +39,7 @@ STATUSES = ("done", "pruned", "stopped", "diverged", "failed", "inactive", "unfi
 
 
 def parse_json(text: str) -> Any:
-  """The value of a JSON text; an integer of more than 20 digits is read as a float. Raises ValueError."""
+  """Parses JSON; integers with more than 20 digits become floats. Raises ValueError."""
   try:
     return json.loads(text, parse_int=_parse_integer)
   except RecursionError:
@@ -51,7 +51,7 @@ def _parse_integer(text: str) -> int | float:
 
 
 def parse_yaml(text: str) -> Any:
-  """The value of a YAML text. Raises ValueError or yaml.YAMLError."""
+  """Parses YAML. Raises ValueError or yaml.YAMLError."""
   try:
     return yaml.load(text, Loader=LOADER)
   except (RecursionError, TypeError) as error:  # TypeError: a mapping as a key
@@ -59,7 +59,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any], problems: list[str]) -> dict[str, Any]:
-  """The mapping in a file; {} with an entry in `problems` if there is none."""
+  """Reads the mapping in a file; {} with an entry in `problems` if there is none."""
   try:
     values = parse(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
@@ -69,24 +69,24 @@ def read_mapping(path: Path, parse: Callable[[str], Any], problems: list[str]) -
     problems.append(f"{path.name} cannot be read ({type(error).__name__})")
     return {}
   if not isinstance(values, dict):
-    problems.append(f"{path.name} holds no mapping")
+    problems.append(f"{path.name} does not contain a mapping")
     return {}
   return {str(key): value for key, value in values.items()}
 
 
 def read_config(path: Path, problems: list[str]) -> dict[str, Any]:
-  """The nested settings in config.yaml; {} with entries in `problems` if one has a wrong type."""
+  """Reads the nested settings in config.yaml; {} with entries in `problems` if one has a wrong type."""
   values = read_mapping(path, parse_yaml, problems)
   found: list[str] = []
   try:
     checked = _checked_settings(Config, values, "", found)
-  except RecursionError:  # an anchor that holds itself
-    checked, found = {}, ["a setting holds itself"]
+  except RecursionError:  # an anchor that contains itself
+    checked, found = {}, ["a setting contains itself"]
   return checked if not _add_problems(path.name, found, problems) else {}
 
 
 def read_summary(path: Path, problems: list[str]) -> dict[str, Any]:
-  """The content of summary.json; {} with entries in `problems` if a field has a wrong type."""
+  """Reads summary.json; {} with entries in `problems` if a field has a wrong type."""
   values = read_mapping(path, parse_json, problems)
   found = shape_problems(values, SUMMARY_SHAPE)
   if values and not found and values.get("status") not in STATUSES:
@@ -95,7 +95,7 @@ def read_summary(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def read_metric_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl, without damaged lines, which `problems` names, and an incomplete last one."""
+  """Reads the rows of metrics.jsonl, without an incomplete last line and damaged lines, which `problems` lists."""
   if not path.is_file():
     return []
   rows: list[dict[str, Any]] = []
@@ -117,7 +117,7 @@ def read_metric_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def parse_object(line: str) -> dict[str, Any] | None:
-  """The JSON object in a line; None if it holds no object."""
+  """The JSON object in a line; None if it is not an object."""
   try:
     row = parse_json(line)
   except ValueError:
@@ -126,7 +126,7 @@ def parse_object(line: str) -> dict[str, Any] | None:
 
 
 def row_problem(row: Mapping[str, Any]) -> str:
-  """What is wrong with a row of metrics.jsonl, or an empty text."""
+  """The problem of a row of metrics.jsonl, or ''."""
   step, split = row.get("step"), row.get("split")
   if not isinstance(step, int) or isinstance(step, bool) or step < 0:
     return f"has step={shown(step)}, which must be a whole number from 0"
@@ -137,7 +137,7 @@ def row_problem(row: Mapping[str, Any]) -> str:
 
 
 def shape_problems(value: Any, shape: Any, path: str = "") -> list[str]:
-  """A sentence for each part of `value` that has another type than `shape` says; null fits every shape.
+  """A sentence for each part of `value` whose type differs from `shape`; null is valid for every shape.
 
   A shape is NUMBER, TEXT or ANY; a mapping of names to shapes ("*": of every name); or a list with the shape of the
   entries.
@@ -190,9 +190,9 @@ def _group_class(hint: Any) -> type | None:
 
 
 def _checked_settings(cls: type, values: Mapping[str, Any], prefix: str, found: list[str]) -> dict[str, Any]:
-  """`values` of the group `cls`, with numbers for texts that are numbers; what has a wrong type is added to `found`.
+  """Converts `values` of the group `cls`, with numeric strings as numbers; adds values of a wrong type to `found`.
 
-  Settings that this version does not know are kept as they are.
+  Settings unknown to this version are returned unchanged.
   """
   checked: dict[str, Any] = {}
   for key, value in values.items():
@@ -225,7 +225,7 @@ def _checked_setting(hint: Any, value: Any, path: str, found: list[str]) -> Any:
 
 
 def _add_problems(file: str, found: list[str], problems: list[str]) -> bool:
-  """Adds one sentence for all problems of a file; whether there were any."""
+  """Adds one sentence for all problems of a file; returns whether there were any."""
   if found:
     more = f", and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     problems.append(f"{file}: {'; '.join(found[:MOST_NAMED])}{more}")

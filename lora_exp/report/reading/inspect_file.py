@@ -1,6 +1,6 @@
-"""inspect.json, which task=inspect writes beside a run: spectra that need the kernels of the base.
+"""inspect.json, which task=inspect writes into a run directory: spectra that need the kernels of the base.
 
-They count while the weights beside the file are those that were inspected.
+The file is valid only for the weights that were inspected.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ MEANS = ("rank", "effective_rank", "stable_rank", "directions", "energy_first", 
 
 
 def write_inspection(directory: Path, method: str, spectra: Sequence[UpdateSpectrum]) -> None:
-  """Writes inspect.json: the spectra of all modules, their means, and which weights they are of."""
+  """Writes inspect.json: the spectra of all modules, their means, and the digest of the weights."""
   content = {"version": __version__, "run": str(directory), "method": method, "weights": weights_digest(directory),
              "mean": mean_spectrum(spectra), "modules": [asdict(spectrum) for spectrum in spectra]}
   write_json(directory / INSPECT_FILE, content)
 
 
 def mean_spectrum(spectra: Sequence[UpdateSpectrum]) -> dict[str, float | None]:
-  """The mean over modules of each field in MEANS; None for a field without values."""
+  """The mean of each field in MEANS over modules; None for a field without values."""
   means: dict[str, float | None] = {}
   for name in MEANS:
     values = [getattr(spectrum, name) for spectrum in spectra]
@@ -40,7 +40,7 @@ def mean_spectrum(spectra: Sequence[UpdateSpectrum]) -> dict[str, float | None]:
 
 
 def read_inspection(directory: Path) -> list[UpdateSpectrum]:
-  """The spectra in inspect.json; [] if there is none, or if it is of other weights."""
+  """The spectra in inspect.json; [] if it is missing or was computed from other weights."""
   try:
     content = json.loads((directory / INSPECT_FILE).read_text(encoding="utf-8"))
     if content["weights"] != weights_digest(directory):
@@ -52,7 +52,7 @@ def read_inspection(directory: Path) -> list[UpdateSpectrum]:
 
 
 def weights_digest(directory: Path) -> str | None:
-  """SHA-256 of what a run trained: adapter_model.safetensors, or the whole model; None if there is neither."""
+  """SHA-256 of a run's weights file: adapter_model.safetensors or model.safetensors; None if there is neither."""
   for path in (directory / ADAPTER_FILE, directory / FULL_MODEL):
     if path.is_file():
       with open(path, "rb") as file:

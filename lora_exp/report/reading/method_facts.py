@@ -1,4 +1,4 @@
-"""What a run's files say about its method. The report knows no method by name."""
+"""The facts about a method in a run's files, so that the report needs no method names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,30 +9,30 @@ from typing import Any
 class MethodFacts:
   """`method` of summary.json: how to treat the settings and losses of a run. The defaults are a plain adapter's."""
 
-  name: str  # as typed in lora.method, or as lora.init chooses it (PiSSA)
+  name: str  # lora.method, or lora.init if that is a method (PiSSA)
   reference: str | None = None  # "upper": everything is trained; "lower": nothing is; None: settings are compared
-  adapts_kernels: bool = True  # by lora.targets
+  adapts_kernels: bool = True  # adapts the modules of lora.targets
   uses_rank: bool = True
   uses_alpha: bool = True
-  has_constants: bool = False  # frozen arrays beside those of the base
+  has_constants: bool = False  # has frozen arrays in addition to the base
 
   @property
   def is_reference(self) -> bool:
-    """Whether runs of this method are a reference line of the report."""
+    """Whether runs of this method are a reference in the report."""
     return self.reference is not None
 
   @property
   def trains_everything(self) -> bool:
-    """Full fine-tuning, the upper reference line."""
+    """Whether it is full fine-tuning, the upper reference."""
     return self.reference == "upper"
 
   @property
   def trains_nothing(self) -> bool:
-    """The frozen base, the lower reference line."""
+    """Whether it is the frozen base, the lower reference."""
     return self.reference == "lower"
 
 
-# Version 0.1.0 wrote no facts: the methods that it had, where they differ from a plain adapter.
+# Version 0.1.0 wrote no facts. These are its methods that differ from a plain adapter.
 VERSION_0_1 = {
   "frozen": MethodFacts("frozen", "lower", adapts_kernels=False),
   "full": MethodFacts("full", "upper", adapts_kernels=False),
@@ -42,11 +42,11 @@ VERSION_0_1 = {
   "pissa": MethodFacts("pissa", has_constants=True),
   "olora": MethodFacts("olora", has_constants=True),
 }
-PLAIN = "lora"  # the method that variants of its scaling, rates or storage are named without: rslora, not lora+rslora
+PLAIN = "lora"  # not named in the labels of its variants: rslora, not lora+rslora
 
 
 def method_facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> MethodFacts:
-  """The facts that summary.json states; of a run of 0.1.0, or one that wrote no summary, those that its name implies.
+  """The facts in summary.json; without a summary, and for version 0.1.0, those implied by the method's name.
 
   `config`: settings by dotted path.
   """
@@ -56,13 +56,13 @@ def method_facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> Metho
     return MethodFacts(**{key: value for key, value in stated.items() if key in known})
   name = str(config.get("lora.method") or PLAIN)
   init = config.get("lora.init")
-  if name == PLAIN and init in VERSION_0_1:  # pissa and olora are chosen by lora.init
+  if name == PLAIN and init in VERSION_0_1:  # lora.init selects pissa and olora
     name = str(init)
   return VERSION_0_1.get(name, MethodFacts(name))
 
 
 def method_label(config: Mapping[str, Any], facts: MethodFacts) -> str:
-  """The method as people name it, with the settings that make it a variant: dora, pissa, rslora, rslora+qlora."""
+  """The usual name of the method and its variant: dora, pissa, rslora, rslora+qlora."""
   if not facts.adapts_kernels:
     return facts.name
   init, variants = config.get("lora.init"), []

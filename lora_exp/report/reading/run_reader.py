@@ -21,9 +21,9 @@ ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d \S+ [A-Z]+ \S+: )", re.MULTILINE)  # th
 
 
 def read_sweep(directory: Path) -> list[RunRecord]:
-  """Every run of the sweep in `directory`, by number; a trial without a directory is a missing run.
+  """Reads every run of the sweep in `directory`, by number; a trial without a directory is a missing run.
 
-  Raises InputError if it holds no run.
+  Raises InputError if it contains no runs.
   """
   directory = Path(directory)
   ledger = read_sweep_ledger(directory)
@@ -47,7 +47,7 @@ def _number(run: RunRecord) -> int:
 
 
 def read_run(number: int, path: Path) -> RunRecord:
-  """The run in the directory `path`. Files that are missing or damaged are left empty and named in its reason."""
+  """Reads the run in the directory `path`. Missing or damaged files are empty in the record and named in its reason."""
   problems: list[str] = []
   config = flatten_settings(read_config(path / CONFIG, problems))
   has_summary = (path / SUMMARY).is_file()
@@ -79,7 +79,7 @@ def _read_documents(path: Path, exported_step: int, problems: list[str]) -> Docu
 
 
 def _reason(run: RunRecord, error: str | None, problems: list[str]) -> str | None:
-  """Why the run is not counted, or what is damaged in it. `error` is the last one in its log."""
+  """Why the run is not counted, or which files are damaged. `error` is the last one in its log."""
   if problems and run.status in ("done", "failed"):
     return "; ".join([*([error] if error else []), *problems])
   if run.status == "done":
@@ -107,13 +107,13 @@ def logged_error(path: Path) -> str | None:
   if not errors:
     return None
   message = errors[-1][0].partition(" ERROR ")[2].partition(": ")[2]
-  if message == "bug":  # its traceback ends with the exception
+  if message == "bug":  # the last line of its traceback is the exception
     message = f"a bug: {errors[-1][-1]}"
   return message.replace(f"{path.parent}/", "").strip()
 
 
 def flatten_settings(node: dict, prefix: str = "") -> dict[str, Any]:
-  """Nested settings by dotted path; lists and the MAPPINGS become text."""
+  """Flattens nested settings to dotted paths; lists and the MAPPINGS become text."""
   settings: dict[str, Any] = {}
   for key, value in node.items():
     path = f"{prefix}{key}"

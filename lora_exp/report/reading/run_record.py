@@ -1,4 +1,4 @@
-"""One run of a sweep as its files describe it."""
+"""The record of one run of a sweep, read from its files."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ TUNING, REPORT = "tuning", "report"  # halves of the held-out documents, in summ
 
 @dataclass(frozen=True)
 class RunRecord:
-  """The files of one run. A trial that left no files has a record too, with its reason.
+  """The contents of a run's files. A trial without files has a record too, with the reason.
 
   The held-out documents are split in two halves: the best step is chosen on the tuning half, and the report scores the
   run on the report half. Runs without halves are scored on all documents (`scores_share_choice`).
@@ -23,7 +23,7 @@ class RunRecord:
   number: int  # of the trial
   path: str  # of the run directory, relative to the sweep
   status: str  # done | pruned | stopped | diverged | failed | unfinished | missing
-  reason: str | None = None  # why the run is not counted, or what is damaged in it
+  reason: str | None = None  # why the run is not counted, or which files are damaged
   config: dict[str, Any] = field(default_factory=dict)  # config.yaml by dotted path
   summary: dict[str, Any] = field(default_factory=dict)  # summary.json
   metrics: list[dict] = field(default_factory=list)  # rows of metrics.jsonl
@@ -34,7 +34,7 @@ class RunRecord:
     return str(self.number)
 
   def number_at(self, *path: str) -> float | None:
-    """The number at `path` of summary.json; None if there is none or it is not finite."""
+    """The number at `path` in summary.json; None if it is missing or not finite."""
     node: Any = self.summary
     for name in path:
       node = node.get(name) if isinstance(node, dict) else None
@@ -46,7 +46,7 @@ class RunRecord:
 
   @property
   def method_label(self) -> str | None:
-    """The method as people name it; None without a config."""
+    """The usual name of the method; None without a config."""
     return method_label(self.config, self.method) if self.config else None
 
   @property
@@ -63,7 +63,7 @@ class RunRecord:
     return self._score(REPORT, "exported", metric)
 
   def result(self, metric: str) -> float | None:
-    """`exported` of a run that is done. None for any other: its metric enters no mean."""
+    """`exported` for a finished run, else None, because other runs are not averaged."""
     return self.exported(metric) if self.status == "done" else None
 
   def tuning_result(self, metric: str) -> float | None:
@@ -96,7 +96,7 @@ class RunRecord:
 
   @property
   def exported_step(self) -> int:
-    """The step of the exported state; 0 of a frozen base."""
+    """The step of the exported state; 0 for a frozen base."""
     if self.method.trains_nothing:
       return 0
     step = self.number_at("losses", "exported_step")
@@ -109,22 +109,22 @@ class RunRecord:
 
   @property
   def trainable(self) -> int | None:
-    """Trainable parameters."""
+    """The number of trainable parameters."""
     count = self.number_at("parameters", "trainable")
     return None if count is None else int(count)
 
   @property
   def seeds(self) -> tuple:
-    """The values of SEEDS: runs that agree in all of them saw the same rows in the same order."""
+    """The values of SEEDS. Runs with equal seeds train on the same rows in the same order."""
     return tuple(self.config.get(key) for key in SEEDS)
 
   @property
   def is_text(self) -> bool:
-    """Whether its data is text, and its loss in nats per token; otherwise its data is examples of numbers."""
+    """Whether the data is text, with the loss in nats per token; otherwise it is numeric examples."""
     return self.config.get("model.family") != "mlp"
 
   def curve(self, split: str, metric: str = "loss") -> list[tuple[int, float]]:
-    """(step, value) of a metric on `split` (train, eval or retain), the finite values alone."""
+    """(step, value) of a metric on `split` (train, eval or retain), only finite values."""
     points = [(row["step"], finite(row.get(metric))) for row in self.metrics if row.get("split") == split]
     return [(step, value) for step, value in points if value is not None]
 
@@ -134,5 +134,5 @@ class RunRecord:
 
   @property
   def last_step(self) -> int:
-    """The last step that metrics.jsonl has a row of; 0 without one."""
+    """The last step in metrics.jsonl; 0 if it is empty."""
     return max((row["step"] for row in self.metrics), default=0)

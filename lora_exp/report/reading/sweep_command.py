@@ -10,7 +10,7 @@ from lora_exp.config import InputError
 from lora_exp.runtime.json_lines import read_ledger
 from lora_exp.runtime.run_files import MULTIRUN
 
-LEFT_OUT = ("hydra.mode=", "hydra.sweep.dir=")  # implied by -m; a path of the machine that trained
+LEFT_OUT = ("hydra.mode=", "hydra.sweep.dir=")  # implied by -m, and a path on the training machine
 
 
 def sweep_command(directory: Path) -> str | None:
@@ -28,7 +28,7 @@ def sweep_command(directory: Path) -> str | None:
 def sweep_day(directory: Path) -> str | None:
   """The day (YYYY-MM-DD, UTC) of the last event in the sweep's ledger; None if there is none."""
   rows: list[dict] = []
-  with suppress(InputError):  # the report is made from the runs; a damaged ledger costs the date
+  with suppress(InputError):  # with a damaged ledger, the report has no date
     rows = read_ledger(directory)
   times = [row["time"] for row in rows if isinstance(row.get("time"), str)]
   return max(times)[:10] if times else None

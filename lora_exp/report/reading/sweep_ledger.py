@@ -1,4 +1,4 @@
-"""sweep.jsonl as the report reads it: which trials a sweep has, and which of them each trial of a study trained."""
+"""Reads sweep.jsonl for the report: the trials of a sweep, and the runs of each trial of a study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from lora_exp.runtime.run_files import LEDGER
 
 @dataclass(frozen=True)
 class SweepLedger:
-  """What the ledger of a sweep says about its trials; empty for a sweep without one."""
+  """The facts about a sweep's trials in its ledger; empty for a sweep without a ledger."""
 
-  trials: frozenset[int] = frozenset()  # every trial that it names
+  trials: frozenset[int] = frozenset()  # all trials in it
   study_trials: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (trial of the study, the runs that it trained)
   objectives: tuple[str, ...] = ()  # of the study
-  tuning: frozenset[int] = frozenset()  # trials that chose a value of a tuned setting, and score nothing
+  tuning: frozenset[int] = frozenset()  # trials that only choose a value of a tuned setting
   problems: tuple[str, ...] = ()  # damaged lines, a sentence each
 
 
 def read_sweep_ledger(directory: Path) -> SweepLedger:
-  """The ledger of the sweep in `directory`. Damaged lines are left out and named; so is an unreadable file."""
+  """Reads the ledger of the sweep in `directory`. Damaged lines and unreadable files become `problems`."""
   path = Path(directory) / LEDGER
   if not path.is_file():
     return SweepLedger()
@@ -51,7 +51,7 @@ def read_sweep_ledger(directory: Path) -> SweepLedger:
 
 
 def _parsed(line: str) -> tuple[dict[str, Any], str]:
-  """The row in a line, and what is wrong with it or an empty text."""
+  """The row in a line, and its problem or ''."""
   row = parse_object(line)
   if row is None:
     return {}, "is not a JSON object"
@@ -60,7 +60,7 @@ def _parsed(line: str) -> tuple[dict[str, Any], str]:
 
 
 def _problem(row: dict[str, Any]) -> str:
-  """What is wrong with a row of the ledger, or an empty text."""
+  """The problem of a row of the ledger, or ''."""
   for name in ("trial", "study_trial"):
     if name in row and not _is_number(row[name]):
       return f"has {name}={shown(row[name])}, which must be the number of a trial"
@@ -83,7 +83,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(row: dict[str, Any]) -> list[int]:
-  """The trials that a row names."""
+  """The trials in a row."""
   lists = [number for name in ("trials", "runs", "tuning") for number in row.get(name, ())]
   return [row["trial"], *lists] if "trial" in row else lists
 

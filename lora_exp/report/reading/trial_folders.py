@@ -1,4 +1,4 @@
-"""Which folders of a sweep's directory are its trials."""
+"""Finds the folders of a sweep's trials."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from lora_exp.report.reading.sweep_ledger import SweepLedger
 from lora_exp.runtime.run_files import CONFIG, SUMMARY
 
-WIDEST_GAP = 100  # without a ledger: numbers further beyond the count of folders are no trial numbers (20261127)
+WIDEST_GAP = 100  # without a ledger, numbers that exceed the count of folders by more are not trials (20261127)
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class TrialFolders:
 def trial_folders(directory: Path, ledger: SweepLedger) -> TrialFolders:
   """The trials of the sweep in `directory`.
 
-  A folder whose name is a number is a trial if the ledger names it or if it holds the files of a run. Without a ledger
-  the numbers must follow each other, with gaps of deleted trials.
+  A folder whose name is a number is a trial if it is in the ledger or contains the files of a run. Without a ledger,
+  numbers must be consecutive except for gaps of deleted trials.
   """
   folders = [path for path in sorted(directory.iterdir()) if path.is_dir() and not path.name.startswith(".")]
   candidates = {int(path.name): path for path in folders if _is_number(path.name)}
@@ -33,7 +33,7 @@ def trial_folders(directory: Path, ledger: SweepLedger) -> TrialFolders:
 
 
 def is_run(path: Path) -> bool:
-  """Whether a folder holds files that make it a run."""
+  """Whether a folder contains the files of a run."""
   return any((path / name).is_file() for name in (CONFIG, SUMMARY))
 
 
