@@ -72,8 +72,8 @@ def test_documents_without_a_split_all_score_the_run(tmp_path):
 
 @pytest.mark.parametrize("change, problem", [
   ({"steps": (0, 16, 31)}, "has no evaluation at step 0 or step 32"),
-  ({"nats": NATS[:, :2]}, "holds arrays that do not match"),
-  ({"half": np.array(["a", "b", "c"])}, "holds arrays that do not match"),
+  ({"nats": NATS[:, :2]}, "has arrays that do not match"),
+  ({"half": np.array(["a", "b", "c"])}, "has arrays that do not match"),
 ])
 def test_a_held_out_file_that_does_not_fit_is_named(tmp_path, change, problem):
   run = _run(tmp_path, **change)
