@@ -98,7 +98,7 @@ def test_files_without_conversations_are_named(monkeypatch, tmp_path):
   monkeypatch.setattr(chatterbot.importlib.util, "find_spec", lambda name: spec)
   for bad in ("conversations: 3", "- list", "{", "conversations: !!python/object/apply:os.getcwd []"):
     (folder / "ai.yml").write_text(bad)
-    with pytest.raises(InputError, match=r"ai\.yml holds no conversations: pip install .* --force-reinstall"):
+    with pytest.raises(InputError, match=r"ai\.yml contains no conversations: pip install .* --force-reinstall"):
       list(Chatterbot().documents())
   (folder / "ai.yml").write_text("conversations:\n- - One?\n  - Two.\n  - Three.\n- - One?\n  - ' 4 '\n")
   found = [(d.key, d.prompt, d.text) for d in Chatterbot().documents()]

@@ -65,5 +65,5 @@ def question_answers(path: Path) -> list[tuple[str, str]]:
     conversations = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
     stripped = [[str(sentence).strip() for sentence in conversation] for conversation in conversations]
   except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
-    raise InputError(f"{path} holds no conversations: {INSTALL} --force-reinstall") from error
+    raise InputError(f"{path} contains no conversations: {INSTALL} --force-reinstall") from error
   return [pair for sentences in stripped for pair in zip(sentences, sentences[1:], strict=False)]
