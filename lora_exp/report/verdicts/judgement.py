@@ -261,9 +261,10 @@ class Contrasts:
       return None
     closest = min((self.estimate(i, j, margin) for j in range(self.count) if j != i), default=0.0)
     delta = max(abs(closest), margin * float(self.means.max()) / 2)
-    needed = math.ceil(POWER_FACTOR * self.variance / delta**2)
     have = min(len(by_seed) for by_seed in self.gains)
-    return min(max(needed - have, 1), MOST_SEEDS)
+    if POWER_FACTOR * self.variance >= (have + MOST_SEEDS) * delta**2:
+      return MOST_SEEDS
+    return max(math.ceil(POWER_FACTOR * self.variance / delta**2) - have, 1)
 
 
 def _own_terms(a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[Terms, float]:
