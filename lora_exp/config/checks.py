@@ -42,6 +42,8 @@ def _task_problems(cfg: Config) -> Iterator[str]:
     yield "run=null: task=dashboard needs a sweep or a run; add run=outputs/sweeps/DAY/TIME-NAME"
   if cfg.task == "inspect" and cfg.run is None:
     yield "run=null: task=inspect needs a run or a sweep to inspect; add run=outputs/DAY/TIME-NAME"
+  if cfg.task == "advise":
+    yield from _advise_problems(cfg)
   if cfg.task == "train" and cfg.run:
     yield f"run={cfg.run}: task=train starts a new run; to continue this one, use train.resume={cfg.run}"
   if cfg.task in TASKS_OF_A_RUN:
@@ -51,6 +53,15 @@ def _task_problems(cfg: Config) -> Iterator[str]:
       yield "prompt, prompt_file: both are given; remove one"
     if cfg.prompt == "":
       yield "prompt: is empty; give a text to continue, such as 'prompt=\"Once upon a time\"'"
+
+
+def _advise_problems(cfg: Config) -> Iterator[str]:
+  if cfg.run is not None:
+    yield f"run={cfg.run}: task=advise comes before training and takes no run; remove it"
+  for name in ("parameters", "rank_pattern", "alpha_pattern", "init_from"):
+    value = getattr(cfg.lora, name)
+    if value is not None:
+      yield f"lora.{name}={shown(value)}: task=advise predicts one rank for all targets; remove it"
 
 
 def _export_problems(cfg: Config) -> Iterator[str]:

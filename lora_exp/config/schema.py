@@ -268,7 +268,7 @@ class Config:
   prompt: str | None = None  # with task=generate
   prompt_file: str | None = None  # with task=generate: a file with one prompt per line
   format: str = "peft"  # with task=export: peft (the adapter) | merged (base and adapter) | base
-  out: str | None = None  # with task=merge and task=export: output directory; null: RUN/export/FORMAT
+  out: str | None = None  # output directory of merge and export (null: RUN/export/FORMAT) and of advise (null: none)
   model: ModelConfig = field(default_factory=ModelConfig)
   data: DataConfig = field(default_factory=DataConfig)
   pretrain_data: DataConfig | None = None  # what a base is pretrained on

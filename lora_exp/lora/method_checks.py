@@ -85,7 +85,9 @@ def _option_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
 
 
 def _task_problems(cfg: Config, method: Method) -> Iterator[str]:
-  """Tasks that are not possible for a run of this method."""
+  """Tasks that are not possible with this method, or for a run of it."""
+  if cfg.task == "advise" and (not method.uses_rank or method.one_rank or not method.additive):
+    yield f"lora={method.name}: task=advise predicts a rank, and {method.title} has none to choose; use lora=lora"
   if cfg.run is None:
     return
   if cfg.task == "inspect" and not method.changes_kernels:
