@@ -1,4 +1,4 @@
-"""What the next round of a sweep trains, decided from the results of the rounds before."""
+"""Chooses the trials of the next round of a sweep from the results of earlier rounds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,7 +33,7 @@ class RoundMaker:
     return Round("trains every setting with every seed", self._trials(SCORE, jobs, 0))
 
   def _first_tuning(self, tuning: Tuning) -> Round:
-    """Every setting at all factors with the seed that tunes, and the references."""
+    """Every setting at all factors with the tuning seed, and the references."""
     tuned = [n for n, setting in enumerate(self.plan.settings) if setting.seeds]
     trials = self._trials(TUNE, [(n, factor, -1) for n in tuned for factor in tuning.factors], 0)
     references = [(n, None, 0) for n, setting in enumerate(self.plan.settings) if not setting.seeds]
@@ -53,7 +53,7 @@ class RoundMaker:
                  self._trials(TUNE, jobs, first))
 
   def _scores(self, penalties: Mapping[int, Mapping[float, float]], tuning: Tuning, first: int) -> Round | None:
-    """The chosen factors of each setting with the seeds that score."""
+    """The chosen factors of each setting with the scoring seeds."""
     jobs = [(n, factor, seed) for n, by_factor in penalties.items() for factor in scored_factors(by_factor, tuning)
             for seed in range(len(self.plan.settings[n].seeds))]
     if not jobs:

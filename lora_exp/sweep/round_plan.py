@@ -1,4 +1,4 @@
-"""What a sweep in rounds compares, and which value of each setting it tunes first. Imports no jax."""
+"""The plan of a sweep in rounds: the settings to compare, and the value of each that is tuned first. Imports no jax."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -74,6 +74,6 @@ def _is_changeable(override: str) -> bool:
 
 
 def labels(settings: Sequence[Sequence[str]]) -> list[str]:
-  """For each list of overrides, those that are not in all lists, in words: 'lora.rank=4'."""
+  """For each list of overrides, a label of those that are not in all lists: 'lora.rank=4'."""
   shared = set.intersection(*map(set, settings)) if len(settings) > 1 else set()
   return [" ".join(text for text in overrides if text not in shared) or "the setting" for overrides in settings]

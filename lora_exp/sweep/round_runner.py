@@ -32,7 +32,7 @@ class RoundRunner:
   def train(self) -> dict[int, Outcome]:
     """Trains the sweep, or the rest of it. Returns how each run ended, by number.
 
-    Raises InputError if the directory holds a sweep with other settings, and InUseError if another process works on it.
+    Raises InputError if the directory contains a sweep with other settings, InUseError if another process works on it.
     """
     with run_lock(self.runs.directory):
       self._check_plan()

@@ -79,19 +79,19 @@ def _tuning(tune: Mapping[str, Any]) -> Tuning | None:
 def _tuning_problems(
   tune: Mapping[str, Any], typed: Sequence[Override], settings: Sequence[ComparedSetting]
 ) -> Iterator[str]:
-  """What is wrong in hydra.sweeper.tune, whose setting is not null."""
+  """Problems in hydra.sweeper.tune, whose setting is not null."""
   name, factors = tune["setting"], tune.get("factors")
   if not isinstance(name, str) or not is_setting(name) or "." not in name:
     yield f"hydra.sweeper.tune.setting={name}: no such setting{suggestion(str(name))}"
   elif any(o.get_key_element() == name and o.is_sweep_override() for o in typed):
-    yield (f"{name}: is tuned for each setting; give factors of its default, as hydra.sweeper.tune.factors=[0.5,1,2], "
+    yield (f"{name}: is tuned for each setting; give factors such as hydra.sweeper.tune.factors=[0.5,1,2], "
            f"or compare its values without tuning: hydra.sweeper.tune.setting=null")
   if not (isinstance(factors, Sequence) and factors and all(_is_positive(f) for f in factors)
           and len(set(factors)) == len(factors)):
-    yield f"hydra.sweeper.tune.factors={factors}: give a list of different positive numbers, as [0.5,1,2]"
+    yield f"hydra.sweeper.tune.factors={factors}: give a list of different positive numbers, such as [0.5,1,2]"
   for key in ("seed", "extend"):
     if not _is_whole(tune.get(key)):
-      yield f"hydra.sweeper.tune.{key}={tune.get(key)}: give a whole number from 0 on"
+      yield f"hydra.sweeper.tune.{key}={tune.get(key)}: give an integer of at least 0"
   if not isinstance(tune.get("neighbour"), bool):
     yield f"hydra.sweeper.tune.neighbour={tune.get('neighbour')}: give true or false"
   scoring = {text.partition("=")[2] for setting in settings for seed in setting.seeds for text in seed}
@@ -101,7 +101,7 @@ def _tuning_problems(
 
 
 def round_run_problems(plan: RoundPlan, cfg: Config) -> Iterator[str]:
-  """What in a plan cannot work with the runs `cfg` that it would make."""
+  """Problems of a plan with the config `cfg` of one of its runs."""
   if plan.tuning is None:
     return
   value: Any = cfg
@@ -109,7 +109,7 @@ def round_run_problems(plan: RoundPlan, cfg: Config) -> Iterator[str]:
     value = getattr(value, name)
   if not _is_positive(value):
     yield (f"hydra.sweeper.tune.setting={plan.tuning.setting}: needs a positive number as default, and it is "
-           f"{shown(value)}; set it, as {plan.tuning.setting}=1")
+           f"{shown(value)}; set it, for example {plan.tuning.setting}=1")
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The output of a sweep in rounds: what each round trains and why, what tuning found, and the costs."""
+"""The output of a sweep in rounds: the trials of each round and the reason, the results of tuning, and the costs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from lora_exp.sweep.tuning_rounds import best_factor
 
 
 def show_round(number: int, current: Round) -> None:
-  """Shows what a round trains and why."""
+  """Shows the trials of a round and the reason for it."""
   count = len(current.trials)
   console.show(f"\nround {number}: {current.why} ({count} trial{'' if count == 1 else 's'})")
 

@@ -33,7 +33,7 @@ def run(cfg: Study, directory: Path, launch: Launch, stopped: Callable[[], bool]
   """Trains the study in `directory`, or the rest of it. Returns how each run ended, by number.
 
   `launch` skips runs that have ended and resumes the others. `stopped` returns whether a signal stopped the study.
-  Raises InputError if the directory holds a study with other settings or with more than `n_trials` trials, and
+  Raises InputError if the directory contains a study with other settings or with more than `n_trials` trials, and
   InUseError if another process works on it.
   """
   with run_lock(directory):

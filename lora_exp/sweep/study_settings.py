@@ -101,7 +101,7 @@ def _setting_problems(node: Mapping[str, Any]) -> Iterator[str]:
     yield "hydra/sweeper=study: needs optuna: pip install 'lora_exp[study]'"
   for key, smallest in SMALLEST.items():
     if not _is_integer(node.get(key)) or node[key] < smallest:
-      yield f"{_typed(node, key)}: give a whole number from {smallest} on"
+      yield f"{_typed(node, key)}: give an integer of at least {smallest}"
   if node.get("sampler") not in SAMPLERS:
     yield (f"{_typed(node, 'sampler')}: choose {', '.join(SAMPLERS)}"
            f"{did_you_mean(str(node.get('sampler')), SAMPLERS)}")
@@ -120,19 +120,19 @@ def _setting_problems(node: Mapping[str, Any]) -> Iterator[str]:
 def _pruning_problems(node: Mapping[str, Any], objectives: list[Any]) -> Iterator[str]:
   rungs, keep = _as_list(node["rungs"]), node.get("keep")
   if not rungs or not all(_is_integer(step) and step > 0 for step in rungs) or sorted(set(rungs)) != rungs:
-    yield f"{_typed(node, 'rungs')}: give a list of steps that rise, as [8,16], or null"
+    yield f"{_typed(node, 'rungs')}: give a list of increasing steps such as [8,16], or null"
   if not isinstance(keep, int | float) or not 0 < keep < 1:
-    yield f"{_typed(node, 'keep')}: give the share that goes on, between 0 and 1"
+    yield f"{_typed(node, 'keep')}: give the fraction of trials that continues, between 0 and 1"
   if node.get("width") == 1:
     yield (f"{_typed(node, 'rungs')}: prunes the worst of a batch, and with hydra.sweeper.width=1 there is nothing to "
            "compare")
   if len(objectives) != 1 or objectives[0] not in METRICS:
     yield (f"{_typed(node, 'rungs')}: prunes by one metric, which would take the settings with few parameters from a "
-           "Pareto front; leave it null, or search one metric alone, as hydra.sweeper.objectives=[loss]")
+           "Pareto front; set it to null, or use one objective: hydra.sweeper.objectives=[loss]")
 
 
 def _typed(node: Mapping[str, Any], key: str) -> str:
-  """A setting of the sweeper as it is typed."""
+  """A setting of the sweeper in the syntax of the command line."""
   return f"hydra.sweeper.{key}={node.get(key)}"
 
 
@@ -146,12 +146,12 @@ def _is_integer(value: Any) -> bool:
 
 
 def study_run_problems(study: Study, cfg: Config) -> Iterator[str]:
-  """What in a study cannot work with the runs `cfg` that it would make."""
+  """Problems of a study with the config `cfg` of one of its runs."""
   if "forgetting" in study.objectives and cfg.retain is None:
     yield "hydra.sweeper.objectives: forgetting is the loss on a second source, and data@retain=none has none"
   steps, every = cfg.train.steps, cfg.train.eval_every
   if cfg.task != "train":
-    yield f"task={cfg.task}: a study trains; leave it out"
+    yield f"task={cfg.task}: a study needs task=train; remove it"
   elif study.rungs and steps is None:
     yield "hydra.sweeper.rungs: are steps, and train.epochs sets no number of them; give train.steps"
   elif study.rungs and steps is not None and study.rungs[-1] >= steps:

@@ -1,4 +1,4 @@
-"""Which values of the tuned setting are tried, and which are scored.
+"""Choice of the values of the tuned setting that are tried, and of those that are scored.
 
     tune each setting at all factors, on one seed -> try a further one where the best is at an edge -> … -> score
 
@@ -29,9 +29,9 @@ def better_neighbour(penalties: Penalties) -> float | None:
 
 
 def further_factor(penalties: Penalties, tuning: Tuning) -> float | None:
-  """A factor beyond the best one if that is the lowest or the highest tried; None if it is not, or at the limit.
+  """A factor beyond the best one if that is the lowest or the highest tried; None otherwise, and at the limit.
 
-  The ratio of two neighbours at the edge is kept.
+  The ratio to its neighbour is that of the last two factors at this edge.
   """
   factors = sorted(penalties)
   if len(factors) < 2 or len(factors) >= len(tuning.factors) + tuning.extend:

@@ -1,1 +1,1 @@
-"""What the report says about a group: one file for each question, one sentence with its evidence for each answer."""
+"""The findings about a group: one file per question, and one sentence with its evidence per answer."""

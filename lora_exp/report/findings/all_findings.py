@@ -16,7 +16,7 @@ NO_UPDATES = LearnedUpdates()
 
 
 def all_findings(group: Group, updates: LearnedUpdates = NO_UPDATES) -> list[Finding]:
-  """The findings of a group; `updates` is what its adapters learned, if that was read."""
+  """The findings of a group; `updates` has the learned updates, if they were read."""
   if not group.adapted:
     return [Finding("Result", "No adapter finished, so there is nothing to compare.", concluded=False)]
   return [

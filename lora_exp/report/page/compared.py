@@ -1,4 +1,4 @@
-"""What the trials of a sweep have in common: model, base, data, training, device, versions, day and command."""
+"""The common facts of a sweep's trials: model, base, data, training, device, versions, day and command."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.reading.sweep_command import sweep_command, sweep_day
 
-MOST_VALUES = 3  # of one fact, where the trials differ in it
+MOST_VALUES = 3  # maximum number of values of a fact in which the trials differ
 SHOWN_VERSIONS = ("lora_exp", "python", "jax", "flax", "optax")
 COMMAND = "Command"  # name of the fact that is a command line
 Facts = list[tuple[str, str]]  # name, value
 
 
 def compared(directory: Path, runs: Sequence[RunRecord]) -> Facts:
-  """(name, value) of everything that a reader needs to judge or repeat the sweep in `directory`."""
+  """(name, value) of all facts needed to judge or repeat the sweep in `directory`."""
   runs = [run for run in runs if run.config]
   facts = [(name, _values(runs, text)) for name, text in FACTS.items()]
   facts.append(("Day", sweep_day(directory) or _values(runs, _day)))
@@ -41,7 +41,7 @@ def _counted(number: Any, noun: str) -> str:
 
 
 def _base_parameters(run: RunRecord) -> int | None:
-  """The parameters of the base; None where the run trains some of them and keeps the others, or adds constants."""
+  """The number of parameters of the base; None if the run trains only some of them, or adds constants."""
   if run.config.get("lora.train_modules") or run.config.get("lora.bias") not in (None, "none"):
     return None
   adapted = run.method.adapts_kernels
@@ -50,7 +50,7 @@ def _base_parameters(run: RunRecord) -> int | None:
 
 
 def _base(run: RunRecord) -> str:
-  """Where the base's weights come from. A random base is called random: its results are of no use for a trained one."""
+  """The origin of the base's weights. A random base is named as such, because results do not transfer from it."""
   kind = run.config.get("model.base")
   if kind == "random":
     return f"random weights (model.seed={run.config.get('model.seed')}), not a trained model"
@@ -67,7 +67,7 @@ def _data(run: RunRecord) -> str:
 
 
 def _source(run: RunRecord, node: str) -> str:
-  """As `stdlib (docs)`: the source of a data node with its view or file; empty if the node is null."""
+  """The source of a data node with its view or file, such as `stdlib (docs)`; empty if the node is null."""
   source = run.config.get(f"{node}.source")
   if not source:
     return ""
@@ -105,7 +105,7 @@ def _day(run: RunRecord) -> str:
 
 
 def _last_part(path: Any) -> str:
-  """The last part of a path, which tells nothing about the machine; a hub id as it is; empty for None."""
+  """The last part of a path, which reveals nothing about the machine; a hub id unchanged; empty for None."""
   text = str(path or "")
   return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text
 

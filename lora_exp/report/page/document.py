@@ -1,4 +1,4 @@
-"""What a report shows, before it is written as HTML, as Markdown or on the terminal."""
+"""The content of a report, independent of its output as HTML, Markdown or terminal text."""
 
 import base64
 from collections import Counter
@@ -62,7 +62,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class UpdatesSection:
-  """What the adapters of a group learned."""
+  """The section on the learned updates of a group."""
 
   heading: str
   notes: list[str]
@@ -74,7 +74,7 @@ class UpdatesSection:
 
 @dataclass(frozen=True)
 class GroupSection:
-  """What the report shows of one group."""
+  """The section of one group."""
 
   group: Group
   findings: list[Finding]
@@ -124,7 +124,7 @@ class Report:
 
   @property
   def summary(self) -> str:
-    """How many trials there are, by status, and of how many settings."""
+    """A sentence with the number of trials by status, and the number of settings."""
     statuses = ", ".join(f"{n} {status}" for status, n in Counter(run.status for run in self.runs).items())
     settings = sum(not setting.only_tuned for section in self.sections for setting in section.group.settings)
     trials = len(self.runs)
@@ -132,7 +132,7 @@ class Report:
 
   @property
   def warnings(self) -> list[str]:
-    """What restricts the comparison: several groups, trials that count with damaged files, repeated trials."""
+    """Sentences on restrictions of the comparison: several groups, counted trials with damaged files, repeated trials."""
     groups = []
     if len(self.sections) > 1:
       why = dict.fromkeys(section.group.why for section in self.sections if section.group.why)
@@ -143,7 +143,7 @@ class Report:
 
   @property
   def not_counted(self) -> list[list[str]]:
-    """Trial, setting, status and reason of each trial that enters no mean."""
+    """Trial, setting, status and reason of each trial that is not counted."""
     labels = self._labels
     missing = f"it has no held-out {self.metric.label}"
     return [[str(run), labels.get(id(run), "-"), run.status, run.reason or missing]

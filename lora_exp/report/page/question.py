@@ -1,4 +1,4 @@
-"""The question that a sweep asks, by what it varies."""
+"""The question that a sweep answers, derived from its varied settings."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from lora_exp.report.findings.finding import capital
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting_keys import ALPHA, METHOD, RANK, RATE, TARGETS, short_name
 
-MOST_KEYS = 4  # named in the question where it has no words of its own
+MOST_KEYS = 4  # maximum number of keys in a generic question
 # (key, what is asked), in the order of a reader's interest
 QUESTIONS = (
   (RANK, "which rank is enough"),
@@ -18,7 +18,7 @@ QUESTIONS = (
 
 
 def question(groups: Sequence[Group]) -> str:
-  """The question as a sentence: of the first two keys in QUESTIONS that have several values, or of any other keys."""
+  """The question as a sentence, about the first two varied keys in QUESTIONS, or else about other varied keys."""
   keys = [key for key, _ in QUESTIONS if any(len(group.levels(key)) > 1 for group in groups)]
   asked = [text for key, text in QUESTIONS if key in keys]
   if asked:

@@ -11,14 +11,14 @@ from lora_exp.report.grouping.learned_updates import LearnedUpdates
 from lora_exp.report.grouping.setting_keys import RANK, RATE, TARGETS, effective_settings, resolved_alpha
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
 
-# Means over a run's modules (fields of UpdateSpectrum); the last three where task=inspect was run.
+# Means over a run's modules (fields of UpdateSpectrum); the last three require task=inspect.
 SPECTRUM = ("effective_rank", "stable_rank", "directions", "energy_first", "norm", "relative_norm", "amplification",
             "intruders")
 Row = dict[str, Any]  # column -> value, None where there is none
 
 
 def results(runs: Sequence[RunRecord], groups: Sequence[Group], updates: Sequence[LearnedUpdates]) -> list[Row]:
-  """The rows of all runs; `updates` is what the adapters of each group learned."""
+  """The rows of all runs; `updates` has the learned updates of each group."""
   varied = groups[0].varied if groups else []
   place: dict[int, Row] = {}  # id of a run -> its columns that depend on its group
   for n, (group, learned) in enumerate(zip(groups, updates, strict=True)):
@@ -78,13 +78,13 @@ def _row(run: RunRecord, varied: Sequence[str], metrics: Sequence[str], place: M
 
 
 def _scale(run: RunRecord) -> float | None:
-  """The scale of the run's adapted modules; None where they differ or there are none."""
+  """The scale of the run's adapted modules; None if they differ or there are none."""
   scales = {row.get("scale") for row in run.summary.get("targets") or []}
   return scales.pop() if len(scales) == 1 else None
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-  """Writes the rows: floats in their shortest exact text, an empty cell for None."""
+  """Writes the rows; floats in their shortest exact form, None as an empty cell."""
   with open(path, "w", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()

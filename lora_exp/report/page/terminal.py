@@ -7,8 +7,8 @@ from lora_exp.report.page.document import GroupSection, Report, UpdatesSection
 from lora_exp.report.page.settings_table import score_column
 from lora_exp.runtime import console
 
-TOO_WIDE = ("stable rank", "largest", "‖ΔW‖", "inputs shared")  # columns of the table of updates that are left out
-MOST_ROWS = 30  # settings of a table; the page has all
+TOO_WIDE = ("stable rank", "largest", "‖ΔW‖", "inputs shared")  # omitted columns of the table of updates
+MOST_ROWS = 30  # maximum number of settings in a table; the page shows all
 
 
 def show(report: Report, page: Path) -> None:
@@ -29,7 +29,7 @@ def show(report: Report, page: Path) -> None:
 
 
 def show_updates(report: Report, page: str) -> None:
-  """Shows what the adapters of each group learned, and the path of the page."""
+  """Shows the learned updates of each group, and the path of the page."""
   for section in report.sections:
     if section.updates is None:
       continue

@@ -1,4 +1,4 @@
-"""The table of the trials, as text: a row for each, also for those that are not counted."""
+"""The table of all trials, as text, including those that are not counted."""
 
 from collections.abc import Mapping, Sequence
 

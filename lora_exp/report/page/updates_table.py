@@ -1,4 +1,4 @@
-"""The table of what the adapters of a group learned."""
+"""The table of the learned updates of a group."""
 
 from lora_exp.report.findings.used_rank import PERCENT
 from lora_exp.report.grouping.group import Group
@@ -9,7 +9,7 @@ from lora_exp.runtime import console
 HEADING = "What the adapters learned"
 COLUMNS = ("setting", "effective rank", "stable rank", f"{PERCENT} in", "largest", "‖ΔW‖", "outputs shared",
            "inputs shared")
-KERNEL_COLUMNS = ("‖ΔW‖/‖W‖", "amplification", "intruders")  # where task=inspect was run; in the order of NEED_KERNEL
+KERNEL_COLUMNS = ("‖ΔW‖/‖W‖", "amplification", "intruders")  # require task=inspect; in the order of NEED_KERNEL
 NOTE = (
   "Of ΔW, what an adapter adds to a kernel, over the modules of a trial and the seeds of a setting. Effective rank: "
   "the exponential of the entropy of its singular values (Roy and Vetterli, 2007); it is the rank if all are equal. "
@@ -32,7 +32,7 @@ def columns(group: Group, updates: LearnedUpdates) -> list[str]:
 
 
 def notes(group: Group, updates: LearnedUpdates) -> list[str]:
-  """What the columns mean."""
+  """Explanations of the columns."""
   return [NOTE, *([KERNEL_NOTE] if _inspected(group, updates) else [])]
 
 
@@ -47,7 +47,7 @@ def _inspected(group: Group, updates: LearnedUpdates) -> bool:
 
 
 def _row(setting: Setting, updates: LearnedUpdates, kernel_names: tuple[str, ...]) -> list[str]:
-  """Intervals where ranks are compared, means elsewhere."""
+  """Intervals for the columns that compare ranks, means for the others."""
   overlap = updates.overlap(setting)
   return [
     setting.label,

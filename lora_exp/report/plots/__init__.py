@@ -1,1 +1,1 @@
-"""Figures of one run and of a group of settings. They show numbers and decide nothing."""
+"""Figures of a run and of a group of settings. They only display results."""

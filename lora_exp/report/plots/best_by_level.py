@@ -15,7 +15,7 @@ NOUNS = {METHOD: "Methods", TARGETS: "Targets"}
 
 
 def best_by_level(group: Group, key: str) -> Figure | None:
-  """A row for each value of `key`, the best at the top; None unless `key` varies."""
+  """One row per value of `key`, the best on top; None unless `key` varies."""
   if key not in group.keys or len(group.levels(key)) < 2:
     return None
   levels = best_by([s for s in group.adapted if key in s.values], key)
@@ -42,7 +42,7 @@ def best_by_level(group: Group, key: str) -> Figure | None:
 
 
 def _draw_setting(axes: Axes, y: int, setting: Setting, base: float | None) -> None:
-  """The score with its interval, a bar that is the gain over the base, and the parameters on the right."""
+  """Draws the score with its interval, a bar for the gain over the base, and the parameters on the right."""
   score = setting.score
   if base is not None:
     axes.plot([base, score.mean], [y, y], lw=5, color=PALETTE[0], alpha=0.25, solid_capstyle="butt")

@@ -12,7 +12,7 @@ from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import METHOD, RANK, key_value
 
 INK, MUTED, GRID = "#222222", "#666666", "#d9d9d9"
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
+# The palette of Okabe and Ito, which is suitable for colour-blind readers.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f6000", "#555555")
 BEST = PALETTE[1]
 FULL, FROZEN = "#222222", "#888888"  # the reference lines
@@ -49,18 +49,18 @@ class Colours:
 
 
 def evenly_picked(values: Sequence[Any], most: int) -> list[Any]:
-  """At most `most` of the values, the first and the last among them."""
+  """At most `most` of the values, including the first and the last."""
   return list(values) if len(values) <= most else [values[round(i)] for i in np.linspace(0, len(values) - 1, most)]
 
 
 def is_decided(group: Group, key: str, by: str) -> bool:
-  """Whether each value of `by` goes with one value of `key`, or none."""
+  """Whether each value of `by` has at most one value of `key`."""
   pairs = {(s.values[by], s.values.get(key)) for s in group.settings if by in s.values and not s.method.is_reference}
   return len(pairs) == len({value for value, _ in pairs}) > 0
 
 
 def marker_key(group: Group, colours: Colours) -> str | None:
-  """The key that markers show beside the colours: words before numbers; None if no other key varies."""
+  """The key shown by markers in addition to colours, preferably not numeric; None if no other key varies."""
   keys = [k for k in group.keys if k != colours.key and not is_decided(group, k, colours.key or "")
           and 1 < len(group.levels(k)) <= len(MARKERS)]
   return next((k for k in keys if isinstance(group.levels(k)[0], str)), keys[0] if keys else None)

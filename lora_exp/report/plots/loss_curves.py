@@ -13,8 +13,8 @@ from lora_exp.report.plots.colours import FROZEN, FULL, MUTED, Colours
 from lora_exp.report.plots.run_plots import running_median
 from lora_exp.report.plots.style import axis_label, figure, legend, limits, log_axis, loss_label
 
-LOG_RATIO = 8.0  # of the largest to the smallest loss, from which the axis is logarithmic
-FEW_RUNS = 12  # that are drawn nearly opaque
+LOG_RATIO = 8.0  # ratio of the largest to the smallest loss from which the axis is logarithmic
+FEW_RUNS = 12  # up to this number, runs are drawn nearly opaque
 
 
 def loss_curves(group: Group) -> Figure | None:
@@ -54,7 +54,7 @@ def _draw_runs(left: Axes, right: Axes, setting: Setting, colours: Colours, alph
 
 
 def _set_axes(axes: Axes, values: list[float], label: str) -> None:
-  """Labels; a logarithmic axis where the values span LOG_RATIO, else one without the highest 2 % of them."""
+  """Sets labels, and a logarithmic axis if the values span LOG_RATIO; else limits that exclude the highest 2 %."""
   axes.set_xlabel("step")
   axes.set_ylabel(label)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

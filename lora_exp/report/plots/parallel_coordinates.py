@@ -13,7 +13,7 @@ from lora_exp.report.plots.colours import BEST, INK, MUTED
 from lora_exp.report.plots.style import and_list, figure
 
 MOST_KEYS = 7
-MOST_NAMES = 12  # values written along one axis
+MOST_NAMES = 12  # maximum number of labelled values on an axis
 
 
 def parallel_coordinates(group: Group) -> Figure | None:

@@ -18,7 +18,7 @@ from lora_exp.report.statistics.fits import fit_parabola
 from lora_exp.report.verdicts.tuning import best_of
 
 Grid = dict[int, dict[float, Setting]]  # rank -> learning rate -> the best setting
-MOST_CELLS = 64  # up to which each has its score written in it
+MOST_CELLS = 64  # up to this number, the score is written into each cell
 
 
 def rate_by_rank(group: Group) -> Figure | None:

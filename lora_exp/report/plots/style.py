@@ -26,7 +26,7 @@ STYLE: Any = {"font.size": FONT_SIZE, "axes.labelsize": FONT_SIZE, "xtick.labels
         "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
         "text.color": INK, "axes.linewidth": 0.8, "mathtext.fontset": "dejavusans", "text.parse_math": False}
 TITLE_WIDTH = 88  # characters of a line
-NO_BREAK = re.compile(r" ± |(?<=rank) (?=\d)|(?<=lr) (?=\d)")  # where a title keeps its spaces
+NO_BREAK = re.compile(r" ± |(?<=rank) (?=\d)|(?<=lr) (?=\d)")  # spaces at which titles are not broken
 
 
 def figure(title: str, height: float = 4.6, panels: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
@@ -43,7 +43,7 @@ def figure(title: str, height: float = 4.6, panels: int = 1, **kwargs: Any) -> t
 
 
 def set_title(fig: Figure, title: str) -> None:
-  """Sets the title of a figure, in lines of about one length."""
+  """Sets the title of a figure, in lines of similar length."""
   title = NO_BREAK.sub(_no_break, title)
   title = title[:1].upper() + title[1:]
   lines = len(textwrap.wrap(title, TITLE_WIDTH))
@@ -56,7 +56,7 @@ def _no_break(match: re.Match[str]) -> str:
 
 
 def save(fig: Figure, path: Path) -> None:
-  """Writes a PNG, the same bytes for the same figure."""
+  """Writes a PNG, with identical bytes for identical figures."""
   with matplotlib.rc_context(STYLE), warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Glyph")  # characters that the font lacks are drawn as boxes
     fig.savefig(path, dpi=DPI, metadata={"Software": None})
@@ -144,7 +144,7 @@ def colour_bar(fig: Figure, image: Any, axes: Any, label: str) -> None:
 
 
 def name_points(axes: Axes, points: Sequence[tuple[float, float, str]], size: float = 8.0) -> None:
-  """Labels beside points (x, y, text), where they cover neither a point nor a label; one without room is left out."""
+  """Places labels next to points (x, y, text) without covering points or labels; labels without room are omitted."""
   fig = axes.figure
   assert isinstance(fig, Figure)
   with warnings.catch_warnings():

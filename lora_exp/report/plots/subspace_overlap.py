@@ -1,4 +1,4 @@
-"""How far the subspaces that adapters learned overlap, between ranks and between seeds."""
+"""The overlap of the subspaces learned by adapters, between ranks and between seeds."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,15 +20,15 @@ from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.verdicts.tuning import best_of, is_tuned
 from lora_exp.runtime.spectrum import overlap
 
-MOST_DIRECTIONS = 64  # of a map
-MOST_NUMBERED = 8  # directions up to which the values are written into the map
+MOST_DIRECTIONS = 64  # maximum number of directions in a map
+MOST_NUMBERED = 8  # up to this number of directions, the values are written into the map
 
 
 class OverlapMap(NamedTuple):
   """φ (i, j) of the i largest directions of one run and the j largest of another."""
 
-  rows: str  # name of the one
-  columns: str  # name of the other
+  rows: str  # name of the first run
+  columns: str  # name of the second run
   phi: np.ndarray  # (I, J)
 
 
@@ -65,7 +65,7 @@ def _draw_map(axes: Axes, one: OverlapMap) -> AxesImage:
 
 
 def _between_ranks(group: Group, updates: LearnedUpdates, directory: Path) -> OverlapMap | None:
-  """A middling rank against the largest one with otherwise equal settings."""
+  """A medium rank against the largest one, with otherwise equal settings."""
   settings = _by_rank(group, updates)
   for top in settings:
     smaller = [s for s in settings if _is_smaller(s, top)]

@@ -1,4 +1,4 @@
-"""The held-out metric against what it costs: parameters, forgetting, time, FLOPs, memory."""
+"""The held-out metric against its costs: parameters, forgetting, time, FLOPs, memory."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.statistics.estimates import Estimate
 from lora_exp.report.statistics.fits import pareto_front
 
-MOST_LABELS = 8  # on the front; the colours show the rest
-MOST_LABELLED = 10  # settings of a plot in which each has a label
+MOST_LABELS = 8  # maximum number of labels on the front; colours show the rest
+MOST_LABELLED = 10  # up to this number of settings, each one is labelled
 MIB = 2**20
 
 

@@ -54,14 +54,14 @@ def trial_history(group: Group, directory: Path) -> Figure | None:
 
 
 def _trials(group: Group, directory: Path) -> dict[int, Setting]:
-  """Number of a study's trial -> its setting, from the ledger of the sweep; {} for a sweep that is not a study."""
+  """Trial number in a study -> its setting, from the sweep's ledger; {} if the sweep is not a study."""
   setting_of = {run.number: setting for setting in group.settings for run in setting.runs}
   trials = read_sweep_ledger(directory).study_trials
   return {number: setting_of[runs[0]] for number, runs in trials if runs[0] in setting_of}
 
 
 def _pruned_scores(trials: dict[int, Setting]) -> dict[int, float]:
-  """Number of a pruned trial -> the last held-out metric of its runs, on average."""
+  """Number of a pruned trial -> the mean of the last held-out metric of its runs."""
   found = {}
   for n, setting in trials.items():
     curves = [run.curve("eval", setting.metric.name) for run in setting.runs if run.status == "pruned"]

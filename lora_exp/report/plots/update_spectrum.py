@@ -1,4 +1,4 @@
-"""Singular values of what adapters learned."""
+"""Singular values of the learned updates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from lora_exp.runtime.spectrum import ENERGY
 
 MOST_LINES = 12
 Line = tuple[str, Any, list[list[float]]]  # name, colour, the singular values of each module
-ROUNDING = 1e-6  # singular values below this share of the largest are float32's rounding, and not drawn
+ROUNDING = 1e-6  # singular values below this fraction of the largest are rounding errors of float32 and not drawn
 
 
 def update_spectrum_plot(group: Group, updates: LearnedUpdates) -> Figure | None:

@@ -1,1 +1,1 @@
-"""Numbers by seed: means, differences, intervals and fits. No setting and no file is known here."""
+"""Statistics of numbers by seed: means, differences, intervals and fits. Independent of settings and files."""

@@ -1,1 +1,1 @@
-"""Decisions about the settings of a group: which is best, which are worse, and what keeps that open."""
+"""Verdicts on the settings of a group: which are sufficient, which are insufficient, and why others are undecided."""
