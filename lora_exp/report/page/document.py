@@ -132,7 +132,7 @@ class Report:
 
   @property
   def warnings(self) -> list[str]:
-    """Sentences on restrictions of the comparison: several groups, counted trials with damaged files, repeated trials."""
+    """Sentences on restrictions of the comparison: several groups, counted trials with damaged files, repetitions."""
     groups = []
     if len(self.sections) > 1:
       why = dict.fromkeys(section.group.why for section in self.sections if section.group.why)
