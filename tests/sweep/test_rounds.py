@@ -77,7 +77,7 @@ def test_typed_seeds_replace_those_of_the_file():
   (["hydra.sweeper.tune.factors=[1,-2]", "hydra.sweeper.tune.seed=2"],
    ["tune.factors=[1, -2]: give a list of different positive numbers", "tune.seed=2: is one of the seeds that score"]),
   (["hydra.sweeper.tune.setting=optim.lrr", "hydra.sweeper.tune.extend=-1"],
-   ["tune.setting=optim.lrr: no such setting; did you mean optim.lr?", "tune.extend=-1: give a whole number"]),
+   ["tune.setting=optim.lrr: no such setting; did you mean optim.lr?", "tune.extend=-1: give an integer"]),
   (["optim.lr=1e-3,2e-3"], ["optim.lr: is tuned for each setting", "hydra.sweeper.tune.setting=null"]),
   (["hydra.sweeper.tune.setting=lora.dropout"], ["needs a positive number as default, and it is 0"]),
   (["hydra.sweeper.tune.neighbour=1"], ["tune.neighbour=1: give true or false"]),
