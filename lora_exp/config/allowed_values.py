@@ -17,6 +17,7 @@ CHOICES: dict[str, Collection[str | None]] = {
   "model.param_dtype": ("float32", "bfloat16"),
   "model.base": ("random", "pretrain", "weights"),
   "data.packing": ("pack", "pad"),
+  "data.split": ("halves", "none"),
   "data.chat": ("auto", "none"),
   "lora.scaling": ("standard", "rslora"),
   "lora.bias": ("none", "all", "lora_only"),

@@ -30,7 +30,7 @@ for example, needs the number of targets among the five most likely tokens:
       if predictions.x_BTD is None:  # numeric examples
         return None
       batch = predictions.batch
-      return (predictions.map_logits(_in_top_five, batch["targets"]) * batch["weights"]).sum()
+      return predictions.map_logits(_in_top_five, batch["targets"]) * batch["weights"]
 
 Nothing else changes.
 """

@@ -113,6 +113,7 @@ class DataConfig:
   path: str | None = None  # for text and jsonl: the file
   eval_path: str | None = None  # for text and jsonl: a held-out file; null: documents of `path` are held out
   eval_fraction: float = 0.1  # fraction of documents (stdlib: files) that is held out
+  split: str = "halves"  # of the held-out documents: halves (one for best step and tuning, one for the report) | none
   seq_len: int = 128  # T, tokens in a row
   packing: str = "pack"  # pack: rows are filled with documents | pad: one document per row, truncated to seq_len
   pad_in_loss: bool = False  # with packing=pad: include padding in the loss, as in the JAX tutorial

@@ -5,7 +5,7 @@ targets, segments, positions (B, T) int32 and weights (B, T) float32 of text (`r
 of numeric examples (`examples.decode`).
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 
 import grain
@@ -20,15 +20,21 @@ THREADS = 2
 PREFETCHED = 4  # batches
 
 
-def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) -> Generator[Batch]:
+def train_batches(
+  rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0, seeds: Sequence[int] = ()
+) -> Generator[Batch]:
   """Yields training batches endlessly, from number `start` on. A batch may extend into the next epoch.
 
-  `close()` stops the threads. Raises InputError for damaged rows.
+  With several `seeds`, arrays have a leading axis of as many orders of the rows; by default the order is that of
+  `cfg.seed`. `close()` stops the threads. Raises InputError for damaged rows.
   """
-  data = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(rows.file("train")))).seed(cfg.seed)
-  if cfg.shuffle:
-    data = data.shuffle()
-  data = data.repeat().batch(batch_size, drop_remainder=True, batch_fn=_decoder(rows))
+  source = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(rows.file("train"))))
+  orders = []
+  for seed in seeds or (cfg.seed,):
+    order = source.seed(seed)
+    order = order.shuffle() if cfg.shuffle else order
+    orders.append(order.repeat().batch(batch_size, drop_remainder=True, batch_fn=_decoder(rows)))
+  data = orders[0] if len(orders) == 1 else grain.experimental.ZipMapDataset(orders).map(_stacked)
   batches = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCHED)))
   batches.set_state({"next_index": start})
   try:
@@ -36,6 +42,11 @@ def train_batches(rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0) 
       yield from batches
   finally:
     batches.close()
+
+
+def _stacked(batches: Sequence[Batch]) -> Batch:
+  """Several batches as one, with a leading axis."""
+  return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterator[Batch]:

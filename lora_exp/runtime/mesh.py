@@ -134,13 +134,18 @@ class Layout:
     return NamedSharding(self.mesh, P(BATCH))
 
   @property
+  def order_batch(self) -> NamedSharding:
+    """The sharding of a batch with a leading axis of orders of the rows, which is not split."""
+    return NamedSharding(self.mesh, P(None, BATCH))
+
+  @property
   def batch_ways(self) -> int:
     """The number of pieces that a batch is split into."""
     return math.prod(self.mesh.shape[axis] for axis in BATCH)
 
-  def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Transfers `batch` to the devices."""
-    return jax.device_put(dict(batch), self.batch)
+  def put_batch(self, batch: Mapping[str, np.ndarray], orders: bool = False) -> dict[str, jax.Array]:
+    """Transfers `batch` to the devices. `orders`: its arrays have a leading axis of orders of the rows."""
+    return jax.device_put(dict(batch), self.order_batch if orders else self.batch)
 
   def table(self, tree: Any) -> list[tuple[str, str, str, str]]:
     """Rows (path, shape, split, note) for the sharding table; equal blocks of a model share a row."""

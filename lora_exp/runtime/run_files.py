@@ -2,6 +2,7 @@
 
 CONFIG = "config.yaml"  # every setting of the run, resolved
 METRICS_FILE = "metrics.jsonl"  # one line per logged step
+HELD_OUT_FILE = "held_out.npz"  # losses of each held-out document
 SUMMARY = "summary.json"  # status, losses, parameters, costs
 SAMPLES = "samples.jsonl"  # text sampled during training
 EVALUATIONS = "evaluations.jsonl"  # results of task=evaluate

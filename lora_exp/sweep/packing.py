@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lora_exp.config import Config, InputError
+from lora_exp.data.sources import source_class
 from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.sweep.ledger import Ledger
@@ -16,7 +17,7 @@ from lora_exp.train.trial_padding import union
 
 # Settings in which the trials of a pack may differ: numbers that are arrays in the step, and sizes that are padded.
 TRIAL_SETTINGS = {
-  "": ("name",),
+  "": ("name", "seed"),
   "lora": (
     "rank", "parameters", "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "scaling",
     "init_std", "lr_ratio", "lr_scale", "budget",
@@ -86,8 +87,9 @@ def split_evenly(group: Sequence[Any], most: int, ways: int = 1) -> list[list[An
 def shared_settings(cfg: Config) -> str:
   """The settings that must be equal within a pack, as JSON.
 
-  With adapter dropout, trials with different seeds train in different packs: trials of one seed share their masks, and
-  separate masks would make a step 20 % slower. The dropout of the base has no measurable cost.
+  With adapter dropout, trials with different `train.seed` train in different packs: trials of one seed share their
+  masks, and separate masks would make a step 20 % slower. The dropout of the base has no measurable cost. `data.seed`
+  may differ if it decides only the order of the rows.
   """
   settings: dict[str, Any] = asdict(cfg)
   for group, names in TRIAL_SETTINGS.items():
@@ -98,6 +100,8 @@ def shared_settings(cfg: Config) -> str:
   settings["optim"]["clip"] = cfg.optim.clip is None
   if lora.dropout == 0:
     settings["train"]["seed"] = None
+  if "seed" not in [setting.name for setting in fields(source_class(cfg.data.source))]:
+    settings["data"]["seed"] = None
   if method.uses_rank:
     settings["bucket"] = rank_bucket(max([lora.rank, *(lora.rank_pattern or {}).values()]))
   if not method.paddable:

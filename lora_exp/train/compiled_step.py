@@ -67,8 +67,11 @@ def compile_abstract(plan: Plan, trials: int) -> CompiledStep:
   return compile_step(abstract_job(plan, trials), abstract_batch(plan))
 
 
-def abstract_batch(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
-  """A training batch as ShapeDtypeStructs: shapes, dtypes and shardings."""
+def abstract_batch(plan: Plan, orders: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+  """A training batch as ShapeDtypeStructs: shapes, dtypes and shardings. Several `orders` are a leading axis."""
   rows, length = plan.cfg.train.batch_size, plan.cfg.data.seq_len
   shapes = source_class(plan.cfg.data.source).batch_shapes(rows, length)
-  return {name: jax.ShapeDtypeStruct(*shape, sharding=plan.layout.batch) for name, shape in shapes.items()}
+  lead, sharding = ((), plan.layout.batch) if orders == 1 else ((orders,), plan.layout.order_batch)
+  return {
+    name: jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
+  }

@@ -8,14 +8,16 @@ A metric is a ratio of sums over the held-out data. There are three kinds of sum
 - `SUMS` are computed on the devices from a trial's predictions on a held-out batch.
 - `COUNTS` depend only on the batch and are computed in training too.
 
-To add a sum, write a function and enter it in `SUMS` or `COUNTS`. It returns a number, or None if it does not apply to
-the batch; `exact`, for instance, needs rows with a prompt. A sum over logits uses `Predictions.map_logits`, as `_exact`
-does, because the logits of a batch are never in memory all at once.
+To add a sum, write a function and enter it in `SUMS` or `COUNTS`. It returns the values of tokens (B, T) or of rows
+(B,), which are summed over the batch and over each document; or None if it does not apply to the batch. `exact`, for
+instance, needs rows with a prompt. A function of `SUMS` may also return a number, but then the metric has the same
+value on both halves of the documents. A sum over logits uses `Predictions.map_logits`, as `_exact` does, because the
+logits of a batch are never in memory all at once.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +29,15 @@ from lora_exp.config.metrics import Metric, metric_values
 from lora_exp.data.sources import is_numeric
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
+from lora_exp.runtime.fusion import apart
+from lora_exp.runtime.segments import segment_sums
 from lora_exp.train.hyperparameters import Hyperparameters
-from lora_exp.train.loss import Sums, example_loss
+from lora_exp.train.loss import Sums, example_loss, example_losses, head_losses
 from lora_exp.train.program import Program, Tree, assemble
-from lora_exp.train.step import Batch, features, loss_sums, over_trials, token_loss
+from lora_exp.train.step import Batch, features, loss_sums, over_trials, targets_of
 
+DocumentSums = Callable[[Sequence[np.ndarray]], np.ndarray]  # segments (B, S) of each batch -> documents (D,)
+SEGMENTS = "segments"  # entry of the sums of a batch with those of its segments
 POSITIONS = 8  # number of positions whose logits are in memory at once
 
 
@@ -68,13 +74,13 @@ def map_logits(
 
 
 def _exact(predictions: Predictions) -> jax.Array | None:
-  """The number of rows in which every response token is the most likely one; None for batches without responses."""
+  """Whether every response token of a row is the most likely one, (B,); None for batches without responses."""
   batch = predictions.batch
   if "answers" not in batch:
     return None
   correct_BT = predictions.map_logits(_most_likely) == batch["targets"]
   exact_B = batch["answers"].any(1) & (correct_BT | ~batch["answers"]).all(1)
-  return exact_B.sum(dtype=jnp.float32)
+  return exact_B.astype(jnp.float32)
 
 
 def _most_likely(logits_BV: jax.Array) -> jax.Array:
@@ -88,26 +94,26 @@ SUMS: dict[str, Callable[[Predictions], jax.Array | None]] = {
 }
 
 
-def _count(batch: Batch, byte_lengths: np.ndarray | None) -> float:
-  """The number of targets with a weight: tokens, or numeric examples."""
-  return float(np.asarray(batch["weights"]).sum(dtype=np.float64))
+def _count(batch: Batch, byte_lengths: np.ndarray | None) -> np.ndarray:
+  """The weight of each target: 1 for tokens and numeric examples that count."""
+  return np.asarray(batch["weights"], np.float64)
 
 
-def _responses(batch: Batch, byte_lengths: np.ndarray | None) -> float | None:
-  """The number of rows with a response to a prompt."""
-  return float(np.asarray(batch["answers"]).any(1).sum()) if "answers" in batch else None
+def _responses(batch: Batch, byte_lengths: np.ndarray | None) -> np.ndarray | None:
+  """Whether each row has a response to a prompt."""
+  return np.asarray(batch["answers"], np.float64).max(axis=1) if "answers" in batch else None
 
 
-def _bytes(batch: Batch, byte_lengths: np.ndarray | None) -> float | None:
-  """The number of UTF-8 bytes of the target tokens with a weight; 0 for control tokens."""
+def _bytes(batch: Batch, byte_lengths: np.ndarray | None) -> np.ndarray | None:
+  """The number of UTF-8 bytes of each target token with a weight; 0 for control tokens."""
   if byte_lengths is None or "targets" not in batch:
     return None
-  weighted = np.asarray(batch["weights"]) > 0
-  return float(byte_lengths[np.asarray(batch["targets"])[weighted]].sum())
+  lengths_BT: np.ndarray = byte_lengths[np.asarray(batch["targets"])].astype(np.float64)
+  return lengths_BT * (np.asarray(batch["weights"]) > 0)
 
 
 # Counts that depend only on the batch; computed for training batches too.
-COUNTS: dict[str, Callable[[Batch, np.ndarray | None], float | None]] = {
+COUNTS: dict[str, Callable[[Batch, np.ndarray | None], np.ndarray | None]] = {
   "count": _count,
   "responses": _responses,
   "bytes": _bytes,
@@ -130,7 +136,7 @@ def byte_lengths(cfg: DataConfig, tokenizer: Tokenizer) -> np.ndarray | None:
 def count_batch(batch: Batch, byte_lengths: np.ndarray | None = None) -> dict[str, float]:
   """The COUNTS that apply to a batch."""
   counts = {name: count(batch, byte_lengths) for name, count in COUNTS.items()}
-  return {name: value for name, value in counts.items() if value is not None}
+  return {name: float(values.sum()) for name, values in counts.items() if values is not None}
 
 
 def put_eval_batches(
@@ -142,22 +148,33 @@ def put_eval_batches(
 
 
 def eval_step(
-  program: Program, params: Tree, trials: Hyperparameters, frozen: Tree, batch: Batch
-) -> dict[str, jax.Array]:
-  """The sums of the loss and the SUMS of a batch, each (N,) for N trials, without dropout."""
+  program: Program, params: Tree, trials: Hyperparameters, frozen: Tree, batch: Batch, segments: int = 0
+) -> dict[str, Any]:
+  """The sums of the loss and the SUMS of a batch, each (N,) for N trials, without dropout.
 
-  def one_trial(trial: Hyperparameters, params: Tree) -> dict[str, jax.Array]:
+  With `segments` (S), the sums over each of the first S segments of the rows are the entry SEGMENTS: name of a sum ->
+  (N, B, S).
+  """
+
+  def one_trial(trial: Hyperparameters, params: Tree) -> dict[str, Any]:
     model: Any = assemble(program, params, trial, frozen, None)
     if "x" in batch:
       z_BO = model(batch["x"])
-      loss = example_loss(z_BO, batch["y"], batch["weights"])
-      predictions = Predictions(batch, loss, model, z_BO=z_BO)
+      values = example_losses(apart(z_BO), batch["y"], batch["weights"])  # apart: the sum keeps its bits
+      predictions = Predictions(batch, example_loss(z_BO, batch["y"], batch["weights"]), model, z_BO=z_BO)
     else:
       x_BTD = features(model, batch)
-      loss = token_loss(program, model, x_BTD, batch)
+      loss, values = head_losses(model.head, x_BTD, targets_of(batch), batch["weights"], model.softcap)
       predictions = Predictions(batch, loss, model, x_BTD)
-    sums = {name: compute(predictions) for name, compute in SUMS.items()}
-    return loss_sums(batch, loss) | {name: value for name, value in sums.items() if value is not None}
+    computed = {name: compute(predictions) for name, compute in SUMS.items()}
+    others = {name: x for name, x in computed.items() if x is not None}
+    sums = loss_sums(batch, predictions.loss) | {name: x.sum() for name, x in others.items()}
+    if not segments:
+      return sums
+    by_target = loss_sums(batch, values) | {name: x for name, x in others.items() if x.ndim}
+    return sums | {
+      SEGMENTS: {name: segment_sums(x, batch.get("segments"), segments) for name, x in by_target.items()}
+    }
 
   return over_trials(one_trial, program.mapping, trials, params)
 
@@ -168,6 +185,7 @@ class Evaluation:
 
   batch_sums: dict[str, np.ndarray]  # name of a sum or count -> its value for each of K batches, (K,) float64
   sums: dict[str, float]  # totals over all batches
+  documents: dict[str, np.ndarray] = field(default_factory=dict)  # name of a sum -> its value for each document, (D,)
 
   @property
   def metrics(self) -> dict[str, float]:
@@ -183,29 +201,37 @@ class Evaluation:
 
 
 def held_out(
-  evaluate: Callable[..., dict[str, jax.Array]],
+  evaluate: Callable[..., dict[str, Any]],
   params: Tree,
   trials: Hyperparameters,
   frozen: Tree,
   batches: Iterable[EvalBatch],
+  document_sums: DocumentSums | None = None,
 ) -> list[Evaluation]:
   """Evaluates N trials on K batches. Every target has the same weight.
 
-  `evaluate` is the compiled `eval_step`. The arrays of `params` and `trials` have a leading axis N.
+  `evaluate` is the compiled `eval_step`. The arrays of `params` and `trials` have a leading axis N. `document_sums`
+  makes the sums (D,) of documents from those of the segments (B, S) of each batch.
   """
-  device_sums, counts = [], []
+  device_sums, device_segments, counts = [], [], []
   for batch in batches:
-    device_sums.append(evaluate(params, trials, frozen, batch.arrays))
+    sums = evaluate(params, trials, frozen, batch.arrays)
+    device_segments.append(sums.pop(SEGMENTS, {}))
+    device_sums.append(sums)
     counts.append(batch.counts)
   sums_KN = {name: np.array([np.asarray(sums[name], np.float64) for sums in device_sums]) for name in device_sums[0]}
   counts_K = {name: np.array([batch_counts[name] for batch_counts in counts]) for name in counts[0]}
   totals_N = {name: values_KN.sum(axis=0) for name, values_KN in sums_KN.items()}
   totals = {name: float(values_K.sum()) for name, values_K in counts_K.items()}
+  segments_KN = [] if document_sums is None else jax.device_get(device_segments)
   evaluations = []
   for n in range(len(totals_N["loss"])):
     batch_sums = {name: values_KN[:, n] for name, values_KN in sums_KN.items()}
     sums = {name: float(values_N[n]) for name, values_N in totals_N.items()}
-    evaluations.append(Evaluation(batch_sums | counts_K, sums | totals))
+    documents = {}
+    if document_sums is not None:
+      documents = {name: document_sums([part[name][n] for part in segments_KN]) for name in segments_KN[0]}
+    evaluations.append(Evaluation(batch_sums | counts_K, sums | totals, documents))
   return evaluations
 
 

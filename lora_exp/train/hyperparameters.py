@@ -16,7 +16,10 @@ from lora_exp.train.trial_padding import Table, union
 
 
 class Hyperparameters(NamedTuple):
-  """Hyperparameters of N trials, each of shape (N,); without the axis N inside the mapped step. All are float32."""
+  """Hyperparameters of N trials, each of shape (N,); without the axis N inside the mapped step.
+
+  All are float32 except `order`.
+  """
 
   lr: jax.Array  # peak learning rate
   weight_decay: jax.Array
@@ -26,6 +29,7 @@ class Hyperparameters(NamedTuple):
   lr_ratio: jax.Array  # learning rate of B divided by that of A (LoRA+)
   budget: jax.Array  # average rank per module that AdaLoRA ends with
   scale: jax.Array  # (N, modules); 0 where a trial does not adapt the module
+  order: jax.Array  # int32, index of the trial's order of rows among those of the pack
 
 
 def make_hyperparameters(cfgs: Sequence[Config], tables: Sequence[Table], steps: int) -> Hyperparameters:
@@ -48,7 +52,15 @@ def make_hyperparameters(cfgs: Sequence[Config], tables: Sequence[Table], steps:
     lr_ratio=_as_array(cfg.lora.lr_ratio for cfg in cfgs),
     budget=_as_array(cfg.lora.budget or 0 for cfg in cfgs),
     scale=jnp.asarray(scale),
+    order=jnp.array(data_orders(cfgs)[1], jnp.int32),
   )
+
+
+def data_orders(cfgs: Sequence[Config]) -> tuple[list[int], list[int]]:
+  """(seed of each distinct order of rows, index of each trial's order). Without shuffling, there is one order."""
+  seeds = [cfg.data.seed if cfg.data.shuffle else 0 for cfg in cfgs]
+  distinct = list(dict.fromkeys(seeds))
+  return distinct, [distinct.index(seed) for seed in seeds]
 
 
 def _as_array(values: Iterable[float]) -> jax.Array:

@@ -16,7 +16,7 @@ from lora_exp.lora import methods
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.mesh import Layout, dotted, flatten
 from lora_exp.train.evaluation import byte_lengths, eval_step
-from lora_exp.train.hyperparameters import Hyperparameters, make_hyperparameters
+from lora_exp.train.hyperparameters import Hyperparameters, data_orders, make_hyperparameters
 from lora_exp.train.packed_adapters import initial_leaves, inject_trials
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.program import Program, State, Tree, split_model
@@ -40,16 +40,24 @@ class Job:
   keys: jax.Array  # (N,) dropout keys
   teacher: Teacher | None = None  # its distributions are the targets
   byte_lengths: np.ndarray | None = None  # (V,) bytes of each token; None if the targets are not text
+  trial_orders: tuple[int, ...] = (0,)  # `trials.order` on the host
 
   @cached_property
   def evaluate(self) -> Callable[..., Any]:
-    """The compiled `eval_step`: (params, trials, frozen, batch) -> sums (N,) by name."""
-    return jax.jit(partial(eval_step, self.program))
+    """The compiled `eval_step`: (params, trials, frozen, batch, segments=0) -> sums (N,) by name."""
+    return jax.jit(partial(eval_step, self.program), static_argnames="segments")
 
   def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Puts `batch` on the devices and adds the teacher's features if there is a teacher."""
     arrays = self.program.layout.put_batch(batch)
     return arrays if self.teacher is None else self.teacher(arrays)
+
+  def put_training(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """`put` for a training batch, whose arrays have a leading axis of orders if the program has several."""
+    if self.program.orders == 1:
+      return self.put(batch)
+    arrays = self.program.layout.put_batch(batch, orders=True)
+    return arrays if self.teacher is None else self.teacher.of_orders(arrays)
 
 
 def mapping_of(layout: Layout) -> str:
@@ -91,6 +99,7 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
     mapping=mapping,
     shared_dropout_key=not drops or len({c.train.seed for c in cfgs}) == 1,
     layout=layout,
+    orders=len(data_orders(cfgs)[0]),
   )
   trials = jax.device_put(make_hyperparameters(cfgs, tables, steps), layout.replicated)
   initial = _base_arrays(params, arrays) if method.trains_everything else adapters
@@ -101,8 +110,8 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
 
   state = _sharded_state(initial_state, program, initial)
   keys = jax.device_put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]), layout.replicated)
-  lengths = byte_lengths(cfg.data, plan.tokenizer)
-  return Job(program, steps, trials, _base_arrays(frozen, arrays), state, keys, teacher, lengths)
+  lengths, orders = byte_lengths(cfg.data, plan.tokenizer), tuple(data_orders(cfgs)[1])
+  return Job(program, steps, trials, _base_arrays(frozen, arrays), state, keys, teacher, lengths, orders)
 
 
 def _initial_leaves(plan: Plan, model: nnx.Module, base: Mapping[str, jax.Array]) -> Mapping:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,7 @@ def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, h
   job = step.job
   state, steps, start = job.state, job.steps, int(job.state.step)
   with stop_signals() as stop, console.progress(title, steps, "steps", start=start) as bar:
-    arrays, counts = _next_batch(job, batches) if start < steps else ({}, {})
+    arrays, counts = _next_batch(job, batches) if start < steps else ({}, [])
     log = _LateLog(job, hooks, bar, "examples" if "x" in arrays else "tokens")
     for number in range(start + 1, steps + 1):
       state, outputs = step(state, arrays)
@@ -81,21 +81,26 @@ def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, h
   return state
 
 
-def _next_batch(job: Job, batches: Iterator[Batch]) -> tuple[dict[str, Any], dict[str, float]]:
-  """The next batch on the devices, and its counts."""
-  batch = next(batches)
-  return job.put(batch), count_batch(batch, job.byte_lengths)
+def _next_batch(job: Job, batches: Iterator[Batch]) -> tuple[dict[str, Any], list[dict[str, float]]]:
+  """The next batch on the devices, and the counts of each trial's part of it."""
+  batch, orders = next(batches), job.program.orders
+  parts = [batch] if orders == 1 else [{name: x[k] for name, x in batch.items()} for k in range(orders)]
+  counts = [count_batch(part, job.byte_lengths) for part in parts]
+  return job.put_training(batch), [counts[order] for order in job.trial_orders]
 
 
-def step_metrics(outputs: Mapping[str, Any], counts: Mapping[str, float]) -> dict[str, np.ndarray]:
+def step_metrics(outputs: Mapping[str, Any], counts: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
   """The metrics (N,) of N trials by name, computed from the `outputs` of `train_step`.
 
-  `counts` are the counts of the batch. The step's `count` takes precedence; it is at least 1, so that a batch without
-  targets does not divide by 0.
+  `counts` are those of each trial's batch. The step's `count` takes precedence; it is at least 1, so that a batch
+  without targets does not divide by 0.
   """
   values = {name: np.asarray(x) for name, x in outputs.items() if name != "sums"}
   sums_N = {name: np.asarray(x) for name, x in outputs["sums"].items()}
-  trials = [metric_values({**counts, **{name: x[n] for name, x in sums_N.items()}}) for n in range(len(values["loss"]))]
+  trials = [
+    metric_values({**trial_counts, **{name: x[n] for name, x in sums_N.items()}})
+    for n, trial_counts in enumerate(counts)
+  ]
   return {name: np.array([metrics[name] for metrics in trials]) for name in trials[0]} | {
     name: x for name, x in values.items() if name != "loss"
   }
@@ -126,10 +131,10 @@ class _LateLog:
 
   def __init__(self, job: Job, hooks: Hooks, bar: Any, unit: str):
     self.job, self.hooks, self.bar, self.unit = job, hooks, bar, unit
-    self.pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
+    self.pending: tuple[int, dict[str, Any], list[dict[str, float]]] | None = None
     self.clock = time.monotonic()
 
-  def hold(self, step: int, outputs: dict[str, Any], counts: dict[str, float]) -> None:
+  def hold(self, step: int, outputs: dict[str, Any], counts: list[dict[str, float]]) -> None:
     self.pending = (step, outputs, counts)
 
   def restart_clock(self) -> None:

@@ -43,7 +43,7 @@ class TeacherTargets(NamedTuple):
 
 
 class Sums(NamedTuple):
-  """Weighted sums over tokens or examples, float32 scalars."""
+  """Weighted sums over tokens or examples, float32 scalars; or the weighted values of which they are the sums."""
 
   loss: Array  # nats; for regression, the squared error averaged over the outputs
   correct: Array | None  # number whose target (or the teacher's most likely token) is most likely; None for regression
@@ -91,6 +91,19 @@ def head_loss(
   return _merged_loss(static, x_BTD, head, targets, weights_BT)
 
 
+def head_losses(
+  module, x_BTD: Array, targets: Array | TeacherTargets, weights_BT: Array, softcap: float | None = None
+) -> tuple[Sums, Sums]:
+  """The sums of `head_loss` without dropout, and the values (B, T) of which they are the sums. It has no gradient."""
+  head = head_of(module, x_BTD)
+  kernel, x_lora = head.kernel, None if head.a is None else x_BTD
+  if head.a is not None and matmul.merges(module.compute, weights_BT.size, head.kernel, head.a):
+    kernel, x_lora = matmul.merge_kernel(head.kernel, head.a, head.b, head.scale), None
+  static = Static(train_kernel=False, train_bias=False, softcap=softcap)
+  sums, _, by_token = _scan(static, x_BTD, x_lora, head, kernel, targets, weights_BT, gradients=False, by_token=True)
+  return sums, Sums(*by_token)
+
+
 def trains(module) -> tuple[bool, bool]:
   """Returns whether the head's kernel (or a kernel formed from it) and its bias need a gradient."""
   kernel = module.embedding if isinstance(module, nnx.Embed) else module.kernel
@@ -121,14 +134,24 @@ def head_of(module, x_BTD: Array) -> Head:
   return Head(table.T, None, b.T, a.T, scale) if tied else Head(table, bias, a, b, scale)
 
 
-def example_loss(z_BO: Array, y: Array, weights_B: Array) -> Sums:
-  """Computes the sums over examples: cross-entropy for integer classes y (B,), squared error for floats y (B, O)."""
+def example_losses(z_BO: Array, y: Array, weights_B: Array) -> Sums:
+  """The values of each example (B,): cross-entropy for integer classes y (B,), squared error for floats y (B, O)."""
   z_BO = z_BO.astype(jnp.float32)
   if not jnp.issubdtype(y.dtype, jnp.integer):
-    return Sums((jnp.square(z_BO - y).mean(-1) * weights_B).sum(), None)
+    return Sums(jnp.square(z_BO - y).mean(-1) * weights_B, None)
   label = jnp.take_along_axis(z_BO, y[:, None], axis=1)[:, 0]
   nats = jax.nn.logsumexp(z_BO, axis=-1) - label
-  return Sums((nats * weights_B).sum(), ((label >= z_BO.max(-1)) * weights_B).sum())
+  return Sums(nats * weights_B, (label >= z_BO.max(-1)) * weights_B)
+
+
+def example_loss(z_BO: Array, y: Array, weights_B: Array) -> Sums:
+  """The sums of `example_losses`."""
+  return total(example_losses(z_BO, y, weights_B))
+
+
+def total(values: Sums) -> Sums:
+  """The sums of values of tokens or examples."""
+  return Sums(values.loss.sum(), None if values.correct is None else values.correct.sum())
 
 
 def _chunks(x: Array, count: int) -> Array:
@@ -153,7 +176,7 @@ def _chunk_count(weights_BT: Array, vocab: int) -> int:
 
 
 def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
-  """Returns the sums over M rows, and d(loss)/dz (M, V)."""
+  """Returns the values of M rows, and d(loss)/dz (M, V)."""
   z_MV = softcap(z_MV, cap)
   top = z_MV.max(-1, keepdims=True)
   exp = jnp.exp(z_MV - top)
@@ -164,11 +187,11 @@ def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float |
   dz = (exp / total - hit) * weights_M[:, None]
   if cap is not None:
     dz *= 1 - (z_MV / cap) ** 2
-  return Sums((nats * weights_M).sum(), ((label >= top[:, 0]) * weights_M).sum()), dz
+  return Sums(nats * weights_M, (label >= top[:, 0]) * weights_M), dz
 
 
 def _divergence(z_MV: Array, teacher_MV: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
-  """Returns the sums over M rows of KL(softmax(teacher_MV) ‖ softmax(z_MV)), and d(loss)/dz (M, V)."""
+  """Returns the values of M rows, with KL(softmax(teacher_MV) ‖ softmax(z_MV)) as the loss, and d(loss)/dz (M, V)."""
   z_MV, teacher_MV = softcap(z_MV, cap), softcap(teacher_MV, cap)
   log_q, log_p = jax.nn.log_softmax(z_MV), jax.nn.log_softmax(teacher_MV)
   p = jnp.exp(log_p)
@@ -177,15 +200,15 @@ def _divergence(z_MV: Array, teacher_MV: Array, weights_M: Array, cap: float | N
   dz = (jnp.exp(log_q) - p) * weights_M[:, None]
   if cap is not None:
     dz *= 1 - (z_MV / cap) ** 2
-  return Sums((nats * weights_M).sum(), ((label >= z_MV.max(-1)) * weights_M).sum()), dz
+  return Sums(nats * weights_M, (label >= z_MV.max(-1)) * weights_M), dz
 
 
-def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradients: bool):
+def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradients: bool, by_token: bool = False):
   """Scans over the chunks and returns the sums, the gradients of the head, and [dx, g].
 
   `kernel` is W, with `x_lora` (B, T, D) as the input of A; or W + s·A·B, with `x_lora` None. g = s·dz·Bᵀ (B, T, R) is
   returned so that the caller computes dA = xᵀ·g once; it is missing for a head without an adapter. Without `gradients`,
-  the gradients of the head are zeros and the last result is None.
+  the gradients of the head are zeros and the last result is None; or, `by_token`, the values (B, T) of `Sums`.
   """
   length, wide = weights.shape[1], jnp.float32
   count = _chunk_count(weights, kernel.shape[1])
@@ -211,13 +234,14 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
     if head.bias is not None:
       z += head.bias
     if teacher_head is None:
-      chunk_sums, dz = _cross_entropy(z, target_chunk.reshape(-1), chunk_weights, static.softcap)
+      values, dz = _cross_entropy(z, target_chunk.reshape(-1), chunk_weights, static.softcap)
     else:
       teacher_z = _logits(target_chunk.reshape(-1, target_chunk.shape[-1]), teacher_head)
-      chunk_sums, dz = _divergence(z, teacher_z, chunk_weights, static.softcap)
+      values, dz = _divergence(z, teacher_z, chunk_weights, static.softcap)
+    chunk_sums = total(values)
     sums = Sums(sums.loss + chunk_sums.loss, sums.correct + chunk_sums.correct)
     if not gradients:
-      return (sums, grads), None
+      return (sums, grads), [x.reshape(xs.shape[:2]) for x in values if x is not None] if by_token else None
     dz = dz.astype(rows.dtype)
     out = [(dz @ kernel.T).reshape(xs.shape)]
     if adapted:
@@ -232,7 +256,7 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
   parts = [x, target_values, weights] if x_lora is None else [x, x_lora, target_values, weights]
   start = (Sums(jnp.zeros((), wide), jnp.zeros((), wide)), zero)
   (sums, grads), out = jax.lax.scan(body, start, [_chunks(p, count) for p in parts])
-  return sums, grads, [_unchunk(o, length) for o in out] if gradients else None
+  return sums, grads, [_unchunk(o, length) for o in out] if gradients or by_token else None
 
 
 def _logits(rows: Array, head: Head) -> Array:

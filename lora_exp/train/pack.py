@@ -12,6 +12,7 @@ from lora_exp.data.rows import Rows, make_rows
 from lora_exp.train import checkpoint
 from lora_exp.train.base import make_base
 from lora_exp.train.evaluation import EvalBatch, byte_lengths, put_eval_batches
+from lora_exp.train.held_out_documents import HeldOutDocuments, held_out_documents
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.sampler import Sampler, make_sampler
@@ -33,6 +34,7 @@ class Pack:
   job: Job
   rows: Rows
   held_out: list[EvalBatch]
+  documents: HeldOutDocuments  # of `held_out`
   retained: list[EvalBatch]  # of `data@retain`; [] if it is not set
   sampler: Sampler
   started: float  # time.monotonic() when the run began
@@ -53,14 +55,16 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
   base, base_facts = make_base(plan)
   job = make_job(plan, base, steps_of(cfg, rows.train_rows), _fill_mesh([trial.plan for trial in trials]))
-  held_out = eval_batches(rows, cfg.train.batch_size, cfg.train.eval_tokens)
+  held_out = list(eval_batches(rows, cfg.train.batch_size, cfg.train.eval_tokens))
+  lengths = byte_lengths(cfg.data, plan.tokenizer)
   return Pack(
     trials=tuple(trials),
     records=(TrainingRecord(steps=job.steps, data=rows.fingerprint, base=base_facts),) * len(trials),
     table=union([trial.plan.table for trial in trials]),
     job=job,
     rows=rows,
-    held_out=list(put_eval_batches(held_out, job.put, byte_lengths(cfg.data, plan.tokenizer))),
+    held_out=list(put_eval_batches(held_out, job.put, lengths)),
+    documents=held_out_documents(plan, rows, held_out, lengths),
     retained=[] if cfg.retain is None or retain is None else _retained_batches(cfg.retain, retain, plan),
     sampler=make_sampler(job.program, cfg, plan.tokenizer),
     started=started,

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain
 
 import jax
@@ -13,7 +14,8 @@ from lora_exp.data.records import Batch
 from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
-from lora_exp.train.evaluation import EvalBatch, Evaluation, held_out
+from lora_exp.train.evaluation import DocumentSums, EvalBatch, Evaluation, held_out
+from lora_exp.train.hyperparameters import data_orders
 from lora_exp.train.loop import Cadence, Hooks, train_loop
 from lora_exp.train.memory import check_fits
 from lora_exp.train.pack import Pack
@@ -69,7 +71,8 @@ def _batches(pack: Pack) -> Generator[Batch, None, None]:
   """The training batches from the pack's current step on; none if no steps are left."""
   cfg, start = pack.plan.cfg, int(pack.job.state.step)
   if start < pack.job.steps:
-    with closing(train_batches(pack.rows, cfg.data, cfg.train.batch_size, start)) as batches:
+    seeds, _ = data_orders([trial.plan.cfg for trial in pack.trials])
+    with closing(train_batches(pack.rows, cfg.data, cfg.train.batch_size, start, seeds)) as batches:
       yield from batches
 
 
@@ -79,7 +82,7 @@ def _compile(pack: Pack, first: Batch | None) -> CompiledStep | None:
   if job.steps == 0:
     return None
   # Without a batch, only files are missing. summary.json also needs the cost of the step.
-  step = compile_step(job, abstract_batch(pack.plan) if first is None else job.put(first))
+  step = compile_step(job, abstract_batch(pack.plan, job.program.orders) if first is None else job.put_training(first))
   if first is not None and len(pack.trials) > 1:  # a narrower pack may fit
     check_fits(step)
   return step
@@ -120,7 +123,7 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
       writer.log_step(step, metrics, seconds / len(pack.trials))
 
   def evaluate(step: int, params: Tree) -> bool:
-    scores = _evaluate(pack, params, pack.held_out)
+    scores = _evaluate(pack, params, pack.held_out, pack.documents.sum)
     retained = _evaluate(pack, params, pack.retained) if pack.retained else [None] * len(scores)
     improved = [
       writer.log_evaluation(step, scores[writer.trial.index], retained[writer.trial.index])
@@ -152,6 +155,10 @@ def _first(x: jax.Array) -> jax.Array:
   return x[0]
 
 
-def _evaluate(pack: Pack, params: Tree, batches: list[EvalBatch]) -> list[Evaluation]:
-  """The evaluation of each trial on `batches`."""
-  return held_out(pack.job.evaluate, params, pack.job.trials, pack.job.frozen, batches)
+def _evaluate(
+  pack: Pack, params: Tree, batches: list[EvalBatch], document_sums: DocumentSums | None = None
+) -> list[Evaluation]:
+  """The evaluation of each trial on `batches`, with `document_sums` also of each document."""
+  # Retained batches have no documents, but share the program of the held-out ones.
+  evaluate = partial(pack.job.evaluate, segments=pack.documents.segments)
+  return held_out(evaluate, params, pack.job.trials, pack.job.frozen, batches, document_sums)

@@ -48,6 +48,7 @@ class Program:
   mapping: str  # how the step is mapped over trials: map (a loop) | vmap
   shared_dropout_key: bool  # all trials have the same dropout key, so masks are computed once per step
   layout: Layout
+  orders: int = 1  # K, orders of rows; with several, the arrays of a training batch have a leading axis K
 
 
 def split_model(

@@ -53,6 +53,7 @@ def run_summary(
     "perplexity": record.scores.get("final", {}).get("perplexity"),
     "held_out_tokens": record.held_out_tokens,
     "scores": record.scores,
+    **({"halves": halves} if (halves := record.half_scores()) else {}),
     "method": methods.of(plan.cfg.lora).facts(),
     "parameters": plan.parameters(),
     "targets": [asdict(row) for row in plan.table],

@@ -10,13 +10,14 @@ import optax
 from lora_exp.lora import methods
 from lora_exp.models.modules.attention import causal_mask
 from lora_exp.models.modules.language_model import LanguageModel
-from lora_exp.runtime.fusion import compiled_alone
+from lora_exp.runtime.fusion import apart, compiled_alone
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.loss import Sums, TeacherTargets, example_loss, head_loss
 from lora_exp.train.optimizer import make_optimizer, schedule
 from lora_exp.train.program import Program, State, Tree, assemble, join_constants, split_constants
 
 Batch = dict[str, Any]  # arrays (B, …), and the teacher's head if there is a teacher, see teacher.py
+SHARED = ("teacher_head",)  # entries of a batch that have no axis of rows
 
 
 def features(model: LanguageModel, batch: Batch) -> jax.Array:
@@ -37,9 +38,13 @@ def batch_loss(
 def token_loss(program: Program, model: LanguageModel, x_BTD: jax.Array, batch: Batch) -> Sums:
   """The loss of a batch of text from its features; with a teacher, the KL divergence from the teacher."""
   train = methods.get(program.method).trains_everything
-  targets: Any = TeacherTargets(batch["teacher"], batch["teacher_head"]) if "teacher" in batch else batch["targets"]
   weights = batch["weights"]
-  return head_loss(model.head, x_BTD, targets, weights, train_all=train, softcap=model.softcap)
+  return head_loss(model.head, x_BTD, targets_of(batch), weights, train_all=train, softcap=model.softcap)
+
+
+def targets_of(batch: Batch) -> Any:
+  """The targets of a batch of text: token ids (B, T), or the teacher's outputs if there is a teacher."""
+  return TeacherTargets(batch["teacher"], batch["teacher_head"]) if "teacher" in batch else batch["targets"]
 
 
 def loss_sums(batch: Batch, sums: Sums) -> dict[str, jax.Array]:
@@ -91,7 +96,7 @@ def _accumulate(
 
   A microbatch takes every `parts`-th row, so that no row moves to another device.
   """
-  shared = {name: batch[name] for name in ("teacher_head",) if name in batch}
+  shared = {name: batch[name] for name in SHARED if name in batch}
   rows = {name: x for name, x in batch.items() if name not in shared}
   cut = {name: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for name, x in rows.items()}
 
@@ -136,25 +141,35 @@ def state_shardings(program: Program, state: State) -> State:
   )
 
 
+def batch_of_order(batch: Batch, order: jax.Array) -> Batch:
+  """The batch of one order of rows, from arrays with a leading axis of orders.
+
+  It is not fused with the step, so that a trial has the bits of its single run.
+  """
+  shared = {name: batch[name] for name in SHARED if name in batch}
+  return shared | {name: apart(x[order]) for name, x in batch.items() if name not in shared}
+
+
 def train_step(
   program: Program, state: State, trials: Hyperparameters, frozen: Tree, batch: Batch, seed_keys: jax.Array
 ) -> tuple[State, dict[str, Any]]:
   """One optimizer step of N trials. Returns the new state and loss, sums, tokens, grad_norm and lr, each (N,).
 
   `seed_keys` (N,): dropout keys. Trials with the same key use the same dropout masks, which are those of their single
-  runs.
+  runs. With several orders of rows, the arrays of `batch` have a leading axis K, and each trial takes its own part.
   """
   keys = jax.vmap(jax.random.fold_in, (0, None))(seed_keys, state.step)
 
   def one_trial(trial: Hyperparameters, params: Tree, opt: Tree, key: jax.Array):
     factor = schedule(program.optim, trial.steps, state.step)
-    grads, sums, tokens = gradient(program, params, trial, frozen, batch, key)
+    trial_batch = batch if program.orders == 1 else batch_of_order(batch, trial.order)
+    grads, sums, tokens = gradient(program, params, trial, frozen, trial_batch, key)
     trained, constants = split_constants(program, params)
     updates, opt = make_optimizer(program, trial, trial.lr * factor).update(grads, opt, trained)
     count = jnp.maximum(tokens, 1)
     metrics = {
       "loss": sums.loss / count,
-      "sums": loss_sums(batch, sums) | {"count": count},
+      "sums": loss_sums(trial_batch, sums) | {"count": count},
       "tokens": tokens,
       "grad_norm": optax.tree.norm(grads),
       "lr": trial.lr * factor,

@@ -50,10 +50,19 @@ class Teacher:
   def __call__(self, batch: Batch) -> Batch:
     return batch | {"teacher": self._features(self.params, batch), "teacher_head": self.head}
 
+  def of_orders(self, batches: Batch) -> Batch:
+    """The result for batches with a leading axis K of orders of the rows; the head has no such axis."""
+    count = len(batches["tokens"])
+    batch_features = [self._features(self.params, {name: x[k] for name, x in batches.items()}) for k in range(count)]
+    return batches | {"teacher": jnp.stack(batch_features), "teacher_head": self.head}
+
   def abstract(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of a call for a batch of ShapeDtypeStructs."""
-    x = jax.eval_shape(self._features, self.params, batch)
-    x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.batch)
+    """The result of a call, or of `of_orders`, for a batch of ShapeDtypeStructs."""
+    lead = batch["tokens"].shape[:-2]  # (K,) for several orders
+    one_order = {name: jax.ShapeDtypeStruct(x.shape[len(lead) :], x.dtype) for name, x in batch.items()}
+    x = jax.eval_shape(self._features, self.params, one_order)
+    sharding = self.layout.order_batch if lead else self.layout.batch
+    x = jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype, sharding=sharding)
     return {**batch, "teacher": x, "teacher_head": self.head}
 
 

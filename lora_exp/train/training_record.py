@@ -15,10 +15,12 @@ class TrainingRecord:
   base_loss: float | None = None  # held out, before training
   first: float | None = None  # of the first training step
   final: float | None = None  # held out, at the latest evaluation
-  best: float | None = None  # lowest held-out loss after step 0
-  best_step: int = 0
+  best: float | None = None  # held out, at `best_step`
+  best_step: int = 0  # with the lowest loss after step 0: on the tuning half, if there are halves
+  best_tuning: float | None = None  # loss on the tuning half at `best_step`
   held_out_tokens: int = 0
   scores: dict = field(default_factory=dict)  # held-out metrics: {base: {loss, …}, final: {…}, best: {…}}
+  halves: dict = field(default_factory=dict)  # the same on each half: {base: {tuning: {loss, …}, report: {…}}, …}
   retain_base: float | None = None
   retain_final: float | None = None
   exported_step: int | None = None
@@ -32,20 +34,42 @@ class TrainingRecord:
       first=loss if self.first is None else self.first,
     )
 
-  def after_evaluation(self, step: int, scores: dict) -> "TrainingRecord":
-    """The record after an evaluation with `scores` at `step`; step 0 is the base."""
+  def after_evaluation(self, step: int, scores: dict, halves: dict | None = None) -> "TrainingRecord":
+    """The record after an evaluation at `step`, over all held-out data and on each half; step 0 is the base.
+
+    The best step is chosen on the tuning half. A run that version 0.1.0 began goes on to choose on all held-out data.
+    """
     loss, at_base = scores["loss"], step == 0
+    name = "base" if at_base else "final"
     record = replace(
       self,
       final=loss,
       held_out_tokens=scores["counted"],
-      scores={**self.scores, "base" if at_base else "final": scores},
+      scores={**self.scores, name: scores},
+      halves={**self.halves, name: halves} if halves else self.halves,
       base_loss=loss if at_base else self.base_loss,
     )
-    improved = not at_base and (self.best is None or loss < self.best)
+    tuning = halves["tuning"]["loss"] if halves and (self.best is None or self.best_tuning is not None) else None
+    chosen_by, lowest = (loss, self.best) if tuning is None else (tuning, self.best_tuning)
+    improved = not at_base and (lowest is None or chosen_by < lowest)
     if not improved:
       return record
-    return replace(record, best=loss, best_step=step, scores={**record.scores, "best": scores})
+    scores, halves = {**record.scores, "best": scores}, {**record.halves, "best": halves} if halves else record.halves
+    return replace(record, best=loss, best_step=step, best_tuning=tuning, scores=scores, halves=halves)
+
+  def half_scores(self) -> dict[str, dict]:
+    """Metrics on each half, of the base and of the exported state: {tuning: {base: {…}, exported: {…}}, report: …}.
+
+    Without an exported state there is only the base; without halves the result is empty.
+    """
+    if "base" not in self.halves:
+      return {}
+    states = {"base": "base"}
+    if self.exported_step is not None:
+      exported = "best" if self.exported_step == self.best_step else "final"
+      states["exported"] = exported if exported in self.halves else "base"
+    names = self.halves["base"]
+    return {half: {state: self.halves[key][half] for state, key in states.items()} for half in names}
 
   def after_retention(self, step: int, loss: float) -> "TrainingRecord":
     """The record after an evaluation on `data@retain` at `step`."""

@@ -15,6 +15,7 @@ from lora_exp.lora import Adapter
 from lora_exp.runtime import console
 from lora_exp.train import checkpoint, token_probabilities
 from lora_exp.train.compiled_step import CompiledStep
+from lora_exp.train.document_loss_file import open_document_loss_file
 from lora_exp.train.evaluation import Evaluation
 from lora_exp.train.loop import is_due
 from lora_exp.train.metrics_file import MetricsFile
@@ -48,7 +49,9 @@ class TrialWriter:
     self.pack, self.trial, self.base_digest = pack, trial, base_digest
     self.cfg = trial.plan.cfg
     self.record = pack.records[trial.index]
-    self.metrics = MetricsFile(trial.run_dir, int(pack.job.state.step) if pack.resumed else None)
+    step = int(pack.job.state.step)
+    self.metrics = MetricsFile(trial.run_dir, step if pack.resumed else None)
+    self.documents = open_document_loss_file(trial.run_dir, pack.documents, step if pack.resumed else None)
     self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg))
     self.failure: DivergedError | None = None
     self.adapter: Adapter | None = None
@@ -66,11 +69,15 @@ class TrialWriter:
       self.failure = DivergedError(f"the loss is {loss} at step {step}: lower optim.lr (now {rate:g})")
 
   def log_evaluation(self, step: int, held_out: Evaluation, retained: Evaluation | None) -> bool:
-    """Logs an evaluation. Returns whether the held-out loss is the best so far."""
-    before, scores = self.record, held_out.row()
-    self.record = self.record.after_evaluation(step, scores)
+    """Logs an evaluation. Returns whether the held-out loss (of the tuning half) is the best so far."""
+    before, scores, halves = self.record, held_out.row(), None
+    if self.documents is not None:
+      self.documents.add(step, held_out.documents["loss"])
+      halves = self.pack.documents.half_metrics(held_out.documents, held_out.sums)
+    self.record = self.record.after_evaluation(step, scores, halves)
     improved = self.record.best_step != before.best_step
-    self._log(step, "eval", **scores)
+    columns = {f"{half}_{name}": x for half, metrics in (halves or {}).items() for name, x in metrics.items()}
+    self._log(step, "eval", **scores, **columns)
     if retained is not None:
       self._log(step, "retain", **retained.row())
       self.record = self.record.after_retention(step, retained.metrics["loss"])
@@ -92,6 +99,8 @@ class TrialWriter:
     data = {"fingerprint": self.pack.rows.fingerprint, "position": step}
     meta = {"data": data, "record": asdict(self.record)}
     best = self.record.best_step if self.cfg.train.export == "best" else None
+    if self.documents is not None:
+      self.documents.write()
     arrays = solo_state(self.trial, self.pack.job.program.method, self.pack.table, state)
     checkpoint.save(self.trial.run_dir, step, arrays, meta, best_step=best)
 
@@ -132,6 +141,8 @@ class TrialWriter:
     if self.adapter is not None:
       summary |= self.adapter.kind.summary(self.adapter.leaves)
     self.metrics.close()
+    if self.documents is not None:
+      self.documents.write()
     write_summary(self.trial.run_dir, summary)
     self.logger.summary(summary)
     self.logger.finish(DONE if done else BUG if error is None else error.code)

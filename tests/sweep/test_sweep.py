@@ -100,14 +100,15 @@ def test_ranks_targets_and_rates_share_a_program():
   assert groups(found, 32) == [list(range(16))]
   assert [len(group) for group in groups(found, 5)] == [4, 4, 4, 4]  # alike, so that they share a program too
   assert groups(cfgs(*TINY, "lora.lr_scale=0.5,1,2"), 32) == [[0, 1, 2]]
-  for other in ("train.batch_size=4,8", "data.seed=0,1", "lora=lora,dora", "optim.warmup=1,2", "lora.dropout=0,0.1",
+  for other in ("train.batch_size=4,8", "lora=lora,dora", "optim.warmup=1,2", "lora.dropout=0,0.1",
                 "lora.init=kaiming,pissa", "lora.rank=16,17", "lora.bias=none,all", "model.dropout=0,0.1"):  # fmt: skip
     assert groups(cfgs(*TINY, "model.dropout=0", other), 32) == [[0], [1]], other
 
 
 def test_seeds_share_a_pack_with_dropout_in_the_base():
-  argv = [*TINY, "model.dropout=0.1", "train.seed=0,1", "lora.rank=1,2"]
+  argv = [*TINY, "model.dropout=0.1", "seed=0,1", "lora.rank=1,2"]
   assert groups(cfgs(*argv)) == [[0, 1, 2, 3]]
+  assert groups(cfgs(*TINY, "data.seed=0,1")) == [[0, 1]]
   assert groups(cfgs(*argv, "lora.dropout=0.1")) == [[0, 1], [2, 3]]  # masks for every adapter and seed cost too much
 
 

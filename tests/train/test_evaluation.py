@@ -158,7 +158,7 @@ def top_five(predictions: evaluation.Predictions) -> jax.Array | None:
   if predictions.x_BTD is None:
     return None
   batch = predictions.batch
-  return (predictions.map_logits(in_top_five, batch["targets"]) * batch["weights"]).sum()
+  return predictions.map_logits(in_top_five, batch["targets"]) * batch["weights"]
 
 
 def top_five_share(totals: Totals) -> float:
@@ -207,7 +207,9 @@ def test_a_new_metric_ranks_the_settings_of_a_report(sweep):
   assert entry.run(["task=report", f"run={sweep}", "report.metric=top_five"]) == 0
   table = list(csv.DictReader((sweep / "results.csv").read_text().splitlines()))
   values = [float(row["top_five"]) for row in table]
-  assert values == [summary(sweep / row["run"])["scores"]["best"]["top_five"] for row in table]
+  halves = [summary(sweep / row["run"])["halves"] for row in table]
+  assert values == [half["report"]["exported"]["top_five"] for half in halves]
+  assert values != [half["tuning"]["exported"]["top_five"] for half in halves]
   assert len({row["top_five_base"] for row in table}) == 1
   page = (sweep / "report.md").read_text()
   assert f"Best learning rate by held-out top-5 accuracy: {table[values.index(max(values))]['lr']}." in page
@@ -221,7 +223,8 @@ def test_a_new_metric_ranks_the_settings_of_a_report(sweep):
 def test_a_new_metric_is_the_objective_of_a_study(sweep):
   for number in (0, 1):
     run = read_run(number, sweep / str(number))
-    assert objective_value(run, "top_five") == summary(sweep / str(number))["scores"]["best"]["top_five"]
+    tuning = summary(sweep / str(number))["halves"]["tuning"]["exported"]
+    assert objective_value(run, "top_five") == tuning["top_five"]
   node = {"params": {"lora.rank": "choice(1,2)"}, "n_trials": 2, "width": 2, "sampler": "random", "seed": 0,
           "rungs": [1], "keep": 0.5}
   overrides = lambda texts: parse(texts, None)[0]

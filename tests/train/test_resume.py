@@ -91,7 +91,8 @@ def other_dropout(monkeypatch):
 
 def late_data(monkeypatch):
   whole = training.train_batches
-  monkeypatch.setattr(training, "train_batches", lambda rows, cfg, size, start: whole(rows, cfg, size, start + 1))
+  shifted = lambda rows, cfg, size, start, seeds: whole(rows, cfg, size, start + 1)
+  monkeypatch.setattr(training, "train_batches", shifted)
 
 
 @pytest.mark.parametrize("broken", [no_optimizer, rounded_params, other_dropout, late_data])

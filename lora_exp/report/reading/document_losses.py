@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-HELD_OUT_FILE = "held_out.npz"
+from lora_exp.runtime.run_files import HELD_OUT_FILE
+
 REPORT_HALF = 1  # value of `half` for the documents that the report scores; 0 for those that choose the best step
 
 

@@ -1,0 +1,52 @@
+"""Which document each held-out row is of, and the two halves of the held-out documents.
+
+Rows keep no numbers of documents. With packing=pad a row is a document, and an example of numbers is one. With
+packing=pack, a row begins with the rest of a document if the row before it does not end with the end of one.
+"""
+
+import numpy as np
+
+from lora_exp.config.schema import DataConfig
+from lora_exp.data.records import decode
+from lora_exp.data.rows import Rows, damage_explained, reader
+
+TUNING, REPORT = 0, 1  # values of a document's half
+HALVES = ("tuning", "report")  # their names
+READ = 4096  # rows that are decoded at once
+
+
+def first_documents(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int) -> np.ndarray:
+  """The number of the document with which each of the `chosen` held-out rows (n,) begins, (n,) int64.
+
+  The other segments of a row have the numbers that follow. `end`: the token that ends a document. A chat template may
+  end documents with other tokens; these are found where a document ends inside a row. Raises InputError for damaged
+  rows.
+  """
+  if rows.features or cfg.packing == "pad":
+    return chosen
+  last = int(chosen.max()) + 1
+  segments_R, targets_R, ends = np.zeros(last, np.int64), np.zeros(last, np.int64), {end}
+  records_reader = reader(rows, "eval")
+  for start in range(0, last, READ):
+    part = range(start, min(start + READ, last))
+    with damage_explained(rows):
+      batch = decode(records_reader.read(list(part)), rows.seq_len, rows.vocab_size)
+    segments, targets = batch["segments"], batch["targets"]
+    segments_R[part.start : part.stop], targets_R[part.start : part.stop] = segments.max(1), targets[:, -1]
+    ends |= set(targets[:, :-1][segments[:, 1:] > segments[:, :-1]].tolist())
+  continued_R = np.append(False, ~np.isin(targets_R[:-1], list(ends)))
+  first_R = np.cumsum(np.append(0, segments_R[:-1]) - continued_R)
+  return first_R[chosen]
+
+
+def halves(tokens_D: np.ndarray) -> np.ndarray:
+  """The half of each of D documents with `tokens_D` tokens: TUNING or REPORT, (D,) uint8.
+
+  Documents are paired by length, and a fixed coin decides which of a pair goes to which half. The halves have about as
+  many tokens and documents, and depend on nothing but the documents.
+  """
+  by_length = np.argsort(-tokens_D, kind="stable")
+  coins = np.random.default_rng(0).integers(2, size=(len(tokens_D) + 1) // 2, dtype=np.uint8)
+  half_D = np.zeros(len(tokens_D), np.uint8)
+  half_D[by_length] = np.stack([coins, 1 - coins], axis=1).ravel()[: len(tokens_D)]
+  return half_D

@@ -1,0 +1,99 @@
+"""The held-out documents of a run: which segments of the batches they are, their counts, and their halves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_exp.config.metrics import METRICS
+from lora_exp.data.documents import HALVES, REPORT, first_documents, halves
+from lora_exp.data.pipeline import eval_rows
+from lora_exp.data.records import Batch
+from lora_exp.runtime.segments import segment_sums
+from lora_exp.train.evaluation import COUNTS
+from lora_exp.train.plan import Plan
+
+Sums = Mapping[str, np.ndarray]  # name of a sum or count -> its value for each document, (D,) float64
+
+
+@dataclass(frozen=True)
+class HeldOutDocuments:
+  """The D documents that have targets in the held-out rows of an evaluation.
+
+  A document that is cut into rows of which some are not evaluated has the targets in the others. If a single document
+  has all targets, each of its rows counts as a document, so that there are two halves.
+  """
+
+  segments: int  # S, at least the number of documents in any row
+  index: Sequence[np.ndarray]  # for each batch (B, S) int64: the document of each segment, D if there is none
+  counts: Sums
+  half: np.ndarray  # (D,) uint8, TUNING or REPORT
+  divided: bool  # False: everything is chosen and scored on all documents
+
+  @property
+  def tokens(self) -> np.ndarray:
+    """The number of targets of each document, (D,) int64."""
+    return self.counts["count"].astype(np.int64)
+
+  def sum(self, batch_segments: Sequence[np.ndarray]) -> np.ndarray:
+    """The sums (D,) float64 over the segments (B, S) of each batch."""
+    total_D = np.zeros(len(self.half) + 1)
+    for index_BS, values_BS in zip(self.index, batch_segments, strict=True):
+      total_D += np.bincount(index_BS.ravel(), np.asarray(values_BS, np.float64).ravel(), len(total_D))
+    return total_D[:-1]
+
+  def half_metrics(self, sums: Sums, whole: Mapping[str, float]) -> dict[str, dict[str, float]] | None:
+    """The metrics of each half by its name, from the `sums` of each document; None if there are no halves.
+
+    A metric that is no ratio of sums over documents has its value over all held-out data, computed from `whole`.
+    """
+    if not self.divided:
+      return None
+    by_document = {**self.counts, **sums}
+    result = {}
+    for half, name in enumerate(HALVES):
+      totals = {key: float(values_D[self.half == half].sum()) for key, values_D in by_document.items()}
+      result[name] = {
+        metric.name: float(metric.value(totals if metric.applies(totals) else whole))
+        for metric in METRICS.values()
+        if metric.applies(whole)
+      }
+    return result
+
+
+def held_out_documents(
+  plan: Plan, rows, batches: Sequence[Batch], byte_lengths: np.ndarray | None
+) -> HeldOutDocuments:
+  """The documents in the held-out `batches` of the run `plan`, on the host."""
+  cfg = plan.cfg
+  first = first_documents(rows, cfg.data, eval_rows(rows, cfg.train.eval_tokens), plan.tokenizer.eot)
+  segments = 1 if rows.features else max(int(batch["segments"].max()) for batch in batches)
+  parts = [_counts(batch, segments, byte_lengths) for batch in batches]
+  counts_KBS = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+  size = counts_KBS["count"].shape[:2]
+  rows_KB = np.zeros(size, np.int64)
+  rows_KB.ravel()[: len(first)] = first
+  numbers = rows_KB[..., None] + np.arange(segments)
+  learned = counts_KBS["count"] > 0
+  if len(np.unique(numbers[learned])) < 2:
+    numbers = np.broadcast_to(np.arange(rows_KB.size).reshape(*size, 1), learned.shape)
+  found, inverse = np.unique(numbers[learned], return_inverse=True)
+  index = np.full(learned.shape, len(found))
+  index[learned] = inverse
+  unlabelled = HeldOutDocuments(_power_of_two(segments), list(index), {}, np.zeros(len(found), np.uint8), False)
+  counts = {name: unlabelled.sum(list(values)) for name, values in counts_KBS.items()}
+  divided = cfg.data.split == "halves" and len(found) > 1
+  half = halves(counts["count"]) if divided else np.full(len(found), REPORT, np.uint8)
+  padded = [np.pad(x, ((0, 0), (0, unlabelled.segments - segments)), constant_values=len(found)) for x in index]
+  return HeldOutDocuments(unlabelled.segments, padded, counts, half, divided)
+
+
+def _counts(batch: Batch, segments: int, byte_lengths: np.ndarray | None) -> dict[str, np.ndarray]:
+  """The counts of each segment of a batch, (B, S)."""
+  counts = {name: count(batch, byte_lengths) for name, count in COUNTS.items()}
+  return {name: segment_sums(x, batch.get("segments"), segments) for name, x in counts.items() if x is not None}
+
+
+def _power_of_two(n: int) -> int:
+  """The smallest power of two that is at least `n`, so that few programs are compiled."""
+  return 1 << (n - 1).bit_length()
