@@ -108,7 +108,7 @@ def table(found: dict[Trial, float]) -> list[str]:
   ranks = sorted({trial.rank for trial in found})
   best = {rank: max(gain for trial, gain in by_setting(found).items() if trial[0] == rank and not math.isnan(gain))
           for rank in ranks}  # fmt: skip
-  head = ["alpha", *(f"rank {rank}" for rank in ranks), "regret at the default rate", "at its best"]
+  head = ["alpha", *(f"rank {rank}" for rank in ranks), "regret at the default rate", "regret at the best rate"]
   lines = [f"| {' | '.join(head)} |", "| --- |" + " --- |" * (len(ranks) + 2)]
   for name, rule in RULES.items():
     cells, regrets = [], dict.fromkeys(RATES, 0.0)
