@@ -1,5 +1,6 @@
 """The measurements behind `task=advise`: gradients at the base, and short runs of several rates and targets."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lora_exp.config import Config, InputError, StoppedError
-from lora_exp.config.conversion import shown
+from lora_exp.config.override_grammar import quoted
 from lora_exp.data.pipeline import train_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.lora.resize import update_svd
@@ -137,9 +138,11 @@ def _narrower(plan: Plan) -> Iterator[tuple[str, Plan]]:
 
 
 def _targets_name(cfg: Config) -> str:
-  """`lora.targets` as it is typed."""
+  """`lora.targets` as it is typed, with quotes where they are needed."""
   value: Any = cfg.lora.targets
-  return f"[{','.join(value)}]" if isinstance(value, list) else shown(value)
+  patterns = [value] if isinstance(value, str) else value
+  words = [word if re.fullmatch(r"[\w.*]+", word) else quoted(word) for word in patterns]
+  return words[0] if isinstance(value, str) else f"[{','.join(words)}]"
 
 
 def _parameters_per_rank(plan: Plan) -> int:
