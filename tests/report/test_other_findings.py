@@ -129,3 +129,14 @@ def test_methods_are_labelled_by_their_settings(tmp_path):
   [found] = findings_on(tmp_path, "Methods")
   assert found.concluded and found.values["best"] == "lora"
   assert "every other method is shown to be more than 5 %" in found.text
+
+
+def test_alphas_that_go_with_methods_are_not_compared(tmp_path):
+  for n, (method, alpha) in enumerate((("lora", 16.0), ("dora", 16.0), ("adalora", 24.0))):
+    for seed in range(3):
+      trial(tmp_path, 3 * n + seed, 2 + 0.1 * n + 0.01 * seed, lora__method=method, lora__alpha=alpha,
+            train__seed=seed)
+  [group] = make_groups(read_sweep(tmp_path))
+  assert [setting.label for setting in group.settings] == ["lora", "dora", "adalora"]
+  assert findings_on(tmp_path, "Alpha") == []
+  assert [finding.values["best"] for finding in findings_on(tmp_path, "Methods")] == ["lora"]

@@ -65,12 +65,12 @@ def _varies(key: str, tables: Sequence[Mapping[str, Any]]) -> bool:
 def distinguishing_keys(runs: Sequence[RunRecord], columns: Sequence[str]) -> list[str]:
   """The keys that distinguish settings: the MAIN_KEYS that vary, then those that no other key determines.
 
-  A learning rate is not one of them if each method has a single rate, as with the references.
+  Alpha and the learning rate are not among them if each method has a single value, as its default.
   """
   tables = [effective_settings(run) | {METHOD: run.method_label} for run in runs]
   methods = {run.method_label for run in runs if not run.method.is_reference}
   keys = [METHOD] if len(methods) > 1 else []
-  keys += [key for key in MAIN_KEYS if key in columns and not (key == RATE and _decides(METHOD, key, tables))]
+  keys += [key for key in MAIN_KEYS if key in columns and not (key in (ALPHA, RATE) and _decides(METHOD, key, tables))]
   for key in columns:
     if key not in keys and not any(_decides(other, key, tables) for other in [METHOD, *keys]):
       keys.append(key)
