@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lora_exp.config.metrics import Metric
@@ -25,7 +26,7 @@ class Setting:
   def method(self) -> MethodFacts:
     return self.runs[0].method
 
-  @property
+  @cached_property
   def counted(self) -> dict[tuple, RunRecord]:
     """Seeds -> the first run that is done with them, without runs that only tuned.
 
@@ -49,7 +50,7 @@ class Setting:
     done = {run.seeds for run in self.runs if not run.tunes and run.result(self.metric.name) is not None}
     return len(done) - len(self.counted)
 
-  @property
+  @cached_property
   def diverged(self) -> list[tuple]:
     """The seeds that diverged, and were not repeated with success."""
     runs = [run for run in self.runs if not run.tunes]
@@ -93,7 +94,7 @@ class Setting:
     """Whether all its runs only tuned, so that it has no score."""
     return all(run.tunes for run in self.runs)
 
-  @property
+  @cached_property
   def tuning_penalties(self) -> dict[tuple, float]:
     """Seeds -> the penalty on the tuning half of the held-out documents, for choices."""
     values = {seeds: run.tuning_result(self.metric.name) for seeds, run in self.counted.items()}
@@ -104,7 +105,7 @@ class Setting:
     """The improvement of the metric over each run's base."""
     return self.estimate(self._gain)
 
-  @property
+  @cached_property
   def gains(self) -> dict[tuple, float]:
     """Seeds -> the gain over the run's own base; NaN for a seed that diverged."""
     values = {seeds: self._gain(run) for seeds, run in self.counted.items()}

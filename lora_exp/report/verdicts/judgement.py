@@ -271,12 +271,19 @@ def _own_terms(a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[Terms, f
   """By seed where the two share enough of them; otherwise Welch's, with the smaller degrees of freedom."""
   shared = [seed for seed in a if seed in b]
   if len(shared) >= SEEDS_NEEDED:
-    (u, c), (_, v) = np.cov([[x[seed] for seed in shared] for x in (a, b)]) / len(shared)
-    return (float(u), float(c), float(v)), len(shared) - 1
+    x, y = ([values[seed] for seed in shared] for values in (a, b))
+    return (_covariance(x, x), _covariance(x, y), _covariance(y, y)), len(shared) - 1
   if min(len(a), len(b)) < 2:
     return (math.inf, 0.0, math.inf), 1
-  u, v = (float(np.var(list(x.values()), ddof=1)) / len(x) for x in (a, b))
+  u, v = (_covariance(list(values.values()), list(values.values())) for values in (a, b))
   return (u, 0.0, v), min(len(a), len(b)) - 1
+
+
+def _covariance(x: Sequence[float], y: Sequence[float]) -> float:
+  """The covariance of two means by n paired numbers."""
+  n = len(x)
+  mean_x, mean_y = math.fsum(x) / n, math.fsum(y) / n
+  return math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / (n - 1) / n
 
 
 def _all_terms(covariance: np.ndarray) -> list[list[Terms]]:

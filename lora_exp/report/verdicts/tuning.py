@@ -11,12 +11,12 @@ import numpy as np
 from lora_exp.report.grouping.group import Group, sort_key
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import key_value, short_name, value_text
-from lora_exp.report.statistics.estimates import Estimate, estimate
+from lora_exp.report.statistics.estimates import Estimate, estimate, t_quantile
 from lora_exp.report.verdicts.judgement import LEVEL, SEEDS_NEEDED, Contrasts
 
 VALUES_NEEDED = 3  # of a tuned key, where each setting was tried at its own values
 CONTENDS = 0.02  # one-sided p below which a value is no longer taken for one that may be the best
-CHOICE_FACTOR = 1.25  # times the variance that choosing between equal values adds; measured by tests/bench/verdicts.py
+CHOICE_FACTOR = 1.25  # over the number of seeds: more variance than equal values give; see tests/bench/verdicts.py
 # Keys that are tuned: settings are compared at their own best value of each.
 TUNED = ("optim.", "lora.alpha", "lora.lr_ratio", "lora.dropout", "lora.init_std", "train.batch_size")
 
@@ -29,7 +29,8 @@ class Level:
   chosen: Setting  # the best of `candidates` by all seeds
   candidates: list[Setting]  # the settings of this level, one for each combination of tuned values
   gains: dict[Any, float]  # seed -> gain of the values chosen without this seed; NaN where it diverged
-  choice_variance: float  # of the mean gain, because the choice itself may have fallen otherwise
+  choice_variance: float = 0.0  # of the mean gain, because the choice itself may have fallen otherwise
+  choice_df: float = 1.0  # degrees of freedom of that
 
   @property
   def label(self) -> str:
@@ -42,8 +43,9 @@ class Level:
     plain = estimate(values)
     if plain.half is None or not self.choice_variance:
       return plain
-    own = (plain.half / plain.t) ** 2
-    return Estimate(plain.mean, plain.t * math.sqrt(own + self.choice_variance), plain.n)
+    own, choice = (plain.half / plain.t) ** 2, self.choice_variance
+    df = (own + choice) ** 2 / (own**2 / (plain.n - 1) + choice**2 / self.choice_df)  # Satterthwaite
+    return Estimate(plain.mean, t_quantile(df) * math.sqrt(own + choice), plain.n)
 
   @property
   def diverged(self) -> int:
@@ -118,10 +120,10 @@ def make_level(value: Any, settings: Sequence[Setting]) -> Level:
   chosen = best_of(settings)
   steady = [s for s in settings if s.seeds and not s.diverged]
   if len(steady) < 2:
-    return Level(value, chosen, list(settings), chosen.gains, 0.0)
+    return Level(value, chosen, list(settings), chosen.gains)
   seeds = _scoring_seeds(steady)
   gains = {seed: _left_out_gain(steady, seed) for seed in seeds}
-  return Level(value, chosen, list(settings), gains, _choice_variance(steady, seeds))
+  return Level(value, chosen, list(settings), gains, *_choice_variance(steady, seeds))
 
 
 def _scoring_seeds(settings: Sequence[Setting]) -> list[tuple]:
@@ -153,15 +155,20 @@ def _lowest(tables: Sequence[Mapping[tuple, float]], seeds: set[tuple]) -> int:
   return int(np.argmin(means))
 
 
-def _choice_variance(settings: Sequence[Setting], seeds: Sequence[tuple]) -> float:
-  """The variance that the choice adds to the mean gain: of the values that may be best, as if they were equal."""
+def _choice_variance(settings: Sequence[Setting], seeds: Sequence[tuple]) -> tuple[float, float]:
+  """The variance that the choice adds to the mean gain, and its degrees of freedom.
+
+  It is that of a choice between the values that may be best, as if they were equal; where they are not quite equal, the
+  choice by fewer seeds is also a little worse, for which CHOICE_FACTOR allows.
+  """
   tables = [{k: g for k, g in s.gains.items() if k in set(seeds)} for s in settings]
   contrasts = Contrasts([table for table in tables if table])
   if contrasts.count < 2 or contrasts.df < 1:
-    return 0.0
+    return 0.0, 1.0
   best = int(np.argmax(contrasts.means))
   contending = 1 + sum(contrasts.p_pooled(best, j) >= CONTENDS for j in range(contrasts.count) if j != best)
-  return CHOICE_FACTOR * choice_inflation(contending, len(seeds)) * contrasts.variance / len(seeds)
+  inflation = (1 + CHOICE_FACTOR / len(seeds)) * choice_inflation(contending, len(seeds))
+  return inflation * contrasts.variance / len(seeds), float(contrasts.df)
 
 
 @cache
