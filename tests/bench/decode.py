@@ -1,4 +1,4 @@
-"""The JAX tutorial's `generate_text` beside our cached decoding: seconds a token, on this machine in this minute.
+"""Compares the JAX tutorial's `generate_text` with our cached decoding: seconds per token on this machine.
 
     python tests/bench/decode.py
 
@@ -29,7 +29,7 @@ from lora_exp.train.sampler import Sampler
 LENGTH, VOCAB, WIDTH, HEADS, BLOCKS, TOP_K = 256, 50_257, 256, 8, 4, 10
 PROMPT = "Once upon a time there was a little dog"
 FROZEN = LoraConfig(method="frozen")
-SHARE = 50  # what is promised: at most this part of the tutorial's time a token
+SHARE = 50  # required: at most 1/SHARE of the tutorial's time per token
 
 
 class Block(nnx.Module):
@@ -47,7 +47,7 @@ class Block(nnx.Module):
 
 
 class Tutorial(nnx.Module):
-  """Its model."""
+  """The tutorial's model."""
 
   def __init__(self, rngs: nnx.Rngs):
     self.tokens, self.positions = nnx.Embed(VOCAB, WIDTH, rngs=rngs), nnx.Embed(LENGTH, WIDTH, rngs=rngs)
@@ -68,7 +68,7 @@ class Tutorial(nnx.Module):
 
 
 def generate(model: Tutorial, step, ids: list[int], count: int) -> list[int]:
-  """The tutorial's loop: `ids` and `count` tokens more."""
+  """The tutorial's loop: returns `ids` and `count` further tokens."""
   for _ in range(count):
     padded = jnp.array(ids + [0] * (LENGTH - len(ids)))[None]
     ids = [*ids, int(step(model, padded, len(ids) - 1))]
@@ -89,14 +89,14 @@ def ours(count: int, *typed: str, adapted: bool = False):
 
 
 def seconds(draw, count: int) -> float:
-  """A token of a call that draws `count`."""
+  """Seconds per token of a call that draws `count` tokens."""
   began = time.perf_counter()
   draw()
   return (time.perf_counter() - began) / count
 
 
 def main() -> int:
-  """Prints the times; 1 where the promise does not hold."""
+  """Prints the times; returns 1 if the required ratio is missed."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--turns", type=int, default=9, help="turns of each, of which the median counts")
   parser.add_argument("--tokens", type=int, default=128, help="tokens in a turn of ours; the tutorial draws 2")

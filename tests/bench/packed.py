@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
 SMALL = ["model.width=128", "model.ff=128", "data.seq_len=64", "train.batch_size=4", "model.pretrain.steps=100"]
-MODELS = {  # settings, and the least ratio of times that is promised
+MODELS = {  # settings, and the required ratio of times
   "small": (SMALL, 2.0),  # 256 tokens a step
   "default": ([], 1.2),
   # the small one with V 50,257; held out are a fifth of the tokens, or evaluation takes most of the time
@@ -35,7 +35,7 @@ TURNS = 9
 
 
 def run(settings: list[str], cache: Path, directory: Path) -> tuple[float, float]:
-  """(wall-clock, processor) seconds of one command line, everything included."""
+  """(wall-clock, processor) seconds of one complete command line."""
   command = [sys.executable, "-m", "lora_exp", *settings, "train.steps=100", "logger.mode=offline"]
   shutil.rmtree(directory, ignore_errors=True)
   directory.mkdir()

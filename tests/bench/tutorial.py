@@ -1,4 +1,4 @@
-"""The JAX tutorial's training step beside ours: tokens a second and peak memory, on this machine in this minute.
+"""Compares the JAX tutorial's training step with ours: tokens per second and peak memory on this machine.
 
     python tests/bench/tutorial.py
 
@@ -16,7 +16,7 @@ import sys
 import time
 
 ROWS, LENGTH, VOCAB, RANK = 16, 256, 50_257, 128
-FASTER, SMALLER = 2.3, 0.4  # what is promised: the least ratio of speed, the largest ratio of memory
+FASTER, SMALLER = 2.3, 0.4  # required: the minimum ratio of speed and the maximum ratio of memory
 
 
 def tokens_and_targets():
@@ -126,7 +126,7 @@ def serve(side: str) -> None:
 
 
 class Side:
-  """A process that runs steps when it is asked to."""
+  """A process that runs steps on request."""
 
   def __init__(self, name: str):
     command = [sys.executable, __file__, "--side", name]
@@ -144,12 +144,12 @@ class Side:
     self.process.wait()
 
   def median(self, key: str) -> float:
-    """Of all turns."""
+    """The median over all turns."""
     return statistics.median(turn[key] for turn in self.turns)
 
 
 def main() -> int:
-  """Runs both and prints the table; 1 where a promise does not hold."""
+  """Runs both and prints the table; returns 1 if a required ratio is missed."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--side", choices=("tutorial", "ours"), help=argparse.SUPPRESS)
   parser.add_argument("--turns", type=int, default=7, help="turns of each side, of which the median counts")

@@ -1,4 +1,4 @@
-"""A stand-in for training, so that the command line's tests see how a run ends without waiting for it."""
+"""A substitute for training, so that tests of the command line need not train."""
 
 from collections.abc import Callable
 from pathlib import Path

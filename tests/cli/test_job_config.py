@@ -1,4 +1,4 @@
-"""run=DIR and train.resume=DIR use the saved config, with what is typed on top."""
+"""run=DIR and train.resume=DIR use the saved config with the overrides applied."""
 
 from dataclasses import asdict
 from pathlib import Path

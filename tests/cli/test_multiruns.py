@@ -10,7 +10,7 @@ from lora_exp.config import Config, DivergedError, InputError, StoppedError
 
 
 def refuse(cfg: Config, run_dir: Path) -> None:
-  """A run that is refused after it wrote a file."""
+  """A run that is rejected after it wrote a file."""
   (run_dir / "half").mkdir()
   (run_dir / "half" / "written").touch()
   raise InputError("lora.targets=nothing: matches nothing")

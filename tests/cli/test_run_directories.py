@@ -1,4 +1,4 @@
-"""A run has a directory of its own, which is removed if nothing was trained."""
+"""Each run has its own directory, which is removed if nothing was trained."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Settings of version 0.1.0 that were renamed are still read, and typing one shows a warning."""
+"""Renamed settings of version 0.1.0 are still accepted, with a warning if they are typed."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Chat templates: the turns that the model was tuned on, its answer learned to the end, and no forged turn."""
+"""Chat templates: correct turns, loss on the complete answer, and no forged turns."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Bad files and bad settings are refused in a sentence, and leave nothing in the cache."""
+"""Bad files and settings raise an error of one sentence, and leave nothing in the cache."""
 
 import subprocess
 import sys

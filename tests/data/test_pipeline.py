@@ -1,4 +1,4 @@
-"""Batches: every row once in an epoch, the same again after a resume."""
+"""Batches contain every row once per epoch, and are the same after a resume."""
 
 import itertools
 import subprocess
@@ -25,7 +25,7 @@ def batches(rows: Rows, count: int, size: int = 8, start: int = 0, **settings) -
 
 
 def row_ids(rows: Rows, batch: dict[str, np.ndarray]) -> list[int]:
-  """The number of each of the batch's rows in the order they were made."""
+  """The index of each row of the batch in the order in which rows were written."""
   numbers = {row["tokens"].tobytes(): n for n, row in enumerate(each_row(every_row(rows, "train")))}
   assert len(numbers) == rows.train_rows  # no two are equal
   return [numbers[row["tokens"].tobytes()] for row in each_row(batch)]

@@ -1,4 +1,4 @@
-"""Documents as rows: nothing is lost, nothing crosses documents, and only what is to be learned has loss."""
+"""Packing of documents: no token is lost, no pair crosses documents, and only the intended tokens have loss."""
 
 import tempfile
 from pathlib import Path

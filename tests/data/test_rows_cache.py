@@ -1,4 +1,4 @@
-"""Rows are made once, and named by everything that decides them."""
+"""Rows are written once, under a key of everything that determines them."""
 
 
 import pytest

@@ -1,4 +1,4 @@
-"""The page on adding a source: its example works, and every setting of a source is part of its identity."""
+"""The instructions for adding a source work, and every setting of a source is part of its identity."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ def blocks(page: str) -> list[str]:
 
 @pytest.fixture
 def poems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-  """The page's example, in a folder that is read besides data/sources and conf; returns overrides that use it."""
+  """Installs the example in folders searched in addition to data/sources and conf; returns overrides that use it."""
   code, settings = blocks(sources.__doc__ or "")
   (tmp_path / "sources").mkdir()
   (tmp_path / "sources" / "poems.py").write_text(code)

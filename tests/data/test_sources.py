@@ -1,4 +1,4 @@
-"""Sources that need no file: what they hold, what of it is learned, and that nothing held out is trained on."""
+"""Sources without files: their documents, the tokens with loss, and that held-out data is not trained on."""
 
 import importlib.machinery
 import re

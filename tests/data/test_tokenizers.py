@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints: the ids that the model was trained on, and no text that forges a control token."""
+"""Tokenizers of checkpoints give the ids that the model was trained on, and text never becomes a control token."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A process killed while it saves never costs the last committed checkpoint."""
+"""Killing a process while it saves never loses the last committed checkpoint."""
 
 import multiprocessing
 import random
@@ -13,7 +13,7 @@ from lora_exp.train import checkpoint
 
 
 def last_acknowledged(run_dir: Path, die_at: int | None, kill_after: float = 0.0) -> int:
-  """Let a process save, and die; the last step that it knew to be saved."""
+  """Runs a process that saves until it is killed; returns the last step that it reported as saved."""
   context = multiprocessing.get_context("forkserver")  # jax cannot be forked once it runs, and takes seconds to import
   context.set_forkserver_preload(["jax", "orbax.checkpoint", "saver"])
   receiver, sender = context.Pipe(duplex=False)

@@ -1,4 +1,4 @@
-"""Whatever a person gets wrong, a run ends in one clear screen and the right code, and leaves nothing half-made."""
+"""For every user error, a run ends with a clear message and the right exit code, and leaves no partial output."""
 
 import json
 import math
@@ -63,12 +63,12 @@ FAULTS = [
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-  """A cache that no test beside these writes to."""
+  """A cache that only these tests use."""
   monkeypatch.setenv("LORA_EXP_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def made() -> set:
-  """What the cache holds of tokens and bases."""
+  """The rows and bases in the cache."""
   return {path for kind in ("rows", "base") for path in everything(cache() / kind)}
 
 

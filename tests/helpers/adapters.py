@@ -1,4 +1,4 @@
-"""Adapters of every kind with random leaves, and what each needs to be saved."""
+"""Adapters of every method with random leaves, and the arguments to save them."""
 
 from dataclasses import replace
 from typing import Any

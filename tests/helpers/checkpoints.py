@@ -1,4 +1,4 @@
-"""Checkpoints of a tiny Llama as people publish it, and what the program loads from them."""
+"""Checkpoints of a tiny Llama in published formats, and the arrays loaded from them."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def published_arrays(
 
 
 def write_checkpoint(at: Path, arrays: dict[str, np.ndarray] | None = None, **config) -> Path:
-  """Writes a checkpoint as people publish it: config.json and one file."""
+  """Writes a checkpoint in the published format: config.json and one file."""
   at.mkdir(exist_ok=True)
   (at / "config.json").write_text(json.dumps({**CONFIG, **config}))
   save_file(published_arrays(random_arrays()) if arrays is None else arrays, at / "model.safetensors", {"format": "pt"})
@@ -72,7 +72,7 @@ def write_shards(at: Path, arrays: dict[str, np.ndarray]) -> Path:
 def load_arrays(
   source: Path, cfg: ModelConfig = LLAMA, mesh: MeshConfig | None = None, cache: Path | str = "~"
 ) -> dict[str, Any]:
-  """The arrays that the checkpoint `source` holds for the model of `cfg`, by our paths."""
+  """Loads the arrays of the checkpoint `source` for the model of `cfg`, by our paths."""
   family = get_family(cfg.family)
   abstract = nnx.to_pure_dict(nnx.state(abstract_model(cfg, 0), nnx.Param))
   layout = Layout(make_mesh(mesh or MeshConfig()), family.axes, family.units(cfg))
@@ -80,7 +80,7 @@ def load_arrays(
 
 
 def assert_same(loaded: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
-  """The arrays are equal bit for bit, after a cast to the loaded dtype, and there are no others."""
+  """Asserts that the arrays are equal bit for bit after a cast to the loaded dtype, and that there are no others."""
   assert loaded.keys() == expected.keys()
   for path, x in loaded.items():
     np.testing.assert_array_equal(np.asarray(x), expected[path].astype(x.dtype), err_msg=path)

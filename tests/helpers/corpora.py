@@ -1,4 +1,4 @@
-"""Small corpora for tests of data, and what their rows must hold."""
+"""Small corpora for tests of data, and the expected contents of their rows."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def text_config(folder: Path, documents: list[str] = STORIES, **settings) -> Dat
 
 
 def every_row(rows: Rows, split: str) -> dict[str, np.ndarray]:
-  """All rows of a split in the order they were made."""
+  """All rows of a split in the order in which they were written."""
   if split == "eval":
     batches = list(eval_batches(rows, rows.eval_rows, None))
   else:
@@ -44,7 +44,7 @@ def every_row(rows: Rows, split: str) -> dict[str, np.ndarray]:
 
 
 def documents_in(batch: dict[str, np.ndarray], eot: int) -> list[list[int]]:
-  """Packed rows put together again: a piece goes on where the one before it did not end with `eot`."""
+  """Reassembles documents from packed rows: a piece continues the previous one if that does not end with `eot`."""
   documents: list[list[int]] = []
   open_document = False
   for tokens, targets, segments, positions, weights in zip(
@@ -66,7 +66,7 @@ def documents_in(batch: dict[str, np.ndarray], eot: int) -> list[list[int]]:
 
 
 def left_in(cache: Path) -> list[str]:
-  """What making rows left in the cache, but for the lock files."""
+  """The files in the cache except lock files."""
   return [path.name for path in (cache / "rows").iterdir() if path.suffix != ".lock"]
 
 

@@ -1,4 +1,4 @@
-"""A wandb server on 127.0.0.1: as much of its HTTP as runs, sweeps, their agents and workspaces need."""
+"""A wandb server on 127.0.0.1 with the HTTP interface that runs, sweeps, agents and workspaces need."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ ENTITY = {"id": "e", "name": "me"}
 
 
 class Hub:
-  """What was sent to it. A sweep hands out `jobs`, {parameter: value} each, one to an agent that has none."""
+  """The received data. A sweep gives each idle agent one of `jobs`, {parameter: value}."""
 
   def __init__(self, jobs: Sequence[dict[str, Any]] = ()):
     self.jobs = list(jobs)
@@ -121,7 +121,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
     do_GET = do_PUT = do_POST
 
     def log_message(self, *_: Any) -> None:
-      """Says nothing."""
+      """Logs nothing."""
 
   server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()

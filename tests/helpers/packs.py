@@ -1,4 +1,4 @@
-"""Small packs for the tests of the core: a MiniGPT of 2 layers on random rows of tokens."""
+"""Small packs for tests of training: a MiniGPT of 2 layers on random rows of tokens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ SIZES = {"base": "random", "layers": 2, "width": 32, "heads": 4, "ff": 48, "max_
 
 
 def small(**settings) -> Config:
-  """The small config with `settings`, whose names have `__` for the dot: `lora__rank=4`."""
+  """The small config with `settings`, whose names have `__` instead of dots: `lora__rank=4`."""
   cfg = Config()
   sizes = {f"model__{k}": v for k, v in SIZES.items()}
   for name, value in (sizes | {"optim__warmup": 0, "optim__schedule": "constant"} | settings).items():
@@ -30,7 +30,7 @@ def small(**settings) -> Config:
 
 
 def rows(seed: int = 0, batch: int = 4, length: int = 16, vocab: int = 257) -> dict[str, np.ndarray]:
-  """A batch of packed rows: two documents and some padding in each, and a few targets that do not count."""
+  """A batch of packed rows, each with two documents and padding; a few targets have no loss."""
   rng = np.random.default_rng(seed)
   tokens = rng.integers(0, vocab, (batch, length + 1), dtype=np.int32)
   cut, end = rng.integers(2, length - 4, batch), rng.integers(length - 3, length + 1, batch)
@@ -48,7 +48,7 @@ def rows(seed: int = 0, batch: int = 4, length: int = 16, vocab: int = 257) -> d
 
 @contextmanager
 def quickly() -> Iterator[None]:
-  """Programs compiled in here are compiled in less time, and run slower."""
+  """Context in which programs compile faster and run slower."""
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", True)
   try:
@@ -84,7 +84,7 @@ def kept(tree):
 
 
 class Training:
-  """A job in training: its compiled step, and the state that training has reached."""
+  """A job in training: its compiled step and its current state."""
 
   def __init__(self, job: Job, **shape):
     self.job, self.state, self.shape = job, job.state, shape
@@ -101,7 +101,7 @@ class Training:
 
 
 def bent(tree):
-  """`tree` with every leaf moved a little, B away from 0, as if trained; the trials alike."""
+  """`tree` with every leaf changed a little, as if trained, so that B is not 0; equally for all trials."""
   wave = lambda x: 0.05 * jnp.sin(1 + 3.0 * jnp.arange(x[0].size)).reshape(x.shape[1:])
   return jax.tree.map(lambda x: x + wave(x), tree)
 

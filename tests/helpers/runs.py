@@ -1,4 +1,4 @@
-"""Whole runs for the tests: text to train on, the command line, and what a run directory holds."""
+"""Complete runs for tests: training text, the command line, and the contents of a run directory."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ TEXT = "lora_exp_test_stories.txt"
 
 
 def story(number: int) -> str:
-  """Thirty words, others for each number."""
+  """Thirty words that depend on the number."""
   return " ".join(random.Random(number).choices(WORDS, k=30)).capitalize() + "."
 
 
@@ -43,12 +43,12 @@ def train(run_dir: Path, *argv: str, code: int = 0) -> Path:
 
 
 def resume(run_dir: Path, *argv: str, code: int = 0) -> None:
-  """Goes on with a run, in this process."""
+  """Resumes a run in this process."""
   assert entry.run([f"train.resume={run_dir}", *argv]) == code
 
 
 def command(*argv: str) -> list[str]:
-  """The command line as a person types it."""
+  """The command line as typed in a shell."""
   return [sys.executable, "-m", "lora_exp", *argv]
 
 
@@ -59,7 +59,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 def process(*argv: str, cwd: Path, devices: int = 1) -> subprocess.CompletedProcess[str]:
-  """Runs the command line in a process of its own."""
+  """Runs the command line in a separate process."""
   env = environment(devices)
   return subprocess.run(command(*argv), cwd=cwd, env=env, text=True, capture_output=True, timeout=900)
 
@@ -79,7 +79,7 @@ def rows(run_dir: Path, split: str | None = None) -> list[dict]:
 
 
 def curve(run_dir: Path) -> list[dict]:
-  """Every line of metrics.jsonl without what a clock measured: the floats are those of their shortest exact text."""
+  """All lines of metrics.jsonl without times. Floats are read from their shortest exact representation."""
   return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows(run_dir)]
 
 
@@ -88,7 +88,7 @@ def summary(run_dir: Path) -> dict:
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
-  """SHA-256 over the sorted names, shapes, dtypes and bytes, written anew here: nothing of the program's is used."""
+  """SHA-256 over the sorted names, shapes, dtypes and bytes, implemented independently of the program."""
   total = hashlib.sha256()
   for name in sorted(arrays):
     x = np.ascontiguousarray(arrays[name])
@@ -97,10 +97,10 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def everything(root: Path) -> set[Path]:
-  """Every path under `root`, apart from lock files: they stay so that two processes never hold two."""
+  """Every path under `root` except lock files, which are never deleted."""
   return {path for path in root.rglob("*") if not path.name.endswith(".lock")}
 
 
 def cache() -> Path:
-  """The cache that all tests of a session share."""
+  """The cache shared by all tests of a session."""
   return Path(os.environ["LORA_EXP_CACHE"])

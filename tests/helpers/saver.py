@@ -1,4 +1,4 @@
-"""A process that saves one checkpoint after another until killed, at a chosen file operation if asked."""
+"""A process that saves checkpoints until it is killed, optionally at a given file operation."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "sh
 
 
 def state_of(step: int) -> dict:
-  """A state that tells its step by every value."""
+  """A state whose values all identify its step."""
   return {f"layer{i}": {"lora_a": np.full((4, 3), step, np.float32), "lora_b": np.full((3,), step, np.int32)}
           for i in range(10)}
 

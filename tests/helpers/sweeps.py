@@ -1,4 +1,4 @@
-"""Sweep directories made by hand, whose right answers are known."""
+"""Synthetic sweep directories with known answers."""
 
 import copy
 import json

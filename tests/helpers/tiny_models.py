@@ -1,4 +1,4 @@
-"""Settings of one tiny model of each kind, with every option of its module in use."""
+"""Settings of one tiny model per module, which use all options of the module."""
 
 from typing import Any
 

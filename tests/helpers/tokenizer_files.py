@@ -1,4 +1,4 @@
-"""Tokenizers of every kind, made in the test: small, in the formats of published checkpoints."""
+"""Small synthetic tokenizers of every kind, in the formats of published checkpoints."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def byte_level(folder: Path, special=("<|endoftext|>", "<|im_start|>", "<|im_end
 
 
 def spaced(folder: Path, scheme: str = "first", **settings) -> Path:
-  """A directory with a tokenizer.json that puts a space before a text, as those of Llama 2 and Mistral."""
+  """A directory with a tokenizer.json that prepends a space to a text, like those of Llama 2 and Mistral."""
   from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
   made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -103,7 +103,7 @@ def gguf_file(folder: Path, pre: str, **settings) -> Path:
 
 
 def library_ids(folder: Path, text: str) -> list[int]:
-  """What the library itself makes of a text in which control tokens are spelt."""
+  """The ids of the library itself for a text that contains the names of control tokens."""
   from tokenizers import Tokenizer as Library
 
   return Library.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids

@@ -1,4 +1,4 @@
-"""Adapters on disk: they come back bit for bit, and a file that is damaged or does not fit is refused in a sentence."""
+"""Adapter files are restored bit for bit; damaged or incompatible files raise an error of one sentence."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ def load(directory: Path, kind: str = "lora", naming: Any = LLAMA) -> lora.Adapt
 
 
 def same(found: lora.Adapter, wanted: lora.Adapter) -> None:
-  """Every bit, but for the norms of the base's own kernels, which no file has."""
+  """Asserts equality of all bits, except for the norms of the base's kernels, which files do not contain."""
   assert (found.method, found.rows, found.full.keys()) == (wanted.method, wanted.rows, wanted.full.keys())
   for path, own in wanted.leaves.items():
     assert found.leaves[path].keys() == own.keys() - {"kernel_norm2"}
@@ -171,7 +171,7 @@ def transposed(rng, tensors, name):
 
 
 class Loud:
-  """Unpickling it would be noticed."""
+  """An object whose unpickling is detected."""
 
   def __reduce__(self):
     return (pytest.fail, ("a pickle was run",))

@@ -1,4 +1,4 @@
-"""Adapters: where they sit, how they start, that they change nothing until trained, and how they are stored."""
+"""Adapters: targets, initialisation, unchanged outputs before training, and storage."""
 
 import doctest
 import math
@@ -34,7 +34,7 @@ def quick():
 
 
 class Small(nnx.Module):
-  """Every kind of module that can be adapted, one of them shared by two parents."""
+  """A model with every adaptable module type; one module has two parents."""
 
   def __init__(self, rngs: nnx.Rngs):
     self.emb = nnx.Embed(20, 12, rngs=rngs)

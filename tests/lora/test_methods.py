@@ -1,4 +1,4 @@
-"""What every method promises: it starts as the base, its gradients are those of its formula, and the base stays."""
+"""Every method equals its base before training, has the gradients of its formula, and never changes the base."""
 
 import json
 from functools import cache
@@ -92,7 +92,7 @@ def job(family: str, case: str):
 
 
 def only(tree):
-  """The one trial of a tree of trials."""
+  """The only trial of a tree of trials."""
   return jax.tree.map(lambda x: x[0], tree)
 
 
@@ -207,12 +207,12 @@ def mean_loss(model, batch: dict):
 
 
 def logits_of(plan, family: str, values: dict) -> np.ndarray:
-  """What the plain model says, by a compiled program of its own."""
+  """The logits of the plain model, from a separately compiled program."""
   return np.asarray(jax.jit(lambda values: outputs(plain(plan, values), batch_of(family)))(values))
 
 
 def start_logits(of, family: str) -> np.ndarray:
-  """What the adapted model says before the first step."""
+  """The logits of the adapted model before the first step."""
   say = lambda params, trial, frozen: outputs(assemble(of.program, params, trial, frozen, None), batch_of(family))
   return np.asarray(jax.jit(say)(*only((of.state.params, of.trials)), of.frozen))
 
@@ -388,7 +388,7 @@ def taken(tree, n: int, case: str, trial: int) -> dict[str, np.ndarray]:
 
 
 def count_bits(leaves) -> int:
-  """How many numbers have a bit that is set; -0 has one."""
+  """The number of values with any bit set; -0 has one."""
   return sum(int((np.asarray(x).view(np.uint32) != 0).sum()) for x in leaves)
 
 

@@ -1,4 +1,4 @@
-"""Every method on a user's own NNX model, with `from lora_exp import lora` alone: on, trained, merged, off."""
+"""Every method on a custom NNX model with only `from lora_exp import lora`: inject, train, merge, eject."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""The page on adding a family is right: its example, as one new file, is built, loaded, exported and checked."""
+"""The instructions for adding a family work: their example, one new file, is built, loaded, exported and checked."""
 
 import json
 import subprocess

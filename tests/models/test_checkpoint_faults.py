@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is reported at once and in full; nothing that it holds is run."""
+"""All faults of a checkpoint are reported at once, and no code in it is run."""
 
 import json
 import pickle
@@ -62,7 +62,7 @@ def faulty_checkpoint(name: str, at: Path) -> Path:
 
 
 class Bomb:
-  """Its pickle creates a file when it is loaded."""
+  """An object whose pickle creates a file when it is loaded."""
 
   def __init__(self, path: str):
     self.path = path

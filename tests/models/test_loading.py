@@ -30,7 +30,7 @@ def test_shards_and_their_index_are_one_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("block", [100, 1000])
 def test_tensors_are_read_in_blocks_of_rows(tmp_path, monkeypatch, block):
-  """However small the blocks."""
+  """The result does not depend on the block size."""
   monkeypatch.setattr(safetensors_reader, "BLOCK", block)
   assert_same(load_arrays(write_checkpoint(tmp_path)), random_arrays())
 

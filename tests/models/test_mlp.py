@@ -1,4 +1,4 @@
-"""Models that are not language models, in the same loop: blox's regression, penzai's XOR, and their checks."""
+"""Models that are not language models, in the same training loop: blox's regression and penzai's XOR."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The files of conf/model have the published numbers of parameters, and LoRA adapts what people adapt."""
+"""The files of conf/model have the published numbers of parameters, and LoRA adapts the usual modules."""
 
 from dataclasses import replace
 from functools import cache

@@ -1,4 +1,4 @@
-"""Against transformers and PEFT: what a run exports is, in their hands, the model that the run is here."""
+"""Parity of exports: transformers and PEFT compute the same as the run from its exported files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every family against transformers: a tiny random checkpoint that it saves gives its logits and its tokens."""
+"""Parity with transformers for every family: logits and generated tokens of a tiny random checkpoint."""
 
 from dataclasses import dataclass
 from functools import cache

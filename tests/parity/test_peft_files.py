@@ -63,7 +63,7 @@ class Pair:
   naming: lora.Naming
 
   def theirs(self):
-    """A fresh copy, as PEFT changes the model that it is given."""
+    """A fresh copy, because PEFT modifies the model."""
     return deepcopy(self.reference)
 
   def model(self) -> nnx.Module:

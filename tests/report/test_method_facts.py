@@ -1,4 +1,4 @@
-"""The report takes what it needs to know about a method from a run's files."""
+"""The report reads the facts about a method from a run's files."""
 
 import pytest
 from reports import Page, read_results

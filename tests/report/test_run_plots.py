@@ -1,4 +1,4 @@
-"""The picture of a run says what its metrics.jsonl says."""
+"""The plot of a run shows the values of its metrics.jsonl."""
 
 import json
 

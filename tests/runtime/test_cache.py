@@ -1,4 +1,4 @@
-"""A cache directory is made once, by one process, and is complete or absent."""
+"""A cache entry is written once, by one process, and is either complete or missing."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What is printed: no markup is interpreted, no sample moves the cursor, and a pipe gets few lines."""
+"""Output: markup is not interpreted, samples cannot move the cursor, and a pipe gets few lines."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sweeps whose runs are elsewhere: every launcher tells how each run ended, and goes on with what is there."""
+"""Launchers report how each run ended, and continue an interrupted sweep."""
 
 import json
 import os

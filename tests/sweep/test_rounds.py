@@ -1,4 +1,4 @@
-"""Sweeps in rounds: what a round trains follows from the results before it, also after a kill."""
+"""Sweeps in rounds: each round follows from earlier results, also after a kill."""
 
 import csv
 import json

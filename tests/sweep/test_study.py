@@ -1,4 +1,4 @@
-"""Studies: what is searched, that nothing is tried twice, that pruning changes no other run, and how it goes on."""
+"""Studies: the search space, distinct trials, pruning that does not change other runs, and continuation."""
 
 import json
 import signal

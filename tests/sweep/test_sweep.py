@@ -1,4 +1,4 @@
-"""Sweeps: which jobs there are, which train as one program, that each is what it would be alone, that none is lost."""
+"""Sweeps: their jobs, their packs, that trials equal single runs, and that no trial is lost."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""task=dashboard builds a workspace of what runs log, and saves it; wandb's own sweeps and agents run our files."""
+"""task=dashboard builds and saves a workspace of logged runs; wandb's sweeps and agents run our files."""
 
 import dataclasses
 import json

@@ -10,7 +10,7 @@ from lora_exp.cli import main as entry
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A run whose adapter says something else than its base."""
+  """A run whose adapter generates other text than its base."""
   directory = tmp_path_factory.mktemp("generate")
   data = on_stories(directory)
   return train(directory / "run", *TINY, *data, "train.steps=12", "optim.lr=0.05", "train.eval_every=0",
@@ -18,7 +18,7 @@ def run(tmp_path_factory):
 
 
 def said(capfd, *argv: str, code: int = 0) -> str:
-  """What task=generate prints."""
+  """The output of task=generate."""
   capfd.readouterr()
   assert entry.run(["task=generate", "sample.temperature=0", "sample.max_tokens=30", *argv]) == code
   printed = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""A plan tells what a run will cost, truly, and costs next to nothing itself."""
+"""A plan states the true costs of a run, and is cheap itself."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ M, T, D, V, R = 4 * 64, 64, 32, 257, 4
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-  """What a plan prints, by the name before each value."""
+  """The values that a plan prints, by name."""
   monkeypatch = pytest.MonkeyPatch()
   directory = tmp_path_factory.mktemp("plan")
   facts = {}

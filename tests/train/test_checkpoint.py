@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit, or is refused in words; never as other numbers."""
+"""Checkpoints are restored bit for bit or rejected with a message, never with other values."""
 
 import hashlib
 import os

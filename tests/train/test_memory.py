@@ -1,4 +1,4 @@
-"""The memory of packs: an estimate that holds against XLA's figures, as many trials as fit, and what happens if not."""
+"""The memory of packs: the estimate against XLA's figures, the number of trials that fit, and running out of memory."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""metrics.jsonl: rows as they were logged, also after a resume and after an incomplete line."""
+"""metrics.jsonl contains the logged rows, also after a resume and after an incomplete line."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A teacher with a known answer: what it is, what its students are held to, and that the report finds it."""
+"""A teacher with a known answer: its parameters, the loss of its students, and that the report finds the answer."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def config(**more):
 
 
 def taught(job) -> dict:
-  """What the teacher is, as a plain model of its own: its parameters by dotted path."""
+  """The parameters of the teacher by dotted path, as a plain model."""
   return flatten(job.teacher.params)
 
 

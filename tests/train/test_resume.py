@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had never stopped, bit for bit; and what must not be mixed is refused."""
+"""A resumed run equals an uninterrupted one bit for bit, and incompatible settings are rejected."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def stopped(settings, tmp_path_factory):
 
 @pytest.fixture
 def copy(stopped, tmp_path):
-  """A stopped run of the test's own."""
+  """A copy of the stopped run for one test."""
   return shutil.copytree(stopped, tmp_path / "run")
 
 
@@ -169,7 +169,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_loses_nothing(unbroken, tmp_p
 
 
 def refused(run_dir, *argv, capfd, code=2) -> str:
-  """What is said by a resume that is refused and changes no file."""
+  """The message of a resume that is rejected; checks that it changes no file."""
   content = lambda path: load_config(str(run_dir)) if path.name == "config.yaml" else path.read_bytes()
   before = {path: content(path) for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log"}
   capfd.readouterr()

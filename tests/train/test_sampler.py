@@ -1,4 +1,4 @@
-"""Sampling: the cache, draws, stop texts, and how prompts are put to the model."""
+"""Sampling: the cache, draws, stop strings, and the format of prompts."""
 
 import importlib.util
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The compiled step: a pack of trials trains as its trials would alone, padding stays zero, the base stays as it is."""
+"""The compiled step: trials in a pack train like single runs, padding stays zero, and the base does not change."""
 
 import re
 from functools import cache

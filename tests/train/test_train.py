@@ -1,4 +1,4 @@
-"""A run from the command line to its files: what it leaves is complete, true and small, and the base is untouched."""
+"""A run from the command line to its files: they are complete, correct and small, and the base does not change."""
 
 import json
 import math
