@@ -2,35 +2,60 @@
 
 from collections.abc import Mapping, Sequence
 
-from lora_exp.sweep.round_plan import SCORE, TUNE, Round, RoundPlan, RoundTrial, Tuning
+from lora_exp.sweep.looks import Look, make_looks
+from lora_exp.sweep.round_plan import SCORE, TUNE, Round, RoundPlan, RoundResult, RoundTrial, Tuning
 from lora_exp.sweep.tuning_rounds import further_factor, scored_factors
 
-Results = Mapping[int, float | None]  # penalty by trial; infinity if it diverged, None if it failed otherwise
+Results = Mapping[int, RoundResult]  # by the number of the trial
 
 
 class RoundMaker:
-  """Decides the next round. `defaults` has the default of the tuned setting for each compared setting."""
+  """Decides the next round.
 
-  def __init__(self, plan: RoundPlan, defaults: Sequence[float | None]):
-    self.plan, self.defaults = plan, defaults
+  `defaults` has the default of the tuned setting for each setting; `margin` is a share of the best setting's gain.
+  """
+
+  def __init__(self, plan: RoundPlan, defaults: Sequence[float | None], margin: float):
+    self.plan, self.defaults, self.margin = plan, defaults, margin
 
   def next_round(self, trials: Sequence[RoundTrial], results: Results) -> Round | None:
     """The round after the `trials` of the earlier rounds; None if the sweep is complete."""
+    if any(trial.purpose == SCORE and self.plan.settings[trial.setting].seeds for trial in trials):
+      return self._further_seeds(trials, results)
     if self.plan.tuning is None:
-      return None if trials else self._first_scores()
+      return self._first_scores()
     if not trials:
       return self._first_tuning(self.plan.tuning)
     penalties = tuning_penalties(self.plan, trials, results)
-    if any(trial.purpose == SCORE and self.plan.settings[trial.setting].seeds for trial in trials):
-      return None
     return self._extension(penalties, self.plan.tuning, len(trials)) or self._scores(
       penalties, self.plan.tuning, len(trials)
     )
 
   def _first_scores(self) -> Round:
     """Every setting with every seed, without tuning."""
-    jobs = [(n, None, seed) for n, setting in enumerate(self.plan.settings) for seed in range(len(setting.seeds) or 1)]
-    return Round("trains every setting with every seed", self._trials(SCORE, jobs, 0))
+    jobs = [(n, None, seed) for n in range(len(self.plan.settings)) for seed in range(self._first_seeds(n) or 1)]
+    return Round("trains every setting with each of its first seeds", self._trials(SCORE, jobs, 0))
+
+  def _first_seeds(self, index: int) -> int:
+    """The number of seeds with which a setting is scored first; 0 for a reference."""
+    return len(self.plan.settings[index].seeds[: self.plan.seeds_at(0)])
+
+  def looks(self, trials: Sequence[RoundTrial], results: Results) -> list[Look]:
+    """The looks so far; none in a sweep that does not stop by itself."""
+    if self.plan.decision is None:
+      return []
+    return make_looks(self.plan, self.plan.decision, self.margin, trials, results)
+
+  def _further_seeds(self, trials: Sequence[RoundTrial], results: Results) -> Round | None:
+    """More seeds of the settings that are left; None if the answer is known or there is no further look."""
+    looks, decision = self.looks(trials, results), self.plan.decision
+    if decision is None or not looks or looks[-1].decided or len(looks) == len(decision.looks) or not looks[-1].left:
+      return None
+    factors = {trial.setting: trial.factor for trial in trials if trial.purpose == SCORE}
+    seeds = range(looks[-1].seeds, decision.looks[len(looks)])
+    jobs = [(n, factors[n], seed) for n in looks[-1].left for seed in seeds]
+    why = f"adds {_count(len(seeds), 'seed')} to {', '.join(self.plan.settings[n].label for n in looks[-1].left)}"
+    return Round(why, self._trials(SCORE, jobs, len(trials)))
 
   def _first_tuning(self, tuning: Tuning) -> Round:
     """Every setting at all factors with the tuning seed, and the references."""
@@ -55,7 +80,7 @@ class RoundMaker:
   def _scores(self, penalties: Mapping[int, Mapping[float, float]], tuning: Tuning, first: int) -> Round | None:
     """The chosen factors of each setting with the scoring seeds."""
     jobs = [(n, factor, seed) for n, by_factor in penalties.items() for factor in scored_factors(by_factor, tuning)
-            for seed in range(len(self.plan.settings[n].seeds))]
+            for seed in range(self._first_seeds(n))]
     if not jobs:
       return None
     neighbour = " and its better neighbour" if tuning.neighbour else ""
@@ -92,7 +117,7 @@ def tuning_penalties(
   """Penalties by factor for each tuned setting, without trials that failed; settings without any are left out."""
   found: dict[int, dict[float, float]] = {}
   for trial in trials:
-    penalty = results.get(trial.number)
+    penalty = results.get(trial.number, RoundResult()).penalty
     if trial.purpose == TUNE and trial.factor is not None and penalty is not None:
       found.setdefault(trial.setting, {})[trial.factor] = penalty
   return dict(sorted(found.items()))

@@ -16,6 +16,7 @@ class ComparedSetting:
   overrides: list[str]  # without seeds
   seeds: list[list[str]]  # overrides of each repetition; [] for a reference, which is trained once and not tuned
   label: str  # the overrides that not all settings share
+  compared: bool = True  # whether a verdict on it is wanted; not for the points of `extra`
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,33 @@ class Tuning:
   seed: int  # of the trials that choose, which score nothing
   extend: int  # maximum number of values that are added where the best is the lowest or the highest
   neighbour: bool  # whether the better neighbour of the best value is scored too
+
+
+@dataclass(frozen=True)
+class Decision:
+  """When a sweep stops adding seeds; see `lora_exp.sweep.looks`."""
+
+  looks: list[int]  # seeds of a setting at each look, ascending
+  level: float  # probability of a wrong claim, over all looks
+
+
+@dataclass(frozen=True)
+class Budget:
+  """What a sweep may spend. A round that would exceed it is not trained; None: no limit."""
+
+  trials: int | None = None
+  steps: int | None = None  # of training, over all trials
+  minutes: float | None = None  # of training
+
+
+@dataclass(frozen=True)
+class RoundResult:
+  """What a trial tells the decisions. None in a field: not known."""
+
+  penalty: float | None = None  # the metric on the tuning half, lower is better; infinity if it diverged
+  gain: float | None = None  # improvement over the base on the report half, higher is better; NaN if it diverged
+  trainable: int | None = None  # parameters
+  steps: int = 0  # trained
 
 
 @dataclass(frozen=True)
@@ -55,17 +83,25 @@ class RoundPlan:
 
   settings: list[ComparedSetting]
   tuning: Tuning | None
-  repeat_failed: bool  # whether failed trials are trained again when the sweep is continued
+  repeat_failed: bool = False  # whether failed trials are trained again when the sweep is continued
+  decision: Decision | None = None  # None: every setting gets every seed
+  budget: Budget = Budget()
 
   @property
   def grid(self) -> list[list[str]]:
-    """The jobs without tuning: every setting with every seed."""
-    return [[*setting.overrides, *seed] for setting in self.settings for seed in setting.seeds or [[]]]
+    """The jobs without tuning: every setting with the seeds of the first look."""
+    return [[*setting.overrides, *seed] for setting in self.settings
+            for seed in setting.seeds[: self.seeds_at(0)] or [[]]]
+
+  def seeds_at(self, look: int) -> int | None:
+    """The number of seeds of a compared setting at a look; None: all."""
+    return None if self.decision is None else self.decision.looks[look]
 
   def fixed(self) -> dict[str, Any]:
     """The settings that must not change when the sweep is continued, as JSON."""
     jobs = [[text for text in job if not _is_changeable(text)] for job in self.grid]
-    return {"jobs": jobs, "tune": None if self.tuning is None else asdict(self.tuning)}
+    return {"jobs": jobs, "tune": None if self.tuning is None else asdict(self.tuning),
+            "decide": None if self.decision is None else asdict(self.decision)}
 
 
 def _is_changeable(override: str) -> bool:

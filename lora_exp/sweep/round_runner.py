@@ -5,6 +5,7 @@ rounds as they are, and decides only those after them.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,22 +13,24 @@ from pathlib import Path
 from lora_exp.config.errors import DONE, DivergedError, InputError
 from lora_exp.config.metrics import Metric
 from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.runtime import console
 from lora_exp.runtime.locks import run_lock
 from lora_exp.sweep.launched_runs import Launch, LaunchedRuns
 from lora_exp.sweep.ledger import Outcome
 from lora_exp.sweep.next_round import Results, RoundMaker
-from lora_exp.sweep.round_plan import TUNE, Round, RoundPlan, RoundTrial
-from lora_exp.sweep.round_table import show_costs, show_round, show_tuning
+from lora_exp.sweep.round_plan import TUNE, Round, RoundPlan, RoundResult, RoundTrial
+from lora_exp.sweep.round_table import show_answer, show_costs, show_look, show_round, show_tuning
 
 
 class RoundRunner:
   """Trains the rounds of the sweep in `directory`. `defaults` returns the defaults of the tuned setting."""
 
   def __init__(
-    self, plan: RoundPlan, defaults: Callable[[], Sequence[float | None]], metric: Metric, runs: LaunchedRuns
-  ):
+    self, plan: RoundPlan, defaults: Callable[[], Sequence[float | None]], metric: Metric, margin: float,
+    runs: LaunchedRuns,
+  ):  # fmt: skip
     self.plan, self.metric, self.runs = plan, metric, runs
-    self.maker = RoundMaker(plan, defaults())
+    self.maker = RoundMaker(plan, defaults(), margin)
 
   def train(self) -> dict[int, Outcome]:
     """Trains the sweep, or the rest of it. Returns how each run ended, by number.
@@ -39,12 +42,15 @@ class RoundRunner:
       rounds = self._recorded()
       for number, recorded in enumerate(rounds):
         self._train_round(number, recorded)
+      spent = ""
       while not self.runs.stopped() and (following := self._next(rounds)) is not None:
+        if spent := self._over_budget(_trials(rounds), following):
+          break
         self._record(len(rounds), following)
         rounds.append(following)
         self._train_round(len(rounds) - 1, following)
       if not self.runs.stopped():
-        show_costs(self.plan, _trials(rounds), self._read(_trials(rounds)))
+        self._show_end(_trials(rounds), spent)
       return self._outcomes(_trials(rounds))
 
   def _check_plan(self) -> None:
@@ -57,7 +63,7 @@ class RoundRunner:
                          "directory")
       ledger.add("rounds", **plan)
     elif differing := [key for key, value in plan.items() if before.get(key) != value]:
-      names = {"jobs": "settings or seeds", "tune": "hydra.sweeper.tune"}
+      names = {"jobs": "settings or seeds", "tune": "hydra.sweeper.tune", "decide": "hydra.sweeper.decide"}
       raise InputError(f"hydra.sweep.dir={self.runs.directory}: the sweep was started with other "
                        f"{' and '.join(names.get(key, key) for key in differing)}; use the same command, or another "
                        "directory")
@@ -79,20 +85,46 @@ class RoundRunner:
       return
     show_round(number, current)
     jobs = {trial.number: trial.overrides for trial in current.trials}
+    started, ended = time.monotonic(), {trial for trial in jobs if self.runs.ledger.ended(trial)}
     self.runs.train(jobs, list(jobs), repeat_failed=self.plan.repeat_failed)
-    if not self.runs.stopped() and any(trial.purpose == TUNE for trial in current.trials):
-      trials = [trial for earlier in self._recorded()[: number + 1] for trial in earlier.trials]
-      show_tuning(self.plan, trials, self._results(trials), self.metric)
+    if self.runs.stopped():
+      return
+    if len(ended) < len(jobs):
+      self.runs.ledger.add("round_done", round=number, seconds=round(time.monotonic() - started, 1))
+    trials = _trials(self._recorded()[: number + 1])
+    results = self._results(trials)
+    if any(trial.purpose == TUNE for trial in current.trials):
+      show_tuning(self.plan, trials, results, self.metric)
+    if looks := self.maker.looks(trials, results):
+      show_look(self.plan, looks[-1])
+
+  def _over_budget(self, trials: Sequence[RoundTrial], following: Round) -> str:
+    """Which limit of the budget the next round would exceed, in words; empty for none."""
+    budget, results = self.plan.budget, self._results(trials)
+    count = len(trials) + len(following.trials)
+    longest = max((result.steps for result in results.values()), default=0)
+    steps = sum(result.steps for result in results.values()) + longest * len(following.trials)
+    seconds = sum(row["seconds"] for row in self.runs.ledger.rows if row["event"] == "round_done")
+    minutes = seconds / 60 * (1 + len(following.trials) / max(len(trials), 1))
+    needs = (("trials", budget.trials, count), ("steps", budget.steps, steps), ("minutes", budget.minutes, minutes))
+    return "; ".join(f"the next round would need {need:,.0f} {name} in all, and the budget is {limit:,g}"
+                     for name, limit, need in needs if limit is not None and need > limit)
+
+  def _show_end(self, trials: Sequence[RoundTrial], spent: str) -> None:
+    """Shows why the sweep ended, and its costs."""
+    results = self._results(trials)
+    if looks := self.maker.looks(trials, results):
+      show_answer(self.plan, looks[-1], spent)
+    elif spent:
+      console.show_warning(f"the sweep stops: {spent}")
+    show_costs(self.plan, trials, results)
 
   def _next(self, rounds: Sequence[Round]) -> Round | None:
     trials = _trials(rounds)
     return self.maker.next_round(trials, self._results(trials))
 
-  def _read(self, trials: Sequence[RoundTrial]) -> dict[int, RunRecord]:
-    return {trial.number: self.runs.read(trial.number) for trial in trials}
-
   def _results(self, trials: Sequence[RoundTrial]) -> Results:
-    return {number: penalty(run, self.metric) for number, run in self._read(trials).items()}
+    return {trial.number: round_result(self.runs.read(trial.number), self.metric) for trial in trials}
 
   def _outcomes(self, trials: Sequence[RoundTrial]) -> dict[int, Outcome]:
     """How each run ended. A trial that diverged while tuning is a result and no failure."""
@@ -107,22 +139,23 @@ class RoundRunner:
 
 
 def train_rounds(
-  plan: RoundPlan, defaults: Callable[[], Sequence[float | None]], metric: Metric, directory: Path, launch: Launch,
-  stopped: Callable[[], bool],
+  plan: RoundPlan, defaults: Callable[[], Sequence[float | None]], metric: Metric, margin: float, directory: Path,
+  launch: Launch, stopped: Callable[[], bool],
 ) -> dict[int, Outcome]:  # fmt: skip
   """Trains the sweep in `directory`, or the rest of it; see `RoundRunner`."""
-  return RoundRunner(plan, defaults, metric, LaunchedRuns(directory, launch, stopped)).train()
+  return RoundRunner(plan, defaults, metric, margin, LaunchedRuns(directory, launch, stopped)).train()
 
 
-def penalty(run: RunRecord, metric: Metric) -> float | None:
-  """The metric on the tuning half of the held-out documents, with the sign that makes lower better.
-
-  Infinity if the trial diverged, None if it has no result for another reason.
-  """
+def round_result(run: RunRecord, metric: Metric) -> RoundResult:
+  """What the decisions read of a run."""
   if run.status == "diverged":
-    return math.inf
-  value = run.tuning_result(metric.name)
-  return None if value is None else metric.sign * value
+    return RoundResult(math.inf, math.nan, run.trainable, run.last_step)
+  tuning, base, result = run.tuning_result(metric.name), run.base(metric.name), run.result(metric.name)
+  return RoundResult(
+    None if tuning is None else metric.sign * tuning,
+    None if base is None or result is None else metric.sign * (base - result),
+    run.trainable, run.last_step,
+  )  # fmt: skip
 
 
 def _trials(rounds: Sequence[Round]) -> list[RoundTrial]:

@@ -1,11 +1,11 @@
-"""The output of a sweep in rounds: the trials of each round and the reason, the results of tuning, and the costs."""
+"""The output of a sweep in rounds: the trials of each round and the reason, tuning, verdicts, answer, costs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from lora_exp.config.metrics import Metric
-from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
+from lora_exp.sweep.looks import Look
 from lora_exp.sweep.next_round import Results, tuning_penalties
 from lora_exp.sweep.round_plan import TUNE, Round, RoundPlan, RoundTrial
 from lora_exp.sweep.tuning_rounds import best_factor
@@ -37,14 +37,54 @@ def _cell(penalty: float | None, metric: Metric) -> str:
   return "diverged" if math.isinf(penalty) else f"{metric.sign * penalty:.4f}"
 
 
-def show_costs(plan: RoundPlan, trials: Sequence[RoundTrial], runs: Mapping[int, RunRecord]) -> None:
-  """The trials and steps of the sweep by purpose."""
+def show_look(plan: RoundPlan, look: Look) -> None:
+  """A table of the verdicts after a number of seeds."""
+  rows = []
+  for name, verdict in look.judgement.verdicts.items():
+    state = f"{verdict.state}, diverged in {verdict.diverged} of {verdict.seeds}" if verdict.diverged else verdict.state
+    rows.append([plan.settings[int(name)].label, verdict.seeds, verdict.gain, _percent(verdict.short),
+                 _percent(verdict.at_most), state])  # fmt: skip
+  title = (f"After {look.seeds} seeds, with a margin of {look.judgement.margin * 100:g} % of the best gain "
+           f"(level {look.level:.2g})")
+  console.show_table(title, ["setting", "seeds", "gain", "% short", "at most", "verdict"], rows,
+                     right=["gain", "% short", "at most"])  # fmt: skip
+
+
+def show_answer(plan: RoundPlan, look: Look, spent: str) -> None:
+  """Shows the answer or why there is none. `spent`: which limit of the budget ended the sweep."""
+  dropped = ", ".join(plan.settings[n].label for n in look.dropped) or "none"
+  if look.decided and look.answer is not None:
+    console.show(f"\nDecided after {look.seeds} seeds: {plan.settings[look.answer].label} is sufficient with the "
+                 f"fewest parameters; insufficient: {dropped}.")
+    return
+  left = ", ".join(plan.settings[n].label for n in look.left) or "none"
+  why = spent or "there is no further look"
+  console.show(f"\nUndecided after {look.seeds} seeds: {left} {'are' if ',' in left else 'is'} left; insufficient: "
+               f"{dropped}. It stops because {why}.")
+
+
+def show_costs(plan: RoundPlan, trials: Sequence[RoundTrial], results: Results) -> None:
+  """The trials and steps of the sweep by purpose, and as a share of the full grid if the sweep decides."""
   tuning = [trial for trial in trials if trial.purpose == TUNE]
   scoring = [trial for trial in trials if trial.purpose != TUNE]
-  parts = [f"{len(part)} trials {verb} ({_steps(part, runs):,} steps)"
+  parts = [f"{len(part)} trials {verb} ({_steps(part, results):,} steps)"
            for part, verb in ((tuning, "tuned"), (scoring, "scored")) if part]
   console.show(f"\n{' and '.join(parts)}")
+  if plan.decision is not None:
+    full = full_grid(plan)
+    console.show(f"The full grid, every setting with {plan.decision.looks[-1]} seeds"
+                 f"{' at every factor' if plan.tuning else ''}, has {full} trials: {1 - len(trials) / full:.0%} saved.")
 
 
-def _steps(trials: Sequence[RoundTrial], runs: Mapping[int, RunRecord]) -> int:
-  return sum(runs[trial.number].last_step for trial in trials)
+def full_grid(plan: RoundPlan) -> int:
+  """Trials of the grid that gives every setting all seeds at every factor."""
+  factors = 1 if plan.tuning is None else len(plan.tuning.factors)
+  return sum(len(setting.seeds) * factors if setting.seeds else 1 for setting in plan.settings)
+
+
+def _percent(share: float) -> str:
+  return "" if not math.isfinite(share) else f"{share * 100:.1f}"
+
+
+def _steps(trials: Sequence[RoundTrial], results: Results) -> int:
+  return sum(results[trial.number].steps for trial in trials)

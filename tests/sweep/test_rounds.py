@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.config.override_grammar import parse
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.run_reader import read_sweep
+from lora_exp.sweep.looks import look_levels
 from lora_exp.sweep.round_plan import RoundPlan, Tuning
 from lora_exp.sweep.round_runner import train_rounds
 from lora_exp.sweep.round_settings import read_rounds
@@ -22,7 +24,8 @@ from lora_exp.sweep.tuning_rounds import better_neighbour, further_factor, score
 from sweeps import trial
 
 TUNE = {"setting": "optim.lr", "factors": [0.5, 1, 2], "seed": 100, "extend": 2, "neighbour": True}
-NODE = {"zip": None, "repeat_failed": False, "tune": TUNE, "params": {"lora.rank": "1,4", "seed": "0,1,2"},
+NODE = {"zip": None, "repeat_failed": False, "tune": TUNE, "decide": None, "budget": None,
+        "params": {"lora.rank": "1,4", "seed": "0,1,2"},
         "extra": [{"lora": "frozen"}, {"lora": "full", "seed": "0,1,2"}]}  # fmt: skip
 TUNING = Tuning("optim.lr", [0.5, 1, 2], 100, extend=2, neighbour=True)
 SHORT = [*TINY, "train.steps=4", "train.eval_every=2", "train.save_every=4", "train.eval_tokens=256"]
@@ -109,8 +112,9 @@ def test_full_fine_tuning_gets_the_same_search_as_lora():
 class MadeRuns:
   """A launcher whose runs have known losses; it is killed before the `kill_before`-th launch."""
 
-  def __init__(self, directory: Path, loss, kill_before: int | None = None):
+  def __init__(self, directory: Path, loss=None, kill_before: int | None = None, loss_of_seed=None):
     self.directory, self.loss, self.kill_before, self.launches = directory, loss, kill_before, []
+    self.loss_of_seed = loss_of_seed
 
   def __call__(self, jobs: list[list[str]], first: int) -> None:
     if len(self.launches) == self.kill_before:
@@ -119,11 +123,12 @@ class MadeRuns:
     for number, job in enumerate(jobs, first):
       values = dict(text.split("=") for text in job)
       method, rank = values.get("lora", "lora"), int(values.get("lora.rank", 8))
-      loss, seed = self.loss(method, rank, float(values.get("optim.lr", 0))), int(values.get("seed", 0))
+      seed, rate = int(values.get("seed", 0)), float(values.get("optim.lr", 0))
+      loss = self.loss_of_seed(rank, seed) if self.loss_of_seed else self.loss(method, rank, rate)
       if not (self.directory / str(number)).exists():
-        trial(self.directory, number, None if loss is None else loss + seed / 1e4,
+        trial(self.directory, number, None if loss is None else loss if self.loss_of_seed else loss + seed / 1e4,
               status="diverged" if loss is None else "done", lora__method=method, lora__rank=rank,
-              optim__lr=float(values.get("optim.lr", 0)), train__seed=seed, data__seed=seed)  # fmt: skip
+              optim__lr=rate, train__seed=seed, data__seed=seed)  # fmt: skip
 
 
 def bowl(method: str, rank: int, lr: float) -> float | None:
@@ -136,8 +141,8 @@ def bowl(method: str, rank: int, lr: float) -> float | None:
 
 def made(directory: Path, runs: MadeRuns, plan: RoundPlan | None = None):
   directory.mkdir(exist_ok=True)
-  return train_rounds(plan or planned(), lambda: [0.005, 0.005, 0.005, 0.01], METRICS["loss"], directory, runs,
-                      lambda: False)  # fmt: skip
+  return train_rounds(plan or planned(), lambda: [0.005, 0.005, 0.005, 0.01], METRICS["loss"], 0.05, directory,
+                      runs, lambda: False)  # fmt: skip
 
 
 def overrides_of(directory: Path) -> list[list[list[str]]]:
@@ -194,6 +199,83 @@ def test_trials_that_tuned_score_nothing(tmp_path):
   assert sorted(setting.seeds for setting in group.settings if not setting.only_tuned) == [1, 3, 3, 3, 3, 3, 3]
   [best] = [s for s in group.settings if s.values.get("lora.rank") == 4 and s.values["optim.lr"] == 0.02]
   assert set(best.scores.values()) == {2.0, 2.0001, 2.0002} and best.tuning_penalty == pytest.approx(2.01)
+
+
+# ---- a sweep that stops when the answer is known
+
+DECIDE = {"looks": [3, 5, 7, 10], "level": 0.05}
+FOUR = {"lora.rank": "1,2,4,8", "seed": "0,1,2"}
+
+
+def deciding(noise: float, *typed: str, **node) -> tuple[RoundPlan, Callable]:
+  """A plan that decides between four ranks, and losses by which rank 4 is enough."""
+  plan = planned(*typed, params=FOUR, extra=[], tune=None, decide=DECIDE, **node)
+
+  def loss(rank: int, seed: int) -> float:
+    wobble = noise * math.sin(17.0 * rank + 29.0 * seed + rank * seed)
+    return {1: 2.6, 2: 2.3, 4: 2.0, 8: 2.0}[rank] + wobble
+
+  return plan, loss
+
+
+def test_clear_ranks_are_decided_with_three_seeds(tmp_path, capfd):
+  plan, loss = deciding(0.004)
+  made(tmp_path, MadeRuns(tmp_path, loss_of_seed=loss), plan)
+  assert len(overrides_of(tmp_path)) == 1
+  out = " ".join(capfd.readouterr().out.split())
+  assert "Decided after 3 seeds: lora.rank=4 is sufficient" in out and "insufficient: lora.rank=1, lora.rank=2" in out
+  assert "has 40 trials: 70% saved" in out
+
+
+def test_noisy_ranks_get_seeds_and_insufficient_ones_are_dropped(tmp_path):
+  plan, loss = deciding(0.05)
+  runs = MadeRuns(tmp_path, loss_of_seed=loss)
+  made(tmp_path, runs, plan)
+  first, second = runs.launches[:2]
+  assert len(first) == 12
+  assert {job[0] for job in second} == {"lora.rank=4", "lora.rank=8"}
+  assert {job[1] for job in second} == {"seed=3", "seed=4"}
+
+
+def test_a_spent_budget_ends_the_sweep_with_its_reason(tmp_path, capfd):
+  plan, loss = deciding(0.05, budget={"trials": 14})
+  made(tmp_path, MadeRuns(tmp_path, loss_of_seed=loss), plan)
+  assert len(overrides_of(tmp_path)) == 1
+  out = " ".join(capfd.readouterr().out.split())
+  assert "Undecided after 3 seeds" in out and "would need 16 trials in all, and the budget is 14" in out
+
+
+def test_a_killed_decision_continues_with_the_same_jobs(tmp_path):
+  plan, loss = deciding(0.05)
+  made(tmp_path / "unbroken", MadeRuns(tmp_path / "unbroken", loss_of_seed=loss), plan)
+  with pytest.raises(KeyboardInterrupt):
+    made(tmp_path / "killed", MadeRuns(tmp_path / "killed", loss_of_seed=loss, kill_before=1), plan)
+  made(tmp_path / "killed", MadeRuns(tmp_path / "killed", loss_of_seed=loss), plan)
+  assert overrides_of(tmp_path / "killed") == overrides_of(tmp_path / "unbroken")
+
+
+def test_a_diverged_setting_gets_no_further_seeds(tmp_path):
+  plan, loss = deciding(0.05)
+  runs = MadeRuns(tmp_path, loss_of_seed=lambda rank, seed: None if (rank, seed) == (2, 1) else loss(rank, seed))
+  made(tmp_path, runs, plan)
+  assert not any("lora.rank=2" in job for jobs in runs.launches[1:] for job in jobs)
+
+
+def test_the_looks_share_the_level():
+  levels = look_levels([3, 5, 7, 10], 0.05)
+  assert sum(levels) == pytest.approx(0.05) and levels == sorted(levels)
+
+
+@pytest.mark.parametrize(("argv", "sentence"), [
+  (["hydra.sweeper.decide.looks=[5,3]"], "give a list of numbers of seeds that rise, from 3 on"),
+  (["hydra.sweeper.decide.level=2"], "between 0 and 1"),
+  (["hydra.sweeper.tune.neighbour=true"], "one value of each setting is scored; give false"),
+  (["lora.rank=4"], "there is only one; give a list"),
+  (["hydra.sweeper.budget.steps=-1"], "budget.steps=-1: give a positive whole number, or null"),
+])  # fmt: skip
+def test_a_decision_that_cannot_be_is_refused(argv, sentence, tmp_path, capfd):
+  assert entry.run(["sweep=decide", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, "lora.rank=1,2", *argv]) == 2
+  assert sentence in " ".join(capfd.readouterr().err.split())
 
 
 # ---- a sweep of real runs

@@ -35,13 +35,15 @@ class RoundsSweeper(Sweeper):
     if self.config.task != "train":  # nothing is tuned
       self._launch(plan.grid, 0)
       return
+    from lora_exp.report.verdicts.judgement import MARGIN
     from lora_exp.sweep.round_runner import train_rounds
 
     session = self.task_function.__self__  # type: ignore[attr-defined]
     settings = [setting.overrides for setting in plan.settings]
+    margin = OmegaConf.select(self.config, "report.margin", default=MARGIN)
     session.outcomes = train_rounds(
       plan, lambda: [self._default(texts, plan.tuning) for texts in settings], METRICS[self.config.report.metric],
-      directory, self._launch, lambda: session.stopped,
+      margin, directory, self._launch, lambda: session.stopped,
     )  # fmt: skip
 
   def _default(self, texts: list[str], tuning: Any) -> float | None:
