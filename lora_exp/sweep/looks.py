@@ -18,10 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lora_exp.report.reading.document_losses import DocumentLosses
+from lora_exp.report.statistics.held_out_text import text_covariance
 from lora_exp.report.verdicts.judgement import INSUFFICIENT, SUFFICIENT, Judgement, judge
 from lora_exp.sweep.round_plan import SCORE, Decision, RoundPlan, RoundResult, RoundTrial
 
-SPENDING_POWER = 2.5  # chosen with tests/bench/decide.py: clear cases end at the first looks, and the last keeps its power
+SPENDING_POWER = 2.5  # chosen with tests/bench/decide.py: clear cases end early, and the last look keeps its power
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ def make_looks(
 ) -> list[Look]:
   """The looks that the scored trials so far allow, in order."""
   gains, sizes = _scores(plan, trials, results)
+  documents = {(t.setting, t.seed): results[t.number].documents for t in trials if t.purpose == SCORE}
   left, diverged = list(gains), []
   looks: list[Look] = []
   for count, level in zip(decision.looks, look_levels(decision.looks, decision.level), strict=True):
     if not left or any(len(gains[n]) < count for n in left):
       break
     compared = {n: gains[n] for n in gains if n in left or n in diverged}
-    look = _look(count, level, margin, compared, sizes, looks[-1].dropped if looks else [])
+    text = _text_error(compared, documents, count)
+    look = _look(count, level, margin, compared, text, sizes, looks[-1].dropped if looks else [])
     looks.append(look)
     if look.decided:
       break
@@ -63,14 +67,14 @@ def make_looks(
 
 
 def _look(
-  count: int, level: float, margin: float, gains: Mapping[int, Mapping[int, float]], sizes: Mapping[int, float],
-  dropped: Sequence[int],
+  count: int, level: float, margin: float, gains: Mapping[int, Mapping[int, float]], text: np.ndarray | None,
+  sizes: Mapping[int, float], dropped: Sequence[int],
 ) -> Look:  # fmt: skip
   """The verdicts on the settings in `gains` by their first `count` seeds."""
   first: dict[str, dict[Hashable, float]] = {
     str(n): {seed: gain for seed, gain in by_seed.items() if seed < count} for n, by_seed in gains.items()
   }
-  judgement = judge(first, margin, level)
+  judgement = judge(first, margin, level, text)
   insufficient = [int(name) for name in judgement.names(INSUFFICIENT)]
   sufficient = [int(name) for name in judgement.names(SUFFICIENT)]
   diverged = [n for n in gains if judgement.verdicts[str(n)].diverged]
@@ -80,6 +84,22 @@ def _look(
     answer = left[0]  # every other is more than the margin worse than one of the settings, and so is not the best
   smaller = [n for n in left if answer is not None and sizes[n] < sizes[answer]]
   return Look(count, level, judgement, left, [*dropped, *insufficient], answer, answer is not None and not smaller)
+
+
+def _text_error(
+  gains: Mapping[int, Mapping[int, float]], documents: Mapping[tuple[int, int], DocumentLosses | None], count: int
+) -> np.ndarray | None:
+  """The covariance of the mean gains over held-out documents; None unless all runs kept the same documents."""
+  known: list[list[DocumentLosses]] = []
+  for n, by_seed in gains.items():
+    of_setting = [documents.get((n, seed)) for seed, gain in by_seed.items() if seed < count and math.isfinite(gain)]
+    known.append([losses for losses in of_setting if losses is not None])
+    if not of_setting or len(known[-1]) < len(of_setting):
+      return None
+  tokens = known[0][0].tokens
+  if any(not np.array_equal(losses.tokens, tokens) for of_setting in known for losses in of_setting):
+    return None
+  return text_covariance([np.mean([d.base - d.exported for d in of_setting], axis=0) for of_setting in known], tokens)
 
 
 def _scores(

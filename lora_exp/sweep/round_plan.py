@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lora_exp.report.reading.document_losses import DocumentLosses
 from lora_exp.runtime.saved_config import CHANGEABLE
 
 TUNE, SCORE = "tune", "score"  # purposes of a trial: to choose a value, or to compare settings
@@ -55,6 +56,7 @@ class RoundResult:
   gain: float | None = None  # improvement over the base on the report half, higher is better; NaN if it diverged
   trainable: int | None = None  # parameters
   steps: int = 0  # trained
+  documents: DocumentLosses | None = None  # of the report half, if the metric is the loss
 
 
 @dataclass(frozen=True)

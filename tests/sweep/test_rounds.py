@@ -228,7 +228,7 @@ def test_clear_ranks_are_decided_with_three_seeds(tmp_path, capfd):
 
 
 def test_noisy_ranks_get_seeds_and_insufficient_ones_are_dropped(tmp_path):
-  plan, loss = deciding(0.05)
+  plan, loss = deciding(0.03)
   runs = MadeRuns(tmp_path, loss_of_seed=loss)
   made(tmp_path, runs, plan)
   first, second = runs.launches[:2]
@@ -238,7 +238,7 @@ def test_noisy_ranks_get_seeds_and_insufficient_ones_are_dropped(tmp_path):
 
 
 def test_a_spent_budget_ends_the_sweep_with_its_reason(tmp_path, capfd):
-  plan, loss = deciding(0.05, budget={"trials": 14})
+  plan, loss = deciding(0.03, budget={"trials": 14})
   made(tmp_path, MadeRuns(tmp_path, loss_of_seed=loss), plan)
   assert len(overrides_of(tmp_path)) == 1
   out = " ".join(capfd.readouterr().out.split())
@@ -246,7 +246,7 @@ def test_a_spent_budget_ends_the_sweep_with_its_reason(tmp_path, capfd):
 
 
 def test_a_killed_decision_continues_with_the_same_jobs(tmp_path):
-  plan, loss = deciding(0.05)
+  plan, loss = deciding(0.03)
   made(tmp_path / "unbroken", MadeRuns(tmp_path / "unbroken", loss_of_seed=loss), plan)
   with pytest.raises(KeyboardInterrupt):
     made(tmp_path / "killed", MadeRuns(tmp_path / "killed", loss_of_seed=loss, kill_before=1), plan)
@@ -255,7 +255,7 @@ def test_a_killed_decision_continues_with_the_same_jobs(tmp_path):
 
 
 def test_a_diverged_setting_gets_no_further_seeds(tmp_path):
-  plan, loss = deciding(0.05)
+  plan, loss = deciding(0.03)
   runs = MadeRuns(tmp_path, loss_of_seed=lambda rank, seed: None if (rank, seed) == (2, 1) else loss(rank, seed))
   made(tmp_path, runs, plan)
   assert not any("lora.rank=2" in job for jobs in runs.launches[1:] for job in jobs)
