@@ -1,4 +1,4 @@
-"""The one word `seed`: it is the default of every seed that a repetition of a run changes."""
+"""`seed`, the default of all seeds that change between repetitions of a run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ FIXED = ("pretrain_data", "retain")  # groups whose `seed` is 0 if it is null: r
 def with_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
   """Nested settings in which `train.seed`, `data.seed` and those of the other data sources are numbers.
 
-  An explicit number is kept. A missing or invalid `seed` is left to the conversion, which names it.
+  Explicit numbers take precedence. A missing or invalid `seed` is reported by the conversion.
   """
   resolved = dict(values)
   for groups, seed in ((FOLLOWING, resolved.get("seed", 0)), (FIXED, 0)):

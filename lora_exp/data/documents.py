@@ -1,7 +1,7 @@
-"""Which document each held-out row is of, and the two halves of the held-out documents.
+"""The document of each held-out row, and the two halves of the held-out documents.
 
-Rows keep no numbers of documents. With packing=pad a row is a document, and an example of numbers is one. With
-packing=pack, a row begins with the rest of a document if the row before it does not end with the end of one.
+Rows do not store document numbers. With packing=pad, each row is a document, as is each numeric example. With
+packing=pack, a row starts with the rest of a document if the previous row does not end with an end-of-text token.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from lora_exp.data.rows import Rows, damage_explained, reader
 
 TUNING, REPORT = 0, 1  # values of a document's half
 HALVES = ("tuning", "report")  # their names
-READ = 4096  # rows that are decoded at once
+READ = 4096  # rows decoded at once
 
 
 def first_documents(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int) -> np.ndarray:
-  """The number of the document with which each of the `chosen` held-out rows (n,) begins, (n,) int64.
+  """The number of the first document in each of the `chosen` held-out rows (n,), (n,) int64.
 
   The other segments of a row have the numbers that follow. `end`: the token that ends a document. A chat template may
   end documents with other tokens; these are found where a document ends inside a row. Raises InputError for damaged
@@ -42,8 +42,8 @@ def first_documents(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int) -
 def halves(tokens_D: np.ndarray) -> np.ndarray:
   """The half of each of D documents with `tokens_D` tokens: TUNING or REPORT, (D,) uint8.
 
-  Documents are paired by length, and a fixed coin decides which of a pair goes to which half. The halves have about as
-  many tokens and documents, and depend on nothing but the documents.
+  Documents are paired by length, and a fixed coin decides which of a pair goes to which half. The halves have similar
+  numbers of tokens and documents, and depend only on the documents.
   """
   by_length = np.argsort(-tokens_D, kind="stable")
   coins = np.random.default_rng(0).integers(2, size=(len(tokens_D) + 1) // 2, dtype=np.uint8)

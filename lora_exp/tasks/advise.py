@@ -1,6 +1,6 @@
-"""`task=advise`: a learning rate, targets and a rank from a few short runs, before a sweep is paid for.
+"""`task=advise`: suggests a learning rate, targets and a rank from a few short runs, before an expensive sweep.
 
-The advice is a guess, and each number is shown with how often such guesses were right in `tests/bench/advise.py`.
+Each suggestion is shown with how often such suggestions were right in `tests/bench/advise.py`.
 """
 
 import json
@@ -86,7 +86,7 @@ def _show_gains(probe: Probe) -> None:
 
 
 def _sentences(cfg: Config, probe: Probe, advice: Advice) -> Iterator[str]:
-  """What is advised and why, a sentence each."""
+  """Yields the advice and its reasons, one sentence each."""
   rate, configured = advice.lr, cfg.optim.lr
   share = 100 * probe.rates[configured] / max(probe.rates.values())
   yield ""

@@ -12,9 +12,9 @@ import numpy as np
 
 from lora_exp.train.probe import Probe
 
-TARGET_SHARE = 0.95  # of the best targets' gain that fewer parameters must reach
-RANK_SHARE = 0.9  # of the gain that the truncated update must keep
-SAME_SHARE = 0.98  # of the best rate's gain; a configured rate that reaches it is kept
+TARGET_SHARE = 0.95  # share of the best targets' gain that targets with fewer parameters must reach
+RANK_SHARE = 0.9  # share of the gain that the truncated update must retain
+SAME_SHARE = 0.98  # share of the best rate's gain at which the configured rate is retained
 # Exponent of the width by model family, where published (Thinking Machines, tinker-cookbook, 2025).
 WIDTH_EXPONENTS = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775}
 OTHER_EXPONENT = 0.781
@@ -22,7 +22,7 @@ OTHER_EXPONENT = 0.781
 
 @dataclass(frozen=True)
 class Reliability:
-  """How often one kind of advice was right in the bench."""
+  """The reliability of one kind of advice in the bench."""
 
   right: int
   cases: int
@@ -54,7 +54,7 @@ def width_rule(family: str, width: int) -> float:
 def best_rate(rates: Sequence[float], gains: Sequence[float], configured: float) -> float:
   """The rate with the largest gain: the maximum of the parabola through it and its neighbours in log(rate).
 
-  At an edge, or beside a diverged run, the best rate itself. The configured rate is kept if its gain is nearly as
+  At an edge, or next to a diverged run, the best rate itself. The configured rate is kept if its gain is nearly as
   large. `rates` are sorted. Rounded to two digits.
   """
   if dict(zip(rates, gains, strict=True)).get(configured, -math.inf) >= SAME_SHARE * max(gains):

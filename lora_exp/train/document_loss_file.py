@@ -49,7 +49,7 @@ def open_document_loss_file(
 ) -> DocumentLossFile | None:
   """Starts held_out.npz of a run, or with `last_step` continues it without the evaluations of later steps.
 
-  None if a resumed run has no file that fits, as runs of version 0.1.0: it goes on without.
+  None if a resumed run has no matching file, such as a run of version 0.1.0, which then continues without one.
   """
   path = run_dir / HELD_OUT_FILE
   if last_step is None:

@@ -21,16 +21,16 @@ from lora_exp.train.plan import Plan, make_plan, steps_of
 from lora_exp.train.short_runs import ShortRun, ShortRunner
 
 RATE_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0)  # rates tried, times the configured one
-RANKS = (1, 2, 4, 8, 16, 32)  # to which an update of the largest is truncated
-STEPS = 48  # most optimizer steps of a short run
-BATCHES = 16  # of the gradients
-EVAL_TOKENS = 8192  # most held-out tokens of an evaluation
+RANKS = (1, 2, 4, 8, 16, 32)  # ranks to which an update of the largest rank is truncated
+STEPS = 48  # maximum number of optimizer steps of a short run
+BATCHES = 16  # number of batches for the gradients
+EVAL_TOKENS = 8192  # maximum number of held-out tokens per evaluation
 BEYOND = 2.0  # ratio of a further rate to the best, if that is the lowest or the highest tried
 
 
 @dataclass(frozen=True)
 class Probe:
-  """What was measured. Gains are decreases of the held-out loss after `steps` steps."""
+  """The measurements. Gains are decreases of the held-out loss after `steps` steps."""
 
   cfg: Config  # whose numbers the short runs vary
   steps: int
@@ -44,7 +44,7 @@ class Probe:
 
 
 def measure(cfg: Config) -> Probe:
-  """Measures what the advice for `cfg` needs; pretrains the base if it is not cached.
+  """Takes the measurements for `cfg`; pretrains the base if it is not cached.
 
   Raises InputError if `cfg` adapts no module, or if no rate lowers the loss, and StoppedError on a signal.
   """

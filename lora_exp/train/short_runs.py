@@ -1,4 +1,4 @@
-"""Short runs: trials of few steps, trained as one pack, that write no files."""
+"""Short runs: trials of a few steps, trained as one pack without writing files."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,7 +22,7 @@ from lora_exp.train.trial_padding import take_trial
 
 @dataclass(frozen=True)
 class ShortRun:
-  """What a short run reached."""
+  """The result of a short run."""
 
   plan: Plan
   gain: float  # how far it lowered the held-out loss; -inf if it diverged

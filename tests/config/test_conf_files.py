@@ -41,7 +41,7 @@ def text_file(tmp_path: Path) -> Path:
 def test_every_file_of_a_group_has_every_setting(group):
   section = next(f for f in dataclasses.fields(Config) if f.name == group).default_factory
   with composer(CONF) as composing:
-    for path in files(group):  # a file may take its keys from another, as gpt2_xl from gpt2
+    for path in files(group):  # a file may inherit its keys, such as gpt2_xl from gpt2
       keys = yaml.safe_load(path.read_text()).keys()
       if "defaults" in keys:
         keys = composing.compose([f"{group}={path.stem}"])[group].keys()

@@ -22,7 +22,7 @@ class Hub:
     self.runs: dict[str, dict[str, Any]] = {}  # by id: what was upserted, `history` and `summary`
     self.views: list[dict[str, Any]] = []
     self.sweep: dict[str, Any] = {}
-    self.unknown: list[str] = []  # operations that it has no answer to
+    self.unknown: list[str] = []  # operations without an answer
     self.given = 0  # jobs
     self.url = ""
 

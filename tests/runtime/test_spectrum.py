@@ -123,5 +123,5 @@ def test_intruders_are_directions_that_w_does_not_have(shape):
   assert count(6 * np.outer(u[:, 5], new[:, 0]) + 5 * np.outer(u[:, 9], new[:, 1])) == 2
   assert count((u[:, :4] * 0.3) @ v[:, :4].T) == 0 == count(0.01 * RNG.normal(size=shape))
   assert count(np.outer(u[:, 5], 1e-3 * new[:, 0])) == 0
-  spread = v @ np.full((30, 1), 1 / np.sqrt(30))  # near no single direction of W, though within them
+  spread = v @ np.full((30, 1), 1 / np.sqrt(30))  # not close to any single direction of W, but in their span
   assert count(20 * np.outer(u[:, 0], spread)) == 1

@@ -305,7 +305,7 @@ def test_a_killed_study_resumes_to_the_same_result(moment, tmp_path):
     assert curve(killed / str(n)) == curve(unbroken / str(n)), n
 
 
-# ---- what the report says of it
+# ---- the report of a study
 
 
 def said(directory: Path, topic: str) -> list:

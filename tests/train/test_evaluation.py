@@ -154,7 +154,7 @@ def in_top_five(logits_BV: jax.Array, targets_B: jax.Array) -> jax.Array:
 
 
 def top_five(predictions: evaluation.Predictions) -> jax.Array | None:
-  """Targets among the five most likely tokens; None for examples of numbers."""
+  """The number of targets among the five most likely tokens; None for numeric examples."""
   if predictions.x_BTD is None:
     return None
   batch = predictions.batch

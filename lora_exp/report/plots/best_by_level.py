@@ -1,4 +1,4 @@
-"""The best setting for each value of one key, with its interval, beside the reference lines."""
+"""The best setting for each value of one key, with its interval and the reference lines."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -47,7 +47,7 @@ def rate_by_rank(group: Group) -> Figure | None:
 
 
 def _grid(group: Group, rates: Sequence[float]) -> Grid:
-  """The best setting of each rank and rate, where there is one, in the order of both."""
+  """The best setting of each combination of rank and rate that was tried, sorted by both."""
   grid: Grid = {}
   for rank in group.levels(RANK):
     for rate in rates:

@@ -21,7 +21,7 @@ def plot_loss(run_dir: Path) -> Path:
   run_dir = Path(run_dir)
   rows = [row for row in read_metrics(run_dir) if "loss" in row]
   if not rows:
-    raise InputError(f"{run_dir}: metrics.jsonl holds no loss yet; train at least one step")
+    raise InputError(f"{run_dir}: metrics.jsonl has no loss yet; train at least one step")
   path = run_dir / "plots" / "loss.png"
   path.parent.mkdir(exist_ok=True)
   loss_figure(rows, run_dir.name).savefig(path, dpi=150)
@@ -43,7 +43,7 @@ def loss_figure(rows: list[dict], title: str) -> Figure:
   base = [row["loss"] for row in rows if row["split"] == "eval" and row["step"] == 0 and row["loss"] is not None]
   if base:
     axes.axhline(base[0], ls="--", lw=1.2, color=COLOURS["base"], label=f"base, held out  {base[0]:.3f}", zorder=1)
-  text = not any("counted" in row and "perplexity" not in row for row in rows)  # otherwise examples of numbers
+  text = not any("counted" in row and "perplexity" not in row for row in rows)  # otherwise numeric examples
   axes.set(xlabel="step", ylabel="loss (nats per token)" if text else "loss", ylim=_limits(rows))
   axes.set_title(title, loc="left", fontsize=11)
   axes.grid(alpha=0.25, lw=0.6)
