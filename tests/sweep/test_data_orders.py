@@ -53,4 +53,4 @@ def test_orders_of_a_planted_teacher_are_spread_over_a_mesh(tmp_path):
   assert learned(tmp_path / "one" / "2") == learned(alone)
   for n in range(3):
     losses = [[row["loss"] for row in rows(tmp_path / name / str(n))] for name in ("one", "spread")]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(*losses, rtol=1e-4)
