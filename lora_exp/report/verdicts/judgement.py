@@ -9,6 +9,9 @@ The margin m is a share of the best setting's gain, fixed beforehand. A setting 
                    of `level`, because a sweep that claims both kinds has both chances to be wrong.
     undecided      otherwise.
 
+Where the noise is as large as the margin, only the setting that came out best can be sufficient, and each of them has
+the chance to: there the tests of sufficiency are at half of `level` too.
+
 The contrast g_i − (1 − m) · g_j is tested as it stands, so that the error of the margin itself is in the test.
 
 Gains are modelled as setting + seed + error and fitted by least squares, which for a complete design takes the seeds'
@@ -34,8 +37,9 @@ SUFFICIENT, INSUFFICIENT, UNDECIDED = "sufficient", "insufficient", "undecided"
 SEEDS_NEEDED = 3
 MARGIN = 0.05  # share of the best setting's gain
 LEVEL = 0.05
-RELAXED = 3.0  # times the level, with three seeds; 1 with eleven or more
-SPREADS_DIFFER = 0.03  # p of Bartlett's test below which the variance is not pooled
+NOISY = 0.75  # standard error of a difference, as a share of the margin, above which the level is halved
+RELAXED = 3.4  # times the level, with three seeds; 1 with thirteen or more
+SPREADS_DIFFER = 0.02  # p of Bartlett's test below which the variance is not pooled
 POWER_FACTOR = 22.0  # 2 · (z_0.95 + z_0.95)²: seeds to show a difference δ with error s are about 22 · (s / δ)²
 MOST_SEEDS = 1000
 MOST_SHORT = 16.0  # times the best gain; nothing is known beyond
@@ -231,7 +235,13 @@ class Contrasts:
 
   def sufficient(self, i: int, margin: float, level: float) -> bool:
     """Whether every test of i against another setting holds."""
-    return all(self.p_value(i, j, margin) < level for j in range(self.count) if j != i)
+    return all(self.p_value(i, j, margin) < self._level(i, j, margin, level) for j in range(self.count) if j != i)
+
+  def _level(self, i: int, j: int, margin: float, level: float) -> float:
+    """Half of `level` where the noise is as large as the margin."""
+    by_seeds = self.variance * _quadratic(self._unit[i][j], 1 - margin)
+    noisy = math.sqrt(by_seeds) > NOISY * margin * float(self.means.max()) if self.df > 0 else True
+    return level / 2 if noisy else level
 
   def insufficient(self, margin: float, level: float, eligible: set[int]) -> dict[int, list[int]]:
     """i -> the settings than which it is shown to be more than the margin worse: Holm over all ordered pairs."""
