@@ -60,8 +60,8 @@ def evidence(verdict: Verdict) -> str:
   covers = "seeds and held-out text" if verdict.covers_text else "seeds"
   tuned = any(len(level.candidates) > 1 for level in verdict.levels)
   choice = " Tuned values are chosen without the seed that they are scored on." if tuned else ""
-  return (f"{rows}. Intervals (95 %) cover {covers}.{choice} Test: one-sided at {LEVEL * 100:g} % or less against every other, "
-          f"{variance}; insufficient: Holm over all pairs.")
+  return (f"{rows}. Intervals (95 %) cover {covers}.{choice} Test: one-sided at {LEVEL * 100:g} % or less "
+          f"against every other, {variance}; insufficient: Holm over all pairs.")
 
 
 def _gain(verdict: Verdict, level: Level, adjusted: bool) -> str:
