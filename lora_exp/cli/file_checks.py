@@ -58,7 +58,13 @@ def _output_problems(cfg: Config, run: Path) -> Iterator[str]:
     return  # `config.check` reports it
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     obstacle = "is not empty" if out.is_dir() else "is a file"
-    yield f"out={out}: {obstacle}, and nothing is overwritten; choose another directory, or move this one"
+    given = f"out={out}" if cfg.out else f"{out}, where task={cfg.task} writes without out=DIR,"
+    yield f"{given}{':' if cfg.out else ''} {obstacle}, and nothing is overwritten; {_other_place(cfg)}"
+
+
+def _other_place(cfg: Config) -> str:
+  """What to do where the directory of the exported files is taken."""
+  return "choose another directory, or move this one" if cfg.out else "give out=DIR with another one, or move it away"
 
 
 def _dashboard_problems(cfg: Config) -> Iterator[str]:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from lora_exp.cli.command_line import CommandLine
 from lora_exp.cli.error_report import report_error
-from lora_exp.cli.hydra_environment import hydra_arguments, raising_hydra_errors
+from lora_exp.cli.hydra_environment import hydra_arguments, inherited_files_hidden, raising_hydra_errors
 from lora_exp.cli.job_config import job_config
 from lora_exp.cli.tasks import run_task
 from lora_exp.config.errors import BUG, DONE, InputError, LoraExpError, ReachedError, StoppedError
@@ -63,7 +63,7 @@ class Session:
     line = self.line
     hydra_main = hydra.main(version_base="1.3", config_path=str(line.conf), config_name=line.config_name)(self.run_job)
     if line.shows_only:
-      with hydra_arguments(line.hydra_argv(None)):
+      with hydra_arguments(line.hydra_argv(None)), inherited_files_hidden():
         hydra_main()
       return DONE
     for warning in line.warnings:
@@ -76,6 +76,7 @@ class Session:
       try:
         stack.enter_context(hydra_arguments(line.hydra_argv(directory)))
         stack.enter_context(raising_hydra_errors())
+        stack.enter_context(inherited_files_hidden())
         hydra_main()
         if claim and line.multirun and not self.stopped:
           _report_sweep(claim.path, line.jobs[0].report if line.jobs else ReportConfig())

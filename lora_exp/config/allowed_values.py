@@ -11,6 +11,7 @@ from lora_exp.config.errors import did_you_mean
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import Config
 
+NULLABLE = ("report.metric",)  # settings that may be null though their choices are a registry
 CHOICES: dict[str, Collection[str | None]] = {
   "format": ("peft", "merged", "base"),
   "model.dtype": ("float32", "bfloat16"),
@@ -89,7 +90,7 @@ def choice_problems(cfg: Config) -> Iterator[str]:
   for rule, choices in CHOICES.items():
     for path in _paths(cfg, rule):
       value = value_at(cfg, path)
-      if value not in choices:
+      if value not in choices and not (value is None and rule in NULLABLE):
         yield choice_problem(path, value, choices)
 
 

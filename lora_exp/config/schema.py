@@ -242,7 +242,7 @@ class MergeConfig:
 class ReportConfig:
   """How task=report compares the settings of a sweep."""
 
-  metric: str = "loss"  # held-out metric that ranks settings: loss | perplexity | … (see config/metrics.py)
+  metric: str | None = None  # held-out metric that ranks settings (config/metrics.py); null: a study's first, or loss
   margin: float = 0.05  # share of the best setting's gain that a setting may be short of it and still be enough
 
 

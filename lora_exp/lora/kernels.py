@@ -92,7 +92,7 @@ def from_IO(module, w_IO: jax.Array) -> jax.Array:
   sizes, order = of(module).get_value().shape, _order(module)
   if w_IO.ndim == 2 and order == [0, 1]:
     return w_IO
-  inverse = sorted(range(len(order)), key=lambda i: order[i])
+  inverse = sorted(range(len(order)), key=order.__getitem__)
   return jnp.transpose(w_IO.reshape([sizes[i] for i in order]), inverse)
 
 

@@ -8,6 +8,7 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.schema import ModelConfig
 
 Settings = dict[str, Any]  # our settings by path below `model`: "layers", "arch.kv_heads"
+OPTIONS = "arch.options."  # before the names of settings that one family alone has
 ACTIVATIONS = {  # transformers' name -> ours
   "silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu",
   "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_exp.config.schema import ArchConfig, ModelConfig
-from lora_exp.models.config_table import PublishedConfig
+from lora_exp.models.config_table import OPTIONS, PublishedConfig
 from lora_exp.models.tensor_names import StoredNames, TensorNames
 
 
@@ -45,6 +45,11 @@ class Family:
   names: TensorNames | None = None  # tensor names in published checkpoints; None if there are none
   config: PublishedConfig | None = None  # fields of config.json; None if transformers has no such class
   check: Callable[[ModelConfig], Iterable[str]] = no_problems  # problems with the family's own settings
+
+  def options(self) -> list[str]:
+    """The names of the settings in `model.arch.options` that the family has, by its table of config.json."""
+    paths = [*(row.ours for row in self.config.fields), *self.config.fixed] if self.config else []
+    return [path.removeprefix(OPTIONS) for path in paths if path.startswith(OPTIONS)]
 
   def module_class(self) -> Any:
     """The nnx module class. It is imported here because only building a model needs jax."""

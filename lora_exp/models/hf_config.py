@@ -10,12 +10,12 @@ from typing import Any
 
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.schema import ArchConfig
-from lora_exp.models.config_table import ConfigFile, PublishedConfig, Settings, shortened
+from lora_exp.models.config_table import OPTIONS, ConfigFile, PublishedConfig, Settings, shortened
 from lora_exp.models.family import Family
 from lora_exp.models.registry import all_families
 from lora_exp.models.weights.locate import read_config_json
 
-ARCH, OPTIONS = "arch.", "arch.options."
+ARCH = "arch."
 UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn_by_inverse_layer_idx")  # if true
 
 

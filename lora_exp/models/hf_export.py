@@ -10,8 +10,8 @@ from typing import Any
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import ArchConfig, ModelConfig
-from lora_exp.models.config_table import PublishedConfig, Settings
-from lora_exp.models.hf_config import ARCH, OPTIONS, from_hf
+from lora_exp.models.config_table import OPTIONS, PublishedConfig, Settings
+from lora_exp.models.hf_config import ARCH, from_hf
 from lora_exp.models.registry import all_families, get_family
 
 SIZES = ("layers", "width", "heads", "ff", "max_len", "vocab_size")

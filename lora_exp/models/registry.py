@@ -2,12 +2,14 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import cache
 
-from lora_exp.config.errors import InputError, did_you_mean
-from lora_exp.config.schema import ModelConfig
+from lora_exp.config.errors import InputError, did_you_mean, nearest
+from lora_exp.config.schema import ArchConfig, ModelConfig
 from lora_exp.models import families
+from lora_exp.models.config_table import OPTIONS
 from lora_exp.models.family import Family
 
 
@@ -32,8 +34,25 @@ def get_family(name: str) -> Family:
 
 
 def model_problems(model: ModelConfig) -> list[str]:
-  """Problems of `model` with its family: an unknown name, or incompatible sizes."""
+  """Problems of `model` with its family: an unknown name or option, or incompatible sizes."""
   try:
-    return list(get_family(model.family).check(model))
+    family = get_family(model.family)
   except InputError as error:
     return error.problems
+  return [*family.check(model), *_option_problems(model, family)]
+
+
+def _option_problems(model: ModelConfig, family: Family) -> Iterator[str]:
+  """A problem for each entry of `model.arch.options` that the family does not have."""
+  options = (model.arch.options if model.arch else None) or {}
+  known = family.options()
+  for name in options:
+    if name not in known:
+      choices = f"its options are {', '.join(known)}{did_you_mean(name, known)}" if known else "it has no options"
+      yield f"model.{OPTIONS}{name}: no such setting of model.family={family.name}; {choices}{_arch_setting(name)}"
+
+
+def _arch_setting(name: str) -> str:
+  """'; did you mean model.arch.X?' for an option whose name is near to a setting of every family, or ''."""
+  near = nearest(name, [field.name for field in fields(ArchConfig)])
+  return f"; did you mean model.arch.{near[0]}?" if near else ""

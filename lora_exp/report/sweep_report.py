@@ -38,11 +38,13 @@ Draw = Callable[[], Figure | None]  # None: the group has nothing to show in thi
 MOST_PLOTTED = 4  # groups that have plots
 
 
-def make_report(directory: Path, metric: str = "loss", margin: float = MARGIN) -> Report:
+def make_report(directory: Path, metric: str | None = None, margin: float = MARGIN) -> Report:
   """Writes the report into the sweep `directory`, ranked by `metric`; `margin` is report.margin.
 
-  Raises InputError if the directory holds no runs.
+  A metric of None stands for the first one that the sweep's study optimised, or the loss. Raises InputError if the
+  directory holds no runs.
   """
+  metric = metric or _studied_metric(directory)
   runs, groups, updates = make_table(directory, metric, margin)
   (directory / "plots").mkdir(exist_ok=True)
   sections = [_section(directory, group, updates[n], n, len(groups)) for n, group in enumerate(groups)]
@@ -51,6 +53,12 @@ def make_report(directory: Path, metric: str = "loss", margin: float = MARGIN) -
   for name, render in (("report.md", markdown), ("report.html", html)):
     write_atomically(directory / name, partial(Path.write_text, data=render(report), encoding="utf-8"))
   return report
+
+
+def _studied_metric(directory: Path) -> str:
+  """The first metric among the objectives of the sweep's study; the loss if there is none."""
+  objectives = read_sweep_ledger(directory).objectives
+  return next((name for name in objectives if name in METRICS), "loss")
 
 
 def make_table(

@@ -202,7 +202,7 @@ def objective_value(run: RunRecord, objective: str) -> float | None:
   """The objective of one run: a metric of `METRICS` on the tuning half, or a cost; None if it does not apply."""
   if objective in METRICS:
     return run.tuning_result(objective)
-  return run.trainable if objective == "trainable" else run.number_at("losses", "forgetting")
+  return run.trainable if objective == "trainable" else run.forgetting
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -47,7 +47,7 @@ def run(cfg: Config) -> None:
   console.show(f"Written: {display_path(directory / INSPECT_FILE)}, {display_path(plot)}")
 
 
-def _inspect_sweep(directory: Path, metric: str, margin: float) -> None:
+def _inspect_sweep(directory: Path, metric: str | None, margin: float) -> None:
   """Inspects every run with an update, then writes the sweep's report, which compares them."""
   groups = _by_base(directory)
   if not groups:
@@ -104,8 +104,8 @@ def _sentences(cfg: Config, spectra: Sequence[UpdateSpectrum]) -> Iterator[str]:
   if not mean["norm"] > 0:
     yield "No module changed: ΔW is 0 in all of them."
     return
-  rank = "the kernels' full rank" if method.trains_everything else "rank"
-  yield (f"Of {rank} {mean['rank']:.4g}, {mean['effective_rank']:.1f} directions are used on average (effective rank): "
+  yield (f"{_possible(method, mean['rank'])}, {mean['effective_rank']:.1f} directions are used on average (effective "
+         "rank): "
          f"{MOST} of the energy ‖ΔW‖² lies in {mean['directions']:.1f}, "
          f"{mean['energy_first'] * 100:.0f} % in the largest.")
   if math.isfinite(mean["amplification"]):
@@ -116,6 +116,15 @@ def _sentences(cfg: Config, spectra: Sequence[UpdateSpectrum]) -> Iterator[str]:
            "none of W's own.")
   if method.inspect_note:
     yield method.inspect_note
+
+
+def _possible(method: methods.Method, rank: float) -> str:
+  """How many directions the updates of a method can have; `rank` is the mean of the modules."""
+  if method.trains_everything:
+    return f"Of the kernels' full rank {rank:.4g}"
+  if method.has_thin_factors:
+    return f"Of rank {rank:.4g}"
+  return f"With lora.rank={rank:.4g}, which does not bound the rank of ΔW for lora={method.name}"
 
 
 def _figure(cfg: Config, spectra: Sequence[UpdateSpectrum]) -> Figure:

@@ -47,6 +47,14 @@ class CompiledStep:
 def compile_step(job: Job, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> CompiledStep:
   """Compiles the training step of `job` for batches with the shapes of `batch`."""
   start = time.monotonic()
+  traced = _trace_step(job, batch)
+  flops = count_flops(traced.jaxpr.jaxpr)
+  compiled = traced.lower().compile()
+  return CompiledStep(job, compiled, time.monotonic() - start, flops)
+
+
+def _trace_step(job: Job, batch: Mapping[str, Any]) -> jax.stages.Traced:
+  """The training step of `job` as a jaxpr, with its shardings."""
   if job.teacher is not None and "teacher" not in batch:
     batch = job.teacher.abstract(batch)
 
@@ -54,12 +62,14 @@ def compile_step(job: Job, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
     return train_step(job.program, state, trials, frozen, batch, keys)
 
   shardings = (state_shardings(job.program, job.state), job.program.layout.replicated)
-  traced = jax.jit(step, donate_argnums=0, out_shardings=shardings).trace(
+  return jax.jit(step, donate_argnums=0, out_shardings=shardings).trace(
     job.state, job.trials, job.frozen, batch, job.keys
   )
-  flops = count_flops(traced.jaxpr.jaxpr)
-  compiled = traced.lower().compile()
-  return CompiledStep(job, compiled, time.monotonic() - start, flops)
+
+
+def solo_flops(plan: Plan) -> int:
+  """The FLOPs of the step of `plan` in a pack of its own, without allocating weights or compiling."""
+  return count_flops(_trace_step(abstract_job(plan), abstract_batch(plan)).jaxpr.jaxpr)
 
 
 def compile_abstract(plan: Plan, trials: int) -> CompiledStep:

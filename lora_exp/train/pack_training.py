@@ -22,6 +22,7 @@ from lora_exp.train.pack import Pack
 from lora_exp.train.program import State, Tree
 from lora_exp.train.run_summary import read_summary
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
+from lora_exp.train.trial_cost import TrialCost, trial_costs
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
 from lora_exp.train.wandb_logger import wait_for
 
@@ -39,12 +40,14 @@ def train_pack(pack: Pack) -> list[TrialResult]:
     console.show(f"Resumed at step {int(pack.job.state.step)} of {pack.job.steps}.")
   base_digest = frozen_digest(pack.job)
   writers = [TrialWriter(pack, trial, base_digest) for trial in pack.trials if trial.active]
-  step: CompiledStep | None = None
+  costs: list[TrialCost | None] = [None] * len(pack.trials)
   end: LoraExpError | None = None
   try:
     with closing(_batches(pack)) as batches:
       first = next(batches, None)
       step = _compile(pack, first)
+      if step is not None:
+        costs = [*trial_costs(pack.job, pack.table, pack.trials, step)]
       state = _train(pack, step, chain(() if first is None else (first,), batches), writers)
     check_frozen(pack.job, base_digest)
     for writer in _live(writers):
@@ -55,7 +58,7 @@ def train_pack(pack: Pack) -> list[TrialResult]:
     end = error
     raise
   finally:
-    results = {writer.trial.index: writer.close(step, end) for writer in writers}
+    results = {writer.trial.index: writer.close(costs[writer.trial.index], end) for writer in writers}
     wait_for([writer.logger for writer in writers])
   return [results.get(trial.index) or TrialResult(trial, "inactive") for trial in pack.trials]
 

@@ -40,7 +40,9 @@ def show_parameters(plan: Plan) -> None:
     rows = [(r.path, f"{r.fan_in}×{r.fan_out}", r.rank, r.alpha, r.scale, r.parameters) for r in plan.table]
     console.show_table(f"Adapted modules ({len(rows)})", columns, _folded(rows))
   counts = plan.parameters()
-  facts = {**counts, "percent": f"{counts['percent']:.3g} %"}
+  absent = [name for name in ("lora_a", "lora_b") if not counts[name]]  # the method has no such leaf
+  shown_counts = {name: count for name, count in counts.items() if name not in absent}
+  facts = {**shown_counts, "percent": f"{counts['percent']:.3g} %"}
   console.show_facts(f"Parameters, lora={plan.cfg.lora.method}", facts)
   if plan.layout.mesh.size > 1:
     split = " × ".join(f"{k} {v}" for k, v in plan.layout.mesh.shape.items() if v > 1)

@@ -19,18 +19,22 @@ from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.run_files import SUMMARY
-from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.memory import nbytes
 from lora_exp.train.plan import Plan
 from lora_exp.train.training_record import TrainingRecord
+from lora_exp.train.trial_cost import TrialCost
 
 VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")
 
 
 def run_summary(
-  status: str, plan: Plan, step: CompiledStep | None, record: TrainingRecord, base_digest: str, seconds: float
+  status: str, plan: Plan, cost: TrialCost | None, record: TrainingRecord, base_digest: str, seconds: float
 ) -> dict[str, Any]:
-  """The content of summary.json: status, losses, parameters, costs and fingerprints of a run."""
+  """The content of summary.json: status, losses, parameters, costs and fingerprints of a run.
+
+  A packed trial has the memory and FLOPs that it would have alone. Its seconds are its share of the pack's: compiling
+  counts in full, and a training step is divided by the number of trials.
+  """
   final = record.final
   speed = record.tokens / record.train_seconds if record.train_seconds else None
   tokens = plan.cfg.train.batch_size * plan.cfg.data.seq_len
@@ -48,6 +52,7 @@ def run_summary(
       "exported_step": record.exported_step,
       "retain_base": record.retain_base,
       "retain_final": record.retain_final,
+      "retain_exported": record.retain_exported,
       "forgetting": record.forgetting,
     },
     "perplexity": record.scores.get("final", {}).get("perplexity"),
@@ -58,14 +63,14 @@ def run_summary(
     "parameters": plan.parameters(),
     "targets": [asdict(row) for row in plan.table],
     "seconds": {
-      "compile": round(step.seconds, 3) if step else 0.0,
+      "compile": round(cost.compile_seconds, 3) if cost else 0.0,
       "train": round(record.train_seconds, 3),
       "total": round(seconds, 3),
     },
-    "peak_memory_bytes": step.peak_memory_bytes if step else None,
+    "peak_memory_bytes": cost.peak_memory_bytes if cost else None,
     "process_rss_bytes": process_bytes(),
     "tokens_per_s": speed and round(speed, 1),
-    "flops_per_token": round(step.flops / tokens) if step else None,
+    "flops_per_token": round(cost.flops / tokens) if cost else None,
     "base": record.base,
     "fingerprints": {"base": base_digest, "data": record.data},
     "mesh": dict(plan.layout.mesh.shape),
@@ -136,7 +141,7 @@ def _forgetting_text(losses: dict[str, Any], unit: str) -> str:
   """The increase of the loss on `data@retain`."""
   if losses["forgetting"] is None:
     return "-"
-  before, after = _loss_text(losses["retain_base"]), _loss_text(losses["retain_final"])
+  before, after = _loss_text(losses["retain_base"]), _loss_text(losses["retain_exported"])
   return f"{losses['forgetting']:+.4f}{unit} on retain ({before} → {after})"
 
 

@@ -23,6 +23,7 @@ class TrainingRecord:
   halves: dict = field(default_factory=dict)  # the same on each half: {base: {tuning: {loss, …}, report: {…}}, …}
   retain_base: float | None = None
   retain_final: float | None = None
+  retain_best: float | None = None  # at best_step
   exported_step: int | None = None
 
   def after_step(self, loss: float, tokens: int, seconds: float) -> "TrainingRecord":
@@ -72,12 +73,23 @@ class TrainingRecord:
     return {half: {state: self.halves[key][half] for state, key in states.items()} for half in names}
 
   def after_retention(self, step: int, loss: float) -> "TrainingRecord":
-    """The record after an evaluation on `data@retain` at `step`."""
-    return replace(self, retain_base=loss if step == 0 else self.retain_base, retain_final=loss)
+    """The record after an evaluation on `data@retain` at `step`, which follows that on the held-out text."""
+    return replace(
+      self,
+      retain_base=loss if step == 0 else self.retain_base,
+      retain_final=loss,
+      retain_best=loss if step == self.best_step else self.retain_best,
+    )
+
+  @property
+  def retain_exported(self) -> float | None:
+    """The loss on `data@retain` of the exported state; before the export, at the latest evaluation."""
+    exports_best = self.exported_step is not None and self.exported_step == self.best_step
+    return self.retain_best if exports_best and self.retain_best is not None else self.retain_final
 
   @property
   def forgetting(self) -> float | None:
-    """The increase of the loss on `data@retain`; None if it was not evaluated."""
-    if self.retain_base is None or self.retain_final is None:
+    """The increase of the loss on `data@retain` by training to the exported state; None if it was not evaluated."""
+    if self.retain_base is None or self.retain_exported is None:
       return None
-    return self.retain_final - self.retain_base
+    return self.retain_exported - self.retain_base

@@ -14,7 +14,6 @@ from lora_exp.config.errors import BUG, DONE
 from lora_exp.lora import Adapter
 from lora_exp.runtime import console
 from lora_exp.train import checkpoint, token_probabilities
-from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.document_loss_file import open_document_loss_file
 from lora_exp.train.evaluation import Evaluation
 from lora_exp.train.loop import is_due
@@ -25,6 +24,7 @@ from lora_exp.train.run_summary import run_summary, write_summary
 from lora_exp.train.samples import append_samples, show_samples
 from lora_exp.train.trained_weights import export_trained
 from lora_exp.train.trial import Trial, restore_trial, solo_state
+from lora_exp.train.trial_cost import TrialCost
 from lora_exp.train.wandb_logger import make_logger
 
 
@@ -131,13 +131,13 @@ class TrialWriter:
         console.show_warning(f"exporting the last state instead of the best one: {error}")
     return last, self.trial.select(state.params)
 
-  def close(self, step: CompiledStep | None, end: LoraExpError | None) -> TrialResult:
+  def close(self, cost: TrialCost | None, end: LoraExpError | None) -> TrialResult:
     """Writes summary.json and ends logging. `end` is the error that ended the pack, or None."""
     done = self.exported is not None
     error = None if done else self.failure or end
     status = "done" if done else _status(error)
     seconds = time.monotonic() - self.pack.started
-    summary = run_summary(status, self.trial.plan, step, self.record, self.base_digest, seconds)
+    summary = run_summary(status, self.trial.plan, cost, self.record, self.base_digest, seconds)
     if self.adapter is not None:
       summary |= self.adapter.kind.summary(self.adapter.leaves)
     self.metrics.close()

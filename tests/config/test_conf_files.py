@@ -49,13 +49,15 @@ def test_every_file_of_a_group_has_every_setting(group):
 
 
 @pytest.mark.parametrize("group", [*GROUPS, "task"])
-def test_every_choice_composes_and_passes_the_checks(group, text_file):
+def test_every_choice_composes_and_passes_the_checks(group, text_file, tmp_path):
   """Sources need their file or model, model=hf a checkpoint (test_weights.py), three tasks a run (test_export.py,
   test_dashboard.py, test_inspect.py), SmolLM2 its package (below); no more is missing."""
   needs = {"mlp": ["data@retain=none", "data=xor"]}
+  lines = tmp_path / "lines.jsonl"
+  lines.write_text('{"prompt": "a", "response": "b"}\n')
   for source in registry().values() if group == "data" else ():
     if issubclass(source, FileSource):
-      needs[source.name] = [f"data.path={text_file}"]
+      needs[source.name] = [f"data.path={lines if '.jsonl' in source.suffixes else text_file}"]
     elif issubclass(source, NumericSource):
       sizes = [f"model.mlp.inputs={source.inputs}", f"model.mlp.outputs={source.outputs}"]
       needs[source.name] = ["data@retain=none", "model=mlp", *sizes]

@@ -364,7 +364,9 @@ def test_twenty_losses_of_adamw_are_pefts_in_float64(tmp_path, settings):
   with jax.enable_x64(True):
     got = our_losses(tmp_path, batches, optax.adamw(5e-3, **rule))
   assert want[0] - want[-1] > 1e-3
-  np.testing.assert_allclose(got, want, rtol=1e-6)
+  # transformers computes RMS norms and softmax in float32 whatever the model's dtype (eps 1.2e-7), in an order that
+  # depends on its threads: AdamW had made 1.4e-6 of that after twenty steps.
+  np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def our_losses(directory: Path, batches, rule) -> list[float]:

@@ -100,10 +100,12 @@ def test_the_numbers_of_the_summary_are_those_of_the_curve(finished):
   found, held, kept = summary(run_dir), rows(run_dir, "eval"), rows(run_dir, "retain")
   losses = [row["loss"] for row in held]
   best = min(held[1:], key=lambda row: row["loss"])
+  [exported] = [row for row in kept if row["step"] == best["step"]]
   assert found["losses"] == {
     "base": losses[0], "first": rows(run_dir, "train")[0]["loss"], "final": losses[-1], "best": best["loss"],
     "best_step": best["step"], "exported_step": best["step"], "retain_base": kept[0]["loss"],
-    "retain_final": kept[-1]["loss"], "forgetting": kept[-1]["loss"] - kept[0]["loss"]}
+    "retain_final": kept[-1]["loss"], "retain_exported": exported["loss"],
+    "forgetting": exported["loss"] - kept[0]["loss"]}
   assert found["status"] == "done" and found["steps"] == 24
   assert found["tokens"] == rows(run_dir)[-1]["tokens"]
   assert found["held_out_tokens"] == held[0]["counted"]

@@ -26,6 +26,15 @@ class JsonLines(FileSource):
       if not getattr(self, setting):
         yield self.problem(setting, "must be the name of a field")
 
+  def check_inputs(self) -> Iterator[str]:
+    problems = list(super().check_inputs())
+    yield from problems
+    if not problems:  # a field that no line has is said before anything is built
+      try:
+        next(self.documents(), None)
+      except InputError as error:
+        yield from error.problems
+
   def documents(self) -> Iterator[Document]:
     read = key = 0
     with self.file.open("rb") as file:

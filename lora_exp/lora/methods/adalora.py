@@ -178,7 +178,7 @@ def _init_state(inner: optax.GradientTransformation, params: Tree) -> AllocateSt
 
 def _zeros(modules: AdapterLeaves) -> AdapterLeaves:
   """Float32 zeros in the shapes of all leaves."""
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), modules)
+  return optax.tree.zeros_like(modules, dtype=jnp.float32)
 
 
 def _weighted_orthogonality(modules: AdapterLeaves, weight: Array) -> Array:

@@ -99,6 +99,11 @@ class Method:
     return tuple(name for name, leaf in self.leaves.items() if leaf.shared)
 
   @property
+  def has_thin_factors(self) -> bool:
+    """Whether ΔW is a thin product, so that its rank is at most that of the module (twice that with A₀ and B₀)."""
+    return type(self).factors is not Method.factors
+
+  @property
   def has_constants(self) -> bool:
     """Whether any leaf is a constant."""
     return any(not leaf.trained for leaf in self.leaves.values())

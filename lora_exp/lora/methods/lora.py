@@ -62,5 +62,8 @@ class LoRA(Method):
       """The update of one leaf."""
       return update * trial.lr_ratio if getattr(path[-1], "key", None) == "lora_b" else update
 
-    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))
+    def scale_all(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+      return jax.tree_util.tree_map_with_path(scale, updates)
+
+    return optax.stateless(scale_all)
 

@@ -80,8 +80,9 @@ def _anchored(name: str) -> str:
 
 
 def _most_common(values: Iterable[Any], default: Any) -> Any:
-  """The most common of `values`."""
-  return max(Counter(values).items(), key=lambda item: item[1], default=(default, 0))[0]
+  """The most common of `values`; `default` if there are none."""
+  common = Counter(values).most_common(1)
+  return common[0][0] if common else default
 
 
 def _number(value: float) -> int | float:

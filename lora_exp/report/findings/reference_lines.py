@@ -123,7 +123,7 @@ def forgetting(group: Group) -> Iterator[Finding]:
 
 
 def _forgetting(run: RunRecord) -> float | None:
-  return run.number_at("losses", "forgetting")
+  return run.forgetting
 
 
 def _mean(pair: tuple[Setting, Estimate]) -> float:

@@ -157,7 +157,7 @@ def _memory(run: RunRecord) -> float | None:
 
 
 def _forgetting(run: RunRecord) -> float | None:
-  return run.number_at("losses", "forgetting")
+  return run.forgetting
 
 
 def _draw_points(axes: Axes, group: Group, settings: Sequence[Setting], ys: Sequence[Estimate],

@@ -108,6 +108,14 @@ class RunRecord:
     return int(self.number_at("losses", "best_step") or 0)
 
   @property
+  def forgetting(self) -> float | None:
+    """The rise of the loss on the retained text from the base to the exported state; None without a retained text."""
+    losses = dict(self.curve("retain"))
+    if 0 in losses and self.exported_step in losses:  # version 0.1.0 stated that of the last step
+      return losses[self.exported_step] - losses[0]
+    return self.number_at("losses", "forgetting")
+
+  @property
   def trainable(self) -> int | None:
     """The number of trainable parameters."""
     count = self.number_at("parameters", "trainable")

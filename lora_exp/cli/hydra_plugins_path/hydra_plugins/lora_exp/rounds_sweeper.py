@@ -40,9 +40,10 @@ class RoundsSweeper(Sweeper):
 
     session = self.task_function.__self__  # type: ignore[attr-defined]
     settings = [setting.overrides for setting in plan.settings]
+    metric = METRICS[self.config.report.metric or "loss"]
     margin = OmegaConf.select(self.config, "report.margin", default=MARGIN)
     session.outcomes = train_rounds(
-      plan, lambda: [self._default(texts, plan.tuning) for texts in settings], METRICS[self.config.report.metric],
+      plan, lambda: [self._default(texts, plan.tuning) for texts in settings], metric,
       margin, directory, self._launch, lambda: session.stopped,
     )  # fmt: skip
 
