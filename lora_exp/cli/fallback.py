@@ -42,7 +42,7 @@ def find_fallback(composed: DictConfig, typed: Sequence[Override]) -> Fallback |
     return None
   reason = f"model.weights={weights}: {problem}"
   if not locate.is_path(weights):
-    reason += f". With a network: hf download {weights} --local-dir DIR, and then model.weights=DIR"
+    reason += f". To use them: hf download {weights} --local-dir DIR, then set model.weights=DIR"
   return Fallback(overrides, f"{reason}. Using the fallback: {' '.join(overrides)}")
 
 

@@ -89,7 +89,7 @@ def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override],
   for path, old, new in changed_settings(saved, cfg):
     if path != "train.steps":
       problems.append(f"{path}={shown(new)}: the run in {directory} has {shown(old)}, which a resumed run keeps; "
-                      "leave it out, or start a new run")
+                      "remove it, or start a new run")
     elif saved.optim.schedule != "constant":
       problems.append(f"train.steps={shown(new)}: the {saved.optim.schedule} schedule was planned for {shown(old)} "
                       "steps; only a run with optim.schedule=constant can be made longer")

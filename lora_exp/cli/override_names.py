@@ -117,7 +117,7 @@ def _chosen(override: Override) -> list[Any]:
 def _off_advice(key: str, value: Any, choices: Sequence[str]) -> str:
   """Advice on switching a group off, if the value is null."""
   if value is None and key in GLOBAL_GROUPS:
-    return f"; to switch it off, leave {key} out"
+    return f"; to switch it off, remove {key}"
   return "; did you mean none?" if value is None and "none" in choices else ""
 
 

@@ -82,7 +82,7 @@ class Session:
           _report_sweep(claim.path, line.jobs[0].report if line.jobs else ReportConfig())
       except KeyboardInterrupt:
         self.interrupted = True
-        again = f"; go on with the same command and hydra.sweep.dir={directory}" if claim and line.multirun else ""
+        again = f"; repeat the command with hydra.sweep.dir={directory}" if claim and line.multirun else ""
         show(f"interrupted{again}")
       finally:
         if claim and all(outcome.code == InputError.code for outcome in self.outcomes.values()):

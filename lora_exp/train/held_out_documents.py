@@ -20,8 +20,8 @@ Sums = Mapping[str, np.ndarray]  # name of a sum or count -> its value for each 
 class HeldOutDocuments:
   """The D documents that have targets in the held-out rows of an evaluation.
 
-  A document that is cut into rows of which some are not evaluated has the targets in the others. If a single document
-  has all targets, each of its rows counts as a document, so that there are two halves.
+  If only some rows of a document are evaluated, it has only their targets. If a single document has all targets, each
+  of its rows counts as a document, so that there are two halves.
   """
 
   segments: int  # S, at least the number of documents in any row
@@ -45,7 +45,7 @@ class HeldOutDocuments:
   def half_metrics(self, sums: Sums, whole: Mapping[str, float]) -> dict[str, dict[str, float]] | None:
     """The metrics of each half by its name, from the `sums` of each document; None if there are no halves.
 
-    A metric that is no ratio of sums over documents has its value over all held-out data, computed from `whole`.
+    A metric that is not a ratio of sums over documents has its value over all held-out data, computed from `whole`.
     """
     if not self.divided:
       return None

@@ -53,8 +53,8 @@ def _finding(updates: LearnedUpdates, settings: Sequence[Setting], where: str, c
 def _agreement(overlap: SeedOverlap) -> str:
   """What two seeds share, in words."""
   outputs, by_chance = _percent(overlap.outputs), _percent(overlap.outputs_random)
-  return (f"Of these, two seeds share {outputs} on the side of the outputs (random ones: {by_chance}) and "
-          f"{_percent(overlap.inputs)} on that of the inputs ({_percent(overlap.inputs_random)}).")
+  return (f"Two seeds share {outputs} of these on the output side (random: {by_chance}) and "
+          f"{_percent(overlap.inputs)} on the input side ({_percent(overlap.inputs_random)}).")
 
 
 def _percent(share: float) -> str:
