@@ -64,7 +64,7 @@ def _check_counts(cfg: Config) -> None:
 def test_without_gpt2_the_recipe_falls_back_to_smollm2(no_hub, smollm2_package):
   found = line("experiment=gpt2_sentences", "lora.rank=4")
   assert f"model.weights=openai-community/gpt2: {ABSENT}" in " ".join(found.warnings)
-  assert "hf download openai-community/gpt2 --local-dir DIR, and then model.weights=DIR" in " ".join(found.warnings)
+  assert "hf download openai-community/gpt2 --local-dir DIR, then set model.weights=DIR" in " ".join(found.warnings)
   cfg = found.jobs[0]
   assert (cfg.model.family, cfg.lora.rank, cfg.lora.dropout, cfg.optim.lr) == ("llama", 4, 0.1, 3e-4)
   assert "model=smollm2_135m" in found.hydra_argv(None), "Hydra composes the same"

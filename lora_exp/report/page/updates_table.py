@@ -14,15 +14,15 @@ NOTE = (
   "Statistics of the update ΔW, averaged over the modules of a trial and the seeds of a setting. Effective rank: the "
   "exponential of the entropy of the singular values (Roy and Vetterli, 2007), which is the rank if all are equal. "
   "Stable rank: ‖ΔW‖² divided by the square of the largest singular value. "
-  f"{PERCENT} in: the number of directions with {PERCENT} of ‖ΔW‖²; largest: the share of the first direction. Shared: "
-  "the overlap φ of these directions between two seeds (Hu et al., 2021, section 7.2), on the output and input sides of "
-  "the kernel, with that of random directions in brackets. A is random and B zero at the start, so output directions "
-  "are learned, while input directions may be close to the initial ones."
+  f"{PERCENT} in: the number of directions with {PERCENT} of ‖ΔW‖²; largest: the share of the first direction. "
+  "Shared: the overlap φ of these directions between two seeds (Hu et al., 2021, section 7.2), on the output and input "
+  "sides of the kernel, with that of random directions in brackets. A is random and B zero at the start, so output "
+  "directions are learned, while input directions may be close to the initial ones."
 )
 KERNEL_NOTE = (
   "Amplification: the size of ΔW relative to that of W in the directions of ΔW (ibid., section 7.3). Intruders: how "
-  "many of the ten largest directions of W + ΔW have a cosine below 0.5 to all directions of W (Shuttleworth et al., 2024, "
-  "arXiv 2410.21228)."
+  "many of the ten largest directions of W + ΔW have a cosine below 0.5 to all directions of W (Shuttleworth et al., "
+  "2024, arXiv 2410.21228)."
 )
 
 
