@@ -179,13 +179,14 @@ def test_a_teacher_that_cannot_be_is_refused_in_a_sentence(bad, tmp_path, capsys
 
 @pytest.mark.slow
 def test_the_report_finds_the_planted_rank_and_targets(tmp_path):
-  """Its own end-to-end test: `sweep=rank_lr` says the rank, and at that rank `sweep=targets` says attention."""
-  rank = 4
-  common = ["data=planted", f"data.teacher.rank={rank}", "model=minigpt_tiny", *QUIET]
-  found = {}
-  for name, own in (("rank_lr", []), ("targets", [f"lora.rank={rank}"])):
-    assert entry.run(["-m", f"sweep={name}", *common, *own, f"hydra.sweep.dir={tmp_path / name}"]) == 0
-    found[name] = (tmp_path / name / "report.md").read_text()
-  assert f"**Rank.** Rank {rank} is enough" in found["rank_lr"]
-  assert "It pays to adapt attention" in found["targets"]
+  """A sweep of ranks names the teacher's rank, and at that rank a sweep of targets names its targets."""
+  common = ["-m", "hydra/launcher=packed", "data=planted", "data.teacher.rank=4", "model=minigpt_tiny", "seed=0,1,2"]
+  sweeps = {"ranks": "lora.rank=2,4,8", "targets": "lora.targets=qv,attention,mlp,all_linear"}
+  reports = {}
+  for name, swept in sweeps.items():
+    directory = tmp_path / name
+    assert entry.run([*common, swept, *QUIET, f"hydra.sweep.dir={directory}"]) == 0
+    reports[name] = (directory / "report.md").read_text()
+  assert "Rank 4 is enough" in reports["ranks"], reports["ranks"]
+  assert "It pays to adapt attention" in reports["targets"], reports["targets"]
   assert json.loads((tmp_path / "targets" / "0" / "summary.json").read_text())["losses"]["base"] > 0
