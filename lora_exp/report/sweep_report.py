@@ -4,14 +4,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from lora_exp.config.metrics import METRICS
 from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import Group, make_groups
 from lora_exp.report.grouping.learned_updates import LearnedUpdates, learn_updates
 from lora_exp.report.grouping.repeated_trials import repeated_trials
-from lora_exp.report.grouping.setting_keys import METHOD, TARGETS
+from lora_exp.report.grouping.setting_keys import METHOD, RANK, TARGETS
 from lora_exp.report.page import updates_table
 from lora_exp.report.page.compared import compared
 from lora_exp.report.page.document import GroupSection, Plot, Report, UpdatesSection
@@ -20,18 +18,19 @@ from lora_exp.report.page.markdown import markdown
 from lora_exp.report.page.results_table import results, write_csv
 from lora_exp.report.page.settings_table import number_ranges
 from lora_exp.report.plots.best_by_level import best_by_level
+from lora_exp.report.plots.figure import Figure
 from lora_exp.report.plots.loss_curves import loss_curves
 from lora_exp.report.plots.parallel_coordinates import parallel_coordinates
 from lora_exp.report.plots.rate_by_rank import rate_by_rank
-from lora_exp.report.plots.style import save
 from lora_exp.report.plots.subspace_overlap import subspace_overlap
-from lora_exp.report.plots.tradeoffs import cost, forgetting, pareto, share_of_full
+from lora_exp.report.plots.tradeoffs import cost, forgetting, pareto
 from lora_exp.report.plots.trial_history import trial_history
 from lora_exp.report.plots.update_spectrum import update_spectrum_plot
 from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.reading.sweep_ledger import read_sweep_ledger
 from lora_exp.report.verdicts.judgement import MARGIN
+from lora_exp.report.verdicts.states import level_states, setting_states
 from lora_exp.runtime.files import write_atomically
 
 Draw = Callable[[], Figure | None]  # None: the group has nothing to show in this plot
@@ -88,12 +87,12 @@ def _section(directory: Path, group: Group, updates: LearnedUpdates, n: int, cou
 
 def _draws(directory: Path, group: Group) -> list[tuple[str, Draw]]:
   """(file name, plot) of a group, in the order of the page."""
+  states = setting_states(group)
   return [
-    ("pareto", partial(pareto, group)),
-    ("share", partial(share_of_full, group)),
+    ("pareto", partial(pareto, group, states)),
     ("rate", partial(rate_by_rank, group)),
-    ("targets", partial(best_by_level, group, TARGETS)),
-    ("methods", partial(best_by_level, group, METHOD)),
+    ("targets", partial(best_by_level, group, TARGETS, level_states(group, TARGETS, (RANK,)))),
+    ("methods", partial(best_by_level, group, METHOD, level_states(group, METHOD, (RANK,)))),
     ("curves", partial(loss_curves, group)),
     ("forgetting", partial(forgetting, group)),
     ("cost", partial(cost, group)),
@@ -131,6 +130,6 @@ def _write_plots(directory: Path, draws: Iterable[tuple[str, Draw]], suffix: str
     path = directory / "plots" / f"{name}{suffix}.png"
     path.unlink(missing_ok=True)
     if (figure := draw()) is not None:
-      save(figure, path)
-      plots.append(Plot(" ".join(figure.get_suptitle().split()), path))
+      path.write_bytes(figure.png)
+      plots.append(Plot(figure, path))
   return plots

@@ -5,13 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from lora_exp.config import Config, InputError
 from lora_exp.lora import methods
 from lora_exp.report.page.terminal import show_updates
 from lora_exp.report.plots.colours import PALETTE
-from lora_exp.report.plots.style import save
+from lora_exp.report.plots.figure import Figure
 from lora_exp.report.plots.update_spectrum import spectrum_figure
 from lora_exp.report.reading.inspect_file import INSPECT_FILE, mean_spectrum, write_inspection
 from lora_exp.report.sweep_report import make_report
@@ -43,7 +41,7 @@ def run(cfg: Config) -> None:
   _show(directory, cfg, spectra)
   plot = directory / "plots" / "spectrum.png"
   plot.parent.mkdir(exist_ok=True)
-  save(_figure(cfg, spectra), plot)
+  plot.write_bytes(_figure(cfg, spectra).png)
   console.show(f"Written: {display_path(directory / INSPECT_FILE)}, {display_path(plot)}")
 
 

@@ -10,7 +10,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.findings.finding import Finding
 from lora_exp.report.grouping.group import Group, make_groups
-from lora_exp.report.plots.style import axis_label
+from lora_exp.report.plots.axes import axis_label
 from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.sweep_report import make_report
 from lora_exp.report.verdicts.tuning import best_of
@@ -88,7 +88,7 @@ def test_the_page_and_the_table_show_every_metric(sweep):
   headings = next(line for line in page.splitlines() if line.startswith("| setting"))
   assert "held-out accuracy" in headings and "| loss |" in headings and "perplexity" not in headings
   assert "the held-out accuracy rises from" in page and "highest held-out accuracy" in page
-  assert {path.name for path in (sweep / "plots").iterdir()} >= {"pareto.png", "rate.png", "curves.png", "share.png"}
+  assert {path.name for path in (sweep / "plots").iterdir()} >= {"pareto.png", "rate.png", "curves.png"}
   with open(sweep / "results.csv", newline="") as file:
     row = next(csv.DictReader(file))
   assert (float(row["accuracy_base"]), row["loss"] < row["loss_base"]) == (BASE_ACCURACY, True)

@@ -38,12 +38,12 @@ def large(tmp_path_factory):
 def test_page_holds_every_plot_and_needs_no_network(large):
   page = Page(large)
   files = {path.name: path.read_bytes() for path in (large / "plots").iterdir()}
-  assert set(files) == {f"{name}.png" for name in ("pareto", "share", "rate", "targets", "curves", "forgetting", "cost",
+  assert set(files) == {f"{name}.png" for name in ("pareto", "rate", "targets", "curves", "forgetting", "cost",
                                                    "parallel")}
-  assert sorted(page.figures) == sorted(files.values())
-  assert all(data.startswith(b"\x89PNG") for data in page.figures)
-  assert not re.search(r"https?:|//[a-z]|<link|@import|url\(", re.sub(r'src="data:[^"]+"', "", page.text))
-  assert "prefers-color-scheme: dark" in page.text and 'alt=""' not in page.text
+  assert all(data.startswith(b"\x89PNG") for data in files.values())
+  assert len(page.figures) == len(files) and page.loads == []
+  assert all(figure["label"] and figure["charts"] for figure in page.figures)
+  assert "prefers-color-scheme: dark" in page.text
   notes = (large / "report.md").read_text(encoding="utf-8")
   assert all(f"(plots/{name})" in notes for name in files)
 
@@ -51,11 +51,13 @@ def test_page_holds_every_plot_and_needs_no_network(large):
 def test_plot_that_is_no_longer_drawn_is_removed(tmp_path):
   ranks(tmp_path, {1: 2.5, 2: 2.0}, [0])
   references(tmp_path, 1.9, 2, [0])
+  trial(tmp_path, 4, 2.1, lora__rank=4, forgetting=0.1)
   make_report(tmp_path)
-  assert (tmp_path / "plots" / "share.png").exists()
+  assert (tmp_path / "plots" / "forgetting.png").exists()
+  shutil.rmtree(tmp_path / "4")
   shutil.rmtree(tmp_path / "3")
   make_report(tmp_path)
-  assert not (tmp_path / "plots" / "share.png").exists()
+  assert not (tmp_path / "plots" / "forgetting.png").exists()
   assert "There is no trial with lora=full" in (tmp_path / "report.html").read_text()
 
 
@@ -110,3 +112,63 @@ def test_real_sweep_is_reported_from_the_command_line(in_tmp_path, capfd):
     assert yaml.safe_load((sweep / row["run"] / "config.yaml").read_text())["lora"]["rank"] == int(row["lora.rank"])
   for rank in ("1", "2"):
     assert f"{statistics.mean(losses(rows, rank=rank)):.4f}"[:6] in shown
+
+
+def test_page_starts_with_the_question_and_its_answer(large):
+  page, notes = Page(large), (large / "report.md").read_text(encoding="utf-8")
+  assert page.headings[0] == "Which rank is enough?"
+  assert notes.startswith(f"# {page.headings[0]}\n\n> ")
+  answer = make_report(large).sections[0].headline.answer
+  places = [page.text.index(text) for text in ("<h1>", answer.split(";")[0], '<dl class="facts">', "<figure")]
+  assert places == sorted(places)
+  assert "random weights (model.seed=0), not a trained model" in page.text and "- Base: random weights" in notes
+
+
+def test_page_is_well_formed_html(large):
+  page = Page(large)
+  assert page.mismatched == []
+  assert page.text.startswith("<!doctype html>") and '<html lang="en">' in page.text
+  assert len(re.findall(r"\bid=\"([^\"]+)\"", page.text)) == len(set(re.findall(r"\bid=\"([^\"]+)\"", page.text)))
+
+
+def test_rows_of_the_tables_are_those_of_the_csv(large):
+  settings, trials = Page(large).tables[0], Page(large).tables[-1]
+  rows = read_results(large)
+  assert [row[0] for row in trials[1:]] == [row["number"] for row in rows]
+  assert [row[trials[0].index("held-out loss")] for row in trials[1:]] == [f"{float(row['loss']):.4f}" for row in rows]
+  by_setting = {name: losses(rows, setting=name) for name in {row["setting"] for row in rows}}
+  assert {row[0] for row in settings[1:]} == by_setting.keys()
+  column = settings[0].index("held-out loss")
+  assert all(float(row[column].split()[0]) == pytest.approx(statistics.mean(by_setting[row[0]]), abs=6e-5)
+             for row in settings[1:])
+
+
+def test_charts_hold_every_setting_and_seed(large):
+  rows = read_results(large)
+  pareto = Page(large).figures[0]["charts"][0]
+  points = [row for table in pareto["datasets"].values() for row in table if "seeds" in row]
+  adapted = {row["setting"] for row in rows if row["method"] == "lora"}
+  assert {row["setting"] for row in points} == adapted
+  for row in points:
+    seeds = sorted(map(float, row["seeds"].split(", ")))
+    assert seeds == pytest.approx(sorted(losses(rows, setting=row["setting"])), abs=6e-5)
+
+
+def test_diverged_trials_have_a_mark(tmp_path):
+  ranks(tmp_path, {1: 2.5, 2: 2.0}, [0])
+  trial(tmp_path, 2, None, status="diverged", lora__rank=2, train__seed=1)
+  make_report(tmp_path)
+  pareto = Page(tmp_path).figures[0]["charts"][0]
+  marked = [row for table in pareto["datasets"].values() for row in table if "trials" in row]
+  assert [(row["setting"], row["diverged"], row["trials"]) for row in marked] == [("rank 2", "1 of 2 trials", "2")]
+
+
+def test_command_and_day_come_from_the_files_of_the_sweep(tmp_path):
+  ranks(tmp_path, {1: 2.5, 2: 2.0}, [0])
+  overrides = {"task": ["lora.rank=1,2", "name=a b"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=/secret"]}
+  (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": overrides}}))
+  (tmp_path / "sweep.jsonl").write_text('{"event": "done", "trial": 0, "time": "2026-01-02T03:04:05+0000"}\n')
+  facts = dict(make_report(tmp_path).compared)
+  assert facts["Command"] == "python -m lora_exp -m lora.rank=1,2 'name=a b'" and facts["Day"] == "2026-01-02"
+  (tmp_path / "multirun.yaml").write_text("hydra: [")
+  assert "Command" not in dict(make_report(tmp_path).compared)

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from lora_exp.report.statistics.estimates import difference, estimate, ratio, t_quantile
-from lora_exp.report.statistics.fits import fit_parabola, pareto_front
+from lora_exp.report.statistics.fits import fit_parabola
 
 T2 = 4.3027  # Student's t, 0.975, two degrees of freedom
 
@@ -28,10 +28,6 @@ def test_pairing_removes_what_the_seeds_share():
   paired, apart = difference(a, b), difference(a, {k + 10: v for k, v in b.items()})
   assert paired.paired and paired.half < 0.03 and paired.mean == pytest.approx(0.1)
   assert not apart.paired and apart.half > 1 and apart.mean == pytest.approx(0.1)
-
-
-def test_pareto_front_holds_undominated_points():
-  assert pareto_front([(4, 2.0), (1, 3.0), (2, 3.1), (8, 2.0), (16, 1.9), (1, 3.2)]) == [1, 0, 4]
 
 
 def test_fit_parabola_recovers_a_vertex_and_refuses_a_hill():

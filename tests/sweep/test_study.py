@@ -338,11 +338,13 @@ def test_its_history_is_drawn_trial_by_trial_from_the_ledger(tmp_path):
     ledger.add("trial", study_trial=n, runs=[n], params={})
   (study,) = make_groups(read_sweep(tmp_path))
   drawn = trial_history(study, tmp_path)
-  assert drawn is not None and drawn.get_suptitle() == "Trial 3 of 0-4 has the lowest held-out loss, 2.2000"
-  *points, so_far = drawn.axes[0].get_lines()
-  assert sorted((p.get_xdata()[0], p.get_ydata()[0]) for p in points)[:4] == list(enumerate(losses[:4]))
-  assert [p.get_markerfacecolor() == "white" for p in points] == [False] * 4 + [True]
-  assert list(so_far.get_ydata()) == [2.5, 2.3, 2.3, 2.2, 2.2]
+  assert drawn is not None and drawn.title == "Trial 3 of 0-4 has the lowest held-out loss, 2.2000"
+  tables = list(drawn.specs[0]["datasets"].values())
+  points = {row["x"]: (row["y"], row["done"]) for table in tables for row in table if "done" in row}
+  assert {n: value for n, (value, _) in points.items() if n < 4} == dict(enumerate(losses[:4]))
+  assert [done for _, done in points.values()] == [True] * 4 + [False]
+  [so_far] = [table for table in tables if table[0].keys() == {"x", "y"}]
+  assert [row["y"] for row in so_far] == [2.5, 2.3, 2.3, 2.2, 2.2]
   ledger.path.write_text("no JSON\n")
   assert trial_history(study, tmp_path) is None  # and no error
   ledger.path.unlink()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lora_exp.config.metrics import METRICS, Metric
@@ -45,7 +46,7 @@ class Group:
     """`adapted`, the settings of which every seed diverged, and those that only tuned."""
     return [s for s in self.settings if (s.seeds or s.diverged or s.only_tuned) and not s.method.is_reference]
 
-  @property
+  @cached_property
   def full(self) -> Setting | None:
     """Full fine-tuning at its best learning rate; None if no run of it is done."""
     candidates = [s for s in self.settings if s.seeds and s.method.trains_everything]

@@ -68,7 +68,7 @@ class Setting:
     values = {seeds: run.result(self.metric.name) for seeds, run in self.counted.items()}
     return {seeds: value for seeds, value in values.items() if value is not None}
 
-  @property
+  @cached_property
   def score(self) -> Estimate:
     """The metric over seeds."""
     return estimate(list(self.scores.values()))

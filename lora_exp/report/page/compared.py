@@ -24,7 +24,8 @@ def compared(directory: Path, runs: Sequence[RunRecord]) -> Facts:
 
 def _values(runs: Sequence[RunRecord], text: Callable[[RunRecord], str]) -> str:
   """The distinct texts of the runs; the first few if there are many."""
-  values = list(dict.fromkeys(value for value in map(text, runs) if value))
+  found = dict.fromkeys(value for value in map(text, runs) if value)
+  values = [value for value in found if not any(other != value and other.startswith(value) for other in found)]
   more = [f"and {len(values) - MOST_VALUES} more"] if len(values) > MOST_VALUES else []
   return "; ".join([*values[:MOST_VALUES], *more])
 

@@ -1,18 +1,16 @@
 """The content of a report, independent of its output as HTML, Markdown or terminal text."""
 
-import base64
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_exp.config.metrics import Metric
-from lora_exp.report.findings.finding import Finding
+from lora_exp.report.findings.finding import Finding, Headline, headline
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.page.compared import Facts
-from lora_exp.report.page.question import question
 from lora_exp.report.page.settings_table import setting_columns, setting_rows
 from lora_exp.report.page.trials_table import trial_columns, trial_rows
-from lora_exp.report.plots.style import DPI
+from lora_exp.report.plots.figure import Figure
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.verdicts.judgement import LEVEL
 
@@ -39,25 +37,14 @@ METHOD = (
 
 @dataclass(frozen=True)
 class Plot:
-  """One figure of the report."""
+  """One figure of the report, and the file that it was written to."""
 
-  title: str
-  file: Path  # PNG, 8-bit
-
-  @property
-  def data(self) -> str:
-    """The file in base64."""
-    return base64.b64encode(self.file.read_bytes()).decode()
+  figure: Figure
+  file: Path  # PNG
 
   @property
-  def width(self) -> int:
-    """Width on the page in CSS pixels."""
-    return int.from_bytes(self.file.read_bytes()[16:20], "big") * 96 // DPI
-
-  @property
-  def height(self) -> int:
-    """Height on the page in CSS pixels."""
-    return int.from_bytes(self.file.read_bytes()[20:24], "big") * 96 // DPI
+  def title(self) -> str:
+    return self.figure.heading
 
 
 @dataclass(frozen=True)
@@ -84,6 +71,11 @@ class GroupSection:
   note: str = ""
 
   @property
+  def headline(self) -> Headline:
+    """The question of the group and its answer."""
+    return headline(self.findings)
+
+  @property
   def columns(self) -> list[str]:
     """The headings of the table of settings."""
     return setting_columns(self.group)
@@ -92,14 +84,6 @@ class GroupSection:
   def rows(self) -> list[list[str]]:
     """The table of settings, under `columns`."""
     return setting_rows(self.group)
-
-
-@dataclass(frozen=True)
-class Answer:
-  """The answer to the report's question in one group."""
-
-  group: str  # heading of the group; empty if there is one
-  finding: Finding
 
 
 @dataclass(frozen=True)
@@ -115,12 +99,8 @@ class Report:
 
   @property
   def question(self) -> str:
-    return question([section.group for section in self.sections])
-
-  @property
-  def answers(self) -> list[Answer]:
-    """The first finding of each group."""
-    return [Answer(section.heading, section.findings[0]) for section in self.sections if section.findings]
+    """The question of the largest group."""
+    return self.sections[0].headline.question if self.sections else "What does this sweep show?"
 
   @property
   def summary(self) -> str:

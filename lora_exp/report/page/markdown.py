@@ -12,9 +12,9 @@ MARKUP = ("\\", "|", "*", "_", "<", "`", "[")
 def markdown(report: Report) -> str:
   """The report as Markdown text."""
   lines = [f"# {_escaped(report.question)}", ""]
-  for answer in report.answers:
-    group = f"**{_escaped(answer.group)}.** " if answer.group else ""
-    lines += [f"> {group}{_escaped(answer.finding.text)}", ""]
+  for section in report.sections:
+    group = f"**{_escaped(section.heading)}.** " if section.heading else ""
+    lines += [f"> {group}{_escaped(section.headline.answer)}", ""]
   lines += [f"{_escaped(report.title)}: {report.summary}", ""]
   lines += [f"- {name}: {_code(value) if name == COMMAND else _escaped(value)}" for name, value in report.compared]
   lines += [f"\n**{text}**" for text in report.warnings]

@@ -28,3 +28,30 @@ for (const header of document.querySelectorAll("thead th")) {
   button.addEventListener("click", () => sortTable(header));
   header.append(button);
 }
+
+// Replaces the still pictures of a figure with charts that answer the pointer and fill the width of the page.
+async function drawCharts(figure) {
+  const row = document.createElement("div");
+  row.className = "charts";
+  figure.append(row);
+  const AXIS = 60; // pixels of the labels beside a chart
+  const specs = Array.from(figure.querySelectorAll("script.chart"), (script) => JSON.parse(script.textContent));
+  try {
+    const panels = specs.map(() => row.appendChild(document.createElement("div")));
+    await Promise.all(specs.map((spec, i) => {
+      const panel = panels[i];
+      const columns = Math.max(1, Math.floor((panel.clientWidth - AXIS) / spec.usermeta.entry));
+      const legend = { ...spec.config.legend, columns };
+      const sized = { ...spec, width: "container", autosize: { type: "fit-x", contains: "padding" },
+                      config: { ...spec.config, legend } };
+      return vegaEmbed(panel, sized, { renderer: "svg", actions: false });
+    }));
+    figure.querySelector(".still").remove();
+    figure.querySelector("figcaption").hidden = false; // the still picture has the title in it
+  } catch (error) {
+    row.remove(); // the still picture says the same
+    console.error(error);
+  }
+}
+
+for (const figure of document.querySelectorAll("figure")) drawCharts(figure);

@@ -14,11 +14,12 @@ MOST_ROWS = 30  # maximum number of settings in a table; the page shows all
 def show(report: Report, page: Path) -> None:
   """Shows the question and its answer, each group's settings and findings, the warnings, and the path of the page."""
   console.show(report.question)
-  for answer in report.answers:
-    console.show(f"{answer.group}: {answer.finding.text}" if answer.group else answer.finding.text)
+  for section in report.sections:
+    answer = section.headline.answer
+    console.show(f"{section.heading}: {answer}" if section.heading else answer)
   for section in report.sections:
     _show_settings(report, section)
-    for finding in section.findings[1:]:
+    for finding in section.findings:
       console.show(f"{finding.topic}: {finding.text}")
   for text in report.warnings:
     console.show_warning(text)

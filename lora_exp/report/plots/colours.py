@@ -1,22 +1,24 @@
-"""Colours and markers of settings: a colour map for numbers, a palette for words."""
+"""Colours and shapes of settings: a colour map for numbers, a palette for words."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.lines import Line2D
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import METHOD, RANK, key_value
 
-INK, MUTED, GRID = "#222222", "#666666", "#d9d9d9"
-# The palette of Okabe and Ito, which is suitable for colour-blind readers.
+INK, MUTED, GRID = "#222222", "#5f666d", "#dddddd"
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f6000", "#555555")
 BEST = PALETTE[1]
 FULL, FROZEN = "#222222", "#888888"  # the reference lines
-MARKERS = "osD^vPX*<>hp"
+# full fine-tuning is a square
+SHAPES = ("circle", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left")
+# matplotlib's viridis from 5 to 85 % of its length: its light end is illegible on white
+VIRIDIS = ("#471164", "#472f7d", "#3e4a89", "#32648e", "#287c8e", "#20938c", "#2fb47c", "#5cc863", "#a0da39")
+LINES = 0.78  # of it: thin lines and small points need more contrast
 
 
 class Colours:
@@ -29,44 +31,45 @@ class Colours:
     self.levels = group.levels(self.key) if self.key else []
     self.numeric = len(self.levels) > 1 and all(isinstance(v, int | float) for v in self.levels)
 
-  def of(self, setting: Setting) -> Any:
+  def name(self, setting: Setting) -> str:
+    """The entry of the legend that a setting belongs to."""
+    if setting.method.is_reference:
+      return setting.label if self.key is None else ("full" if setting.method.trains_everything else "frozen")
+    return key_value(self.key, setting.values[self.key]) if self.key and self.key in setting.values else setting.label
+
+  def of(self, setting: Setting) -> str:
     """The colour of a setting."""
     if setting.method.is_reference:
       return FULL if setting.method.trains_everything else FROZEN
-    return self.of_level(setting.values.get(self.key)) if self.key and self.key in setting.values else PALETTE[0]
+    return self.of_level(setting.values[self.key]) if self.key and self.key in setting.values else PALETTE[0]
 
-  def of_level(self, value: Any) -> Any:
+  def of_level(self, value: Any) -> str:
     """The colour of one value of `key`."""
     position = self.levels.index(value)
-    if not self.numeric:
-      return PALETTE[position % len(PALETTE)]
-    return matplotlib.colormaps["viridis"](0.05 + 0.8 * position / max(1, len(self.levels) - 1))
+    share = LINES * position / max(1, len(self.levels) - 1)
+    return viridis(share) if self.numeric else PALETTE[position % len(PALETTE)]
 
-  def handles(self, most: int = 12) -> list[Line2D]:
-    """A legend of the levels, at most `most` of them."""
-    return [Line2D([], [], color=self.of_level(v), lw=2.4, label=key_value(self.key or "", v))
-            for v in evenly_picked(self.levels, most)]
+
+def viridis(share: float) -> str:
+  """The colour at `share` (0 to 1) of the colour map, as #rrggbb."""
+  channels = np.array([[int(text[i : i + 2], 16) for i in (1, 3, 5)] for text in VIRIDIS], dtype=float)
+  at = np.linspace(0, 1, len(VIRIDIS))
+  return "#" + "".join(f"{round(float(np.interp(share, at, channel))):02x}" for channel in channels.T)
 
 
 def evenly_picked(values: Sequence[Any], most: int) -> list[Any]:
-  """At most `most` of the values, including the first and the last."""
+  """At most `most` of the values, the first and the last among them."""
   return list(values) if len(values) <= most else [values[round(i)] for i in np.linspace(0, len(values) - 1, most)]
 
 
 def is_decided(group: Group, key: str, by: str) -> bool:
-  """Whether each value of `by` has at most one value of `key`."""
+  """Whether each value of `by` goes with one value of `key`, or none."""
   pairs = {(s.values[by], s.values.get(key)) for s in group.settings if by in s.values and not s.method.is_reference}
   return len(pairs) == len({value for value, _ in pairs}) > 0
 
 
-def marker_key(group: Group, colours: Colours) -> str | None:
-  """The key shown by markers in addition to colours, preferably not numeric; None if no other key varies."""
+def shape_key(group: Group, colours: Colours) -> str | None:
+  """The key that shapes show beside the colours: words before numbers; None if no other key varies."""
   keys = [k for k in group.keys if k != colours.key and not is_decided(group, k, colours.key or "")
-          and 1 < len(group.levels(k)) <= len(MARKERS)]
+          and 1 < len(group.levels(k)) <= len(SHAPES)]
   return next((k for k in keys if isinstance(group.levels(k)[0], str)), keys[0] if keys else None)
-
-
-def markers(group: Group, colours: Colours) -> dict[Any, str]:
-  """A marker for each level of `marker_key`."""
-  key = marker_key(group, colours)
-  return {} if key is None else {v: MARKERS[i % len(MARKERS)] for i, v in enumerate(group.levels(key))}

@@ -1,79 +1,94 @@
 """Curves of all runs of a group: the held-out metric, and the training loss."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from lora_exp.report.findings.finding import capital
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.setting import Setting, penalty
-from lora_exp.report.plots.colours import FROZEN, FULL, MUTED, Colours
-from lora_exp.report.plots.run_plots import running_median
-from lora_exp.report.plots.style import axis_label, figure, legend, limits, log_axis, loss_label
+from lora_exp.report.grouping.setting import penalty
+from lora_exp.report.plots.axes import axis_label, limits, linear, logarithmic, loss_label
+from lora_exp.report.plots.colours import Colours, evenly_picked
+from lora_exp.report.plots.figure import Figure, chart, layered
+from lora_exp.report.plots.setting_marks import legend_entries, reference_lines, value_scales
+from lora_exp.report.statistics.running_median import running_median
 
-LOG_RATIO = 8.0  # ratio of the largest to the smallest loss from which the axis is logarithmic
-FEW_RUNS = 12  # up to this number, runs are drawn nearly opaque
+LOG_RATIO = 8.0  # of the largest to the smallest loss, from which the axis is logarithmic
+FEW_RUNS = 12  # that are drawn nearly opaque
+MOST_POINTS, FEWEST_POINTS = 60, 8  # of a curve
+ALL_POINTS = 2000  # of a panel, about
+DIGITS = 5  # significant ones of a value in the file
+
+Curve = Sequence[tuple[float, float]]  # step, value
 
 
 def loss_curves(group: Group) -> Figure | None:
   """The held-out metric (left) and the running median of the training loss (right), a line for each run."""
-  runs = [run for run in group.runs if run.curve("eval", group.metric.name) or run.curve("train")]
-  if not runs:
+  held_out, training = _held_out(group), _training(group)
+  if not held_out and not training:
     return None
-  fig, (left, right) = figure(_title(group), panels=2, height=4.4)
+  panels = []
+  if held_out:
+    panels.append(_panel(group, held_out, axis_label(group), legend=True, base=group.base))
+  if training:
+    panels.append(_panel(group, training, loss_label(group, "training loss, running median"), legend=not held_out))
+  unfinished = any(run.metrics and run.status != "done" for run in group.runs)
+  return Figure(_title(group), tuple(panels), "Dashed: trials that are not done." if unfinished else "",
+                legend_entries(group))
+
+
+def _held_out(group: Group) -> list[dict[str, Any]]:
+  return _rows(group, [run.curve("eval", group.metric.name) for run in group.runs])
+
+
+def _training(group: Group) -> list[dict[str, Any]]:
+  return _rows(group, [_smoothed(run.curve("train")) for run in group.runs])
+
+
+def _rows(group: Group, curves: Sequence[Curve]) -> list[dict[str, Any]]:
+  """The points of the curves of `group.runs`, without those of a frozen base."""
   colours = Colours(group)
-  for setting in group.settings:
-    _draw_runs(left, right, setting, colours, 0.9 if len(runs) <= FEW_RUNS else 0.65)
-  held_out = [value for run in runs for _, value in run.curve("eval", group.metric.name)]
-  training = [loss for line in right.lines for loss in np.asarray(line.get_ydata(), dtype=float)]
-  _set_axes(left, held_out, axis_label(group))
-  _set_axes(right, training, loss_label(group, "training loss, running median"))
-  if group.base is not None:
-    left.axhline(group.base, color=FROZEN, ls="--", lw=1)
-    left.annotate("base", (1, group.base), (-2, 3), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", ha="right", fontsize=8, color=MUTED)
-  legend(fig, _handles(group, colours))
-  return fig
+  setting_of = {id(run): setting for setting in group.settings for run in setting.runs}
+  most = min(MOST_POINTS, max(FEWEST_POINTS, ALL_POINTS // max(1, len(curves))))
+  rows = []
+  for run, curve in zip(group.runs, curves, strict=True):
+    setting = setting_of[id(run)]
+    if setting.method.trains_nothing:
+      continue
+    fixed = {"trial": run.number, "setting": setting.label, "series": colours.name(setting),
+             "done": run.status == "done"}
+    rows += [{"step": step, "y": float(f"{value:.{DIGITS}g}"), **fixed} for step, value in evenly_picked(curve, most)]
+  return rows
 
 
-def _draw_runs(left: Axes, right: Axes, setting: Setting, colours: Colours, alpha: float) -> None:
-  """The held-out metric of each run on the left, its training losses on the right; dotted if it is not done."""
-  colour, zorder = colours.of(setting), 3 if setting.method.is_reference else 2
-  for run in setting.runs:
-    dashes = "-" if run.status == "done" else ":"
-    held_out, training = run.curve("eval", setting.metric.name), run.curve("train")
-    if held_out and not setting.method.trains_nothing:
-      left.plot(*zip(*held_out, strict=True), marker=".", ms=4, color=colour, alpha=alpha, lw=1.3,
-                zorder=zorder, ls=dashes)
-    if training:
-      steps, losses = np.array(training, dtype=float).T
-      places, medians = running_median(losses, max(5, len(steps) // 20), 200)
-      right.plot(steps[places], medians, color=colour, alpha=alpha, lw=1.3, zorder=zorder, ls=dashes)
+def _smoothed(curve: Curve) -> Curve:
+  """The running median over a twentieth of the steps, or five."""
+  if not curve:
+    return curve
+  steps, losses = np.array(curve, dtype=float).T
+  places, medians = running_median(losses, max(5, len(steps) // 20), MOST_POINTS)
+  return [(float(step), float(value)) for step, value in zip(steps[places], medians, strict=True)]
 
 
-def _set_axes(axes: Axes, values: list[float], label: str) -> None:
-  """Sets labels, and a logarithmic axis if the values span LOG_RATIO; else limits that exclude the highest 2 %."""
-  axes.set_xlabel("step")
-  axes.set_ylabel(label)
-  axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-  if not values:
-    return
+def _panel(group: Group, rows: list[dict[str, Any]], label: str, legend: bool, base: float | None = None
+           ) -> alt.LayerChart:
+  """A line for each trial; a logarithmic axis where the values span LOG_RATIO, else one without the highest 2 %."""
+  values = [row["y"] for row in rows]
   if min(values) > 0 and max(values) > LOG_RATIO * min(values):
-    log_axis(axes.yaxis, values, integers=False)
-  elif around := limits([min(values), float(np.quantile(values, 0.98))]):
-    axes.set_ylim(around)
-
-
-def _handles(group: Group, colours: Colours) -> list[Line2D]:
-  """The lines of the legend."""
-  handles = colours.handles()
-  if any(s.method.trains_everything for s in group.settings):
-    handles.append(Line2D([], [], color=FULL, lw=2.4, label="full"))
-  if any(run.metrics and run.status != "done" for run in group.runs):
-    handles.append(Line2D([], [], color=MUTED, ls=":", label="not finished"))
-  return handles
+    y = alt.Y(**logarithmic("y", label, values))
+  else:
+    y = alt.Y(**linear("y", label, limits([min(values), float(np.quantile(values, 0.98))])))
+  x = alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1))
+  color, _ = value_scales(group, [s for s in group.settings if not s.method.trains_nothing], legend)
+  trials = len({row["trial"] for row in rows})
+  tips = [alt.Tooltip("setting:N"), alt.Tooltip("trial:Q"), alt.Tooltip("step:Q"), alt.Tooltip("y:Q", title=label)]
+  data = chart(rows).encode(x=x, y=y, color=color, detail="trial:N")
+  lines = data.mark_line(clip=True, aria=False, strokeWidth=1.6, opacity=0.9 if trials <= FEW_RUNS else 0.6).encode(
+    strokeDash=alt.StrokeDash("done:N", scale=alt.Scale(domain=[True, False], range=[[1, 0], [3, 3]]), legend=None))
+  dots = data.mark_point(clip=True, aria=False, filled=True, size=60, opacity=0).encode(tooltip=tips)
+  return layered([*reference_lines({"base": base}), lines, dots])
 
 
 def _title(group: Group) -> str:

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import matplotlib
+import altair as alt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting_keys import short_name, value_text
-from lora_exp.report.plots.colours import BEST, INK, MUTED
-from lora_exp.report.plots.style import and_list, figure
+from lora_exp.report.plots.axes import and_list
+from lora_exp.report.plots.colours import BEST, INK, MUTED, VIRIDIS
+from lora_exp.report.plots.figure import Figure, chart, layered
+from lora_exp.report.plots.setting_marks import setting_row, tooltips
 
 MOST_KEYS = 7
 MOST_NAMES = 12  # maximum number of labelled values on an axis
@@ -23,35 +23,43 @@ def parallel_coordinates(group: Group) -> Figure | None:
   if len(keys) < 3 or len(settings) < 2:
     return None
   penalties = np.array([s.penalty for s in settings])
-  scores = group.metric.sign * penalties
   best = settings[int(np.argmin(penalties))]
-  fig, [axes] = figure(f"Of {len(settings)} settings of {and_list([short_name(k) for k in keys])}, {best.label} has "
-                       f"the {group.metric.best_word} held-out {group.metric.label}, {best.score.text()}", height=4.8)
-  top = max(float(np.quantile(penalties, 0.9)), float(penalties.min()) + 1e-9)
-  norm = matplotlib.colors.Normalize(penalties.min(), top)
-  colours = matplotlib.colormaps["viridis_r"]
   heights = {key: _heights(group.levels(key)) for key in keys}
+  names = [*(short_name(key) for key in keys), group.metric.label]
+  scores = group.metric.sign * penalties
   span = float(scores.max() - scores.min()) or 1.0
-  for i in np.argsort(-penalties):
-    shift = 0.012 * ((int(i) % 5) - 2)  # keeps lines through the same values apart
-    y = [heights[key][settings[i].values[key]] + shift for key in keys]
-    y.append(float((scores[i] - scores.min()) / span))
-    if settings[i] is best:
-      axes.plot(range(len(y)), y, color=BEST, lw=2.4, alpha=1.0, zorder=5)
-    else:
-      axes.plot(range(len(y)), y, color=colours(norm(penalties[i])), lw=1.0, alpha=0.75, zorder=2)
-  for x, key in enumerate(keys):
-    _draw_axis(axes, x, heights[key])
-  axes.axvline(len(keys), color=MUTED, lw=0.8)
-  for fraction in (0, 0.5, 1):
-    axes.annotate(f"{scores.min() + fraction * span:.3f}", (len(keys), fraction), (5, 0), textcoords="offset points",
-                  va="center", fontsize=8)
-  axes.set_xticks(range(len(keys) + 1), [*map(short_name, keys), group.metric.label])
-  axes.set_xlim(-0.15, len(keys) + 0.35)
-  axes.set_yticks([])
-  axes.grid(False)
-  axes.spines[["left", "bottom"]].set_visible(False)
-  return fig
+  rows = []
+  for i, setting in enumerate(settings):
+    shift = 0.012 * (i % 5 - 2)  # keeps lines through the same values apart
+    places = [heights[key][setting.values[key]] + shift for key in keys]
+    places.append(float((scores[i] - scores.min()) / span))
+    fixed = {k: v for k, v in setting_row(group, setting, 0.0, setting.score).items() if isinstance(v, str)}
+    rows += [{"axis": name, "place": place, "line": i, "penalty": float(penalties[i]), "best": setting is best, **fixed}
+             for name, place in zip(names, places, strict=True)]
+  marks = [{"axis": name, "place": place, "text": text} for name, key in zip(names, keys, strict=False)
+           for place, text in _names(heights[key])]
+  marks += [{"axis": group.metric.label, "place": f, "text": f"{scores.min() + f * span:.3f}"} for f in (0, 0.5, 1)]
+  top = max(float(np.quantile(penalties, 0.9)), float(penalties.min()) + 1e-9)
+  title = (f"Of {len(settings)} settings of {and_list([short_name(k) for k in keys])}, {best.label} has the "
+           f"{group.metric.best_word} held-out {group.metric.label}, {best.score.text()}")
+  panel = _panel(group, rows, marks, names, (float(penalties.min()), top))
+  return Figure(title, (panel,), "Light lines are worse; the best is drawn thick.")
+
+
+def _panel(group: Group, rows: list[dict[str, Any]], marks: list[dict[str, Any]], names: list[str],
+           domain: tuple[float, float]) -> alt.LayerChart:
+  x = alt.X("axis:N", sort=names, title=None, scale=alt.Scale(type="point", padding=0.35),
+            axis=alt.Axis(labelAngle=0, grid=True, gridColor=MUTED, domain=False, ticks=False))
+  y = alt.Y("place:Q", axis=None, scale=alt.Scale(domain=(-0.05, 1.05)))
+  color = alt.Color("penalty:Q", scale=alt.Scale(domain=domain, range=list(VIRIDIS), clamp=True), legend=None)
+  lines = chart(rows).encode(x=x, y=y, detail="line:N", tooltip=tooltips(group))
+  text = chart(marks).encode(x=x, y=y, text="text:N")
+  return layered([
+    lines.transform_filter("!datum.best").mark_line(opacity=0.7, strokeWidth=1.2).encode(color=color),
+    lines.transform_filter("datum.best").mark_line(color=BEST, strokeWidth=3),
+    text.mark_text(align="left", dx=6, color=INK, stroke="white", strokeWidth=3, strokeOpacity=0.8),
+    text.mark_text(align="left", dx=6, color=INK),
+  ])
 
 
 def _heights(levels: list[Any]) -> dict[Any, float]:
@@ -59,10 +67,11 @@ def _heights(levels: list[Any]) -> dict[Any, float]:
   return {value: i / (len(levels) - 1) if len(levels) > 1 else 0.5 for i, value in enumerate(levels)}
 
 
-def _draw_axis(axes: Axes, x: int, heights: dict[Any, float]) -> None:
-  """A vertical line with the values of one key."""
-  axes.axvline(x, color=MUTED, lw=0.8)
+def _names(heights: dict[Any, float]) -> list[tuple[float, str]]:
+  """(height, text) of the values that are written along an axis."""
   every = -(-len(heights) // MOST_NAMES)
-  for value, height in list(heights.items())[::every]:
-    axes.annotate(value_text(value), (x, height), (5, 0), textcoords="offset points", va="center", fontsize=8,
-                  color=INK, bbox={"fc": "white", "ec": "none", "alpha": 0.75, "pad": 0.6})
+  return [(height, _short(value_text(value))) for value, height in list(heights.items())[::every]]
+
+
+def _short(text: str) -> str:
+  return text if len(text) <= 18 else f"{text[:17]}…"

@@ -3,22 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
+import altair as alt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK, RATE
-from lora_exp.report.plots.colours import BEST, INK, Colours
-from lora_exp.report.plots.style import and_list, axis_label, colour_bar, figure, legend, level_ticks, limits
+from lora_exp.report.plots.axes import and_list, axis_label, level_axis, limits, linear
+from lora_exp.report.plots.colours import BEST, LINES, VIRIDIS, viridis
+from lora_exp.report.plots.figure import Figure, chart, layered
+from lora_exp.report.plots.setting_marks import Row, diverged_marks, setting_row, tooltips
 from lora_exp.report.statistics.fits import fit_parabola
 from lora_exp.report.verdicts.tuning import best_of
 
 Grid = dict[int, dict[float, Setting]]  # rank -> learning rate -> the best setting
-MOST_CELLS = 64  # up to this number, the score is written into each cell
+MOST_CELLS = 48  # up to which each has its score written in it
+STAR = "M0,-1L0.23,-0.31L0.95,-0.31L0.38,0.12L0.59,0.81L0,0.4L-0.59,0.81L-0.38,0.12L-0.95,-0.31L-0.23,-0.31Z"
 
 
 def rate_by_rank(group: Group) -> Figure | None:
@@ -28,22 +28,10 @@ def rate_by_rank(group: Group) -> Figure | None:
   if len(group.levels(RANK)) < 2 or len(rates) < 2 or not grid:
     return None
   best = {rank: best_of(by_rate.values()).values[RATE] for rank, by_rate in grid.items()}
-  fig, (left, right) = figure(_title(best, rates), panels=2, height=4.8)
-  _draw_map(fig, left, group, grid, rates, best)
-  colours = Colours(group)
-  colour_of = {rank: colours.of_level(rank) if colours.key == RANK else INK for rank in grid}
-  for rank, by_rate in grid.items():
-    _draw_curve(right, by_rate, rates, colour_of[rank], group.metric.sign)
-  level_ticks(right.xaxis, rates)
-  penalties = [s.penalty for by_rate in grid.values() for s in by_rate.values()]
-  worst = np.quantile(penalties, 0.9)
-  if around := limits([group.metric.sign * penalty for penalty in penalties if penalty <= worst], 0.1):
-    right.set_ylim(around)
-  right.set_xlabel("learning rate (★ fitted best, ✖ on the edge)")
-  right.set_ylabel(axis_label(group))
-  right.tick_params(axis="x", rotation=35 if len(rates) > 5 else 0)
-  legend(fig, [Line2D([], [], color=colour_of[rank], marker="o", ms=4, label=f"rank {rank}") for rank in grid])
-  return fig
+  rows = [setting_row(group, s, rate, s.score) | {"rank": rank, "rate": f"{rate:g}", "best": rate == best[rank]}
+          for rank, by_rate in grid.items() for rate, s in by_rate.items()]
+  return Figure(_title(best, rates), (_map(group, rows, rates), _curves(group, grid, rows, rates)),
+                entries=tuple(f"rank {rank}" for rank in grid))
 
 
 def _grid(group: Group, rates: Sequence[float]) -> Grid:
@@ -70,47 +58,63 @@ def _title(best: dict[int, float], rates: Sequence[float]) -> str:
   return f"{title}; on the edge of the grid for {'every rank' if len(edge) == len(best) else f'rank {and_list(edge)}'}"
 
 
-def _draw_curve(axes: Axes, by_rate: dict[float, Setting], rates: Sequence[float], colour: Any, sign: int) -> None:
-  """The scores of one rank with their intervals, and the parabola in log rate fitted to `sign` times them."""
-  x = np.array(list(by_rate))
-  y = [s.score.mean for s in by_rate.values()]
-  axes.errorbar(x, y, yerr=[s.score.half or 0.0 for s in by_rate.values()], fmt="o", ms=4, lw=0.9, capsize=2,
-                color=colour)
-  fit = fit_parabola(list(np.log(x)), [s.penalty for s in by_rate.values()])
-  if fit is None:
-    axes.plot(x, y, lw=0.8, ls=":", color=colour)
-    return
-  vertex = float(np.exp(np.clip(fit.vertex, np.log(rates[0]), np.log(rates[-1]))))
-  near = np.geomspace(max(x.min(), vertex / 12), min(x.max(), vertex * 12), 60)
-  axes.plot(near, sign * fit.at(np.log(near)), lw=1.3, color=colour)
-  axes.plot(vertex, sign * fit.at(np.log(np.array(vertex))), marker="*" if x.min() < vertex < x.max() else "X", ms=9,
-            color=colour, mec="white", mew=0.6, ls="")
-
-
-def _draw_map(fig: Figure, axes: Axes, group: Group, grid: Grid, rates: list[float], best: dict[int, float]) -> None:
+def _map(group: Group, rows: Sequence[Row], rates: Sequence[float]) -> alt.LayerChart:
   """The scores as colours; the best rate of each rank has a frame."""
-  ranks = group.levels(RANK)
-  scores = np.full((len(ranks), len(rates)), np.nan)
-  for rank, by_rate in grid.items():
-    for rate, setting in by_rate.items():
-      scores[ranks.index(rank), rates.index(rate)] = setting.score.mean
-  finite, higher = scores[np.isfinite(scores)], group.metric.higher_is_better
-  low, high = float(finite.min()), float(finite.max())
-  if higher:  # both norms show the small differences near the best
-    norm = matplotlib.colors.PowerNorm(2, min(float(np.quantile(finite, 0.1)), high - 1e-9), high)
+  scores = np.array([row["y"] for row in rows])
+  if group.metric.higher_is_better:  # the scale spends its colours on the small differences near the best
+    low, high, colours = float(np.quantile(scores, 0.1)), float(scores.max()), VIRIDIS
   else:
-    norm = matplotlib.colors.PowerNorm(0.5, low, max(float(np.quantile(finite, 0.9)), low + 1e-9))
-  image = axes.imshow(scores, cmap="viridis" if higher else "viridis_r", aspect="auto", origin="lower", norm=norm)
-  axes.grid(False)
-  axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], rotation=35 if len(rates) > 5 else 0)
-  axes.set_yticks(range(len(ranks)), map(str, ranks))
-  axes.set_xlabel("learning rate (boxed: best of its rank)")
-  axes.set_ylabel("rank")
-  for (i, j), score in np.ndenumerate(scores):
-    if np.isfinite(score) and scores.size <= MOST_CELLS:
-      dark = norm(score) < 0.55 if higher else norm(score) > 0.45
-      axes.text(j, i, f"{score:.3f}", ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
-    if best.get(ranks[i]) == rates[j]:
-      frame = matplotlib.patches.Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=BEST, lw=1.8)
-      axes.add_patch(frame)
-  colour_bar(fig, image, axes, axis_label(group))
+    low, high, colours = float(scores.min()), float(np.quantile(scores, 0.9)), VIRIDIS[::-1]
+  high = max(high, low + 1e-9)
+  ranks = group.levels(RANK)
+  data = chart(rows).encode(
+    x=alt.X("rate:N", sort=[f"{rate:g}" for rate in rates], title="learning rate (framed: best of its rank)",
+            axis=alt.Axis(labelAngle=0 if len(rates) <= 6 else -40)),
+    y=alt.Y("rank:O", sort=ranks[::-1], title="rank"))
+  colour = alt.Color("y:Q", scale=alt.Scale(domain=(low, high), range=list(colours), clamp=True),
+                     legend=alt.Legend(title=axis_label(group), gradientLength=220, format=".3f"))
+  layers = [data.mark_rect().encode(color=colour, tooltip=tooltips(group))]
+  if len(rows) <= MOST_CELLS:
+    middle = (low + high) / 2
+    dark = f"datum.y {'<' if group.metric.higher_is_better else '>'} {middle}"
+    layers.append(data.mark_text(fontSize=11, color=alt.ExprRef(f"{dark} ? 'white' : '#111'"),
+                                 opacity=alt.ExprRef("width < 200 ? 0 : 1")).encode(text=alt.Text("y:Q", format=".3f")))
+  framed = data.transform_filter("datum.best").mark_rect(fillOpacity=0, stroke=BEST, strokeWidth=2.5)
+  return layered([*layers, framed])
+
+
+def _curves(group: Group, grid: Grid, rows: Sequence[Row], rates: Sequence[float]) -> alt.LayerChart:
+  """The scores of each rank with their intervals; a star at the minimum of a parabola that is interior."""
+  penalties = [s.penalty for by_rate in grid.values() for s in by_rate.values()]
+  worst = float(np.quantile(penalties, 0.9))  # far too high a rate would flatten all others
+  around = limits([group.metric.sign * p for p in penalties if p <= worst], 0.1)
+  x = alt.X(**level_axis("x", "learning rate (★ fitted minimum)", rates))
+  y = alt.Y(**linear("y", axis_label(group), around))
+  names = {rank: f"rank {rank}" for rank in grid}
+  range_ = [viridis(LINES * i / max(1, len(grid) - 1)) for i in range(len(grid))]
+  color = alt.Color("name:N", scale=alt.Scale(domain=list(names.values()), range=range_), legend=alt.Legend(title=None))
+  values = [row | {"name": names[row["rank"]]} for row in rows]
+  data = chart(values).encode(color=color)
+  layers = [
+    data.mark_line(clip=True, strokeWidth=1.5).encode(x=x, y=y),
+    data.mark_rule(clip=True).encode(x=x, y=alt.Y("y_low:Q"), y2="y_high:Q"),
+    data.mark_point(clip=True, filled=True, size=45, opacity=1).encode(x=x, y=y, tooltip=tooltips(group)),
+  ]
+  stars = [fitted | {"name": names[rank]} for rank, by_rate in grid.items() for fitted in _minimum(group, by_rate)]
+  if stars:
+    tips = [alt.Tooltip("name:N", title="rank"), alt.Tooltip("rate:N", title="fitted")]
+    star = chart(stars).mark_point(shape=STAR, filled=True, size=130, opacity=1, stroke="white", strokeWidth=0.7,
+                                   clip=True)
+    layers.append(star.encode(x=x, y=y, color=color, tooltip=tips))
+  tried = [s for s in group.settings if s.values.get(RATE) is not None and not s.method.is_reference]
+  layers += diverged_marks(group, tried, [s.values[RATE] for s in tried], x)
+  return layered(layers)
+
+
+def _minimum(group: Group, by_rate: dict[float, Setting]) -> list[dict[str, Any]]:
+  """The vertex of the parabola in log rate, if there is one between the rates that were tried."""
+  fit = fit_parabola([float(np.log(rate)) for rate in by_rate], [s.penalty for s in by_rate.values()])
+  if fit is None or not min(by_rate) < np.exp(fit.vertex) < max(by_rate):
+    return []
+  rate = float(np.exp(fit.vertex))
+  return [{"x": rate, "y": group.metric.sign * fit.minimum, "rate": f"{rate:.2g}"}]

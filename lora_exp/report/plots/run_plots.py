@@ -10,6 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lora_exp.config.errors import InputError
 from lora_exp.report.plots.colours import PALETTE
+from lora_exp.report.plots.counts import short_count
+from lora_exp.report.statistics.running_median import running_median
 from lora_exp.runtime.json_lines import read_metrics
 
 COLOURS = {"train": PALETTE[0], "eval": PALETTE[1], "retain": PALETTE[2], "base": PALETTE[7]}
@@ -52,17 +54,6 @@ def loss_figure(rows: list[dict], title: str) -> Figure:
   figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
   _token_axis(axes, rows, "tokens" if text else "examples")
   return figure
-
-
-def running_median(values: np.ndarray, window: int, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-  """(indices, medians of the `window` values around each), at most `points` of them; NaN values are left out.
-
-  A single spike does not move a median.
-  """
-  places = np.unique(np.linspace(0, len(values) - 1, points).astype(int))
-  around = (values[max(0, i - window // 2):i + window // 2 + 1] for i in places)
-  finite = (part[np.isfinite(part)] for part in around)
-  return places, np.array([np.median(part) if len(part) else np.nan for part in finite])
 
 
 def plot_token_probabilities(run_dir: Path, texts: Sequence[Sequence[str]],
@@ -133,11 +124,3 @@ def _token_axis(axes: Axes, rows: list[dict], unit: str) -> None:
   above = axes.secondary_xaxis("top")
   above.set_xticks(ticks, [short_count(value) for value in np.interp(ticks, steps, tokens)])
   above.set_xlabel(unit)
-
-
-def short_count(value: float) -> str:
-  """A count with three significant digits: 950, 12.3k, 1.5M."""
-  for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-    if value >= size:
-      return f"{value / size:.3g}{letter}"
-  return f"{value:.0f}"

@@ -3,18 +3,15 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import altair as alt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.learned_updates import LearnedUpdates
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK
-from lora_exp.report.plots.colours import INK
-from lora_exp.report.plots.style import colour_bar, figure
+from lora_exp.report.plots.colours import VIRIDIS
+from lora_exp.report.plots.figure import Figure, chart, layered
 from lora_exp.report.reading.adapter_updates import ModuleUpdate, one_thread, read_updates
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.verdicts.tuning import best_of, is_tuned
@@ -42,26 +39,27 @@ def subspace_overlap(group: Group, updates: LearnedUpdates, directory: Path) -> 
   rows, columns, phi = maps[0]
   title = (f"{phi[0, -1] * 100:.0f} % of the largest direction of {rows} lies within all those of {columns} (overlap "
            "of the directions among the outputs: 1 where one subspace holds the other)")
-  fig, axes = figure(title, panels=len(maps), height=4.3 if len(maps) > 1 else 4.6)
-  images = [_draw_map(ax, one) for ax, one in zip(axes, maps, strict=True)]
-  colour_bar(fig, images[-1], axes, "overlap φ(i, j)")
-  return fig
+  return Figure(title, tuple(_draw_map(one, legend=i == 0) for i, one in enumerate(maps)))
 
 
-def _draw_map(axes: Axes, one: OverlapMap) -> AxesImage:
+def _draw_map(one: OverlapMap, legend: bool) -> alt.LayerChart:
+  """φ as colours; as numbers too where there are few."""
+  values = [{"i": i + 1, "j": j + 1, "phi": round(float(phi), 3)} for (i, j), phi in np.ndenumerate(one.phi)
+            if np.isfinite(phi)]
   rows, columns = one.phi.shape
-  image = axes.imshow(one.phi, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto",
-                      extent=(0.5, columns + 0.5, 0.5, rows + 0.5))
-  axes.grid(False)
-  axes.set_xlabel(f"j largest directions of {one.columns}")
-  axes.set_ylabel(f"i largest directions of {one.rows}")
-  for axis, size in ((axes.xaxis, columns), (axes.yaxis, rows)):
-    axis.set_major_locator(MaxNLocator(min(8, size), integer=True, min_n_ticks=1))
-  if max(rows, columns) <= MOST_NUMBERED:
-    for (i, j), phi in np.ndenumerate(one.phi):
-      axes.text(j + 1, i + 1, f"{phi:.2f}", ha="center", va="center", fontsize=7.5,
-                color=INK if phi > 0.55 else "white")
-  return image
+  few = max(rows, columns) <= MOST_NUMBERED
+  axis = alt.Axis(labelAngle=0) if few else alt.Axis(labelAngle=0, values=[1, *range(8, max(rows, columns) + 1, 8)])
+  data = chart(values).encode(
+    x=alt.X("j:O", title=f"j largest directions of {one.columns}", axis=axis),
+    y=alt.Y("i:O", sort="descending", title=f"i largest directions of {one.rows}", axis=axis))
+  scale = alt.Scale(domain=(0, 1), range=list(VIRIDIS))
+  color = alt.Color("phi:Q", scale=scale, legend=alt.Legend(title="overlap φ(i, j)") if legend else None)
+  tips = [alt.Tooltip("i:Q"), alt.Tooltip("j:Q"), alt.Tooltip("phi:Q")]
+  layers = [data.mark_rect().encode(color=color, tooltip=tips)]
+  if few:
+    dark = alt.ExprRef("datum.phi > 0.6 ? '#111' : 'white'")
+    layers.append(data.mark_text(fontSize=11, color=dark).encode(text=alt.Text("phi:Q", format=".2f")))
+  return layered(layers)
 
 
 def _between_ranks(group: Group, updates: LearnedUpdates, directory: Path) -> OverlapMap | None:

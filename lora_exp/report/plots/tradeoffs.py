@@ -1,91 +1,95 @@
-"""The held-out metric against its costs: parameters, forgetting, time, FLOPs, memory."""
+"""The held-out metric against what it costs: parameters, forgetting, time, FLOPs, memory."""
 
-import math
 from collections.abc import Callable, Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+import altair as alt
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting, penalty
-from lora_exp.report.grouping.setting_keys import key_value
-from lora_exp.report.plots.colours import FROZEN, FULL, MUTED, Colours, evenly_picked, marker_key, markers
-from lora_exp.report.plots.run_plots import short_count
-from lora_exp.report.plots.style import axis_label, figure, legend, limits, log_axis, loss_label, name_points
+from lora_exp.report.plots.axes import axis_label, limits, linear, logarithmic, loss_label
+from lora_exp.report.plots.colours import FROZEN, MUTED, evenly_picked
+from lora_exp.report.plots.counts import short_count
+from lora_exp.report.plots.figure import HEIGHT, Figure, chart, layered
+from lora_exp.report.plots.point_labels import name_points
+from lora_exp.report.plots.setting_marks import (
+  FULL_NAME,
+  NOT_JUDGED,
+  diverged_marks,
+  intervals,
+  legend_entries,
+  note,
+  points,
+  reference_lines,
+  setting_row,
+  tooltips,
+  value_scales,
+  verdict_scales,
+)
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.statistics.estimates import Estimate
-from lora_exp.report.statistics.fits import pareto_front
+from lora_exp.report.verdicts.states import States
+from lora_exp.report.verdicts.verdict import shown_front
 
-MOST_LABELS = 8  # maximum number of labels on the front; colours show the rest
-MOST_LABELLED = 10  # up to this number of settings, each one is labelled
+MOST_LABELS = 8  # on the front; the pointer names the others
+MOST_LABELLED = 10  # settings of a plot in which each has a label
 MIB = 2**20
 
 
-def pareto(group: Group) -> Figure | None:
+def pareto(group: Group, states: States) -> Figure | None:
   """The held-out metric against trainable parameters, with the Pareto front and the reference lines."""
   settings = [s for s in group.adapted if s.trainable]
   if not settings:
     return None
   costs = [_parameters(s) for s in settings]
-  front = [settings[i] for i in pareto_front([(x, s.penalty) for x, s in zip(costs, settings, strict=True)])]
-  fig, [axes] = figure(_pareto_title(front, alone=len(settings) == 1))
-  _draw_points(axes, group, settings, [s.score for s in settings], [_exact(x) for x in costs])
-  if len(front) > 1:  # no setting lies below and left of the steps
-    axes.step([_parameters(s) for s in front], [s.score.mean for s in front], where="post", color=MUTED, lw=1.2,
-              zorder=1)
-  log_axis(axes.xaxis, costs)
-  lines = [("base", group.base, FROZEN)] if group.base is not None else []
-  lines += [("full fine-tuning", group.full.score.mean, FULL)] if group.full else []
-  bounds = [bound for s in settings for bound in (s.score.low, s.score.high)]
-  if around := limits([*bounds, *(y for _, y, _ in lines)], 0.12):
-    axes.set_ylim(around)
-  _draw_lines(axes, lines)
-  axes.set_xlabel("trainable parameters")
-  axes.set_ylabel(axis_label(group))
+  front = shown_front(_best_by_cost(settings))
+  lines = {"base": group.base, FULL_NAME: group.full.score.mean if group.full else None}
+  bounds = [*_bounds(settings), *(value for value in lines.values() if value is not None)]
+  x = logarithmic("x", "trainable parameters", costs)
+  y = linear("y", axis_label(group), limits(bounds, 0.12))
+  rows = [setting_row(group, s, cost, s.score, states.get(s.label, NOT_JUDGED))
+          for s, cost in zip(settings, costs, strict=True)]
+  layers = [*reference_lines(lines), *_front(front, x, y), *intervals(rows, alt.X(**x), alt.Y(**y)),
+            points(rows, alt.X(**x), alt.Y(**y), *verdict_scales(rows), tooltips(group, judged=bool(states)))]
+  unfinished = [s for s in group.settings if s.trainable and not s.method.is_reference]
+  layers += diverged_marks(group, unfinished, [_parameters(s) for s in unfinished], alt.X(**x))
   others = [s for s in settings if s not in front] if len(settings) <= MOST_LABELLED else []
-  labelled = [*evenly_picked(front, MOST_LABELS), *others]
-  name_points(axes, [(_parameters(s), s.score.mean, _short_label(s)) for s in labelled])
-  _draw_legend(fig, group)
-  return fig
+  named = [*evenly_picked(front, MOST_LABELS), *others]
+  layers += name_points([(_parameters(s), s.score.mean, s.label) for s in named],
+                        x, y, [(_parameters(s), s.score.mean) for s in settings if s not in named], lines)
+  return Figure(_pareto_title(front, settings), (layered(layers),), note(rows))
 
 
-def _pareto_title(front: Sequence[Setting], alone: bool) -> str:
-  """`alone`: there is one setting."""
-  first, last, metric = front[0], front[-1], front[0].metric
-  if first is last:
-    return (f"The {metric.best_word} held-out {metric.label} is {first.score.text()}, of {first.label}, with "
-            f"{_count(first)} trainable parameters{'' if alone else ', the fewest'}")
+def _best_by_cost(settings: Sequence[Setting]) -> list[Setting]:
+  """The best of the settings with equally many parameters."""
+  best: dict[float, Setting] = {}
+  for setting in sorted(settings, key=penalty, reverse=True):
+    best[_parameters(setting)] = setting
+  return list(best.values())
+
+
+def _front(front: Sequence[Setting], x: dict, y: dict) -> list[alt.Chart]:
+  """Steps through the front: no setting lies below and left of them."""
+  if len(front) < 2:
+    return []
+  rows = [{"x": _parameters(s), "y": s.score.mean} for s in front]
+  return [chart(rows).mark_line(interpolate="step-after", color=MUTED, strokeWidth=1.2)
+          .encode(x=alt.X(**x), y=alt.Y(**y))]
+
+
+def _pareto_title(front: Sequence[Setting], settings: Sequence[Setting]) -> str:
+  """The ends of the front; where it has one setting, the best of all that were tried."""
+  metric = settings[0].metric
+  if len(front) < 2:
+    best = min(settings, key=penalty)
+    title = (f"The {metric.best_word} held-out {metric.label} is {best.score.text()}, of {best.label}, with "
+             f"{_count(best)} trainable parameters")
+    if len(settings) == 1 or not front:
+      return title
+    return f"{title}; no setting is shown to be better than {front[0].label}, with {_count(front[0])}, the fewest"
+  first, last = front[0], front[-1]
   moves = "rises" if metric.higher_is_better else "falls"
   return (f"On the Pareto front the held-out {metric.label} {moves} from {first.score.text()} with {_count(first)} "
           f"trainable parameters ({first.label}) to {last.score.text()} with {_count(last)} ({last.label})")
-
-
-def share_of_full(group: Group) -> Figure | None:
-  """Share of full fine-tuning's gain against trainable parameters; None without full fine-tuning."""
-  shares = [(s, group.share(s)) for s in group.adapted if s.trainable]
-  shares = [(s, _percent(share)) for s, share in shares if share.n]
-  if not shares or group.full is None:
-    return None
-  settings = [s for s, _ in shares]
-  percents = [percent for _, percent in shares]
-  best, percent = max(shares, key=_mean)
-  size = (best.trainable or 0) / (group.full.trainable or math.nan)
-  fig, [axes] = figure(f"Of the gain of full fine-tuning, {best.label} recovers {percent.text(1)} %, with "
-                       f"{size * 100:.3g} % of its parameters")
-  costs = [_parameters(s) for s in settings]
-  _draw_points(axes, group, settings, percents, [_exact(x) for x in costs])
-  log_axis(axes.xaxis, costs)
-  if around := limits([0, 100, *(bound for e in percents for bound in (e.low, e.high))], 0.05):
-    axes.set_ylim(max(around[0], min(0, min(e.mean for e in percents)) - 12), around[1])
-  _draw_lines(axes, [("full fine-tuning = 100 %", 100, FULL), ("base = 0 %", 0, FROZEN)])
-  axes.set_xlabel("trainable parameters")
-  axes.set_ylabel("share of full fine-tuning's gain (%)")
-  if len(settings) <= MOST_LABELLED:
-    name_points(axes, [(x, e.mean, _short_label(s)) for s, e, x in zip(settings, percents, costs, strict=True)])
-  _draw_legend(fig, group)
-  return fig
 
 
 def forgetting(group: Group) -> Figure | None:
@@ -94,19 +98,22 @@ def forgetting(group: Group) -> Figure | None:
               if s.estimate(_forgetting).n and s.gain.n]
   if not settings:
     return None
-  rises = [s.estimate(_forgetting) for s in settings]
+  rises, gains = [s.estimate(_forgetting) for s in settings], [s.gain for s in settings]
   side = group.metric.better_side
   most, rise = max(zip(settings, rises, strict=True), key=_gain)
-  fig, [axes] = figure(f"The most is learned by {most.label}, {most.gain.text()} {side} the base; its loss on "
-                       f"the retained text changes by {rise.text(sign=True)}")
-  _draw_points(axes, group, settings, rises, [s.gain for s in settings])
-  axes.axhline(0, color=FROZEN, lw=1)
-  axes.set_xlabel(axis_label(group, f"learning: gain {side} the base, held out"))
-  axes.set_ylabel(loss_label(group, "forgetting: rise on the retained text"))
-  if len(settings) <= 14:
-    name_points(axes, [(s.gain.mean, e.mean, _short_label(s)) for s, e in zip(settings, rises, strict=True)])
-  _draw_legend(fig, group)
-  return fig
+  x = linear("x", axis_label(group, f"learning: gain {side} the base, held out"), limits(_ends(gains), 0.1))
+  y = linear("y", loss_label(group, "forgetting: rise on the retained text"), limits([0.0, *_ends(rises)], 0.12))
+  rows = [setting_row(group, s, gain, e) | {"rise": e.text(sign=True)}
+          for s, gain, e in zip(settings, gains, rises, strict=True)]
+  tips = [*tooltips(group), alt.Tooltip("rise:N", title="forgetting")]
+  layers = [chart([{"y": 0}]).mark_rule(color=FROZEN).encode(y="y:Q"),
+            *intervals(rows, alt.X(**x), alt.Y(**y)),
+            points(rows, alt.X(**x), alt.Y(**y), *value_scales(group, settings), tips)]
+  if len(settings) <= MOST_LABELLED + 4:
+    layers += name_points([(g.mean, e.mean, s.label) for s, g, e in zip(settings, gains, rises, strict=True)], x, y)
+  title = (f"The most is learned by {most.label}, {most.gain.text()} {side} the base; its loss on the retained text "
+           f"changes by {rise.text(sign=True)}")
+  return Figure(title, (layered(layers),), note(rows), legend_entries(group))
 
 
 def cost(group: Group) -> Figure | None:
@@ -114,31 +121,30 @@ def cost(group: Group) -> Figure | None:
   settings = [*group.adapted, *([group.full] if group.full else [])]
   measures: list[tuple[str, Callable[[RunRecord], float | None]]] = [
     ("training time (s)", _seconds), ("training FLOPs", _flops), ("memory of a step (MiB)", _memory)]
-  panels = [(name, measure) for name, measure in measures if any(_is_positive(s.estimate(measure)) for s in settings)]
-  if not panels or len(settings) < 2:
+  measured = [(name, measure) for name, measure in measures if any(_is_positive(s.estimate(measure)) for s in settings)]
+  if not measured or len(settings) < 2:
     return None
+  panels = [_cost_panel(group, settings, name, measure, legend=i == 0) for i, (name, measure) in enumerate(measured)]
   best = min(settings, key=penalty)
   seconds = best.estimate(_seconds)
   values = "losses" if group.metric.name == "loss" else f"values of {group.metric.label}"
   took = f"{seconds.text(1)} s" if seconds.n else "no known time"
-  fig, axes = figure(f"What the {values} cost: the {group.metric.best_word}, of {best.label}, took {took} of training",
-                     panels=len(panels), height=3.9)
-  for ax, (name, measure) in zip(axes, panels, strict=True):
-    shown = [s for s in settings if _is_positive(s.estimate(measure))]
-    costs = [s.estimate(measure) for s in shown]
-    means = [e.mean for e in costs]
-    _draw_points(ax, group, shown, [s.score for s in shown], costs)
-    log_axis(ax.xaxis, means)
-    if len(means) > 1 and ax.get_xscale() == "log":
-      ax.set_xlim(min(means) / 1.25, max(means) * 1.25)
-    ax.set_xlabel(name)
-    if around := limits([bound for s in shown for bound in (s.score.low, s.score.high)]):
-      ax.set_ylim(around)
-  axes[0].set_ylabel(axis_label(group))
-  for ax in axes[1:]:
-    ax.tick_params(labelleft=False)
-  _draw_legend(fig, group, full=group.full is not None)
-  return fig
+  return Figure(f"What the {values} cost: the {group.metric.best_word}, of {best.label}, took {took} of training",
+                tuple(panels), entries=legend_entries(group))
+
+
+def _cost_panel(group: Group, settings: Sequence[Setting], name: str, measure: Callable[[RunRecord], float | None],
+                legend: bool) -> alt.LayerChart:
+  shown = [s for s in settings if _is_positive(s.estimate(measure))]
+  costs = [s.estimate(measure) for s in shown]
+  x = logarithmic("x", name, [e.mean for e in costs], room=1.25)
+  y = linear("y", axis_label(group), limits(_bounds(shown)))
+  rows = [setting_row(group, s, e, s.score) | {"cost": short_count(e.mean) if e.mean >= 1000 else f"{e.mean:.3g}"}
+          for s, e in zip(shown, costs, strict=True)]
+  tips = [*tooltips(group), alt.Tooltip("cost:N", title=name)]
+  layers = [*intervals(rows, alt.X(**x), alt.Y(**y)),
+            points(rows, alt.X(**x), alt.Y(**y), *value_scales(group, shown, legend), tips)]
+  return layered(layers, HEIGHT - 60)
 
 
 def _seconds(run: RunRecord) -> float | None:
@@ -160,52 +166,16 @@ def _forgetting(run: RunRecord) -> float | None:
   return run.forgetting
 
 
-def _draw_points(axes: Axes, group: Group, settings: Sequence[Setting], ys: Sequence[Estimate],
-                 xs: Sequence[Estimate]) -> None:
-  """A marker for each setting, with the intervals of y and x."""
-  colours = Colours(group)
-  shapes, key = markers(group, colours), marker_key(group, colours)
-  for setting, x, y in zip(settings, xs, ys, strict=True):
-    shape = "s" if setting.method.is_reference else shapes.get(setting.values.get(key or ""), "o")
-    colour = colours.of(setting)
-    axes.errorbar(x.mean, y.mean, yerr=y.half, xerr=x.half, fmt=shape, ms=6, lw=1, capsize=2.5, zorder=3,
-                  color=colour, ecolor=(*to_rgb(colour), 0.55), mec="white", mew=0.6)
+def _bounds(settings: Sequence[Setting]) -> list[float]:
+  return _ends([s.score for s in settings])
 
 
-def _draw_lines(axes: Axes, lines: Sequence[tuple[str, float, str]]) -> None:
-  """Dashed horizontal lines: (name, y, colour)."""
-  for name, y, colour in lines:
-    axes.axhline(y, color=colour, lw=1.1, ls="--", zorder=1)
-    axes.annotate(name, (1, y), (-2, 2.5), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-                  fontsize=8, color=MUTED)
-
-
-def _draw_legend(fig: Figure, group: Group, full: bool = False) -> None:
-  colours = Colours(group)
-  handles = colours.handles()
-  key = marker_key(group, colours) or ""
-  handles += [Line2D([], [], marker=marker, ls="", color=MUTED, label=key_value(key, value))
-              for value, marker in markers(group, colours).items()]
-  if full:
-    handles.append(Line2D([], [], marker="s", ls="", color=FULL, label="full"))
-  legend(fig, handles)
-
-
-def _exact(value: float) -> Estimate:
-  """A number without an interval."""
-  return Estimate(value, None, 1)
-
-
-def _percent(share: Estimate) -> Estimate:
-  return Estimate(share.mean * 100, share.half and share.half * 100, share.n)
+def _ends(estimates: Sequence[Estimate]) -> list[float]:
+  return [end for e in estimates for end in (e.low, e.high)]
 
 
 def _is_positive(e: Estimate) -> bool:
   return e.n > 0 and e.mean > 0
-
-
-def _mean(pair: tuple[Setting, Estimate]) -> float:
-  return pair[1].mean
 
 
 def _gain(pair: tuple[Setting, Estimate]) -> float:
@@ -218,7 +188,3 @@ def _parameters(setting: Setting) -> float:
 
 def _count(setting: Setting) -> str:
   return short_count(setting.trainable or 0)
-
-
-def _short_label(setting: Setting) -> str:
-  return setting.label if len(setting.label) <= 34 else setting.label[:33] + "…"

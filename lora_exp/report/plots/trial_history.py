@@ -2,16 +2,24 @@
 
 from pathlib import Path
 
+import altair as alt
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.plots.colours import FROZEN, FULL, MUTED, Colours
-from lora_exp.report.plots.style import axis_label, figure, legend, limits
+from lora_exp.report.plots.axes import axis_label, limits, linear
+from lora_exp.report.plots.colours import MUTED
+from lora_exp.report.plots.figure import Figure, chart, layered
+from lora_exp.report.plots.setting_marks import (
+  FULL_NAME,
+  legend_entries,
+  reference_lines,
+  setting_row,
+  tooltips,
+  value_scales,
+)
 from lora_exp.report.reading.sweep_ledger import read_sweep_ledger
+from lora_exp.report.statistics.estimates import Estimate
 
 
 def trial_history(group: Group, directory: Path) -> Figure | None:
@@ -30,27 +38,34 @@ def trial_history(group: Group, directory: Path) -> Figure | None:
   title = f"Trial {best} of 0-{last} has the {metric.best_word} held-out {metric.label}, {done[best]:.4f}"
   if after > 1:
     title += f"; the {after} after it found none {'higher' if metric.higher_is_better else 'lower'}"
-  fig, [axes] = figure(title)
-  colours = Colours(group)
   pruned = _pruned_scores({n: setting for n, setting in trials.items() if n not in done})
-  for n, value in (done | pruned).items():
-    colour = colours.of(trials[n])
-    axes.plot(n, value, "o", ms=6, color=colour, mfc=colour if n in done else "white")
-  numbers = sorted(done)
-  best_so_far = metric.sign * np.minimum.accumulate([penalties[n] for n in numbers])
-  axes.step([*numbers, last], [*best_so_far, best_so_far[-1]], where="post", color=MUTED, lw=1.2, zorder=1)
-  if group.full is not None:
-    axes.axhline(group.full.score.mean, color=FULL, ls="--", lw=1)
+  return Figure(title, (_panel(group, trials, done, pruned),), "Hollow: pruned trials." if pruned else "",
+                legend_entries(group))
+
+
+def _panel(group: Group, trials: dict[int, Setting], done: dict[int, float], pruned: dict[int, float]
+           ) -> alt.LayerChart:
+  sign = group.metric.sign
   # A few trials with far too high a learning rate would flatten all others.
-  shown = metric.sign * np.array([*done.values(), *pruned.values()])
-  worst = max(np.quantile(shown, 0.9), -np.inf if group.base is None else metric.sign * group.base)
-  if around := limits([metric.sign * value for value in shown if value <= worst]):
-    axes.set_ylim(around)
-  axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-  axes.set_xlabel("trial")
-  axes.set_ylabel(axis_label(group))
-  legend(fig, _handles(colours, group, bool(pruned)))
-  return fig
+  shown = sign * np.array([*done.values(), *pruned.values()])
+  worst = max(np.quantile(shown, 0.9), -np.inf if group.base is None else sign * group.base)
+  around = limits([sign * value for value in shown if value <= worst])
+  x = alt.X("x:Q", title="trial", axis=alt.Axis(tickMinStep=1, format="d"))
+  y = alt.Y(**linear("y", axis_label(group), around))
+  rows = [setting_row(group, trials[n], float(n), Estimate(value, None, 1)) | {"trial": n, "done": n in done}
+          for n, value in (done | pruned).items()]
+  numbers = sorted(done)
+  best = sign * np.minimum.accumulate([sign * done[n] for n in numbers])
+  steps = [{"x": n, "y": float(value)} for n, value in zip([*numbers, max(trials)], [*best, best[-1]], strict=True)]
+  color, shape = value_scales(group, list(trials.values()))
+  tips = [alt.Tooltip("trial:Q"), *tooltips(group)]
+  marks = chart(rows).encode(x=x, y=y, color=color, shape=shape, tooltip=tips)
+  return layered([
+    *reference_lines({FULL_NAME: group.full.score.mean if group.full else None}),
+    chart(steps).mark_line(interpolate="step-after", color=MUTED, clip=True).encode(x=x, y=y),
+    marks.transform_filter("datum.done").mark_point(filled=True, size=80, opacity=1, clip=True),
+    marks.transform_filter("!datum.done").mark_point(filled=False, size=80, opacity=1, clip=True),
+  ])
 
 
 def _trials(group: Group, directory: Path) -> dict[int, Setting]:
@@ -69,13 +84,3 @@ def _pruned_scores(trials: dict[int, Setting]) -> dict[int, float]:
     if values:
       found[n] = float(np.mean(values))
   return found
-
-
-def _handles(colours: Colours, group: Group, pruned: bool) -> list[Line2D]:
-  """The lines of the legend; `pruned`: there are pruned trials."""
-  handles = [*colours.handles(), Line2D([], [], color=MUTED, lw=1.2, label="best so far")]
-  if pruned:
-    handles.append(Line2D([], [], color=FROZEN, marker="o", mfc="white", ls="", label="pruned"))
-  if group.full is not None:
-    handles.append(Line2D([], [], color=FULL, ls="--", lw=1, label="full"))
-  return handles

@@ -1,26 +1,25 @@
-"""Singular values of the learned updates."""
+"""Singular values of what adapters learned."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import altair as alt
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
 
 from lora_exp.report.findings.used_rank import PERCENT
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.learned_updates import LearnedUpdates
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK
-from lora_exp.report.plots.colours import FULL, MUTED, Colours, evenly_picked
-from lora_exp.report.plots.style import figure, legend, log_axis
+from lora_exp.report.plots.axes import linear, logarithmic
+from lora_exp.report.plots.colours import FROZEN, FULL, Colours, evenly_picked
+from lora_exp.report.plots.figure import Figure, chart, layered
 from lora_exp.report.verdicts.tuning import best_by
 from lora_exp.runtime.spectrum import ENERGY
 
 MOST_LINES = 12
-Line = tuple[str, Any, list[list[float]]]  # name, colour, the singular values of each module
-ROUNDING = 1e-6  # singular values below this fraction of the largest are rounding errors of float32 and not drawn
+Line = tuple[str, str, list[list[float]]]  # name, colour, the singular values of each module
+ROUNDING = 1e-6  # singular values below this share of the largest are float32's rounding, and not drawn
 
 
 def update_spectrum_plot(group: Group, updates: LearnedUpdates) -> Figure | None:
@@ -49,35 +48,33 @@ def _singular_values(setting: Setting, updates: LearnedUpdates) -> list[list[flo
 
 def spectrum_figure(title: str, lines: Sequence[Line]) -> Figure:
   """Singular values (left) and the share of ‖ΔW‖² in the largest (right), the mean over a line's modules."""
-  fig, (left, right) = figure(title, panels=2, height=4.4)
-  longest = 1
-  for _, colour, modules in lines:
-    sigma = _mean_padded(modules)
-    share = _mean_padded([_energy(values) for values in modules], last=True)
-    x = np.arange(1, len(sigma) + 1)
-    longest = max(longest, len(x))
-    style: dict[str, Any] = {"color": colour, "lw": 1.5, "marker": "o" if len(x) <= 32 else "", "ms": 3.5}
-    visible = sigma > ROUNDING * max(float(sigma.max(initial=0.0)), 1e-300)
-    left.plot(x[visible], sigma[visible], **style)
-    right.plot(x, 100 * share, **style)
-  log_axis(left.yaxis, [float(y) for line in left.lines for y in np.asarray(line.get_ydata())], integers=False)
-  left.set_ylabel("singular value of ΔW")
-  left.set_xlabel("direction, the largest first")
-  right.set_ylabel("share of ‖ΔW‖² in the largest directions (%)")
-  right.set_xlabel("number of directions")
-  right.axhline(100 * ENERGY, color=MUTED, lw=1, ls="--", zorder=1)
-  right.annotate(PERCENT, (1, 100 * ENERGY), (-2, 2.5), xycoords=("axes fraction", "data"),
-                 textcoords="offset points", ha="right", fontsize=8, color=MUTED)
-  right.set_ylim(0, 103)
-  for axes in (left, right):
-    if longest > 2:
-      log_axis(axes.xaxis, [1, longest])
-      axes.xaxis.set_minor_locator(NullLocator())
-    else:
-      axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
-  legend(fig, [Line2D([], [], color=colour, lw=2.4, label=name if len(name) <= 40 else name[:39] + "…")
-               for name, colour, _ in lines])
-  return fig
+  names = [name if len(name) <= 40 else f"{name[:39]}…" for name, _, _ in lines]
+  sigma = _rows(names, [_mean_padded(modules) for _, _, modules in lines])
+  largest = max((row["y"] for row in sigma), default=0.0)
+  sigma = [row for row in sigma if row["y"] > ROUNDING * max(largest, 1e-300)]
+  share = _rows(names, [100 * _mean_padded([_energy(values) for values in modules], last=True)
+                        for _, _, modules in lines])
+  color = alt.Color("name:N", scale=alt.Scale(domain=names, range=[colour for _, colour, _ in lines]))
+  legend = alt.Legend(title=None)
+  left = _panel(sigma, color.legend(legend), "direction, the largest first",
+                logarithmic("y", "singular value of ΔW", [row["y"] for row in sigma]))
+  right = _panel(share, color.legend(None), "number of directions",
+                 linear("y", "share of ‖ΔW‖² in the largest directions (%)", (0.0, 103.0)))
+  line = chart([{"y": 100 * ENERGY, "name": PERCENT}]).encode(y="y:Q")
+  return Figure(title, (layered(left), layered([line.mark_rule(color=FROZEN, strokeDash=[6, 4]), *right])),
+                f"The dashed line is at {PERCENT}.", tuple(names))
+
+
+def _rows(names: Sequence[str], curves: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+  return [{"name": name, "x": i, "y": float(f"{value:.5g}")} for name, curve in zip(names, curves, strict=True)
+          for i, value in enumerate(curve, start=1)]
+
+
+def _panel(rows: list[dict[str, Any]], color: alt.Color, x_title: str, y: dict[str, Any]) -> list[alt.Chart]:
+  x = alt.X(**logarithmic("x", x_title, [row["x"] for row in rows]))
+  tips = [alt.Tooltip("name:N", title="of"), alt.Tooltip("x:Q", title=x_title), alt.Tooltip("y:Q", format=".4g")]
+  data = chart(rows).encode(x=x, y=alt.Y(**y), color=color)
+  return [data.mark_line(strokeWidth=1.6), data.mark_point(filled=True, size=30, opacity=1).encode(tooltip=tips)]
 
 
 def _energy(sigma: Sequence[float]) -> list[float]:

@@ -1,18 +1,9 @@
-"""The Pareto front of (cost, penalty) points, and a parabola fitted around the lowest of several points."""
+"""A parabola fitted around the lowest of several points."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-  """Indices of the (cost, penalty) points for which no other is lower in both, by cost."""
-  front: list[int] = []
-  for i in sorted(range(len(points)), key=points.__getitem__):
-    if not front or points[i][1] < points[front[-1]][1]:
-      front.append(i)
-  return front
 
 
 @dataclass(frozen=True)
