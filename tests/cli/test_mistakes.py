@@ -40,6 +40,7 @@ MISTAKES = [
   (["models/x=1"], "models/x", "no such group"),
   (["task=trian"], "task=trian", "did you mean train?"),
   (["lora.rank=1.5"], "lora.rank=1.5", "whole number"),
+  (["model.arch.options.logit_softcp=3"], "model.arch.options.logit_softcp", "did you mean model.arch.logit_softcap?"),
   (["lora.rank=eight"], "lora.rank=eight", "whole number"),
   (["lora.rank="], "lora.rank=", "whole number"),
   (["optim.lr=nan"], "optim.lr=nan", "finite"),
@@ -117,6 +118,10 @@ def test_flags_that_print_something_run_nothing(argv, words, tmp_path):
   assert done.returncode == 0, done.stderr
   assert all(word in done.stdout for word in words)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_no_file_that_others_inherit(tmp_path):
+  assert "_base" not in process("--help", cwd=tmp_path).stdout
 
 
 def test_a_bad_config_is_refused_without_jax():

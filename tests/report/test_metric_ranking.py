@@ -114,3 +114,11 @@ def test_the_metric_of_an_old_run_is_in_its_curve(tmp_path):
     file.write(json.dumps({"step": step, "tokens": 0, "split": "eval", "loss": 2.0, "accuracy": 0.4}) + "\n")
   [record] = read_sweep(tmp_path)
   assert (record.base("accuracy"), record.exported("accuracy")) == (0.1, 0.4)
+
+
+def test_a_study_is_ranked_by_what_it_optimised(tmp_path):
+  scores = {"base": {"accuracy": 0.2}, "best": {"accuracy": 0.5}}
+  trial(tmp_path, 0, 2.0, change={"scores": scores})
+  (tmp_path / "sweep.jsonl").write_text('{"event": "study", "objectives": ["trainable", "accuracy"]}\n')
+  assert make_report(tmp_path).metric.name == "accuracy"
+  assert make_report(tmp_path, "loss").metric.name == "loss"
