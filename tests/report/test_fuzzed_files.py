@@ -53,7 +53,8 @@ def _run(directory: Path, number: int, seed: int = 0, rank: int = 2) -> Path:
              "base_model.model.a.lora_B.weight": rng.normal(size=(8, rank)).astype(np.float32)},
             path / "adapter" / "adapter_model.safetensors")
   (path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
-  np.savez_compressed(path / "held_out.npz", steps=[0, 4], nats=[[9.0, 6.0], [6.0, 4.0]], tokens=[3, 2], half=[0, 1])
+  np.savez_compressed(path / "held_out.npz", steps=[0, 4], nats=[[9.0, 6.0, 4.0], [6.0, 4.0, 3.0]], tokens=[3, 2, 1],
+                      half=[0, 1, 1])
   return path
 
 

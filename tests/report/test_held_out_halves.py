@@ -80,6 +80,11 @@ def test_a_held_out_file_that_does_not_fit_is_named(tmp_path, change, problem):
   assert run.documents is None and run.reason == f"held_out.npz {problem}" and run.result("loss") == 2.0
 
 
+def test_a_single_document_has_no_spread(tmp_path):
+  run = _run(tmp_path, half=np.array([0, 0, 1], np.uint8))
+  assert run.documents is None and run.reason is None
+
+
 @pytest.mark.parametrize("cut", [0, 1, 0.5, 0.99])
 def test_a_truncated_held_out_file_is_named(tmp_path, cut):
   _run(tmp_path)

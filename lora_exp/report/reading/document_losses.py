@@ -27,7 +27,8 @@ class DocumentLosses:
 def read_document_losses(run_dir: Path, exported_step: int) -> DocumentLosses | None:
   """The losses of the base and of the state at `exported_step`; None if the run has no held_out.npz.
 
-  Raises ValueError if the file is damaged or has no evaluation at that step.
+  None too for a single document, which tells nothing about the spread of documents. Raises ValueError if the file is
+  damaged or has no evaluation at that step.
   """
   path = run_dir / HELD_OUT_FILE
   if not path.is_file():
@@ -45,4 +46,6 @@ def read_document_losses(run_dir: Path, exported_step: int) -> DocumentLosses | 
     raise ValueError(f"{HELD_OUT_FILE} has no evaluation at step 0 or step {exported_step}")
   scored_D = half_D == REPORT_HALF if (half_D == REPORT_HALF).any() else np.ones(half_D.shape, bool)
   base, exported = (nats_ED[row[-1], scored_D].astype(np.float64) for row in rows)
-  return DocumentLosses(base, exported, tokens_D[scored_D].astype(np.int64))
+  if not (np.isfinite(base).all() and np.isfinite(exported).all() and tokens_D[scored_D].sum() > 0):
+    raise ValueError(f"{HELD_OUT_FILE} holds losses that are not finite, or no tokens")
+  return DocumentLosses(base, exported, tokens_D[scored_D].astype(np.int64)) if scored_D.sum() > 1 else None
