@@ -285,7 +285,8 @@ def test_rows_keep_every_bit(table):
   (["experiment=penzai_xor", "model.mlp.hidden=[4,0]"], ["model.mlp.hidden=[4, 0]: each must be at least 1"]),
   (["experiment=penzai_xor", "data.seq_len=4"], ["data.seq_len=4: must be 1, because each row of xor is one example"]),
   (["experiment=penzai_xor", "model.mlp=null"], ["model.mlp=null: model.family=mlp needs its sizes; add model=mlp"]),
-  (["experiment=penzai_xor", "task=generate"], ["model.family=mlp generates no text; use task=evaluate"]),
+  (["experiment=penzai_xor", "task=generate"],
+   ["task=generate: model.family=mlp generates no text; use task=evaluate"]),
   (["experiment=penzai_xor", "lora.layers=[2]"],
    ["lora.layers=[2]: must be numbers of blocks from 0 to 1, or null for all"]),
 ])
