@@ -41,7 +41,8 @@ class Ledger:
     """Appends a row.
 
     Events of a run: started, stopped, done, failed, pruned, repeated, and lost (its process died). Events of a pack:
-    pack, and split if it did not fit in memory. Events of a study: study, trial, told.
+    pack, and split if it did not fit in memory. Events of a study: study, trial, told. Events of a sweep in rounds:
+    rounds (what it compares), round (its trials and why), round_done (seconds).
     """
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
