@@ -14,6 +14,7 @@ from lora_exp.report.plots.setting_marks import (
   note,
   points,
   setting_row,
+  state_entries,
   tooltips,
   verdict_scales,
 )
@@ -54,7 +55,7 @@ def best_by_level(group: Group, key: str, states: States) -> Figure | None:
   noun = NOUNS.get(key, short_name(key).capitalize())
   title = (f"{noun}, each at its best: {best.label} has the {metric.best_word} held-out {metric.label}, "
            f"{best.score.text()}, {worst.label} the {metric.worst_word}, {worst.score.text()}")
-  return Figure(title, (layered(layers, ROW * len(settings) + 16),), note(rows))
+  return Figure(title, (layered(layers, ROW * len(settings) + 16),), note(rows), state_entries(rows))
 
 
 def _reference_lines(lines: dict[str, float | None]) -> list[alt.Chart]:

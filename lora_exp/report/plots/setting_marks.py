@@ -78,11 +78,16 @@ def points(rows: Sequence[Row], x: Any, y: Any, color: Any, shape: Any, tooltip:
     ).encode(x=x, y=y, color=color, shape=shape, tooltip=list(tooltip))
 
 
-def note(rows: Sequence[Row]) -> str:
-  """What intervals and marks mean."""
+def note(rows: Sequence[Row], diverged: bool = False) -> str:
+  """What the lines mean, and with `diverged` the marks of `diverged_marks`."""
   parts = ["Lines: 95 % intervals over seeds."] if any(row["y_low"] != row["y_high"] for row in rows) else []
-  parts += ["×: diverged trials."] if any(row["diverged"] != "none" for row in rows) else []
+  parts += ["×: diverged trials."] if diverged and any(row["diverged"] != "none" for row in rows) else []
   return " ".join(parts)
+
+
+def state_entries(rows: Sequence[Row]) -> tuple[str, ...]:
+  """The entries of the legend of `verdict_scales`."""
+  return tuple(dict.fromkeys(row["state"] for row in rows))
 
 
 def verdict_scales(rows: Sequence[Row]) -> tuple[alt.Color, alt.Shape]:

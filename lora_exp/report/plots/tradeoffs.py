@@ -21,6 +21,7 @@ from lora_exp.report.plots.setting_marks import (
   points,
   reference_lines,
   setting_row,
+  state_entries,
   tooltips,
   value_scales,
   verdict_scales,
@@ -56,7 +57,7 @@ def pareto(group: Group, states: States) -> Figure | None:
   named = [*evenly_picked(front, MOST_LABELS), *others]
   layers += name_points([(_parameters(s), s.score.mean, s.label) for s in named],
                         x, y, [(_parameters(s), s.score.mean) for s in settings if s not in named], lines)
-  return Figure(_pareto_title(front, settings), (layered(layers),), note(rows))
+  return Figure(_pareto_title(front, settings), (layered(layers),), note(rows, diverged=True), state_entries(rows))
 
 
 def _best_by_cost(settings: Sequence[Setting]) -> list[Setting]:
