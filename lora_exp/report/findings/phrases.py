@@ -35,7 +35,7 @@ def state_sentences(verdict: Verdict) -> str:
   """Which levels are sufficient, insufficient and undecided, a sentence each; with the margin."""
   parts = []
   if verdict.sufficient:
-    bounds = [f"{level.label} (at most {percent(verdict.of(level).at_most)} short)" for level in verdict.sufficient]
+    bounds = [_bound(verdict, level) for level in verdict.sufficient]
     names = ", ".join(bounds[:MOST_NAMED])
     parts.append(f"Shown to be within {margin_text(verdict)} of the best gain: {names}.")
   if verdict.insufficient:
@@ -45,6 +45,12 @@ def state_sentences(verdict: Verdict) -> str:
     open_levels = [_undecided(verdict, level) for level in verdict.undecided]
     parts.append(f"Undecided: {', '.join(open_levels[:MOST_NAMED])}.")
   return " ".join(parts)
+
+
+def _bound(verdict: Verdict, level: Level) -> str:
+  """A sufficient level with how much it may be short of the best gain; the best itself is 0 short."""
+  at_most = verdict.of(level).at_most
+  return f"{level.label} (the best)" if at_most < 5e-4 else f"{level.label} (at most {percent(at_most)} short)"
 
 
 def _undecided(verdict: Verdict, level: Level) -> str:
