@@ -358,6 +358,8 @@ def trial_config(case: str, n: int) -> Config:
   trial = {k: v for k, v in TRIALS[n].items() if getattr(plain, k) is not None}
   if not methods.of(plain).has_lr_ratio:
     trial.pop("lr_ratio")
+  if not methods.of(plain).uses_alpha:
+    trial.pop("alpha", None)
   if case == "qlora":  # a pack has one base
     trial["targets"] = ["layers.*", "output"]
   if case == "train_modules":

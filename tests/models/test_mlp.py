@@ -185,7 +185,8 @@ def test_metrics_without_a_meaning_are_left_out(blox, solved, capfd):
   for run, expected in ((solved, {"loss", "accuracy"}), (blox, {"loss"})):
     train_row, eval_row = rows(run, "train")[0], rows(run, "eval")[0]
     assert train_row.keys() - METRICS.keys() == {"step", "tokens", "split", "grad_norm", "lr", "tokens_per_s"}
-    assert eval_row.keys() - METRICS.keys() == {"step", "tokens", "split", "counted"}
+    halves = {f"{half}_{metric}" for half in ("tuning", "report") for metric in expected}
+    assert eval_row.keys() - METRICS.keys() == {"step", "tokens", "split", "counted"} | halves
     for row in (train_row, eval_row):
       assert row.keys() & {"loss", "accuracy", *text_only} == expected
   assert summary(blox)["perplexity"] is None and rows(blox, "train")[-1]["tokens"] == 100 * 32

@@ -154,7 +154,7 @@ def test_wandb_takes_our_sweep_files(tmp_path, file):
   with serving(Hub()) as hub:
     done = wandb(hub, tmp_path, "sweep", str(file))
     assert "wandb agent me/lora_exp/s0" in done.stderr and hub.unknown == []
-    assert hub.sweep["metric"] == {"name": wandb_workspace.LOSS, "goal": "minimize"}
+    assert hub.sweep["metric"] == {"name": "eval/tuning_loss", "goal": "minimize"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -166,8 +166,9 @@ def test_what_an_agent_types_is_a_command_line_of_ours(file):
   for pick in (0, -1):
     argv = [f"{key}={options[pick]}" for key, options in values.items()]
     [cfg] = check_command_line(argv).jobs
-    flat = {f"{group}.{key}": value for group, node in dataclasses.asdict(cfg).items() if isinstance(node, dict)
-            for key, value in node.items()}
+    settings = dataclasses.asdict(cfg)
+    flat = settings | {f"{group}.{key}": value for group, node in settings.items() if isinstance(node, dict)
+                       for key, value in node.items()}
     assert all(flat[key] == options[pick] for key, options in values.items())
 
 

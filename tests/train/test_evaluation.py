@@ -212,7 +212,7 @@ def test_a_new_metric_ranks_the_settings_of_a_report(sweep):
   assert values != [half["tuning"]["exported"]["top_five"] for half in halves]
   assert len({row["top_five_base"] for row in table}) == 1
   page = (sweep / "report.md").read_text()
-  assert f"Best learning rate by held-out top-5 accuracy: {table[values.index(max(values))]['lr']}." in page
+  assert f"highest mean held-out top-5 accuracy: {table[values.index(max(values))]['lr']}. Not settled" in page
   headings = next(line for line in page.splitlines() if line.startswith("| setting"))
   for label in ("loss", "perplexity", "bits per byte", "accuracy", "exact match"):
     assert f"| {label} |" in headings

@@ -59,8 +59,8 @@ def test_settings_are_printed_once_if_the_run_can_start(data, tmp_path, capfd):
 def test_a_run_leaves_all_of_its_files_and_nothing_half_written(finished):
   run_dir, _ = finished
   found = {path.name for path in run_dir.iterdir()}
-  assert found == {".hydra", ".lock", "adapter", "checkpoints", "config.yaml", "lora_exp.log", "metrics.jsonl", "plots",
-                   "samples.jsonl", "summary.json", "wandb"}
+  assert found == {".hydra", ".lock", "adapter", "checkpoints", "config.yaml", "held_out.npz", "lora_exp.log",
+                   "metrics.jsonl", "plots", "samples.jsonl", "summary.json", "wandb"}
   assert not [path for path in everything(run_dir) if "tmp" in path.suffix]
   assert {path.name for path in (run_dir / "checkpoints").iterdir()} <= {"8", "16", "24"}
   assert list((run_dir / "wandb").glob("offline-run-*"))
@@ -81,8 +81,10 @@ def test_the_curve_has_each_step_once_and_its_tokens_grow(finished):
   for split in ("eval", "retain"):
     assert [row["step"] for row in rows(run_dir, split)] == [0, 8, 16, 24]
     for row in rows(run_dir, split):
-      assert row.keys() - METRICS.keys() == {"step", "tokens", "split", "counted"}
-      assert row.keys() >= {"loss", "perplexity", "bits_per_byte", "accuracy"}
+      metrics = {"loss", "perplexity", "bits_per_byte", "accuracy"}
+      halves = {f"{half}_{metric}" for half in ("tuning", "report") for metric in metrics if split == "eval"}
+      assert row.keys() - METRICS.keys() == {"step", "tokens", "split", "counted"} | halves
+      assert row.keys() >= metrics
   for row in rows(run_dir, "train"):
     assert row.keys() - METRICS.keys() == {"step", "tokens", "split", "lr", "grad_norm", "tokens_per_s"}
     assert row.keys() >= {"loss", "perplexity", "bits_per_byte", "accuracy"}

@@ -15,6 +15,7 @@ from lora_exp.report.verdicts.tuning import Level, at_edges, best_of, contexts, 
 from lora_exp.report.verdicts.verdict import judge_levels, text_error
 
 FULL_TOPIC = "Full fine-tuning"
+FULL = "full"  # the label of its level
 QUESTION = "How much of full fine-tuning's gain does an adapter recover?"
 
 
@@ -25,7 +26,7 @@ def share_of_full(group: Group) -> Iterator[Finding]:
     yield Finding(FULL_TOPIC, "There is no trial with lora=full, so the share of its gain that adapters recover is not "
                   "known; add one.", concluded=False)
     return
-  full, adapter = make_level("full", full_settings), _answer(group)
+  full, adapter = make_level(FULL, full_settings), _answer(group)
   share, covers_text = _share(adapter, full)
   trials = f"trials {_trials(adapter)} against {_trials(full)}"
   if share is None:
@@ -76,7 +77,7 @@ def _interval(share: Ratio) -> str:
 
 
 def _at_its_rates(notes: list[str]) -> str:
-  only = any(note.startswith("full") and " only " in note for note in notes)
+  only = any(note.startswith(FULL) and " only " in note for note in notes)
   return " at its only rate" if only else ""
 
 

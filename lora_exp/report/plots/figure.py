@@ -4,6 +4,7 @@ Each chart is defined once, with Altair. `vl_convert` renders it offline as SVG 
 it interactive.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -24,6 +25,7 @@ HEIGHT = 300
 LETTER = 6.5  # width of a letter
 SCALE = 2.0  # pixels of a PNG for a pixel of the page
 TITLE_WIDTH = 92  # characters of a line
+CLIP = re.compile(r"\bclip\d+\b")  # the id of a clip path
 NO_BREAK = re.compile(r" ± |(?<=rank) (?=\d)|(?<=lr) (?=\d)")  # where a title keeps its spaces
 FONT = "system-ui, sans-serif"
 NARROW = 430  # width of a panel in pixels below which labels are left out
@@ -67,7 +69,7 @@ class Figure:
     row = sized[0] if len(sized) == 1 else alt.hconcat(*sized, spacing=GAP // 3)
     spec = _spec(row.properties(title=_lines(self.heading)))
     spec["config"] = THEME | {"legend": THEME["legend"] | {"columns": max(1, self._panel_width // self._entry)}}
-    return vl_convert.vegalite_to_svg(spec | {"background": "white", "padding": 8})
+    return _renumber_clips(vl_convert.vegalite_to_svg(spec | {"background": "white", "padding": 8}))
 
   @property
   def png(self) -> bytes:
@@ -82,6 +84,16 @@ class Figure:
   @property
   def _panel_width(self) -> int:
     return (WIDTH - GAP * (len(self.panels) - 1)) // len(self.panels)
+
+
+def _renumber_clips(svg: str) -> str:
+  """Numbers the clip paths of a picture from 0, after a hash of the picture: Vega counts them over a whole process.
+
+  Equal figures then have equal bytes, and no two figures of a page share an id.
+  """
+  digest = hashlib.sha256(CLIP.sub("clip", svg).encode()).hexdigest()[:8]
+  numbers = {name: n for n, name in enumerate(dict.fromkeys(CLIP.findall(svg)))}
+  return CLIP.sub(lambda match: f"clip-{digest}-{numbers[match[0]]}", svg)
 
 
 def layered(layers: Sequence[alt.Chart], height: int = HEIGHT) -> alt.LayerChart:
