@@ -107,7 +107,7 @@ def test_real_sweep_is_reported_from_the_command_line(in_tmp_path, capfd):
   rows = read_results(sweep)
   for row in rows:
     summary = json.loads((sweep / row["run"] / "summary.json").read_text())
-    assert float(row["loss"]) == summary["losses"]["best"]
+    assert float(row["loss"]) == summary["halves"]["report"]["exported"]["loss"]
     assert row["trainable"] == str(summary["parameters"]["trainable"])
     assert yaml.safe_load((sweep / row["run"] / "config.yaml").read_text())["lora"]["rank"] == int(row["lora.rank"])
   for rank in ("1", "2"):

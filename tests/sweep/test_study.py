@@ -261,7 +261,8 @@ def test_a_pareto_study_continues_to_its_total(tmp_path, capfd):
     if ended.params["lora.targets"] == "no_such_module":
       assert ended.state == TrialState.FAIL and "matches no module" in ended.user_attrs["reason"]
     else:
-      assert ended.values == [summary(run)["losses"]["best"], summary(run)["parameters"]["trainable"]]
+      tuning_loss = summary(run)["halves"]["tuning"]["exported"]["loss"]
+      assert ended.values == [tuning_loss, summary(run)["parameters"]["trainable"]]
   points = {t.number: t.values for t in trials if t.state == TrialState.COMPLETE}
   beaten = lambda v: any(w != v and w[0] <= v[0] and w[1] <= v[1] for w in points.values())
   front = [n for n, v in points.items() if not beaten(v)]
