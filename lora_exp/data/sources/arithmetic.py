@@ -3,10 +3,12 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lora_exp.data.sources.source import Document, TextSource, covered_by_digest
+
+if TYPE_CHECKING:
+  import numpy as np
 
 BELOW = 1000  # both arguments are smaller
 EXAMPLE_BYTES = 34  # approximate size of an example
@@ -36,8 +38,10 @@ class Arithmetic(TextSource):
   def size(self) -> int:
     return self.count * EXAMPLE_BYTES
 
-  def arguments(self) -> np.ndarray:
+  def arguments(self) -> "np.ndarray":
     """The arguments of each example, (count, 2) int64."""
+    import numpy as np  # imported here because the check of a command line needs no arrays
+
     chosen = np.random.default_rng(self.examples_seed).permutation(BELOW**2)[: self.count]
     return np.stack(np.divmod(chosen, BELOW), axis=1)
 

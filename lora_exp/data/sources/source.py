@@ -6,12 +6,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from lora_exp.config.conversion import shown
 from lora_exp.config.schema import DataConfig
+
+if TYPE_CHECKING:
+  import numpy as np
 
 COMMON = frozenset(setting.name for setting in dataclasses.fields(DataConfig)) - {"options"}  # typed as data.NAME
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # array's name -> (shape, dtype)
@@ -133,7 +134,7 @@ class NumericSource(Source):
   classes: ClassVar[bool]  # whether targets are classes
 
   @abstractmethod
-  def examples(self) -> tuple[np.ndarray, np.ndarray]:
+  def examples(self) -> "tuple[np.ndarray, np.ndarray]":
     """x (N, I) float32 and y: classes (N,) int32, or numbers (N, O) float32."""
 
   def digest(self) -> str:
