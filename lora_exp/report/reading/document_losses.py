@@ -4,10 +4,12 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lora_exp.runtime.run_files import HELD_OUT_FILE
+
+if TYPE_CHECKING:
+  import numpy as np
 
 REPORT_HALF = 1  # value of `half` for the documents that the report scores; 0 for those that choose the best step
 
@@ -19,9 +21,9 @@ class DocumentLosses:
   The documents are those of the report half, or all of them if the held-out data is not split.
   """
 
-  base: np.ndarray  # (D,) float64, before training
-  exported: np.ndarray  # (D,) float64, of the exported state
-  tokens: np.ndarray  # (D,) int64, target tokens
+  base: "np.ndarray"  # (D,) float64, before training
+  exported: "np.ndarray"  # (D,) float64, of the exported state
+  tokens: "np.ndarray"  # (D,) int64, target tokens
 
 
 def read_document_losses(run_dir: Path, exported_step: int) -> DocumentLosses | None:
@@ -30,6 +32,8 @@ def read_document_losses(run_dir: Path, exported_step: int) -> DocumentLosses | 
   None too for a single document, which tells nothing about the spread of documents. Raises ValueError if the file is
   damaged or has no evaluation at that step.
   """
+  import numpy as np  # imported here because the check of a command line needs no arrays
+
   path = run_dir / HELD_OUT_FILE
   if not path.is_file():
     return None
