@@ -6,16 +6,15 @@ rounds as they are, and decides only those after them.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from lora_exp.config.errors import DONE, DivergedError, InputError
 from lora_exp.config.metrics import Metric
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
 from lora_exp.runtime.locks import run_lock
-from lora_exp.sweep.launched_runs import Launch, LaunchedRuns
+from lora_exp.sweep.launched_runs import LaunchedRuns
 from lora_exp.sweep.ledger import Outcome
 from lora_exp.sweep.next_round import Results, RoundMaker
 from lora_exp.sweep.round_plan import TUNE, Round, RoundPlan, RoundResult, RoundTrial
@@ -23,14 +22,13 @@ from lora_exp.sweep.round_table import show_answer, show_costs, show_look, show_
 
 
 class RoundRunner:
-  """Trains the rounds of the sweep in `directory`. `defaults` returns the defaults of the tuned setting."""
+  """Trains the rounds of a sweep. `defaults`: the default of the tuned setting in each setting of the plan."""
 
   def __init__(
-    self, plan: RoundPlan, defaults: Callable[[], Sequence[float | None]], metric: Metric, margin: float,
-    runs: LaunchedRuns,
-  ):  # fmt: skip
+    self, plan: RoundPlan, defaults: Sequence[float | None], metric: Metric, margin: float, runs: LaunchedRuns
+  ):
     self.plan, self.metric, self.runs = plan, metric, runs
-    self.maker = RoundMaker(plan, defaults(), margin)
+    self.maker = RoundMaker(plan, defaults, margin)
 
   def train(self) -> dict[int, Outcome]:
     """Trains the sweep, or the rest of it. Returns how each run ended, by number.
@@ -136,14 +134,6 @@ class RoundRunner:
       diverged = outcome.code == DivergedError.code or self.runs.read(trial.number).status == "diverged"
       outcomes[trial.number] = replace(outcome, code=DONE) if diverged and trial.purpose == TUNE else outcome
     return outcomes
-
-
-def train_rounds(
-  plan: RoundPlan, defaults: Callable[[], Sequence[float | None]], metric: Metric, margin: float, directory: Path,
-  launch: Launch, stopped: Callable[[], bool],
-) -> dict[int, Outcome]:  # fmt: skip
-  """Trains the sweep in `directory`, or the rest of it; see `RoundRunner`."""
-  return RoundRunner(plan, defaults, metric, margin, LaunchedRuns(directory, launch, stopped)).train()
 
 
 def round_result(run: RunRecord, metric: Metric) -> RoundResult:

@@ -136,17 +136,17 @@ def _decision_problems(
   looks, level = decide["looks"], decide.get("level")
   if not (isinstance(looks, Sequence) and looks and all(_is_whole(n) for n in looks)
           and looks[0] >= FEWEST_SEEDS and sorted(set(looks)) == list(looks)):
-    yield (f"hydra.sweeper.decide.looks={looks}: give a list of numbers of seeds that rise, from {FEWEST_SEEDS} on, as "
-           "[3,5,7,10]")
+    yield (f"hydra.sweeper.decide.looks={looks}: give ascending numbers of seeds, the first at least {FEWEST_SEEDS}, "
+           "such as [3,5,7,10]")
   if not (isinstance(level, int | float) and _is_positive(level) and level < 1):
     yield f"hydra.sweeper.decide.level={level}: give the probability of a wrong claim, between 0 and 1"
   if tune.get("setting") is not None and tune.get("neighbour") is True:
     yield "hydra.sweeper.tune.neighbour=True: with hydra.sweeper.decide one value of each setting is scored; give false"
   if sum(setting.compared for setting in settings) < 2:
-    yield "hydra.sweeper.params: decides between settings, and there is only one; give a list, as lora.rank=1,2,4"
+    yield "hydra.sweeper.params: decides between settings, and there is only one; give a list, such as lora.rank=1,2,4"
   repetitions = [seed for setting in settings if setting.compared for seed in setting.seeds]
   if not all(len(seed) == 1 and seed[0].partition("=")[2].isdecimal() for seed in repetitions):
-    yield "hydra.sweeper.params: seeds are added to one list of whole numbers; give it, as seed=0,1,2"
+    yield "hydra.sweeper.params: seeds are added to one list of whole numbers; give it, such as seed=0,1,2"
 
 
 def _budget_problems(budget: Mapping[str, Any]) -> Iterator[str]:

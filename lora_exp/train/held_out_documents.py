@@ -9,6 +9,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.data.documents import HALVES, REPORT, first_documents, halves
 from lora_exp.data.pipeline import eval_rows
 from lora_exp.data.records import Batch
+from lora_exp.data.rows import Rows
 from lora_exp.runtime.segments import segment_sums
 from lora_exp.train.evaluation import COUNTS
 from lora_exp.train.plan import Plan
@@ -62,7 +63,7 @@ class HeldOutDocuments:
 
 
 def held_out_documents(
-  plan: Plan, rows, batches: Sequence[Batch], byte_lengths: np.ndarray | None
+  plan: Plan, rows: Rows, batches: Sequence[Batch], byte_lengths: np.ndarray | None
 ) -> HeldOutDocuments:
   """The documents in the held-out `batches` of the run `plan`, on the host."""
   cfg = plan.cfg

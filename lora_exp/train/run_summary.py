@@ -110,7 +110,7 @@ def show_result(summary: dict, run_dir: Path, data: DataConfig, prompt: str) -> 
 def _loss_facts(summary: dict, data: DataConfig) -> dict[str, str]:
   """The lines of the table for the losses: before, during and after training."""
   losses, text = summary["losses"], not is_numeric(data)
-  counted, unit = ("nats a token over", "tokens") if text else ("over", "examples")
+  counted, unit = ("nats per token over", "tokens") if text else ("over", "examples")
   label = "held-out loss" if text else "loss"
   if data.teacher:
     label = "held-out KL from the teacher"

@@ -79,7 +79,7 @@ def train(model: str, ranks: Sequence[int], seed: int, rules: Sequence[str], out
 
 
 def gains(out: Path) -> dict[Trial, float]:
-  """The gain (nats a token of all held-out documents) of every trial in `out`; NaN where it diverged."""
+  """The gain (nats per token of all held-out documents) of every trial in `out`; NaN where it diverged."""
   import yaml
 
   found = {}

@@ -14,7 +14,7 @@ DOCUMENTS = 40
 
 
 def write_documents(run_dir: Path, gain: float, scatter: float, rng: np.random.Generator) -> None:
-  """held_out.npz of a run that gains `gain` nats a token over a base of 3, on documents of 50 tokens."""
+  """held_out.npz of a run that gains `gain` nats per token over a base of 3, on documents of 50 tokens."""
   tokens = np.full(DOCUMENTS, 50)
   base = np.full(DOCUMENTS, 150.0)
   exported = base - 50 * (gain + scatter * rng.standard_normal(DOCUMENTS))

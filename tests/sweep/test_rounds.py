@@ -16,9 +16,10 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.config.override_grammar import parse
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.run_reader import read_sweep
+from lora_exp.sweep.launched_runs import LaunchedRuns
 from lora_exp.sweep.looks import look_levels
 from lora_exp.sweep.round_plan import RoundPlan, Tuning
-from lora_exp.sweep.round_runner import train_rounds
+from lora_exp.sweep.round_runner import RoundRunner
 from lora_exp.sweep.round_settings import read_rounds
 from lora_exp.sweep.tuning_rounds import better_neighbour, further_factor, scored_factors
 from sweeps import trial
@@ -141,8 +142,8 @@ def bowl(method: str, rank: int, lr: float) -> float | None:
 
 def made(directory: Path, runs: MadeRuns, plan: RoundPlan | None = None):
   directory.mkdir(exist_ok=True)
-  return train_rounds(plan or planned(), lambda: [0.005, 0.005, 0.005, 0.01], METRICS["loss"], 0.05, directory,
-                      runs, lambda: False)  # fmt: skip
+  launched = LaunchedRuns(directory, runs, lambda: False)
+  return RoundRunner(plan or planned(), [0.005, 0.005, 0.005, 0.01], METRICS["loss"], 0.05, launched).train()
 
 
 def overrides_of(directory: Path) -> list[list[list[str]]]:
@@ -267,7 +268,7 @@ def test_the_looks_share_the_level():
 
 
 @pytest.mark.parametrize(("argv", "sentence"), [
-  (["hydra.sweeper.decide.looks=[5,3]"], "give a list of numbers of seeds that rise, from 3 on"),
+  (["hydra.sweeper.decide.looks=[5,3]"], "give ascending numbers of seeds, the first at least 3"),
   (["hydra.sweeper.decide.level=2"], "between 0 and 1"),
   (["hydra.sweeper.tune.neighbour=true"], "one value of each setting is scored; give false"),
   (["lora.rank=4"], "there is only one; give a list"),
