@@ -69,11 +69,6 @@ class Metric:
     return "lowest" if self.higher_is_better else "highest"
 
   @property
-  def worse_side(self) -> str:
-    """Where a worse value lies: "above" or "below" a better one."""
-    return "below" if self.higher_is_better else "above"
-
-  @property
   def better_side(self) -> str:
     """Where a better value lies: "above" or "below" a worse one."""
     return "above" if self.higher_is_better else "below"

@@ -15,6 +15,7 @@ from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import keep_programs
+from lora_exp.runtime.run_files import EVALUATIONS
 from lora_exp.train.evaluation import (
   Evaluation,
   byte_lengths,
@@ -27,7 +28,6 @@ from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.program import Tree
 
-FILE = "evaluations.jsonl"
 Change = tuple[float, float | None]  # difference from the base, and its standard error
 
 
@@ -58,7 +58,7 @@ def run(cfg: Config) -> None:
   if facts:
     console.show_facts("Trained against base", facts)
   if cfg.run is not None:
-    _keep(Path(cfg.run) / FILE, cfg, lines)
+    _keep(Path(cfg.run) / EVALUATIONS, cfg, lines)
 
 
 def evaluations(

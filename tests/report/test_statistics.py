@@ -1,11 +1,11 @@
-"""Estimates, differences and fits against textbook formulas."""
+"""Estimatess and fits against textbook formulas."""
 
 import math
 import statistics
 
 import pytest
 
-from lora_exp.report.statistics.estimates import difference, estimate, ratio, t_quantile
+from lora_exp.report.statistics.estimates import estimate, ratio, t_quantile
 from lora_exp.report.statistics.fits import fit_parabola
 
 T2 = 4.3027  # Student's t, 0.975, two degrees of freedom
@@ -20,14 +20,6 @@ def test_t_quantile(df, t):
 def test_estimate_has_students_interval():
   assert estimate([1.0, 2.0, 4.0]).half == pytest.approx(T2 * statistics.stdev([1, 2, 4]) / math.sqrt(3), rel=1e-4)
   assert estimate([1.0]).half is None and math.isnan(estimate([]).mean)
-
-
-def test_pairing_removes_what_the_seeds_share():
-  a = {0: 1.00, 1: 2.00, 2: 3.00}
-  b = {0: 0.90, 1: 1.91, 2: 2.89}
-  paired, apart = difference(a, b), difference(a, {k + 10: v for k, v in b.items()})
-  assert paired.paired and paired.half < 0.03 and paired.mean == pytest.approx(0.1)
-  assert not apart.paired and apart.half > 1 and apart.mean == pytest.approx(0.1)
 
 
 def test_fit_parabola_recovers_a_vertex_and_refuses_a_hill():

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lora_exp.config.metrics import METRICS, Metric
+from lora_exp.config.schema import ReportConfig
 from lora_exp.report.grouping.comparability import incomparable
 from lora_exp.report.grouping.setting import Setting, penalty
 from lora_exp.report.grouping.setting_keys import (
@@ -29,7 +30,7 @@ class Group:
   keys: list[str]  # keys that distinguish the settings
   varied: list[str]  # every key whose values differ in the sweep, seeds included
   why: str = ""  # how the group differs from the sweep's other groups
-  margin: float = 0.05  # share of the best setting's gain that a setting may be short of it, and still be enough
+  margin: float = ReportConfig.margin  # share of the best gain that a setting may be short of it and still be enough
 
   @property
   def runs(self) -> list[RunRecord]:
@@ -91,7 +92,9 @@ def sort_key(value: Any) -> tuple:
   return isinstance(value, str), value
 
 
-def make_groups(runs: Sequence[RunRecord], metric: Metric = METRICS["loss"], margin: float = 0.05) -> list[Group]:
+def make_groups(
+  runs: Sequence[RunRecord], metric: Metric = METRICS["loss"], margin: float = ReportConfig.margin
+) -> list[Group]:
   """The settings of a sweep in groups that can be compared, the largest first; runs without a config are in none."""
   runs = [run for run in runs if run.config]
   varied = varied_keys(runs)

@@ -1,1 +1,1 @@
-"""Statistics of numbers by seed: means, differences, intervals and fits. Independent of settings and files."""
+"""Statistics of numbers by seed: means, ratios, intervals and fits. Independent of settings and files."""

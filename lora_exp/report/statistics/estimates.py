@@ -1,4 +1,4 @@
-"""Means, differences and ratios over seeds with 95 % intervals of Student's t."""
+"""Means and ratios over seeds with 95 % intervals of Student's t."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,13 +40,6 @@ class Estimate:
     return mean if half is None else f"{mean} ± {half:.{digits}f}"
 
 
-@dataclass(frozen=True)
-class Difference(Estimate):
-  """The mean of a − b: over the seeds that both have (`paired`), or of their means (Welch)."""
-
-  paired: bool = True
-
-
 def t_quantile(df: float) -> float:
   """The 0.975 quantile of Student's t; `df` may be a fraction."""
   return math.inf if df < 1 else float(stdtrit(df, 0.975))
@@ -59,24 +52,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(values[0] if n else math.nan, None, n)
   x = np.asarray(values, dtype=float)
   return Estimate(float(x.mean()), float(t_quantile(n - 1) * x.std(ddof=1) / math.sqrt(n)), n)
-
-
-def difference(a: Mapping[tuple, float], b: Mapping[tuple, float]) -> Difference:
-  """a − b, both by seeds: paired if they share at least two seeds, otherwise Welch's interval of two means."""
-  shared = [seeds for seeds in a if seeds in b]
-  if len(shared) >= 2:
-    paired = estimate([a[seeds] - b[seeds] for seeds in shared])
-    return Difference(paired.mean, paired.half, paired.n, True)
-  x, y = np.array(list(a.values()), dtype=float), np.array(list(b.values()), dtype=float)
-  n = min(len(x), len(y))
-  mean = float(x.mean() - y.mean()) if n else math.nan
-  if n < 2:
-    return Difference(mean, None, n, False)
-  u, v = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
-  if u + v == 0:
-    return Difference(mean, 0.0, n, False)
-  df = float((u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1)))  # Welch–Satterthwaite
-  return Difference(mean, t_quantile(df) * math.sqrt(u + v), n, False)
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,11 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtrc, stdtr, stdtrit
 
+from lora_exp.config.schema import ReportConfig
+
 SUFFICIENT, INSUFFICIENT, UNDECIDED = "sufficient", "insufficient", "undecided"
 SEEDS_NEEDED = 3
-MARGIN = 0.05  # share of the best setting's gain
+MARGIN = ReportConfig.margin  # default share of the best setting's gain
 LEVEL = 0.05
 NOISY = 0.75  # standard error of a difference, as a share of the margin, above which the level is halved
 RELAXED = 3.4  # times the level, with three seeds; 1 with thirteen or more
