@@ -59,15 +59,34 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def release_programs() -> Iterator[None]:
-  """Frees the compiled programs of a test file when it ends.
+  """Frees the compiled programs of a test file when it ends: a worker would otherwise keep gigabytes of them."""
+  yield
+  clear_program_caches()
 
-  A worker would otherwise keep gigabytes of them, and Linux allows a process 65,530 memory maps: a program takes tens.
+
+@pytest.fixture(autouse=True)
+def limit_memory_maps() -> Iterator[None]:
+  """Frees the compiled programs between two tests of a file when they take too many memory maps.
+
+  Linux allows a process 65,530 maps and a program takes tens; XLA ends the process where none is left.
   """
   yield
+  if "jax" in sys.modules and count_memory_maps() > 25_000:
+    clear_program_caches()
+
+
+def count_memory_maps() -> int:
+  """The memory maps of this process; 0 where the system does not list them."""
+  maps = Path("/proc/self/maps")
+  return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
+def clear_program_caches() -> None:
+  """Clears what the test modules keep, such as jobs with their compiled steps, and JAX's own caches."""
   for module in list(sys.modules.values()):
     if Path(getattr(module, "__file__", None) or "/").is_relative_to(TESTS):
       for value in list(vars(module).values()):
-        if hasattr(value, "cache_clear"):  # functools.cache: jobs with their compiled steps
+        if hasattr(value, "cache_clear"):
           value.cache_clear()
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()

@@ -117,13 +117,14 @@ def job_batch(job) -> dict[str, jax.Array]:
   return job.program.layout.put_batch(batch_of(family))
 
 
-_steps: dict[int, tuple[Job, CompiledStep]] = {}  # by the job's id; the job is kept, so that its id stays its own
+class StepCache(dict[int, tuple[Job, CompiledStep]]):
+  """Compiled steps by the id of their job, which is kept so that its id stays its own. conftest.py clears them."""
+
+  def cache_clear(self) -> None:
+    self.clear()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def release_steps():
-  yield
-  _steps.clear()
+_steps = StepCache()
 
 
 def compiled_step(job: Job) -> CompiledStep:
