@@ -8,6 +8,7 @@
     examples       the same for numeric examples
     row_writer     packs documents into rows (sequence packing), or pads them
     rows           the cache of packed rows, and the key of an entry
+    unlearned      counts of what the data has and a run does not learn
     pipeline       batches of rows: order, epochs, threads
     ngram          the held-out loss of a bigram model
     source_checks  problems of sources, for the first stage of checks

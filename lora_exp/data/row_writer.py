@@ -21,15 +21,16 @@ from lora_exp.data import examples, records
 from lora_exp.data.encode import EncodedDocument, chat_template, encode_documents
 from lora_exp.data.sources import NumericSource, TextSource
 from lora_exp.data.sources.file_source import FileSource
-from lora_exp.data.sources.source import Document
+from lora_exp.data.sources.source import Document, Skipped
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.unlearned import Unlearned, UnlearnedTally
 from lora_exp.runtime import console
 
 BATCH = 2**20  # characters, or positions of padded rows, per tokeniser call: bounds memory and keeps all threads busy
 OPTIONS = "group_size:1,uncompressed"  # records are read one at a time; compression would dominate the time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RowCounts:
   """Sizes of the written rows. A token is counted if it is a target with loss."""
 
@@ -43,6 +44,7 @@ class RowCounts:
   eval_documents: int  # those that are held out
   truncated: int  # documents cut at T tokens (packing=pad)
   eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
+  unlearned: tuple[Unlearned, ...] = ()  # what the data holds and is not learned
 
 
 def write_rows(
@@ -93,7 +95,8 @@ def _write_documents(
     documents = source.documents()
     if isinstance(documents, Generator):
       stack.enter_context(closing(documents))  # data.limit stops it early
-    for batch in _batches(documents, cfg):
+    unit = "held-out rows" if every == 1 else "rows"
+    for batch in _batches(documents, cfg, writer.unlearned, unit):
       writer.add(batch, [every is not None and document.key % every == every - 1 for document in batch])
       units = batch[-1].key + 1
       if bar:
@@ -102,15 +105,23 @@ def _write_documents(
   return units
 
 
-def _batches(documents: Iterator[Document], cfg: DataConfig) -> Iterator[list[Document]]:
-  """Yields the documents up to data.limit in batches that are tokenised together."""
+def _batches(
+  documents: Iterator[Document | Skipped], cfg: DataConfig, unlearned: UnlearnedTally, unit: str
+) -> Iterator[list[Document]]:
+  """Yields the documents up to data.limit in batches that are tokenised together; counts what is not read."""
   batch: list[Document] = []
   size = 0
   for document in documents:
-    if cfg.limit is not None and document.key >= cfg.limit:
+    if isinstance(document, Document) and cfg.limit is not None and document.key >= cfg.limit:
       break
+    unlearned.read(unit)
+    if isinstance(document, Skipped):
+      unlearned.add(unit, document.reason, first=document.where)
+      continue
+    for part in document.unread:
+      unlearned.add(unit, f"{part} is not read", first=document.where)
     batch.append(document)
-    size += max(len(document.prompt) + len(document.text), cfg.seq_len)
+    size += max(document.characters, cfg.seq_len)
     if size >= BATCH:
       yield batch
       batch, size = [], 0
@@ -123,6 +134,7 @@ class RowWriter:
 
   def __init__(self, directory: Path, cfg: DataConfig, tokenizer: Tokenizer, separator: str):
     self.cfg, self.tokenizer, self.separator = cfg, tokenizer, separator
+    self.unlearned = UnlearnedTally()
     self.truncated = 0
     self.train, self.eval = (SplitWriter(directory / f"{split}.array_record", cfg.seq_len, tokenizer)
                              for split in ("train", "eval"))
@@ -160,7 +172,7 @@ class RowWriter:
       train_rows=train.rows, eval_rows=held.rows, train_tokens=train.tokens, eval_tokens=held.tokens,
       train_bytes=train.bytes, eval_bytes=held.bytes, documents=train.documents + held.documents,
       eval_documents=held.documents, truncated=self.truncated,
-      eval_examples=held.answers if self.cfg.packing == "pad" else 0)
+      eval_examples=held.answers if self.cfg.packing == "pad" else 0, unlearned=self.unlearned.counted())
 
   def close(self) -> None:
     """Closes both files."""

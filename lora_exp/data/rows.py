@@ -22,12 +22,13 @@ from lora_exp.data.encode import chat_template
 from lora_exp.data.row_writer import RowCounts, held_out_every, write_examples, write_rows
 from lora_exp.data.sources import NumericSource, Source, TextSource, open_source
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.unlearned import Unlearned
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows(RowCounts):
   """A corpus as rows of `seq_len` positions, in two files of records."""
 
@@ -119,7 +120,9 @@ def _identity(source: Source) -> dict[str, object]:
 def _open(path: Path) -> Rows:
   """Opens the rows in a cache entry. Raises InputError if they are damaged."""
   try:
-    rows = Rows(path=path, **json.loads((path / "meta.json").read_text()))
+    meta = json.loads((path / "meta.json").read_text())
+    unlearned = tuple(Unlearned(**count) for count in meta.pop("unlearned", ()))
+    rows = Rows(path=path, unlearned=unlearned, **meta)
     complete = all(reader(rows, split).num_records() == rows.count(split) for split in ("train", "eval"))
   except (OSError, ValueError, TypeError):
     complete = False

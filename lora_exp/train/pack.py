@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lora_exp.config import DataConfig, InputError
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import Rows, make_rows
+from lora_exp.runtime import console
 from lora_exp.train import checkpoint
 from lora_exp.train.base import make_base
 from lora_exp.train.evaluation import EvalBatch, byte_lengths, put_eval_batches
@@ -52,6 +53,8 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   plan = trials[0].plan
   cfg = plan.cfg
   rows = make_rows(cfg.data, plan.tokenizer, cfg.cache)
+  for count in rows.unlearned:
+    console.show_warning(count.sentence)
   retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
   base, base_facts = make_base(plan)
   job = make_job(plan, base, steps_of(cfg, rows.train_rows), _fill_mesh([trial.plan for trial in trials]))

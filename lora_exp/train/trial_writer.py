@@ -138,6 +138,7 @@ class TrialWriter:
     status = "done" if done else _status(error)
     seconds = time.monotonic() - self.pack.started
     summary = run_summary(status, self.trial.plan, cost, self.record, self.base_digest, seconds)
+    summary["unlearned"] = [asdict(count) for count in self.pack.rows.unlearned]
     if self.adapter is not None:
       summary |= self.adapter.kind.summary(self.adapter.leaves)
     self.metrics.close()

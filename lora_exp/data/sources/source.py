@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -16,15 +16,50 @@ if TYPE_CHECKING:
 
 COMMON = frozenset(setting.name for setting in dataclasses.fields(DataConfig)) - {"options"}  # typed as data.NAME
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # array's name -> (shape, dtype)
+Message = Mapping[str, Any]  # a turn as chat templates read it: role, content, tool_calls, name, …
+
+
+@dataclass(frozen=True)
+class Conversation:
+  """The turns of a conversation, in the form in which chat templates read them.
+
+  Every message has a `role` and a `content` (a string, or None beside `tool_calls`). Roles are system, user, assistant,
+  tool, and whatever else the template knows.
+  """
+
+  messages: tuple[Message, ...]
+  prompt_messages: int = 0  # that many are a prompt, and all others its completion; 0: `data.loss` chooses the turns
+  unlearned: frozenset[int] = frozenset()  # indices of messages that are never learned: those of weight 0
+  tools: tuple[Mapping[str, Any], ...] = ()  # the functions that may be called, as JSON schemas
+  variables: Mapping[str, Any] = field(default_factory=dict)  # other variables of the template: enable_thinking
 
 
 @dataclass(frozen=True)
 class Document:
-  """A text to learn, and a prompt before it that has no loss (unless data.prompt_in_loss=true)."""
+  """A text to learn, and a prompt before it that has no loss (unless data.prompt_in_loss=true); or a conversation."""
 
   key: int  # determines whether it is held out: index of the document, or of its file or question
   text: str
   prompt: str = ""
+  read: int = 0  # bytes of the source read so far
+  conversation: Conversation | None = None  # then `text` and `prompt` are empty
+  unread: tuple[str, ...] = ()  # what else the row holds and no one reads, as "the column 'id'"
+  where: str = ""  # where the source has it, for messages: "pairs.jsonl, line 7"
+
+  @property
+  def characters(self) -> int:
+    """The approximate number of characters."""
+    if self.conversation is None:
+      return len(self.prompt) + len(self.text)
+    return sum(len(str(message.get("content"))) for message in self.conversation.messages)
+
+
+@dataclass(frozen=True)
+class Skipped:
+  """A row of a source that cannot be used."""
+
+  reason: str  # "no response"
+  where: str  # "pairs.jsonl, line 7"
   read: int = 0  # bytes of the source read so far
 
 
@@ -100,8 +135,11 @@ class TextSource(Source):
     return None
 
   @abstractmethod
-  def documents(self) -> Iterator[Document]:
-    """Yields every document in order; keys start at 0 and never decrease. Raises InputError for bad data."""
+  def documents(self) -> "Iterator[Document | Skipped]":
+    """Yields every document in order; keys start at 0 and never decrease.
+
+    A row that cannot be used is yielded as `Skipped`. Raises InputError for bad data.
+    """
 
   def held_out(self) -> "TextSource | None":
     """The source of the held-out documents, or None if a share of this source's documents is held out."""
@@ -111,6 +149,8 @@ class TextSource(Source):
     """SHA-256 (hex) of all documents, which it reads. Override it if files can be hashed instead."""
     sha = hashlib.sha256()
     for document in self.documents():
+      if isinstance(document, Skipped):
+        continue
       sha.update(json.dumps([document.key, document.prompt, document.text]).encode())
     return sha.hexdigest()
 

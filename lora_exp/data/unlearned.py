@@ -1,0 +1,46 @@
+"""What the data has and a run does not learn: counted while rows are made, and told before training."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Unlearned:
+  """One reason why something is not learned, how often it holds, and where it holds first."""
+
+  unit: str  # what is counted, in the plural: rows, documents, answers, tokens
+  reason: str  # "no response"
+  count: int
+  total: int | None = None  # the number of `unit` in the data, if it was counted
+  first: str = ""  # "pairs.jsonl, line 7"
+
+  @property
+  def sentence(self) -> str:
+    """The line that is shown before training."""
+    of_total = "" if self.total is None else f" of {self.total:,}"
+    first = f" (first: {self.first})" if self.first else ""
+    return f"not learned: {self.count:,}{of_total} {self.unit}: {self.reason}{first}"
+
+
+class UnlearnedTally:
+  """Counts by (unit, reason), in the order in which they are met."""
+
+  def __init__(self) -> None:
+    self._counts = Counter[tuple[str, str]]()
+    self._totals = Counter[str]()
+    self._first: dict[tuple[str, str], str] = {}
+
+  def read(self, unit: str, count: int = 1) -> None:
+    """Counts `count` more of `unit` in the data, whether it is learned or not."""
+    self._totals[unit] += count
+
+  def add(self, unit: str, reason: str, count: int = 1, first: str = "") -> None:
+    """Counts `count` more of `unit` that are not learned; `first` is kept of the first call. 0 adds nothing."""
+    if count:
+      self._counts[unit, reason] += count
+      self._first.setdefault((unit, reason), first)
+
+  def counted(self) -> tuple[Unlearned, ...]:
+    """Everything that was counted so far."""
+    return tuple(Unlearned(unit, reason, count, self._totals.get(unit), self._first[unit, reason])
+                 for (unit, reason), count in self._counts.items())
