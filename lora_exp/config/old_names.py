@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 OLD_NAMES = {"mesh.arm": "mesh.trial", "promises": "expectations", "otherwise": "fallback"}  # old path: new path
+SPLIT_PAIRS = [(source, "pack") for source in ("arithmetic", "chatterbot", "jsonl")]  # sources that had prompts
 _OLD_KEY = re.compile(r"([+~]*)(" + "|".join(map(re.escape, OLD_NAMES)) + r")(?=[.=]|$)")
 
 
@@ -32,7 +33,16 @@ def rename_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     _rename_key(renamed, groups, old_key, new_key)
   if "seed" not in renamed:
     _move_examples_seed(renamed)
+  _keep_packing(renamed)
   return renamed
+
+
+def _keep_packing(values: dict[str, Any]) -> None:
+  """Before there was `data.loss`, packing=pack cut answers from their prompts, as packing=stream does now."""
+  for name in ("data", "pretrain_data", "retain"):
+    data = values.get(name)
+    if isinstance(data, dict) and "loss" not in data and (data.get("source"), data.get("packing")) in SPLIT_PAIRS:
+      values[name] = {**data, "packing": "stream"}
 
 
 def _move_examples_seed(values: dict[str, Any]) -> None:

@@ -115,9 +115,11 @@ class DataConfig:
   eval_fraction: float = 0.1  # fraction of documents (stdlib: files) that is held out
   split: str = "halves"  # of the held-out documents: halves (one for best step and tuning, one for the report) | none
   seq_len: int = 128  # T, tokens in a row
-  packing: str = "pack"  # pack: rows are filled with documents | pad: one document per row, truncated to seq_len
+  packing: str = "pack"  # pack: rows hold several documents, and answers stay with their prompts | pad: one document
+  # per row | stream: rows are cut from the stream of all documents, wherever it is
   pad_in_loss: bool = False  # with packing=pad: include padding in the loss, as in the JAX tutorial
   prompt_in_loss: bool = False  # include prompts in the loss
+  loss: str = "assistant"  # of a conversation: assistant (every assistant turn) | last (the last one) | all (all of it)
   limit: int | None = None  # maximum number of documents (stdlib: files, chatterbot: questions)
   prompt_field: str = "prompt"  # for jsonl: the field with the prompt
   response_field: str = "response"  # for jsonl: the field with the response

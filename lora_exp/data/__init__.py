@@ -7,6 +7,9 @@
     records        pairs (token, next token) as arrays, records and batches; the prompt is masked out of the loss here
     examples       the same for numeric examples
     row_writer     packs documents into rows (sequence packing), or pads them
+    best_fit       which documents share a row
+    split_writer   the file of records of a split
+    beyond_row     counts of what is cut off at the end of a row
     rows           the cache of packed rows, and the key of an entry
     unlearned      counts of what the data has and a run does not learn
     pipeline       batches of rows: order, epochs, threads

@@ -1,7 +1,8 @@
-"""The document of each held-out row, and the two halves of the held-out documents.
+"""The documents of each held-out row, and the two halves of the held-out documents.
 
-Rows do not store document numbers. With packing=pad, each row is a document, as is each numeric example. With
-packing=pack, a row starts with the rest of a document if the previous row does not end with an end-of-text token.
+Records do not store document numbers. With packing=pad, each row is a document, as is each numeric example. Where rows
+are cut from a stream, a row starts with the rest of a document if the previous row does not end with an end-of-text
+token. Where rows hold whole documents, the numbers are in a file of their own.
 """
 
 import numpy as np
@@ -9,10 +10,23 @@ import numpy as np
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.records import decode
 from lora_exp.data.rows import Rows, damage_explained, reader
+from lora_exp.data.split_writer import NUMBERS
 
 TUNING, REPORT = 0, 1  # values of a document's half
 HALVES = ("tuning", "report")  # their names
 READ = 4096  # rows decoded at once
+
+
+def document_numbers(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int, segments: int) -> np.ndarray:
+  """The number of the document of each segment in the `chosen` held-out rows (n,), (n, S) int64; S = `segments`.
+
+  Segments that a row does not have get any number. `end` and errors are as in `first_documents`.
+  """
+  file = rows.path / NUMBERS
+  if not file.is_file():
+    return first_documents(rows, cfg, chosen, end)[:, None] + np.arange(segments)
+  table = np.load(file)[chosen][:, :segments].astype(np.int64)
+  return np.pad(table, ((0, 0), (0, segments - table.shape[1])), constant_values=-1)
 
 
 def first_documents(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int) -> np.ndarray:

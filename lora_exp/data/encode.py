@@ -1,7 +1,9 @@
-"""Encoding of documents to token ids: prompt and text. `records` later masks the prompt out of the loss."""
+"""Encoding of documents to token ids, with a mask of the tokens that are learned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.chat import encode_answers
@@ -11,10 +13,11 @@ from lora_exp.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class EncodedDocument:
-  """The token ids of a document. The first `prompt_tokens` are its prompt."""
+  """The token ids of a document, and which of them are learned."""
 
   ids: list[int]
-  prompt_tokens: int
+  learned: np.ndarray | None  # (tokens,) bool: part of an answer; None: plain text, all of which is learned
+  kind: str = "documents"  # documents (plain text) | answers (to a prompt) | conversations
 
 
 def chat_template(cfg: DataConfig, tokenizer: Tokenizer) -> str | None:
@@ -40,9 +43,10 @@ def encode_documents(
   for document in documents:
     if document.prompt:
       prompt, answer = next(pairs)
-      encoded.append(EncodedDocument(prompt + answer, len(prompt)))
+      learned = np.arange(len(prompt) + len(answer)) >= len(prompt)
+      encoded.append(EncodedDocument(prompt + answer, learned, "answers"))
     else:
-      encoded.append(EncodedDocument([*_bos(tokenizer), *next(texts), tokenizer.eot], 0))
+      encoded.append(EncodedDocument([*_bos(tokenizer), *next(texts), tokenizer.eot], None))
   return encoded
 
 

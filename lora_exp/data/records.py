@@ -23,55 +23,68 @@ def _flatten(ids: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarr
   return flat, np.repeat(np.arange(len(ids)), lengths), index
 
 
-def stream(ids: Sequence[list[int]], prompts: Sequence[int], prompt_in_loss: bool = False) -> np.ndarray:
+def _learned(ids: Sequence[list[int]], learned: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+  """Concatenates the masks: whether each token is learned (n,), and whether each document has answers (documents,)."""
+  masks = [np.ones(len(tokens), bool) if mask is None else mask for tokens, mask in zip(ids, learned, strict=True)]
+  return np.concatenate([np.zeros(0, bool), *masks]), np.array([mask is not None for mask in learned], bool)
+
+
+def stream(
+  ids: Sequence[list[int]], learned: Sequence[np.ndarray | None], prompt_in_loss: bool = False
+) -> np.ndarray:
   """The pairs of all documents, one document after another: (n,) of PAIR.
 
-  `prompts[d]` is the number of tokens in the prompt of document d, which have no loss unless `prompt_in_loss`.
+  `learned[d]` marks the tokens of document d that belong to answers, (tokens,) bool; the others have no loss unless
+  `prompt_in_loss`. None: the document is plain text, and all of it is learned.
   """
   flat, document, index = _flatten(ids)
+  is_learned, has_answers = _learned(ids, learned)
   first = index == 0
   last = np.append(first[1:], True)[: len(flat)]
   pairs = np.zeros(len(flat) - len(ids), PAIR)
   pairs["token"], pairs["target"] = flat[~last], flat[~first]
   pairs["start"] = first[~last]
-  prompt = np.asarray(prompts, np.int64)[document]
-  pairs["answer"] = ((index >= prompt) & (prompt > 0))[~first]
-  pairs["counted"] = prompt_in_loss | (index >= prompt)[~first]
+  pairs["answer"] = (is_learned & has_answers[document])[~first]
+  pairs["counted"] = prompt_in_loss | is_learned[~first]
   pairs["real"] = True
   return pairs
 
 
 def padded(
-  ids: Sequence[list[int]], prompts: Sequence[int], seq_len: int, prompt_in_loss: bool = False
+  ids: Sequence[list[int]], learned: Sequence[np.ndarray | None], seq_len: int, prompt_in_loss: bool = False
 ) -> np.ndarray:
   """A row for each document, (documents, T) of PAIR: tokens[:T], with the targets tokens[1:] and a 0 without loss.
 
-  `prompts` and `prompt_in_loss` are as in `stream`.
+  `learned` and `prompt_in_loss` are as in `stream`.
   """
   flat, document, index = _flatten(ids)
+  is_learned, has_answers = _learned(ids, learned)
   rows = np.zeros((len(ids), seq_len), PAIR)
   kept = index < seq_len
   where = document[kept], index[kept]
   rows["token"][where] = flat[kept]
   rows["real"][where] = True
+  rows["answer"][where] = is_learned[kept]
   rows["start"][:, 0] = True
   rows["target"][:, :-1] = rows["token"][:, 1:]
-  text = rows["real"][:, 1:] & ~_in_prompt(prompts, seq_len)[:, :-1]
-  rows["answer"][:, :-1] = text & (np.asarray(prompts)[:, None] > 0)
+  text = rows["answer"][:, 1:].copy()
+  rows["answer"] = False
+  rows["answer"][:, :-1] = text & has_answers[:, None]
   rows["counted"][:, :-1] = rows["real"][:, 1:] if prompt_in_loss else text
   return rows
 
 
-def with_padding_in_loss(rows: np.ndarray, prompts: Sequence[int], prompt_in_loss: bool = False) -> np.ndarray:
+def with_padding_in_loss(
+  rows: np.ndarray, learned: Sequence[np.ndarray | None], prompt_in_loss: bool = False
+) -> np.ndarray:
   """Makes the padding of `padded` rows (documents, T) attended to and gives it loss, as in the JAX LoRA tutorial."""
   rows["real"] = True
-  rows["counted"] = prompt_in_loss | ~_in_prompt(prompts, rows.shape[1])
+  seq_len = rows.shape[1]
+  for row, mask in zip(rows, learned, strict=True):
+    targets = np.ones(0, bool) if mask is None else mask[1 : seq_len + 1]
+    row["counted"] = True
+    row["counted"][: len(targets)] = prompt_in_loss | targets
   return rows
-
-
-def _in_prompt(prompts: Sequence[int], seq_len: int) -> np.ndarray:
-  """(documents, T) bool: whether the target at this position belongs to the prompt."""
-  return np.arange(1, seq_len + 1) < np.asarray(prompts, np.int64)[:, None]
 
 
 def encode(rows: np.ndarray, vocab_size: int) -> list[bytes]:

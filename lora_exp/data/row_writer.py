@@ -2,32 +2,37 @@
 
 A document of n tokens (its text and the end-of-text token) gives n - 1 pairs (token, next token).
 
-packing=pack cuts the stream of all pairs into rows: no position is wasted, each target is predicted exactly once, and
+packing=pack puts several documents into a row, each as a segment of its own. A prompt with its answer, or a
+conversation, that fits a row is never split (`best_fit`); a longer one is cut. Plain text is cut into rows as with
+packing=stream.
+packing=stream cuts the stream of all pairs into rows: no position is wasted, each target is predicted exactly once, and
 no pair crosses two documents. A document that continues in the next row is a new segment there.
 packing=pad gives each document a row, as the JAX LoRA tutorial does: tokens[:T], with the targets tokens[1:] and a 0.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from lora_exp.config.errors import DiskError, InputError
+from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
 from lora_exp.data import examples, records
+from lora_exp.data.beyond_row import BeyondRow
 from lora_exp.data.encode import EncodedDocument, chat_template, encode_documents
 from lora_exp.data.sources import NumericSource, TextSource
 from lora_exp.data.sources.file_source import FileSource
 from lora_exp.data.sources.source import Document, Skipped
+from lora_exp.data.split_writer import OPTIONS, SplitWriter, disk_errors, write_document_numbers
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.data.unlearned import Unlearned, UnlearnedTally
 from lora_exp.runtime import console
 
 BATCH = 2**20  # characters, or positions of padded rows, per tokeniser call: bounds memory and keeps all threads busy
-OPTIONS = "group_size:1,uncompressed"  # records are read one at a time; compression would dominate the time
+PLAIN_SOURCES = ("stdlib", "text", "sentences")  # of version 0.1.0, without prompts: their rows stay what they were
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class RowCounts:
   eval_bytes: int
   documents: int  # documents with at least one token to learn
   eval_documents: int  # those that are held out
-  truncated: int  # documents cut at T tokens (packing=pad)
+  truncated: int  # documents that are longer than a row, and are cut
   eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
   unlearned: tuple[Unlearned, ...] = ()  # what the data holds and is not learned
 
@@ -57,7 +62,7 @@ def write_rows(
   """
   held_out = source.held_out()
   every = None if held_out else held_out_every(cfg)
-  with closing(RowWriter(directory, cfg, tokenizer, source.prompt_separator or "")) as writer:
+  with closing(RowWriter(directory, cfg, tokenizer, source)) as writer:
     units = _write_documents(source, cfg, writer, every, progress)
     if held_out:
       _write_documents(held_out, cfg, writer, 1, progress)
@@ -132,10 +137,11 @@ def _batches(
 class RowWriter:
   """Turns documents into the records of both splits, in bounded memory."""
 
-  def __init__(self, directory: Path, cfg: DataConfig, tokenizer: Tokenizer, separator: str):
-    self.cfg, self.tokenizer, self.separator = cfg, tokenizer, separator
+  def __init__(self, directory: Path, cfg: DataConfig, tokenizer: Tokenizer, source: TextSource):
+    self.cfg, self.tokenizer, self.separator = cfg, tokenizer, source.prompt_separator or ""
+    self.directory, self.keeps_whole = directory, keeps_documents_whole(cfg, source)
     self.unlearned = UnlearnedTally()
-    self.truncated = 0
+    self.beyond = BeyondRow(cfg.seq_len)
     self.train, self.eval = (SplitWriter(directory / f"{split}.array_record", cfg.seq_len, tokenizer)
                              for split in ("train", "eval"))
 
@@ -144,34 +150,57 @@ class RowWriter:
     chat = chat_template(self.cfg, self.tokenizer) is not None
     encoded = encode_documents(self.tokenizer, documents, chat, self.separator)
     for split, wanted in ((self.train, False), (self.eval, True)):
-      chosen = [document for document, is_held in zip(encoded, held_out, strict=True) if is_held == wanted]
+      chosen = [n for n, is_held in enumerate(held_out) if is_held == wanted]
       if chosen:
-        self._add(split, chosen)
+        self._add(split, [encoded[n] for n in chosen], [documents[n].where for n in chosen])
 
-  def _add(self, split: "SplitWriter", documents: Sequence[EncodedDocument]) -> None:
+  def _add(self, split: SplitWriter, documents: Sequence[EncodedDocument], where: Sequence[str]) -> None:
     ids = [document.ids for document in documents]
-    prompts = [document.prompt_tokens for document in documents]
-    if self.cfg.packing == "pack":
-      pairs = records.stream(ids, prompts, self.cfg.prompt_in_loss)
-      split.add(pairs, pairs, int(pairs["start"].sum()))
+    learned = [document.learned for document in documents]
+    if self.cfg.packing == "pad":
+      rows = records.padded(ids, learned, self.cfg.seq_len, self.cfg.prompt_in_loss)
+      within = rows["counted"].sum(axis=1)
+      sizes = [min(len(tokens), self.cfg.seq_len) for tokens in ids]
+      self.beyond.add(documents, self.cfg.prompt_in_loss, within.tolist(), sizes, where)
+      kept = within > 0
+      text = rows[kept].ravel()
+      if self.cfg.pad_in_loss:
+        rows = records.with_padding_in_loss(rows, learned, self.cfg.prompt_in_loss)
+      split.add_stream(rows[kept].ravel(), text, int(kept.sum()))
       return
-    self.truncated += sum(len(document) > self.cfg.seq_len for document in ids)
-    rows = records.padded(ids, prompts, self.cfg.seq_len, self.cfg.prompt_in_loss)
-    learned = rows["counted"].any(axis=1)
-    text = rows[learned].ravel()
-    if self.cfg.pad_in_loss:
-      rows = records.with_padding_in_loss(rows, prompts, self.cfg.prompt_in_loss)
-    split.add(rows[learned].ravel(), text, int(learned.sum()))
+    pairs = records.stream(ids, learned, self.cfg.prompt_in_loss)
+    if self.keeps_whole:
+      self._add_whole(split, documents, pairs, where)
+    else:
+      split.add_stream(pairs, pairs, int(pairs["start"].sum()))
+
+  def _add_whole(
+    self, split: SplitWriter, documents: Sequence[EncodedDocument], pairs: np.ndarray, where: Sequence[str]
+  ) -> None:
+    """Packs documents that fit a row whole. A longer one is cut if it has answers; plain text is split into rows."""
+    seq_len = self.cfg.seq_len
+    ends = np.cumsum([len(document.ids) - 1 for document in documents])
+    parts = np.split(pairs, ends[:-1])
+    most = [seq_len if document.learned is not None else len(part)
+            for document, part in zip(documents, parts, strict=True)]
+    parts = [part[:n] for part, n in zip(parts, most, strict=True)]
+    within = [int(part["counted"].sum()) for part in parts]
+    self.beyond.add(documents, self.cfg.prompt_in_loss, within, [len(part) + 1 for part in parts], where)
+    split.add_documents([[part[first : first + seq_len].copy() for first in range(0, len(part), seq_len)]
+                         for part, tokens in zip(parts, within, strict=True) if tokens])
 
   def finish(self) -> RowCounts:
     """Writes the last rows and returns the total counts."""
     train, held = self.train, self.eval
-    train.write_remainder()
-    held.write_remainder()
+    train.finish()
+    held.finish()
+    if self.keeps_whole:
+      write_document_numbers(self.directory, held.numbers)
+    self.beyond.tell(self.unlearned)
     return RowCounts(
       train_rows=train.rows, eval_rows=held.rows, train_tokens=train.tokens, eval_tokens=held.tokens,
       train_bytes=train.bytes, eval_bytes=held.bytes, documents=train.documents + held.documents,
-      eval_documents=held.documents, truncated=self.truncated,
+      eval_documents=held.documents, truncated=self.beyond.cut,
       eval_examples=held.answers if self.cfg.packing == "pad" else 0, unlearned=self.unlearned.counted())
 
   def close(self) -> None:
@@ -180,65 +209,26 @@ class RowWriter:
     self.eval.close()
 
 
-class SplitWriter:
-  """One file of records: takes pairs, writes rows of T, and keeps the remainder for the next pairs."""
-
-  def __init__(self, path: Path, seq_len: int, tokenizer: Tokenizer):
-    self.writer = ArrayRecordWriter(str(path), OPTIONS)
-    self.seq_len, self.tokenizer = seq_len, tokenizer
-    self.remainder = np.zeros(0, records.PAIR)
-    self.rows = self.tokens = self.bytes = self.documents = self.answers = 0
-
-  def add(self, pairs: np.ndarray, text: np.ndarray, documents: int) -> None:
-    """Appends `pairs` (n,) of PAIR. Bytes of text are counted from the targets of `text` (m,) that have loss."""
-    self.documents += documents
-    self.tokens += int(pairs["counted"].sum())
-    self.bytes += int(self.tokenizer.byte_lengths[text["target"][text["counted"]]].sum())
-    pairs = np.concatenate([self.remainder, pairs])
-    full = len(pairs) - len(pairs) % self.seq_len
-    self._write(pairs[:full])
-    self.remainder = pairs[full:].copy()
-
-  def _write(self, pairs: np.ndarray) -> None:
-    rows = pairs.reshape(-1, self.seq_len).copy()
-    rows["start"][:, 0] = True  # a document that is continued is a new segment
-    with disk_errors():
-      for record in records.encode(rows, self.tokenizer.vocab_size):
-        self.writer.write(record)
-    self.rows += len(rows)
-    self.answers += int(rows["answer"].any(axis=1).sum())
-
-  def write_remainder(self) -> None:
-    """Writes the last row, padded with positions of weight 0."""
-    if len(self.remainder):
-      padding = np.zeros(self.seq_len - len(self.remainder), records.PAIR)
-      self._write(np.concatenate([self.remainder, padding]))
-      self.remainder = padding[:0]
-
-  def close(self) -> None:
-    """Closes the file."""
-    with disk_errors():
-      self.writer.close()
-
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-  """Raises DiskError for the RuntimeError with which ArrayRecord reports a full disk, often only when it is closed."""
-  try:
-    yield
-  except RuntimeError as error:
-    raise DiskError(f"cannot write the rows to the cache: {error}; free some space there or set cache=") from error
+def keeps_documents_whole(cfg: DataConfig, source: TextSource) -> bool:
+  """Whether rows are packed with whole documents; otherwise they are cut from the stream of all tokens, or padded."""
+  return cfg.packing == "pack" and source.name not in PLAIN_SOURCES
 
 
 def _check_counts(counts: RowCounts, cfg: DataConfig, source: TextSource, units: int, every: int | None) -> None:
   """Raises InputError if there is nothing to train or evaluate on."""
   if units == 0:
     raise InputError(f"{source.label} contains no text" if cfg.limit != 0 else "data.limit=0 reads nothing; raise it")
+  reasons = "".join(f"; {count.sentence}" for count in counts.unlearned)
   if counts.eval_tokens == 0 and every is None:
-    raise InputError(f"data.eval_path: {cfg.eval_path} contains no text to evaluate on")
-  if counts.eval_tokens == 0:
+    raise InputError(f"data.eval_path: {cfg.eval_path} contains no text to evaluate on{reasons}")
+  held_out = units // (every or 1)
+  if counts.eval_tokens == 0 and held_out and counts.train_tokens:
+    raise InputError(f"nothing to evaluate on: the {held_out} {source.unit} that are held out give no token to "
+                     f"predict{reasons}")
+  if counts.eval_tokens == 0 and not held_out:
     or_file = ", or set data.eval_path" if isinstance(source, FileSource) else ""
     raise InputError(f"nothing is held out: 1 of {every} {source.unit} is (data.eval_fraction={cfg.eval_fraction}) and "
                      f"{source.label} gives {units}; raise data.eval_fraction or data.limit{or_file}")
   if counts.train_tokens == 0:
-    raise InputError(f"nothing to train on: the {units} {source.unit} of {source.label} give no token to predict")
+    raise InputError(f"nothing to train on: the {units} {source.unit} of {source.label} give no token to predict"
+                     f"{reasons}")

@@ -2,7 +2,7 @@
 
     rows = make_rows(cfg.data, tokenizer, cfg.cache)
 
-The name of a cache entry is the hash of everything that determines its rows (`rows_key`): the source's identity, the
+The name of a cache entry is a hash of everything that determines its rows (`rows_key`): the source's identity, the
 tokenizer, and how documents are packed. An entry is an ArrayRecord file per split, and meta.json with the fields of
 `Rows`.
 """
@@ -19,13 +19,21 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
 from lora_exp.data import examples
 from lora_exp.data.encode import chat_template
-from lora_exp.data.row_writer import RowCounts, held_out_every, write_examples, write_rows
+from lora_exp.data.row_writer import (
+  RowCounts,
+  held_out_every,
+  keeps_documents_whole,
+  write_examples,
+  write_rows,
+)
 from lora_exp.data.sources import NumericSource, Source, TextSource, open_source
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.data.unlearned import Unlearned
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records
+ENTRY = 2  # of a cache entry: what is kept beside the records. Not part of the key, which runs of older versions have
+WHOLE = 1  # version of the rows that hold whole documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +79,7 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
     meta = {"fingerprint": key, **facts, **asdict(counts)}
     (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
-  return _open(get_or_make(cache, "rows", key, write))
+  return _open(get_or_make(cache, "rows", fingerprint(rows=key, entry=ENTRY), write))
 
 
 # ---- the key
@@ -93,8 +101,15 @@ def rows_key(cfg: DataConfig, tokenizer: Tokenizer, source: Source) -> str:
     every=None if held_out else held_out_every(cfg), limit=cfg.limit,
     tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size,
     chat=[template, dict(tokenizer.template_variables)] if template else None,
-    seq_len=cfg.seq_len, packing=cfg.packing, pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss,
+    seq_len=cfg.seq_len, **_packing(cfg, source), pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss,
     prompt_in_loss=cfg.prompt_in_loss, **_identity(source))
+
+
+def _packing(cfg: DataConfig, source: TextSource) -> dict[str, object]:
+  """The packing as part of the key. Rows cut from a stream keep the name that they had in version 0.1.0."""
+  if keeps_documents_whole(cfg, source):
+    return {"packing": "pack", "whole": WHOLE}
+  return {"packing": "pack" if cfg.packing == "stream" else cfg.packing}
 
 
 def _identity(source: Source) -> dict[str, object]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_exp.config.metrics import METRICS
-from lora_exp.data.documents import HALVES, REPORT, first_documents, halves
+from lora_exp.data.documents import HALVES, REPORT, document_numbers, halves
 from lora_exp.data.pipeline import eval_rows
 from lora_exp.data.records import Batch
 from lora_exp.data.rows import Rows
@@ -67,17 +67,17 @@ def held_out_documents(
 ) -> HeldOutDocuments:
   """The documents in the held-out `batches` of the run `plan`, on the host."""
   cfg = plan.cfg
-  first = first_documents(rows, cfg.data, eval_rows(rows, cfg.train.eval_tokens), plan.tokenizer.eot)
   segments = 1 if rows.features else max(int(batch["segments"].max()) for batch in batches)
+  chosen = eval_rows(rows, cfg.train.eval_tokens)
+  numbers_RS = document_numbers(rows, cfg.data, chosen, plan.tokenizer.eot, segments)
   parts = [_counts(batch, segments, byte_lengths) for batch in batches]
   counts_KBS = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-  size = counts_KBS["count"].shape[:2]
-  rows_KB = np.zeros(size, np.int64)
-  rows_KB.ravel()[: len(first)] = first
-  numbers = rows_KB[..., None] + np.arange(segments)
   learned = counts_KBS["count"] > 0
+  numbers = np.zeros(learned.shape, np.int64)
+  numbers.reshape(-1, segments)[: len(numbers_RS)] = numbers_RS
   if len(np.unique(numbers[learned])) < 2:
-    numbers = np.broadcast_to(np.arange(rows_KB.size).reshape(*size, 1), learned.shape)
+    batch_rows = learned.shape[0] * learned.shape[1]
+    numbers = np.broadcast_to(np.arange(batch_rows).reshape(*learned.shape[:2], 1), learned.shape)
   found, inverse = np.unique(numbers[learned], return_inverse=True)
   index = np.full(learned.shape, len(found))
   index[learned] = inverse

@@ -70,3 +70,13 @@ def test_a_run_of_a_llama_module_may_have_its_family_renamed():
   before = Config(model=ModelConfig(family="llama"))
   assert changed_settings(before, Config(model=ModelConfig(family="gemma3"))) == []
   assert changed_settings(before, Config(model=ModelConfig(family="gpt2"))) == [("model.family", "llama", "gpt2")]
+
+
+@pytest.mark.parametrize(("data", "packing"), [
+  ({"source": "jsonl", "packing": "pack"}, "stream"), ({"source": "chatterbot", "packing": "pack"}, "stream"),
+  ({"source": "jsonl", "packing": "pack", "loss": "assistant"}, "pack"), ({"source": "jsonl"}, "pack"),
+  ({"source": "jsonl", "packing": "pad"}, "pad"), ({"source": "text", "packing": "pack"}, "pack"),
+])  # fmt: skip
+def test_old_runs_keep_rows_that_split_answers(data, packing):
+  cfg = to_config({"data": data, "retain": data})
+  assert cfg.data.packing == cfg.retain.packing == packing
