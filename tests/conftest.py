@@ -86,7 +86,7 @@ def clear_program_caches() -> None:
   for module in list(sys.modules.values()):
     if Path(getattr(module, "__file__", None) or "/").is_relative_to(TESTS):
       for value in list(vars(module).values()):
-        if hasattr(value, "cache_clear"):
+        if hasattr(value, "cache_clear") and not isinstance(value, type):
           value.cache_clear()
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()

@@ -1,6 +1,7 @@
-"""Writes the README's transcript and picture from a real run: `python tests/make_readme.py` after `python -m lora_exp`.
+"""Writes the README's transcripts and pictures from real runs.
 
-Runs the default command with a warm cache, so that the transcript is short, and copies its picture.
+    python tests/make_readme.py default         after `python -m lora_exp`, so that the base is in the cache
+    python tests/make_readme.py rank SWEEP      of a finished `python -m lora_exp -m sweep=rank`
 """
 
 import re
@@ -8,31 +9,51 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / ".readme"
 
 
-def main() -> None:
-  with tempfile.TemporaryDirectory() as scratch:
-    done = subprocess.run([sys.executable, "-m", "lora_exp"], cwd=scratch, capture_output=True, text=True, check=True)
-    text = done.stdout.replace(scratch + "/", "")
-    lines = [line.rstrip() for line in text.splitlines()]
-    start = next(i for i, line in enumerate(lines) if line.startswith("Adapted modules"))
-    [run] = Path(scratch).glob("outputs/*/*")
-    (ROOT / ".readme").mkdir(exist_ok=True)
-    shutil.copy(run / "plots" / "loss.png", ROOT / ".readme" / "loss.png")
-  block = "\n".join(["```text", "$ python -m lora_exp", "…", *lines[start:], "```"])
+def output_of(arguments: Sequence[str], directory: Path) -> list[str]:
+  """The lines that the program prints for `arguments`."""
+  command = [sys.executable, "-m", "lora_exp", *arguments]
+  done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+  return [line.rstrip() for line in done.stdout.replace(f"{directory}/", "").splitlines()]
+
+
+def replace_block(name: str, lines: Sequence[str]) -> None:
+  """Replaces what is between <!-- name --> and <!-- /name -->."""
+  block = "\n".join([f"<!-- {name} -->", "```text", *lines, "```", f"<!-- /{name} -->"])
   readme = ROOT / "README.md"
-  readme.write_text(
-    re.sub(
-      r"<!-- transcript -->.*<!-- /transcript -->",
-      lambda _: f"<!-- transcript -->\n{block}\n<!-- /transcript -->",
-      readme.read_text(),
-      flags=re.DOTALL,
-    )
-  )
+  text, count = re.subn(rf"<!-- {name} -->.*<!-- /{name} -->", block.replace("\\", r"\\"), readme.read_text(),
+                        flags=re.DOTALL)
+  assert count == 1, f"README.md has no block {name}"
+  readme.write_text(text)
+
+
+def write_default() -> None:
+  """The transcript and the picture of the default run."""
+  with tempfile.TemporaryDirectory() as scratch:
+    lines = output_of([], Path(scratch))
+    [run] = Path(scratch).glob("outputs/*/*")
+    shutil.copy(run / "plots" / "loss.png", PICTURES / "loss.png")
+  start = next(n for n, line in enumerate(lines) if line.startswith("Adapted modules"))
+  replace_block("transcript", ["$ python -m lora_exp", "…", *lines[start:]])
+
+
+def write_rank(sweep: Path) -> None:
+  """The report of a rank sweep as its command prints it at its end, and its first plot."""
+  lines = output_of(["task=report", f"run={sweep.resolve()}"], sweep.resolve().parent)
+  replace_block("rank", ["$ python -m lora_exp -m sweep=rank", "…", *lines])
+  shutil.copy(sweep / "plots" / "pareto.png", PICTURES / "rank.png")
 
 
 if __name__ == "__main__":
-  main()
+  if sys.argv[1:] == ["default"]:
+    write_default()
+  elif sys.argv[1:2] == ["rank"] and len(sys.argv) == 3:
+    write_rank(Path(sys.argv[2]))
+  else:
+    sys.exit(__doc__)
