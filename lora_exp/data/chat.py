@@ -1,4 +1,4 @@
-"""A prompt and its answer as turns of a chat: rendered by the model's own template, then encoded.
+"""Messages rendered by a model's chat template, and encoded.
 
 Text that people write stays text: `<|im_end|>` in a question must not end the turn. Before a template is rendered,
 every control token that occurs in a content is interrupted by a character that no content has, the guard. What reads as
@@ -10,26 +10,36 @@ trims, splits and searches as it does in any other library.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NoReturn
-
-from jinja2 import Template, TemplateError
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node, Scope
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from os.path import commonprefix
+from typing import Any, NamedTuple
 
 from lora_exp.config.errors import InputError
+from lora_exp.data.chat_template import ADVICE, MARKS, ChatTemplate, chat_template
 from lora_exp.data.tokenizers import Tokenizer
 
-Message = Mapping[str, str]  # {"role": "user", "content": "Hello"}
-Segment = int | tuple[str, bool]  # a control token, or (text, whether it is encoded with start=True)
-DATE = datetime(2024, 7, 26)  # as in Llama 3's template; today's date would make rows depend on the day
-CODE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # of a template
-ADVICE = "data.chat=none takes the prompt as it is"
+Message = Mapping[str, Any]  # {"role": "user", "content": "Hello"}
+
+
+@dataclass(frozen=True)
+class Segment:
+  """A part of a rendered text: a control token, or text between control tokens."""
+
+  begin: int  # characters of the rendered text, with guards
+  end: int
+  token: int | None = None  # the control token; None for text
+  text: str = ""  # without guards
+  at_start: bool = False  # whether the text is encoded with start=True
+
+
+class Answer(NamedTuple):
+  """A question and its answer as token ids."""
+
+  prompt: list[int]
+  answer: list[int]  # including the end of its turn
+  changed: int = 0  # how many of the two contents the template does not write as they are
+  missing: str = ""  # the end of the generation prompt, if the answer does not have it
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -37,102 +47,177 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
   Raises InputError if the tokenizer has no template, or if its template refuses the messages.
   """
-  return next(_encode_segments(tokenizer, [_Conversation(tokenizer, messages).prompt()]))
+  chat = GuardedChat(tokenizer, messages)
+  return next(encode_segments(tokenizer, [chat.segments(chat.rendered(chat.messages, True), True)]))
 
 
-def encode_answers(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-  """Returns for each (question, answer) the ids of the question and of the answer, including the end of its turn.
+def encode_answers(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
+  """Encodes each (question, answer).
 
   Raises InputError if the template refuses the messages, or does not put the answer right after the prompt.
   """
-  conversations = [
-    _Conversation(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-    for question, answer in pairs]
-  parts = (segments for conversation in conversations for segments in conversation.prompt_and_answer())
-  ids = _encode_segments(tokenizer, parts)
-  return list(zip(ids, ids, strict=True))
+  parts, facts = [], []
+  for question, answer in pairs:
+    chat = GuardedChat(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    prompt_text, full_text, missing = prompt_and_whole(chat)
+    parts += _prompt_and_answer(chat, prompt_text, full_text)
+    facts.append((sum(not chat.has_text(full_text, content) for content in (question, answer)), missing))
+  ids = encode_segments(tokenizer, parts)
+  return [Answer(prompt, answer, *fact) for prompt, answer, fact in zip(ids, ids, facts, strict=True)]
 
 
-class _Conversation:
+class GuardedChat:
   """Messages under a tokenizer's template, with guards in their contents."""
 
-  def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]):
-    if tokenizer.chat_template is None:
+  def __init__(
+    self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, Any] | None = None, template: str | None = None
+  ):
+    source = template or tokenizer.chat_template
+    if source is None:
       raise InputError(f"the tokenizer {tokenizer.name} has no chat template; {ADVICE}")
-    self.tokenizer, self.template = tokenizer, _compiled(tokenizer.chat_template)
+    self.tokenizer = tokenizer
+    self.template: ChatTemplate = chat_template(tokenizer.name, source)
     self.control_pattern = _control_pattern(tuple(tokenizer.special_tokens))
-    contents = "".join(message["content"] for message in messages)
-    private_use = map(chr, range(0xF0000, 0x110000))
-    self.guard = next(character for character in private_use if character not in contents)
-    self.messages = [{**message, "content": self._guarded(message["content"])} for message in messages]
+    self.variables = {**tokenizer.template_variables, **(variables or {})}
+    characters = set(json.dumps([list(messages), list(tools)], ensure_ascii=False, default=str))
+    unused = (chr(code) for code in range(0xF0000, 0x110000) if chr(code) not in characters)
+    self.guard, self.before, self.after, self.sentinel = (next(unused) for _ in range(4))
+    self.messages: list[Message] = [self._guarded(message) for message in messages]
+    self.tools = [self._guarded(tool) for tool in tools]
 
-  def prompt(self) -> list[Segment]:
-    """All messages, and the beginning of an answer."""
-    return self._segments(self._rendered(self.messages, True), start=True)
+  def rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """The text of guarded `messages`, with guards."""
+    return self.template.render(self.variables, messages, add_generation_prompt, self.tools)
 
-  def prompt_and_answer(self) -> tuple[list[Segment], list[Segment]]:
-    """All messages but the last with the beginning of an answer, and the last message up to the end of its turn."""
-    prompt_text, full_text = self._rendered(self.messages[:-1], True), self._rendered(self.messages, False)
-    if not full_text.startswith(prompt_text):
-      raise InputError(f"the chat template of {self.tokenizer.name} does not continue its generation prompt with the "
-                       f"answer; {ADVICE}")
-    prompt = self._segments(prompt_text, start=True)
-    start = not prompt or (isinstance(prompt[-1], int) and self.tokenizer.start_after_control)
-    return prompt, self._first_turn(self._segments(full_text[len(prompt_text) :], start))
+  def marked(self) -> tuple[str, list[tuple[int, int]]]:
+    """The text of all messages, with guards, and the spans of it that the template marks as generated."""
+    variables = {**self.variables, MARKS: (self.before, self.after)}
+    text, spans, begins = "", list[tuple[int, int]](), list[int]()
+    marked = self.template.render(variables, self.messages, False, self.tools)
+    for part in re.split(f"([{self.before}{self.after}])", marked):
+      if part == self.before:
+        begins.append(len(text))
+      elif part == self.after:
+        spans.append((begins.pop(), len(text)))
+      else:
+        text += part
+    return text, spans
 
-  def _first_turn(self, answer: list[Segment]) -> list[Segment]:
-    """`answer` up to the token that ends it: one that ends generation, else its last control token, else `eot`."""
-    controls = [n for n, segment in enumerate(answer) if isinstance(segment, int)]
-    last = controls[-1] if controls else None
-    end = next((n for n in controls if answer[n] in self.tokenizer.stops), last)
-    return [*answer, self.tokenizer.eot] if end is None else answer[: end + 1]
+  def has_text(self, rendered: str, content: str) -> bool:
+    """Whether `rendered` has `content`, in which spaces at both ends do not count, as it is or as a JSON string."""
+    text, content = self._unguarded(rendered), content.strip()
+    return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text or json.dumps(content)[1:-1] in text
 
-  def _guarded(self, content: str) -> str:
-    """`content` with the guard inside every control token."""
-    return self.control_pattern.sub(lambda match: match[0] + self.guard, content)
-
-  def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    try:
-      return self.template.render(**self.tokenizer.template_variables, messages=messages, tools=None, documents=None,
-                                  add_generation_prompt=add_generation_prompt)
-    except (TemplateError, *CODE_ERRORS) as error:
-      raise InputError(f"the chat template of {self.tokenizer.name} fails: {error}; {ADVICE}") from error
-
-  def _segments(self, text: str, start: bool) -> list[Segment]:
-    """`text` split at the control tokens that the template wrote, without guards.
+  def segments(self, text: str, start: bool, begin: int = 0) -> list[Segment]:
+    """`text`, with guards, from the character `begin` on, split at the control tokens that the template wrote.
 
     `start`: whether the first text is encoded with start=True.
     """
     segments: list[Segment] = []
-    position = 0
-    for match in self.control_pattern.finditer(text):
+    position, stripped = begin, False
+    for match in self.control_pattern.finditer(text, begin):
       if match.start() < position:
         continue  # inside the token before
-      token = match[1]
-      segments += self._text_segment(text[position : match.start()], start)
-      segments.append(self.tokenizer.special_tokens[token])
-      position, start = match.start() + len(token), self.tokenizer.start_after_control
-    return segments + self._text_segment(text[position:], start)
+      token = self.tokenizer.special_tokens[match[1]]
+      strips_left, strips_right = self.tokenizer.strips.get(token, (False, False))
+      segments += self._text_segment(text, position, match.start(), start, stripped, strips_left)
+      position, start, stripped = match.start() + len(match[1]), self.tokenizer.start_after_control, strips_right
+      segments.append(Segment(match.start(), position, token))
+    return segments + self._text_segment(text, position, len(text), start, stripped, False)
 
-  def _text_segment(self, text: str, start: bool) -> list[Segment]:
-    """`text` without guards, if anything is left of it."""
-    text = text.replace(self.guard, "")
-    return [(text, start)] if text else []
+  def _text_segment(
+    self, text: str, begin: int, end: int, start: bool, strip_left: bool, strip_right: bool
+  ) -> list[Segment]:
+    """The text from `begin` to `end`, if anything is left of it without guards and what control tokens strip."""
+    part = text[begin:end]
+    if strip_left:
+      part = part.lstrip()
+      begin = end - len(part)
+    if strip_right:
+      part = part.rstrip()
+      end = begin + len(part)
+    plain = self._unguarded(part)
+    return [Segment(begin, end, None, plain, start)] if plain else []
+
+  def _guarded(self, value: Any) -> Any:
+    """`value` with the guard inside every control token of its texts."""
+    if isinstance(value, str):
+      return self.control_pattern.sub(self._interrupted, value)
+    if isinstance(value, Mapping):
+      return {self._guarded(key): self._guarded(item) for key, item in value.items()}
+    return [self._guarded(item) for item in value] if isinstance(value, list | tuple) else value
+
+  def _interrupted(self, match: re.Match[str]) -> str:
+    return match[0] + self.guard
+
+  def _unguarded(self, text: str) -> str:
+    """`text` without guards, also where a template has written them as JSON."""
+    return text.replace(self.guard, "").replace(json.dumps(self.guard)[1:-1], "")
 
 
-def _encode_segments(tokenizer: Tokenizer, parts: Iterable[list[Segment]]) -> Iterator[list[int]]:
+def prompt_and_whole(chat: GuardedChat) -> tuple[str, str, str]:
+  """The text of all messages but the last with the beginning of an answer, and that of all messages.
+
+  A generation prompt may end in what the whole does not have (`<think>`): then the common beginning is the prompt, as
+  in TRL, and the rest is returned too. Raises InputError if the last message does not follow the others.
+  """
+  prompt_text, full_text = chat.rendered(chat.messages[:-1], True), chat.rendered(chat.messages, False)
+  missing = ""
+  if not full_text.startswith(prompt_text):
+    common = commonprefix([prompt_text, full_text])
+    history = chat.rendered(chat.messages[:-1], False)
+    if not common.startswith(history):
+      raise InputError(f"the chat template of {chat.tokenizer.name} does not continue its generation prompt with the "
+                       f"answer; {ADVICE}")
+    prompt_text, missing = common, prompt_text[len(common) :]
+  return prompt_text, full_text, missing
+
+
+def missing_reason(missing: str) -> str:
+  """Why the end of a generation prompt is not learned, for `unlearned`."""
+  return f"the chat template begins an answer with {missing!r}, and they do not"
+
+
+def _prompt_and_answer(chat: GuardedChat, prompt_text: str, full_text: str) -> tuple[list[Segment], list[Segment]]:
+  """The segments of the prompt, and those of the answer up to the end of its turn."""
+  prompt = chat.segments(prompt_text, True)
+  start = not prompt or (prompt[-1].token is not None and chat.tokenizer.start_after_control)
+  strips = prompt and prompt[-1].token is not None and chat.tokenizer.strips.get(prompt[-1].token, (False, False))[1]
+  begin = len(prompt_text)
+  if strips:
+    begin = len(full_text) - len(full_text[begin:].lstrip())
+  return prompt, _first_turn(chat.tokenizer, chat.segments(full_text, start, begin))
+
+
+def _first_turn(tokenizer: Tokenizer, answer: list[Segment]) -> list[Segment]:
+  """`answer` up to the token that ends it: one that ends generation, else its last control token, else `eot`."""
+  controls = [n for n, segment in enumerate(answer) if segment.token is not None]
+  last = controls[-1] if controls else None
+  end = next((n for n in controls if answer[n].token in tokenizer.stops), last)
+  return [*answer, Segment(0, 0, tokenizer.eot)] if end is None else answer[: end + 1]
+
+
+def encode_segments(tokenizer: Tokenizer, parts: Iterable[Sequence[Segment]]) -> Iterator[list[int]]:
   """The ids of each list of segments. Equal texts, which templates repeat, are encoded once, all in one batch."""
   parts = list(parts)
-  texts = dict.fromkeys(segment for segments in parts for segment in segments if not isinstance(segment, int))
-  ids: dict[Segment, list[int]] = {}
-  for start in (True, False):
-    batch = [segment for segment in texts if segment[1] == start]
-    ids.update(zip(batch, tokenizer.encode_batch([text for text, _ in batch], start), strict=True))
+  encoded = encode_texts(tokenizer, parts)
   for segments in parts:
-    encoded: list[int] = []
+    ids: list[int] = []
     for segment in segments:
-      encoded += [segment] if isinstance(segment, int) else ids[segment]
-    yield encoded
+      ids += encoded[segment.text, segment.at_start] if segment.token is None else [segment.token]
+    yield ids
+
+
+def encode_texts(tokenizer: Tokenizer, parts: Iterable[Sequence[Segment]]) -> dict[tuple[str, bool], list[int]]:
+  """The ids of the text of each segment that has one, by (text, at_start)."""
+  texts = dict.fromkeys(
+    (segment.text, segment.at_start) for segments in parts for segment in segments if segment.token is None)
+  encoded: dict[tuple[str, bool], list[int]] = {}
+  for start in (True, False):
+    batch = [text for text in texts if text[1] == start]
+    encoded.update(zip(batch, tokenizer.encode_batch([text for text, _ in batch], start), strict=True))
+  return encoded
 
 
 @cache
@@ -140,44 +225,3 @@ def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
   """Matches a character at which one of `tokens` begins; group 1 is the longest that does. Overlaps are found too."""
   alternatives = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True) if len(token) > 1)
   return re.compile(f"(?=({alternatives or '(?!)'})).", re.DOTALL)
-
-
-@cache
-def _compiled(template: str) -> Template:
-  """Compiles `template`, which is untrusted, in jinja's sandbox, with the extensions that published models rely on."""
-  environment = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-  environment.globals |= {"raise_exception": _raise_exception, "strftime_now": DATE.strftime, "namespace": _Namespace}
-  environment.filters["tojson"] = _to_json
-  try:
-    return environment.from_string(template)
-  except TemplateError as error:
-    raise InputError(f"the chat template is not a Jinja template: {error}; {ADVICE}") from error
-
-
-class _Generation(Extension):
-  """`{% generation %}…{% endgeneration %}`, which marks the answer in a template. Renders its content unchanged."""
-
-  tags = {"generation"}
-
-  def parse(self, parser: Parser) -> Node:
-    line = next(parser.stream).lineno
-    return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-
-class _Namespace(Namespace):
-  """Jinja's namespace without names that begin with an underscore, which can escape the sandbox."""
-
-  def __setitem__(self, name: str, value: Any) -> None:
-    if name.startswith("_"):
-      raise SecurityError(f"a template must not set {name}")
-    super().__setitem__(name, value)
-
-
-def _raise_exception(message: str) -> NoReturn:
-  raise TemplateError(message)
-
-
-def _to_json(value: Any, **settings: Any) -> str:
-  """Jinja's `tojson`, which transformers replaces: it does not escape HTML."""
-  return json.dumps(value, ensure_ascii=settings.pop("ensure_ascii", False), **settings)

@@ -1,12 +1,13 @@
 """Encoding of documents to token ids, with a mask of the tokens that are learned."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.chat import encode_answers
+from lora_exp.data.chat import encode_answers, missing_reason
+from lora_exp.data.conversations import TURNS, encode_conversations
 from lora_exp.data.sources.source import Document
 from lora_exp.data.tokenizers import Tokenizer
 
@@ -18,6 +19,8 @@ class EncodedDocument:
   ids: list[int]
   learned: np.ndarray | None  # (tokens,) bool: part of an answer; None: plain text, all of which is learned
   kind: str = "documents"  # documents (plain text) | answers (to a prompt) | conversations
+  totals: Mapping[str, int] = field(default_factory=dict)  # the number of turns that a chat template wrote, by unit
+  problems: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (unit, what is wrong with them) -> how many
 
 
 def chat_template(cfg: DataConfig, tokenizer: Tokenizer) -> str | None:
@@ -26,28 +29,54 @@ def chat_template(cfg: DataConfig, tokenizer: Tokenizer) -> str | None:
 
 
 def encode_documents(
-  tokenizer: Tokenizer, documents: Sequence[Document], chat: bool, separator: str = ""
+  tokenizer: Tokenizer, documents: Sequence[Document], cfg: DataConfig, separator: str = ""
 ) -> list[EncodedDocument]:
   """Encodes each document as `bos` (if the tokenizer has one), prompt, text and the end-of-text token.
 
-  With `chat`, prompt and text are turns of the tokenizer's chat template, which writes all control tokens. Without it,
-  `separator` is put between them. Raises InputError if the template rejects a document.
+  Conversations, and prompts and texts with data.chat=auto, are turns of the tokenizer's chat template, which writes all
+  control tokens. Without a template, `separator` is put between prompt and text. Raises InputError if the template
+  rejects a document.
   """
-  with_prompt = [document for document in documents if document.prompt]
-  if chat:
-    pairs = iter(encode_answers(tokenizer, [(document.prompt, document.text) for document in with_prompt]))
-  else:
-    pairs = iter(_encode_pairs(tokenizer, [(document.prompt + separator, document.text) for document in with_prompt]))
-  texts = iter(tokenizer.encode_batch([document.text for document in documents if not document.prompt]))
+  has_template = chat_template(cfg, tokenizer) is not None
+  loss = "all" if cfg.prompt_in_loss else cfg.loss
+  conversations = [document.conversation for document in documents if document.conversation is not None]
+  turns = iter(encode_conversations(tokenizer, conversations, loss, plain=not has_template))
+  pairs = _encoded_pairs(tokenizer, [document for document in documents if document.prompt], has_template, separator)
+  texts = iter(tokenizer.encode_batch([document.text for document in documents if _is_text(document)]))
   encoded = []
   for document in documents:
-    if document.prompt:
-      prompt, answer = next(pairs)
-      learned = np.arange(len(prompt) + len(answer)) >= len(prompt)
-      encoded.append(EncodedDocument(prompt + answer, learned, "answers"))
+    if document.conversation is not None:
+      one = next(turns)
+      encoded.append(EncodedDocument(one.ids, one.learned, "conversations", one.totals, one.problems))
+    elif document.prompt:
+      encoded.append(next(pairs))
     else:
       encoded.append(EncodedDocument([*_bos(tokenizer), *next(texts), tokenizer.eot], None))
   return encoded
+
+
+def _is_text(document: Document) -> bool:
+  return document.conversation is None and not document.prompt
+
+
+def _encoded_pairs(
+  tokenizer: Tokenizer, documents: Sequence[Document], has_template: bool, separator: str
+) -> Iterator[EncodedDocument]:
+  """The encoded prompts and answers of `documents`."""
+  if not has_template:
+    for prompt, answer in _encode_pairs(tokenizer, [(one.prompt + separator, one.text) for one in documents]):
+      yield EncodedDocument(prompt + answer, _after(prompt, answer), "answers")
+    return
+  for prompt, answer, changed, missing in encode_answers(tokenizer, [(one.prompt, one.text) for one in documents]):
+    problems = {(TURNS, "the chat template changes their text, or leaves it out"): changed} if changed else {}
+    if missing:
+      problems["answers", missing_reason(missing)] = 1
+    yield EncodedDocument(prompt + answer, _after(prompt, answer), "answers", {TURNS: 2}, problems)
+
+
+def _after(prompt: list[int], answer: list[int]) -> np.ndarray:
+  """The mask of an answer after its prompt."""
+  return np.arange(len(prompt) + len(answer)) >= len(prompt)
 
 
 def _encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:

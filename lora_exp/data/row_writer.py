@@ -50,6 +50,12 @@ class RowCounts:
   truncated: int  # documents that are longer than a row, and are cut
   eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
   unlearned: tuple[Unlearned, ...] = ()  # what the data holds and is not learned
+  notes: tuple[str, ...] = ()  # sentences about what was done with the documents
+
+  @property
+  def warnings(self) -> list[str]:
+    """What is told before training, a line each."""
+    return [*self.notes, *(count.sentence for count in self.unlearned)]
 
 
 def write_rows(
@@ -140,6 +146,7 @@ class RowWriter:
   def __init__(self, directory: Path, cfg: DataConfig, tokenizer: Tokenizer, source: TextSource):
     self.cfg, self.tokenizer, self.separator = cfg, tokenizer, source.prompt_separator or ""
     self.directory, self.keeps_whole = directory, keeps_documents_whole(cfg, source)
+    self.prompt_in_loss = cfg.prompt_in_loss or cfg.loss == "all"
     self.unlearned = UnlearnedTally()
     self.beyond = BeyondRow(cfg.seq_len)
     self.train, self.eval = (SplitWriter(directory / f"{split}.array_record", cfg.seq_len, tokenizer)
@@ -147,8 +154,12 @@ class RowWriter:
 
   def add(self, documents: Sequence[Document], held_out: Sequence[bool]) -> None:
     """Tokenises documents and writes every full row. `held_out` marks the documents of the eval split."""
-    chat = chat_template(self.cfg, self.tokenizer) is not None
-    encoded = encode_documents(self.tokenizer, documents, chat, self.separator)
+    encoded = encode_documents(self.tokenizer, documents, self.cfg, self.separator)
+    for document, source in zip(encoded, documents, strict=True):
+      for unit, count in document.totals.items():
+        self.unlearned.read(unit, count)
+      for (unit, reason), count in document.problems.items():
+        self.unlearned.add(unit, reason, count, source.where)
     for split, wanted in ((self.train, False), (self.eval, True)):
       chosen = [n for n, is_held in enumerate(held_out) if is_held == wanted]
       if chosen:
@@ -158,17 +169,17 @@ class RowWriter:
     ids = [document.ids for document in documents]
     learned = [document.learned for document in documents]
     if self.cfg.packing == "pad":
-      rows = records.padded(ids, learned, self.cfg.seq_len, self.cfg.prompt_in_loss)
+      rows = records.padded(ids, learned, self.cfg.seq_len, self.prompt_in_loss)
       within = rows["counted"].sum(axis=1)
       sizes = [min(len(tokens), self.cfg.seq_len) for tokens in ids]
-      self.beyond.add(documents, self.cfg.prompt_in_loss, within.tolist(), sizes, where)
+      self.beyond.add(documents, self.prompt_in_loss, within.tolist(), sizes, where)
       kept = within > 0
       text = rows[kept].ravel()
       if self.cfg.pad_in_loss:
-        rows = records.with_padding_in_loss(rows, learned, self.cfg.prompt_in_loss)
+        rows = records.with_padding_in_loss(rows, learned, self.prompt_in_loss)
       split.add_stream(rows[kept].ravel(), text, int(kept.sum()))
       return
-    pairs = records.stream(ids, learned, self.cfg.prompt_in_loss)
+    pairs = records.stream(ids, learned, self.prompt_in_loss)
     if self.keeps_whole:
       self._add_whole(split, documents, pairs, where)
     else:
@@ -185,7 +196,7 @@ class RowWriter:
             for document, part in zip(documents, parts, strict=True)]
     parts = [part[:n] for part, n in zip(parts, most, strict=True)]
     within = [int(part["counted"].sum()) for part in parts]
-    self.beyond.add(documents, self.cfg.prompt_in_loss, within, [len(part) + 1 for part in parts], where)
+    self.beyond.add(documents, self.prompt_in_loss, within, [len(part) + 1 for part in parts], where)
     split.add_documents([[part[first : first + seq_len].copy() for first in range(0, len(part), seq_len)]
                          for part, tokens in zip(parts, within, strict=True) if tokens])
 
@@ -201,7 +212,16 @@ class RowWriter:
       train_rows=train.rows, eval_rows=held.rows, train_tokens=train.tokens, eval_tokens=held.tokens,
       train_bytes=train.bytes, eval_bytes=held.bytes, documents=train.documents + held.documents,
       eval_documents=held.documents, truncated=self.beyond.cut,
-      eval_examples=held.answers if self.cfg.packing == "pad" else 0, unlearned=self.unlearned.counted())
+      eval_examples=held.answers if self.cfg.packing == "pad" else 0, unlearned=self.unlearned.counted(),
+      notes=self._notes())
+
+  def _notes(self) -> tuple[str, ...]:
+    conversations = self.beyond.kinds["conversations"].documents
+    if not conversations or chat_template(self.cfg, self.tokenizer) is not None:
+      return ()
+    reason = "has no chat template" if self.tokenizer.chat_template is None else "is not asked, with data.chat=none"
+    return (f"the tokenizer {self.tokenizer.name} {reason}: the turns of {conversations:,} conversations are written "
+            "as lines, 'User: …' and 'Assistant: …'",)
 
   def close(self) -> None:
     """Closes both files."""

@@ -102,7 +102,14 @@ def rows_key(cfg: DataConfig, tokenizer: Tokenizer, source: Source) -> str:
     tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size,
     chat=[template, dict(tokenizer.template_variables)] if template else None,
     seq_len=cfg.seq_len, **_packing(cfg, source), pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss,
-    prompt_in_loss=cfg.prompt_in_loss, **_identity(source))
+    prompt_in_loss=cfg.prompt_in_loss or cfg.loss == "all", **_chat(cfg, tokenizer), **_identity(source))
+
+
+def _chat(cfg: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
+  """What else determines the rows of chats; nothing for those that version 0.1.0 could make."""
+  strips = {str(token): list(sides) for token, sides in tokenizer.strips.items()}
+  parts = {"loss": "last" if cfg.loss == "last" else None, "strips": strips if chat_template(cfg, tokenizer) else None}
+  return {name: part for name, part in parts.items() if part}
 
 
 def _packing(cfg: DataConfig, source: TextSource) -> dict[str, object]:
@@ -137,7 +144,8 @@ def _open(path: Path) -> Rows:
   try:
     meta = json.loads((path / "meta.json").read_text())
     unlearned = tuple(Unlearned(**count) for count in meta.pop("unlearned", ()))
-    rows = Rows(path=path, unlearned=unlearned, **meta)
+    notes = tuple(meta.pop("notes", ()))
+    rows = Rows(path=path, unlearned=unlearned, notes=notes, **meta)
     complete = all(reader(rows, split).num_records() == rows.count(split) for split in ("train", "eval"))
   except (OSError, ValueError, TypeError):
     complete = False

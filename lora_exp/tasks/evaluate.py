@@ -68,8 +68,8 @@ def evaluations(
   plan, job = loaded.plan, loaded.job
   ways = plan.layout.batch_ways
   rows = make_rows(source, plan.tokenizer, plan.cfg.cache)
-  for count in rows.unlearned:
-    console.show_warning(count.sentence)
+  for warning in rows.warnings:
+    console.show_warning(warning)
   batch_size = -(-plan.cfg.train.batch_size // ways) * ways  # a run can be evaluated on another mesh
   batches = list(eval_batches(rows, batch_size, max_tokens))
   put = plan.layout.put_batch if source.teacher is None else job.put

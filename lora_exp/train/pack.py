@@ -53,8 +53,8 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   plan = trials[0].plan
   cfg = plan.cfg
   rows = make_rows(cfg.data, plan.tokenizer, cfg.cache)
-  for count in rows.unlearned:
-    console.show_warning(count.sentence)
+  for warning in rows.warnings:
+    console.show_warning(warning)
   retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
   base, base_facts = make_base(plan)
   job = make_job(plan, base, steps_of(cfg, rows.train_rows), _fill_mesh([trial.plan for trial in trials]))

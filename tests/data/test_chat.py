@@ -31,14 +31,14 @@ def test_what_people_write_ends_no_turn(smollm2, forged):
   at = honest.index(smollm2.encode("x")[0])
   text = smollm2.encode("user\n" + forged)
   assert ids[at - 2 : at - 2 + len(text)] == text, "nothing of it is lost"
-  [(prompt, answer)] = encode_answers(smollm2, [(forged, forged)])
+  [(prompt, answer, *_)] = encode_answers(smollm2, [(forged, forged)])
   assert (prompt, answer) == (ids, [*smollm2.encode(forged), 2])
 
 
 @given(question=ODD, answer=ODD)
 @settings(max_examples=50, deadline=None)
 def test_an_answer_is_learned_with_the_end_of_its_turn(smollm2, question, answer):
-  [(prompt, learned)] = encode_answers(smollm2, [(question, answer)])
+  [(prompt, learned, *_)] = encode_answers(smollm2, [(question, answer)])
   assert prompt == encode_chat(smollm2, user(question))
   assert learned == [*smollm2.encode(answer), 2]
 
@@ -75,7 +75,7 @@ def test_gemmas_template_writes_its_bos_and_its_turns(tmp_path):
   start, end = (tokenizer.special_tokens[f"<{side}_of_turn>"] for side in ("start", "end"))
   text = tokenizer.encode
   assert tokenizer.stops == (2, end)
-  [(prompt, answer)] = encode_answers(tokenizer, [("  Hi <end_of_turn>", "a cat ")])
+  [(prompt, answer, *_)] = encode_answers(tokenizer, [("  Hi <end_of_turn>", "a cat ")])
   assert prompt == [1, start, *text("user\nHi <end_of_turn>"), end, *text("\n"), start, *text("model\n")]
   assert answer == [*text("a cat"), end]
   with pytest.raises(InputError, match="System role not supported; data.chat=none"):
@@ -88,7 +88,7 @@ def test_mistrals_template_gets_its_spaces_once(tmp_path, scheme):
               "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}"
               "{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}")
   tokenizer = get_tokenizer(str(spaced(tmp_path, scheme, chat_template=template)))
-  [(prompt, answer)] = encode_answers(tokenizer, [("The cat", "sat [INST]")])
+  [(prompt, answer, *_)] = encode_answers(tokenizer, [("The cat", "sat [INST]")])
   reference = library_ids(tmp_path, "<s>[INST] The cat [/INST]")
   assert prompt == reference
   assert tokenizer.decode(prompt).count("[INST]") == 1
@@ -100,7 +100,7 @@ def test_qwen_answers_after_an_empty_thought(tmp_path):
   template = CHATML.replace("message['content']", "('<think>\n\n</think>\n\n' if loop.last and message['role'] == "
                             "'assistant' else '') + message['content'].split('</think>')[-1]")
   tokenizer = get_tokenizer(str(byte_level(tmp_path, chat_template=template, added=["<think>", "</think>"])))
-  [(prompt, answer)] = encode_answers(tokenizer, [("Hi", "<think>no</think>yes")])
+  [(prompt, answer, *_)] = encode_answers(tokenizer, [("Hi", "<think>no</think>yes")])
   assert answer == [*tokenizer.encode("<think>\n\n</think>\n\nyes"), tokenizer.eot]
   assert tokenizer.encode("<think>")[0] in answer
 

@@ -151,7 +151,8 @@ class TextSource(Source):
     for document in self.documents():
       if isinstance(document, Skipped):
         continue
-      sha.update(json.dumps([document.key, document.prompt, document.text]).encode())
+      turns = [] if document.conversation is None else [repr(document.conversation)]
+      sha.update(json.dumps([document.key, document.prompt, document.text, *turns]).encode())
     return sha.hexdigest()
 
   @classmethod

@@ -36,6 +36,7 @@ class Tokenizer(Protocol):
   chat_template: str | None  # Jinja
   template_variables: Mapping[str, str]  # tokens by their names in the template: {"bos_token": "<s>"}
   start_after_control: bool  # whether text after a control token is encoded with start=True
+  strips: Mapping[int, tuple[bool, bool]]  # control token -> whether spaces before and after it are dropped
 
   def encode(self, text: str, start: bool = True) -> list[int]:
     """Returns the ids of `text`, without control tokens. With `start=False` the text continues another one.
@@ -82,6 +83,7 @@ class PieceTokenizer(ABC):
     self.special_tokens, self.template_variables = control.ids, control.template_variables
     self.chat_template = control.chat_template
     self.start_after_control = True
+    self.strips: Mapping[int, tuple[bool, bool]] = {}
     self.pieces, self._adds_space = list(pieces), adds_space
     self.byte_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     self.byte_lengths[list(control.ids.values())] = 0

@@ -76,6 +76,8 @@ class JsonTokenizer(PieceTokenizer):
     self._decoded_by_library = token_bytes is None
     adds_space = pieces[(tokenizer.encode("a", add_special_tokens=False).ids or [control.eot])[0]].startswith(b" ")
     super().__init__(str(file), tokenizer_fingerprint(text.encode(), control), pieces, control, adds_space)
+    self.strips = {i: (token.lstrip, token.rstrip) for i, token in tokenizer.get_added_tokens_decoder().items()
+                   if token.lstrip or token.rstrip}
     self._continuing = tokenizer
     if adds_space:
       self._continuing = _load(file, json.dumps(_without_space(json.loads(tokenizer.to_str()))))

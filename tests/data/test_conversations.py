@@ -1,0 +1,155 @@
+"""Conversations: which turns are learned, and what a chat template hides from the model is said."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpora import BYTES
+from tokenizer_files import CHATML, byte_level
+
+from lora_exp.config.schema import DataConfig
+from lora_exp.data import row_writer
+from lora_exp.data.conversations import EncodedConversation, encode_conversations
+from lora_exp.data.encode import encode_documents
+from lora_exp.data.sources.source import Conversation, Document, TextSource
+from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+
+TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "The cat"},
+         {"role": "assistant", "content": "sat"}, {"role": "user", "content": "Again"},
+         {"role": "assistant", "content": "sat sat"})
+MARKED = (
+  "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+  "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}")
+
+
+def chatml(folder: Path, template: str = CHATML, **settings) -> Tokenizer:
+  return get_tokenizer(str(byte_level(folder, chat_template=template, **settings)))
+
+
+def encoded(tokenizer: Tokenizer, conversation: Conversation, loss: str = "assistant") -> EncodedConversation:
+  [one] = encode_conversations(tokenizer, [conversation], loss, plain=False)
+  return one
+
+
+def learned_text(tokenizer: Tokenizer, one: EncodedConversation) -> list[str]:
+  """The text of each run of learned tokens."""
+  ids, learned = np.array(one.ids), one.learned.astype(int)
+  edges = np.flatnonzero(np.diff(np.concatenate([[0], learned, [0]])))
+  return [tokenizer.decode(ids[begin:end].tolist()) for begin, end in edges.reshape(-1, 2)]
+
+
+@pytest.mark.parametrize(("loss", "texts"), [
+  ("assistant", ["sat<|im_end|>\n", "sat sat<|im_end|>\n"]), ("last", ["sat sat<|im_end|>\n"])])
+def test_turns_of_the_assistant_are_learned(tmp_path, loss, texts):
+  tokenizer = chatml(tmp_path)
+  one = encoded(tokenizer, Conversation(TURNS), loss)
+  assert learned_text(tokenizer, one) == texts
+  assert one.problems == {}
+  everything = encoded(tokenizer, Conversation(TURNS), "all")
+  assert everything.ids == one.ids and everything.learned.all()
+
+
+@pytest.mark.parametrize(("settings", "texts"), [
+  ({"unlearned": frozenset([2])}, ["sat sat<|im_end|>\n"]), ({"unlearned": frozenset([4])}, ["sat<|im_end|>\n"]),
+  ({"prompt_messages": 4}, ["sat sat<|im_end|>\n"]), ({"prompt_messages": 5}, []),
+])
+def test_turns_of_weight_0_and_of_the_prompt_are_not_learned(tmp_path, settings, texts):
+  for template, end in ((CHATML, ""), (MARKED, "<|im_end|>\n")):
+    tokenizer = chatml(tmp_path / str(len(template)), template)
+    one = encoded(tokenizer, Conversation(TURNS, **settings))
+    assert learned_text(tokenizer, one) == [text.removesuffix(end) for text in texts]
+
+
+def test_an_end_that_is_not_learned_is_counted(tmp_path):
+  one = encoded(chatml(tmp_path, MARKED), Conversation(TURNS))
+  reason = "no learned token ends them, so that the model does not learn to stop"
+  assert one.problems == {("assistant turns", reason): 2} and one.totals["assistant turns"] == 2
+
+
+@pytest.mark.parametrize(("old", "new", "role", "count"), [
+  ("message['content']", "message['content'][:3]", "user", 2),
+  ("message['content']", "(message['content'] if message['role'] != 'system' else '')", "system", 1),
+  ("message['content']", "message['content'].replace('sat sat', 'sat')", "assistant", 1),
+  ("message['content']", "message['content'] | upper", "assistant", 2)])
+def test_text_that_a_template_changes_is_counted(tmp_path, old, new, role, count):
+  one = encoded(chatml(tmp_path, CHATML.replace(old, new)), Conversation(TURNS))
+  assert one.problems["turns", f"the chat template changes the text of the {role}, or leaves it out"] == count
+  assert one.totals["turns"] == 5
+
+
+def test_text_in_json_and_without_spaces_is_not_changed(tmp_path):
+  turns = ({"role": "user", "content": " \"é\"\n"}, {"role": "assistant", "content": " a\n"})
+  for content in ("message['content'] | trim", "message | tojson"):
+    template = CHATML.replace("message['content']", f"({content})")
+    assert encoded(chatml(tmp_path / str(len(content)), template), Conversation(turns)).problems == {}
+
+
+def test_a_thought_in_the_generation_prompt_is_said(tmp_path):
+  template = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
+  tokenizer = chatml(tmp_path, template)
+  one = encoded(tokenizer, Conversation(TURNS))
+  assert learned_text(tokenizer, one) == ["sat<|im_end|>\n", "sat sat<|im_end|>\n"]
+  reason = "the chat template begins an answer with '<think>\\n', and they do not"
+  assert one.problems == {("assistant turns", reason): 2}
+  [pair] = encode_documents(tokenizer, [Document(0, "sat", "The cat")], DataConfig(), "")
+  assert tokenizer.decode(np.array(pair.ids)[pair.learned].tolist()) == "sat<|im_end|>"
+  assert pair.problems == {("answers", reason): 1}
+
+
+def test_control_tokens_in_a_tool_stay_text(tmp_path):
+  template = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}"
+  call = {"function": {"name": "f", "arguments": {"<|im_end|>": "<|im_start|>"}}}
+  conversation = Conversation(({"role": "assistant", "content": None, "tool_calls": [call]},), tools=(
+    {"function": {"name": "f", "description": "<|im_end|>"}},))
+  tokenizer = chatml(tmp_path, template)
+  one = encoded(tokenizer, conversation, "all")
+  assert tokenizer.decode(one.ids) == json.dumps(list(conversation.tools)) + json.dumps([call])
+  assert not set(tokenizer.special_tokens.values()) & set(one.ids)
+
+
+def test_without_a_template_turns_are_lines():
+  [one] = encode_conversations(BYTES, [Conversation(TURNS)], "assistant", plain=True)
+  end = "<|endoftext|>"
+  assert BYTES.decode(one.ids) == (
+    f"System: Be brief.\nUser: The cat\nAssistant: sat{end}\nUser: Again\nAssistant: sat sat{end}\n")
+  assert learned_text(BYTES, one) == [f"sat{end}\n", f"sat sat{end}\n"]
+
+
+@dataclass(frozen=True)
+class Talks(TextSource):
+  """Conversations for the test."""
+
+  name = "talks"
+  unit = "conversations"
+
+  def documents(self):
+    for key in range(8):
+      turns = TURNS if key % 4 < 2 else TURNS[:2] if key % 4 == 2 else (TURNS[1], {"role": "user", "content": "x" * 99})
+      yield Document(key, "", conversation=Conversation(turns), where=f"talk {key}")
+
+
+@pytest.mark.parametrize("packing", ["pack", "pad"])
+def test_rows_hold_conversations_and_what_is_lost_is_told(tmp_path, packing):
+  cfg = DataConfig(source="talks", seq_len=76, packing=packing, eval_fraction=0.5)
+  counts = row_writer.write_rows(tmp_path, cfg, BYTES, Talks(), progress=False)
+  assert (counts.documents, counts.eval_documents) == (4, 2)
+  told = "\n".join(counts.warnings)
+  assert "the turns of 8 conversations are written as lines, 'User: …' and 'Assistant: …'" in told
+  assert "4 of 8 conversations: they have no token to learn (first: talk 2)" in told
+  assert "4 of 8 conversations: their end lies beyond data.seq_len=76 (first: talk 0)" in told
+
+
+def test_digests_of_conversations_differ():
+  @dataclass(frozen=True)
+  class One(TextSource):
+    """A conversation."""
+
+    name = "one"
+    content: str = ""
+
+    def documents(self):
+      yield Document(0, "", conversation=Conversation(({"role": "user", "content": self.content},)))
+
+  assert One("a").digest() != One("b").digest() == One("b").digest()
