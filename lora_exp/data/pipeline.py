@@ -44,6 +44,12 @@ def train_batches(
     batches.close()
 
 
+def train_rows(rows: Rows, chosen: Sequence[int]) -> Batch:
+  """The `chosen` training rows, in the order in which they were written, as a batch. Raises InputError for damage."""
+  with damage_explained(rows):
+    return _decoder(rows)(reader(rows, "train").read(list(chosen)))
+
+
 def _stacked(batches: Sequence[Batch]) -> Batch:
   """Several batches as one, with a leading axis."""
   return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}

@@ -10,6 +10,7 @@ no pair crosses two documents. A document that continues in the next row is a ne
 packing=pad gives each document a row, as the JAX LoRA tutorial does: tokens[:T], with the targets tokens[1:] and a 0.
 """
 
+from array import array
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class RowCounts:
   documents: int  # documents with at least one token to learn
   eval_documents: int  # those that are held out
   truncated: int  # documents that are longer than a row, and are cut
+  all_documents: int = 0  # with those that have nothing to learn
+  document_tokens: tuple[int, ...] = ()  # the lengths of documents: least, median, ninth decile, most
+  train_positions: int = 0  # without padding
   eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
   unlearned: tuple[Unlearned, ...] = ()  # what the data holds and is not learned
   notes: tuple[str, ...] = ()  # sentences about what was done with the documents
@@ -149,12 +153,14 @@ class RowWriter:
     self.prompt_in_loss = cfg.prompt_in_loss or cfg.loss == "all"
     self.unlearned = UnlearnedTally()
     self.beyond = BeyondRow(cfg.seq_len)
+    self.lengths = array("i")  # tokens of each document
     self.train, self.eval = (SplitWriter(directory / f"{split}.array_record", cfg.seq_len, tokenizer)
                              for split in ("train", "eval"))
 
   def add(self, documents: Sequence[Document], held_out: Sequence[bool]) -> None:
     """Tokenises documents and writes every full row. `held_out` marks the documents of the eval split."""
     encoded = encode_documents(self.tokenizer, documents, self.cfg, self.separator)
+    self.lengths.extend(len(document.ids) for document in encoded)
     for document, source in zip(encoded, documents, strict=True):
       for unit, count in document.totals.items():
         self.unlearned.read(unit, count)
@@ -211,7 +217,8 @@ class RowWriter:
     return RowCounts(
       train_rows=train.rows, eval_rows=held.rows, train_tokens=train.tokens, eval_tokens=held.tokens,
       train_bytes=train.bytes, eval_bytes=held.bytes, documents=train.documents + held.documents,
-      eval_documents=held.documents, truncated=self.beyond.cut,
+      eval_documents=held.documents, truncated=self.beyond.cut, train_positions=train.positions,
+      all_documents=len(self.lengths), document_tokens=_quantiles(self.lengths),
       eval_examples=held.answers if self.cfg.packing == "pad" else 0, unlearned=self.unlearned.counted(),
       notes=self._notes())
 
@@ -227,6 +234,13 @@ class RowWriter:
     """Closes both files."""
     self.train.close()
     self.eval.close()
+
+
+def _quantiles(lengths: Sequence[int]) -> tuple[int, ...]:
+  """The least, the median, the ninth decile and the largest of `lengths`."""
+  if not len(lengths):
+    return ()
+  return tuple(int(x) for x in np.quantile(lengths, (0, 0.5, 0.9, 1), method="higher"))
 
 
 def keeps_documents_whole(cfg: DataConfig, source: TextSource) -> bool:

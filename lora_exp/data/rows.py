@@ -32,7 +32,7 @@ from lora_exp.data.unlearned import Unlearned
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records
-ENTRY = 2  # of a cache entry: what is kept beside the records. Not part of the key, which runs of older versions have
+ENTRY = 3  # of a cache entry: what is kept beside the records. Not part of the key, which runs of older versions have
 WHOLE = 1  # version of the rows that hold whole documents
 
 
@@ -144,10 +144,10 @@ def _open(path: Path) -> Rows:
   try:
     meta = json.loads((path / "meta.json").read_text())
     unlearned = tuple(Unlearned(**count) for count in meta.pop("unlearned", ()))
-    notes = tuple(meta.pop("notes", ()))
-    rows = Rows(path=path, unlearned=unlearned, notes=notes, **meta)
+    lists = {name: tuple(meta.pop(name)) for name in ("notes", "document_tokens")}
+    rows = Rows(path=path, unlearned=unlearned, **lists, **meta)
     complete = all(reader(rows, split).num_records() == rows.count(split) for split in ("train", "eval"))
-  except (OSError, ValueError, TypeError):
+  except (OSError, ValueError, TypeError, KeyError):
     complete = False
   if not complete:
     raise _damaged(path)

@@ -33,7 +33,7 @@ def _problems(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
     return
   source, problems = make_source(cls, data)
   problems += source.check()
-  if cfg.task in ("train", "evaluate", "advise") or (name == "data" and merges(cfg)):
+  if cfg.task in ("train", "evaluate", "advise", "data") or (name == "data" and merges(cfg)):
     problems += source.check_inputs()
   yield from (_in_group(name, problem) for problem in problems)
   if isinstance(source, NumericSource):

@@ -25,7 +25,7 @@ class SplitWriter:
     self.remainder = np.zeros(0, records.PAIR)
     self.best_fit = BestFit(seq_len)
     self.numbers: list[list[int]] = []  # of the documents in each row, for rows of whole documents
-    self.rows = self.tokens = self.bytes = self.documents = self.answers = 0
+    self.rows = self.positions = self.tokens = self.bytes = self.documents = self.answers = 0
 
   def add_stream(self, pairs: np.ndarray, text: np.ndarray, documents: int) -> None:
     """Appends `pairs` (n,) of PAIR and cuts them into rows; the remainder waits for the next pairs.
@@ -85,6 +85,7 @@ class SplitWriter:
       for record in records.encode(rows, self.tokenizer.vocab_size):
         self.writer.write(record)
     self.rows += len(rows)
+    self.positions += int(rows["real"].sum())
     self.answers += int(rows["answer"].any(axis=1).sum())
 
 

@@ -109,6 +109,16 @@ def show_facts(title: str, facts: Mapping[str, object]) -> None:
   _print_table(title, table)
 
 
+def show_labelled(title: str, lines: Iterable[tuple[str, str, str]]) -> None:
+  """Prints texts with a label before each, in the `style` that is the third of each line; '' is plain."""
+  table = Table(box=None, show_header=False, pad_edge=False)
+  table.add_column(no_wrap=True)
+  table.add_column(overflow="fold")
+  for label, text, style in lines:
+    table.add_row(Text(label, style=style), Text(printable(text), style=style))
+  _print_table(title, table)
+
+
 def _print_table(title: str, table: Table) -> None:
   console.print()
   console.print(Text(printable(title), style="bold"))
