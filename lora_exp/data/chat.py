@@ -19,6 +19,7 @@ from lora_exp.config.errors import InputError
 from lora_exp.data.chat_template import ADVICE, MARKS, ChatTemplate, chat_template
 from lora_exp.data.tokenizers import Tokenizer
 
+WORD_BEGINNING = re.compile(r"<?\w*\Z")
 Message = Mapping[str, Any]  # {"role": "user", "content": "Hello"}
 
 
@@ -165,13 +166,19 @@ def prompt_and_whole(chat: GuardedChat) -> tuple[str, str, str]:
   prompt_text, full_text = chat.rendered(chat.messages[:-1], True), chat.rendered(chat.messages, False)
   missing = ""
   if not full_text.startswith(prompt_text):
-    common = commonprefix([prompt_text, full_text])
     history = chat.rendered(chat.messages[:-1], False)
-    if not common.startswith(history):
+    if not (prompt_text.startswith(history) and full_text.startswith(history)):
       raise InputError(f"the chat template of {chat.tokenizer.name} does not continue its generation prompt with the "
                        f"answer; {ADVICE}")
-    prompt_text, missing = common, prompt_text[len(common) :]
+    common = common_beginning(prompt_text, full_text, len(history))
+    prompt_text, missing = prompt_text[:common], prompt_text[common:]
   return prompt_text, full_text, missing
+
+
+def common_beginning(prompt_text: str, full_text: str, least: int) -> int:
+  """The number of characters, at least `least`, that two texts have in common, without the beginning of a word."""
+  common = commonprefix([prompt_text, full_text])
+  return max(least, len(common) - len(WORD_BEGINNING.search(common)[0]))
 
 
 def missing_reason(missing: str) -> str:

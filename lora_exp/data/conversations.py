@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.chat import GuardedChat, Message, Segment, encode_texts, missing_reason
+from lora_exp.data.chat import GuardedChat, Message, Segment, common_beginning, encode_texts, missing_reason
 from lora_exp.data.sources.source import Conversation
 from lora_exp.data.tokenizers import Tokenizer
 
@@ -99,9 +99,9 @@ class _RenderedConversation:
     if prompt is None or self.text.startswith(prompt):
       return None if prompt is None else len(prompt)
     history = self._rendered(self.chat.messages[:turn], False)
-    common = len(commonprefix([prompt, self.text]))
-    if history is None or not self.text.startswith(history) or common < len(history):
+    if history is None or not self.text.startswith(history) or not prompt.startswith(history):
       return None
+    common = common_beginning(prompt, self.text, len(history))
     key = ANSWERS, missing_reason(prompt[common:])  # the prompt ends in what a whole turn does not have: `<think>`
     self.problems[key] = self.problems.get(key, 0) + 1
     return common
@@ -147,9 +147,12 @@ class _RenderedConversation:
     if not ends:
       common = len(commonprefix([through, self.text]))
       return (begin, common) if begin < common <= limit else None
-    ends_alone = [segment.end for segment in self.chat.segments(through, True) if segment.token in stops]
-    rest = through[ends_alone[-1] :] if ends_alone else ""
-    return begin, ends[0] + (len(rest) if self.text.startswith(rest, ends[0]) else 0)
+    after = self.text[ends[0] : limit]
+    spaces = after[: len(after) - len(after.lstrip())]  # a line break belongs to the turn if it does so without others
+    alone = [segment for segment in self.chat.segments(through, True) if segment.token in stops]
+    while spaces and not any(through.startswith(spaces, segment.end) for segment in alone[-2:]):
+      spaces = spaces[:-1]
+    return begin, ends[0] + len(spaces)
 
   def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str | None:
     """The text of some of the messages; None if the template refuses them."""

@@ -71,17 +71,25 @@ def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> None:
     raise InputError(problems)
 
 
-def with_alpha_of_begun_sweep(cfg: Config, directory: Path) -> Config:
-  """`cfg` with lora.alpha=null, the default of older versions, if the sweep in `directory` was begun with it.
+def with_choices_of_begun_sweep(cfg: Config, directory: Path, alpha_typed: bool) -> Config:
+  """`cfg` with what older versions meant by it, if the sweep in `directory` was begun by one of them.
 
-  For jobs whose alpha is the default of this version: the same command then continues an old sweep. Decided by the run
-  with the lowest number.
+  The same command then continues an old sweep: with lora.alpha=null, the former default, unless alpha was typed, and
+  with rows that split answers from prompts. Decided by the run with the lowest number.
   """
   begun = [path.parent for path in directory.glob(f"*/{CONFIG}") if path.parent.name.isdecimal()]
-  if not begun or cfg.lora.alpha != LoraConfig.alpha:
+  if not begun:
     return cfg
   first = load_config(str(min(begun, key=_number)))
-  return replace(cfg, lora=replace(cfg.lora, alpha=None)) if first.lora.alpha is None else cfg
+  if not alpha_typed and cfg.lora.alpha == LoraConfig.alpha and first.lora.alpha is None:
+    cfg = replace(cfg, lora=replace(cfg.lora, alpha=None))
+  return replace(cfg, data=_with_packing(cfg.data, first.data), retain=_with_packing(cfg.retain, first.retain))
+
+
+def _with_packing(data: Any, begun: Any) -> Any:
+  """`data` with packing=stream if the begun run has it, and `data` its successor."""
+  streams = data is not None and begun is not None and (data.packing, begun.packing) == ("pack", "stream")
+  return replace(data, packing="stream") if streams else data
 
 
 def _number(directory: Path) -> int:

@@ -7,7 +7,12 @@ from lora_exp.cli.command_line import check_command_line
 from lora_exp.config.conversion import to_config
 from lora_exp.config.old_names import old_name_warning, rename_override
 from lora_exp.config.schema import Config, ModelConfig
-from lora_exp.runtime.saved_config import changed_settings, load_config
+from lora_exp.runtime.saved_config import (
+  changed_settings,
+  load_config,
+  save_config,
+  with_choices_of_begun_sweep,
+)
 
 
 @pytest.mark.parametrize(("old", "new"), [
@@ -80,3 +85,17 @@ def test_a_run_of_a_llama_module_may_have_its_family_renamed():
 def test_old_runs_keep_rows_that_split_answers(data, packing):
   cfg = to_config({"data": data, "retain": data})
   assert cfg.data.packing == cfg.retain.packing == packing
+
+
+def test_an_old_sweep_of_prompts_is_continued(tmp_path):
+  pairs = {"source": "jsonl", "packing": "pack", "loss": "assistant"}
+  begun = to_config({"data": {"source": "jsonl", "packing": "pack"}, "retain": pairs})
+  (tmp_path / "0").mkdir()
+  (tmp_path / "1").mkdir()
+  for number, cfg in (("0", begun), ("1", begun)):
+    save_config(cfg, tmp_path / number)
+  today = to_config({"data": pairs, "retain": pairs})
+  continued = with_choices_of_begun_sweep(today, tmp_path, alpha_typed=False)
+  assert (continued.data.packing, continued.retain.packing) == ("stream", "pack")
+  assert changed_settings(begun, continued) == []
+  assert with_choices_of_begun_sweep(today, tmp_path / "0", alpha_typed=False) == today
