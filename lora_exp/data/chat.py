@@ -57,7 +57,8 @@ def encode_answers(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> li
 
   Raises InputError if the template refuses the messages, or does not put the answer right after the prompt.
   """
-  parts, facts = [], []
+  parts: list[list[Segment]] = []
+  facts: list[tuple[int, str]] = []
   for question, answer in pairs:
     chat = GuardedChat(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
     prompt_text, full_text, missing = prompt_and_whole(chat)
@@ -178,7 +179,7 @@ def prompt_and_whole(chat: GuardedChat) -> tuple[str, str, str]:
 def common_beginning(prompt_text: str, full_text: str, least: int) -> int:
   """The number of characters, at least `least`, that two texts have in common, without the beginning of a word."""
   common = commonprefix([prompt_text, full_text])
-  return max(least, len(common) - len(WORD_BEGINNING.search(common)[0]))
+  return max(least, len(WORD_BEGINNING.sub("", common)))
 
 
 def missing_reason(missing: str) -> str:

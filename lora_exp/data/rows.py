@@ -144,8 +144,8 @@ def _open(path: Path) -> Rows:
   try:
     meta = json.loads((path / "meta.json").read_text())
     unlearned = tuple(Unlearned(**count) for count in meta.pop("unlearned", ()))
-    lists = {name: tuple(meta.pop(name)) for name in ("notes", "document_tokens")}
-    rows = Rows(path=path, unlearned=unlearned, **lists, **meta)
+    notes, lengths = tuple(meta.pop("notes")), tuple(meta.pop("document_tokens"))
+    rows = Rows(path=path, unlearned=unlearned, notes=notes, document_tokens=lengths, **meta)
     complete = all(reader(rows, split).num_records() == rows.count(split) for split in ("train", "eval"))
   except (OSError, ValueError, TypeError, KeyError):
     complete = False
