@@ -118,6 +118,7 @@ def test_what_the_digest_covers_changes_the_key(tmp_path, name, settings, change
 NOT_IN_KEY = {"shuffle", "seed", "split", "prompts", "steps", "teacher"}  # order and use of rows
 CHANGES = {  # a value that differs from the default
   "view": "docs", "eval_fraction": 0.25, "seq_len": 64, "packing": "pad", "pad_in_loss": True, "prompt_in_loss": True,
+  "loss": "last",
   "limit": 7, "shuffle": False, "seed": 1, "split": "none", "prompts": ["x"], "steps": 1, "teacher": TeacherConfig(),
 }
 
