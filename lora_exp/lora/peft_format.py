@@ -14,7 +14,6 @@ class PeftFormat:
   table_keys: Mapping[str, str] | None = None  # the same for embeddings; None: PEFT does not adapt embeddings
   shared_keys: Mapping[str, str] = field(default_factory=dict)  # shared leaf -> full name of its tensor
   select: Mapping[str, Any] = field(default_factory=dict)  # config values that distinguish methods of one peft_type
-  constants: Mapping[str, Any] = field(default_factory=dict)  # config values that are always the same
   alpha_key: str | None = "lora_alpha"  # config field of alpha; None: the scale is 1
   has_ranks: bool = True  # the config has r and rank_pattern
   dropout_key: str | None = None  # config field of the dropout rate

@@ -8,11 +8,11 @@ from typing import Any
 from lora_exp import __version__, lora
 from lora_exp.config import Config, LoraConfig
 from lora_exp.config.checks import export_directory
+from lora_exp.lora.peft.adapter_files import read_metadata
 from lora_exp.models.weights.locate import SMOLLM2, is_path
 from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.files import write_json
-from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.output_directory import new_directory
 from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.base import make_base
@@ -49,12 +49,12 @@ def export_adapter(cfg: Config, out: Path) -> None:
   """Writes the adapter of the run in PEFT's format, with the name of the base that PEFT loads."""
   plan = plan_of(cfg)
   assert plan.start is not None
-  metadata = _our_metadata(Path(str(cfg.run)) / ADAPTER)
+  metadata = read_metadata(Path(str(cfg.run)) / ADAPTER)
   base, loadable = base_for_peft(cfg)
   with new_directory(out) as directory:
     for_peft = lora.save_adapter(directory, plan.start, plan.naming(), metadata, base=base,
                                  dropout=cfg.lora.dropout)
-    reason = _our_metadata(directory).get("reason")
+    reason = read_metadata(directory).get("reason")
   if not for_peft:
     path = display_path(out)
     console.show_warning(f"PEFT cannot load {path}: {reason}. Use it with lora.init_from={path}")
@@ -74,11 +74,6 @@ def base_for_peft(cfg: Config) -> tuple[str | None, bool]:
   if weights is None or weights == SMOLLM2:
     return weights, False
   return weights, not is_path(weights) or (Path(weights) / MODEL_CONFIG).is_file()
-
-
-def _our_metadata(adapter: Path) -> dict[str, Any]:
-  """The metadata that this program stored in the adapter's config."""
-  return read_json_object(adapter / "adapter_config.json").get("lora_exp", {})
 
 
 def _write_note(directory: Path, cfg: Config, facts: Mapping[str, Any]) -> None:

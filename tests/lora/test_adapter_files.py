@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from lora_exp import lora
 from lora_exp.config import InputError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, METADATA = "adapter_config.json", "adapter_model.safetensors", "lora_exp.json"
 
 
 def load(directory: Path, kind: str = "lora", naming: Any = LLAMA) -> lora.Adapter:
@@ -42,11 +43,48 @@ def test_an_adapter_comes_back_from_its_files_bit_for_bit(tmp_path, kind):
   wanted, naming, metadata = KINDS[kind]
   peft = lora.save_adapter(tmp_path / "adapter", wanted, naming, metadata, base="some/base", dropout=0.1)
   assert peft is not kind.startswith("our own")
-  assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [CONFIG, WEIGHTS]
+  assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [CONFIG, WEIGHTS, METADATA]
   same(load(tmp_path / "adapter", kind), wanted)
   config = json.loads((tmp_path / "adapter" / CONFIG).read_text())
-  assert config["peft"] is peft and ("reason" in config["lora_exp"]) is not peft
-  assert (config["base_model_name_or_path"], config["lora_exp"]["method"]) == ("some/base", wanted.method)
+  metadata = json.loads((tmp_path / "adapter" / METADATA).read_text())
+  assert config.get("peft", True) is peft and ("reason" in metadata) is not peft
+  assert (config["base_model_name_or_path"], metadata["method"]) == ("some/base", wanted.method)
+
+
+def test_an_adapter_with_metadata_in_its_config_is_read(tmp_path):
+  for kind in ("pissa", "float64", "our own names"):
+    wanted, naming, metadata = KINDS[kind]
+    lora.save_adapter(tmp_path, wanted, naming, metadata)
+    own = json.loads((tmp_path / METADATA).read_text())
+    (tmp_path / METADATA).unlink()
+    ranks = config_of(tmp_path).get("rank_pattern", {})
+    anchored = {f"^{re.escape(name)}" if naming else name: rank for name, rank in ranks.items()}
+    rewrite(tmp_path, lora_exp=own, peft=naming is not None, ensure_weight_tying=False, rank_pattern=anchored)
+    same(load(tmp_path, kind), wanted)
+
+
+# The fields of LoraConfig in PEFT 0.10.0; it refuses a file with any other.
+FIELDS_0_10 = {
+  "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "r",
+  "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save",
+  "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_config",
+  "megatron_core", "loftq_config", "use_dora", "layer_replication",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "pissa", "biases and modules", "all biases", "float64"])
+def test_the_config_has_fields_of_peft_0_10_only(root, kind):
+  config = config_of(saved_in(root, kind))
+  assert config.keys() <= FIELDS_0_10
+  said = {"fan_in_fan_out", "use_rslora", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern"}
+  assert all(config[name] for name in said & config.keys())
+
+
+def test_patterns_are_names_as_peft_0_13_compares_them(root):
+  # It takes the first key that `.*\\.KEY$` matches, or else the name of the module itself.
+  config = config_of(saved_in(root, "lora"))
+  assert config["rank_pattern"] == {f"model.{DOWN}": 4}
+  assert set(config["alpha_pattern"]) < {f"model.{path}" for path in (Q, DOWN, FAR)}
 
 
 def test_adalora_is_saved_as_lora_of_the_kept_ranks(tmp_path):
@@ -248,7 +286,7 @@ DAMAGES: dict[str, tuple[Callable, tuple[str, ...]]] = {
   "biases that are not there": (put(bias=["all", "lora_only", "some", None, 3]), ("lora", "dora", "pissa")),
   "modules that are not there": (put(modules_to_save=[["norm"], ["nrom"], "norm", [3], {"a": 1}, ["../norm"]]),
                                  ("lora", "dora")),
-  "another method": (edit_config(lambda rng, c: c.update(use_dora=not c["use_dora"])), ("lora", "dora", "pissa")),
+  "another method": (edit_config(lambda rng, c: c.update(use_dora=not c.get("use_dora"))), ("lora", "dora", "pissa")),
   "flags of words": (put(use_dora=["yes", 1], use_rslora=["no", 0], peft=["x", 1], lora_exp=[[], "x"]), LORAS),
   "VeRA's pair not saved": (put(save_projection=[False, None, 1]), ("vera",)),
   "our part is changed": (put(lora_exp=[{"start": "x"}, {"exact": {Q: [1, 9]}}, {"exact": {Q: 3}}, {"leads": [3]},
@@ -307,9 +345,12 @@ def directory(root, tmp_path) -> Path:
   return shutil.copytree(saved_in(root, "lora"), tmp_path / "adapter")
 
 
+def config_of(directory: Path) -> dict[str, Any]:
+  return json.loads((directory / CONFIG).read_text())
+
+
 def rewrite(directory: Path, **keys: Any) -> None:
-  config = json.loads((directory / CONFIG).read_text())
-  (directory / CONFIG).write_text(json.dumps(config | keys))
+  (directory / CONFIG).write_text(json.dumps(config_of(directory) | keys))
 
 
 def test_all_mismatches_are_listed_up_to_twenty(directory):
@@ -348,7 +389,7 @@ def test_an_adapter_of_another_family_names_nearest_paths(root, tmp_path):
 def test_layer_1_is_not_layer_11_in_either_direction(tmp_path):
   wanted = adapter("lora", {Q: 3, FAR: 5})
   lora.save_adapter(tmp_path, wanted, LLAMA, {})
-  config = json.loads((tmp_path / CONFIG).read_text())
+  config = config_of(tmp_path)
   assert config["target_modules"] == [f"model.{Q}", f"model.{FAR}"]
   same(load(tmp_path), wanted)
   lora.save_adapter(tmp_path, adapter("lora", {FAR: 5}), replace(LLAMA, prefix=""), {})

@@ -321,8 +321,8 @@ def test_what_peft_cannot_compute_is_written_with_the_reason(tmp_path, family, t
   found = pair(family)
   adapter = trained(found, targets, method=method)
   assert lora.save_adapter(tmp_path, adapter, found.naming, {}) is False
-  config = json.loads((tmp_path / "adapter_config.json").read_text())
-  assert why in config["lora_exp"]["reason"] and config["peft"] is False
+  config, metadata = (json.loads((tmp_path / name).read_text()) for name in ("adapter_config.json", "lora_exp.json"))
+  assert why in metadata["reason"] and config["peft"] is False
   again = lora.load_adapter(tmp_path, found.naming, found.shapes, found.full_shapes)
   assert again.method == method
   np.testing.assert_array_equal(our_logits(found, again), our_logits(found, adapter))

@@ -37,7 +37,6 @@ class IA3(Method):
     keys={"ia3_out": "ia3_l", "ia3_in": "ia3_l"},
     alpha_key=None,
     has_ranks=False,
-    constants={"init_ia3_weights": True},
     column_axes={"ia3_out": 0, "ia3_in": 1},
     harmless=frozenset({"feedforward_modules"}),
   )

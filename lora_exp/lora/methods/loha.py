@@ -32,7 +32,6 @@ class LoHa(Method):
     keys={name: name for name in leaves},
     alpha_key="alpha",
     adapts_conv1d=False,
-    constants={"init_weights": True},
     harmless=frozenset({"rank_dropout", "module_dropout", "use_effective_conv2d"}),
   )
 

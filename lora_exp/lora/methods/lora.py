@@ -19,7 +19,6 @@ FORMAT = PeftFormat(
   keys=LORA_KEYS,
   table_keys=LORA_TABLE_KEYS,
   select={"use_dora": False},
-  constants={"init_lora_weights": True},
   dropout_key="lora_dropout",
   bias_word="lora_only",
   rslora=True,

@@ -34,7 +34,6 @@ class VeRA(Method):
     "VERA",
     keys={"lambda_d": "vera_lambda_d", "lambda_b": "vera_lambda_b"},
     shared_keys={"vera_a": "base_model.vera_A", "vera_b": "base_model.vera_B"},
-    constants={"save_projection": True, "projection_prng_key": 0, "d_initial": LAMBDA_D, "init_weights": True},
     alpha_key=None,
     dropout_key="vera_dropout",
     bias_word="vera_only",

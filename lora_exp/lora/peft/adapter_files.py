@@ -1,8 +1,9 @@
 """Adapter files in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-If PEFT cannot compute the same as an adapter, the files use our own module names, and the config has `"peft": false`
-and the reason. Files are untrusted input: no code in them is executed, sizes are checked before arrays are read, and
-anything that does not fit the model is an error.
+What PEFT does not read is in a file of our own, lora_exp.json. If PEFT cannot compute the same as an adapter, the files
+use our own module names, the config has `"peft": false`, and lora_exp.json has the reason. Files are untrusted input: no
+code in them is executed, sizes are checked before arrays are read, and anything that does not fit the model is an
+error.
 """
 
 import math
@@ -30,9 +31,10 @@ from lora_exp.runtime.files import write_atomically, write_json
 from lora_exp.runtime.json_files import parse_json_object
 from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays, read_header
 
-__all__ = ["CONFIG", "WEIGHTS", "Naming", "load_adapter", "save_adapter"]
+__all__ = ["CONFIG", "METADATA", "WEIGHTS", "Naming", "load_adapter", "read_metadata", "save_adapter"]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+METADATA = "lora_exp.json"  # values that PEFT does not know; up to version 0.1.0 in the config, under `lora_exp`
 LARGEST_CONFIG = 2**24  # bytes
 SHOWN = 20  # largest number of problems to list
 
@@ -54,7 +56,7 @@ def save_adapter(
     directory: is created if it does not exist.
     adapter: the adapter.
     naming: PEFT's names of the modules; None for a model that PEFT does not support.
-    metadata: JSON values, stored in adapter_config.json under `lora_exp`. `scaling: rslora` also sets `use_rslora`.
+    metadata: JSON values, stored in lora_exp.json. `scaling: rslora` also sets `use_rslora`.
     base: name or path of the base model.
     dropout: the dropout rate to store.
   """
@@ -73,16 +75,26 @@ def save_adapter(
   if reason is not None:
     extra["reason"] = reason
   config = config_values(converted, adapter.full, naming, rslora, dropout, base)
-  config |= {"peft": reason is None, "lora_exp": extra}
-  exact_values = _exact_values(adapter, PeftConfig(config, CONFIG), converted, naming)
+  if reason is not None:
+    config["peft"] = False
+  exact_values = _exact_values(adapter, PeftConfig(config | {"lora_exp": extra}, CONFIG), converted, naming)
   if exact_values:
     extra["exact"] = exact_values
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   tensors = peft_tensors.arrays(adapter, converted, file_tensors)
   write_atomically(directory / WEIGHTS, partial(save_file, tensors, metadata={"format": "pt"}))
+  write_json(directory / METADATA, extra)
   write_json(directory / CONFIG, config)
   return reason is None
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+  """Reads the metadata that `save_adapter` wrote; {} for an adapter of another program."""
+  if (directory / METADATA).is_file():
+    return _read_json(directory / METADATA)
+  metadata = _read_json(directory / CONFIG).get("lora_exp", {})
+  return metadata if isinstance(metadata, dict) else {}
 
 
 def _exact_values(
@@ -234,10 +246,19 @@ def _read_files(directory: Path) -> tuple[PeftConfig, dict[str, TensorEntry]]:
 
 
 def _read_config(path: Path) -> PeftConfig:
-  """adapter_config.json. Raises InputError if it is too large or invalid."""
+  """adapter_config.json with our metadata. Raises InputError if a file is too large or invalid."""
+  values = _read_json(path)
+  metadata = path.parent / METADATA
+  if "lora_exp" not in values and metadata.is_file():
+    values["lora_exp"] = _read_json(metadata)
+  return PeftConfig(values, str(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  """The object in a JSON file. Raises InputError if it is too large or invalid."""
   if path.stat().st_size > LARGEST_CONFIG:
-    raise InputError(f"{path} has more than {LARGEST_CONFIG:,} bytes: it is not the config of an adapter")
-  return PeftConfig(parse_json_object(path.read_bytes(), path), str(path))
+    raise InputError(f"{path} has more than {LARGEST_CONFIG:,} bytes: it is not part of an adapter")
+  return parse_json_object(path.read_bytes(), path)
 
 
 def _raise_problems(problems: list[str]) -> None:

@@ -8,11 +8,17 @@ from typing import Any
 from lora_exp.lora.peft.names import Naming, module_name, trained_modules
 from lora_exp.lora.peft.tensors import PeftTensors, format_of
 
+# Fields that are not written if they have PEFT's default. Earlier releases refuse fields that they do not know.
+DEFAULTS = {
+  "modules_to_save": None, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False,
+  "use_dora": False, "ensure_weight_tying": False,
+}  # fmt: skip
+
 
 def config_values(
   converted: PeftTensors, full: Iterable[str], naming: Naming | None, rslora: bool, dropout: float, base: str | None
 ) -> dict[str, Any]:
-  """Returns the fields of adapter_config.json that PEFT reads.
+  """Returns the fields of adapter_config.json: those that PEFT requires, and those that differ from its defaults.
 
   `full` are the paths of parameters that were trained in full; `base` is the name or path of the base model.
   """
@@ -38,22 +44,22 @@ def config_values(
     "target_modules": _targets(list(ranks), naming),
     "modules_to_save": modules_to_save or None,
     **converted.method.peft_fields(names, converted.leaves),
-    **form.constants,
   }
   if form.adapts_conv1d:
     values["fan_in_fan_out"] = naming is not None and naming.conv1d
   if form.has_ranks:
-    values |= {"r": rank, "rank_pattern": {_anchored(name): r for name, r in ranks.items() if r != rank}}
+    values |= {"r": rank, "rank_pattern": {_pattern(name, naming): r for name, r in ranks.items() if r != rank}}
   if form.bias_word is not None:
     values["bias"] = _bias(biases, names, form.bias_word)
   if form.dropout_key is not None:
     values[form.dropout_key] = dropout
   if form.alpha_key is not None:
-    alpha_pattern = {_anchored(name): a for name, a in alphas.items() if a != alpha}
+    alpha_pattern = {_pattern(name, naming): a for name, a in alphas.items() if a != alpha}
     values |= {form.alpha_key: alpha, "alpha_pattern": alpha_pattern}
   if form.rslora:
     values |= {"use_rslora": rslora, "ensure_weight_tying": ties}
-  return values | dict(form.select)
+  values |= dict(form.select)
+  return {name: value for name, value in values.items() if name not in DEFAULTS or value != DEFAULTS[name]}
 
 
 def _bias(biases: Sequence[str], adapted: Iterable[str], only: str) -> str:
@@ -74,9 +80,12 @@ def _targets(names: list[str], naming: Naming | None) -> list[str] | str:
   return "|".join(map(re.escape, names))
 
 
-def _anchored(name: str) -> str:
-  """A key of rank_pattern or alpha_pattern that matches `name` only; PEFT matches keys as suffixes."""
-  return "^" + re.escape(name)
+def _pattern(name: str, naming: Naming | None) -> str:
+  """A key of rank_pattern or alpha_pattern that matches `name` only; PEFT matches keys as suffixes.
+
+  PEFT up to 0.13 matches the name of a module itself, and no pattern with an anchor.
+  """
+  return name if naming is not None and naming.prefix else "^" + re.escape(name)
 
 
 def _most_common(values: Iterable[Any], default: Any) -> Any:
