@@ -95,8 +95,21 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
 def _adapter_problems(directory: str) -> Iterator[str]:
   """Why the directory in lora.init_from is not an adapter."""
   folder = Path(directory)
-  if not folder.is_dir():
-    yield f"lora.init_from={directory}: no such directory; give one with adapter_config.json"
+  if folder.is_file():
+    yield f"lora.init_from={directory}: is a file; give its directory, which must also contain adapter_config.json"
+  elif not folder.is_dir():
+    is_id = locate.HUB_ID.fullmatch(directory)
+    hub = f"; from the hub, get it with: hf download {directory} --local-dir DIR" if is_id else ""
+    yield f"lora.init_from={directory}: no such directory; give one with adapter_config.json{hub}"
   elif not (folder / "adapter_config.json").is_file():
-    hint = " (a run's adapter is in RUN/adapter)" if (folder / ADAPTER).is_dir() else ""
-    yield f"lora.init_from={directory}: contains no adapter_config.json{hint}"
+    yield f"lora.init_from={directory}: contains no adapter_config.json{_adapter_hint(folder)}"
+
+
+def _adapter_hint(folder: Path) -> str:
+  """What the directory `folder` without an adapter contains instead."""
+  if (folder / ADAPTER).is_dir():
+    return " (a run's adapter is in RUN/adapter)"
+  if (folder / "config.json").is_file():
+    return "; it contains a complete model, which model.weights reads"
+  inner = sorted(file.parent.name for file in folder.glob("*/adapter_config.json"))
+  return f"; {', '.join(inner[:3])} in it {'have' if len(inner) > 1 else 'has'} one" if inner else ""

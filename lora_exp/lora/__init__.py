@@ -39,7 +39,7 @@ stacks of them. Kernels are viewed as (…, I, O).
 """
 
 from lora_exp.lora.adapted_module import AdaptedModule
-from lora_exp.lora.adapter import Adapter
+from lora_exp.lora.adapter import Adapter, BaseChanges
 from lora_exp.lora.combine import combine_adapters
 from lora_exp.lora.full_parameters import full_paths, train_in_full
 from lora_exp.lora.inject import (
@@ -70,6 +70,7 @@ __all__ = [
   "Adapter",
   "AdapterLayer",
   "Adapters",
+  "BaseChanges",
   "Constant",
   "Extracted",
   "Hyper",

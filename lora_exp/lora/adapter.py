@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.lora import methods
@@ -12,17 +13,53 @@ from lora_exp.lora.methods import Method
 
 
 @dataclass(frozen=True)
+class BaseChanges:
+  """How the base of an adapter differs from the given model. None of these values is trained."""
+
+  parameters: Mapping[str, Any] = field(default_factory=dict)  # new values, by dotted path
+  token_rows: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # (token ids, rows) by path of the table
+  biases: Mapping[str, Any] = field(default_factory=dict)  # (O,) added to the outputs of the module at a path
+  vocab_size: int | None = None  # the size of a vocabulary that is larger than that of the given model
+  untied: bool = False  # the head has a kernel of its own, and the given model's has none
+
+  def __bool__(self) -> bool:
+    """Whether anything differs."""
+    return bool(self.parameters or self.token_rows or self.biases or self.vocab_size or self.untied)
+
+  def apply(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `arrays`, the parameters of the base by dotted path, with the changed values in their dtypes."""
+    changed = dict(arrays)
+    for path, x in self.parameters.items():
+      changed[path] = jnp.asarray(x, changed[path].dtype)
+    for path, (ids, rows) in self.token_rows.items():
+      name = f"{path}.embedding"
+      table = jnp.asarray(changed[name])
+      changed[name] = table.at[jnp.asarray(ids)].set(jnp.asarray(rows, table.dtype))
+    for path, x in self.biases.items():
+      bias = changed[f"{path}.bias"]
+      changed[f"{path}.bias"] = bias + jnp.asarray(x, bias.dtype)
+    return changed
+
+  def paths(self) -> list[str]:
+    """The paths of the parameters that `apply` changes."""
+    rows = [f"{path}.embedding" for path in self.token_rows]
+    return [*self.parameters, *rows, *(f"{path}.bias" for path in self.biases)]
+
+
+@dataclass(frozen=True)
 class Adapter:
   """The trained arrays of an adapter and the constants of its method, without any weight of the base.
 
   `leaves[path]` holds the arrays of one adapted module by leaf name, at the rank of its row; leaves that modules share
-  are cut to the module's size. `full[path]` holds parameters that were trained in full, by dotted path.
+  are cut to the module's size. `full[path]` holds parameters that were trained in full, by dotted path. `base` is what
+  differs in the base that the adapter belongs to.
   """
 
   method: str  # the name of the method, as in `lora.method`
   rows: tuple[AdaptedModule, ...]
   leaves: Mapping[str, Mapping[str, Any]]
   full: Mapping[str, Any] = field(default_factory=dict)
+  base: BaseChanges = field(default_factory=BaseChanges)
 
   @property
   def kind(self) -> Method:

@@ -37,8 +37,8 @@ def combine_adapters(
   PiSSA, OLoRA, AdaLoRA, VeRA and LoHa are combined by their updates ΔW.
 
   Raises InputError if there is no adapter, a weight is missing or not finite, modules differ in shape, values are not
-  finite, a method is not additive (DoRA, IA³), or an adapter has parameters that were trained in full, whose update
-  cannot be computed without the base.
+  finite, a method is not additive (DoRA, IA³), or an adapter changes its base or has parameters that were trained in
+  full, whose update cannot be computed without the base.
   """
   problems = [*_setting_problems(adapters, weights, how, rank, density), *_adapter_problems(adapters)]
   if problems:
@@ -140,6 +140,8 @@ def _adapter_problems(adapters: Sequence[Adapter]) -> list[str]:
         f"{label} trained {', '.join(adapter.full)} in full, whose updates are unknown without the base: combine "
         "adapters trained without lora.bias and lora.train_modules"
       )
+    if adapter.base:
+      problems.append(f"{label} also changes its base (its embeddings, head or biases), which cannot be combined")
     for row in adapter.rows:
       shape = (*adapter.kind.lead_of(adapter.leaves[row.path]), row.fan_in, row.fan_out)
       first, first_shape = shapes.setdefault(row.path, (i, shape))

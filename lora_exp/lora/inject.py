@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lora_exp.config import InputError
@@ -176,7 +177,10 @@ def eject(model: nnx.Module) -> Adapter:
 def completed(adapter: Adapter, kernels_IO: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Returns the leaves of `adapter` with the constants that files omit, as they follow from the kernels (…, I, O)."""
   shared = shared_arrays(adapter.method, adapter.leaves.values())
-  return {path: {**adapter.kind.complete(x, kernels_IO[path]), **shared} for path, x in adapter.leaves.items()}
+  rows = {row.path: row for row in adapter.rows}
+  return {
+    path: {**adapter.kind.complete(x, kernels_IO[path], rows[path]), **shared} for path, x in adapter.leaves.items()
+  }
 
 
 def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:
@@ -185,6 +189,9 @@ def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:
   Raises InputError that lists every module or parameter that the model lacks, or has in another shape.
   """
   problems = [*_module_problems(model, adapter), *_full_problems(model, adapter)]
+  if _changes_base(model, adapter):
+    problems.append("the adapter changes its base; apply adapter.base to the model's parameters, and replace it by "
+                    "BaseChanges() first")
   if problems:
     raise InputError(problems)
   leaves = completed(adapter, kernels_of(model, adapter.rows))
@@ -192,6 +199,18 @@ def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:
   train_in_full(model, list(adapter.full))
   for path, (owner, name) in trained_in_full(model).items():
     getattr(owner, name).set_value(jnp.asarray(adapter.full[path]))
+
+
+def _changes_base(model: nnx.Module, adapter: Adapter) -> bool:
+  """Whether parameters of `model` differ from those that belong to `adapter`."""
+  if not adapter.base:
+    return False
+  parameters = {".".join(map(str, path)): x.get_value() for path, x in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+  paths = adapter.base.paths()
+  if not parameters.keys() >= set(paths):
+    return True
+  changed = adapter.base.apply(parameters)
+  return any(not np.array_equal(changed[path], parameters[path]) for path in paths)
 
 
 def _module_problems(model: nnx.Module, adapter: Adapter) -> list[str]:

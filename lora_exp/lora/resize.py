@@ -58,7 +58,7 @@ def resize(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
     product, errors[row.path] = balanced(row.path, *update_svd(kind, leaves, row.scale), rank, scale)
     method, resized[row.path] = kind.resized(as_dtype(product, leaves.values()), leaves)
     rows.append(row_of(row.path, row.fan_in, row.fan_out, rank, scale, method, resized[row.path]))
-  return Adapter(method, tuple(rows), resized, adapter.full), errors
+  return Adapter(method, tuple(rows), resized, adapter.full, adapter.base), errors
 
 
 def extract(

@@ -2,13 +2,17 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from lora_exp.config import Config, InputError, LoraConfig, OptimConfig, StoppedError
 from lora_exp.data.ngram import bigram_loss
@@ -19,6 +23,7 @@ from lora_exp.models.registry import get_family
 from lora_exp.models.weights import store
 from lora_exp.models.weights.locate import find_weights
 from lora_exp.runtime import cache, console
+from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step
 from lora_exp.train.evaluation import held_out, put_eval_batches
 from lora_exp.train.job import make_job
@@ -33,7 +38,17 @@ HELD_OUT = 65_536  # tokens on which a pretrained base is evaluated
 
 
 def make_base(plan: Plan) -> tuple[Tree, dict]:
-  """(base, facts): all parameters on the mesh, and the base's kind and source, with its losses if it is pretrained."""
+  """(base, facts): all parameters on the mesh, and the base's kind and source, with its losses if it is pretrained.
+
+  A base that lacks a head or rows of the vocabulary that the plan's adapter needs gets them.
+  """
+  given = plan.before_changes()
+  base, facts = _given_base(given)
+  return (base if given is plan else _completed_base(plan, base)), facts
+
+
+def _given_base(plan: Plan) -> tuple[Tree, dict]:
+  """`make_base` for a base without changes."""
   cfg = plan.cfg
   if cfg.model.base == "random":
     return random_base(plan), {"kind": "random", "seed": cfg.model.seed}
@@ -43,6 +58,30 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
     return loaded_base(plan, source), facts
   directory = pretrained(plan)
   return loaded_base(plan, directory), {"kind": "pretrain", **json.loads((directory / FACTS).read_text())}
+
+
+def _completed_base(plan: Plan, given: Tree) -> Tree:
+  """`given` with the parameters of the plan: a head that is the transposed table, new rows, biases."""
+  assert plan.start is not None
+  arrays, new_values = flatten(given), {**plan.start.full, **plan.start.base.parameters}
+  naming = plan.naming()
+  if naming is not None:
+    table, head = f"{naming.tables[0]}.embedding", f"{naming.bare[0]}.kernel"
+    if head in plan.shapes and head not in arrays:
+      arrays[head] = arrays[table].T
+      new_values.setdefault(head, np.asarray(new_values[table]).T if table in new_values else None)
+  for path in plan.new_biases:
+    arrays[f"{path}.bias"] = jnp.zeros(plan.shapes[f"{path}.bias"].shape, plan.shapes[f"{path}.bias"].dtype)
+
+  def completed(key_path: Sequence[Any], shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+    """One parameter; new rows have the values of the adapter's file."""
+    path = dotted(key_path)
+    x = arrays[path]
+    if x.shape != shape.shape:
+      x = jnp.asarray(new_values[path], x.dtype).at[tuple(slice(size) for size in x.shape)].set(x)
+    return jax.device_put(x, sharding)
+
+  return jax.tree_util.tree_map_with_path(completed, plan.base, plan.layout.shardings(plan.base))
 
 
 def random_base(plan: Plan) -> Tree:

@@ -1,7 +1,7 @@
 """The job of a pack: its static program, and the arrays on the mesh that training starts from."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -41,6 +41,7 @@ class Job:
   teacher: Teacher | None = None  # its distributions are the targets
   byte_lengths: np.ndarray | None = None  # (V,) bytes of each token; None if the targets are not text
   trial_orders: tuple[int, ...] = (0,)  # `trials.order` on the host
+  given: Mapping[str, jax.Array] = field(default_factory=dict)  # by path, values of the base that an adapter changes
 
   @cached_property
   def evaluate(self) -> Callable[..., Any]:
@@ -83,6 +84,10 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
   mapping = mapping_of(layout)
   # Under vmap, one merged kernel per trial would take too much memory.
   compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
+  given = {}
+  if plan.start is not None and plan.start.base and not _is_abstract(arrays):
+    given = {path: arrays[path] for path in plan.start.base.paths()}
+    arrays = plan.start.base.apply(arrays)
   if cfg.lora.quant:
     arrays = _quantised(arrays, {row.path for table in tables for row in table}, layout, cfg.lora.quant)
   leaves = [_initial_leaves(p, model, arrays) for p in plans]
@@ -111,7 +116,12 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
   state = _sharded_state(initial_state, program, initial)
   keys = jax.device_put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]), layout.replicated)
   lengths, orders = byte_lengths(cfg.data, plan.tokenizer), tuple(data_orders(cfgs)[1])
-  return Job(program, steps, trials, _base_arrays(frozen, arrays), state, keys, teacher, lengths, orders)
+  return Job(program, steps, trials, _base_arrays(frozen, arrays), state, keys, teacher, lengths, orders, given)
+
+
+def _is_abstract(arrays: Mapping[str, Any]) -> bool:
+  """Whether the base has shapes, and no values."""
+  return any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays.values())
 
 
 def _initial_leaves(plan: Plan, model: nnx.Module, base: Mapping[str, jax.Array]) -> Mapping:
@@ -148,7 +158,8 @@ def _shared(plan: Plan) -> tuple:
   optim = replace(cfg.optim, lr=0.0, weight_decay=0.0, clip=None)
   sizes = (cfg.train.batch_size, cfg.data.seq_len, methods.of(cfg.lora).name, cfg.lora.compute, cfg.lora.quant)
   quantised = sorted(row.path for row in plan.table) if cfg.lora.quant else []  # adapted kernels of the base
-  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, tuple(plan.full), quantised
+  changes = cfg.lora.init_from if plan.start is not None and plan.start.base else None
+  return cfg.model, cfg.mesh, optim, cfg.optim.clip is None, sizes, tuple(plan.full), quantised, changes
 
 
 def _sharded_state(initial_state: Callable[[Tree], State], program: Program, params: Tree) -> State:

@@ -36,7 +36,8 @@ class LoadedRun:
   def base(self) -> tuple[Tree, Hyperparameters, Tree]:
     """(params, trials, frozen) with which the job's program computes the base.
 
-    The scales are 0, and fully trained parameters have their values before training.
+    The scales are 0, and fully trained parameters have their values before training. So have those that the adapter's
+    file changes.
     """
     frozen = flatten(self.job.frozen) if self.plan.full else {}
 
@@ -46,7 +47,11 @@ class LoadedRun:
       return frozen[f"{module}.{lora.FROZEN_PREFIX}{name}"][None].astype(x.dtype) if path in self.plan.full else x
 
     params = jax.tree_util.tree_map_with_path(untrained, self.job.state.params)
-    return params, self.job.trials._replace(scale=jnp.zeros_like(self.job.trials.scale)), self.job.frozen
+    def given(key_path, x):
+      return self.job.given.get(dotted(key_path), x)
+
+    unchanged = jax.tree_util.tree_map_with_path(given, self.job.frozen) if self.job.given else self.job.frozen
+    return params, self.job.trials._replace(scale=jnp.zeros_like(self.job.trials.scale)), unchanged
 
 
 def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> LoadedRun:

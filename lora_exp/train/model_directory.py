@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config import ModelConfig
+from lora_exp.config import InputError, ModelConfig
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.data.tokenizers.save import save_tokenizer
 from lora_exp.models.hf_export import same_model, to_hf
@@ -28,6 +28,9 @@ def write_model(directory: Path, plan: Plan, params: Tree) -> bool:
   If it cannot, the tensors have the names of lora_exp, which `model.weights=DIR` reads.
   """
   model, source = plan.cfg.model, _source_directory(plan.cfg.model)
+  if plan.new_biases:
+    raise InputError(f"the adapter gives {plan.new_biases[0]} a bias, which transformers' class of this model does not "
+                     "have; export it with format=peft")
   config = hf_config(plan)
   names = get_family(model.family).stored_names(model) if config else None
   arrays = flatten(params)

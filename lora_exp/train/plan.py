@@ -5,11 +5,12 @@ called once per run; all later stages take the `Plan`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 from flax import nnx
 
 from lora_exp import lora
@@ -43,6 +44,8 @@ class Plan:
   table: Table  # adapted modules
   full: list[str]  # dotted paths of parameters trained in full, in addition to the adapters
   start: lora.Adapter | None = None  # the adapter in `lora.init_from`
+  given_model: ModelConfig | None = None  # the settings of the base if `start` needs other parameters than it has
+  new_biases: tuple[str, ...] = ()  # paths of modules that have a bias for `start`, and none in the base
 
   @property
   def vocab_size(self) -> int:
@@ -51,7 +54,15 @@ class Plan:
 
   def model(self) -> nnx.Module:
     """A new abstract base model. Adapters are injected in place, so each caller gets a new one."""
-    return abstract_model(self.cfg.model, self.vocab_size)
+    return with_biases(abstract_model(self.cfg.model, self.vocab_size), self.new_biases)
+
+  def before_changes(self) -> "Plan":
+    """The plan of the base alone, as it is before `start` changes it."""
+    if self.given_model is None:
+      return self
+    plan = replace(self, cfg=replace(self.cfg, model=self.given_model), given_model=None, new_biases=())
+    base = nnx.to_pure_dict(nnx.state(plan.model(), nnx.Param))
+    return replace(plan, base=base, shapes=flatten(base), table=[], full=[], start=None)
 
   def naming(self) -> lora.Naming | None:
     """PEFT's names of the model's modules, or None; see `peft_naming`."""
@@ -82,6 +93,11 @@ def make_plan(cfg: Config) -> Plan:
     mesh = make_mesh(cfg.mesh)
   with _collect_problems(problems):
     targets = resolve_targets(cfg, model, family)
+  given_model, cfg = cfg.model, replace(cfg, model=targets.cfg.model)
+  new_biases = _new_biases(model, targets.adapter)
+  changes_parameters = cfg.model != given_model or bool(new_biases)
+  if changes_parameters:
+    model = with_biases(abstract_model(cfg.model, cfg.model.vocab_size or tokenizer.vocab_size), new_biases)
   if cfg.data.teacher is not None:
     with _collect_problems(problems):
       teacher_table(model, targets.cfg)
@@ -103,7 +119,27 @@ def make_plan(cfg: Config) -> Plan:
     table=targets.table,
     full=targets.full,
     start=targets.adapter,
+    given_model=given_model if changes_parameters else None,
+    new_biases=new_biases,
   )
+
+
+def with_biases(model: nnx.Module, paths: Iterable[str]) -> nnx.Module:
+  """Gives the modules at `paths` of an abstract model a bias; returns the model."""
+  modules = lora.modules(model)
+  for path in paths:
+    module, features = modules[path], lora.kernel_shape(modules[path])[1]
+    module.bias = nnx.Param(jax.ShapeDtypeStruct((features,), module.kernel.get_value().dtype))
+    module.use_bias = True
+  return model
+
+
+def _new_biases(model: nnx.Module, adapter: lora.Adapter | None) -> tuple[str, ...]:
+  """The paths of the modules to which `adapter` adds a bias, and which have none."""
+  if adapter is None:
+    return ()
+  modules = lora.modules(model)
+  return tuple(path for path in adapter.base.biases if path not in modules or modules[path].bias is None)
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class ShortRunner:
     runs = []
     for n, (plan, gain) in enumerate(zip(plans, gains, strict=True)):
       adapter = take_trial(params, plan.table, plan.full, job.program.method, n)
+      adapter = adapter if plan.start is None else replace(adapter, base=plan.start.base)
       runs.append(ShortRun(plan, float(gain) if np.isfinite(gain) else -np.inf, adapter))
     return runs
 

@@ -19,7 +19,7 @@ from lora_exp.train.trial_padding import Table
 class Targets:
   """The resolved targets of a run, and the config that results."""
 
-  cfg: Config  # with the rank from `lora.parameters` and the method from `lora.init_from`
+  cfg: Config  # with the rank from `lora.parameters`, and the method and changes of the model from `lora.init_from`
   saved_cfg: Config  # for config.yaml: as given, but with the rank from `lora.parameters`
   table: Table  # adapted modules
   full: list[str]  # dotted paths of parameters trained in full, in addition to the adapters
@@ -30,7 +30,8 @@ def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
   """Resolves the targets of `cfg` for the abstract base `model`. Raises InputError that lists every problem."""
   if cfg.lora.init_from is not None:
     adapter = _initial_adapter(cfg, model, family)
-    resolved = replace(cfg, lora=replace(cfg.lora, method=adapter.method, init=LoraConfig.init, alpha=None))
+    settings = replace(cfg.lora, method=adapter.method, init=LoraConfig.init, alpha=None)
+    resolved = replace(cfg, model=changed_model(cfg.model, adapter.base), lora=settings)
     return Targets(resolved, cfg, list(adapter.rows), list(adapter.full), adapter)
   cfg = with_rank(model, cfg, family.presets)
   table, problems = Table(), list[str]()
@@ -45,6 +46,13 @@ def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
   if problems:
     raise InputError(problems)
   return Targets(cfg, cfg, table, full)
+
+
+def changed_model(cfg: ModelConfig, changes: lora.BaseChanges) -> ModelConfig:
+  """The settings of the model that an adapter belongs to, which may have an untied head or a larger vocabulary."""
+  if changes.untied:
+    cfg = replace(cfg, arch=replace(cfg.arch or ArchConfig(), tied=False))
+  return replace(cfg, vocab_size=changes.vocab_size or cfg.vocab_size)
 
 
 def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Table:

@@ -1,5 +1,6 @@
 """Export of trained weights, and the check that the frozen base has not changed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -45,6 +46,7 @@ def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_dige
     "quant": cfg.lora.quant,
   }
   adapter = take_trial(jax.device_get(params), plan.table, plan.full, method.name, 0)
+  adapter = replace(adapter, base=plan.start.base) if plan.start is not None else adapter
   weights = cfg.model.weights if cfg.model.base == "weights" else None
   lora.save_adapter(
     run_dir / ADAPTER, adapter, plan.naming(), metadata, base=weights, dropout=cfg.lora.dropout

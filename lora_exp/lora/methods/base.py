@@ -165,7 +165,7 @@ class Method:
     sizes = self.sizes(module)
     return (*kernel.shape[:-2], *(sizes[axis] for axis in self.leaves[leaf].axes))
 
-  def complete(self, leaves: Leaves, kernel: Array) -> dict[str, Array]:
+  def complete(self, leaves: Leaves, kernel: Array, module: AdaptedModule) -> dict[str, Array]:
     """Returns `leaves` with the constants that files omit because they follow from the kernel W."""
     return dict(leaves)
 

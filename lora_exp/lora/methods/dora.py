@@ -35,6 +35,7 @@ class DoRA(LoRA):
     table_keys=LORA_TABLE_KEYS | {"magnitude": "lora_magnitude_vector"},
     select={"use_dora": True},
     adapts_tied_head=False,
+    output_bias=False,
   )
   inspect_note = "DoRA's ΔW is s·A·B; the effect of its norm on W shows only in the intruders."
 
@@ -49,7 +50,7 @@ class DoRA(LoRA):
       initialized[row.path] |= {"magnitude": jnp.sqrt(norm2), "kernel_norm2": norm2}
     return initialized
 
-  def complete(self, leaves: Leaves, kernel: Array) -> dict[str, Array]:
+  def complete(self, leaves: Leaves, kernel: Array, module: AdaptedModule) -> dict[str, Array]:
     """Adds ‖W‖², which files do not contain."""
     if "kernel_norm2" in leaves:
       return dict(leaves)

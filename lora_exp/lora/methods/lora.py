@@ -23,6 +23,7 @@ FORMAT = PeftFormat(
   bias_word="lora_only",
   rslora=True,
   adapts_tied_head=True,
+  output_bias=True,
   harmless=frozenset({"megatron_core", "qalora_group_size", "eva_config", "runtime_config"}),
 )
 

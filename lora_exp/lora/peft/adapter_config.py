@@ -5,13 +5,14 @@ A config is an error if it is invalid, or if we would compute something else tha
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_exp.config import InputError
 from lora_exp.lora import methods
 from lora_exp.lora.methods import Method
+from lora_exp.lora.peft.patterns import LONGEST, Pattern, compiled
 from lora_exp.lora.peft.tensors import format_of
 
 INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # initializations that do not change the base
@@ -19,14 +20,16 @@ READ = {  # fields that are read below, or by a method
   "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules",
   "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "init_lora_weights",
   "ensure_weight_tying", "save_projection", "fan_in_fan_out", "lora_exp", "peft", "init_weights", "init_ia3_weights",
+  "target_parameters", "trainable_token_indices", "lora_bias",
 }  # fmt: skip
 HARMLESS = {  # fields that do not affect the computation
   "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type",
   "projection_prng_key", "d_initial",
 }  # fmt: skip
 HIGHEST_RANK = 10**6
-LONGEST = 10**5  # characters of a pattern
-MOST_STEPS = 2**20  # rough limit on the steps that matching a pattern with one name may take
+ALL_LINEAR = "all-linear"  # as target_modules: every linear module except the head
+MERGE = "in PEFT, load it with its base, save the result of merge_and_unload(), and give that as model.weights"
+Targets = set[str] | Pattern | str | None  # module names, a pattern, ALL_LINEAR, or no value
 
 
 @dataclass
@@ -39,6 +42,7 @@ class PeftConfig:
   values: Mapping[str, Any]
   where: str
   problems: list[str] = field(default_factory=list)
+  patterns: list[tuple[str, Pattern]] = field(default_factory=list)  # every pattern, with the name of its field
 
   def __post_init__(self):
     self.method = self._method()
@@ -47,11 +51,7 @@ class PeftConfig:
     for name, value in self.values.items():
       if name not in supported and value not in (None, False, {}, []):
         self.problem(f"{shortened(name)}={shortened(value)}: not supported, and it may change the computation")
-    if self.values.get("init_lora_weights", True) not in INITS:
-      self.problem(
-        f"init_lora_weights={shortened(self.values['init_lora_weights'])}: PEFT may have changed the base for this "
-        "adapter; save it with path_initial_model_for_weight_conversion"
-      )
+    self.init_method = self._init_method()
     self.extra = self._typed("lora_exp", dict, {})  # our additions to the config
     self.peft_names = self._typed("peft", bool, True)  # module names and their matching are PEFT's
     self.start = self._flag(self.extra, "start", "lora_exp.")
@@ -59,13 +59,16 @@ class PeftConfig:
     for name in form.select:
       self._flag(self.values, name)
     self.tying = self._flag(self.values, "ensure_weight_tying")
+    self.output_bias = self._flag(self.values, "lora_bias")
+    if self.output_bias and (not form.output_bias or self.init_method is not None):
+      self.problem(f"lora_bias=true: PEFT's {(self.init_method or self.method).title} has no such bias")
     self.bias = self.values.get("bias", "none")
     biases = ("none", "all", form.bias_word) if form.bias_word else ("none",)
     if self.bias not in biases:
       self.problem(f"bias={shortened(self.bias)}: choose {', '.join(biases)}")
     if form.shared_keys and self.values.get("save_projection", True) is not True:
-      self.problem(f"save_projection=false: the file lacks {self.method.title}'s random arrays; save it with "
-                   "save_projection=True")
+      self.problem(f"save_projection=false: the file lacks {self.method.title}'s random arrays; load it with its "
+                   "base in PEFT, set save_projection of its peft_config to True, and save it again")
     self.rank = self._rank("r", self.values.get("r")) if form.has_ranks else 1
     self.alpha = 1.0 if form.alpha_key is None else self._alpha(form.alpha_key, self.values.get(form.alpha_key))
     self.ranks = self._patterns("rank_pattern", self._rank)
@@ -74,9 +77,9 @@ class PeftConfig:
       self.problem(f"rank_pattern: PEFT's {self.method.title} has one rank for all modules")
     self.modules_to_save = self._names("modules_to_save")
     self.targets = self._targets("target_modules")
-    if self.targets is None:
-      self.problem("target_modules is missing; it must list the adapted modules")
+    self.target_parameters = self._names("target_parameters")
     self.exclude = self._targets("exclude_modules")
+    self.token_rows = self._token_rows()
     self._layers()
     if self.problems:
       raise InputError(self.problems)
@@ -91,6 +94,19 @@ class PeftConfig:
       self.problem(f"peft_type={shortened(peft_type)}: not supported; choose {', '.join(types)}")
       return methods.get("lora")
     return next((method for method in candidates if self._selects(method)), candidates[0])
+
+  def _init_method(self) -> Method | None:
+    """The method with A₀ and B₀ that `init_lora_weights` names: PEFT subtracts their product from the base."""
+    init = self.values.get("init_lora_weights", True)
+    if isinstance(init, (bool, str, type(None))) and init in INITS:
+      return None
+    word, _, count = init.partition("_niter_") if isinstance(init, str) else ("", "", "")
+    for method in methods.every():
+      if method.name == word and method.init_of == self.method.name and (not count or count.isdigit()):
+        return method
+    advice = MERGE if init == "loftq" else "the file does not say how; ask for the merged model"
+    self.problem(f"init_lora_weights={shortened(init)}: PEFT changes the base for this adapter; {advice}")
+    return None
 
   def _selects(self, method: Method) -> bool:
     """Whether the config has the values that distinguish `method` from others of its peft_type."""
@@ -129,7 +145,7 @@ class PeftConfig:
       return 1.0
     return float(value)
 
-  def _patterns(self, name: str, read: Callable[[str, Any], Any]) -> list[tuple[re.Pattern, Any]]:
+  def _patterns(self, name: str, read: Callable[[str, Any], Any]) -> list[tuple[Pattern, Any]]:
     """The compiled patterns of `rank_pattern` or `alpha_pattern` and their values, checked by `read`."""
     value_by_key = self.values.get(name)
     value_by_key = {} if value_by_key is None else value_by_key
@@ -138,10 +154,8 @@ class PeftConfig:
       return []
     patterns = []
     for key, value in value_by_key.items():
-      pattern = compiled(rf"(.*\.)?({key})$", key)
-      if pattern is None:
-        self.problem(f"{name}: {shortened(key)} is not a valid pattern, or is too slow to match; use module names")
-      else:
+      pattern = self._compiled(name, rf"(.*\.)?({key})", key)
+      if pattern is not None:
         patterns.append((pattern, read(f"{name}.{shortened(key)}", value)))
     return patterns
 
@@ -154,17 +168,32 @@ class PeftConfig:
       return []
     return names
 
-  def _targets(self, name: str) -> "set[str] | re.Pattern | None":
+  def _targets(self, name: str) -> Targets:
     """The names or the pattern in the field `name`; None if it is missing."""
     targets = self.values.get(name)
-    if targets is None:
-      return None
+    if targets is None or targets == ALL_LINEAR:
+      return targets
     if not isinstance(targets, str):
       return set(self._names(name))
-    pattern = compiled(targets, targets)
+    return self._compiled(name, targets, targets)
+
+  def _compiled(self, name: str, expression: str, text: str) -> Pattern | None:
+    """The compiled `expression`; None, and a problem, if it is invalid."""
+    pattern = compiled(expression, text)
     if pattern is None:
-      self.problem(f"{name}={shortened(targets)}: not a valid pattern, or too slow to match; list module names")
+      self.problem(f"{name}: {shortened(text)} is not a valid regular expression of at most {LONGEST:,} characters")
+    else:
+      self.patterns.append((name, pattern))
     return pattern
+
+  def _token_rows(self) -> dict[str, list[int]]:
+    """The token ids in `trainable_token_indices` by module name; "" is the token embedding."""
+    given = self.values.get("trainable_token_indices") or {}
+    ids_by_name = {"": given} if isinstance(given, list) else given
+    if not isinstance(ids_by_name, dict) or not all(map(_is_token_list, ids_by_name.values())):
+      self.problem(f"trainable_token_indices={shortened(given)}: must be a list of token ids, or a mapping to lists")
+      return {}
+    return ids_by_name
 
   def _layers(self) -> None:
     """Sets `layers` and `layers_patterns`."""
@@ -174,35 +203,49 @@ class PeftConfig:
     patterns = patterns if isinstance(patterns, list) else [patterns]
     if any(isinstance(x, bool) or not isinstance(x, int) for x in layers):
       self.problem(f"layers_to_transform={shortened(layers)}: must be a list of integers")
-    if not all(isinstance(x, str) and compiled(x, x) for x in patterns):
+    if not all(isinstance(x, str) and re.fullmatch(r"[\w.]+", x) for x in patterns):
       self.problem(f"layers_pattern={shortened(patterns)}: must be a list of names")
     self.layers, self.layers_patterns = layers, patterns
 
   # The meaning of the fields in PEFT
 
-  def rank_of(self, name: str) -> int:
-    """Returns the rank of the module with PEFT's name `name`."""
-    return next((value for pattern, value in self.ranks if pattern.match(name)), self.rank)
+  def rank_of(self, names: Sequence[str]) -> int:
+    """Returns the rank of the module with the names `names`."""
+    return _first_match(self.ranks, names, self.rank)
 
-  def alpha_of(self, name: str) -> float:
-    """Returns the alpha of the module with PEFT's name `name`."""
-    return next((value for pattern, value in self.alphas if pattern.match(name)), self.alpha)
+  def alpha_of(self, names: Sequence[str]) -> float:
+    """Returns the alpha of the module with the names `names`."""
+    return _first_match(self.alphas, names, self.alpha)
 
   def scale(self, alpha: float, rank: int) -> float:
     """Returns alpha/rank, or alpha/sqrt(rank) with use_rslora, or 1 for a method without alpha."""
     return 1.0 if self.form.alpha_key is None else alpha / (math.sqrt(rank) if self.rslora else rank)
 
-  def adapts(self, name: str) -> bool:
-    """Whether PEFT adapts the module `name`."""
+  @property
+  def draws_start(self) -> bool:
+    """Whether PEFT computes A₀ and B₀ from the base with random numbers, which no file has."""
+    return self.init_method is not None and "_niter_" in str(self.values["init_lora_weights"])
+
+  @property
+  def names_modules(self) -> bool:
+    """Whether the config names the adapted modules; without names, PEFT has some for each kind of model."""
+    return self.targets is not None or bool(self.target_parameters)
+
+  def adapts(self, name: str, is_linear: bool = True) -> bool:
+    """Whether PEFT adapts the module `name`; `is_linear`: it is a linear module, but not the head."""
     if not self.peft_names:
       return isinstance(self.targets, set) and name in self.targets
+    if any(f".{name}.weight".endswith(f".{parameter}") for parameter in self.target_parameters):
+      return True
     if self.saves(name) or _is_target(self.exclude, name):
       return False
+    if self.targets == ALL_LINEAR:
+      return is_linear and self._is_in_layers(name)
     return _is_target(self.targets, name) and self._is_in_layers(name)
 
   def _is_in_layers(self, name: str) -> bool:
     """Whether the module `name` is in one of layers_to_transform."""
-    if not self.layers or not isinstance(self.targets, set) or name in self.targets:
+    if not self.layers or not isinstance(self.targets, (set, str)) or name in self.targets:
       return True
     patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in self.layers_patterns] or [r".*?\.[^.]*\.(\d+)\."]
     for pattern in patterns:
@@ -223,51 +266,27 @@ class PeftConfig:
     return any(".".join(parts[: i + 1]).endswith(module) for i in range(len(parts)))
 
 
-def _is_target(targets: "set[str] | re.Pattern | None", name: str) -> bool:
+def _first_match(patterns: Sequence[tuple[Pattern, Any]], names: Sequence[str], default: Any) -> Any:
+  """The value of the first pattern that matches one of `names`."""
+  for pattern, value in patterns:
+    if any(pattern.fullmatch(name) for name in names):
+      return value
+  return default
+
+
+def _is_target(targets: Targets, name: str) -> bool:
   """Whether `targets` match `name` in PEFT: a name as its last segments, a pattern in full."""
-  if targets is None:
-    return False
   if isinstance(targets, set):
     parts = name.split(".")
     return any(".".join(parts[i:]) in targets for i in range(len(parts)))
-  return targets.fullmatch(name) is not None
+  return isinstance(targets, Pattern) and targets.fullmatch(name)
 
 
-def compiled(pattern: str, given: str) -> re.Pattern | None:
-  """Returns the compiled `pattern`, or None if it is invalid.
-
-  `given` is the part of it that comes from the file, which is untrusted: None is also returned if matching it could
-  take very long.
-  """
-  if len(given) > LONGEST or _steps(given) > MOST_STEPS:
-    return None
-  try:
-    return re.compile(pattern)
-  except (re.error, OverflowError, RecursionError):
-    return None
-
-
-_INNERMOST_GROUP = r"\(([^()]*)\)([*+{?]?)"  # (contents, quantifier)
-
-
-def _steps(pattern: str) -> int:
-  """A rough upper bound on the steps to match a name of 64 characters: repeats and alternatives multiply."""
-  text = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
-  text = re.sub(r"\[\^?\]?[^\]]*\]", "x", text)
-  text = re.sub(r"\(\?(?::|=|!|<=|<!|P<\w+>)", "(", text)
-  steps = 1
-  groups = re.findall(_INNERMOST_GROUP, text)
-  while groups:
-    for inner, quantifier in groups:
-      if quantifier in ("*", "+", "{"):
-        return MOST_STEPS + 1  # a repeated group
-      steps *= (inner.count("|") + 1) * (2 if quantifier else 1) * 64 ** len(re.findall(r"[*+{]", inner))
-      if steps > MOST_STEPS:
-        return steps
-    text = re.sub(r"\([^()]*\)\??", "x", text)
-    groups = re.findall(_INNERMOST_GROUP, text)
-  repeats = len(re.findall(r"[*+{]", text))
-  return MOST_STEPS + 1 if repeats > 3 else steps * 64**repeats * 2 ** min(text.count("?"), 20)
+def _is_token_list(value: Any) -> bool:
+  """Whether `value` is a list of token ids without repetition."""
+  if not isinstance(value, list) or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in value):
+    return False
+  return len(set(value)) == len(value)
 
 
 def shortened(value: Any, longest: int = 60) -> str:

@@ -1,13 +1,13 @@
 """Adapter files in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
 What PEFT does not read is in a file of our own, lora_exp.json. If PEFT cannot compute the same as an adapter, the files
-use our own module names, the config has `"peft": false`, and lora_exp.json has the reason. Files are untrusted input: no
-code in them is executed, sizes are checked before arrays are read, and anything that does not fit the model is an
+use our own module names, the config has `"peft": false`, and lora_exp.json has the reason. Files are untrusted input:
+no code in them is executed, sizes are checked before arrays are read, and anything that does not fit the model is an
 error.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,17 +19,20 @@ from safetensors.numpy import save_file
 from lora_exp.config import InputError
 from lora_exp.lora import methods
 from lora_exp.lora.adapted_module import AdaptedModule
-from lora_exp.lora.adapter import Adapter
+from lora_exp.lora.adapter import Adapter, BaseChanges
 from lora_exp.lora.methods import Method
 from lora_exp.lora.peft import tensors as peft_tensors
+from lora_exp.lora.peft.adapted_model import AdaptedModel, AdapterFile, fitted
 from lora_exp.lora.peft.adapter_config import PeftConfig
-from lora_exp.lora.peft.config_writer import config_values
+from lora_exp.lora.peft.config_writer import base_fields, config_values
 from lora_exp.lora.peft.names import Naming, module_name
+from lora_exp.lora.peft.stored_names import StoredNames
 from lora_exp.lora.peft.tensors import FileTensor
 from lora_exp.lora.peft.validation import AdapterFileCheck, trained_size
+from lora_exp.runtime import console
 from lora_exp.runtime.files import write_atomically, write_json
 from lora_exp.runtime.json_files import parse_json_object
-from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays, read_header
+from lora_exp.runtime.safetensors_reader import TensorEntry, read_header
 
 __all__ = ["CONFIG", "METADATA", "WEIGHTS", "Naming", "load_adapter", "read_metadata", "save_adapter"]
 
@@ -74,7 +77,7 @@ def save_adapter(
     extra["leads"] = converted.leads
   if reason is not None:
     extra["reason"] = reason
-  config = config_values(converted, adapter.full, naming, rslora, dropout, base)
+  config = config_values(converted, adapter.full, naming, rslora, dropout, base) | base_fields(adapter.base, naming)
   if reason is not None:
     config["peft"] = False
   exact_values = _exact_values(adapter, PeftConfig(config | {"lora_exp": extra}, CONFIG), converted, naming)
@@ -83,6 +86,7 @@ def save_adapter(
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   tensors = peft_tensors.arrays(adapter, converted, file_tensors)
+  tensors |= peft_tensors.base_arrays(adapter.base, converted.rows, naming)
   write_atomically(directory / WEIGHTS, partial(save_file, tensors, metadata={"format": "pt"}))
   write_json(directory / METADATA, extra)
   write_json(directory / CONFIG, config)
@@ -106,16 +110,16 @@ def _exact_values(
   expected = {row.path: row for row in (converted.rows if loaded_as_lora else adapter.rows)}
   exact_values = {}
   for row in converted.rows:
-    alpha, scale, _ = _scaled(config, module_name(naming, row.path), row.rank)
+    alpha, scale, _ = _scaled(config, [module_name(naming, row.path)], row.rank)
     exact = expected[row.path].alpha, expected[row.path].scale
     if (alpha, scale) != exact:
       exact_values[row.path] = list(exact)
   return exact_values
 
 
-def _scaled(config: PeftConfig, name: str, rank: int) -> tuple[float, float, int]:
+def _scaled(config: PeftConfig, names: Sequence[str], rank: int) -> tuple[float, float, int]:
   """(alpha, scale, rank) of a module from PEFT's fields; half of alpha and rank if the file holds A₀ and B₀."""
-  alpha = config.alpha_of(name)
+  alpha = config.alpha_of(names)
   scale = config.scale(alpha, rank)
   if config.start:
     rank, alpha = rank // 2, alpha / 2
@@ -143,20 +147,44 @@ def load_adapter(
     InputError: lists every key, name, shape or value that is invalid or does not fit the model.
   """
   directory = Path(directory)
-  config, tensors = _read_files(directory)
-  weights = directory / WEIGHTS
+  config, entries = _read_files(directory)
   naming = naming if config.peft_names else None
-  check = AdapterFileCheck(config, str(weights), naming, shapes, full_shapes)
-  check.compare(tensors)
+  if config.draws_start:
+    console.show_warning(f"{directory}: PEFT subtracts a part of the base that it draws at random each time "
+                         f"(init_lora_weights={config.values['init_lora_weights']}); here the exact part is subtracted")
+  model = AdaptedModel(naming, shapes, full_shapes)
+  names = StoredNames(config.form, naming, model.paths()).read(entries)
+  stored = {name: entries[tensor.name] for name, tensor in names.tensors.items()}
+  file = AdapterFile(directory / WEIGHTS, names, stored)
+  problems = [f"{file.path}: {problem}" for problem in names.problems]
+  _raise_problems(problems)
+  model = fitted(model, config, file, problems)
+  _raise_problems(problems)
+  check = AdapterFileCheck(config, file, model)
+  check.compare()
   rows = [_trained_row(config, check, row) for row in check.rows]
   _raise_problems(check.problems)
-  arrays = read_arrays(weights, tensors, check.file_tensors)
-  not_finite = [name for name, x in arrays.items() if not np.isfinite(x).all()]
-  _raise_problems([f"{weights}: {name} has values that are not finite" for name in not_finite])
-  by_module, full = _by_module(weights, check.file_tensors, arrays)
+  arrays = file.arrays([*check.file_tensors, *check.parameters, *check.token_tables, *check.output_biases])
+  not_finite = [names.tensors[name].name for name, x in arrays.items() if not np.isfinite(x).all()]
+  _raise_problems([f"{file.path}: {name} has values that are not finite" for name in not_finite])
+  by_module, full = _by_module(file.path, check.file_tensors, arrays)
+  _, parameters = _by_module(file.path, check.parameters, arrays)
+  changes = BaseChanges(
+    parameters=parameters,
+    token_rows={path: (np.asarray(ids), arrays[name]) for name, (path, ids, _) in check.token_tables.items()},
+    biases={row.path: np.float32(row.scale) * arrays[name] for name, row in check.output_biases.items()},
+    vocab_size=model.vocab_size,
+    untied=model.untied,
+  )
   leaves = {row.path: _leaves(row, by_module, check.method, config.start) for row in rows}
-  method = _init_method(config.extra.get("method")) if config.start else check.method.name
-  return Adapter(method, tuple(rows), leaves, full)
+  return Adapter(_method_name(config, check), tuple(rows), leaves, full, changes)
+
+
+def _method_name(config: PeftConfig, check: AdapterFileCheck) -> str:
+  """The method of the adapter: one with A₀ and B₀, if the file holds them or PEFT computes them from the base."""
+  if config.start:
+    return _init_method(config.extra.get("method"))
+  return (config.init_method or check.method).name
 
 
 def _init_method(method: Any) -> str:
@@ -167,7 +195,7 @@ def _init_method(method: Any) -> str:
 
 def _trained_row(config: PeftConfig, check: AdapterFileCheck, row: AdaptedModule) -> AdaptedModule:
   """The row of the adapter before it was written, with the exact alpha and scale if the file has them."""
-  alpha, scale, rank = _scaled(config, check.names[row.path], row.rank)
+  alpha, scale, rank = _scaled(config, check.names_of(row.path), row.rank)
   exact_values = config.extra.get("exact", {})
   exact: Any = exact_values.get(row.path) if isinstance(exact_values, dict) else 0
   if exact is not None:
@@ -227,11 +255,12 @@ def _read_files(directory: Path) -> tuple[PeftConfig, dict[str, TensorEntry]]:
   """The config, and the header of the weights. Raises InputError if a file is missing or cannot be read."""
   path, weights = directory / CONFIG, directory / WEIGHTS
   if not weights.is_file():
-    pickle = f"; {PICKLE} is a pickle, which is not safe to load: save it with PEFT's safe_serialization=True"
-    raise InputError(f"{directory} contains no adapter:  {WEIGHTS} is missing"
+    pickle = (f"; {PICKLE} is a pickle, which is not safe to load: if you trust it, write the tensors of "
+              "torch.load(FILE, weights_only=True) with safetensors.torch.save_file")
+    raise InputError(f"{directory} contains no adapter: {WEIGHTS} is missing"
                      f"{pickle if (directory / PICKLE).exists() else ''}")
   if not path.is_file():
-    raise InputError(f"{directory} contains no adapter:  {CONFIG} is missing")
+    raise InputError(f"{directory} contains no adapter: {CONFIG} is missing")
   problems: list[str] = []
   contents: list[Any] = []
   for file, read_file in ((path, _read_config), (weights, read_header)):

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lora_exp.lora.adapter import BaseChanges
 from lora_exp.lora.peft.names import Naming, module_name, trained_modules
 from lora_exp.lora.peft.tensors import PeftTensors, format_of
 
 # Fields that are not written if they have PEFT's default. Earlier releases refuse fields that they do not know.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
   "modules_to_save": None, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False,
   "use_dora": False, "ensure_weight_tying": False,
 }  # fmt: skip
@@ -60,6 +61,17 @@ def config_values(
     values |= {"use_rslora": rslora, "ensure_weight_tying": ties}
   values |= dict(form.select)
   return {name: value for name, value in values.items() if name not in DEFAULTS or value != DEFAULTS[name]}
+
+
+def base_fields(base: BaseChanges, naming: Naming | None) -> dict[str, Any]:
+  """Returns the fields for output biases and for tokens whose rows the file holds."""
+  fields: dict[str, Any] = {"lora_bias": True} if base.biases else {}
+  ids_by_path = {path: [int(i) for i in ids] for path, (ids, _) in base.token_rows.items()}
+  if naming is not None and list(ids_by_path) == [naming.tables[0]]:
+    return fields | {"trainable_token_indices": ids_by_path[naming.tables[0]]}
+  names = {path: module_name(naming, path) for path in ids_by_path}
+  ids_by_name = {names[path]: ids for path, ids in ids_by_path.items()}
+  return fields | {"trainable_token_indices": ids_by_name} if names else fields
 
 
 def _bias(biases: Sequence[str], adapted: Iterable[str], only: str) -> str:

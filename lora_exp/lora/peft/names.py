@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 PREFIX = "base_model.model."  # prefix of every module's name
+BASE = "base_layer"  # PEFT's name of an adapted module within its wrapper
+OUTPUT_BIAS = "lora_B.bias"  # added to B's outputs, before the scale
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # rows of an embedding that replace those of the base
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,18 @@ import numpy as np
 
 from lora_exp.lora import methods
 from lora_exp.lora.adapted_module import AdaptedModule
-from lora_exp.lora.adapter import Adapter
+from lora_exp.lora.adapter import Adapter, BaseChanges
 from lora_exp.lora.methods import Method
-from lora_exp.lora.peft.names import PREFIX, Naming, module_name, parameter_name, trained_modules
+from lora_exp.lora.peft.names import (
+  BASE,
+  OUTPUT_BIAS,
+  PREFIX,
+  TOKEN_ROWS,
+  Naming,
+  module_name,
+  parameter_name,
+  trained_modules,
+)
 from lora_exp.lora.peft_format import PeftFormat
 
 
@@ -106,7 +115,7 @@ def _full_tensors(
     name, transposed = parameter_name(naming, path)
     owner, _, leaf = path.rpartition(".")
     if naming is not None and owner in adapted:  # PEFT wraps adapted modules
-      name = f"{module_name(naming, owner)}.base_layer.{leaf}"
+      name = f"{module_name(naming, owner)}.{BASE}.{leaf}"
     file_tensors[PREFIX + name] = FileTensor(path, "", shape[::-1] if transposed else shape, transposed)
     if naming is not None and naming.tied is not None and path == f"{naming.tied[0]}.embedding":
       file_tensors[f"{PREFIX}{naming.tied[1]}.weight"] = FileTensor(path, "", shape, False)
@@ -177,6 +186,24 @@ def arrays(adapter: Adapter, converted: PeftTensors, file_tensors: Mapping[str, 
     tensors[name] = file_tensor.to_file(x.astype(np.promote_types(x.dtype, np.float32)))
     if tensors[name].shape != file_tensor.shape:
       raise ValueError(f"{name} is {tensors[name].shape}, but the layout requires {file_tensor.shape}")
+  return tensors
+
+
+def base_arrays(base: BaseChanges, rows: Sequence[AdaptedModule], naming: Naming | None) -> dict[str, np.ndarray]:
+  """Returns the changed parameters of the base and the rows of single tokens, by name in the file."""
+  adapted, tensors = {row.path for row in rows}, {}
+  for path, value in base.parameters.items():
+    name, transposed = parameter_name(naming, path)
+    owner, _, leaf = name.rpartition(".")
+    part = f"{BASE}." if naming is not None and path.rpartition(".")[0] in adapted else ""
+    x = np.asarray(value, np.float32)
+    tensors[f"{PREFIX}{owner}.{part}{leaf}"] = np.ascontiguousarray(x.T if transposed else x)
+  for path, (_, rows_TD) in base.token_rows.items():
+    tensors[f"{PREFIX}{module_name(naming, path)}.{TOKEN_ROWS}"] = np.ascontiguousarray(rows_TD, np.float32)
+  for row in rows if base.biases else ():
+    if naming is None or row.path not in naming.tables:
+      bias = np.asarray(base.biases.get(row.path, np.zeros(row.fan_out)), np.float32) / np.float32(row.scale)
+      tensors[f"{PREFIX}{module_name(naming, row.path)}.{OUTPUT_BIAS}"] = bias
   return tensors
 
 

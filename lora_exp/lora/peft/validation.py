@@ -1,139 +1,129 @@
-"""Comparison of an adapter file with a model: the tensors that the config requires, and those that the file has."""
+"""Comparison of an adapter file with a model and with its config.
+
+The adapted modules are those that have tensors in the file; the config must agree with them. A cause that many tensors
+share is one problem.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_exp.config import did_you_mean
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.methods import Method
+from lora_exp.lora.peft.adapted_model import AdaptedModel, AdapterFile
 from lora_exp.lora.peft.adapter_config import PeftConfig, shortened
-from lora_exp.lora.peft.names import PREFIX, Naming, module_name
+from lora_exp.lora.peft.names import BASE, OUTPUT_BIAS, PREFIX, TOKEN_ROWS, module_name, parameter_name
 from lora_exp.lora.peft.tensors import FileTensor, layout
-from lora_exp.runtime.safetensors_reader import DTYPES, TensorEntry
+from lora_exp.runtime.safetensors_reader import DTYPES
 
-GUESSES = 3  # largest number of unknown tensors for which the nearest name is searched, as the search is slow
+MOST_GROUPS = 4  # problems with tensors that are listed
+VISION = ("vision", "visual", "image", "audio", "multi_modal_projector")  # parts of the names of modules without text
 
 
 @dataclass
 class AdapterFileCheck:
-  """Compares an adapter's config with a model. Everything that does not fit is added to `problems`."""
+  """Compares an adapter's config and file with a model. Everything that does not fit is added to `problems`."""
 
   config: PeftConfig
-  where: str  # path of the file of tensors, for messages
-  naming: Naming | None
-  shapes: Mapping[str, tuple[int, int]]
-  full_shapes: Mapping[str, tuple[int, ...]]
+  file: AdapterFile
+  model: AdaptedModel
   problems: list[str] = field(default_factory=list)
 
   def __post_init__(self):
-    self.method = self.config.method
-    self.names = {path: module_name(self.naming, path) for path in self.shapes}
+    self.method, self.where = self.config.method, str(self.file.path)
+    self.naming = self.model.naming
+    self.names = {path: module_name(self.naming, path) for path in self.model.shapes}
+    self.stored = self.file.names.modules()
+    self.problems += [f"{self.where}: {problem}" for problem in self.file.names.problems]
     self.leads = self._leads()
-    self.adapts_tied_table = self._adapts_tied_table()
     self.rows = [self._row(path) for path in self._adapted()]
     self.full = self._full()
     self.leaf_names = {
       row.path: self.method.peft_leaf_names(self.names[row.path], self.config.values) for row in self.rows
     }
     self.file_tensors = layout(self.method, self.rows, self.leaf_names, self.full, self.naming, self.leads)
+    self.parameters = self._other_parameters()
+    self.token_tables = self._token_tables()
+    self.output_biases = self._output_biases()
     self._method_problems()
 
-  def compare(self, tensors: Mapping[str, TensorEntry]) -> None:
-    """Adds a problem for every tensor that is missing, is unknown, or has the wrong shape or dtype."""
-    base = self._base_tensors()
-    for name, file_tensor in self.file_tensors.items():
-      if name not in tensors:
-        self._tensor_problem(name, "is missing")
-      elif tensors[name].shape != file_tensor.shape:
-        hint = self._rank_hint(file_tensor)
-        self._tensor_problem(name, f"is {tensors[name].shape}, expected {file_tensor.shape}{hint}")
-    missing = [name for name in self.file_tensors if name not in tensors]
-    guesses = GUESSES
-    for name in tensors.keys() - self.file_tensors.keys():
-      if name not in base:
-        near = did_you_mean(name, missing or self.file_tensors) if guesses > 0 and len(name) < 1000 else ""
-        self._tensor_problem(name, f"is not part of the adapter that {self.config.where} describes{near}")
-        guesses -= 1
-      elif tensors[name].shape != base[name]:
-        text = f"is {tensors[name].shape}, and the model's is {base[name]}: the vocabulary was resized"
-        self._tensor_problem(name, text)
-    for name, tensor in tensors.items():
-      if tensor.dtype not in DTYPES:
-        self._tensor_problem(name, f"has dtype {shortened(tensor.dtype)}; supported are {', '.join(DTYPES)}")
+  # Names
 
-  def _tensor_problem(self, name: str, text: str) -> None:
-    """Adds a problem with a tensor."""
-    self.problems.append(f"{self.where}: {shortened(name, 200)} {text}")
+  def config_problem(self, text: str) -> None:
+    """Adds a problem with the config."""
+    self.problems.append(f"{self.config.where}: {text}")
 
-  def _rank_hint(self, file_tensor: FileTensor) -> str:
-    """The rank in the config, for the message of a wrong shape."""
-    if not file_tensor.leaf:
-      return ""
-    rank = self.config.rank_of(self.names.get(file_tensor.path, ""))
-    return f" (r is {rank} in {self.config.where})"
+  def file_problem(self, text: str) -> None:
+    """Adds a problem with the file of tensors."""
+    self.problems.append(f"{self.where}: {text}")
+
+  def names_of(self, path: str) -> list[str]:
+    """PEFT's names of the module at `path`: in the model that the adapter was trained on, and in this one."""
+    return list(dict.fromkeys([self.stored.get(path, self.names[path]), self.names[path]]))
+
+  # The adapted modules
 
   def _adapted(self) -> list[str]:
-    """The paths of the modules that the config adapts."""
-    config = self.config
-    tied_table = self._table() if self.adapts_tied_table else None
-    adapted = [path for path, name in self.names.items() if config.adapts(name) or path == tied_table]
-    if not adapted and (config.peft_names or config.targets):
-      target_modules = config.values["target_modules"]
-      targets = target_modules.split("|") if isinstance(target_modules, str) else sorted(target_modules)
-      near = did_you_mean(targets[0][:100], self._name_suffixes()) if targets else ""
-      kind = f"{self.naming.model_type} " if self.naming is not None and self.naming.model_type else ""
-      self.config_problem(f"target_modules={shortened(', '.join(targets))} names no module of this {kind}model{near}; "
-                          "is the adapter of another family?")
+    """The paths of the modules that have tensors. Adds a problem for modules that the config does not describe so."""
+    config, tied = self.config, self.model.tied
+    adapted = [path for path in self.names if path in self.stored]
+    if tied is not None and tied[2] in self.stored and tied[0] not in adapted:
+      adapted = [path for path in self.names if path in self.stored or path == tied[0]]
+    unnamed = [path for path in adapted if not any(self._is_named(path, name) for name in self.names_of(path))]
+    if any(pattern.too_slow for _, pattern in config.patterns):
+      return adapted  # `compare` reports it
+    if unnamed and config.names_modules:
+      given = shortened(self._target_text())
+      near = did_you_mean(given.split(", ")[0], self._name_suffixes()) if len(unnamed) == len(adapted) else ""
+      self.config_problem(f"target_modules={given} does not name {_count(unnamed, 'module')} whose tensors are in the "
+                          f"file, such as {unnamed[0]}{near}")
+    is_other = not adapted and bool(self.file.names.unknown)  # the adapter of another model
+    absent = [path for path in self.names if path not in adapted and self._is_expected(path)] if not is_other else []
+    if absent:
+      self.file_problem(f"the tensors of {_count(absent, 'module')} are missing, such as {absent[0]}, which "
+                        f"target_modules={shortened(self._target_text())} names")
     return adapted
+
+  def _is_named(self, path: str, name: str) -> bool:
+    """Whether the config adapts the module at `path` under the name `name`."""
+    tied = self.model.tied
+    if tied is not None and path == tied[0]:
+      return self.config.adapts(name, False) or self.config.adapts(tied[2], False)
+    return self.config.adapts(name, self._is_linear(path))
+
+  def _is_linear(self, path: str) -> bool:
+    """Whether "all-linear" means the module at `path`: no table, and not the head."""
+    return self.naming is None or path not in (*self.naming.tables, *self.naming.bare)
+
+  def _is_expected(self, path: str) -> bool:
+    """Whether PEFT adapts the module at `path`, which has no tensors in the file."""
+    if not self.config.names_modules:
+      return False
+    prefixes = self.file.names.prefixes()
+    is_bare = self.naming is None or path in self.naming.bare
+    names = [self.names[path]] if is_bare or not prefixes else [prefix + path for prefix in prefixes]
+    return any(self._is_named(path, name) for name in names)
+
+  def _target_text(self) -> str:
+    """`target_modules` as text."""
+    given = self.config.values.get("target_modules")
+    return ", ".join(sorted(map(str, given))) if isinstance(given, list) else str(given)
 
   def _name_suffixes(self) -> list[str]:
     """All suffixes of PEFT's module names, cut between segments."""
     parts = [name.split(".") for name in self.names.values()]
     return list({".".join(p[i:]) for p in parts for i in range(len(p))})
 
-  def config_problem(self, text: str) -> None:
-    """Adds a problem with the config."""
-    self.problems.append(f"{self.config.where}: {text}")
-
-  def _tied(self) -> tuple[str, str, str] | None:
-    """Of tied embeddings: our path of the table, PEFT's name of the table, and PEFT's name of the head."""
-    if self.naming is None or self.naming.tied is None:
-      return None
-    path, head = self.naming.tied
-    return path, module_name(self.naming, path), head
-
-  def _table(self) -> str | None:
-    """Our path of a tied table."""
-    tied = self._tied()
-    return None if tied is None else tied[0]
-
-  def _adapts_tied_table(self) -> bool:
-    """Whether the config adapts a tied table. It must then adapt table and head alike."""
-    config, tied = self.config, self._tied()
-    if tied is None or not (config.adapts(tied[1]) or config.adapts(tied[2])):
-      return False
-    _, table, head = tied
-    if not (config.tying or config.adapts(table) and config.adapts(head)):
-      self.config_problem(f"{table} and {head} are tied in this model, and only one of them is adapted; train the "
-                          "adapter with ensure_weight_tying=True")
-    elif not config.form.adapts_tied_head:
-      title = config.method.title
-      self.config_problem(f"{head} is tied to {table} in this model, which {title} does not support; remove it from "
-                          "target_modules")
-    elif (config.rank_of(table), config.alpha_of(table)) != (config.rank_of(head), config.alpha_of(head)):
-      self.config_problem(f"{table} and {head} are tied in this model, but differ in rank or alpha")
-    return True
-
   def _row(self, path: str) -> AdaptedModule:
     """The row with the rank in the file, which is doubled if the file also holds A₀ and B₀."""
-    rank = self.config.rank_of(self.names[path])
+    rank = self.config.rank_of(self.names_of(path))
     if self.config.start and rank % 2:
       self.config_problem(f"{path} has the odd rank {rank}, but half of the ranks must be A₀ and B₀")
-    alpha = self.config.alpha_of(self.names[path])
-    fan_in, fan_out = self.shapes[path]
-    has_bias = f"{path}.bias" in self.full_shapes
+    alpha = self.config.alpha_of(self.names_of(path))
+    fan_in, fan_out = self.model.shapes[path]
+    has_bias = f"{path}.bias" in self.model.full_shapes
     row = AdaptedModule(path, fan_in, fan_out, rank, alpha, self.config.scale(alpha, rank), has_bias=has_bias)
     count = trained_size(self.method, row, self.method.peft_leaf_names(self.names[path], self.config.values))
     return replace(row, parameters=math.prod(self.leads.get(path, ())) * count)
@@ -145,21 +135,28 @@ class AdapterFileCheck:
     if reason is not None:
       self.config_problem(f"{reason}, which is not supported here")
 
+  def _leads(self) -> dict[str, Sequence[int]]:
+    """The leading axes of stacked kernels, by path."""
+    leads = self.config.extra.get("leads", {})
+    if not isinstance(leads, dict) or not all(_is_shape(value) for value in leads.values()):
+      self.config_problem("lora_exp.leads must be a mapping of modules to lists of axis sizes")
+      return {}
+    return {} if self.config.peft_names else leads
+
+  # Parameters of the base
+
   def _full(self) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters that the config trains in full, by path."""
     config, full = self.config, {}
     adapted, saved = {row.path for row in self.rows}, set()
-    for path, shape in self.full_shapes.items():
+    for path, shape in self.model.full_shapes.items():
       owner, _, leaf = path.rpartition(".")
-      is_saved = self._is_saved(owner)
+      is_saved = any(config.saves(name) for name in self._module_names(owner))
       if is_saved:
         saved.add(owner)
       if is_saved or leaf == "bias" and (config.bias == "all" or config.bias != "none" and owner in adapted):
         full[path] = shape
-    names = {module_name(self.naming, path) for path in saved}
-    tied = self._tied()
-    if tied is not None and tied[0] in saved:
-      names.add(tied[2])
+    names = {name for path in saved for name in self._module_names(path)}
     for module in config.modules_to_save:
       if not any(config.saved_by(module, name) for name in names):
         self.config_problem(f"modules_to_save={shortened(module)} names no module of this model"
@@ -168,40 +165,121 @@ class AdapterFileCheck:
       self.config_problem(f"bias={config.bias}, but this model has no such bias")
     return full
 
-  def _is_saved(self, owner: str) -> bool:
-    """Whether the module at the path `owner` is one of modules_to_save."""
-    tied = self._tied()
-    if tied is None or owner != tied[0]:
-      return self.config.saves(module_name(self.naming, owner))
-    table, head = self.config.saves(tied[1]), self.config.saves(tied[2])
-    if table != head and not self.config.tying:
-      self.config_problem(f"modules_to_save has only one of {tied[1]} and {tied[2]}, which are tied in this model; "
-                          "name both, with ensure_weight_tying=True")
-    return table or head
+  def _module_names(self, owner: str) -> list[str]:
+    """PEFT's names of the module at the path `owner`; a tied table is also the head."""
+    tied = self.model.tied
+    return [module_name(self.naming, owner), *([tied[2]] if tied is not None and owner == tied[0] else [])]
 
-  def _base_tensors(self) -> dict[str, tuple[int, ...]]:
-    """The shapes of the base's tables, which PEFT also stores if it adapts them. They are frozen and are not read."""
-    if self.naming is None:
-      return {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for row in self.rows:
-      name = f"{PREFIX}{self.names[row.path]}.base_layer.weight"
-      if row.path in self.naming.tables:
-        shapes[name] = (row.fan_in, row.fan_out)
-      elif row.path in self.naming.bare:
-        shapes[name] = (row.fan_out, row.fan_in)
-    tied = self._tied()
-    if self.adapts_tied_table and tied is not None and tied[0] in self.shapes:
-      shapes[f"{PREFIX}{tied[2]}.base_layer.weight"] = self.shapes[tied[0]]
-    return shapes
+  def _other_parameters(self) -> dict[str, FileTensor]:
+    """The parameters of the base in the file that are not trained, which PEFT loads too (the embeddings, mostly)."""
+    found = {}
+    tied = self.model.tied
+    for path, shape in self.model.full_shapes.items():
+      name, transposed = parameter_name(self.naming, path)
+      owner, _, leaf = name.rpartition(".")
+      owners = [owner, *([tied[2]] if tied is not None and path == f"{tied[0]}.embedding" else [])]
+      for standard in (f"{PREFIX}{module}.{part}{leaf}" for module in owners for part in ("", f"{BASE}.")):
+        if standard in self.file.entries and standard not in self.file_tensors:
+          found[standard] = FileTensor(path, "", shape[::-1] if transposed else shape, transposed)
+    return found
 
-  def _leads(self) -> dict[str, Sequence[int]]:
-    """The leading axes of stacked kernels, by path."""
-    leads = self.config.extra.get("leads", {})
-    if not isinstance(leads, dict) or not all(_is_shape(value) for value in leads.values()):
-      self.config_problem("lora_exp.leads must be a mapping of modules to lists of axis sizes")
-      return {}
-    return {} if self.config.peft_names else leads
+  def _token_tables(self) -> dict[str, tuple[str, list[int], int]]:
+    """(path of the table, token ids, features) of the tensors with rows of `trainable_token_indices`, by name."""
+    found, used = {}, set()
+    for standard, tensor in self.file.names.tensors.items():
+      if tensor.suffix != TOKEN_ROWS or tensor.path not in self.model.shapes:
+        continue
+      keys = [key for key in self.config.token_rows if not key or f".{tensor.module}".endswith(f".{key}")]
+      if keys:
+        used.add(keys[0])
+        vocabulary, features = self.model.shapes[tensor.path]
+        ids = self.config.token_rows[keys[0]]
+        if any(i >= vocabulary for i in ids):
+          self.config_problem(f"trainable_token_indices has token {max(ids):,}; the model has {vocabulary:,} tokens")
+        found[standard] = (tensor.path, ids, features)
+    if not used.issuperset(self.config.token_rows):
+      self.file_problem("the rows of trainable_token_indices are missing")
+    changed = [name for name, (path, _, _) in found.items() if any(path == row.path for row in self.rows)]
+    if changed:
+      self.config_problem(f"{changed[0]} and an adapter of the same table: not supported")
+    return found
+
+  def _output_biases(self) -> dict[str, AdaptedModule]:
+    """The modules with an output bias (`lora_bias`), by the name of its tensor."""
+    tables = self.naming.tables if self.naming is not None else ()
+    rows = [row for row in self.rows if row.path not in tables] if self.config.output_bias else []
+    return {f"{PREFIX}{self.names[row.path]}.{OUTPUT_BIAS}": row for row in rows}
+
+  # Tensors
+
+  def compare(self) -> None:
+    """Adds a problem for tensors that are missing, are unknown, or have the wrong shape or dtype."""
+    expected = {name: (tensor.shape, tensor) for name, tensor in {**self.file_tensors, **self.parameters}.items()}
+    shapes = {name: shape for name, (shape, _) in expected.items()}
+    shapes |= {name: (len(ids), features) for name, (_, ids, features) in self.token_tables.items()}
+    shapes |= {name: (row.fan_out,) for name, row in self.output_biases.items()}
+    missing = [name for name in shapes if name not in self.file.entries]
+    self._group((name, "is missing") for name in missing)
+    wrong = [name for name, shape in shapes.items() if name not in missing and self.file.entries[name].shape != shape]
+    self._group((name, self._shape_text(name, shapes[name])) for name in wrong)
+    self._unknown_problems([name for name in self.file.entries if name not in shapes], missing)
+    self._group(
+      (name, f"has dtype {shortened(entry.dtype)}; supported are {', '.join(DTYPES)}")
+      for name, entry in self.file.entries.items() if entry.dtype not in DTYPES
+    )  # fmt: skip
+    for name, pattern in self.config.patterns:
+      if pattern.too_slow:
+        self.config_problem(f"{name}: matching {shortened(pattern.text)} takes too long")
+
+  def _shape_text(self, name: str, shape: Sequence[int]) -> str:
+    """What is wrong with the shape of a tensor, with the rank of the config if it is an adapter's."""
+    tensor = self.file_tensors.get(name)
+    hint = ""
+    if tensor is not None and tensor.leaf and tensor.path:
+      hint = f" (r is {self.config.rank_of(self.names_of(tensor.path))} in {self.config.where})"
+    return f"is {self.file.entries[name].shape}, expected {tuple(shape)}{hint}"
+
+  def _unknown_problems(self, names: Sequence[str], missing: Sequence[str]) -> None:
+    """Adds a problem for the tensors that belong to no module of this model, or to none that the config describes."""
+    unknown = self.file.names.unknown
+    vision = [name for name in unknown if any(part in name for part in VISION)]
+    rest = [name for name in unknown if name not in vision]
+    kind = f"{self.naming.model_type} " if self.naming is not None and self.naming.model_type else ""
+    if not self.file.entries and not unknown:
+      self.file_problem("contains no tensors")
+    if vision:
+      self.file_problem(f"{_count(vision, 'tensor')} adapt the part of the model that reads images or sound, such as "
+                        f"{shortened(vision[0], 150)}; only text models are supported")
+    if rest:
+      near = did_you_mean(rest[0], missing or self.file_tensors) if len(rest[0]) < 1000 else ""
+      other = "; is the adapter of another model?" if not self.rows else ""
+      self.file_problem(f"{_count(rest, 'tensor')} are of no module of this {kind}model, such as "
+                        f"{shortened(rest[0], 200)}{near}{other}")
+    raw = [self.file.names.tensors[name].name for name in names]
+    self._group((name, f"is not part of the adapter that {self.config.where} describes") for name in raw)
+
+  def _group(self, problems: Iterable[tuple[str, str]]) -> None:
+    """Adds (tensor, text) as problems; tensors of modules that differ in the layer only are counted in one.
+
+    With more than MOST_GROUPS such problems, only the first is named.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, text in problems:
+      layerless = ".".join(segment for segment in name.split(".") if not segment.isdigit())
+      groups.setdefault((layerless, text), []).append(name)
+    if len(groups) > MOST_GROUPS:
+      (_, text), names = next(iter(groups.items()))
+      total = sum(len(names) for names in groups.values())
+      self.file_problem(f"{total} tensors do not fit the model, such as {shortened(names[0], 200)}, which {text}")
+      return
+    for (_, text), names in groups.items():
+      more = f" (and {len(names) - 1} other layers alike)" if len(names) > 1 else ""
+      self.file_problem(f"{shortened(names[0], 200)} {text}{more}")
+
+
+def _count(names: Sequence[str], noun: str) -> str:
+  """`names` counted: "1 module", "3 modules"."""
+  return f"{len(names):,} {noun}{'s' if len(names) > 1 else ''}"
 
 
 def _is_shape(value: Any) -> bool:
@@ -214,3 +292,4 @@ def _is_shape(value: Any) -> bool:
 def trained_size(method: Method, row: AdaptedModule, leaf_names: Sequence[str]) -> int:
   """Returns the number of trained parameters of one kernel."""
   return method.trained_size(leaf_names, row)
+

@@ -68,6 +68,9 @@ def read_config_json(weights: str) -> tuple[dict[str, Any], str]:
   if is_path(weights):
     directory = find_weights(weights)
     file = (directory if directory.is_dir() else directory.parent) / "config.json"
+    adapter = _adapter_text(directory)
+    if adapter is not None:
+      raise InputError(f"model.weights={weights}: {adapter}")
     if not file.is_file():
       raise InputError(f"model.weights={weights}: there is no {file}, and model=hf reads the model from it; "
                        "choose the model by name, such as model=smollm2_135m or model=gemma_2b")
@@ -86,7 +89,26 @@ def checkpoint_format(path: Path) -> str:
   return _file_format(path) if path.is_file() else _directory_format(path)
 
 
+def _adapter_text(path: Path) -> str | None:
+  """What to do with `path` if it is an adapter, or the directory of one, and not a base; else None."""
+  directory = path if path.is_dir() else path.parent
+  config = directory / "adapter_config.json"
+  is_base = (directory / INDEX).is_file() or (directory / SINGLE).is_file()
+  if not config.is_file() or (is_base if path.is_dir() else not path.name.startswith("adapter_model")):
+    return None
+  try:
+    base = read_json_object(config).get("base_model_name_or_path")
+  except InputError:
+    base = None
+  name = f" ({base} by its adapter_config.json)" if isinstance(base, str) and base else ""
+  verb = "contains" if path.is_dir() else "is"
+  return f"{verb} an adapter, not a base; give the base that it was trained on{name}, and lora.init_from={directory}"
+
+
 def _file_format(path: Path) -> str:
+  adapter = _adapter_text(path)
+  if adapter is not None:
+    raise InputError(adapter)
   with open(path, "rb") as file:
     start = file.read(9)
   if start.startswith(b"GGUF"):
@@ -102,8 +124,9 @@ def _file_format(path: Path) -> str:
 
 def _directory_format(path: Path) -> str:
   names = sorted(os.listdir(path))
-  if "adapter_config.json" in names and INDEX not in names and SINGLE not in names:
-    raise InputError("contains an adapter, not a base; give the base that it was trained on")
+  adapter = _adapter_text(path)
+  if adapter is not None:
+    raise InputError(adapter)
   if INDEX in names or safetensors_file(path) is not None:
     return "safetensors"
   if gguf_file(path) is not None:

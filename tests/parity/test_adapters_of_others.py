@@ -1,0 +1,215 @@
+"""Adapters as people have them, made by PEFT: our program computes PEFT's logits from each, and PEFT from ours."""
+
+import json
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from transformers_models import headless, reference, sizes, their_logits, tokens_of
+
+from lora_exp import compose, lora
+from lora_exp.config import Config, InputError
+from lora_exp.train.loaded_run import LoadedRun, open_run
+from lora_exp.train.plan import Plan, make_plan
+from lora_exp.train.program import assemble
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TOKENS = tokens_of(0)[:1, :10]
+BASES = {
+  "llama": ("Llama", sizes(16, 2, 2, 1, 8, 24)),
+  "tied": ("Llama", sizes(16, 2, 2, 1, 8, 24, tie_word_embeddings=True)),
+  "qwen2": ("Qwen2", headless(16, 2, 2, 1, 8, 24)),
+}
+
+
+@pytest.fixture(autouse=True)
+def quick():
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@dataclass(frozen=True)
+class Base:
+  """A random model of transformers, and its directory."""
+
+  model: Any
+  directory: Path
+
+  def copy(self):
+    return deepcopy(self.model)
+
+
+@cache
+def base_of(name: str) -> Base:
+  kind, arguments = BASES[name]
+  model, directory = reference(kind, arguments, seed=1), Path(mkdtemp(prefix="lora_exp_others_"))
+  model.save_pretrained(directory)
+  return Base(model, directory)
+
+
+def made(base: str, directory: Path, prepare: Callable[[Any], Any] | None = None, **settings: Any) -> np.ndarray:
+  """Writes an adapter of PEFT with random values to `directory`; returns PEFT's logits from the written file."""
+  model = base_of(base).copy()
+  if prepare is not None:
+    prepare(model)
+  embeddings = settings.pop("save_embedding_layers", "auto")
+  settings = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | settings
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    theirs = peft.get_peft_model(model, peft.LoraConfig(**settings))
+    draw = torch.Generator().manual_seed(2)
+    for x in theirs.parameters():
+      if x.requires_grad:
+        x.data = x.data + 0.2 * torch.randn(x.shape, generator=draw)
+    theirs.save_pretrained(str(directory), save_embedding_layers=embeddings)
+    return in_peft(base, directory, prepare)
+
+
+def in_peft(base: str, directory: Path, prepare: Callable[[Any], Any] | None = None) -> np.ndarray:
+  """PEFT's logits from the adapter in `directory`."""
+  model = base_of(base).copy()
+  if prepare is not None:
+    prepare(model)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    return their_logits(peft.PeftModel.from_pretrained(model, str(directory)).eval(), TOKENS)
+
+
+def config_of(base: str, directory: Path) -> Config:
+  return compose(["task=evaluate", "model=hf", f"model.weights={base_of(base).directory}", "data=stdlib_code",
+                  "model.tokenizer=bytes", f"lora.init_from={directory}"])  # fmt: skip
+
+
+def planned(base: str, directory: Path) -> Plan:
+  return make_plan(config_of(base, directory))
+
+
+def agrees(base: str, directory: Path, want: np.ndarray) -> LoadedRun:
+  """Asserts that we compute `want`, which are not the base's logits, from `directory`."""
+  run = open_run(config_of(base, directory))
+  params, trial = run.single()
+  model = assemble(run.job.program, params, trial, run.frozen, None)
+  np.testing.assert_allclose(np.asarray(model(jnp.asarray(TOKENS))), want, atol=1e-4, rtol=0)
+  without = their_logits(base_of(base).model, TOKENS)
+  assert np.abs(want[..., : without.shape[-1]] - without).max() > 0.05
+  return run
+
+
+def edit_config(directory: Path, **values: Any) -> None:
+  file = directory / CONFIG
+  file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def rename(directory: Path, change: Callable[[str], str]) -> None:
+  save_file({change(name): x for name, x in load_file(directory / WEIGHTS).items()}, directory / WEIGHTS)
+
+
+PREFIX = "base_model.model."
+NAMES: dict[str, Callable[[str], str]] = {
+  "adapter": lambda name: name.replace(".weight", ".default.weight"),
+  "compiled": lambda name: name.replace(PREFIX, f"{PREFIX}_orig_mod."),
+  "compiled layers": lambda name: name.replace(".self_attn", "._orig_mod.self_attn"),
+  "doubled": lambda name: PREFIX + name,
+  "missing": lambda name: name.removeprefix(PREFIX),
+  "without model": lambda name: name.replace(f"{PREFIX}model.", PREFIX),
+  "language_model": lambda name: name.replace(f"{PREFIX}model.", f"{PREFIX}model.language_model."),
+  "former language_model": lambda name: name.replace(PREFIX, f"{PREFIX}language_model."),
+  "ddp": lambda name: f"module.{name}",
+}
+
+
+def test_names_of_other_tools_are_understood(tmp_path):
+  want = made("llama", tmp_path)
+  tensors = (tmp_path / WEIGHTS).read_bytes()
+  first = agrees("llama", tmp_path, want).plan.start
+  for change in NAMES.values():
+    (tmp_path / WEIGHTS).write_bytes(tensors)
+    rename(tmp_path, change)
+    found = planned("llama", tmp_path).start
+    assert found.rows == first.rows
+    for path, leaves in first.leaves.items():
+      assert all((found.leaves[path][name] == x).all() for name, x in leaves.items())
+
+
+TARGETS = {
+  "word": ("all-linear", "all-linear"),
+  "pattern": (["q_proj", "v_proj"], r"(?:.*?text.*?attn.*?(?:q|v)_proj.*?)|(?:model\.layers\.\d+\..*?(?:q|v)_proj)"),
+  "names": (["q_proj", "v_proj"], "|".join(rf"model\.layers\.{i}\..*\.{x}_proj" for i in range(500) for x in "qv")),
+  "others": (["q_proj", "v_proj"], ["q_proj", "v_proj", "query_key_value"]),
+  "none": (["q_proj", "v_proj"], None),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_modules_are_those_with_tensors(tmp_path, name):
+  targets, written = TARGETS[name]
+  want = made("llama", tmp_path, target_modules=targets)
+  edit_config(tmp_path, target_modules=written)
+  agrees("llama", tmp_path, want)
+  edit_config(tmp_path, target_modules=["k_proj"])
+  with pytest.raises(InputError, match="does not name .* modules whose tensors are in the file"):
+    planned("llama", tmp_path)
+
+
+def widen(model) -> None:
+  torch.manual_seed(3)
+  model.resize_token_embeddings(270, mean_resizing=False)
+
+
+BOTH = ["embed_tokens", "lm_head"]
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+  "tied, both saved": ("tied", {"modules_to_save": BOTH}),
+  "tied, head saved": ("tied", {"modules_to_save": ["lm_head"]}),
+  "tied, table saved": ("tied", {"modules_to_save": ["embed_tokens"]}),
+  "tied, head adapted": ("tied", {"target_modules": ["q_proj", "lm_head"]}),
+  "tied, table adapted": ("tied", {"target_modules": ["q_proj", "embed_tokens"]}),
+  "tied, both adapted": ("tied", {"target_modules": ["q_proj", *BOTH]}),
+  "untied, both saved": ("llama", {"modules_to_save": BOTH}),
+  "untied, both adapted": ("llama", {"target_modules": ["q_proj", *BOTH]}),
+  "saved beside": ("llama", {"save_embedding_layers": True}),
+  "wider": ("llama", {"prepare": widen, "save_embedding_layers": True}),
+  "wider, tied": ("tied", {"prepare": widen, "save_embedding_layers": True}),
+  "wider, adapted": ("llama", {"prepare": widen, "target_modules": ["q_proj", *BOTH]}),
+  "wider, saved": ("llama", {"prepare": widen, "modules_to_save": BOTH}),
+  "tokens": ("llama", {"trainable_token_indices": [40, 7]}),
+  "tokens of a tied table": ("tied", {"trainable_token_indices": {"embed_tokens": [40, 7]}}),
+  "parameters": ("llama", {"target_parameters": ["q_proj.weight"], "target_modules": ["v_proj"]}),
+  "output biases": ("llama", {"lora_bias": True, "target_modules": ["q_proj", "down_proj", "lm_head"]}),
+  "output biases beside others": ("qwen2", {"lora_bias": True, "lora_alpha": 4, "use_rslora": True}),
+  "mixed": ("qwen2", {"use_dora": True, "use_rslora": True, "rank_pattern": {"q_proj": 2, r"layers\.1\..*v_proj": 4},
+                      "alpha_pattern": {"layers.0.self_attn.v_proj": 9}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_adapter_of_peft_computes_the_same_both_ways(tmp_path, name):
+  base, settings = KINDS[name]
+  want = made(base, tmp_path / "theirs", **settings)
+  run = agrees(base, tmp_path / "theirs", want)
+  adapter = run.plan.start
+  assert lora.save_adapter(tmp_path / "ours", adapter, run.plan.naming(), {})
+  np.testing.assert_allclose(in_peft(base, tmp_path / "ours", settings.get("prepare")), want, atol=1e-4, rtol=0)
+  again = planned(base, tmp_path / "ours")
+  assert (again.start.rows, again.start.base.untied) == (adapter.rows, adapter.base.untied)
+  assert (again.start.full.keys(), again.vocab_size) == (adapter.full.keys(), run.plan.vocab_size)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_part_that_peft_subtracts_is_computed_from_the_base(tmp_path, init):
+  want = made("llama", tmp_path, init_lora_weights=init, use_rslora=init == "pissa", rank_pattern={"v_proj": 2})
+  run = agrees("llama", tmp_path, want)
+  assert run.plan.cfg.lora.method == init
