@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.settings_files import read_tokenizer_settings
+from lora_exp.data.tokenizers.added_tokens import LARGEST_GAP
+from lora_exp.data.tokenizers.settings_files import TokenizerSettings, read_tokenizer_settings
 from lora_exp.data.tokenizers.tokenizer import PieceTokenizer, piece_bytes, tokenizer_fingerprint, without_surrogates
 
 try:
@@ -29,7 +30,7 @@ message_type { name: "ModelProto"
   field { name: "pieces" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: "SentencePiece" }
   field { name: "normalizer_spec" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: "NormalizerSpec" } }
 """
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces in sentencepiece_model.proto
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # types of pieces in sentencepiece_model.proto
 # Gemma's file marks <start_of_turn> as user-defined, like line breaks and HTML tags, so it would be matched in text.
 TURN_MARK = re.compile(r"<(start|end)_of_\w+>|<\|.*\|>|<(bos|eos|pad|mask)>")
 
@@ -55,6 +56,7 @@ class SentencePieceTokenizer(PieceTokenizer):
 
   def __init__(self, file: Path, content: bytes, model: Any):
     settings, unchanged = read_tokenizer_settings(file.parent), _load(model)
+    added = _add_missing(file, model, settings)
     ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
     for piece in model.pieces:
       turn = piece.type == USER_DEFINED and TURN_MARK.fullmatch(piece.piece)
@@ -66,6 +68,7 @@ class SentencePieceTokenizer(PieceTokenizer):
     self._library = _load(model)
     adds_space = self._library.encode("a", out_type=str)[0].startswith("\u2581")
     pieces = [piece.encode() if piece in control.ids else piece_bytes(piece) for piece in ids]
+    content += repr(added).encode() if added else b""
     super().__init__(str(file), tokenizer_fingerprint(content, control), pieces, control, adds_space)
     model.normalizer_spec.add_dummy_prefix = False
     self._continuing = _load(model)
@@ -73,6 +76,25 @@ class SentencePieceTokenizer(PieceTokenizer):
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
     pieces = self._library if start else self._continuing
     return pieces.encode([without_surrogates(text) for text in texts], num_threads=os.cpu_count() or 1)
+
+
+def _add_missing(file: Path, model: Any, settings: TokenizerSettings) -> list[tuple[int, str]]:
+  """Adds the tokens that the settings name as pieces of `model`; returns them as (id, token).
+
+  A token with the id of a piece takes its place: files reserve pieces such as `<unused7>`. Raises InputError if the ids
+  leave a large gap.
+  """
+  added = []
+  for i, token in settings.missing_tokens({piece.piece: i for i, piece in enumerate(model.pieces)}).items():
+    if i > len(model.pieces) + LARGEST_GAP:
+      raise InputError(f"{file}: the settings in its directory give the added token {token.content!r} the id {i}, but "
+                       f"the next free id is {len(model.pieces)}")
+    while len(model.pieces) <= i:
+      model.pieces.add(piece=f"<no token {len(model.pieces)}>", type=UNUSED)
+    model.pieces[i].piece = token.content if token.special else token.content.replace(" ", "\u2581")
+    model.pieces[i].type = CONTROL if token.special else USER_DEFINED
+    added.append((i, token.content))
+  return added
 
 
 @cache

@@ -1,11 +1,12 @@
-"""The settings in a tokenizer's directory: the bos and eos tokens, and the chat template."""
+"""The settings in a tokenizer's directory: added tokens, the bos and eos tokens, and the chat template."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
+from lora_exp.data.tokenizers.added_tokens import ROLES, AddedToken, declared_tokens, missing_tokens
 from lora_exp.data.tokenizers.tokenizer import END_OF_TEXT, ControlTokens
 from lora_exp.runtime.json_files import read_json_object
 
@@ -19,9 +20,16 @@ class TokenizerSettings:
   named_tokens: Mapping[str, str]  # {"bos_token": "<s>", ...}
   special: Collection[str]  # tokens marked as special
   add_bos: bool | None  # None: not stated
+  add_prefix_space: bool
   ends: tuple[int, ...]  # ids that end generation
   chat_template: str | None
   tokenizer_class: str | None
+  declared: Mapping[int, AddedToken]  # tokens with an id, whether or not the vocabulary has them
+  ordered: Sequence[str]  # the special tokens, in the order in which they get ids
+
+  def missing_tokens(self, ids: Mapping[str, int]) -> dict[int, AddedToken]:
+    """The tokens by id that the settings name and the vocabulary `ids` {token: id} does not have."""
+    return missing_tokens(ids, self.declared, self.ordered)
 
   def control_tokens(
     self, file: Path, ids: Mapping[str, int], special: Collection[str], bos: int | None = None, eos: int | None = None
@@ -40,8 +48,7 @@ class TokenizerSettings:
       candidates = (eos, *ends, *(ids.get(token) for token in ENDS))
       eot = next((i for i in candidates if i is not None), None)
     if eot is None:
-      reason = "has no eos_token" if eos_token is None else f"names {eos_token!r}, which is not in the vocabulary"
-      raise InputError(f"{file}: there is no end-of-text token: tokenizer_config.json in its directory {reason}")
+      raise InputError(f"{file}: there is no end-of-text token: tokenizer_config.json in its directory has no eos_token")
     if self.add_bos is not None:
       bos = ids.get(self.named_tokens.get("bos_token", "")) if self.add_bos else None
     control = {token: i for token, i in ids.items() if i == eot or token in special or token in self.special}
@@ -52,17 +59,28 @@ class TokenizerSettings:
 
 def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
   """Reads the settings in `folder`; files may be missing. Raises InputError if one is not JSON."""
-  settings = _optional_json(folder / "special_tokens_map.json") | _optional_json(folder / "tokenizer_config.json")
+  file = folder / "tokenizer_config.json"
+  stated, roles = _optional_json(file), _optional_json(folder / "special_tokens_map.json")
+  decoder = stated.get("added_tokens_decoder")
+  if decoder is not None and not isinstance(decoder, dict):
+    raise InputError(f"{file}: added_tokens_decoder must map ids to tokens")
+  # As in transformers: a file with added_tokens_decoder is complete, and other files complement one without it.
+  settings = stated | roles if decoder is None else roles | stated
   texts = {key: _token_text(value) for key, value in settings.items() if key.endswith("_token")}
   named_tokens = {key: text for key, text in texts.items() if text is not None}
+  further = _further_special_tokens(settings)
+  ordered = [*(named_tokens[role] for role in ROLES if role in named_tokens), *further]
+  by_content = {} if decoder is not None else _optional_json(folder / "added_tokens.json")
+  named = {*named_tokens.values(), *further}
+  declared = declared_tokens(file, decoder, by_content, named)
   model_end = _optional_json(folder / "config.json").get("eos_token_id")
   ends = _optional_json(folder / "generation_config.json").get("eos_token_id", model_end)
   add_bos = settings.get("add_bos_token")
   return TokenizerSettings(
-    named_tokens, {*named_tokens.values(), *_further_special_tokens(settings)},
-    add_bos if isinstance(add_bos, bool) else None,
+    named_tokens, {*named, *(token.content for token in declared.values() if token.special)},
+    add_bos if isinstance(add_bos, bool) else None, settings.get("add_prefix_space") is True,
     tuple(i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)),
-    _chat_template(folder, settings), settings.get("tokenizer_class"))
+    _chat_template(folder, settings), settings.get("tokenizer_class"), declared, ordered)
 
 
 def _optional_json(file: Path) -> dict[str, Any]:
@@ -77,12 +95,10 @@ def _token_text(value: object) -> str | None:
 
 
 def _further_special_tokens(settings: Mapping[str, Any]) -> list[str]:
-  """The tokens that tokenizer_config.json marks as special without a role such as bos."""
-  decoder = settings.get("added_tokens_decoder")
-  added = [token for token in decoder.values() if isinstance(token, dict) and token.get("special")] if decoder else []
+  """The special tokens of the settings without a role such as bos."""
   more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
   more = more.values() if isinstance(more, dict) else more
-  return [text for text in map(_token_text, [*added, *more]) if text is not None]
+  return [text for text in map(_token_text, more) if text is not None]
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:

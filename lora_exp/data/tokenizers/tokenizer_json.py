@@ -1,4 +1,4 @@
-"""Reads tokenizer.json, and GPT-2's vocab.json with merges.txt, with the library `tokenizers`."""
+"""Reads tokenizer.json, and vocab.json with merges.txt (GPT-2, Qwen2), with the library `tokenizers`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
+from lora_exp.data.tokenizers.added_tokens import AddedToken
+from lora_exp.data.tokenizers.gguf_vocabulary import PATTERNS
 from lora_exp.data.tokenizers.settings_files import TokenizerSettings, read_tokenizer_settings
 from lora_exp.data.tokenizers.tokenizer import (
   PieceTokenizer,
@@ -20,7 +22,10 @@ try:
 except ImportError:
   raise InputError("tokenizer.json is read by the package tokenizers: pip install tokenizers") from None
 
-GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+SPLITS = {  # tokenizer_class -> the pattern that splits a text before merging; None: as GPT-2 does
+  None: None, "GPT2Tokenizer": None, "GPT2TokenizerFast": None,
+  "Qwen2Tokenizer": PATTERNS["qwen2"], "Qwen2TokenizerFast": PATTERNS["qwen2"],
+}  # fmt: skip
 
 
 def read(file: Path) -> "JsonTokenizer":
@@ -30,7 +35,7 @@ def read(file: Path) -> "JsonTokenizer":
   """
   settings = read_tokenizer_settings(file.parent)
   try:
-    text = _gpt2_as_json(file, settings) if file.name == "vocab.json" else file.read_text(encoding="utf-8")
+    text = _files_as_json(file, settings) if file.name == "vocab.json" else file.read_text(encoding="utf-8")
   except UnicodeDecodeError as error:
     raise InputError(f"{file} is not a tokenizer.json: byte {error.start} is not UTF-8") from error
   return JsonTokenizer(file, text, settings)
@@ -46,18 +51,54 @@ def _load(file: Path, text: str) -> "library.Tokenizer":
   return loaded
 
 
-def _gpt2_as_json(file: Path, settings: TokenizerSettings) -> str:
-  """Converts GPT-2's two files to a tokenizer.json. Raises InputError for models that split text differently."""
-  if settings.tokenizer_class not in GPT2_CLASSES:
-    raise InputError(f"{file}: vocab.json and merges.txt are read only for GPT-2, not for {settings.tokenizer_class}; "
-                     "save it again with a tokenizer.json (save_pretrained in transformers)")
+def _files_as_json(file: Path, settings: TokenizerSettings) -> str:
+  """Converts vocab.json and merges.txt to a tokenizer.json, with the added tokens of the settings.
+
+  Raises InputError for tokenizers that split text in an unknown way, and for an id with two tokens.
+  """
+  if settings.tokenizer_class not in SPLITS:
+    raise InputError(f"{file}: vocab.json and merges.txt are read only for GPT-2 and Qwen2, not for "
+                     f"{settings.tokenizer_class}; save it again with a tokenizer.json (save_pretrained in "
+                     "transformers)")
   try:
-    made = library.Tokenizer(library.models.BPE.from_file(str(file), str(file.parent / "merges.txt")))
+    ids, merges = library.models.BPE.read_file(str(file), str(file.parent / "merges.txt"))
+    added = settings.missing_tokens(ids)
+    twice = [(token.content, i) for i, token in added.items() if i in set(ids.values())]
+    made = library.Tokenizer(library.models.BPE(ids | {token.content: i for i, token in added.items()}, merges))
   except Exception as error:  # the library raises nothing more special
     raise InputError(f"{file} and merges.txt are not a BPE vocabulary, or are truncated: {error}") from error
-  made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  if twice:
+    raise InputError(f"{file}: the settings give the added token {twice[0][0]!r} the id {twice[0][1]}, which another "
+                     "token has")
+  split = SPLITS[settings.tokenizer_class]
+  by_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=settings.add_prefix_space, use_regex=split is None)
+  made.pre_tokenizer = by_bytes
+  if split is not None:
+    made.normalizer = library.normalizers.NFC()
+    made.pre_tokenizer = library.pre_tokenizers.Sequence(
+      [library.pre_tokenizers.Split(library.Regex(split), "isolated"), by_bytes])
   made.decoder = library.decoders.ByteLevel()
-  return made.to_str()
+  made.add_tokens([_added(token) for token in (settings.declared | added).values()])
+  return str(made.to_str())
+
+
+def _added(token: AddedToken) -> "library.AddedToken":
+  return library.AddedToken(token.content, special=token.special, **token.flags)
+
+
+def _add_missing(file: Path, tokenizer: "library.Tokenizer", settings: TokenizerSettings) -> bool:
+  """Adds the tokens that the settings name and the file does not have. Returns whether there are any.
+
+  Raises InputError if an id of theirs is not the next one, because the library numbers them itself.
+  """
+  missing = settings.missing_tokens(tokenizer.get_vocab(with_added_tokens=True))
+  tokenizer.add_tokens([_added(token) for token in missing.values()])
+  for i, token in missing.items():
+    given = tokenizer.token_to_id(token.content)
+    if given != i:
+      raise InputError(f"{file}: the settings in its directory give the added token {token.content!r} the id {i}, but "
+                       f"the next free id is {given}; save the tokenizer again with this token")
+  return bool(missing)
 
 
 class JsonTokenizer(PieceTokenizer):
@@ -65,6 +106,8 @@ class JsonTokenizer(PieceTokenizer):
 
   def __init__(self, file: Path, text: str, settings: TokenizerSettings):
     self._library = tokenizer = _load(file, text)
+    if _add_missing(file, tokenizer, settings):
+      text = tokenizer.to_str()
     ids = tokenizer.get_vocab(with_added_tokens=True)
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     control = settings.control_tokens(file, ids, special, bos=_first_token(tokenizer))

