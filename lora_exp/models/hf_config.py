@@ -12,8 +12,8 @@ from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.schema import ArchConfig
 from lora_exp.models.config_table import OPTIONS, ConfigFile, PublishedConfig, Settings, shortened
 from lora_exp.models.family import Family
-from lora_exp.models.registry import all_families
-from lora_exp.models.weights.locate import read_config_json
+from lora_exp.models.registry import all_families, get_family
+from lora_exp.models.weights.locate import find_weights, is_path, read_config_json
 
 ARCH = "arch."
 UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn_by_inverse_layer_idx")  # if true
@@ -22,9 +22,15 @@ UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn
 def resolve_architecture(weights: str) -> dict[str, Any]:
   """Reads the config.json of `weights` as fields of `ModelConfig`; for a hub id, it is downloaded.
 
-  Raises InputError as `from_hf` does, and if there is no config.json.
+  A head beside the token embedding in a local checkpoint is used if it differs, as in transformers, even if the file
+  ties them. Raises InputError as `from_hf` does, and if there is no config.json.
   """
-  return from_hf(*read_config_json(weights))
+  fields = from_hf(*read_config_json(weights))
+  if fields["arch"]["tied"] and is_path(weights):
+    from lora_exp.models.weights.unused_tensors import has_another_head  # imports numpy
+
+    fields["arch"]["tied"] = not has_another_head(find_weights(weights), get_family(fields["family"]).names)
+  return fields
 
 
 def from_hf(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:

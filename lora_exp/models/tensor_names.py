@@ -5,12 +5,14 @@ transposed. A `NameRow` is needed for a different name, for a stored tensor that
 kernels, and for a kernel of ours that is stored as several tensors.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lora_exp.config.schema import ModelConfig
 
+TEXT_PART = "language_model."  # before the text model in a multimodal checkpoint
 OWN_SUFFIXES = (".kernel", ".embedding", ".scale")  # ends of our paths, which no published checkpoint uses
 
 
@@ -41,7 +43,8 @@ class TensorNames:
   transposed: bool = True  # kernels are stored (out, in), as torch's Linear does; GPT-2's Conv1D does not
   unprefixed: tuple[str, ...] = ("lm_head",)  # stored modules without the prefix, always (out, in)
   rows: tuple[NameRow, ...] = ()  # modules with different names or parts
-  ignore: tuple[str, ...] = ()  # regular expressions of stored tensors that the model does not need
+  token_embedding: str = "embed_tokens"  # also the head of a tied model
+  computed: tuple[tuple[str, str], ...] = ()  # (regular expression of tensors that the model computes, what they are)
 
 
 class StoredPart(NamedTuple):
@@ -67,6 +70,7 @@ class StoredNames:
   names: TensorNames | None = None
   model: ModelConfig | None = None  # determines the sizes of stored parts
   prefix: str = ""
+  head_prefix: str = ""  # before the modules in `names.unprefixed`
 
   def parts(self, path: str, shapes: Mapping[str, Sequence[int]]) -> list[StoredPart]:
     """The stored parts of the array at our dotted `path`; `shapes` has the shapes of all arrays by path."""
@@ -96,7 +100,8 @@ class StoredNames:
   def _part(self, module: str, leaf: str, width: int, stored_start: int, start: int, size: int) -> StoredPart:
     assert self.names is not None
     unprefixed = module in self.names.unprefixed
-    name = f"{'' if unprefixed else self.prefix}{module}.{'bias' if leaf == 'bias' else 'weight'}"
+    prefix = self.head_prefix if unprefixed else self.prefix
+    name = f"{prefix}{module}.{'bias' if leaf == 'bias' else 'weight'}"
     transposed = leaf == "kernel" and (unprefixed or self.names.transposed)
     return StoredPart(name, transposed, width, stored_start, start, size)
 
@@ -107,10 +112,26 @@ class StoredNames:
     """
     if self.names is None or any(name.endswith(OWN_SUFFIXES) for name in stored):
       return StoredNames()
-    usual = self.names.prefix
-    candidates = [replace(self, prefix=p) for p in (usual, "", f"language_model.{usual}", f"{usual}language_model.")]
+    usual, head = self.names.prefix, self.names.unprefixed[0] if self.names.unprefixed else ""
+    head_prefix = TEXT_PART if f"{TEXT_PART}{head}.weight" in stored else ""
+    prefixes = (usual, "", TEXT_PART + usual, usual + TEXT_PART)
+    candidates = [replace(self, prefix=prefix, head_prefix=head_prefix) for prefix in prefixes]
     counts = [names._count(stored, shapes) for names in candidates]
     return candidates[counts.index(max(counts))]
+
+  def is_head(self, name: str) -> bool:
+    """Whether `name` is the stored vocabulary projection."""
+    heads = self.names.unprefixed if self.names else ()
+    return name.removesuffix(".weight").removeprefix(TEXT_PART) in heads
+
+  def is_of_another_part(self, name: str) -> bool:
+    """Whether the stored tensor belongs to a part that is not read, such as the vision part of a multimodal model."""
+    return TEXT_PART in self.prefix and not name.startswith(self.prefix) and not self.is_head(name)
+
+  def computed(self, name: str) -> str | None:
+    """What the stored tensor is, if the model computes its value; None if it does not."""
+    table = self.names.computed if self.names else ()
+    return next((word for pattern, word in table if re.fullmatch(pattern, name)), None)
 
   def _count(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> int:
     """The number of parts of our arrays that are among the names `stored`."""

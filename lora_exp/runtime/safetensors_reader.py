@@ -25,6 +25,7 @@ DTYPES = {  # dtypes of weights by code
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+ELEMENTS = DTYPES | {"BOOL": np.dtype(np.bool_), "U8": np.dtype(np.uint8)}  # dtypes of all tensors that can be read
 Slice = tuple[tuple[slice, ...], np.ndarray]  # an index into a tensor, and the array to fill from it
 
 
@@ -80,7 +81,7 @@ def _entry(value: Any, data: int) -> TensorEntry | None:
     return None
   if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in (*shape, start, end)) or start > end:
     return None
-  known = DTYPES.get(dtype)
+  known = ELEMENTS.get(dtype)
   if known is not None and end - start != math.prod(shape) * known.itemsize:
     return None
   return TensorEntry(dtype, tuple(shape), data + start, data + end)
@@ -114,7 +115,7 @@ def read_slices(path: Path, entry: TensorEntry, slices: Sequence[Slice]) -> None
 def _blocks(path: Path, entry: TensorEntry, wanted: Sequence[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (first row, rows) of each block that contains some of the rows `wanted`, which are half-open ranges."""
   rows, *rest = entry.shape or (1,)
-  dtype = DTYPES[entry.dtype]
+  dtype = ELEMENTS[entry.dtype]
   row_bytes = math.prod(rest) * dtype.itemsize
   step = min(rows, max(1, BLOCK // max(1, row_bytes)))
   buffer = memoryview(bytearray(step * row_bytes))

@@ -16,6 +16,8 @@ from flax import nnx
 from lora_exp import lora
 from lora_exp.config import Config, InputError, ModelConfig
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+from lora_exp.data.tokenizers.limited_tokenizer import LimitedTokenizer
+from lora_exp.data.tokenizers.tokenizer_files import FROM_WEIGHTS
 from lora_exp.lora import methods
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.registry import get_family
@@ -86,7 +88,7 @@ class Plan:
 def make_plan(cfg: Config) -> Plan:
   """Resolves the mesh, vocabulary, targets and rank of `cfg`. Raises InputError that lists every problem."""
   problems = list[str]()
-  tokenizer = get_tokenizer(cfg.model.tokenizer, cfg.model.weights)
+  tokenizer = _tokenizer(cfg.model)
   family, model = get_family(cfg.model.family), abstract_model(cfg.model, tokenizer.vocab_size)
   mesh, targets = None, Targets(cfg, cfg, [], [])
   with _collect_problems(problems):
@@ -151,15 +153,31 @@ def _collect_problems(problems: list[str]) -> Iterator[None]:
     problems += error.problems
 
 
+def _tokenizer(cfg: ModelConfig) -> Tokenizer:
+  """The tokenizer of the model; limited to the rows of the model's table if it has more tokens."""
+  tokenizer = get_tokenizer(cfg.tokenizer, cfg.weights)
+  rows = cfg.vocab_size or tokenizer.vocab_size
+  if rows >= tokenizer.vocab_size:
+    return tokenizer
+  return LimitedTokenizer(tokenizer, rows, f"{_vocabulary_advice(cfg)}, or remove the token from the data")
+
+
+def _vocabulary_advice(cfg: ModelConfig) -> str:
+  """What to do if the tokenizer has tokens without a row in the model's table."""
+  if not cfg.weights:
+    return "leave it null"
+  if cfg.tokenizer == FROM_WEIGHTS:
+    return "give the tokenizer that the weights were trained with, model.tokenizer=PATH"
+  return f"use the tokenizer of the weights, model.tokenizer={FROM_WEIGHTS}"
+
+
 def _vocabulary_problems(cfg: ModelConfig, tokenizer: Tokenizer) -> list[str]:
-  """An error message if the vocabulary is smaller than the tokenizer's."""
-  if (cfg.vocab_size or tokenizer.vocab_size) >= tokenizer.vocab_size:
+  """An error message if the token that ends or begins each document has no row in the model's table."""
+  ids = [i for i in (tokenizer.eot, tokenizer.bos) if i is not None and i >= tokenizer.vocab_size]
+  if not ids:
     return []
-  advice = "use the tokenizer of the weights, model.tokenizer=from_weights" if cfg.weights else "leave it null"
-  return [
-    f"model.vocab_size={cfg.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size} ({cfg.tokenizer}); "
-    f"{advice}"
-  ]
+  return [f"model.vocab_size={cfg.vocab_size}: the tokenizer ({cfg.tokenizer}) puts the token {ids[0]} into each "
+          f"document, and the model's table has no row for it; {_vocabulary_advice(cfg)}"]
 
 
 def _batch_problems(cfg: Config, ways: int) -> list[str]:

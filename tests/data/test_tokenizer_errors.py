@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-from tokenizer_files import byte_level, gpt2_files, sentencepiece_model
+from tokenizer_files import CHATML, LINES, byte_level, gpt2_files, sentencepiece_model, user
 
 from lora_exp.cli.all_checks import all_problems
 from lora_exp.cli.paths import with_absolute_paths
 from lora_exp.config import InputError
 from lora_exp.config.schema import Config, ModelConfig
+from lora_exp.data.chat import encode_chat
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.train.plan import make_plan
 
@@ -74,9 +76,43 @@ def test_a_path_is_kept_from_the_root(tmp_path, in_tmp_path):
   assert with_absolute_paths(Config(model=ModelConfig(tokenizer="gpt2_4069"))).model.tokenizer == "gpt2_4069"
 
 
-def test_a_tokenizer_of_other_weights_is_refused(tmp_path):
-  sizes = {"layers": 1, "width": 8, "heads": 2, "ff": 8, "vocab_size": 300, "base": "weights"}
-  cfg = Config(model=ModelConfig(tokenizer=str(byte_level(tmp_path)), weights=str(tmp_path), **sizes))
-  problem = "model.vocab_size=300 is smaller than the tokenizer's 301 .* use the tokenizer of the weights, "
+def plan_of(folder, vocab_size, **settings):
+  """The plan of a tiny model with the tokenizer in `folder` and `vocab_size` rows in its table."""
+  sizes = {"layers": 1, "width": 8, "heads": 2, "ff": 8, "vocab_size": vocab_size}
+  model = ModelConfig(tokenizer=str(folder), weights=str(folder), base="weights", **sizes)
+  return make_plan(Config(model=replace(model, **settings)))
+
+
+def test_a_token_without_a_row_is_refused_when_needed(tmp_path):
+  folder = byte_level(tmp_path, added=["<think>"], chat_template=CHATML)
+  whole = get_tokenizer(str(folder))
+  limited = plan_of(folder, whole.vocab_size - 1).tokenizer
+  assert limited.vocab_size == whole.vocab_size - 1 == len(limited.byte_lengths)
+  for text in LINES[:3]:
+    assert limited.encode(text) == whole.encode(text)
+    assert limited.decode(whole.encode(text)) == text
+  assert encode_chat(limited, user("a")) == encode_chat(whole, user("a"))
+  problem = rf"the token '<think>' with the id {whole.vocab_size - 1}, and the model's table has only .*=from_weights"
   with pytest.raises(InputError, match=problem):
-    make_plan(cfg)
+    limited.encode_batch(["a", "a <think> b"])
+  own = plan_of(folder, whole.vocab_size - 1, tokenizer="from_weights").tokenizer
+  with pytest.raises(InputError, match="give the tokenizer that the weights were trained with, model.tokenizer=PATH"):
+    encode_chat(own, user("<think>"))
+
+
+def test_a_template_may_need_a_token_without_a_row(tmp_path):
+  folder = byte_level(tmp_path, special=("<|endoftext|>",), eos_token="<|endoftext|>", chat_template=CHATML,
+                      additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+  limited = plan_of(folder, get_tokenizer(str(folder)).vocab_size - 2).tokenizer
+  assert limited.encode("a cat")
+  with pytest.raises(InputError, match=r"a text needs the token '<\|im_start\|>'"):
+    encode_chat(limited, user("a cat"))
+
+
+def test_the_token_that_ends_documents_needs_a_row(tmp_path):
+  folder = byte_level(tmp_path, eos_token="<end>")
+  last = get_tokenizer(str(folder)).eot
+  with pytest.raises(InputError, match=rf"model.vocab_size={last}: the tokenizer .* puts the token {last} into each"):
+    plan_of(folder, last)
+  with pytest.raises(InputError, match="has no row for it; leave it null"):
+    plan_of(folder, last, weights=None, base="random")

@@ -58,8 +58,8 @@ def test_gpt2_is_read_with_and_without_its_prefix(tmp_path):
   """Its Conv1D stores (in, out); the released files have no prefix and hold masks that are no weights."""
   cfg = ModelConfig(family="gpt2", layers=2, width=24, heads=3, ff=50, max_len=20, vocab_size=31, arch=ArchConfig())
   arrays = random_arrays(cfg)
-  mask = np.ones((1, 1, 20, 20), np.float32)
-  masks = {f"h.{i}.attn.{name}": mask for i in range(2) for name in ("bias", "masked_bias")}
+  mask, score = np.tril(np.ones((1, 1, 20, 20))), np.array(-1e4, np.float32)
+  masks = {"h.0.attn.bias": mask.astype(np.float32), "h.1.attn.bias": mask.astype(bool), "h.0.attn.masked_bias": score}
   save_file(published_arrays(arrays, "", transposed=False) | masks, tmp_path / "model.safetensors")
   assert_same(load_arrays(tmp_path, cfg), arrays)
   save_file(published_arrays(arrays, "transformer.", transposed=False), tmp_path / "model.safetensors")

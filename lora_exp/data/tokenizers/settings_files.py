@@ -48,7 +48,8 @@ class TokenizerSettings:
       candidates = (eos, *ends, *(ids.get(token) for token in ENDS))
       eot = next((i for i in candidates if i is not None), None)
     if eot is None:
-      raise InputError(f"{file}: there is no end-of-text token: tokenizer_config.json in its directory has no eos_token")
+      raise InputError(f"{file}: there is no end-of-text token: tokenizer_config.json in its directory has no "
+                       "eos_token")
     if self.add_bos is not None:
       bos = ids.get(self.named_tokens.get("bos_token", "")) if self.add_bos else None
     control = {token: i for token, i in ids.items() if i == eot or token in special or token in self.special}

@@ -63,7 +63,12 @@ FAMILY = Family(
     "lm_head.kernel": ("embed", "vocab"),
   },
   units=head_units,
-  names=TensorNames(prefix="transformer.", transposed=False, ignore=(r".*\.attn\.(masked_)?bias", r"lm_head\.weight")),
+  names=TensorNames(
+    prefix="transformer.",
+    transposed=False,
+    token_embedding="wte",
+    computed=((r".*\.attn\.bias", "causal mask"), (r".*\.attn\.masked_bias", "masking score")),
+  ),
   config=PublishedConfig(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",

@@ -54,7 +54,7 @@ FAMILY = Family(
     "lm_head.kernel": ("embed", "vocab"),
   },
   units=grouped_head_units,
-  names=TensorNames(ignore=(r".*rotary_emb\.inv_freq", r"lm_head\.weight")),
+  names=TensorNames(computed=((r".*rotary_emb\.inv_freq", "rotary frequencies"),)),
   config=PublishedConfig(
     model_type="llama",
     architecture="LlamaForCausalLM",

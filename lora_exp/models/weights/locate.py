@@ -22,6 +22,7 @@ DOWNLOADED = (  # files of a hub repository
 NOT_DOWNLOADED = ("*/*", "consolidated*", "adapter_model*")  # copies of the same tensors for other libraries
 NO_HUB = "no such file or directory here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+SHARD = re.compile(r".+-\d+-of-(?!0*1\.)\d+\.safetensors")  # one of several files
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 PICKLE_ADVICE = (
   "a pickle, which can run any code and is therefore not opened; if you trust it, convert it once: "
@@ -127,6 +128,9 @@ def _directory_format(path: Path) -> str:
   adapter = _adapter_text(path)
   if adapter is not None:
     raise InputError(adapter)
+  shards = [name for name in names if SHARD.fullmatch(name)]
+  if shards and INDEX not in names and SINGLE not in names:
+    raise InputError(f"{INDEX} is missing, and {shards[0]} is one of several files; download it again")
   if INDEX in names or safetensors_file(path) is not None:
     return "safetensors"
   if gguf_file(path) is not None:

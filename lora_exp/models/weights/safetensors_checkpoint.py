@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_exp.config.errors import InputError
-from lora_exp.models.weights.locate import INDEX, safetensors_file
+from lora_exp.models.weights.locate import INDEX, SINGLE, safetensors_file
 from lora_exp.models.weights.stored_tensor import StoredTensor
 from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.safetensors_reader import DTYPES, Slice, TensorEntry, read_header, read_slices
@@ -31,10 +31,13 @@ class SafetensorsCheckpoint:
 def open_safetensors(path: Path) -> SafetensorsCheckpoint:
   """Opens the file `path`, or the file or index in the directory `path`.
 
+  Where a directory has both, model.safetensors is read, as in transformers: the index may be of an earlier model.
   Raises InputError with every missing or incomplete file, and every tensor that the index lists but its file lacks.
   """
-  if path.name == INDEX or (path.is_dir() and (path / INDEX).is_file()):
-    return _sharded(path / INDEX if path.is_dir() else path)
+  if path.is_dir() and not (path / SINGLE).is_file() and (path / INDEX).is_file():
+    path = path / INDEX
+  if path.name == INDEX:
+    return _sharded(path)
   file = safetensors_file(path) if path.is_dir() else path
   if file is None:
     raise InputError(f"{path}: there is no model.safetensors")

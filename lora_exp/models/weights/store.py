@@ -6,7 +6,6 @@ transferred before the next tensor is read.
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from lora_exp.models.weights.gguf_checkpoint import dequantised
 from lora_exp.models.weights.orbax_checkpoint import open_orbax
 from lora_exp.models.weights.safetensors_checkpoint import open_safetensors
 from lora_exp.models.weights.stored_tensor import Checkpoint, StoredTensor
+from lora_exp.models.weights.unused_tensors import unused_problems
 from lora_exp.runtime.mesh import flatten
 from lora_exp.runtime.safetensors_reader import DTYPES
 
@@ -54,7 +54,7 @@ def load(
   leaves = flatten(abstract)
   shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
   names = (names or StoredNames()).for_checkpoint(checkpoint.tensors, shapes)
-  _check_tensors(source, checkpoint.tensors, shapes, names)
+  _check_tensors(source, checkpoint, shapes, names)
 
   def read(key_path: Sequence[Any], leaf: Any, sharding: Any) -> jax.Array:
     path = ".".join(str(key.key) for key in key_path)
@@ -77,15 +77,15 @@ def open_source(path: Path, cache: str | Path) -> Checkpoint:
 
 
 def _check_tensors(
-  path: Path, stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], names: StoredNames
+  path: Path, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], names: StoredNames
 ) -> None:
   """Raises InputError with every tensor that is missing, unexpected, mis-shaped or of an unsupported dtype."""
-  problems, used = [], set()
+  problems, used, stored = [], set(), checkpoint.tensors
   for ours, shape in shapes.items():
     for part in names.parts(ours, shapes):
       used.add(part.name)
       problems += _tensor_problems(part.name, stored.get(part.name), part.stored_shape(shape))
-  problems += [f"{name} is not in the model" for name in stored if name not in used and not _ignored(name, names)]
+  problems += unused_problems(checkpoint, [name for name in stored if name not in used], names)
   if problems:
     raise InputError([f"{path}: {problem}" for problem in dict.fromkeys(problems)])
 
@@ -99,14 +99,6 @@ def _tensor_problems(name: str, tensor: StoredTensor | None, shape: tuple[int, .
   if tensor.dtype not in DTYPES:
     return [f"{name} has dtype {tensor.dtype}; supported are {', '.join(DTYPES)}"]
   return []
-
-
-def _ignored(name: str, names: StoredNames) -> bool:
-  """Whether the model does not need a stored tensor, such as the vision part of a multimodal checkpoint."""
-  if names.names is None:
-    return False
-  other_part = "language_model." in names.prefix and not name.startswith(names.prefix)
-  return other_part or any(re.fullmatch(pattern, name) for pattern in names.names.ignore)
 
 
 def _read_array(checkpoint: Checkpoint, parts: Sequence[StoredPart], leaf: Any, sharding: Any) -> jax.Array:
