@@ -78,7 +78,7 @@ def _files_as_json(file: Path, settings: TokenizerSettings) -> str:
     made.pre_tokenizer = library.pre_tokenizers.Sequence(
       [library.pre_tokenizers.Split(library.Regex(split), "isolated"), by_bytes])
   made.decoder = library.decoders.ByteLevel()
-  made.add_tokens([_added(token) for token in (settings.declared | added).values()])
+  made.add_tokens([_added(token) for token in {**settings.declared, **added}.values()])
   return str(made.to_str())
 
 

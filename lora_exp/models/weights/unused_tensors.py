@@ -84,10 +84,11 @@ def equal_tensors(checkpoint: Checkpoint, name: str, other: str) -> bool:
   rows = max(1, BLOCK // max(1, math.prod(first.shape[1:])))
   for start in range(0, first.shape[0], rows):
     index = (slice(start, min(start + rows, first.shape[0])),) + (slice(None),) * (len(first.shape) - 1)
-    blocks = [np.empty((index[0].stop - start, *first.shape[1:]), np.float64) for _ in range(2)]
-    for tensor_name, block in zip((name, other), blocks, strict=True):
-      checkpoint.read(tensor_name, [(index, block)])
-    if not np.array_equal(*blocks):
+    x = np.empty((index[0].stop - start, *first.shape[1:]), np.float64)
+    y = np.empty_like(x)
+    checkpoint.read(name, [(index, x)])
+    checkpoint.read(other, [(index, y)])
+    if not np.array_equal(x, y):
       return False
   return True
 
