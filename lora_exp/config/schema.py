@@ -28,7 +28,7 @@ class ArchConfig:
   kv_heads: int = 8  # K, key/value heads; divides model.heads
   head_dim: int = 32  # h, features of a head
   rope_theta: float = 10000.0  # base of the rotary frequencies
-  rope_scaling: dict[str, Any] | None = None  # as in config.json: {rope_type: linear|llama3|longrope, …}
+  rope_scaling: dict[str, Any] | None = None  # as in config.json: {rope_type: linear|llama3|yarn|…, …}
   rope_local_theta: float | None = None  # of layers with a window, unscaled; null: the same as for other layers
   partial_rotary_factor: float = 1.0  # fraction of a head's features that are rotated, the first ones (Phi-4-mini)
   norm_eps: float = 1e-5  # added to the variance

@@ -6,11 +6,14 @@ from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import ArchConfig, ModelConfig
 from lora_exp.models.config_table import ACTIVATIONS
 
+LENGTH = "original_max_position_embeddings"
 ROTATIONS = {  # rope_type -> the required fields of `rope_scaling`
   "default": (),
   "linear": ("factor",),
-  "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-  "longrope": ("short_factor", "long_factor", "original_max_position_embeddings", "attention_factor"),
+  "llama3": ("factor", "low_freq_factor", "high_freq_factor", LENGTH),
+  "yarn": ("factor", LENGTH, "attention_factor", "beta_fast", "beta_slow", "truncate"),
+  "dynamic": ("factor", LENGTH),
+  "longrope": ("short_factor", "long_factor", LENGTH, "attention_factor"),
 }
 
 

@@ -11,9 +11,10 @@ in `models/modules/`, which several families may share: Mistral, Qwen, Gemma and
 
        from dataclasses import replace
 
-       from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION
+       from lora_exp.models.config_rules import HEAD_GROUPS
        from lora_exp.models.config_table import Number, PublishedConfig
        from lora_exp.models.families import llama
+       from lora_exp.models.rotation_rules import ROTATION
        from lora_exp.models.tensor_names import NameRow
 
        FAMILY = replace(
@@ -61,6 +62,6 @@ sharding, packing and PEFT files work from the tables.
               read and write functions) for settings that depend on several fields
     check     yields the problems of unsupported settings, one sentence each
 
-The tables are used for reading and for writing. `config_table.py`, `config_rules.py` and `tensor_names.py` define their
-rows.
+The tables are used for reading and for writing. `config_table.py`, `config_rules.py`,
+`rotation_rules.py` and `tensor_names.py` define their rows.
 '''

@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from lora_exp.config.schema import ModelConfig
-from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION, arch_of
+from lora_exp.models.config_rules import HEAD_GROUPS, arch_of
 from lora_exp.models.config_table import Activation, ConfigFile, ConfigRule, PublishedConfig, Settings
 from lora_exp.models.families import llama
+from lora_exp.models.rotation_rules import ROTATION
 
 
 def _read_activation(file: ConfigFile, settings: Settings) -> None:

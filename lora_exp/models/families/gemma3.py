@@ -13,14 +13,12 @@ from lora_exp.models.config_rules import (
   SLIDING,
   arch_of,
   layer_kinds,
-  read_rotation,
-  rotation_fields,
   set_windows,
-  write_rotation,
   written_kinds,
 )
 from lora_exp.models.config_table import ConfigFile, ConfigRule, Number, PublishedConfig, Settings
 from lora_exp.models.families import gemma, llama
+from lora_exp.models.rotation_rules import read_rotation, rotation_fields, write_rotation
 
 
 def _read_rotations(file: ConfigFile, settings: Settings) -> None:
@@ -32,9 +30,10 @@ def _read_rotations(file: ConfigFile, settings: Settings) -> None:
   without_kinds = ConfigFile(
     {**file.values, "rope_parameters": full, "rope_scaling": None}, file.defaults, file.problems
   )
-  settings["arch.rope_theta"], settings["arch.rope_scaling"] = read_rotation(file, rotation_fields(without_kinds))
+  fields = rotation_fields(without_kinds)
+  settings["arch.rope_theta"], settings["arch.rope_scaling"] = read_rotation(file, fields, settings)
   local = {"rope_theta": file.values.get("rope_local_base_freq", 1e4), **given.mapping(SLIDING)}
-  settings["arch.rope_local_theta"], scaled = read_rotation(file, local)
+  settings["arch.rope_local_theta"], scaled = read_rotation(file, local, settings)
   if scaled:
     file.problems.append("rope_parameters.sliding_attention: layers with a window cannot have a scaled rotation")
 

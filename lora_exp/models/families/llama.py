@@ -1,9 +1,10 @@
 """Llama 2 and 3, SmolLM2. Module paths are those of transformers without `model.`: `layers.0.self_attn.q_proj`."""
 
 from lora_exp.models.arch_checks import check_rotary
-from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION, all_heads, width_by_heads
+from lora_exp.models.config_rules import HEAD_GROUPS, all_heads, width_by_heads
 from lora_exp.models.config_table import REQUIRED, Activation, Count, Flag, Number, PublishedConfig
 from lora_exp.models.family import Family, grouped_head_units
+from lora_exp.models.rotation_rules import ROTATION
 from lora_exp.models.tensor_names import TensorNames
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

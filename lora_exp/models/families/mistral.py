@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION, WINDOW
+from lora_exp.models.config_rules import HEAD_GROUPS, WINDOW
 from lora_exp.models.config_table import PublishedConfig
 from lora_exp.models.families import llama
+from lora_exp.models.rotation_rules import ROTATION
 
 FAMILY = replace(
   llama.FAMILY,

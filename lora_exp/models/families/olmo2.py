@@ -5,9 +5,10 @@ Queries and keys are normalised over all heads together.
 
 from dataclasses import replace
 
-from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION
+from lora_exp.models.config_rules import HEAD_GROUPS
 from lora_exp.models.config_table import PublishedConfig
 from lora_exp.models.families import llama
+from lora_exp.models.rotation_rules import ROTATION
 
 FAMILY = replace(
   llama.FAMILY,

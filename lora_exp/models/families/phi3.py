@@ -7,19 +7,11 @@ from typing import Any
 
 from lora_exp.config.schema import ModelConfig
 from lora_exp.models.arch_checks import check_rotary
-from lora_exp.models.config_rules import (
-  HEAD_GROUPS,
-  LENGTH,
-  WINDOW,
-  arch_of,
-  longrope_attention_factor,
-  rotation_fields,
-  rotation_kind,
-  write_rotation,
-)
+from lora_exp.models.config_rules import HEAD_GROUPS, WINDOW, arch_of
 from lora_exp.models.config_table import ConfigFile, ConfigRule, PublishedConfig, Settings, is_positive, shortened
 from lora_exp.models.families import llama
 from lora_exp.models.family import Family, grouped_head_units
+from lora_exp.models.rotation_rules import LENGTH, read_scaling, rotation_fields, rotation_kind, write_rotation
 
 LONGROPE = ("longrope", "su", "yarn")  # the name, and its names in earlier files of Phi-3
 
@@ -32,23 +24,13 @@ def _read_rotation(file: ConfigFile, settings: Settings) -> None:
   if not is_positive(part) or part > 1:
     file.problems.append(f"partial_rotary_factor={shortened(part)}: must be a number above 0 and at most 1")
     part = 1.0
-  inner = ConfigFile(given, {"rope_theta": 1e4})
   settings["arch.partial_rotary_factor"] = float(part)
-  settings["arch.rope_theta"] = inner.number("rope_theta") or 1e4
-  if kind in LONGROPE:
-    pairs = int(settings["arch.head_dim"] * part) // 2
-    original = file.number(LENGTH) or 4096.0
-    factor = longrope_attention_factor(settings["max_len"], original, inner.number("factor"))
-    settings["arch.rope_scaling"] = {
-      "rope_type": "longrope",
-      "short_factor": inner.numbers("short_factor", pairs),
-      "long_factor": inner.numbers("long_factor", pairs),
-      LENGTH: original,
-      "attention_factor": inner.number("attention_factor") or factor,
-    }
-  elif kind != "default":
-    inner.problems.append(f"rope_type={shortened(kind)}: not supported; choose default, longrope")
-  file.problems += [f"rope_scaling.{problem}" for problem in inner.problems]
+  if kind not in ("default", *LONGROPE):
+    file.problems.append(f"rope_scaling.rope_type={shortened(kind)}: not supported; choose default, longrope")
+    kind = "default"
+  kind, rotated = "longrope" if kind in LONGROPE else kind, int(settings["arch.head_dim"] * part)
+  given |= {LENGTH: file.get(LENGTH) or 4096}
+  settings["arch.rope_theta"], settings["arch.rope_scaling"] = read_scaling(file, given, kind, rotated, settings)
 
 
 def _write_rotation(model: ModelConfig) -> dict[str, Any]:

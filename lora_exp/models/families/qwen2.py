@@ -7,7 +7,6 @@ from lora_exp.config.schema import ModelConfig
 from lora_exp.models.config_rules import (
   FULL,
   HEAD_GROUPS,
-  ROTATION,
   SLIDING,
   arch_of,
   layer_kinds,
@@ -16,6 +15,7 @@ from lora_exp.models.config_rules import (
 )
 from lora_exp.models.config_table import ConfigFile, ConfigRule, PublishedConfig, Settings
 from lora_exp.models.families import llama
+from lora_exp.models.rotation_rules import ROTATION
 
 
 def _read_windows(file: ConfigFile, settings: Settings) -> None:

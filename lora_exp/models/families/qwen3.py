@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from lora_exp.models.config_rules import HEAD_GROUPS, ROTATION
+from lora_exp.models.config_rules import HEAD_GROUPS
 from lora_exp.models.config_table import PublishedConfig
 from lora_exp.models.families import llama, qwen2
+from lora_exp.models.rotation_rules import ROTATION
 
 FAMILY = replace(
   llama.FAMILY,

@@ -47,7 +47,8 @@ def rotations(
   (arXiv 2306.15595). `llama3` divides frequencies with fewer than `low_freq_factor` periods in the original context,
   leaves those with more than `high_freq_factor` unchanged, and interpolates in between. `longrope` (arXiv 2402.13753)
   divides each by its own factor from one of two lists: as in transformers, the long list if `length`, the longest
-  context, exceeds the original.
+  context, exceeds the original. `yarn` (arXiv 2309.00071) interpolates as `llama3` does, with bounds in numbers of
+  periods. `dynamic` increases theta if `length` exceeds the original.
   """
   frequency = theta ** (-jnp.arange(0, rotating, 2, dtype=jnp.float32) / rotating)
   kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type", "default"))
@@ -59,6 +60,14 @@ def rotations(
     unscaled = jnp.clip((turns - low) / (high - low), 0, 1)
     frequency = unscaled * frequency + (1 - unscaled) * frequency / scaling["factor"]
   amplitude = 1.0
+  if scaling is not None and kind == "dynamic":
+    original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    stretch = factor * jnp.maximum(length, original) / original - (factor - 1)
+    frequency = frequency * stretch ** (-jnp.arange(0, rotating, 2, dtype=jnp.float32) / (rotating - 2))
+  if scaling is not None and kind == "yarn":
+    unscaled = 1 - yarn_ramp(rotating, theta, scaling)
+    frequency = unscaled * frequency + (1 - unscaled) * frequency / scaling["factor"]
+    amplitude = scaling["attention_factor"]
   if scaling is not None and kind == "longrope":
     beyond = length > scaling["original_max_position_embeddings"]
     frequency = frequency / jnp.where(beyond, jnp.array(scaling["long_factor"]), jnp.array(scaling["short_factor"]))
@@ -67,6 +76,23 @@ def rotations(
   if amplitude == 1.0:
     return jnp.cos(angle), jnp.sin(angle)
   return amplitude * jnp.cos(angle), amplitude * jnp.sin(angle)
+
+
+def yarn_ramp(rotating: int, theta: float, scaling: dict[str, Any]) -> Array:
+  """How far each frequency is interpolated in YaRN, from 0 to 1, float32 (r/2,)."""
+
+  def index_of(periods: float) -> float:
+    """The fractional index of the frequency with `periods` periods in the original context."""
+    length = scaling["original_max_position_embeddings"]
+    return rotating * math.log(length / (periods * 2 * math.pi)) / (2 * math.log(theta))
+
+  low, high = index_of(scaling["beta_fast"]), index_of(scaling["beta_slow"])
+  if scaling["truncate"]:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, rotating - 1)
+  if low == high:
+    high += 0.001  # as in transformers
+  return jnp.clip((jnp.arange(rotating // 2, dtype=jnp.float32) - low) / (high - low), 0, 1)
 
 
 def rotate(x_BTHh: Array, view: PositionView) -> Array:
