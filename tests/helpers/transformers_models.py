@@ -23,6 +23,9 @@ LLAMA3 = {
   "original_max_position_embeddings": 16,
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+MSCALE = {"mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 800.0, "factor": 2.0}
 LOCAL = {"rope_type": "default", "rope_theta": 50.0}
 LONGROPE = {
   "rope_type": "longrope", "rope_theta": 700.0, "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.2, 3.0, 9.0],
@@ -63,6 +66,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     42, 3, 6, 3, 10, 56, rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-3)),
   "llama tied": ("Llama", sizes(
     30, 2, 5, 1, 14, 44, rope_parameters=LINEAR, tie_word_embeddings=True, hidden_act="gelu")),
+  "llama yarn": ("Llama", sizes(32, 2, 4, 2, 12, 48, rope_parameters=YARN)),
+  "llama dynamic": ("Llama", sizes(32, 2, 4, 2, 12, 48, rope_parameters=DYNAMIC, max_position_embeddings=16)),
+  "llama longrope": ("Llama", sizes(
+    30, 2, 3, 1, 6, 44, original_max_position_embeddings=32, rope_parameters={
+      **LONGROPE, "partial_rotary_factor": None, "original_max_position_embeddings": 16})),
+  "qwen2 yarn": ("Qwen2", headless(48, 2, 6, 2, 8, 36, rope_parameters={**YARN, **MSCALE})),
   "mistral": ("Mistral", sizes(36, 3, 4, 2, 14, 40, sliding_window=5)),
   "mistral 0.3": ("Mistral", sizes(24, 2, 6, 2, 4, 60, sliding_window=None)),
   "qwen2": ("Qwen2", headless(48, 2, 6, 2, 8, 36)),
@@ -79,6 +88,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     32, 2, 4, 1, 8, 40, rope_parameters=LONGROPE, original_max_position_embeddings=32)),
   "gemma": ("Gemma", sizes(24, 2, 3, 1, 16, 40)),
   "gemma 7b": ("Gemma", sizes(32, 3, 4, 4, 10, 56, hidden_act="gelu_pytorch_tanh")),
+  "gemma2": ("Gemma2", sizes(36, 3, 4, 2, 14, 44, sliding_window=5, query_pre_attn_scalar=9)),
+  "gemma2 other": ("Gemma2", sizes(
+    30, 2, 3, 1, 10, 36, sliding_window=7, query_pre_attn_scalar=10, attn_logit_softcapping=1.5,
+    final_logit_softcapping=3.0, tie_word_embeddings=False,
+    layer_types=["full_attention", "sliding_attention"])),
   "gemma3": ("Gemma3Text", sizes(
     32, 4, 4, 2, 12, 40, sliding_window=5, query_pre_attn_scalar=7, **gemma3("SFSF", {**LOCAL, "rope_theta": 2000.0}))),
   "gemma3 capped": ("Gemma3Text", sizes(
@@ -93,7 +107,7 @@ def reference(kind: str, arguments: dict[str, Any], seed: int):
   """A model of transformers with random parameters at which every parameter changes the logits."""
   arguments = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | arguments
   places = {"n_positions" if kind == "GPT2" else "max_position_embeddings": 64}
-  cfg = getattr(transformers, f"{kind}Config")(**places, **arguments, attn_implementation="eager")
+  cfg = getattr(transformers, f"{kind}Config")(**(places | arguments), attn_implementation="eager")
   names = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
   model = getattr(transformers, names.get(kind, f"{kind}ForCausalLM"))(cfg).eval()
   draw = torch.Generator().manual_seed(seed)

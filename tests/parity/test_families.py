@@ -28,7 +28,7 @@ transformers = pytest.importorskip("transformers")
 
 OURS = ["model=hf", "model.tokenizer=bytes", "logger=none", "sample=none", "data@retain=none", "lora=frozen"]
 NEW = 14  # tokens that are generated
-ONE_OF_EACH = ["gpt2", "llama 3", "mistral", "qwen3", "olmo2", "phi3", "gemma", "gemma3", "gemma3 capped"]
+ONE_OF_EACH = ["gpt2", "llama 3", "mistral", "qwen3", "olmo2", "phi3", "gemma", "gemma2", "gemma3", "gemma3 capped"]
 
 
 @dataclass
