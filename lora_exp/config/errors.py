@@ -64,12 +64,12 @@ class ReachedError(StoppedError):
   """Stopped at `train.stop_at`, as requested; a sweep continues with its other trials."""
 
 
-def nearest(word: str, choices: Iterable[str], n: int = 1) -> list[str]:
-  """The `n` of `choices` with the most similar spelling to `word`, best first; empty if none is similar."""
-  return difflib.get_close_matches(word, list(choices), n=n, cutoff=0.5)
+def nearest(word: str, choices: Iterable[str], n: int = 1, similarity: float = 0.5) -> list[str]:
+  """The `n` of `choices` with the most similar spelling to `word`, best first; empty if none is as similar."""
+  return difflib.get_close_matches(word, list(choices), n=n, cutoff=similarity)
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str], similarity: float = 0.5) -> str:
   """'; did you mean X?' for the nearest spelling of `word`, or ''."""
-  found = nearest(word, choices)
+  found = nearest(word, choices, similarity=similarity)
   return f"; did you mean {found[0]}?" if found else ""

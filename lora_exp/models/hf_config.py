@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.config.errors import InputError
 from lora_exp.config.schema import ArchConfig
 from lora_exp.models.config_table import OPTIONS, ConfigFile, PublishedConfig, Settings, shortened
 from lora_exp.models.family import Family
 from lora_exp.models.registry import all_families, get_family
-from lora_exp.models.weights.locate import find_weights, is_path, read_config_json
+from lora_exp.models.weights.locate import find_weights, is_path, quantised_problem, read_config_json
 
 ARCH = "arch."
 UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn_by_inverse_layer_idx")  # if true
@@ -60,8 +60,7 @@ def _family(config: Mapping[str, Any]) -> tuple[Family, PublishedConfig]:
   known = published_families()
   name = _architecture(config, known)
   if name not in known:
-    raise InputError(f"architectures={shortened(name)}: not supported; choose {', '.join(known)}"
-                     f"{did_you_mean(name, known)}")  # fmt: skip
+    raise InputError(f"architectures={shortened(name)}: not supported; choose {', '.join(known)}")
   return known[name]
 
 
@@ -85,9 +84,10 @@ def _read(config: Mapping[str, Any], published: PublishedConfig) -> Settings:
     text = ConfigFile(config).mapping("text_config")
     values = {"tie_word_embeddings": config.get("tie_word_embeddings", True), **text}
   file = ConfigFile(values, published.defaults)
-  if config.get("quantization_config") is not None:
-    file.problems.append("quantization_config: quantised checkpoints are not supported; use the model in bfloat16, "
-                         "float16 or float32")  # fmt: skip
+  if config.get("quantization_config") is not None or values.get("quantization_config") is not None:
+    given = config.get("quantization_config") or values.get("quantization_config")
+    method = given.get("quant_method") if isinstance(given, dict) else None
+    file.problems.append(f"quantization_config: {quantised_problem(shortened(method or 'an unknown method'))}")
   for name in UNSUPPORTED:
     if values.get(name):
       file.refuse(name, "supported: false")

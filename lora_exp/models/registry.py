@@ -12,6 +12,8 @@ from lora_exp.models import families
 from lora_exp.models.config_table import OPTIONS
 from lora_exp.models.family import Family
 
+TYPING_ERROR = 0.8  # similarity of names that are the same one misspelt; other models have similar names
+
 
 @cache
 def all_families() -> Mapping[str, Family]:
@@ -29,7 +31,7 @@ def get_family(name: str) -> Family:
   """The family `name`. Raises InputError with the existing names if there is none."""
   known = all_families()
   if name not in known:
-    raise InputError(f"model.family={name}: choose {', '.join(known)}{did_you_mean(name, known)}")
+    raise InputError(f"model.family={name}: choose {', '.join(known)}{did_you_mean(name, known, TYPING_ERROR)}")
   return known[name]
 
 

@@ -18,7 +18,7 @@ def rotation_fields(file: ConfigFile) -> dict[str, Any]:
   if FULL in given or SLIDING in given:
     file.refuse("rope_parameters", "supported: one rotation for all layers, {rope_type, rope_theta, ...}")
     given = {}
-  given = {"rope_theta": file.values.get("rope_theta", 1e4), **given}
+  given = {"rope_theta": file.values.get("rope_theta", file.defaults.get("rope_theta", 1e4)), **given}
   if "partial_rotary_factor" in file.values:
     given.setdefault("partial_rotary_factor", file.values["partial_rotary_factor"])
   return given

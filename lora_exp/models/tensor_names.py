@@ -36,6 +36,17 @@ class NameRow:
 
 
 @dataclass(frozen=True)
+class ExpertRow:
+  """A module of ours with the kernels of all experts, (E, I, O), and the stored modules of one expert.
+
+  `{}` in a stored name is the number of the expert. The outputs of several stored modules are concatenated.
+  """
+
+  ours: str
+  stored: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TensorNames:
   """The names of a family's tensors in checkpoints: those of module `P` are `prefix`P.weight and `prefix`P.bias."""
 
@@ -43,6 +54,7 @@ class TensorNames:
   transposed: bool = True  # kernels are stored (out, in), as torch's Linear does; GPT-2's Conv1D does not
   unprefixed: tuple[str, ...] = ("lm_head",)  # stored modules without the prefix, always (out, in)
   rows: tuple[NameRow, ...] = ()  # modules with different names or parts
+  experts: tuple[ExpertRow, ...] = ()  # modules with the kernels of all experts
   token_embedding: str = "embed_tokens"  # also the head of a tied model
   computed: tuple[tuple[str, str], ...] = ()  # (regular expression of tensors that the model computes, what they are)
 
@@ -56,9 +68,11 @@ class StoredPart(NamedTuple):
   stored_start: int  # index of the first output in the stored tensor
   start: int  # index of the first output in our array
   size: int  # number of outputs
+  expert: int | None = None  # index along the first axis of our array, if the stored tensor is of one expert
 
   def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of the stored tensor for an array of ours with `shape`."""
+    shape = shape if self.expert is None else shape[1:]
     wide = (*shape[:-1], self.width) if shape else ()
     return wide[::-1] if self.transposed else wide
 
@@ -78,11 +92,22 @@ class StoredNames:
     if self.names is None:
       return [StoredPart(path, False, width, 0, 0, width)]
     module, _, leaf = path.rpartition(".")
+    for experts in self.names.experts:
+      if module.endswith(f".{experts.ours}"):
+        return self._expert_parts(experts, module.removesuffix(experts.ours), shapes[path])
     for row in self.names.rows:
       for end in row.ours:
         if module == end or module.endswith(f".{end}"):
           return self._row_parts(row, module.removesuffix(end), end, leaf, shapes)
     return [self._part(module, leaf, width, 0, 0, width)]
+
+  def _expert_parts(self, row: ExpertRow, parent: str, shape: Sequence[int]) -> list[StoredPart]:
+    count, size = shape[0], shape[-1] // len(row.stored)
+    return [
+      self._part(parent + name.format(expert), "kernel", size, 0, i * size, size)._replace(expert=expert)
+      for expert in range(count)
+      for i, name in enumerate(row.stored)
+    ]
 
   def _row_parts(
     self, row: NameRow, parent: str, end: str, leaf: str, shapes: Mapping[str, Sequence[int]]

@@ -78,6 +78,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
   "qwen3": ("Qwen3", sizes(28, 3, 6, 2, 10, 40, tie_word_embeddings=True)),
   "qwen3 window": ("Qwen3", sizes(
     32, 3, 5, 5, 6, 40, attention_bias=True, use_sliding_window=True, sliding_window=6, max_window_layers=1)),
+  "mixtral": ("Mixtral", headless(36, 2, 6, 3, 6, 20, num_local_experts=5, num_experts_per_tok=2)),
+  "mixtral other": ("Mixtral", headless(
+    30, 2, 5, 1, 6, 14, num_local_experts=3, num_experts_per_tok=3, sliding_window=6, tie_word_embeddings=True,
+    rope_parameters=LINEAR)),
+  "qwen3 moe": ("Qwen3Moe", sizes(
+    28, 2, 6, 2, 10, 40, num_experts=7, num_experts_per_tok=3, moe_intermediate_size=11, norm_topk_prob=True)),
+  "qwen3 moe other": ("Qwen3Moe", sizes(
+    32, 2, 4, 4, 6, 40, num_experts=4, num_experts_per_tok=1, moe_intermediate_size=18, attention_bias=True,
+    use_sliding_window=True, sliding_window=5)),
   "olmo2": ("Olmo2", headless(40, 3, 5, 5, 8, 36, rms_norm_eps=1e-3)),
   "olmo2 other": ("Olmo2", headless(
     36, 2, 6, 2, 6, 44, rope_parameters=LINEAR, attention_bias=True, tie_word_embeddings=True)),

@@ -1,47 +1,26 @@
 """Parity with transformers for every family: logits and generated tokens of a tiny random checkpoint."""
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from packs import quickly
+from parity_models import ModelPair, loaded, our_logits
 from safetensors.numpy import load_file, save_file
-from transformers_models import CASES, LENGTH, VOCAB, reference, their_logits, tokens_of
+from transformers_models import CASES, VOCAB, reference, their_logits, tokens_of
 
-from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import SampleConfig
-from lora_exp.models.weights.locate import find_weights
-from lora_exp.train.base import loaded_base
-from lora_exp.train.job import Job, make_job
-from lora_exp.train.plan import make_plan
-from lora_exp.train.program import assemble
 from lora_exp.train.sampler import Sampler
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-OURS = ["model=hf", "model.tokenizer=bytes", "logger=none", "sample=none", "data@retain=none", "lora=frozen"]
 NEW = 14  # tokens that are generated
 ONE_OF_EACH = ["gpt2", "llama 3", "mistral", "qwen3", "olmo2", "phi3", "gemma", "gemma2", "gemma3", "gemma3 capped"]
-
-
-@dataclass
-class ModelPair:
-  """One checkpoint, in transformers and here."""
-
-  theirs: Any
-  job: Job
-
-  def model(self, frozen) -> Any:
-    """Our model with the arrays `frozen`, inside a trace."""
-    trial = jax.tree.map(lambda x: x[0], self.job.trials)
-    return assemble(self.job.program, {}, trial, frozen, None)
 
 
 @pytest.fixture(autouse=True)
@@ -58,38 +37,10 @@ def pair(kind: str, arguments: dict[str, Any], directory: Path, seed: int = 0, *
   return ModelPair(theirs, loaded(directory, *overrides))
 
 
-def loaded(directory: Path, *overrides: str) -> Job:
-  """The job of `model=hf model.weights=DIR`."""
-  cfg = check_command_line([*OURS, f"model.weights={directory}", "data.seq_len=16", *overrides]).jobs[0]
-  plan = make_plan(cfg)
-  return make_job(plan, loaded_base(plan, find_weights(str(cfg.model.weights))), 0)
-
-
 @cache
 def case(name: str) -> ModelPair:
   with quickly():
     return pair(*CASES[name], Path(mkdtemp(prefix="lora_exp_parity_")), len(name))
-
-
-def our_logits(models: ModelPair, tokens: np.ndarray):
-  """Logits of whole rows, and those with a cache: of a prompt first, then of one token after another."""
-
-  @jax.jit
-  def both(frozen, tokens):
-    model = models.model(frozen)
-    prompt, slots = 7, jnp.arange(LENGTH)
-
-    def step(store, at):
-      now = jax.lax.dynamic_slice_in_dim(tokens, at[0], len(at), axis=1)
-      seen = jnp.broadcast_to(slots <= at[:, None], (len(tokens), len(at), LENGTH))
-      x, store = model.hidden(now, jnp.broadcast_to(at, now.shape), seen, store, at[0])
-      return store, model.logits(x)
-
-    store, first = step(model.empty_cache(len(tokens), LENGTH), jnp.arange(prompt))
-    _, rest = jax.lax.scan(step, store, jnp.arange(prompt, LENGTH)[:, None])
-    return model(tokens), jnp.concatenate([first, rest[:, :, 0].swapaxes(0, 1)], axis=1)
-
-  return both(models.job.frozen, tokens)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,4 +1,7 @@
-"""The vocabulary in a GGUF file: byte-level BPE with ids in merge order, run by tiktoken."""
+"""The vocabulary in a GGUF file: byte-level BPE, or a sentencepiece model.
+
+Byte-level BPE with ids in merge order is run by tiktoken, any other by the library `tokenizers`.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,40 +9,81 @@ from pathlib import Path
 from typing import Any
 
 import tiktoken
-from tiktoken_ext.openai_public import r50k_pat_str
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.gguf_header import read_header
+from lora_exp.data.tokenizers.settings_files import TokenizerSettings
+from lora_exp.data.tokenizers.split_patterns import PATTERNS
 from lora_exp.data.tokenizers.tokenizer import ControlTokens, PieceTokenizer, bytes_of
 from lora_exp.runtime.cache import fingerprint
+from lora_exp.runtime.gguf_header import read_header
 
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-          r"\s+(?!\S)|\s+")
-PATTERNS = {  # how text is split before merging, by tokenizer.ggml.pre
-  "gpt-2": r50k_pat_str,
-  "llama-bpe": LLAMA3,
-  "qwen2": LLAMA3.replace("{1,3}", ""),
-  # Single digits, then GPT-2's pattern. Whitespace before a digit is split as at the end of the text.
-  "smollm": r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s++(?=\p{N})|\s++$|\s+(?!\S)|\s",
-}
 ADVICE = "set model.tokenizer= to the model's tokenizer.json or tokenizer.model"
-REQUIRED = ("ggml.tokens", "ggml.token_type", "ggml.merges")
-BOS_FIRST = ("llama-bpe",)  # default if the file does not state it
+REQUIRED = {  # tokenizer.ggml.model -> the lists that it needs
+  "gpt2": ("ggml.tokens", "ggml.token_type", "ggml.merges"),
+  "llama": ("ggml.tokens", "ggml.token_type", "ggml.scores"),
+}
+BOS_FIRST = ("llama-bpe", "llama3", "llama-v3", "llama")  # default if the file does not state it
 CONTROL, USER_DEFINED = ADDED = 3, 4  # types of tokens
 
 
-def read(file: Path) -> "GgufTokenizer":
-  """Reads the tokenizer in `file`. Raises InputError if it is not byte-level BPE, or is incomplete."""
+def read(file: Path) -> PieceTokenizer:
+  """Reads the tokenizer in `file`. Raises InputError if it is of an unsupported kind, or is incomplete."""
   header = read_header(file)
-  if header.get("tokenizer.ggml.model") != "gpt2":
-    raise InputError(f"{file}: its tokenizer is of the kind {header.get('tokenizer.ggml.model')}, and only byte-level "
-                     f"BPE (gpt2) is read from GGUF; {ADVICE}")
-  if (pre := header.get("tokenizer.ggml.pre")) not in PATTERNS:
-    raise InputError(f"{file}: tokenizer.ggml.pre={pre} is not one of {', '.join(PATTERNS)}; {ADVICE}")
+  kind = header.get("tokenizer.ggml.model")
+  if kind not in REQUIRED:
+    raise InputError(f"{file}: its tokenizer is of the kind {kind}, and only byte-level BPE (gpt2) and sentencepiece "
+                     f"(llama) are read from GGUF; {ADVICE}")
   settings = {key.removeprefix("tokenizer."): value for key, value in header.items() if key.startswith("tokenizer.")}
-  if absent := [name for name in REQUIRED if not isinstance(settings.get(name), list)]:
+  if absent := [name for name in REQUIRED[kind] if not isinstance(settings.get(name), list)]:
     raise InputError(f"{file}: tokenizer.{absent[0]} is missing")
-  return GgufTokenizer(file, settings)
+  if kind == "llama":
+    return _sentencepiece(file, settings)
+  if (pre := settings.get("ggml.pre")) not in PATTERNS:
+    raise InputError(f"{file}: tokenizer.ggml.pre={pre} is not one of {', '.join(PATTERNS)}; {ADVICE}")
+  return GgufTokenizer(file, settings) if _is_in_merge_order(settings) else _by_merges(file, settings)
+
+
+def _sentencepiece(file: Path, settings: Mapping[str, Any]) -> PieceTokenizer:
+  """The sentencepiece model of a file: Llama 2, Mistral, Gemma."""
+  from lora_exp.data.tokenizers import sentencepiece_model  # needs a package of its own
+
+  rows = list(zip(settings["ggml.tokens"], settings["ggml.scores"], settings["ggml.token_type"], strict=True))
+  content = sentencepiece_model.model_of(rows, bool(settings.get("ggml.add_space_prefix", True)))
+  return sentencepiece_model.tokenizer_of(file, content, _settings(file, settings))
+
+
+def _by_merges(file: Path, settings: Mapping[str, Any]) -> PieceTokenizer:
+  """Byte-level BPE whose ids are not in merge order."""
+  from lora_exp.data.tokenizers import tokenizer_json  # needs a package of its own
+
+  tokens, types = settings["ggml.tokens"], settings["ggml.token_type"]
+  added = [(token, kind == CONTROL) for token, kind in zip(tokens, types, strict=True) if kind in ADDED]
+  merges = [tuple(merge.split(" ", 1)) for merge in settings["ggml.merges"]]
+  ids = {token: i for i, token in enumerate(tokens)}
+  text = tokenizer_json.byte_level_json(file, ids, merges, PATTERNS[settings["ggml.pre"]], added)
+  return tokenizer_json.JsonTokenizer(file, text, _settings(file, settings))
+
+
+def _settings(file: Path, settings: Mapping[str, Any]) -> TokenizerSettings:
+  """The settings of a file as those of a tokenizer's directory."""
+  control = _control_tokens(file, settings)
+  return TokenizerSettings(
+    named_tokens=control.template_variables, special=set(control.ids), add_bos=control.bos is not None,
+    add_prefix_space=False, ends=control.stops, chat_template=control.chat_template, tokenizer_class=None, declared={},
+    ordered=())
+
+
+def _ranks(settings: Mapping[str, Any]) -> dict[bytes, int]:
+  """The tokens that are merged from bytes, with their ids."""
+  kinds = zip(settings["ggml.tokens"], settings["ggml.token_type"], strict=True)
+  eos = settings.get("ggml.eos_token_id")
+  return {bytes_of(token): i for i, (token, kind) in enumerate(kinds) if kind not in ADDED and i != eos}
+
+
+def _is_in_merge_order(settings: Mapping[str, Any]) -> bool:
+  ranks = _ranks(settings)
+  merged = [ranks.get(bytes_of(merge.replace(" ", "", 1)), -1) for merge in settings["ggml.merges"]]
+  return merged == sorted(merged)
 
 
 class GgufTokenizer(PieceTokenizer):
@@ -50,10 +94,7 @@ class GgufTokenizer(PieceTokenizer):
     kinds = list(zip(tokens, types, strict=True))
     pieces = [token.encode() if kind in ADDED else bytes_of(token) for token, kind in kinds]
     super().__init__(str(file), fingerprint(**settings), pieces, _control_tokens(file, settings))
-    ranks = {pieces[i]: i for i, (_, kind) in enumerate(kinds) if kind not in ADDED and i != self.eot}
-    merged = [ranks.get(bytes_of(merge.replace(" ", "", 1)), -1) for merge in settings["ggml.merges"]]
-    if merged != sorted(merged):
-      raise InputError(f"{file}: its tokens are not in the order of merging; {ADVICE}")
+    ranks = _ranks(settings)
     # tiktoken panics at a byte without a rank, so such bytes get ranks beyond the vocabulary and are dropped later.
     absent = [bytes((b,)) for b in range(256) if bytes((b,)) not in ranks]
     ranks |= {byte: self.vocab_size + n for n, byte in enumerate(absent)}
@@ -76,6 +117,11 @@ class GgufTokenizer(PieceTokenizer):
     return ids if max(ids, default=0) < self.vocab_size else [i for i in ids if i < self.vocab_size]
 
 
+def _kind_of_split(settings: Mapping[str, Any]) -> str:
+  """How text is split, or llama for a sentencepiece model."""
+  return "llama" if settings.get("ggml.model") == "llama" else str(settings.get("ggml.pre"))
+
+
 def _control_tokens(file: Path, settings: Mapping[str, Any]) -> ControlTokens:
   """The control tokens in the header. Raises InputError if there is no end-of-text token."""
   tokens = settings["ggml.tokens"]
@@ -85,7 +131,7 @@ def _control_tokens(file: Path, settings: Mapping[str, Any]) -> ControlTokens:
     raise InputError(f"{file}: there is no end-of-text token: tokenizer.ggml.eos_token_id is missing")
   control = {token: i for i, (token, kind) in enumerate(zip(tokens, settings["ggml.token_type"], strict=True))
              if kind == CONTROL or i == ids["eos"]}
-  bos_first = settings.get("ggml.add_bos_token", settings["ggml.pre"] in BOS_FIRST)
+  bos_first = settings.get("ggml.add_bos_token", _kind_of_split(settings) in BOS_FIRST)
   return ControlTokens(control, ids["eos"], ids.get("bos") if bos_first else None,
                  tuple(ids[name] for name in ("eot", "eom") if name in ids), settings.get("chat_template"),
                  {f"{name}_token": tokens[i] for name, i in ids.items()})

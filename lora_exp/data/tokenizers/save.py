@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.data.tokenizers.gguf_vocabulary import PATTERNS, GgufTokenizer
+from lora_exp.data.tokenizers.gguf_vocabulary import GgufTokenizer
+from lora_exp.data.tokenizers.split_patterns import PATTERNS
 from lora_exp.data.tokenizers.tokenizer import PieceTokenizer, byte_level
 from lora_exp.data.tokenizers.tokenizer_files import find_tokenizer_file
 
@@ -27,7 +28,10 @@ def save_tokenizer(directory: Path, name: str, weights: str | None) -> None:
   if file is None or file.suffix == ".gguf":
     tokenizer = get_tokenizer(name, weights)
     assert isinstance(tokenizer, PieceTokenizer)
-    _write(directory / "tokenizer.json", _json(tokenizer))
+    for name, content in tokenizer.files.items():
+      (directory / name).write_bytes(content)
+    if not tokenizer.files:
+      _write(directory / "tokenizer.json", _json(tokenizer))
     _write(directory / "tokenizer_config.json", _settings(tokenizer))
     return
   for other in (file.parent / name for name in FILES):
@@ -48,7 +52,8 @@ def _settings(tokenizer: PieceTokenizer) -> dict[str, Any]:
   if "bos_token" in tokenizer.template_variables:
     named_tokens["bos_token"] = tokenizer.template_variables["bos_token"]
   template = {} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}
-  return {"tokenizer_class": "PreTrainedTokenizerFast", **named_tokens, "clean_up_tokenization_spaces": False,
+  kind = "LlamaTokenizer" if "tokenizer.model" in tokenizer.files else "PreTrainedTokenizerFast"
+  return {"tokenizer_class": kind, **named_tokens, "clean_up_tokenization_spaces": False,
           **template}
 
 

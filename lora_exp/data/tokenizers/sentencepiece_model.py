@@ -23,21 +23,33 @@ except ImportError:
 SCHEMA = """
 message_type { name: "SentencePiece"
   field { name: "piece" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "score" number: 2 label: LABEL_OPTIONAL type: TYPE_FLOAT }
   field { name: "type" number: 3 label: LABEL_OPTIONAL type: TYPE_INT32 } }
+message_type { name: "TrainerSpec"
+  field { name: "model_type" number: 3 label: LABEL_OPTIONAL type: TYPE_INT32 }
+  field { name: "byte_fallback" number: 35 label: LABEL_OPTIONAL type: TYPE_BOOL } }
 message_type { name: "NormalizerSpec"
-  field { name: "add_dummy_prefix" number: 3 label: LABEL_OPTIONAL type: TYPE_BOOL } }
+  field { name: "name" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "add_dummy_prefix" number: 3 label: LABEL_OPTIONAL type: TYPE_BOOL }
+  field { name: "remove_extra_whitespaces" number: 4 label: LABEL_OPTIONAL type: TYPE_BOOL } }
 message_type { name: "ModelProto"
   field { name: "pieces" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: "SentencePiece" }
+  field { name: "trainer_spec" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: "TrainerSpec" }
   field { name: "normalizer_spec" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: "NormalizerSpec" } }
 """
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # types of pieces in sentencepiece_model.proto
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # types of pieces in sentencepiece_model.proto
+BPE = 2  # type of a model
 # Gemma's file marks <start_of_turn> as user-defined, like line breaks and HTML tags, so it would be matched in text.
 TURN_MARK = re.compile(r"<(start|end)_of_\w+>|<\|.*\|>|<(bos|eos|pad|mask)>")
 
 
 def read(file: Path) -> "SentencePieceTokenizer":
   """Reads the tokenizer in `file`. Raises InputError if it is not a sentencepiece model."""
-  content = file.read_bytes()
+  return tokenizer_of(file, file.read_bytes(), read_tokenizer_settings(file.parent))
+
+
+def tokenizer_of(file: Path, content: bytes, settings: TokenizerSettings) -> "SentencePieceTokenizer":
+  """The tokenizer with the model `content` of `file`. Raises InputError if it is not a sentencepiece model."""
   try:
     model = _message_class().FromString(content)
   except DecodeError:
@@ -46,16 +58,30 @@ def read(file: Path) -> "SentencePieceTokenizer":
     tiktoken = " (Llama 3's is tiktoken's: take the directory with its tokenizer.json)" if b"== " in content else ""
     raise InputError(f"{file} is not a sentencepiece model, or is truncated{tiktoken}")
   try:
-    return SentencePieceTokenizer(file, content, model)
+    return SentencePieceTokenizer(file, content, model, settings)
   except RuntimeError as error:
     raise InputError(f"{file} is not a sentencepiece model: {error}") from error
+
+
+def model_of(rows: Sequence[tuple[str, float, int]], adds_space: bool) -> bytes:
+  """The BPE model with the pieces `rows` of (piece, score, type), in the order of their ids."""
+  model = _message_class()()
+  for piece, score, kind in rows:
+    model.pieces.add(piece=piece, score=score, type=kind)
+  model.trainer_spec.model_type = BPE
+  model.trainer_spec.byte_fallback = any(kind == BYTE for _, _, kind in rows)
+  model.normalizer_spec.name = "identity"
+  model.normalizer_spec.add_dummy_prefix = adds_space
+  model.normalizer_spec.remove_extra_whitespaces = False
+  return bytes(model.SerializeToString())
 
 
 class SentencePieceTokenizer(PieceTokenizer):
   """A sentencepiece model. Its control pieces and chat turn markers are never matched in text."""
 
-  def __init__(self, file: Path, content: bytes, model: Any):
-    settings, unchanged = read_tokenizer_settings(file.parent), _load(model)
+  def __init__(self, file: Path, content: bytes, model: Any, settings: TokenizerSettings):
+    unchanged = _load(model)
+    self.files = {"tokenizer.model": content}
     added = _add_missing(file, model, settings)
     ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
     for piece in model.pieces:

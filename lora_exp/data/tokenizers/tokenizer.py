@@ -69,6 +69,8 @@ class ControlTokens:
 class PieceTokenizer(ABC):
   """A tokenizer in which each id represents a byte sequence. A subclass adds `encode_batch`."""
 
+  files: Mapping[str, bytes] = {}  # contents of the files from which transformers reads the tokenizer, by name
+
   def __init__(
     self, name: str, fingerprint: str, pieces: Sequence[bytes], control: ControlTokens, adds_space: bool = False
   ):

@@ -7,8 +7,8 @@ from typing import Any
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.tokenizers.added_tokens import AddedToken
-from lora_exp.data.tokenizers.gguf_vocabulary import PATTERNS
 from lora_exp.data.tokenizers.settings_files import TokenizerSettings, read_tokenizer_settings
+from lora_exp.data.tokenizers.split_patterns import QWEN2
 from lora_exp.data.tokenizers.tokenizer import (
   PieceTokenizer,
   bytes_of,
@@ -24,7 +24,7 @@ except ImportError:
 
 SPLITS = {  # tokenizer_class -> the pattern that splits a text before merging; None: as GPT-2 does
   None: None, "GPT2Tokenizer": None, "GPT2TokenizerFast": None,
-  "Qwen2Tokenizer": PATTERNS["qwen2"], "Qwen2TokenizerFast": PATTERNS["qwen2"],
+  "Qwen2Tokenizer": QWEN2, "Qwen2TokenizerFast": QWEN2,
 }  # fmt: skip
 
 
@@ -82,6 +82,22 @@ def _files_as_json(file: Path, settings: TokenizerSettings) -> str:
   return str(made.to_str())
 
 
+def byte_level_json(
+  file: Path, ids: dict[str, int], merges: Sequence[Any], split: str, added: Sequence[tuple[str, bool]]
+) -> str:
+  """The tokenizer.json of byte-level BPE with the pattern `split`; `added` are (token, whether it is special)."""
+  try:
+    made = library.Tokenizer(library.models.BPE(ids, merges))
+  except Exception as error:  # the library raises nothing more special
+    raise InputError(f"{file}: its tokens and merges are not a BPE vocabulary: {error}") from error
+  by_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  parts = [library.pre_tokenizers.Split(library.Regex(split), "isolated"), by_bytes]
+  made.pre_tokenizer = library.pre_tokenizers.Sequence(parts)
+  made.decoder = library.decoders.ByteLevel()
+  made.add_tokens([library.AddedToken(token, special=special, normalized=False) for token, special in added])
+  return str(made.to_str())
+
+
 def _added(token: AddedToken) -> "library.AddedToken":
   return library.AddedToken(token.content, special=token.special, **token.flags)
 
@@ -117,6 +133,7 @@ class JsonTokenizer(PieceTokenizer):
     for token, i in ids.items():
       pieces[i] = token.encode() if token_bytes is None or token in control.ids else token_bytes(token)
     self._decoded_by_library = token_bytes is None
+    self.files = {"tokenizer.json": text.encode()}
     adds_space = pieces[(tokenizer.encode("a", add_special_tokens=False).ids or [control.eot])[0]].startswith(b" ")
     super().__init__(str(file), tokenizer_fingerprint(text.encode(), control), pieces, control, adds_space)
     self.strips = {i: (token.lstrip, token.rstrip) for i, token in tokenizer.get_added_tokens_decoder().items()

@@ -55,7 +55,12 @@ FAMILY = Family(
     "lm_head.kernel": ("embed", "vocab"),
   },
   units=grouped_head_units,
-  names=TensorNames(computed=((r".*rotary_emb\.inv_freq", "rotary frequencies"),)),
+  names=TensorNames(
+    computed=(
+      (r".*rotary_emb\.inv_freq", "rotary frequencies"),
+      (r"rope_(freqs|factors_short|factors_long)\.weight", "rotary factors"),  # of GGUF files
+    )
+  ),
   config=PublishedConfig(
     model_type="llama",
     architecture="LlamaForCausalLM",

@@ -41,7 +41,18 @@ def position_views(
 def rotations(
   positions_BT: Array, rotating: int, theta: float, scaling: dict[str, Any] | None, length: Array | int
 ) -> tuple[Array, Array]:
-  """Cosine and sine (B, T, 1, r) of each position's rotation of `rotating` features, in float32.
+  """Cosine and sine (B, T, 1, r) of each position's rotation of `rotating` features, in float32; see `frequencies`."""
+  frequency, amplitude = frequencies(rotating, theta, scaling, length)
+  angle = positions_BT[..., None, None] * jnp.concatenate([frequency, frequency])
+  if amplitude == 1.0:
+    return jnp.cos(angle), jnp.sin(angle)
+  return amplitude * jnp.cos(angle), amplitude * jnp.sin(angle)
+
+
+def frequencies(
+  rotating: int, theta: float, scaling: dict[str, Any] | None, length: Array | int
+) -> tuple[Array, float]:
+  """The frequencies (r/2,), float32, of `rotating` features, and the factor of cosines and sines.
 
   The frequencies are theta^(-2i/r); `scaling` changes them for longer contexts. `linear` divides them by `factor`
   (arXiv 2306.15595). `llama3` divides frequencies with fewer than `low_freq_factor` periods in the original context,
@@ -72,10 +83,7 @@ def rotations(
     beyond = length > scaling["original_max_position_embeddings"]
     frequency = frequency / jnp.where(beyond, jnp.array(scaling["long_factor"]), jnp.array(scaling["short_factor"]))
     amplitude = scaling["attention_factor"]
-  angle = positions_BT[..., None, None] * jnp.concatenate([frequency, frequency])
-  if amplitude == 1.0:
-    return jnp.cos(angle), jnp.sin(angle)
-  return amplitude * jnp.cos(angle), amplitude * jnp.sin(angle)
+  return frequency, amplitude
 
 
 def yarn_ramp(rotating: int, theta: float, scaling: dict[str, Any]) -> Array:

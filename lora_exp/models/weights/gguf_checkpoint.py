@@ -1,39 +1,41 @@
-"""GGUF files of the Llama family, dequantised once into the cache as safetensors with Hugging Face's names."""
+"""GGUF files, dequantised once into the cache as safetensors with Hugging Face's names."""
 
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_exp.config import InputError
+from lora_exp.models.weights.gguf_config import EXPERTS, gguf_architecture, model_type
 from lora_exp.models.weights.locate import SINGLE
 from lora_exp.models.weights.safetensors_checkpoint import write_safetensors
-from lora_exp.runtime import cache, console
+from lora_exp.runtime import cache as files
+from lora_exp.runtime import console
+from lora_exp.runtime.gguf_header import GgufHeader, read_gguf
 
-FORMAT = 1  # increased when the same file would yield other tensors
-NAMES = {  # {i}: the block's number
-  "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
-  "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
-  "blk.{i}.attn_q": "model.layers.{i}.self_attn.q_proj", "blk.{i}.attn_k": "model.layers.{i}.self_attn.k_proj",
-  "blk.{i}.attn_v": "model.layers.{i}.self_attn.v_proj", "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
-  "blk.{i}.ffn_norm": "model.layers.{i}.post_attention_layernorm",
-  "blk.{i}.ffn_gate": "model.layers.{i}.mlp.gate_proj", "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",
-  "blk.{i}.ffn_down": "model.layers.{i}.mlp.down_proj",
-}
+FORMAT = 2  # increased when the same file would yield other tensors
+NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+BLOCK_NAMES = {  # of most architectures, after blk.N and model.layers.N
+  "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+  "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
+  "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
+  "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+Entry = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]  # name, shape, function that returns the array
 
 
 def dequantised(path: Path, root: str | Path) -> Path:
   """Returns the directory in the cache `root` with the tensors of the GGUF file `path` in float32.
 
-  Raises InputError if the file is incomplete or not of the Llama architecture.
+  Raises InputError if the file is incomplete or of an unsupported architecture.
   """
   with open(path, "rb") as file:
-    key = cache.fingerprint(format=FORMAT, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-  return cache.get_or_make(root, "gguf", key, partial(_dequantise, path))
+    key = files.fingerprint(format=FORMAT, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+  return files.get_or_make(root, "gguf", key, partial(_dequantise, path))
 
 
 def _dequantise(path: Path, directory: Path) -> None:
@@ -42,50 +44,69 @@ def _dequantise(path: Path, directory: Path) -> None:
     import gguf
   except ImportError:
     raise InputError(f"{path}: reading a GGUF file needs the package gguf: pip install gguf") from None
+  header = read_gguf(path)
+  tensors = GgufTensors(header)
   try:
     reader = gguf.GGUFReader(path)
-    architecture = str(reader.fields["general.architecture"].contents())
-    if architecture != "llama":
-      raise InputError(f"{path}: has the architecture {architecture}; only llama is supported in GGUF files")
-    heads = {part: int(reader.fields[f"llama.attention.{part}"].contents()) for part in ("head_count", "head_count_kv")}
   except (ValueError, KeyError, IndexError) as error:
     raise InputError(f"{path} is not a complete GGUF file: {error}; download it again") from None
   with console.progress("dequantise once", len(reader.tensors), "tensors") as bar:
-    write_safetensors(directory / SINGLE, _tensors(reader.tensors, heads, bar), "F32")
+    write_safetensors(directory / SINGLE, tensors.entries(reader.tensors, bar), "F32")
 
 
-def _tensors(
-  tensors: Iterable[Any], heads: dict[str, int], bar: console.Bar
-) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
-  """Yields (name, shape, function that returns the array) of each tensor, with Hugging Face's names."""
-  for tensor in tensors:
-    if tensor.name == "rope_freqs.weight":  # follows from the settings
-      continue
-    name = hf_name(tensor.name)
-    yield name, tuple(int(n) for n in reversed(tensor.shape)), partial(_floats, tensor, name, heads, bar)
+class GgufTensors:
+  """Names and values of the tensors of one file as Hugging Face stores them."""
+
+  def __init__(self, header: GgufHeader):
+    self.architecture = gguf_architecture(header)
+    self.names = BLOCK_NAMES | dict(self.architecture.names) | EXPERTS.get(model_type(header), {})
+    name = header.settings["general.architecture"]
+    self.heads = header.settings.get(f"{name}.attention.head_count")
+    self.kv_heads = header.settings.get(f"{name}.attention.head_count_kv", self.heads)
+    if not isinstance(self.heads, int) or not isinstance(self.kv_heads, int):
+      raise InputError(f"{header.file}: {name}.attention.head_count must be the number of heads of all layers")
+
+  def entries(self, tensors: Iterable[Any], bar: console.Bar) -> Iterator[Entry]:
+    """Yields (name, shape, function that returns the array) of each tensor; those of experts one by one."""
+    for tensor in tensors:
+      name, shape = self.hf_name(tensor.name), tuple(int(n) for n in reversed(tensor.shape))
+      values = partial(self._floats, tensor, name, bar)
+      if "{}" not in name:
+        yield name, shape, values
+        continue
+      values = cache(values)
+      for expert in range(shape[0]):
+        yield name.format(expert), shape[1:], partial(_expert, values, expert, shape[0])
+
+  def hf_name(self, name: str) -> str:
+    """Hugging Face's name of a tensor. An unknown tensor keeps its name, and loading reports it."""
+    stem, _, kind = name.rpartition(".")
+    block = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
+    if block:
+      module = self.names.get(block[2])
+      return f"model.layers.{block[1]}.{module}.{kind}" if module else name
+    return f"{NAMES[stem]}.{kind}" if stem in NAMES else name
+
+  def _floats(self, tensor: Any, name: str, bar: console.Bar) -> np.ndarray:
+    """Dequantises the tensor to float32, with the rows of q and k and the scales of norms as Hugging Face has them."""
+    from gguf.quants import dequantize
+
+    try:
+      values = dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+      raise InputError(f"{tensor.name}: {error}; use a file in another quantisation, such as Q8_0") from None
+    bar.advance()
+    if self.architecture.interleaved and re.search(r"\.[qk]_proj\.(weight|bias)$", name):
+      return halves_from_neighbours(values, self.heads if ".q_proj." in name else self.kv_heads)
+    return values - 1 if self.architecture.norm_offset and name.endswith("norm.weight") else values
 
 
-def _floats(tensor: Any, name: str, heads: dict[str, int], bar: console.Bar) -> np.ndarray:
-  """Dequantises the tensor to float32, with the rows of q and k in Hugging Face's order."""
-  from gguf.quants import dequantize
-
-  values = dequantize(tensor.data, tensor.tensor_type)
-  bar.advance()
-  if name.endswith(("q_proj.weight", "k_proj.weight")):
-    return halves_from_neighbours(values, heads["head_count" if "q_proj" in name else "head_count_kv"])
-  return values
-
-
-def hf_name(name: str) -> str:
-  """Hugging Face's name of the GGUF tensor `name`. An unknown tensor keeps its name, and loading reports it.
-
-  >>> hf_name("blk.11.attn_q.weight")
-  'model.layers.11.self_attn.q_proj.weight'
-  """
-  stem, _, kind = name.rpartition(".")
-  number = re.search(r"\.(\d+)\.", stem)
-  module = NAMES.get(re.sub(r"\.\d+\.", ".{i}.", stem))
-  return f"{module.replace('{i}', number[1] if number else '')}.{kind}" if module else name
+def _expert(values: Callable[[], np.ndarray], expert: int, count: int) -> np.ndarray:
+  """The kernel of one expert. The values of all experts are dropped after the last one."""
+  x = values()[expert]
+  if expert == count - 1:
+    values.cache_clear()  # type: ignore[attr-defined]
+  return x
 
 
 def halves_from_neighbours(w: np.ndarray, heads: int) -> np.ndarray:

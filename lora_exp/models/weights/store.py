@@ -81,6 +81,9 @@ def _check_tensors(
 ) -> None:
   """Raises InputError with every tensor that is missing, unexpected, mis-shaped or of an unsupported dtype."""
   problems, used, stored = [], set(), checkpoint.tensors
+  method = locate.stored_quantisation(stored)
+  if method is not None:
+    raise InputError(f"{path}: {locate.quantised_problem(method)}")
   for ours, shape in shapes.items():
     for part in names.parts(ours, shapes):
       used.add(part.name)
@@ -124,6 +127,11 @@ def _slice(part: StoredPart, bounds: Bounds, x: np.ndarray) -> tuple[tuple[slice
   """The slice of the stored tensor for `x`, which is our array within `bounds`, and the view of x to fill."""
   if not bounds:
     return (slice(None),), x.reshape(1)
+  if part.expert is not None:
+    start, end = bounds[0]
+    if not start <= part.expert < end:
+      return None
+    bounds, x = bounds[1:], x[part.expert - start]
   low, high = bounds[-1]
   first, end = max(low, part.start), min(high, part.start + part.size)
   if first >= end:

@@ -42,9 +42,21 @@ def are_rotary_frequencies(x: np.ndarray, model: ModelConfig) -> bool:
   return any(np.allclose(np.asarray(x, np.float64), theta**-exponents, rtol=TOLERANCE, atol=1e-7) for theta in thetas)
 
 
+def are_rotary_factors(x: np.ndarray, model: ModelConfig) -> bool:
+  """Whether x (r/2,) are the factors by which the scaling divides each frequency, in short or in long contexts."""
+  from lora_exp.models.modules.rotary import frequencies  # imports jax
+
+  arch = model.arch or ArchConfig()
+  rotating = int(arch.head_dim * arch.partial_rotary_factor)
+  plain, _ = frequencies(rotating, arch.rope_theta, None, 1)
+  scaled = [frequencies(rotating, arch.rope_theta, arch.rope_scaling, length)[0] for length in (1, 2**30)]
+  return any(x.shape == plain.shape and np.allclose(x, plain / y, rtol=1e-3, atol=0) for y in scaled)
+
+
 CHECKS: Mapping[str, tuple[Callable[[np.ndarray, ModelConfig], bool], str]] = {  # words in `TensorNames.computed`
   "causal mask": (is_causal_mask, "is not the causal mask that the model uses"),
   "masking score": (is_masking_score, f"is not a score of masked positions, which is at most {MASKED:g}"),
+  "rotary factors": (are_rotary_factors, "differs from the factors of model.arch.rope_scaling"),
   "rotary frequencies": (are_rotary_frequencies, "differs from the frequencies of model.arch.rope_theta"),
 }
 

@@ -1,0 +1,86 @@
+"""Mixtral (arXiv 2401.04088): Mistral's layers with experts, of which the router chooses two for each token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_exp.config.schema import ModelConfig
+from lora_exp.models.arch_checks import check_rotary
+from lora_exp.models.config_rules import HEAD_GROUPS, WINDOW, arch_of
+from lora_exp.models.config_table import ConfigFile, Count, PublishedConfig, Settings
+from lora_exp.models.families import llama
+from lora_exp.models.rotation_rules import ROTATION
+from lora_exp.models.tensor_names import ExpertRow, NameRow
+
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+PRESETS = {**llama.FAMILY.presets, "mlp": EXPERTS, "all_linear": (*llama.ATTENTION, *EXPERTS)}
+AXES = {
+  **llama.FAMILY.axes,
+  "mlp.gate.kernel": ("embed", None),
+  "gate_up_proj.kernel": (None, "embed", "mlp"),
+  "down_proj.kernel": (None, "mlp", "embed"),
+}
+@dataclass(frozen=True)
+class ExpertCount(Count):
+  """The number of experts, which transformers writes under either of two names."""
+
+  def read(self, file: ConfigFile, settings: Settings) -> int:
+    names = (self.theirs, "num_local_experts", "num_experts")
+    return file.count(next((name for name in names if name in file.values), self.theirs))
+
+
+SIZES = {"num_experts": "experts of a layer", "num_experts_per_tok": "experts that compute a token"}
+
+
+def check_experts(model: ModelConfig) -> Iterator[str]:
+  """Checks the settings of a model with experts."""
+  yield from check_rotary(model)
+  options: dict[str, Any] = arch_of(model).options or {}
+  counts = [options.get(name) for name in SIZES]
+  for name, value in zip(SIZES, counts, strict=True):
+    if not isinstance(value, int) or value < 1:
+      yield f"model.arch.options.{name}={value}: must be the number of {SIZES[name]}, at least 1"
+      return
+  if counts[1] > counts[0]:
+    yield f"model.arch.options.num_experts_per_tok={counts[1]}: must be at most num_experts={counts[0]}"
+
+
+FAMILY = replace(
+  llama.FAMILY,
+  name="mixtral",
+  module="lora_exp.models.modules.moe_decoder:MoE",
+  presets=PRESETS,
+  axes=AXES,
+  names=replace(
+    llama.FAMILY.names,
+    rows=(NameRow(("mlp.gate",), ("block_sparse_moe.gate",)),),
+    experts=(
+      ExpertRow(EXPERTS[0], ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3")),
+      ExpertRow(EXPERTS[1], ("block_sparse_moe.experts.{}.w2",)),
+    ),
+  ),
+  config=PublishedConfig(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    fields=(
+      *llama.SIZE_FIELDS,
+      *llama.ACTIVATION_FIELDS,
+      ExpertCount("arch.options.num_experts", "num_local_experts"),
+      Count("arch.options.num_experts_per_tok", "num_experts_per_tok"),
+    ),
+    defaults={
+      **llama.REQUIRED_SIZES,
+      "hidden_act": "silu",
+      "num_key_value_heads": 8,
+      "sliding_window": None,
+      "max_position_embeddings": 131072,
+      "rms_norm_eps": 1e-5,
+      "rope_theta": 1e6,
+      "num_local_experts": 8,
+      "num_experts_per_tok": 2,
+    },
+    fixed={"arch.options.norm_topk_prob": True},
+    rules=(HEAD_GROUPS, ROTATION, WINDOW),
+  ),
+  check=check_experts,
+)
