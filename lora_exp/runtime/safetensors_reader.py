@@ -24,6 +24,8 @@ DTYPES = {  # dtypes of weights by code
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
+  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 ELEMENTS = DTYPES | {"BOOL": np.dtype(np.bool_), "U8": np.dtype(np.uint8)}  # dtypes of all tensors that can be read
 Slice = tuple[tuple[slice, ...], np.ndarray]  # an index into a tensor, and the array to fill from it
