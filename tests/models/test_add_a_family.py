@@ -136,7 +136,7 @@ def test_an_unknown_family_is_refused_with_its_neighbour():
   ("llama", {"heads": 3}, "model.arch.kv_heads=2: must divide model.heads=3"),
   ("qwen3", {"activation": "gleu"}, "model.arch.activation=gleu: choose gelu, gelu_tanh, relu, silu"),
   ("phi3", {"partial_rotary_factor": 0.35}, "model.arch.partial_rotary_factor=0.35: must rotate an even number"),
-  ("gemma", {"rope_scaling": {"rope_type": "yarn"}}, "model.arch.rope_scaling.rope_type=yarn: choose default, "),
+  ("gemma", {"rope_scaling": {"rope_type": "axial"}}, "model.arch.rope_scaling.rope_type=axial: choose default, "),
   ("llama", {"rope_scaling": {"rope_type": "linear"}}, "model.arch.rope_scaling.factor=null: rope_type=linear needs"),
 ])  # fmt: skip
 def test_settings_that_the_module_cannot_compute(family, settings, problem):

@@ -43,7 +43,7 @@ def faulty_checkpoint(name: str, at: Path) -> Path:
   elif name == "architecture":
     write_checkpoint(at, architectures=["PhiForCausalLM"])
   elif name == "fields":
-    scaling = {"rope_type": "yarn", "factor": 4.0}
+    scaling = {"rope_type": "axial", "factor": 4.0}
     write_checkpoint(at, rope_scaling=scaling, hidden_act="quick_gelu", num_hidden_layers="2")
   elif name == "json":
     (write_checkpoint(at) / "config.json").write_text("{")
@@ -84,7 +84,7 @@ FAULTS = {
   "architecture": ["config.json: architectures=PhiForCausalLM: not supported; choose Gemma.*Phi3ForCausalLM"],
   "fields": ["config.json: num_hidden_layers=2: must be a whole number from 1 to 10,000",
              "config.json: hidden_act=quick_gelu: not supported; choose",
-             "config.json: rope_scaling.rope_type=yarn: not supported; choose default, linear, llama3"],
+             "config.json: rope_scaling.rope_type=axial: not supported; choose default, linear, llama3, yarn"],
   "json": ["config.json: cannot be read as JSON"],
   "no config": ["there is no .*config.json, and model=hf reads the model from it"],
   "pickle": ["pytorch_model.bin is a pickle, .*save_pretrained"],

@@ -32,7 +32,7 @@ class LimitedTokenizer:
     self.eot, self.bos = tokenizer.eot, tokenizer.bos
     self.stops = tuple(i for i in tokenizer.stops if i < rows)
     self.byte_lengths = tokenizer.byte_lengths[:rows]
-    self.special_tokens = KnownTokens(tokenizer.special_tokens, rows, advice)
+    self.special_tokens: Mapping[str, int] = KnownTokens(tokenizer.special_tokens, rows, advice)
     self.chat_template, self.template_variables = tokenizer.chat_template, tokenizer.template_variables
     self.start_after_control = tokenizer.start_after_control
 

@@ -27,6 +27,12 @@ BIAS_FIELDS = (*ATTENTION_BIAS_FIELDS, Flag("arch.mlp_bias", "mlp_bias"))
 REQUIRED_SIZES = dict.fromkeys(
   ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"), REQUIRED
 )
+NAMES = TensorNames(
+  computed=(
+    (r".*rotary_emb\.inv_freq", "rotary frequencies"),
+    (r"rope_(freqs|factors_short|factors_long)\.weight", "rotary factors"),  # of GGUF files
+  )
+)
 FAMILY = Family(
   name="llama",
   module="lora_exp.models.modules.llama_decoder:Llama",
@@ -55,12 +61,7 @@ FAMILY = Family(
     "lm_head.kernel": ("embed", "vocab"),
   },
   units=grouped_head_units,
-  names=TensorNames(
-    computed=(
-      (r".*rotary_emb\.inv_freq", "rotary frequencies"),
-      (r"rope_(freqs|factors_short|factors_long)\.weight", "rotary factors"),  # of GGUF files
-    )
-  ),
+  names=NAMES,
   config=PublishedConfig(
     model_type="llama",
     architecture="LlamaForCausalLM",

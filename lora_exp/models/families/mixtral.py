@@ -36,13 +36,13 @@ def check_experts(model: ModelConfig) -> Iterator[str]:
   """Checks the settings of a model with experts."""
   yield from check_rotary(model)
   options: dict[str, Any] = arch_of(model).options or {}
-  counts = [options.get(name) for name in SIZES]
-  for name, value in zip(SIZES, counts, strict=True):
-    if not isinstance(value, int) or value < 1:
-      yield f"model.arch.options.{name}={value}: must be the number of {SIZES[name]}, at least 1"
+  for name, meaning in SIZES.items():
+    if not isinstance(options.get(name), int) or options[name] < 1:
+      yield f"model.arch.options.{name}={options.get(name)}: must be the number of {meaning}, at least 1"
       return
-  if counts[1] > counts[0]:
-    yield f"model.arch.options.num_experts_per_tok={counts[1]}: must be at most num_experts={counts[0]}"
+  count, chosen = (int(options[name]) for name in SIZES)
+  if chosen > count:
+    yield f"model.arch.options.num_experts_per_tok={chosen}: must be at most num_experts={count}"
 
 
 FAMILY = replace(
@@ -52,7 +52,7 @@ FAMILY = replace(
   presets=PRESETS,
   axes=AXES,
   names=replace(
-    llama.FAMILY.names,
+    llama.NAMES,
     rows=(NameRow(("mlp.gate",), ("block_sparse_moe.gate",)),),
     experts=(
       ExpertRow(EXPERTS[0], ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3")),

@@ -36,7 +36,7 @@ FAMILY = replace(
   mixtral.FAMILY,
   name="qwen3_moe",
   names=replace(
-    llama.FAMILY.names,
+    llama.NAMES,
     experts=(
       ExpertRow(mixtral.EXPERTS[0], ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj")),
       ExpertRow(mixtral.EXPERTS[1], ("mlp.experts.{}.down_proj",)),

@@ -117,7 +117,7 @@ class LlamaLayer(nnx.Module):
   """
 
   attention_type: type[LlamaAttention] = LlamaAttention
-  mlp_type: type[nnx.Module] = LlamaMLP  # SparseMLP of Mixtral
+  mlp_type: type[Any] = LlamaMLP  # an nnx module, constructed as LlamaMLP
 
   def __init__(self, cfg: ModelConfig, arch: ArchConfig, **options: Any):
     def norm() -> RMSNorm:

@@ -61,16 +61,17 @@ class GgufTensors:
     self.architecture = gguf_architecture(header)
     self.names = BLOCK_NAMES | dict(self.architecture.names) | EXPERTS.get(model_type(header), {})
     name = header.settings["general.architecture"]
-    self.heads = header.settings.get(f"{name}.attention.head_count")
-    self.kv_heads = header.settings.get(f"{name}.attention.head_count_kv", self.heads)
-    if not isinstance(self.heads, int) or not isinstance(self.kv_heads, int):
+    heads = header.settings.get(f"{name}.attention.head_count")
+    kv_heads = header.settings.get(f"{name}.attention.head_count_kv", heads)
+    if not isinstance(heads, int) or not isinstance(kv_heads, int):
       raise InputError(f"{header.file}: {name}.attention.head_count must be the number of heads of all layers")
+    self.heads, self.kv_heads = heads, kv_heads
 
   def entries(self, tensors: Iterable[Any], bar: console.Bar) -> Iterator[Entry]:
     """Yields (name, shape, function that returns the array) of each tensor; those of experts one by one."""
     for tensor in tensors:
       name, shape = self.hf_name(tensor.name), tuple(int(n) for n in reversed(tensor.shape))
-      values = partial(self._floats, tensor, name, bar)
+      values: Callable[[], np.ndarray] = partial(self._floats, tensor, name, bar)
       if "{}" not in name:
         yield name, shape, values
         continue
