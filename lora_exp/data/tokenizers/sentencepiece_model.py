@@ -96,6 +96,9 @@ class SentencePieceTokenizer(PieceTokenizer):
     pieces = [piece.encode() if piece in control.ids else piece_bytes(piece) for piece in ids]
     content += repr(added).encode() if added else b""
     super().__init__(str(file), tokenizer_fingerprint(content, control), pieces, control, adds_space)
+    flags = {i: token.flags for i, token in settings.declared.items() if token.content in control.ids}
+    self.strips = {i: (sides.get("lstrip", False), sides.get("rstrip", False)) for i, sides in flags.items()
+                   if sides.get("lstrip") or sides.get("rstrip")}
     model.normalizer_spec.add_dummy_prefix = False
     self._continuing = _load(model)
 
