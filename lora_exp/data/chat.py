@@ -62,10 +62,22 @@ def encode_answers(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> li
   for question, answer in pairs:
     chat = GuardedChat(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
     prompt_text, full_text, missing = prompt_and_whole(chat)
-    parts += _prompt_and_answer(chat, prompt_text, full_text)
+    if missing:
+      common = len(prompt_text) - len(missing)
+      parts += [chat.segments(prompt_text, True), _first_turn(tokenizer, chat.segments(full_text, True), common)]
+    else:
+      parts += _prompt_and_answer(chat, prompt_text, full_text)
     facts.append((sum(not chat.has_text(full_text, content) for content in (question, answer)), missing))
   ids = encode_segments(tokenizer, parts)
-  return [Answer(prompt, answer, *fact) for prompt, answer, fact in zip(ids, ids, facts, strict=True)]
+  return [_answer(prompt, answer, *fact) for prompt, answer, fact in zip(ids, ids, facts, strict=True)]
+
+
+def _answer(prompt: list[int], answer: list[int], changed: int, missing: str) -> Answer:
+  """The parts of a question with its answer; if the prompt has a `missing` end, `answer` begins with the prompt."""
+  if missing:
+    common = len(commonprefix([prompt, answer]))  # of the tokens, as in TRL
+    prompt, answer = answer[:common], answer[common:]
+  return Answer(prompt, answer, changed, missing)
 
 
 class GuardedChat:
@@ -165,15 +177,13 @@ def prompt_and_whole(chat: GuardedChat) -> tuple[str, str, str]:
   in TRL, and the rest is returned too. Raises InputError if the last message does not follow the others.
   """
   prompt_text, full_text = chat.rendered(chat.messages[:-1], True), chat.rendered(chat.messages, False)
-  missing = ""
-  if not full_text.startswith(prompt_text):
-    history = chat.rendered(chat.messages[:-1], False)
-    if not (prompt_text.startswith(history) and full_text.startswith(history)):
-      raise InputError(f"the chat template of {chat.tokenizer.name} does not continue its generation prompt with the "
-                       f"answer; {ADVICE}")
-    common = common_beginning(prompt_text, full_text, len(history))
-    prompt_text, missing = prompt_text[:common], prompt_text[common:]
-  return prompt_text, full_text, missing
+  if full_text.startswith(prompt_text):
+    return prompt_text, full_text, ""
+  history = chat.rendered(chat.messages[:-1], False)
+  if not (prompt_text.startswith(history) and full_text.startswith(history)):
+    raise InputError(f"the chat template of {chat.tokenizer.name} does not continue its generation prompt with the "
+                     f"answer; {ADVICE}")
+  return prompt_text, full_text, prompt_text[common_beginning(prompt_text, full_text, len(history)) :]
 
 
 def common_beginning(prompt_text: str, full_text: str, least: int) -> int:
@@ -198,9 +208,12 @@ def _prompt_and_answer(chat: GuardedChat, prompt_text: str, full_text: str) -> t
   return prompt, _first_turn(chat.tokenizer, chat.segments(full_text, start, begin))
 
 
-def _first_turn(tokenizer: Tokenizer, answer: list[Segment]) -> list[Segment]:
-  """`answer` up to the token that ends it: one that ends generation, else its last control token, else `eot`."""
-  controls = [n for n, segment in enumerate(answer) if segment.token is not None]
+def _first_turn(tokenizer: Tokenizer, answer: list[Segment], begin: int = 0) -> list[Segment]:
+  """`answer` up to the token that ends it: one that ends generation, else its last control token, else `eot`.
+
+  It may have a prompt before the character `begin`, in which no token ends it.
+  """
+  controls = [n for n, segment in enumerate(answer) if segment.token is not None and segment.begin >= begin]
   last = controls[-1] if controls else None
   end = next((n for n in controls if answer[n].token in tokenizer.stops), last)
   return [*answer, Segment(0, 0, tokenizer.eot)] if end is None else answer[: end + 1]

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.chat import GuardedChat, Message, Segment, common_beginning, encode_texts, missing_reason
+from lora_exp.data.chat import (
+  GuardedChat,
+  Message,
+  Segment,
+  common_beginning,
+  encode_segments,
+  encode_texts,
+  missing_reason,
+)
 from lora_exp.data.sources.source import Conversation
 from lora_exp.data.tokenizers import Tokenizer
 
@@ -66,6 +74,7 @@ class _RenderedConversation:
     self.text, self.marks = self.chat.marked()
     self.segments = self.chat.segments(self.text, True)
     self.learned_turns, self.other_turns = _assistant_turns(conversation, loss)
+    self.spans: list[Span] = []
     self.problems = _changed_messages(self.chat, self.text, conversation.messages)
     self.spans = [(0, len(self.text))] if loss == "all" else self._learned_spans()
 
@@ -104,7 +113,21 @@ class _RenderedConversation:
     common = common_beginning(prompt, self.text, len(history))
     key = ANSWERS, missing_reason(prompt[common:])  # the prompt ends in what a whole turn does not have: `<think>`
     self.problems[key] = self.problems.get(key, 0) + 1
-    return common
+    return self._common_tokens_end(prompt)
+
+  def _common_tokens_end(self, prompt: str) -> int:
+    """The character at which the tokens that the text has in common with `prompt` end."""
+    parts = [self.chat.segments(prompt, True), self.segments]
+    prompt_ids, ids = encode_segments(self.tokenizer, parts)
+    left = len(commonprefix([prompt_ids, ids]))
+    for segment in self.segments:
+      tokens = [segment.token] if segment.token is not None else self.tokenizer.encode(segment.text, segment.at_start)
+      if left < len(tokens):
+        least = self._token_bounds(segment, tokens)[1][left - 1] if left else 0
+        places = range(segment.begin, segment.end)
+        return next(place for place in places if self._bytes_before(segment, place) >= least)
+      left -= len(tokens)
+    return len(self.text)
 
   def _moved_span(self, turn: int, prompt: str | None, through: str | None) -> Span | None:
     """The characters of `turn` if the template writes the turns before it in another way once others follow."""

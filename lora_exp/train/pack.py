@@ -56,6 +56,8 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   for warning in rows.warnings:
     console.show_warning(warning)
   retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
+  for warning in retain.warnings if retain is not None else ():
+    console.show_warning(f"data@retain: {warning}")
   base, base_facts = make_base(plan)
   job = make_job(plan, base, steps_of(cfg, rows.train_rows), _fill_mesh([trial.plan for trial in trials]))
   held_out = list(eval_batches(rows, cfg.train.batch_size, cfg.train.eval_tokens))

@@ -6,12 +6,14 @@ gives the mask; the same template without it must give the same one.
 
 import json
 import random
+from os.path import commonprefix
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizer_files import byte_level, spaced
 
+from lora_exp.data.chat import encode_answers
 from lora_exp.data.conversations import encode_conversations
 from lora_exp.data.sources.source import Conversation
 from lora_exp.data.tokenizers import get_tokenizer
@@ -160,3 +162,23 @@ def test_the_last_answer_alone_is_the_end_of_the_mask(tmp_path, family):
       begin = int(np.flatnonzero(other.learned)[0])
       assert not one.learned[begin - 1] and (one.learned[begin:] == other.learned[begin:]).all()
       assert other.learned[:begin].sum() == 0
+
+
+EMPTY_THOUGHT = OPEN_THOUGHT.replace("'</think>' in c", "false").replace("<think>\n", "<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("template", [OPEN_THOUGHT, EMPTY_THOUGHT])
+def test_a_prompt_is_what_its_tokens_have_in_common_with_the_whole(tmp_path, template, monkeypatch):
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  monkeypatch.setitem(FAMILIES, "open_thought", (template, ROLE_TOKENS))
+  folder = folder_of("open_thought", tmp_path, False)
+  theirs, ours = transformers.PreTrainedTokenizerFast.from_pretrained(folder), get_tokenizer(str(folder))
+  for answer in ("x", "<think>\nx\n</think>y", "<think>\n\n</think>\n\ny", "<b>", "th"):
+    turns = [{"role": "user", "content": "The cat"}, {"role": "assistant", "content": answer}]
+    prompt = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    whole = theirs.apply_chat_template(turns, return_dict=False)
+    common = len(commonprefix([prompt, whole]))  # as in TRL
+    [one] = encode_conversations(ours, [Conversation(tuple(turns))], "assistant", plain=False)
+    assert one.ids == whole and one.learned.tolist() == [n >= common for n in range(len(whole))], answer
+    [pair] = encode_answers(ours, [("The cat", answer)])
+    assert (pair.prompt, pair.answer) == (whole[:common], whole[common:])
