@@ -65,7 +65,7 @@ def make_table(
 ) -> tuple[list[RunRecord], list[Group], list[LearnedUpdates]]:
   """Writes results.csv; returns the runs of the sweep, their groups, and what the adapters of each group learned."""
   runs = read_sweep(directory)
-  groups = make_groups(runs, METRICS[metric], margin)
+  groups = make_groups(runs, METRICS[metric], margin, read_sweep_ledger(directory).look)
   updates = [learn_updates(directory, group) for group in groups]
   write_atomically(directory / "results.csv", partial(write_csv, rows=results(runs, groups, updates)))
   return runs, groups, updates

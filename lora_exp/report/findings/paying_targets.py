@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_exp.report.findings.finding import (
-  CONFIDENCE,
   FEW_SEEDS,
   MOST_CONTEXTS,
   Finding,
   capital,
+  confidence,
   evidence,
   in_context,
   joined,
@@ -46,7 +46,7 @@ def _fewest_parameters(group: Group, levels: Sequence[Level], where: str) -> Fin
   at, margin = in_context(where), margin_text(verdict)
   if named and not verdict.doubts:
     answer = (f"It pays to adapt {named.value}{at}: of the targets shown to be within {margin} of the best gain "
-              f"(confidence {CONFIDENCE}), it has the fewest parameters ({named.chosen.trainable or 0:,}).")
+              f"(confidence {confidence(verdict)}), it has the fewest parameters ({named.chosen.trainable or 0:,}).")
   else:
     why = joined(verdict.doubts) or f"none is shown to be within {margin} of the best gain"
     answer = f"Which targets pay is not concluded{at}: {why}."
@@ -89,10 +89,11 @@ def _at_one_budget(group: Group, levels: Sequence[Level], where: str) -> Finding
     answer = f"Which targets pay with {each} is not concluded{at}: {joined(verdict.doubts)}."
   elif only:
     answer = (f"With {each}{at}, it pays to adapt {only.value}: every other target is shown to be more than {margin} "
-              f"of the best gain short (confidence {CONFIDENCE}).")
+              f"of the best gain short (confidence {confidence(verdict)}).")
   elif sufficient:
     names = ", ".join(str(level.value) for level in sufficient)
-    answer = f"With {each}{at}, shown to be within {margin} of the best gain (confidence {CONFIDENCE}): {names}."
+    answer = (f"With {each}{at}, shown to be within {margin} of the best gain (confidence {confidence(verdict)}): "
+              f"{names}.")
   else:
     answer = (f"Which targets pay with {each} is not concluded{at}: none is shown to be within {margin} of the best "
               "gain.")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lora_exp.report.grouping.group import Group
 from lora_exp.report.statistics.held_out_text import short_interval
 from lora_exp.report.verdicts.tuning import Level
 from lora_exp.report.verdicts.verdict import Verdict, text_error
@@ -87,6 +88,16 @@ def _duration(verdict: Verdict, trials: int) -> str:
 def least_share(verdict: Verdict) -> str:
   """What a sufficient level gains at least, as a share of any other's gain: `95 %` for a margin of 5 %."""
   return percent(1 - verdict.judgement.margin)
+
+
+def dropped_sentence(group: Group) -> str:
+  """The settings that the sweep dropped during their training, and why; empty if there are none."""
+  reasons = {s.label: next((run.reason for run in s.runs if run.status == "pruned" and run.reason), "")
+             for s in group.dropped}
+  if not reasons:
+    return ""
+  parts = [f"{label} ({reason})" if reason else label for label, reason in reasons.items()]
+  return f"Not judged, because the sweep dropped them during their training: {'; '.join(parts[:MOST_NAMED])}."
 
 
 def margin_text(verdict: Verdict) -> str:

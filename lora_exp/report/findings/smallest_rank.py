@@ -3,16 +3,17 @@
 from collections.abc import Iterator, Sequence
 
 from lora_exp.report.findings.finding import (
-  CONFIDENCE,
   MOST_CONTEXTS,
   Finding,
   capital,
+  confidence,
   evidence,
   in_context,
   joined,
 )
 from lora_exp.report.findings.phrases import (
   and_list,
+  dropped_sentence,
   least_share,
   margin_text,
   more_seeds_sentence,
@@ -48,9 +49,11 @@ def _finding(group: Group, settings: Sequence[Setting], levels: list[Level], whe
     "margin": group.margin,
   }
   tried = f"Ranks tried: {', '.join(str(level.value) for level in levels)}{_rates(group, settings, levels)}."
+  if dropped := dropped_sentence(group):
+    tried += f" {dropped}"
   if named and not doubts:
     answer = (f"Rank {named.value} is enough{in_context(where)}: it is shown to gain at least {least_share(verdict)} "
-              f"of what any other rank tried gains (margin {margin_text(verdict)}, confidence {CONFIDENCE}).")
+              f"of what any other rank tried gains (margin {margin_text(verdict)}, confidence {confidence(verdict)}).")
     text = (f"{answer} {_score(group, named)} {state_sentences(verdict)}{_smaller(levels, named)} {tried}"
             f"{_notes(verdict)}")
     return Finding("Rank", text, evidence(verdict), True, values, QUESTION, answer)
@@ -84,8 +87,8 @@ def _no_answer(verdict: Verdict, named: Level | None, doubts: Sequence[str], whe
   """Why no rank is named, in one sentence."""
   at = in_context(where)
   if named and _only_smaller_diverged(verdict, named, doubts):
-    return (f"At most rank {named.value} is needed{at} (margin {margin_text(verdict)}, confidence {CONFIDENCE}); no "
-            f"smaller rank is named, because {joined(doubts)}.")
+    return (f"At most rank {named.value} is needed{at} (margin {margin_text(verdict)}, confidence "
+            f"{confidence(verdict)}); no smaller rank is named, because {joined(doubts)}.")
   if doubts:
     return f"No smallest sufficient rank is named{at}: {joined(doubts)}."
   return (f"No smallest sufficient rank is named{at}: none is shown to gain at least {least_share(verdict)} of what "

@@ -94,6 +94,11 @@ class Setting:
     """Whether all its runs only tuned, so that it has no score."""
     return all(run.tunes for run in self.runs)
 
+  @property
+  def dropped(self) -> bool:
+    """Whether its sweep dropped it during its training, because it would be far short of the best."""
+    return any(run.dropped for run in self.runs)
+
   @cached_property
   def tuning_penalties(self) -> dict[tuple, float]:
     """Seeds -> the penalty on the tuning half of the held-out documents, for choices."""

@@ -63,6 +63,7 @@ class SettingVerdict:
   at_most: float  # upper bound of `short` at `level`: below the margin if sufficient; inf if nothing is known
   worse_than: tuple[str, ...]  # settings than which it is shown to be more than the margin worse
   more_seeds: int | None  # further seeds of each setting that would probably decide; None if decided or not known
+  open_against: tuple[str, ...] = ()  # settings than which it is not shown to be less than the margin worse
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def judge(gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.
       contrasts.at_most(i, level) if testable else math.inf,
       worse_than,
       contrasts.more_seeds(i, margin) if testable and state == UNDECIDED else None,
+      tuple(fitted[j] for j in contrasts.open_against(i, margin, level)),
     )
   return Judgement(verdicts, None if best is None else fitted[best], margin, level, contrasts.error, contrasts.pooled,
                    gains_shown)
@@ -238,6 +240,10 @@ class Contrasts:
   def sufficient(self, i: int, margin: float, level: float) -> bool:
     """Whether every test of i against another setting holds."""
     return all(self.p_value(i, j, margin) < self._level(i, j, margin, level) for j in range(self.count) if j != i)
+
+  def open_against(self, i: int, margin: float, level: float) -> list[int]:
+    """The settings than which i is not shown to be less than the margin worse."""
+    return [j for j in range(self.count) if j != i and self.p_value(i, j, margin) >= self._level(i, j, margin, level)]
 
   def _level(self, i: int, j: int, margin: float, level: float) -> float:
     """Half of `level` where the noise is as large as the margin."""

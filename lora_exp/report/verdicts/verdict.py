@@ -13,6 +13,7 @@ import numpy as np
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
+from lora_exp.report.reading.sweep_ledger import LookLevel
 from lora_exp.report.statistics.held_out_text import text_covariance
 from lora_exp.report.verdicts.judgement import (
   INSUFFICIENT,
@@ -36,6 +37,7 @@ class Verdict:
   doubts: list[str]  # why no level may be called enough; empty if one may
   notes: dict[str, str]  # tuned key -> how levels were not tuned alike, which has to be said with any conclusion
   covers_text: bool  # whether the error of the held-out text is in the tests
+  look: LookLevel | None = None  # at the verdicts during the sweep, whose level the tests have
 
   @property
   def best(self) -> Level:
@@ -67,9 +69,10 @@ class Verdict:
     return gain if math.isfinite(gain) else -math.inf
 
 
-def judge_levels(group: Group, levels: Sequence[Level], key: str, level: float = LEVEL) -> Verdict:
-  """The verdicts on `levels` of `key`, tested at `level` with the margin of the group."""
-  levels = list(levels)
+def judge_levels(group: Group, levels: Sequence[Level], key: str) -> Verdict:
+  """The verdicts on `levels` of `key`, with the margin of the group, at the level of the sweep's last look or LEVEL."""
+  levels, look = list(levels), group.look
+  level = LEVEL if look is None else look.level
   text = text_error(levels)
   added = np.diag([lev.choice_variance for lev in levels]) + (0.0 if text is None else text)
   judgement = judge({lev.label: lev.gains for lev in levels}, group.margin, level, added)
@@ -77,7 +80,7 @@ def judge_levels(group: Group, levels: Sequence[Level], key: str, level: float =
   if not doubts and not judgement.gains_shown:
     doubts.append(_no_gain(judgement))
   doubts += list(dict.fromkeys(edge for lev in levels for edge in at_edges(group, lev.chosen, key)))
-  return Verdict(levels, judgement, doubts, uneven_tuning(levels, group.keys, key), text is not None)
+  return Verdict(levels, judgement, doubts, uneven_tuning(levels, group.keys, key), text is not None, look)
 
 
 def text_error(levels: Sequence[Level]) -> np.ndarray | None:
