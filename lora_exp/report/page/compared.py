@@ -106,7 +106,9 @@ def _day(run: RunRecord) -> str:
 
 
 def _last_part(path: Any) -> str:
-  """The last part of a path, which reveals nothing about the machine; a hub id unchanged; empty for None."""
+  """The last part of each path, which reveals nothing about the machine; a hub id unchanged; empty for None."""
+  if isinstance(path, list):
+    return ", ".join(map(_last_part, path))
   text = str(path or "")
   return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text
 
