@@ -77,8 +77,15 @@ def _source(run: RunRecord, node: str) -> str:
 
 
 def _held_out(run: RunRecord) -> str:
+  """The size of the held-out data, and of the half of it that scores."""
   count = run.number_at("held_out_tokens")
-  return f"{int(count):,} {'tokens' if run.is_text else 'examples'}" if count is not None else ""
+  if count is None:
+    return ""
+  size = f"{int(count):,} {'tokens' if run.is_text else 'examples'}"
+  if run.scores_share_choice:
+    return size
+  scored = f"{int(run.documents.tokens.sum()):,} score" if run.documents is not None else "one half scores"
+  return f"{size}: {scored} the trials, the others choose the best step and what is tuned"
 
 
 def _training(run: RunRecord) -> str:
@@ -106,9 +113,7 @@ def _day(run: RunRecord) -> str:
 
 
 def _last_part(path: Any) -> str:
-  """The last part of each path, which reveals nothing about the machine; a hub id unchanged; empty for None."""
-  if isinstance(path, list):
-    return ", ".join(map(_last_part, path))
+  """The last part of a path, which reveals nothing about the machine; a hub id unchanged; empty for None."""
   text = str(path or "")
   return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text
 
