@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lora_exp.config.schema import TOKENIZERS, Config, DataConfig, ModelConfig
 from lora_exp.models.weights.locate import is_path
@@ -41,4 +42,11 @@ def _model(model: ModelConfig) -> ModelConfig:
 
 
 def _data(data: DataConfig) -> DataConfig:
-  return replace(data, path=_absolute_or_none(data.path), eval_path=_absolute_or_none(data.eval_path))
+  return replace(data, path=_data_path(data.path), eval_path=_data_path(data.eval_path))
+
+
+def _data_path(value: Any) -> Any:
+  """A path of data, or a list of them; hub:OWNER/NAME is no path. Other values are refused later."""
+  if isinstance(value, list):
+    return [_data_path(path) for path in value]
+  return absolute(value) if value and isinstance(value, str) and not value.startswith("hub:") else value

@@ -8,7 +8,7 @@ import logging
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, chdir
 from dataclasses import replace
 from importlib import import_module
@@ -29,7 +29,7 @@ from lora_exp.config.errors import BUG, DONE, InputError, LoraExpError, ReachedE
 from lora_exp.config.override_grammar import parse
 from lora_exp.config.schema import Config, ReportConfig
 from lora_exp.runtime.console import share, show, show_warning
-from lora_exp.runtime.run_files import SAMPLES
+from lora_exp.runtime.run_files import LEDGER, SAMPLES
 from lora_exp.runtime.saved_config import require_same_configs
 from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
@@ -89,13 +89,14 @@ class Session:
           claim.undo()
     if line.multirun:
       show_failures(list(self.outcomes.values()), directory)
-    return self._exit_code()
+    return self._exit_code(directory)
 
-  def _exit_code(self) -> int:
+  def _exit_code(self, directory: Path | None) -> int:
     """The code of a single job; for a multirun 1 if any job failed, unless it was interrupted or stopped."""
     codes = {outcome.code for outcome in self.outcomes.values()}
     if self.interrupted:
-      return INTERRUPTED
+      resumable = self.line.multirun and directory is not None and (directory / LEDGER).is_file()
+      return StoppedError.code if resumable else INTERRUPTED
     if not self.line.multirun:
       return codes.pop()
     if self.stopped:
@@ -107,6 +108,11 @@ class Session:
   def require_same_jobs(self, directory: Path) -> None:
     """Raises InputError if the sweep in `directory`, which is to be continued, was started with other jobs."""
     require_same_configs((n, cfg, directory / str(n)) for n, cfg in enumerate(self.line.jobs))
+
+  def require_same_runs(self, composed: Mapping[int, DictConfig], directory: Path) -> None:
+    """Raises InputError if a run of the sweep in `directory`, by number, was started with another config."""
+    jobs = {n: job_config(cfg, parse(cfg.hydra.overrides.task)[0], directory) for n, cfg in composed.items()}
+    require_same_configs((n, cfg, directory / str(n)) for n, cfg in jobs.items())
 
   def launch_placed(
     self, launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, directory: Path

@@ -110,8 +110,12 @@ class DataConfig:
 
   source: str = "stdlib"  # the name of a file in lora_exp/data/sources
   view: str | None = None  # for stdlib: code (without docstrings and comments) | docs (docstrings only)
-  path: str | None = None  # for text and jsonl: the file
-  eval_path: str | None = None  # for text and jsonl: a held-out file; null: documents of `path` are held out
+  path: Any = None  # for files and text: a file, a pattern, a directory, a list of them, or hub:OWNER/NAME
+  eval_path: Any = None  # for files and text: held-out files; null: documents of `path` are held out
+  format: str | None = None  # for files: of the file or its columns (csv, alpaca, …); null: found from the content
+  columns: dict[str, str] | None = None  # for files: {prompt: NAME, response: NAME}; null: found by name
+  train_split: str | None = None  # for files: the split to train on; null: train, or the only one
+  eval_split: str | None = None  # for files: a held-out split; null: documents of `train_split` are held out
   eval_fraction: float = 0.1  # fraction of documents (stdlib: files) that is held out
   split: str = "halves"  # of the held-out documents: halves (one for best step and tuning, one for the report) | none
   seq_len: int = 128  # T, tokens in a row
@@ -121,8 +125,8 @@ class DataConfig:
   prompt_in_loss: bool = False  # include prompts in the loss
   loss: str = "assistant"  # of a conversation: assistant (every assistant turn) | last (the last one) | all (all of it)
   limit: int | None = None  # maximum number of documents (stdlib: files, chatterbot: questions)
-  prompt_field: str = "prompt"  # for jsonl: the field with the prompt
-  response_field: str = "response"  # for jsonl: the field with the response
+  prompt_field: str = "prompt"  # for files: the column with the prompt
+  response_field: str = "response"  # for files: the column with the response
   chat: str = "auto"  # prompt format: auto (the tokenizer's chat template, if it has one) | none (plain text)
   sentences: list[str] = field(default_factory=list)  # for sentences: the texts
   repeat: int = 1  # for sentences: the number of copies of each text

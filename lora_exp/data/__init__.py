@@ -1,6 +1,7 @@
 """Data: documents become rows of tokens once, and rows become batches. No jax is imported until batches are made.
 
     sources        where documents come from, one file each; its docstring is the page on adding one
+    formats        files of rows in common formats, and what their columns mean
     tokenizers     text to ids and back
     chat           prompts and answers rendered with a model's chat template
     encode         token ids of a document: its prompt and its text

@@ -186,6 +186,27 @@ def prompt_and_whole(chat: GuardedChat) -> tuple[str, str, str]:
   return prompt_text, full_text, prompt_text[common_beginning(prompt_text, full_text, len(history)) :]
 
 
+class ControlNames:
+  """Finds the names of a tokenizer's control tokens in texts, which are read as letters."""
+
+  def __init__(self, tokenizer: Tokenizer):
+    names = [token for token in tokenizer.special_tokens if len(token) > 1]
+    self.beginnings = {name[:2] for name in names}  # looked for first, which is fast
+    self.pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+
+  def first(self, *texts: str) -> str | None:
+    """The first name in `texts`, or None."""
+    for text in texts:
+      if any(beginning in text for beginning in self.beginnings) and (match := self.pattern.search(text)):
+        return match[0]
+    return None
+
+
+def spelling_reason(name: str) -> str:
+  """Why the name of a control token in a text is told, for `unlearned`."""
+  return f"the name {name!r} in their text is read as letters, not as the control token"
+
+
 def common_beginning(prompt_text: str, full_text: str, least: int) -> int:
   """The number of characters, at least `least`, that two texts have in common, without the beginning of a word."""
   common = commonprefix([prompt_text, full_text])

@@ -15,6 +15,7 @@ import numpy as np
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.chat import (
+  ControlNames,
   GuardedChat,
   Message,
   Segment,
@@ -22,6 +23,7 @@ from lora_exp.data.chat import (
   encode_segments,
   encode_texts,
   missing_reason,
+  spelling_reason,
 )
 from lora_exp.data.sources.source import Conversation
 from lora_exp.data.tokenizers import Tokenizer
@@ -76,7 +78,16 @@ class _RenderedConversation:
     self.learned_turns, self.other_turns = _assistant_turns(conversation, loss)
     self.spans: list[Span] = []
     self.problems = _changed_messages(self.chat, self.text, conversation.messages)
+    self._count_names(conversation.messages)
     self.spans = [(0, len(self.text))] if loss == "all" else self._learned_spans()
+
+  def _count_names(self, messages: Sequence[Message]) -> None:
+    """Counts the messages with the names of control tokens."""
+    names = ControlNames(self.tokenizer)
+    for message in messages:
+      if (name := names.first(str(message.get("content")))) is not None:
+        key = TURNS, spelling_reason(name)
+        self.problems[key] = self.problems.get(key, 0) + 1
 
   def _learned_spans(self) -> list[Span]:
     """The spans of the text that are learned, in order."""

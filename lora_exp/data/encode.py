@@ -1,12 +1,12 @@
 """Encoding of documents to token ids, with a mask of the tokens that are learned."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.chat import encode_answers, missing_reason
+from lora_exp.data.chat import ControlNames, encode_answers, missing_reason, spelling_reason
 from lora_exp.data.conversations import TURNS, encode_conversations
 from lora_exp.data.sources.source import Document
 from lora_exp.data.tokenizers import Tokenizer
@@ -44,15 +44,24 @@ def encode_documents(
   pairs = _encoded_pairs(tokenizer, [document for document in documents if document.prompt], has_template, separator)
   texts = iter(tokenizer.encode_batch([document.text for document in documents if _is_text(document)]))
   encoded = []
+  spelt = ControlNames(tokenizer)
   for document in documents:
     if document.conversation is not None:
       one = next(turns)
       encoded.append(EncodedDocument(one.ids, one.learned, "conversations", one.totals, one.problems))
     elif document.prompt:
-      encoded.append(next(pairs))
+      encoded.append(_with_names(next(pairs), spelt.first(document.prompt, document.text)))
     else:
-      encoded.append(EncodedDocument([*_bos(tokenizer), *next(texts), tokenizer.eot], None))
+      plain = EncodedDocument([*_bos(tokenizer), *next(texts), tokenizer.eot], None)
+      encoded.append(_with_names(plain, spelt.first(document.text)))
   return encoded
+
+
+def _with_names(document: EncodedDocument, name: str | None) -> EncodedDocument:
+  """`document` with the problem that it spells the control token `name`."""
+  if name is None:
+    return document
+  return replace(document, problems={**document.problems, (document.kind, spelling_reason(name)): 1})
 
 
 def _is_text(document: Document) -> bool:

@@ -129,12 +129,15 @@ def _batches(
   for document in documents:
     if isinstance(document, Document) and cfg.limit is not None and document.key >= cfg.limit:
       break
+    if isinstance(document, Skipped) and document.unit != "rows":
+      unlearned.add(document.unit, document.reason, first=document.where)
+      continue
     unlearned.read(unit)
     if isinstance(document, Skipped):
       unlearned.add(unit, document.reason, first=document.where)
       continue
-    for part in document.unread:
-      unlearned.add(unit, f"{part} is not read", first=document.where)
+    for reason in document.unread:
+      unlearned.add(unit, reason, first=document.where)
     batch.append(document)
     size += max(document.characters, cfg.seq_len)
     if size >= BATCH:
@@ -250,11 +253,13 @@ def keeps_documents_whole(cfg: DataConfig, source: TextSource) -> bool:
 
 def _check_counts(counts: RowCounts, cfg: DataConfig, source: TextSource, units: int, every: int | None) -> None:
   """Raises InputError if there is nothing to train or evaluate on."""
-  if units == 0:
-    raise InputError(f"{source.label} contains no text" if cfg.limit != 0 else "data.limit=0 reads nothing; raise it")
   reasons = "".join(f"; {count.sentence}" for count in counts.unlearned)
+  if units == 0:
+    nothing = f"{source.label} contains no text{reasons}"
+    raise InputError(nothing if cfg.limit != 0 else "data.limit=0 reads nothing; raise it")
   if counts.eval_tokens == 0 and every is None:
-    raise InputError(f"data.eval_path: {cfg.eval_path} contains no text to evaluate on{reasons}")
+    where = f"data.eval_path: {cfg.eval_path}" if cfg.eval_path else f"data.eval_split: {cfg.eval_split}"
+    raise InputError(f"{where} contains no text to evaluate on{reasons}")
   held_out = units // (every or 1)
   if counts.eval_tokens == 0 and held_out and counts.train_tokens:
     raise InputError(f"nothing to evaluate on: the {held_out} {source.unit} that are held out give no token to "
@@ -262,7 +267,7 @@ def _check_counts(counts: RowCounts, cfg: DataConfig, source: TextSource, units:
   if counts.eval_tokens == 0 and not held_out:
     or_file = ", or set data.eval_path" if isinstance(source, FileSource) else ""
     raise InputError(f"nothing is held out: 1 of {every} {source.unit} is (data.eval_fraction={cfg.eval_fraction}) and "
-                     f"{source.label} gives {units}; raise data.eval_fraction or data.limit{or_file}")
+                     f"{source.label} gives {units}; raise data.eval_fraction or data.limit{or_file}{reasons}")
   if counts.train_tokens == 0:
     raise InputError(f"nothing to train on: the {units} {source.unit} of {source.label} give no token to predict"
                      f"{reasons}")

@@ -32,6 +32,8 @@ def _problems(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
     yield _other_kind(name, data, cls.numeric, cfg.model.family)
     return
   source, problems = make_source(cls, data)
+  if any(not isinstance(value, str | list | type(None)) or value == [] for value in (data.path, data.eval_path)):
+    return  # reported by `config.data_checks`
   problems += source.check()
   if cfg.task in ("train", "evaluate", "advise", "data") or (name == "data" and merges(cfg)):
     problems += source.check_inputs()
@@ -40,7 +42,7 @@ def _problems(cfg: Config, name: str, data: DataConfig) -> Iterator[str]:
     yield from _numeric(cfg, name, data, source)
     return
   if not isinstance(source, FileSource) and (data.path is not None or data.eval_path is not None):
-    path = data.path or data.eval_path or ""
+    path = str(data.path or data.eval_path or "")
     choices = [f"{_group(name)}={other}" for other in file_sources(path)]
     yield f"{name}.path={data.path}: the source {data.source} does not read a file; add {' or '.join(choices)}"
 

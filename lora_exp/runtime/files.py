@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,31 @@ def sync_tree(directory: Path) -> None:
     sync_path(Path(parent))
 
 
-def file_problem(setting: str, value: str) -> str | None:
-  """Why the file given by `setting` cannot be read, or None."""
-  file = Path(value)
-  if not file.exists():
-    near = did_you_mean(file.name, os.listdir(file.parent)) if file.parent.is_dir() else ""
+PATH_KINDS = ((stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"),
+              (stat.S_ISFIFO, "a pipe, which can be read only once"))
+
+
+def path_problem(setting: str, value: str) -> str | None:
+  """Why the path given by `setting` is neither a file nor a directory that can be read, or None."""
+  path = Path(value)
+  try:
+    mode = path.stat().st_mode
+  except (FileNotFoundError, NotADirectoryError):
+    near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
     return f"{setting}={value}: no such file{near}"
-  if not file.is_file():
-    return f"{setting}={value}: is a directory; give a file"
-  if not os.access(file, os.R_OK):
+  except OSError as error:
+    return f"{setting}={value}: cannot be read ({(error.strerror or str(error)).lower()})"
+  for is_kind, words in PATH_KINDS:
+    if is_kind(mode):
+      return f"{setting}={value}: is {words}; write its content to a file and give that"
+  if not os.access(path, os.R_OK):
     return f"{setting}={value}: cannot be read (permission denied)"
   return None
+
+
+def file_problem(setting: str, value: str) -> str | None:
+  """Why the file given by `setting` cannot be read, or None."""
+  problem = path_problem(setting, value)
+  if problem is None and Path(value).is_dir():
+    return f"{setting}={value}: is a directory; give a file"
+  return problem

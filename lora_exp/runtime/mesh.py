@@ -84,9 +84,11 @@ class Layout:
     owner, _, leaf = path.rpartition(".")
     for name, axes in self.axes.items():
       module = name.rsplit(".", 1)[0]
-      if leaf in self.leaves and len(axes) == 2 and owner.endswith(module):
-        kernel_axes = dict(zip("IO", axes, strict=True))
-        factor_axes = [kernel_axes.get(letter) for letter in self.leaves[leaf]]
+      letters = self.leaves.get(leaf)
+      # A kernel with three axes is a stack: the factors have its first axis too.
+      if letters is not None and rank == len(axes) - 2 + len(letters) and owner.endswith(module):
+        kernel_axes = dict(zip("IO", axes[-2:], strict=True))
+        factor_axes = [*axes[:-2], *(kernel_axes.get(letter) for letter in letters)]
         return [axis if axis != "embed" else None for axis in factor_axes]
       if path.endswith(name) and len(axes) == rank:
         return axes

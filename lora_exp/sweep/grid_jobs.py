@@ -7,7 +7,8 @@
         extra: [{lora: frozen}, {lora: full, seed: "0,1,2"}]         points outside the product
 
 Overrides on the command line have priority over the sweep's file. A list replaces the file's list, also in the points
-of `extra` that have the key. A single value applies to every job, except to extra points that set the key.
+of `extra` that have the key. A single value applies to every job, except to extra points that set the key to what they
+are; a single seed applies to them too.
 """
 
 import itertools
@@ -80,8 +81,11 @@ def point_jobs(
   overrides = {override.get_key_element(): override for override in parse(override_texts(point))}
   dimensions = [[text] for key, text in single.items() if key not in overrides]
   for key, override in overrides.items():
-    replaced = override.is_sweep_override() and key in lists
-    dimensions.append(expanded(lists[key] if replaced else override))
+    if key in SEEDS and key in single:
+      dimensions.append([single[key]])
+    else:
+      replaced = override.is_sweep_override() and key in lists
+      dimensions.append(expanded(lists[key] if replaced else override))
   return [list(job) for job in itertools.product(*dimensions)]
 
 

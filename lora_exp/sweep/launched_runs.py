@@ -10,6 +10,8 @@ from lora_exp.config.errors import StoppedError
 from lora_exp.report.reading.run_reader import read_run
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.files import write_json
+from lora_exp.runtime.run_files import SUMMARY
 from lora_exp.sweep.ledger import Ledger
 
 Launch = Callable[[list[list[str]], int], object]  # overrides of each run, number of the first
@@ -49,6 +51,15 @@ class LaunchedRuns:
       self.launch([[*job, *stop] for job in jobs.values()], min(jobs))
     if not self.stopped():
       self._record_ends(step, numbers)
+
+  def prune(self, run: RunRecord, reason: str) -> None:
+    """Marks a run as pruned, unless it has ended."""
+    ledger = self.ledger
+    if ledger.ended(run.number):
+      return
+    if run.summary:
+      write_json(self.directory / run.path / SUMMARY, {**run.summary, "status": "pruned", "reason": reason})
+    ledger.add("pruned", trial=run.number, reason=reason)
 
   def _record_ends(self, step: int | None, numbers: Sequence[int]) -> None:
     """Records the ends that the launcher has not recorded. Raises StoppedError if a run was stopped by a signal."""

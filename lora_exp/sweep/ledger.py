@@ -42,7 +42,8 @@ class Ledger:
 
     Events of a run: started, stopped, done, failed, pruned, repeated, and lost (its process died). Events of a pack:
     pack, and split if it did not fit in memory. Events of a study: study, trial, told. Events of a sweep in rounds:
-    rounds (what it compares), round (its trials and why), round_done (seconds).
+    rounds (what it compares), round (its trials and why), round_done (seconds), dropped (a setting, with all of its
+    trials, early in its training), look (verdicts after a number of seeds, and the level at which they are tested).
     """
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
@@ -82,7 +83,7 @@ class Ledger:
     return [[number for number in latest if latest[number] == index] for index in dict.fromkeys(latest.values())]
 
   def ended(self, number: int) -> bool:
-    """Whether a run is done, has failed, or was pruned by a study."""
+    """Whether a run is done, has failed, or was pruned by its sweep."""
     return self.state(number) in ("done", "failed", "pruned")
 
   def outcome(self, number: int, overrides: str = "") -> Outcome | None:

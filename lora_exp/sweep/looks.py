@@ -1,29 +1,33 @@
-"""When a sweep has enough seeds: verdicts after 3, 5, 7, … seeds, at a level that is shared between these looks.
+"""When a sweep has enough seeds: verdicts after 3, 4, 5, … seeds, at a level that is shared between these looks.
 
-    look -> drop what is insufficient -> stop if the answer is known, else add seeds to what is left -> look -> …
+    look -> stop if the answer is known or will not be known, else add seeds where the answer is open -> look -> …
 
-The answer is known when a setting is sufficient and every setting with fewer trainable parameters is insufficient or
-has a diverged seed. A setting with a diverged seed is compared with the seeds that it has, and gets no more.
+The answer is the candidate, the setting with the fewest trainable parameters of those that are not insufficient, once
+it is sufficient. Further seeds go to the candidate and to the settings than which it is not yet shown to be less than
+the margin worse: the others cannot change the answer. A setting with a diverged seed, or with seeds that repeat each
+other, is compared with the seeds that it has, and gets no more; one that was dropped during its training is not judged.
 
-After a share t of the seeds, the part t^2.5 of the level is spent. Each look is tested at the part that it adds, so
-that by the union bound all looks together are wrong with at most `level`, whatever the dependence between them.
-
-Reference: Kim and DeMets (1987), Design and analysis of group sequential tests based on the type I error spending rate
-function (power family).
+Each look judges all seeds so far (`lora_exp.report.verdicts.judgement`) at its own level (`look_levels`), as the report
+does afterwards. A pair of settings is tested at most once with each number of seeds, so that all looks together claim
+falsely that a setting is sufficient with at most the level of the sweep. Stopping without an answer claims nothing.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lora_exp.report.reading.document_losses import DocumentLosses
 from lora_exp.report.statistics.held_out_text import text_covariance
-from lora_exp.report.verdicts.judgement import INSUFFICIENT, SUFFICIENT, Judgement, judge
+from lora_exp.report.verdicts.judgement import INSUFFICIENT, SEEDS_NEEDED, SUFFICIENT, Judgement, judge
+from lora_exp.sweep.futility import chance_of_answer
+from lora_exp.sweep.look_levels import look_levels
 from lora_exp.sweep.round_plan import SCORE, Decision, RoundPlan, RoundResult, RoundTrial
 
-SPENDING_POWER = 2.5  # chosen with tests/bench/decide.py: clear cases end early, and the last look keeps its power
+FUTILE = 0.05  # chance of an answer below which further seeds are not trained
+
+Gains = dict[int, dict[int, float]]  # setting -> seed -> gain
 
 
 @dataclass(frozen=True)
@@ -34,65 +38,92 @@ class Look:
   level: float  # at which this look tests
   judgement: Judgement  # by index as text
   left: list[int]  # settings that get further seeds unless the sweep stops
-  dropped: list[int]  # found insufficient at this or an earlier look
-  answer: int | None  # the sufficient setting with the fewest parameters; None if none is known
-  decided: bool
+  insufficient: list[int]
+  unjudged: list[int]  # dropped during their training
+  answer: int | None  # the sufficient setting with the fewest parameters of those that are not insufficient
+  chance: float = 1.0  # of an answer, if every seed were trained
+
+  @property
+  def decided(self) -> bool:
+    return self.answer is not None
+
+  @property
+  def futile(self) -> bool:
+    """Whether further seeds would probably not give an answer."""
+    return bool(self.left) and self.chance < FUTILE
 
 
-def look_levels(looks: Sequence[int], level: float) -> list[float]:
-  """The part of `level` that each look may spend. The parts sum to `level`."""
-  spent = level * (np.array(looks) / looks[-1]) ** SPENDING_POWER
-  return [float(part) for part in np.diff(spent, prepend=0.0)]
+@dataclass(frozen=True)
+class Scores:
+  """What the scored trials tell about the compared settings."""
+
+  gains: Gains = field(default_factory=dict)  # NaN for a diverged seed; identical losses count once
+  trained: dict[int, int] = field(default_factory=dict)  # seeds, repeated ones included
+  sizes: dict[int, float] = field(default_factory=dict)  # trainable parameters
+  documents: dict[tuple[int, int], DocumentLosses | None] = field(default_factory=dict)  # by setting and seed
+  dropped: list[int] = field(default_factory=list)  # during their training
+
+  def until(self, count: int) -> Gains:
+    """The gains of the first `count` seeds."""
+    return {n: {seed: gain for seed, gain in by_seed.items() if seed < count} for n, by_seed in self.gains.items()}
+
+  def repeats(self, setting: int) -> bool:
+    """Whether seeds of the setting repeat each other, so that further ones tell nothing."""
+    return len(self.gains[setting]) < self.trained[setting]
 
 
 def make_looks(
   plan: RoundPlan, decision: Decision, margin: float, trials: Sequence[RoundTrial], results: Mapping[int, RoundResult]
 ) -> list[Look]:
   """The looks that the scored trials so far allow, in order."""
-  gains, sizes = _scores(plan, trials, results)
-  documents = {(t.setting, t.seed): results[t.number].documents for t in trials if t.purpose == SCORE}
-  left, diverged = list(gains), []
-  looks: list[Look] = []
-  for count, level in zip(decision.looks, look_levels(decision.looks, decision.level), strict=True):
-    if not left or any(len(gains[n]) < count for n in left):
+  scores = read_scores(plan, trials, results)
+  left, looks = list(scores.gains), list[Look]()
+  levels = look_levels(decision.looks, decision.level)
+  for count, level in zip(decision.looks, levels, strict=True):
+    if not left or any(scores.trained[n] < count for n in left):
       break
-    compared = {n: gains[n] for n in gains if n in left or n in diverged}
-    text = _text_error(compared, documents, count)
-    look = _look(count, level, margin, compared, text, sizes, looks[-1].dropped if looks else [])
-    looks.append(look)
-    if look.decided:
-      break
-    left, diverged = look.left, [n for n in compared if look.judgement.verdicts[str(n)].diverged]
+    looks.append(_look(count, level, levels[-1], decision.looks[-1], margin, scores))
+    left = [] if looks[-1].futile else looks[-1].left
   return looks
 
 
-def _look(
-  count: int, level: float, margin: float, gains: Mapping[int, Mapping[int, float]], text: np.ndarray | None,
-  sizes: Mapping[int, float], dropped: Sequence[int],
-) -> Look:  # fmt: skip
-  """The verdicts on the settings in `gains` by their first `count` seeds."""
-  first: dict[str, dict[Hashable, float]] = {
-    str(n): {seed: gain for seed, gain in by_seed.items() if seed < count} for n, by_seed in gains.items()
-  }
-  judgement = judge(first, margin, level, text)
+def _look(count: int, level: float, last_level: float, most: int, margin: float, scores: Scores) -> Look:
+  """The verdicts by the first `count` seeds of each setting. `most`, `last_level`: seeds and level of the last look."""
+  gains = scores.until(count)
+  text = text_error(gains, scores.documents)
+  judgement = judge({str(n): by_seed for n, by_seed in gains.items()}, margin, level, text)
   insufficient = [int(name) for name in judgement.names(INSUFFICIENT)]
-  sufficient = [int(name) for name in judgement.names(SUFFICIENT)]
-  diverged = [n for n in gains if judgement.verdicts[str(n)].diverged]
-  left = [n for n in gains if n not in insufficient and n not in diverged]
-  answer = min(sufficient, key=sizes.__getitem__, default=None)
-  if len(left) == 1 and not diverged and (insufficient or dropped):
-    answer = left[0]  # every other is more than the margin worse than one of the settings, and so is not the best
-  smaller = [n for n in left if answer is not None and sizes[n] < sizes[answer]]
-  return Look(count, level, judgement, left, [*dropped, *insufficient], answer, answer is not None and not smaller)
+  by_size = sorted((n for n in gains if n not in insufficient), key=scores.sizes.__getitem__)
+  steady = [n for n in by_size if not judgement.verdicts[str(n)].diverged]
+  answer = next((n for n in steady[:1] if judgement.state(str(n)) == SUFFICIENT), None)
+  unknown = any(scores.repeats(n) and len(gains[n]) < SEEDS_NEEDED for n in gains)  # nothing is compared with it
+  left = [] if answer is not None or unknown or count == most else _open_settings(steady, judgement, margin)
+  left = [n for n in left if not scores.repeats(n)]
+  chance = chance_of_answer(judgement, gains, scores.sizes, most, last_level, text) if left else float(bool(answer))
+  return Look(count, level, judgement, left, insufficient, scores.dropped, answer, chance)
 
 
-def _text_error(
-  gains: Mapping[int, Mapping[int, float]], documents: Mapping[tuple[int, int], DocumentLosses | None], count: int
-) -> np.ndarray | None:
+def _open_settings(steady: Sequence[int], judgement: Judgement, margin: float) -> list[int]:
+  """The settings that get further seeds. `steady`: those that may be the answer, by parameters.
+
+  The first that appears to be within the margin needs its open comparisons. A smaller one has to be shown insufficient,
+  for which one comparison is enough.
+  """
+  verdicts = [judgement.verdicts[str(n)] for n in steady]
+  likely = next((i for i, verdict in enumerate(verdicts) if not verdict.short > margin), len(steady) - 1)
+  if likely < 0:
+    return []
+  left = {*steady[: likely + 1]}
+  if verdicts[likely].state != SUFFICIENT:
+    left |= {int(name) for name in verdicts[likely].open_against if not judgement.verdicts[name].diverged}
+  return sorted(left)
+
+
+def text_error(gains: Gains, documents: Mapping[tuple[int, int], DocumentLosses | None]) -> np.ndarray | None:
   """The covariance of the mean gains over held-out documents; None unless all runs kept the same documents."""
   known: list[list[DocumentLosses]] = []
   for n, by_seed in gains.items():
-    of_setting = [documents.get((n, seed)) for seed, gain in by_seed.items() if seed < count and math.isfinite(gain)]
+    of_setting = [documents.get((n, seed)) for seed, gain in by_seed.items() if math.isfinite(gain)]
     known.append([losses for losses in of_setting if losses is not None])
     if not of_setting or len(known[-1]) < len(of_setting):
       return None
@@ -102,21 +133,28 @@ def _text_error(
   return text_covariance([np.mean([d.base - d.exported for d in of_setting], axis=0) for of_setting in known], tokens)
 
 
-def _scores(
-  plan: RoundPlan, trials: Sequence[RoundTrial], results: Mapping[int, RoundResult]
-) -> tuple[dict[int, dict[int, float]], dict[int, float]]:
-  """Gains by seed for each compared setting without failed trials, and trainable parameters by setting."""
-  gains: dict[int, dict[int, float]] = {}
-  sizes: dict[int, float] = {}
-  failed = set()
+def read_scores(plan: RoundPlan, trials: Sequence[RoundTrial], results: Mapping[int, RoundResult]) -> Scores:
+  """The scores of the compared settings, without those of which a trial failed or was dropped."""
+  scores = Scores(sizes=dict.fromkeys(range(len(plan.settings)), math.inf))
+  without, losses = set[int](), set[tuple[int, float]]()
   for trial in trials:
-    result = results.get(trial.number, RoundResult())
-    if trial.purpose == SCORE and plan.settings[trial.setting].compared:
-      if result.gain is None:
-        failed.add(trial.setting)
-      else:
-        gains.setdefault(trial.setting, {})[trial.seed] = result.gain
+    n, result = trial.setting, results.get(trial.number, RoundResult())
     if result.trainable is not None:
-      sizes[trial.setting] = result.trainable
-  kept = {n: by_seed for n, by_seed in sorted(gains.items()) if n not in failed}
-  return kept, {n: sizes.get(n, math.inf) for n in range(len(plan.settings))}
+      scores.sizes[n] = result.trainable
+    if trial.purpose != SCORE or not plan.settings[n].compared:
+      continue
+    if result.dropped and n not in scores.dropped:
+      scores.dropped.append(n)
+    if result.gain is None:
+      without.add(n)
+      continue
+    scores.trained[n] = scores.trained.get(n, 0) + 1
+    by_seed = scores.gains.setdefault(n, {})
+    if result.loss is None or (n, result.loss) not in losses:
+      by_seed[trial.seed] = result.gain
+      scores.documents[n, trial.seed] = result.documents
+      losses |= set() if result.loss is None else {(n, result.loss)}
+  for n in without:
+    scores.gains.pop(n, None)
+    scores.trained.pop(n, None)
+  return scores

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from lora_exp.sweep.looks import Look, make_looks
+from lora_exp.sweep.looks import Look, make_looks, read_scores
 from lora_exp.sweep.round_plan import SCORE, TUNE, Round, RoundPlan, RoundResult, RoundTrial, Tuning
 from lora_exp.sweep.tuning_rounds import further_factor, scored_factors
 
@@ -34,11 +34,13 @@ class RoundMaker:
   def _first_scores(self) -> Round:
     """Every setting with every seed, without tuning."""
     jobs = [(n, None, seed) for n in range(len(self.plan.settings)) for seed in range(self._first_seeds(n) or 1)]
-    return Round("trains every setting with each of its first seeds", self._trials(SCORE, jobs, 0))
+    seeds = "its first seed" if self.plan.first_seeds == 1 else "each of its first seeds"
+    return Round(f"trains every setting with {seeds}", self._trials(SCORE, jobs, 0))
 
   def _first_seeds(self, index: int) -> int:
     """The number of seeds with which a setting is scored first; 0 for a reference."""
-    return len(self.plan.settings[index].seeds[: self.plan.seeds_at(0)])
+    setting = self.plan.settings[index]
+    return len(setting.seeds[: self.plan.first_seeds if setting.compared else self.plan.seeds_at(0)])
 
   def looks(self, trials: Sequence[RoundTrial], results: Results) -> list[Look]:
     """The looks so far; none in a sweep that does not stop by itself."""
@@ -47,15 +49,26 @@ class RoundMaker:
     return make_looks(self.plan, self.plan.decision, self.margin, trials, results)
 
   def _further_seeds(self, trials: Sequence[RoundTrial], results: Results) -> Round | None:
-    """More seeds of the settings that are left; None if the answer is known or there is no further look."""
-    looks, decision = self.looks(trials, results), self.plan.decision
-    if decision is None or not looks or looks[-1].decided or len(looks) == len(decision.looks) or not looks[-1].left:
+    """More seeds of the settings that are left; None if the sweep is complete."""
+    decision = self.plan.decision
+    if decision is None:
       return None
-    factors = {trial.setting: trial.factor for trial in trials if trial.purpose == SCORE}
-    seeds = range(looks[-1].seeds, decision.looks[len(looks)])
-    jobs = [(n, factors[n], seed) for n in looks[-1].left for seed in seeds]
-    why = f"adds {_count(len(seeds), 'seed')} to {', '.join(self.plan.settings[n].label for n in looks[-1].left)}"
-    return Round(why, self._trials(SCORE, jobs, len(trials)))
+    looks, trained = self.looks(trials, results), read_scores(self.plan, trials, results).trained
+    if not looks:
+      return self._more(trials, [n for n in trained if trained[n] < decision.looks[0]], decision.looks[0])
+    if not looks[-1].left or looks[-1].futile:
+      return None
+    return self._more(trials, looks[-1].left, decision.looks[len(looks)])
+
+  def _more(self, trials: Sequence[RoundTrial], settings: Sequence[int], count: int) -> Round | None:
+    """Further seeds of `settings`, so that each has `count`; None if all have them."""
+    scored = [trial for trial in trials if trial.purpose == SCORE]
+    factors = {trial.setting: trial.factor for trial in scored}
+    jobs = [(n, factors[n], seed) for n in settings for seed in range(sum(t.setting == n for t in scored), count)]
+    if not jobs:
+      return None
+    names = ", ".join(self.plan.settings[n].label for n in settings)
+    return Round(f"adds seeds to {names}, up to {count} of each", self._trials(SCORE, jobs, len(trials)))
 
   def _first_tuning(self, tuning: Tuning) -> Round:
     """Every setting at all factors with the tuning seed, and the references."""

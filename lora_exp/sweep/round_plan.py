@@ -37,6 +37,7 @@ class Decision:
 
   looks: list[int]  # seeds of a setting at each look, ascending
   level: float  # probability of a wrong claim, over all looks
+  early: float | None = None  # share of the training after which settings may be dropped; None: never
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class RoundResult:
   trainable: int | None = None  # parameters
   steps: int = 0  # trained
   documents: DocumentLosses | None = None  # of the report half, if the metric is the loss
+  loss: float | None = None  # of the report half; trials of a setting with identical losses count once
+  dropped: bool = False  # during its training
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,14 @@ class RoundPlan:
   def seeds_at(self, look: int) -> int | None:
     """The number of seeds of a compared setting at a look; None: all."""
     return None if self.decision is None else self.decision.looks[look]
+
+  @property
+  def first_seeds(self) -> int | None:
+    """The number of seeds with which a compared setting is scored first; None: all.
+
+    Without tuning, one seed of each shows how well early losses predict the final ones.
+    """
+    return 1 if self.decision is not None and self.decision.early and self.tuning is None else self.seeds_at(0)
 
   def fixed(self) -> dict[str, Any]:
     """The settings that must not change when the sweep is continued, as JSON."""

@@ -8,16 +8,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from lora_exp.config.errors import DONE, DivergedError, InputError
 from lora_exp.config.metrics import Metric
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
 from lora_exp.runtime.locks import run_lock
+from lora_exp.sweep.early_drop import drops, gain_curve, predict
 from lora_exp.sweep.launched_runs import LaunchedRuns
 from lora_exp.sweep.ledger import Outcome
+from lora_exp.sweep.looks import Look
 from lora_exp.sweep.next_round import Results, RoundMaker
-from lora_exp.sweep.round_plan import TUNE, Round, RoundPlan, RoundResult, RoundTrial
+from lora_exp.sweep.round_plan import SCORE, TUNE, Round, RoundPlan, RoundResult, RoundTrial
 from lora_exp.sweep.round_table import show_answer, show_costs, show_look, show_round, show_tuning
 
 
@@ -51,6 +54,13 @@ class RoundRunner:
         self._show_end(_trials(rounds), spent)
       return self._outcomes(_trials(rounds))
 
+  def examples(self) -> dict[int, list[str]]:
+    """The overrides of a recorded trial of each setting, by number; {} for a new sweep."""
+    first: dict[int, RoundTrial] = {}
+    for trial in _trials(self._recorded()):
+      first.setdefault(trial.setting, trial)
+    return {trial.number: trial.overrides for trial in first.values()}
+
   def _check_plan(self) -> None:
     """Records what the sweep compares. Raises InputError if the ledger has a sweep with another plan."""
     ledger, plan = self.runs.ledger, self.plan.fixed()
@@ -60,7 +70,7 @@ class RoundRunner:
         raise InputError(f"hydra.sweep.dir={self.runs.directory}: holds a sweep that is not in rounds; use another "
                          "directory")
       ledger.add("rounds", **plan)
-    elif differing := [key for key, value in plan.items() if before.get(key) != value]:
+    elif differing := [key for key, value in plan.items() if _with_early(before.get(key)) != _with_early(value)]:
       names = {"jobs": "settings or seeds", "tune": "hydra.sweeper.tune", "decide": "hydra.sweeper.decide"}
       raise InputError(f"hydra.sweep.dir={self.runs.directory}: the sweep was started with other "
                        f"{' and '.join(names.get(key, key) for key in differing)}; use the same command, or another "
@@ -84,17 +94,75 @@ class RoundRunner:
     show_round(number, current)
     jobs = {trial.number: trial.overrides for trial in current.trials}
     started, ended = time.monotonic(), {trial for trial in jobs if self.runs.ledger.ended(trial)}
-    self.runs.train(jobs, list(jobs), repeat_failed=self.plan.repeat_failed)
+    earlier = _trials(self._recorded()[:number])
+    self._train_to_prediction(earlier, current)
+    if self.runs.stopped():
+      return
+    self.runs.train(jobs, self._remaining(current), repeat_failed=self.plan.repeat_failed)
     if self.runs.stopped():
       return
     if len(ended) < len(jobs):
       self.runs.ledger.add("round_done", round=number, seconds=round(time.monotonic() - started, 1))
-    trials = _trials(self._recorded()[: number + 1])
+    trials = [*earlier, *current.trials]
     results = self._results(trials)
     if any(trial.purpose == TUNE for trial in current.trials):
       show_tuning(self.plan, trials, results, self.metric)
     if looks := self.maker.looks(trials, results):
+      self._record_looks(looks)
       show_look(self.plan, looks[-1])
+
+  def _train_to_prediction(self, earlier: Sequence[RoundTrial], current: Round) -> None:
+    """Trains the first scores of settings to an early step, and drops those that will be far short of the best.
+
+    Does nothing if the trials of earlier rounds cannot predict.
+    """
+    decision, compared = self.plan.decision, [t for t in current.trials if self.plan.settings[t.setting].compared]
+    if decision is None or decision.early is None or not any(trial.purpose == SCORE for trial in compared):
+      return
+    known = [self.runs.read(trial.number) for trial in earlier if self.plan.settings[trial.setting].compared]
+    prediction = predict(known, self.metric, decision.early)
+    if prediction is None or self.maker.looks(earlier, self._results(earlier)):
+      return
+    self.runs.train({t.number: t.overrides for t in current.trials}, [t.number for t in compared], prediction.step)
+    if self.runs.stopped():
+      return
+    for setting, drop in drops(self._early_gains(compared, prediction.step), prediction, self.maker.margin).items():
+      self._drop(setting, [*earlier, *compared], drop.reason(prediction, self.maker.margin))
+
+  def _early_gains(self, trials: Sequence[RoundTrial], step: int) -> dict[int, list[float]]:
+    """The gains at `step` by setting, without settings of which a trial has not reached it."""
+    gains: dict[int, list[float]] = {}
+    for trial in trials:
+      curve = gain_curve(self.runs.read(trial.number), self.metric)
+      gains.setdefault(trial.setting, []).append(curve.get(step, math.nan))
+    return {n: known for n, known in gains.items() if all(map(math.isfinite, known))}
+
+  def _drop(self, setting: int, trials: Sequence[RoundTrial], reason: str) -> None:
+    """Ends the trials of a setting that are not done, and records it."""
+    numbers = [trial.number for trial in trials if trial.setting == setting]
+    for number in numbers:
+      self.runs.prune(self.runs.read(number), reason)
+    label = self.plan.settings[setting].label
+    if not any(row["event"] == "dropped" and row["setting"] == label for row in self.runs.ledger.rows):
+      self.runs.ledger.add("dropped", setting=label, trials=numbers, reason=reason)
+    console.show(f"dropped {label}: {reason}")
+
+  def _remaining(self, current: Round) -> list[int]:
+    """The trials of a round that were not dropped."""
+    ledger = self.runs.ledger
+    return [trial.number for trial in current.trials if ledger.state(trial.number) != "pruned"]
+
+  def _record_looks(self, looks: Sequence[Look]) -> None:
+    """Adds the looks to the ledger that it does not have."""
+    assert self.plan.decision is not None, "there are looks"
+    recorded = [row for row in self.runs.ledger.rows if row["event"] == "look"]
+    names = [setting.label for setting in self.plan.settings]
+    for look in looks[len(recorded) :]:
+      self.runs.ledger.add(
+        "look", seeds=look.seeds, level=look.level, of_level=self.plan.decision.level,
+        answer=None if look.answer is None else names[look.answer], chance=look.chance,
+        insufficient=[names[n] for n in look.insufficient], unjudged=[names[n] for n in look.unjudged],
+      )  # fmt: skip
 
   def _over_budget(self, trials: Sequence[RoundTrial], following: Round) -> str:
     """Which limit of the budget the next round would exceed, in words; empty for none."""
@@ -140,12 +208,19 @@ def round_result(run: RunRecord, metric: Metric) -> RoundResult:
   """What the decisions read of a run."""
   if run.status == "diverged":
     return RoundResult(math.inf, math.nan, run.trainable, run.last_step)
+  if run.status == "pruned":
+    return RoundResult(trainable=run.trainable, steps=run.last_step, dropped=True)
   tuning, base, result = run.tuning_result(metric.name), run.base(metric.name), run.result(metric.name)
   return RoundResult(
     None if tuning is None else metric.sign * tuning,
     None if base is None or result is None else metric.sign * (base - result),
-    run.trainable, run.last_step, run.documents if metric.name == "loss" else None,
+    run.trainable, run.last_step, run.documents if metric.name == "loss" else None, run.result("loss"),
   )  # fmt: skip
+
+
+def _with_early(value: Any) -> Any:
+  """A value of a recorded plan, with the key of a decision that older ledgers do not have."""
+  return {"early": None, **value} if isinstance(value, dict) and "looks" in value else value
 
 
 def _trials(rounds: Sequence[Round]) -> list[RoundTrial]:

@@ -7,7 +7,7 @@
                [{lora: frozen}]                          a point without seeds is trained once and not tuned
         tune: {setting: optim.lr, factors: [0.5, 1, 2]}  chosen for each setting, as a multiple of its default
 
-        decide: {looks: [3, 5, 7, 10]}                   seeds are added until the answer is known
+        decide: {looks: [3, 4, 5, 6, 8, 10]}             seeds are added until the answer is known
         budget: {steps: 20000}                           or until this is spent
 
 `params`, `zip` and `extra` are those of a grid, with the same priority of the command line.
@@ -30,7 +30,7 @@ from lora_exp.sweep.round_plan import Budget, ComparedSetting, Decision, RoundPl
 
 FEWEST_SEEDS = 3  # with fewer no verdict is reached
 KEYS = ("params", "zip", "extra", "tune", "decide", "budget", "repeat_failed")  # of hydra.sweeper
-DECIDE_KEYS = ("looks", "level")
+DECIDE_KEYS = ("looks", "level", "early")
 BUDGET_KEYS = ("trials", "steps", "minutes")
 TUNE_KEYS = ("setting", "factors", "seed", "extend", "neighbour")
 
@@ -52,7 +52,9 @@ def read_rounds(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse
   problems += _budget_problems(budget)
   if problems:
     raise InputError(problems)
-  decision = None if decide.get("looks") is None else Decision(list(decide["looks"]), float(decide["level"]))
+  decision = None if decide.get("looks") is None else Decision(
+    list(decide["looks"]), float(decide["level"]), decide.get("early")
+  )
   if decision is not None:
     settings = [_with_seeds(setting, decision.looks, tune.get("seed")) for setting in settings]
   return RoundPlan(settings, _tuning(tune), bool(node.get("repeat_failed")), decision, Budget(**budget))
@@ -140,6 +142,8 @@ def _decision_problems(
            "such as [3,5,7,10]")
   if not (isinstance(level, int | float) and _is_positive(level) and level < 1):
     yield f"hydra.sweeper.decide.level={level}: give the probability of a wrong claim, between 0 and 1"
+  if not (decide.get("early") is None or (_is_positive(decide["early"]) and decide["early"] < 1)):
+    yield f"hydra.sweeper.decide.early={decide['early']}: give a share of the training such as 0.5, or null"
   if tune.get("setting") is not None and tune.get("neighbour") is True:
     yield "hydra.sweeper.tune.neighbour=True: with hydra.sweeper.decide one value of each setting is scored; give false"
   if sum(setting.compared for setting in settings) < 2:

@@ -52,15 +52,20 @@ def show_look(plan: RoundPlan, look: Look) -> None:
 
 def show_answer(plan: RoundPlan, look: Look, spent: str) -> None:
   """Shows the answer or why there is none. `spent`: which limit of the budget ended the sweep."""
-  dropped = ", ".join(plan.settings[n].label for n in look.dropped) or "none"
-  if look.decided and look.answer is not None:
+  insufficient = f"; insufficient: {_names(plan, look.insufficient)}"
+  unjudged = f"; dropped during training and not judged: {_names(plan, look.unjudged)}" if look.unjudged else ""
+  if look.answer is not None:
     console.show(f"\nDecided after {look.seeds} seeds: {plan.settings[look.answer].label} is sufficient with the "
-                 f"fewest parameters; insufficient: {dropped}.")
+                 f"fewest parameters{insufficient}{unjudged}.")
     return
-  left = ", ".join(plan.settings[n].label for n in look.left) or "none"
-  why = spent or "there is no further look"
-  console.show(f"\nUndecided after {look.seeds} seeds: {left} {'are' if ',' in left else 'is'} left; insufficient: "
-               f"{dropped}. It stops because {why}.")
+  why = spent or "no further seeds can be added"
+  if look.futile:
+    why = f"all seeds of the last look would give an answer with a probability of only {look.chance:.0%}"
+  console.show(f"\nUndecided after {look.seeds} seeds{insufficient}{unjudged}. It stops because {why}.")
+
+
+def _names(plan: RoundPlan, settings: Sequence[int]) -> str:
+  return ", ".join(plan.settings[n].label for n in settings) or "none"
 
 
 def show_costs(plan: RoundPlan, trials: Sequence[RoundTrial], results: Results) -> None:
@@ -72,8 +77,10 @@ def show_costs(plan: RoundPlan, trials: Sequence[RoundTrial], results: Results) 
   console.show(f"\n{' and '.join(parts)}")
   if plan.decision is not None:
     full = full_grid(plan)
+    steps = full * max(results[trial.number].steps for trial in trials)
+    saved = f": {1 - _steps(trials, results) / steps:.0%} of its steps saved" if steps else ""
     console.show(f"The full grid, every setting with {plan.decision.looks[-1]} seeds"
-                 f"{' at every factor' if plan.tuning else ''}, has {full} trials: {1 - len(trials) / full:.0%} saved.")
+                 f"{' at every factor' if plan.tuning else ''}, has {full} trials{saved}.")
 
 
 def full_grid(plan: RoundPlan) -> int:

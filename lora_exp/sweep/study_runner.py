@@ -17,9 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lora_exp.config.metrics import METRICS
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
-from lora_exp.runtime.files import write_json
 from lora_exp.runtime.locks import run_lock
-from lora_exp.runtime.run_files import SUMMARY
 from lora_exp.sweep.launched_runs import Launch, LaunchedRuns
 from lora_exp.sweep.ledger import Ledger, Outcome
 from lora_exp.sweep.study_journal import StudyJournal
@@ -154,11 +152,7 @@ class StudyRunner:
   def _prune(self, trial: FrozenTrial, reason: str) -> None:
     """Marks all runs of a trial that have not ended as pruned."""
     for run in self._runs(trial):
-      if self.ledger.ended(run.number):
-        continue
-      if run.summary:
-        write_json(self.directory / run.path / SUMMARY, {**run.summary, "status": "pruned", "reason": reason})
-      self.ledger.add("pruned", trial=run.number, reason=reason)
+      self.runs.prune(run, reason)
 
   def _tell(self, numbers: Sequence[int]) -> None:
     """Records the objectives of the trials that were trained to the end."""

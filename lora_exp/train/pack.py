@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from lora_exp.config import DataConfig, InputError
+from lora_exp.config import Config, DataConfig, InputError
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import Rows, make_rows
+from lora_exp.data.sources import data_facts
 from lora_exp.runtime import console
 from lora_exp.train import checkpoint
 from lora_exp.train.base import make_base
@@ -53,6 +54,9 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   plan = trials[0].plan
   cfg = plan.cfg
   rows = make_rows(cfg.data, plan.tokenizer, cfg.cache)
+  facts = data_facts(cfg.data) if solo else {}
+  if facts:
+    console.show_facts("Data", facts | _amounts(cfg, rows))
   for warning in rows.warnings:
     console.show_warning(warning)
   retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
@@ -75,6 +79,14 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
     started=started,
     solo=solo,
   )
+
+
+def _amounts(cfg: Config, rows: Rows) -> dict[str, object]:
+  """How much is learned from, for the table before training."""
+  steps = steps_of(cfg, rows.train_rows)
+  epochs = steps * cfg.train.batch_size / max(rows.train_rows, 1)
+  return {"documents": f"{rows.documents:,}, of which {rows.eval_documents:,} are held out",
+          "training": f"{steps} steps of {cfg.train.batch_size} rows: {epochs:.3g} epochs of {rows.train_rows:,} rows"}
 
 
 def _retained_batches(source: DataConfig, rows: Rows, plan: Plan) -> list[EvalBatch]:

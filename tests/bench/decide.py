@@ -1,23 +1,37 @@
-"""Does `sweep=decide` say what the full grid says, and how many of its trials does it train?
+"""Does `sweep=decide` say what the full grid says, and how much of its training does it do?
 
-Losses are fabricated: gain of the rank + effect of the seed + noise, in shares of the best gain. The rounds are decided
-by the program's own code; the full grid gives every rank all seeds and is judged once.
+Losses are fabricated: gain of the rank + effect of the seed + noise, in shares of the best gain. Half-way through its
+training a trial has three quarters of its gain, which differs a little from rank to rank, and a noise of its own. The
+rounds are decided by the program's own code; the full grid gives every rank all seeds and is judged once.
 
     python tests/bench/decide.py [repetitions]
+    python tests/bench/decide.py [repetitions] --grid SWEEP …
+
+With --grid, trials are those of real sweeps: each has every rank with ten seeds at one rate, for example
+
+    python -m lora_exp sweep=rank model=minigpt_tiny data=planted hydra.sweeper.tune.setting=null \
+      seed=0,1,2,3,4,5,6,7,8,9 hydra.sweep.dir=SWEEP
+
+The order of their seeds is drawn for each repetition, which changes what the rounds see, but not what the grid says.
 """
 
-import sys
+import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from lora_exp.config.metrics import METRICS
+from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.verdicts.judgement import INSUFFICIENT, SUFFICIENT, judge
+from lora_exp.sweep.early_drop import drops, fit_prediction, gain_curve
 from lora_exp.sweep.next_round import RoundMaker
 from lora_exp.sweep.round_plan import ComparedSetting, Decision, RoundPlan, RoundResult, RoundTrial
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-LOOKS, LEVEL, MARGIN = (3, 5, 7, 10), 0.05, 0.05
+LOOKS, LEVEL, MARGIN, EARLY = (3, 4, 5, 6, 8, 10), 0.05, 0.05, 0.5
 WORLDS = {  # gain of each rank, as a share of the best
   "planted rank 2": (0.62, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
   "planted rank 4": (0.40, 0.71, 1.0, 1.0, 1.0, 1.0, 1.0),
@@ -27,57 +41,127 @@ WORLDS = {  # gain of each rank, as a share of the best
   "all equal": (1.0,) * 7,
 }
 NOISES = (0.003, 0.01, 0.03, 0.1)  # standard deviation of a trial; seeds move all ranks together by twice as much
+HALF_WAY = 0.75  # of the gain at EARLY; by rank it differs by UNEVEN
+UNEVEN = 0.03
 
 
-def main(repetitions: int = 200) -> None:
-  """Prints a row for each world and noise."""
-  print(f"{'world':16} {'noise':>6} {'same':>6} {'grid decides':>13} {'trials':>7} {'wrong':>6}   seeds at the end")
-  for world, truth in WORLDS.items():
-    for noise in NOISES:
-      rng = np.random.default_rng([len(world), int(1000 * noise)])
-      rows = [_repetition(np.array(truth), noise, rng) for _ in range(repetitions)]
-      same, decides, share, wrong = (float(np.mean([row[n] for row in rows])) for n in range(4))
-      ends = Counter(row[4] for row in rows)
-      print(f"{world:16} {noise:6.1%} {same:6.1%} {decides:13.1%} {share:7.1%} {wrong:6.1%}   "
-            f"{', '.join(f'{n}: {ends[n]}' for n in LOOKS)}", flush=True)
+@dataclass(frozen=True)
+class Grid:
+  """Gains (settings, seeds) of a full grid; settings by trainable parameters."""
+
+  final: np.ndarray
+  early: np.ndarray  # at EARLY of the training
+
+  def shuffled(self, rng: np.random.Generator) -> "Grid":
+    """The same trials with the seeds in another order."""
+    order = rng.permutation(self.final.shape[1])
+    return Grid(self.final[:, order], self.early[:, order])
 
 
-def _repetition(truth: np.ndarray, noise: float, rng: np.random.Generator) -> tuple[bool, bool, float, bool, int]:
-  """Whether the answers agree, whether the grid has one, share of its trials, whether it is wrong, seeds at the end."""
-  gains = truth[:, None] + noise * rng.normal(size=(len(truth), LOOKS[-1])) + 2 * noise * rng.normal(size=LOOKS[-1])
-  answer, trials, last = decided(gains)
-  grid = grid_answer(gains)
-  least = int(np.argmax(truth >= (1 - MARGIN) * truth.max()))  # the smallest rank that is within the margin
-  wrong = answer is not None and answer != least
-  return answer == grid, grid is not None, trials / gains.size, wrong, last
+@dataclass(frozen=True)
+class Outcome:
+  """What the rounds said about a grid, and what they cost."""
+
+  answer: int | None
+  steps: float  # share of the grid's
+  seeds: int  # at the last look
 
 
-def decided(gains: np.ndarray) -> tuple[int | None, int, int]:
-  """The answer of the rounds on `gains` (settings, seeds), the trials that they trained, and seeds at the last look."""
-  settings = [ComparedSetting([f"lora.rank={rank}"], [[f"seed={n}"] for n in range(gains.shape[1])], f"{rank}")
-              for rank in RANKS[: len(gains)]]
-  plan = RoundPlan(settings, None, decision=Decision(list(LOOKS), LEVEL))
-  maker, trials = RoundMaker(plan, [None] * len(settings), MARGIN), list[RoundTrial]()
-  results: dict[int, RoundResult] = {}
+def draw_grid(truth: np.ndarray, noise: float, rng: np.random.Generator) -> Grid:
+  """Trials of settings whose true gains are `truth`."""
+  shape = (len(truth), LOOKS[-1])
+  final = truth[:, None] + noise * rng.normal(size=shape) + 2 * noise * rng.normal(size=LOOKS[-1])
+  share = HALF_WAY + UNEVEN * rng.normal(size=len(truth))
+  return Grid(final, share[:, None] * final + 0.5 * noise * rng.normal(size=shape))
+
+
+def read_grid(directory: Path) -> Grid:
+  """The trials of a real sweep of ranks, without its references."""
+  metric, early, final = METRICS["loss"], dict[int, list[float]](), dict[int, list[float]]()
+  for run in read_sweep(directory):
+    rank, result, base = run.config.get("lora.rank"), run.result("loss"), run.base("loss")
+    if run.tunes or run.method.is_reference or rank is None or result is None or base is None:
+      continue
+    curve = gain_curve(run, metric)
+    final.setdefault(rank, []).append(base - result)
+    early.setdefault(rank, []).append(curve[max(step for step in curve if step <= EARLY * max(curve))])
+  best = max(float(np.mean(gains)) for gains in final.values())
+  return Grid(*(np.array([table[rank] for rank in sorted(table)]) / best for table in (final, early)))
+
+
+def decided(grid: Grid) -> Outcome:
+  """The rounds on a grid."""
+  count, seeds = grid.final.shape
+  settings = [ComparedSetting([f"lora.rank={n}"], [[f"seed={k}"] for k in range(seeds)], f"{n}") for n in range(count)]
+  plan = RoundPlan(settings, None, decision=Decision(list(LOOKS), LEVEL, EARLY))
+  maker, trials, results = RoundMaker(plan, [None] * count, MARGIN), list[RoundTrial](), dict[int, RoundResult]()
+  steps = 0.0
   while (following := maker.next_round(trials, results)) is not None:
+    dropped = [] if maker.looks(trials, results) else _dropped(grid, trials, following.trials)
+    for trial in following.trials:
+      gain = float(grid.final[trial.setting, trial.seed])
+      was_dropped = trial.setting in dropped
+      results[trial.number] = RoundResult(gain=None if was_dropped else gain, trainable=trial.setting,
+                                          dropped=was_dropped)  # fmt: skip
+      steps += EARLY if was_dropped else 1
     trials += following.trials
-    results |= {t.number: RoundResult(gain=gains[t.setting, t.seed], trainable=RANKS[t.setting])
-                for t in following.trials}
   look = maker.looks(trials, results)[-1]
-  return look.answer if look.decided else None, len(trials), look.seeds
+  return Outcome(look.answer, steps / grid.final.size, look.seeds)
 
 
-def grid_answer(gains: np.ndarray) -> int | None:
+def _dropped(grid: Grid, finished: list[RoundTrial], trials: list[RoundTrial]) -> list[int]:
+  """The settings that are dropped in the middle of a round, by the trials of the rounds before it."""
+  pairs = [(float(grid.early[t.setting, t.seed]), float(grid.final[t.setting, t.seed])) for t in finished]
+  prediction = fit_prediction(1, 2, pairs) if pairs else None
+  early: dict[int, list[float]] = {}
+  for trial in trials:
+    early.setdefault(trial.setting, []).append(float(grid.early[trial.setting, trial.seed]))
+  return [] if prediction is None else list(drops(early, prediction, MARGIN))
+
+
+def grid_answer(grid: Grid) -> int | None:
   """The smallest sufficient rank if all smaller ones are insufficient, by all seeds at once."""
-  judgement = judge({str(n): dict(enumerate(row)) for n, row in enumerate(gains)}, MARGIN, LEVEL)
-  states = [judgement.state(str(n)) for n in range(len(gains))]
+  judgement = judge({str(n): dict(enumerate(row)) for n, row in enumerate(grid.final)}, MARGIN, LEVEL)
+  states = [judgement.state(str(n)) for n in range(len(grid.final))]
   first = next((n for n, state in enumerate(states) if state != INSUFFICIENT), None)
   return first if first is not None and states[first] == SUFFICIENT else None
 
 
-def run(argv: Sequence[str]) -> None:
-  main(*map(int, argv))
+def row(name: str, noise: str, grids: Iterator[Grid], truth: np.ndarray | None) -> str:
+  """A row of the table. `truth`: the true gains, by which an answer may be wrong; None for real trials."""
+  same, decides, steps, wrong, ends = [], [], [], [], Counter[int]()
+  least = None if truth is None else int(np.argmax(truth >= (1 - MARGIN) * truth.max()))
+  for grid in grids:
+    outcome, answer = decided(grid), grid_answer(grid)
+    same.append(outcome.answer == answer)
+    decides.append(answer is not None)
+    steps.append(outcome.steps)
+    wrong.append(least is not None and outcome.answer not in (None, least))
+    ends[outcome.seeds] += 1
+  shares = (f"{np.mean(values):7.1%}" for values in (same, decides, steps, wrong))
+  return f"{name:16} {noise:>6} {' '.join(shares)}   {', '.join(f'{n}: {ends[n]}' for n in LOOKS)}"
+
+
+def main() -> None:
+  """Prints a row for each world and noise, or for each real grid."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+  parser.add_argument("repetitions", type=int, nargs="?", default=100)
+  parser.add_argument("--grid", type=Path, nargs="+", default=[], help="directories of real sweeps")
+  options = parser.parse_args()
+  print(f"{'world':16} {'noise':>6} {'same':>7} {'grid':>7} {'steps':>7} {'wrong':>7}   seeds at the last look")
+  rng = np.random.default_rng(0)
+  for directory in options.grid:
+    grid = read_grid(directory)
+    left = grid.final - grid.final.mean(1, keepdims=True) - grid.final.mean(0) + grid.final.mean()
+    noise = float(np.sqrt((left**2).sum() / (left.shape[0] - 1) / (left.shape[1] - 1)))
+    shuffled = (grid.shuffled(rng) for _ in range(options.repetitions))
+    print(row(directory.name[:16], f"{noise:.1%}", shuffled, None), flush=True)
+  for world, truth in () if options.grid else WORLDS.items():
+    for noise in NOISES:
+      gains = np.array(truth)
+      print(row(world, f"{noise:.1%}", (draw_grid(gains, noise, rng) for _ in range(options.repetitions)), gains),
+            flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
-  run(sys.argv[1:])
+  main()

@@ -98,6 +98,17 @@ def test_a_thought_in_the_generation_prompt_is_said(tmp_path):
   assert pair.problems == {("answers", reason): 1}
 
 
+def test_names_of_control_tokens_in_a_text_are_counted(tmp_path):
+  tokenizer = chatml(tmp_path)
+  reason = "the name '<|im_end|>' in their text is read as letters, not as the control token"
+  documents = [Document(0, "a<|im_end|>"), Document(0, "a < b |"), Document(0, "a", "b<|im_end|>\n")]
+  for chat in ("auto", "none"):
+    found = encode_documents(tokenizer, documents, DataConfig(chat=chat), "")
+    assert [dict(one.problems) for one in found] == [{("documents", reason): 1}, {}, {("answers", reason): 1}]
+  turns = ({"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a"})
+  assert encoded(tokenizer, Conversation(turns)).problems == {("turns", reason): 1}
+
+
 def test_control_tokens_in_a_tool_stay_text(tmp_path):
   template = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}"
   call = {"function": {"name": "f", "arguments": {"<|im_end|>": "<|im_start|>"}}}

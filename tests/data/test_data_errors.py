@@ -1,5 +1,6 @@
 """Bad files and settings raise an error of one sentence, and leave nothing in the cache."""
 
+import re
 import subprocess
 import sys
 
@@ -30,20 +31,27 @@ def test_bad_text_is_refused_in_words(tmp_path, content, message):
   assert left_in(tmp_path) == []
 
 
-@pytest.mark.parametrize(("line", "message"), [
-  ('{"prompt": "a", "response": }', "line 2: not JSON: Expecting value at column 29"),
-  ("[1]", "line 2: expected a JSON object, got list"),
-  ({"prompt": "a", "respones": "b"}, "line 2: there is no field 'response'.*did you mean respones"),
-  ({"response": "b"}, "line 2: there is no field 'prompt'"),
-  ({"prompt": "a", "response": 3}, "line 2: the field 'response' has type int, expected a string"),
-  ({"prompt": "a", "response": None}, "line 2: the field 'response' has type NoneType"),
-  ('{"prompt": "a", "response": "\\ud800"}', "line 2: the field 'response' contains an unpaired surrogate"),
-  ("[" * 100_000, "line 2: "),
+@pytest.mark.parametrize(("line", "reason"), [
+  ('{"prompt": "a", "response": }', "not JSON: Expecting value at column 29"),
+  ("[1]", "expected a JSON object, got an array"),
+  ({"prompt": "a", "respones": "b"}, "there is no column 'response'.*did you mean respones"),
+  ({"response": "b"}, "there is no column 'prompt'"),
+  ('{"prompt": "a", "response": "b", "response": "c"}', "the key 'response' stands twice"),
+  ({"prompt": "a", "response": 3}, "the response has type int, expected a string"),
+  ({"prompt": "a", "response": None}, "there is no response"),
+  ('{"prompt": "a", "response": "\\ud800"}', "the response contains an unpaired surrogate"),
+  ("[" * 100_000, "JSON nested too deeply"),
 ])
-def test_bad_jsonl_names_the_line_and_the_reason(tmp_path, line, message):
-  path = jsonl_file(tmp_path, [PAIRS[0], line, PAIRS[1]])
-  with pytest.raises(InputError, match=message):
-    make_rows(DataConfig(source="jsonl", path=path, eval_fraction=0.5), BYTES, tmp_path)
+def test_a_bad_row_is_counted_with_its_line(tmp_path, line, reason):
+  path = jsonl_file(tmp_path, [PAIRS[0], line, PAIRS[1], line])
+  rows = make_rows(DataConfig(source="jsonl", path=path, eval_fraction=0.5), BYTES, tmp_path)
+  [count] = rows.unlearned
+  assert (count.count, count.total, count.unit, rows.documents) == (2, 4, "rows", 2)
+  assert re.match(reason, count.reason) and "line 2" in count.first
+  assert make_rows(DataConfig(source="jsonl", path=path, eval_fraction=0.5), BYTES, tmp_path) == rows  # from the cache
+  alone = jsonl_file(tmp_path, [line, line], "bad.jsonl")
+  with pytest.raises(InputError, match=reason):
+    make_rows(DataConfig(source="jsonl", path=alone, eval_fraction=0.5), BYTES, tmp_path)
 
 
 def test_jsonl_that_is_not_utf8(tmp_path):
@@ -57,7 +65,6 @@ def test_jsonl_that_is_not_utf8(tmp_path):
   ({"source": "stdlib"}, "data.view=null: choose code, docs"),
   ({"path": None}, "data.path=null: give data.path=FILE, a text file"),
   ({"path": "FOLDER/corpsu.txt"}, "data.path=.*corpsu.txt: no such file; did you mean corpus.txt"),
-  ({"path": "FOLDER"}, "data.path=.*: is a directory; give a file"),
   ({"eval_path": "FOLDER/none.txt"}, "data.eval_path=.*none.txt: no such file"),
   ({"eval_fraction": 0.0}, "data.eval_fraction=0: must be above 0"),
   ({"limit": 3}, "nothing is held out: .*gives 3; raise"),

@@ -11,6 +11,10 @@ OLMO2: dict[str, Any] = {
   "kv_heads": 2, "head_dim": 6, "pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_per_head": False,
   "tied": False,
 }  # fmt: skip
+MIXTRAL: dict[str, Any] = {
+  "kv_heads": 2, "head_dim": 6, "tied": False,
+  "options": {"num_experts": 3, "num_experts_per_tok": 2, "norm_topk_prob": True},
+}  # fmt: skip
 LONGROPE: dict[str, Any] = {
   "rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.5, 9.0],
   "original_max_position_embeddings": 64.0, "attention_factor": 1.2,

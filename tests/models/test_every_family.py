@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from packs import bent, job_of, quickly, rows, small
 from runs import script_output
-from tiny_models import GEMMA, OLMO2, PHI3
+from tiny_models import GEMMA, MIXTRAL, OLMO2, PHI3
 
 from lora_exp.config import ArchConfig, Config
 from lora_exp.lora import eject
@@ -25,6 +25,7 @@ FAMILIES = {
   },
   "gemma": {"model__family": "llama", "model__arch": ArchConfig(**GEMMA)},
   "olmo2": {"model__family": "olmo2", "model__layers": 1, "model__arch": ArchConfig(**OLMO2)},
+  "mixtral": {"model__family": "mixtral", "model__layers": 1, "model__arch": ArchConfig(**MIXTRAL)},
   "phi3": {"model__family": "phi3", "model__layers": 1, "model__arch": ArchConfig(**PHI3)},
 }  # fmt: skip
 

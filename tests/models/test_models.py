@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from packs import SIZES, bent, job_of, quickly, rows, small
-from tiny_models import GEMMA, OLMO2, PHI3
+from tiny_models import GEMMA, MIXTRAL, OLMO2, PHI3
 
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.models.factory import build_model
@@ -27,6 +27,7 @@ MODELS = {
   "llama": LLAMA | {"arch": ArchConfig(kv_heads=2, head_dim=6, tied=False, qkv_bias=True, mlp_bias=True)},
   "gemma": LLAMA | {"arch": ArchConfig(**GEMMA, rope_scaling=LINEAR, attn_softcap=20.0)},
   "olmo2": LLAMA | {"family": "olmo2", "arch": ArchConfig(**OLMO2)},
+  "mixtral": LLAMA | {"family": "mixtral", "arch": ArchConfig(**MIXTRAL)},
   "phi3": LLAMA | {"family": "phi3", "arch": ArchConfig(**PHI3)},
 }
 

@@ -23,7 +23,7 @@ MODELS = {  # general.architecture -> (kind and arguments of transformers, names
   "llama": ("Llama", sizes(30, 2, 5, 1, 14, 44, rope_parameters=LINEAR, attention_bias=True), LLAMA),
   "qwen2": (*CASES["qwen2"], LLAMA),
   "qwen3": (*CASES["qwen3"], LLAMA),
-  "gemma2": (*CASES["gemma2"], GEMMA),
+  "gemma2": ("Gemma2", {**CASES["gemma2"][1], "query_pre_attn_scalar": 14}, GEMMA),
   "gemma3": ("Gemma3Text", sizes(
     32, 2, 4, 2, 12, 40, sliding_window=5, query_pre_attn_scalar=12,
     rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 2000.0},

@@ -77,3 +77,4 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path):
   assert file_problem("data.path", str(tmp_path / "stories.txt")) is None
   assert "did you mean stories.txt?" in str(file_problem("data.path", str(tmp_path / "storys.txt")))
   assert "is a directory; give a file" in str(file_problem("data.path", str(tmp_path)))
+  assert "is a device; write its content to a file" in str(file_problem("prompt_file", "/dev/zero"))

@@ -1,40 +1,22 @@
 """Sweeps in rounds: each round follows from earlier results, also after a kill."""
 
 import csv
-import json
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
+from made_rounds import TUNE, MadeRuns, bowl, overrides_of, planned, train_made
 from runs import ROOT, TINY, on_stories, rows, summary
 
 from lora_exp.cli import main as entry
 from lora_exp.config import InputError
-from lora_exp.config.metrics import METRICS
-from lora_exp.config.override_grammar import parse
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.run_reader import read_sweep
-from lora_exp.sweep.launched_runs import LaunchedRuns
-from lora_exp.sweep.looks import look_levels
-from lora_exp.sweep.round_plan import RoundPlan, Tuning
-from lora_exp.sweep.round_runner import RoundRunner
-from lora_exp.sweep.round_settings import read_rounds
+from lora_exp.sweep.round_plan import Tuning
 from lora_exp.sweep.tuning_rounds import better_neighbour, further_factor, scored_factors
-from sweeps import trial
 
-TUNE = {"setting": "optim.lr", "factors": [0.5, 1, 2], "seed": 100, "extend": 2, "neighbour": True}
-NODE = {"zip": None, "repeat_failed": False, "tune": TUNE, "decide": None, "budget": None,
-        "params": {"lora.rank": "1,4", "seed": "0,1,2"},
-        "extra": [{"lora": "frozen"}, {"lora": "full", "seed": "0,1,2"}]}  # fmt: skip
 TUNING = Tuning("optim.lr", [0.5, 1, 2], 100, extend=2, neighbour=True)
 SHORT = [*TINY, "train.steps=4", "train.eval_every=2", "train.save_every=4", "train.eval_tokens=256"]
-
-
-def planned(*typed: str, **node) -> RoundPlan:
-  overrides = lambda texts: parse(texts, None)[0]
-  return read_rounds(NODE | node, overrides(list(typed)), overrides)
 
 
 # ---- which values are tried and scored
@@ -73,8 +55,8 @@ def test_a_point_without_seeds_is_a_reference():
 def test_typed_seeds_replace_those_of_the_file():
   for typed in (["seed=7,8"], ["seed=7"]):
     plan = planned(*typed)
-    assert plan.settings[0].seeds == [[text] for text in ("seed=7", "seed=8")[: len(plan.settings[0].seeds)]]
-    assert plan.settings[2].label == "lora=frozen" and plan.settings[2].seeds == []
+    wanted = [[text] for text in ("seed=7", "seed=8")[: 2 if "," in typed[0] else 1]]
+    assert [setting.seeds for setting in plan.settings] == [wanted, wanted, [], wanted]
 
 
 @pytest.mark.parametrize(("argv", "sentences"), [
@@ -110,51 +92,9 @@ def test_full_fine_tuning_gets_the_same_search_as_lora():
 # ---- rounds of made runs, whose results are known
 
 
-class MadeRuns:
-  """A launcher whose runs have known losses; it is killed before the `kill_before`-th launch."""
-
-  def __init__(self, directory: Path, loss=None, kill_before: int | None = None, loss_of_seed=None):
-    self.directory, self.loss, self.kill_before, self.launches = directory, loss, kill_before, []
-    self.loss_of_seed = loss_of_seed
-
-  def __call__(self, jobs: list[list[str]], first: int) -> None:
-    if len(self.launches) == self.kill_before:
-      raise KeyboardInterrupt
-    self.launches.append(jobs)
-    for number, job in enumerate(jobs, first):
-      values = dict(text.split("=") for text in job)
-      method, rank = values.get("lora", "lora"), int(values.get("lora.rank", 8))
-      seed, rate = int(values.get("seed", 0)), float(values.get("optim.lr", 0))
-      loss = self.loss_of_seed(rank, seed) if self.loss_of_seed else self.loss(method, rank, rate)
-      if not (self.directory / str(number)).exists():
-        trial(self.directory, number, None if loss is None else loss if self.loss_of_seed else loss + seed / 1e4,
-              status="diverged" if loss is None else "done", lora__method=method, lora__rank=rank,
-              optim__lr=rate, train__seed=seed, data__seed=seed)  # fmt: skip
-
-
-def bowl(method: str, rank: int, lr: float) -> float | None:
-  """Best at 0.005 for rank 1, 0.02 for rank 4, 0.01 for full; rank 1 diverges above 0.005."""
-  if method == "frozen":
-    return 3.0
-  best = 0.01 if method == "full" else {1: 0.005, 4: 0.02}[rank]
-  return None if rank == 1 and lr > 0.005 else 2.0 + 0.1 * abs(math.log2(lr / best))
-
-
-def made(directory: Path, runs: MadeRuns, plan: RoundPlan | None = None):
-  directory.mkdir(exist_ok=True)
-  launched = LaunchedRuns(directory, runs, lambda: False)
-  return RoundRunner(plan or planned(), [0.005, 0.005, 0.005, 0.01], METRICS["loss"], 0.05, launched).train()
-
-
-def overrides_of(directory: Path) -> list[list[list[str]]]:
-  """The overrides of the trials of each round in the ledger."""
-  lines = [json.loads(line) for line in (directory / "sweep.jsonl").read_text().splitlines()]
-  return [[job["overrides"] for job in line["jobs"]] for line in lines if line["event"] == "round"]
-
-
 def test_rounds_follow_from_the_results_before_them(tmp_path):
   runs = MadeRuns(tmp_path, bowl)
-  outcomes = made(tmp_path, runs)
+  outcomes = train_made(tmp_path, runs)
   first, second, third, scores = runs.launches
   assert len(first) == 10 and ["lora=frozen"] in first and ["lora.rank=1", "optim.lr=0.0025", "seed=100"] in first
   assert second == [["lora.rank=4", "optim.lr=0.02", "seed=100"]]  # 0.01 was the highest
@@ -172,111 +112,34 @@ def test_rounds_follow_from_the_results_before_them(tmp_path):
 
 @pytest.mark.parametrize("launch", [0, 1, 2, 3])
 def test_a_sweep_killed_between_rounds_trains_the_same_jobs(launch, tmp_path):
-  made(tmp_path / "unbroken", MadeRuns(tmp_path / "unbroken", bowl))
+  train_made(tmp_path / "unbroken", MadeRuns(tmp_path / "unbroken", bowl))
   with pytest.raises(KeyboardInterrupt):
-    made(tmp_path / "killed", MadeRuns(tmp_path / "killed", bowl, kill_before=launch))
-  made(tmp_path / "killed", MadeRuns(tmp_path / "killed", bowl))
+    train_made(tmp_path / "killed", MadeRuns(tmp_path / "killed", bowl, kill_before=launch))
+  train_made(tmp_path / "killed", MadeRuns(tmp_path / "killed", bowl))
   assert overrides_of(tmp_path / "killed") == overrides_of(tmp_path / "unbroken")
   again = MadeRuns(tmp_path / "killed", bowl)
-  made(tmp_path / "killed", again)
+  train_made(tmp_path / "killed", again)
   assert again.launches == [], "a complete sweep trains nothing"
 
 
 def test_another_plan_is_refused_in_its_directory(tmp_path):
-  made(tmp_path, MadeRuns(tmp_path, bowl))
+  train_made(tmp_path, MadeRuns(tmp_path, bowl))
   before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
   for plan, words in ((planned("lora.rank=1,8"), "settings or seeds"), (planned(tune={**TUNE, "extend": 0}), "tune")):
     with pytest.raises(InputError, match=f"started with other .*{words}"):
-      made(tmp_path, MadeRuns(tmp_path, bowl), plan)
-  made(tmp_path, MadeRuns(tmp_path, bowl), planned("logger=none"))
+      train_made(tmp_path, MadeRuns(tmp_path, bowl), plan)
+  train_made(tmp_path, MadeRuns(tmp_path, bowl), planned("logger=none"))
   assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_trials_that_tuned_score_nothing(tmp_path):
-  made(tmp_path, MadeRuns(tmp_path, bowl))
+  train_made(tmp_path, MadeRuns(tmp_path, bowl))
   runs = read_sweep(tmp_path)
   assert [run.number for run in runs if run.tunes] == [n for n in range(12) if n != 9]
   [group] = make_groups(runs)
   assert sorted(setting.seeds for setting in group.settings if not setting.only_tuned) == [1, 3, 3, 3, 3, 3, 3]
   [best] = [s for s in group.settings if s.values.get("lora.rank") == 4 and s.values["optim.lr"] == 0.02]
-  assert set(best.scores.values()) == {2.0, 2.0001, 2.0002}
-
-
-# ---- a sweep that stops when the answer is known
-
-DECIDE = {"looks": [3, 5, 7, 10], "level": 0.05}
-FOUR = {"lora.rank": "1,2,4,8", "seed": "0,1,2"}
-
-
-def deciding(noise: float, *typed: str, **node) -> tuple[RoundPlan, Callable]:
-  """A plan that decides between four ranks, and losses by which rank 4 is enough."""
-  plan = planned(*typed, params=FOUR, extra=[], tune=None, decide=DECIDE, **node)
-
-  def loss(rank: int, seed: int) -> float:
-    wobble = noise * math.sin(17.0 * rank + 29.0 * seed + rank * seed)
-    return {1: 2.6, 2: 2.3, 4: 2.0, 8: 2.0}[rank] + wobble
-
-  return plan, loss
-
-
-def test_clear_ranks_are_decided_with_three_seeds(tmp_path, capfd):
-  plan, loss = deciding(0.004)
-  made(tmp_path, MadeRuns(tmp_path, loss_of_seed=loss), plan)
-  assert len(overrides_of(tmp_path)) == 1
-  out = " ".join(capfd.readouterr().out.split())
-  assert "Decided after 3 seeds: lora.rank=4 is sufficient" in out and "insufficient: lora.rank=1, lora.rank=2" in out
-  assert "has 40 trials: 70% saved" in out
-
-
-def test_noisy_ranks_get_seeds_and_insufficient_ones_are_dropped(tmp_path):
-  plan, loss = deciding(0.03)
-  runs = MadeRuns(tmp_path, loss_of_seed=loss)
-  made(tmp_path, runs, plan)
-  first, second = runs.launches[:2]
-  assert len(first) == 12
-  assert {job[0] for job in second} == {"lora.rank=4", "lora.rank=8"}
-  assert {job[1] for job in second} == {"seed=3", "seed=4"}
-
-
-def test_a_spent_budget_ends_the_sweep_with_its_reason(tmp_path, capfd):
-  plan, loss = deciding(0.03, budget={"trials": 14})
-  made(tmp_path, MadeRuns(tmp_path, loss_of_seed=loss), plan)
-  assert len(overrides_of(tmp_path)) == 1
-  out = " ".join(capfd.readouterr().out.split())
-  assert "Undecided after 3 seeds" in out and "would need 16 trials in all, and the budget is 14" in out
-
-
-def test_a_killed_decision_continues_with_the_same_jobs(tmp_path):
-  plan, loss = deciding(0.03)
-  made(tmp_path / "unbroken", MadeRuns(tmp_path / "unbroken", loss_of_seed=loss), plan)
-  with pytest.raises(KeyboardInterrupt):
-    made(tmp_path / "killed", MadeRuns(tmp_path / "killed", loss_of_seed=loss, kill_before=1), plan)
-  made(tmp_path / "killed", MadeRuns(tmp_path / "killed", loss_of_seed=loss), plan)
-  assert overrides_of(tmp_path / "killed") == overrides_of(tmp_path / "unbroken")
-
-
-def test_a_diverged_setting_gets_no_further_seeds(tmp_path):
-  plan, loss = deciding(0.03)
-  runs = MadeRuns(tmp_path, loss_of_seed=lambda rank, seed: None if (rank, seed) == (2, 1) else loss(rank, seed))
-  made(tmp_path, runs, plan)
-  assert not any("lora.rank=2" in job for jobs in runs.launches[1:] for job in jobs)
-
-
-def test_the_looks_share_the_level():
-  levels = look_levels([3, 5, 7, 10], 0.05)
-  assert sum(levels) == pytest.approx(0.05) and levels == sorted(levels)
-
-
-@pytest.mark.parametrize(("argv", "sentence"), [
-  (["hydra.sweeper.decide.looks=[5,3]"], "give ascending numbers of seeds, the first at least 3"),
-  (["hydra.sweeper.decide.level=2"], "between 0 and 1"),
-  (["hydra.sweeper.tune.neighbour=true"], "one value of each setting is scored; give false"),
-  (["lora.rank=4"], "there is only one; give a list"),
-  (["hydra.sweeper.budget.steps=-1"], "budget.steps=-1: give a positive whole number, or null"),
-])  # fmt: skip
-def test_a_decision_that_cannot_be_is_refused(argv, sentence, tmp_path, capfd):
-  assert entry.run(["sweep=decide", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, "lora.rank=1,2", *argv]) == 2
-  assert sentence in " ".join(capfd.readouterr().err.split())
+  assert set(best.scores.values()) == {2.0, 2.0001, 2.0002} and best.tuning_penalty == pytest.approx(2.01)
 
 
 # ---- a sweep of real runs

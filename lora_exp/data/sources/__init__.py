@@ -37,7 +37,7 @@ are separated by blank lines. `data/sources/poems.py`:
 
       def documents(self) -> Iterator[Document]:
         key = 0
-        for poem in self.decode(self.file.read_bytes(), 1, 0).split("\\n\\n"):
+        for poem in "\\n\\n".join(self.texts()).split("\\n\\n"):
           lines = poem.strip().splitlines()
           if len(lines) < self.min_lines:
             continue
@@ -57,17 +57,18 @@ are separated by blank lines. `data/sources/poems.py`:
 
 Now `data=poems data.path=FILE data.options.min_lines=4` trains. `data@retain=poems retain.path=FILE` works too.
 
-- **The base class** is `TextSource`, `FileSource` for sources that read the file `data.path`, or `NumericSource` for
-  models without tokens. See `data/sources/source.py`.
+- **The base class** is `TextSource`, `FileSource` for sources that read the files of `data.path`, or `NumericSource`
+  for models without tokens. See `data/sources/source.py`.
 - **Settings** are the fields of the dataclass. A field with the name of a setting of `data` (`view`, `seed`, `limit`,
   ...) has the value of that setting. Any other field is `data.options.NAME`, converted to the type of the field. An
   option without a field is an error that suggests the nearest spelling.
 - **Checks**: `check` yields the problems of the settings, `check_inputs` those of files and packages. They run
   before anything is created, and are shown together with all other problems of the command line.
 - **Documents** have a `key`. Of every ten keys one is held out (`data.eval_fraction`), so documents that belong
-  together share one. If the file is bad, raise `InputError` with the line and what to do.
+  together share one. A part that cannot be used is yielded as `Skipped`, counted and told. If the file is bad, raise
+  `InputError` with the line and what to do.
 - **Identity**: rows are cached under the hash of `name`, `version`, every setting, and `digest()`. `FileSource` hashes
-  the file, `TextSource` all documents. A setting that affects the data only through the digest, such as a path, may be
+  its files, `TextSource` all documents. A setting that affects the data only through the digest, such as a path, may be
   declared `covered_by_digest`. Raise `version` when the code yields other documents for the same files and settings.
 '''
 
@@ -84,7 +85,8 @@ from lora_exp.data.sources.settings import make_source
 from lora_exp.data.sources.source import NumericSource, Source, TextSource
 
 __all__ = [
-  "NumericSource", "Source", "TextSource", "is_numeric", "open_source", "prompt_separator", "registry", "source_class",
+  "NumericSource", "Source", "TextSource", "data_facts", "is_numeric", "open_source", "prompt_separator", "registry",
+  "source_class",
 ]
 
 
@@ -116,8 +118,17 @@ def is_numeric(cfg: DataConfig) -> bool:
 
 def prompt_separator(cfg: DataConfig) -> str | None:
   """The text between a prompt and its answer in the documents of `cfg`; None if they have no answers."""
-  cls = source_class(cfg.source)
-  return cls.prompt_separator if issubclass(cls, TextSource) else None
+  source, _ = make_source(source_class(cfg.source), cfg)
+  return source.separator() if isinstance(source, TextSource) else None
+
+
+def data_facts(cfg: DataConfig) -> dict[str, object]:
+  """What the source of `cfg` reads, with its first example, for the table before training; {} for sources of no files.
+
+  Raises InputError for bad files.
+  """
+  source, _ = make_source(source_class(cfg.source), cfg)
+  return source.facts() if isinstance(source, TextSource) else {}
 
 
 def open_source(cfg: DataConfig) -> Source:

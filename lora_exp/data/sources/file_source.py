@@ -1,66 +1,94 @@
-"""The base class of sources that read the file `data.path`: settings, checks, digest and decoding."""
+"""The base class of sources that read the files of `data.path`: settings, checks, digest and decoding."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from lora_exp.config.errors import InputError
+from lora_exp.data.formats.data_files import DataFiles, find_files
+from lora_exp.data.formats.file_content import content_problem, decoded, open_data
 from lora_exp.data.sources.source import TextSource, covered_by_digest
-from lora_exp.runtime.files import file_problem
+from lora_exp.runtime.cache import fingerprint
 
 
 @dataclass(frozen=True)
 class FileSource(TextSource):
-  """A source that reads one file, and optionally the held-out documents from another file."""
+  """A source that reads files, and optionally the held-out documents from others.
+
+  A path is a file, a pattern (`*.txt`), a directory, or a list of them.
+  """
 
   content: ClassVar[str]  # description for the message when no file is given: "a file of JSON lines"
   suffixes: ClassVar[tuple[str, ...]] = ()  # usual suffixes of such files, for suggestions
+  text_only: ClassVar[bool] = False  # reads only files of plain text from a directory
 
-  path: str | None = covered_by_digest()
-  eval_path: str | None = covered_by_digest(None)
+  path: Any = covered_by_digest()
+  eval_path: Any = covered_by_digest(None)
+
+  @cached_property
+  def data_files(self) -> DataFiles:
+    """The files to read. Raises InputError with every path that cannot be read."""
+    return find_files("data.path", self.path, self.wanted_split, self.text_only)
+
+  @property
+  def wanted_split(self) -> str | None:
+    """The split to read of a directory whose files have several."""
+    return None
 
   @property
   def file(self) -> Path:
-    """The path of the file."""
+    """The path of the file, the first one if there are several."""
     assert self.path, "check_inputs refuses a source without a path"
-    return Path(self.path).expanduser()
+    return self.data_files.files[0]
 
   @property
   def label(self) -> str:
-    return str(self.file)
+    count = len(self.data_files.files)
+    return str(self.file) if count == 1 else f"data.path={self.path} ({count} files)"
 
   @property
-  def size(self) -> int:
-    return self.file.stat().st_size
+  def size(self) -> int | None:
+    return sum(file.stat().st_size for file in self.data_files.files)
 
   def check_inputs(self) -> Iterator[str]:
     if not self.path:
       yield self.problem("path", f"give data.path=FILE, {self.content}")
     else:
-      yield from filter(None, [file_problem("data.path", self.path)])
+      yield from self.file_problems("data.path", self.path, self.wanted_split)
     if self.eval_path:
-      yield from filter(None, [file_problem("data.eval_path", self.eval_path)])
+      yield from self.file_problems("data.eval_path", self.eval_path, None)
+
+  def file_problems(self, setting: str, value: Any, split: str | None) -> Iterator[str]:
+    """The problems of the files of a setting: files that do not exist or hold something else than data."""
+    try:
+      found = find_files(setting, value, split, self.text_only)
+    except InputError as error:
+      yield from error.problems
+      return
+    yield from filter(None, (content_problem(setting, file) for file in found.files))
 
   def held_out(self) -> Self | None:
     """The source of `eval_path`, or None if it is not set."""
     return self.replace(path=self.eval_path, eval_path=None) if self.eval_path else None
 
   def digest(self) -> str:
-    """SHA-256 (hex) of the file's content."""
-    with self.file.open("rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 (hex) of the content of the files."""
+    return files_digest(self.data_files.files)
 
-  def decode(self, content: bytes, line: int, offset: int) -> str:
-    """Decodes `content`, which starts in `line` (from 1) at byte `offset` of the file.
+  def texts(self) -> Iterator[str]:
+    """The text of each file. Raises InputError with line and byte if one is not UTF-8."""
+    for path in self.data_files.files:
+      with open_data(path) as data:
+        yield decoded(data.stream.read(), str(path), 1, 0)
 
-    Raises InputError with line and byte if it is not UTF-8. A byte order mark at the start of the file is dropped.
-    """
-    try:
-      text = content.decode()
-    except UnicodeDecodeError as error:
-      at = line + content.count(b"\n", 0, error.start)
-      raise InputError(f"{self.file}, line {at}: byte {offset + error.start} is not UTF-8 ({error.reason}); "
-                       "convert the file to UTF-8") from error
-    return text.removeprefix("\ufeff") if offset == 0 else text
+
+def files_digest(paths: Sequence[Path]) -> str:
+  """SHA-256 (hex) of the content of files: of a single one, or of all their digests."""
+  digests = []
+  for path in paths:
+    with path.open("rb") as file:
+      digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+  return digests[0] if len(digests) == 1 else fingerprint(files=digests)

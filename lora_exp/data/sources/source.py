@@ -43,7 +43,7 @@ class Document:
   prompt: str = ""
   read: int = 0  # bytes of the source read so far
   conversation: Conversation | None = None  # then `text` and `prompt` are empty
-  unread: tuple[str, ...] = ()  # what else the row holds and no one reads, as "the column 'id'"
+  unread: tuple[str, ...] = ()  # what else the row has: "the column 'id' is not read"
   where: str = ""  # where the source has it, for messages: "pairs.jsonl, line 7"
 
   @property
@@ -56,11 +56,34 @@ class Document:
 
 @dataclass(frozen=True)
 class Skipped:
-  """A row of a source that cannot be used."""
+  """A row of a source that cannot be used, or a file that is left out."""
 
-  reason: str  # "no response"
+  reason: str  # "the response is empty"
   where: str  # "pairs.jsonl, line 7"
   read: int = 0  # bytes of the source read so far
+  unit: str = "rows"  # what is skipped: a row, or several files
+
+
+EXAMPLE, EXAMPLE_TURNS = 300, 6  # characters of a text, and turns, in the table before training
+
+
+def example_facts(document: Document) -> dict[str, object]:
+  """The first document, for the table before training: its text, its prompt and response, or its turns."""
+  if document.conversation is not None:
+    turns = document.conversation.messages
+    facts: dict[str, object] = {
+      f"first example, {n}. {turn['role']}": _shortened(turn) for n, turn in enumerate(turns[:EXAMPLE_TURNS], 1)}
+    more = len(turns) - EXAMPLE_TURNS
+    return facts | ({"first example, then": f"{more} more turns"} if more > 0 else {})
+  if document.prompt:
+    return {"first prompt": _shortened(document.prompt), "first response": _shortened(document.text)}
+  return {"first text": _shortened(document.text)}
+
+
+def _shortened(value: Message | str) -> str:
+  """The beginning of a text, or of the content of a message."""
+  text = value if isinstance(value, str) else str(value.get("content") or json.dumps(value.get("tool_calls")))
+  return text if len(text) <= EXAMPLE else f"{text[:EXAMPLE]}… ({len(text):,} characters)"
 
 
 def covered_by_digest(default: Any = dataclasses.MISSING) -> Any:
@@ -140,6 +163,14 @@ class TextSource(Source):
 
     A row that cannot be used is yielded as `Skipped`. Raises InputError for bad data.
     """
+
+  def separator(self) -> str | None:
+    """The text between a prompt and its answer; None if documents have no answers, see `prompt_separator`."""
+    return self.prompt_separator
+
+  def facts(self) -> dict[str, object]:
+    """What is read, for the table before training: name -> value; {} if the settings say all of it."""
+    return {}
 
   def held_out(self) -> "TextSource | None":
     """The source of the held-out documents, or None if a share of this source's documents is held out."""

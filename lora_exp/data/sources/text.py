@@ -1,34 +1,135 @@
-"""A text file of documents."""
+"""Text files of documents."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import IO, NamedTuple
 
+from lora_exp.data.formats.file_content import decoded, open_data
 from lora_exp.data.sources.file_source import FileSource
-from lora_exp.data.sources.source import Document
+from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, example_facts
 
 SEPARATOR = b"<|endoftext|>"
 LONGEST = 2**20  # bytes of a document; a longer one is cut at a newline
+SECTIONS = 10  # sections for each held-out one, where documents are too few
+BOUNDARIES = {  # where a text is divided, the first that gives enough sections
+  "paragraphs": re.compile(rb"\n[ \t\r]*\n\s*"),
+  "lines": re.compile(rb"\n"),
+  "sentences": re.compile(rb"(?<=[.!?])\s+"),
+  "words": re.compile(rb"\s+"),
+}  # fmt: skip
+
+
+class Piece(NamedTuple):
+  """A part of a text file: a document, or a section of one."""
+
+  path: Path
+  content: bytes
+  line: int  # of its first byte, from 1
+  offset: int  # of its first byte in the file
+  read: int  # bytes of all files read so far
+
+
+@dataclass(frozen=True)
+class TextFiles:
+  """UTF-8 text files with `<|endoftext|>` between documents. Documents longer than 1 MiB are split at newlines.
+
+  `every`: one of so many documents is held out (None: none of them). If there are fewer documents, they are divided
+  into sections, at blank lines if possible.
+  """
+
+  files: tuple[Path, ...]
+  every: int | None
+
+  @cached_property
+  def boundary(self) -> str | None:
+    """Where documents are divided because there are too few: paragraphs, lines, sentences or words; None if nowhere."""
+    if self.every is None or sum(1 for _ in islice(self._documents(), self.every)) == self.every:
+      return None
+    pieces = list(self._documents())
+    for name, pattern in BOUNDARIES.items():
+      if sum(len(_units(piece.content, pattern)) for piece in pieces) >= self.every:
+        return name
+    return None
+
+  def pieces(self) -> Iterator[Piece]:
+    """Every document in order, or its sections; blank ones are left out."""
+    if self.boundary is None:
+      yield from self._documents()
+      return
+    assert self.every is not None
+    pattern, pieces = BOUNDARIES[self.boundary], list(self._documents())
+    size = sum(len(piece.content) for piece in pieces) // (SECTIONS * self.every)
+    sections = [section for piece in pieces for section in _sections(piece, pattern, size)]
+    if len(sections) < self.every:  # a few long units, and many short ones that were joined
+      sections = [section for piece in pieces for section in _sections(piece, pattern, 0)]
+    yield from sections
+
+  def documents(self, first_key: int = 0) -> Iterator[Document]:
+    """The pieces as documents. Raises InputError if a file is not UTF-8."""
+    for key, piece in enumerate(self.pieces(), first_key):
+      text = decoded(piece.content, str(piece.path), piece.line, piece.offset)
+      yield Document(key, text, read=piece.read, where=f"{piece.path}, line {piece.line}")
+
+  def facts(self) -> dict[str, object]:
+    """How documents are divided and the first of them, for the table before training."""
+    divided = f"held out by {self.boundary}, because there are fewer than {self.every} documents"
+    first = next(self.documents(), None)
+    return {**({"sections": divided} if self.boundary else {}), **(example_facts(first) if first else {})}
+
+  def _documents(self) -> Iterator[Piece]:
+    before = 0
+    for path in self.files:
+      offset, line = 0, 1
+      with open_data(path) as data:
+        for content, skipped in split_documents(data.stream):
+          if content.decode(errors="replace").removeprefix("\ufeff" if offset == 0 else "").strip():
+            yield Piece(path, content, line, offset, before + data.read)
+          offset += len(content) + skipped
+          line += content.count(b"\n")
+      before += path.stat().st_size
 
 
 @dataclass(frozen=True)
 class Text(FileSource):
-  """UTF-8 text with `<|endoftext|>` between documents. Documents longer than 1 MiB are split at newlines."""
+  """Text files with `<|endoftext|>` between documents, see `TextFiles`."""
 
   name = "text"
   suffixes = (".txt",)
   content = "a text file (TinyStories, for example), documents separated by <|endoftext|>"
+  text_only = True
 
-  def documents(self) -> Iterator[Document]:
-    offset, line, key = 0, 1, 0
-    with self.file.open("rb") as file:
-      for content, skipped in split_documents(file):
-        text = self.decode(content, line, offset)
-        offset += len(content) + skipped
-        line += content.count(b"\n")
-        if text.strip():
-          yield Document(key, text, read=offset)
-          key += 1
+  eval_fraction: float = covered_by_digest(0.1)  # the rows' key has what follows from it
+
+  @property
+  def text_files(self) -> TextFiles:
+    """The files, and how their documents are found."""
+    return TextFiles(self.data_files.files, held_out_share(self.eval_path, self.eval_fraction))
+
+  def held_out(self) -> "Text | None":
+    """The source of `eval_path`, in which nothing is divided; None if it is not set."""
+    return self.replace(path=self.eval_path, eval_path=None, eval_fraction=0.0) if self.eval_path else None
+
+  def documents(self) -> Iterator[Document | Skipped]:
+    yield from left_out_files(self)
+    yield from self.text_files.documents()
+
+  def facts(self) -> dict[str, object]:
+    return {"data": self.label, "format": "plain text", **self.text_files.facts()}
+
+
+def held_out_share(eval_path: object, eval_fraction: float) -> int | None:
+  """n such that one of n documents is held out; None if other files are, or the fraction is not allowed."""
+  return round(1 / eval_fraction) if not eval_path and 0 < eval_fraction <= 0.5 else None
+
+
+def left_out_files(source: FileSource) -> Iterator[Skipped]:
+  """The files of a directory that are not read."""
+  for file, reason in source.data_files.left_out:
+    yield Skipped(reason, str(file), unit="files")
 
 
 def split_documents(file: IO[bytes], block: int = 2**20) -> Iterator[tuple[bytes, int]]:
@@ -60,3 +161,23 @@ def _cut(document: bytes, keep: int) -> list[bytes]:
     pieces.append(document[start:end])
     start = end
   return [*pieces, document[start:]]
+
+
+def _units(content: bytes, pattern: re.Pattern[bytes]) -> list[bytes]:
+  """`content` divided after each match of `pattern`, without blank parts."""
+  ends = [match.end() for match in pattern.finditer(content)]
+  bounds = [0, *(end for end in ends if end < len(content)), len(content)]
+  units = [content[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+  return [unit for unit in units if unit.strip()]
+
+
+def _sections(piece: Piece, pattern: re.Pattern[bytes], size: int) -> Iterator[Piece]:
+  """Sections of at least `size` bytes, except the last, that end at a boundary."""
+  line, offset, section = piece.line, piece.offset, b""
+  for unit in _units(piece.content, pattern):
+    section += unit
+    if len(section) >= size:
+      yield piece._replace(content=section, line=line, offset=offset)
+      line, offset, section = line + section.count(b"\n"), offset + len(section), b""
+  if section.strip():
+    yield piece._replace(content=section, line=line, offset=offset)

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_exp.report.findings.finding import (
-  CONFIDENCE,
   MOST_CONTEXTS,
   MOST_LINES,
   Finding,
+  confidence,
   evidence,
   in_context,
   joined,
@@ -56,9 +56,9 @@ def _alpha_answer(verdict: Verdict, mattered: bool | None, doubts: Sequence[str]
     return f"Whether alpha matters is not settled{at}: {why}."
   if mattered:
     return (f"Alpha matters{at}, once the rate was tuned for each: some alphas are shown to be more than {margin} of "
-            f"the best gain short (confidence {CONFIDENCE}).")
+            f"the best gain short (confidence {confidence(verdict)}).")
   return (f"Alpha matters by less than {margin} of the best gain{at}, once the rate was tuned for each (confidence "
-          f"{CONFIDENCE}).")
+          f"{confidence(verdict)}).")
 
 
 def best_rate(group: Group) -> Iterator[Finding]:

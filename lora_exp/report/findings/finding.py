@@ -11,7 +11,6 @@ from lora_exp.report.verdicts.verdict import Verdict
 MOST_CONTEXTS = 6  # answers to one question; more would be a list
 MOST_LINES = 12
 FEW_SEEDS = " Fewer than three seeds: no order is concluded."
-CONFIDENCE = f"{(1 - LEVEL) * 100:.0f} %"
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,26 @@ def evidence(verdict: Verdict) -> str:
                    f"(trials {_trials(level)})" for level in verdict.levels)
   if incomplete:
     rows += "; not all have the same seeds, so gains are adjusted for what the seeds have in common"
-  variance = "variance pooled over them"
-  if not verdict.judgement.pooled:
-    variance += ", or that of a pair which scatters more or less than the rest"
+  variance = "one variance pooled over them" if verdict.judgement.pooled else "the variance of each pair"
   covers = "seeds and held-out text" if verdict.covers_text else "seeds"
   tuned = any(len(level.candidates) > 1 for level in verdict.levels)
   choice = " Tuned values are chosen without the seed that they are scored on." if tuned else ""
-  return (f"{rows}. Intervals (95 %) cover {covers}.{choice} Test: one-sided at {LEVEL * 100:g} % or less "
-          f"against every other, {variance}; insufficient: Holm over all pairs.")
+  return (f"{rows}. Intervals (95 %) cover {covers}.{choice} Test: one-sided at {_level(verdict)} or less against "
+          f"every other, {variance}; insufficient: Holm over all pairs.")
+
+
+def _level(verdict: Verdict) -> str:
+  """The level of the tests, and the look at which the sweep had it, if it added seeds until it knew."""
+  level, look = f"{verdict.judgement.level * 100:.2g} %", verdict.look
+  if look is None:
+    return level
+  return f"{level} (that of look {look.count} during the sweep; all looks share {look.of_level * 100:g} %)"
+
+
+def confidence(verdict: Verdict | None = None) -> str:
+  """The confidence of a conclusion, over all looks of the sweep; as `95 %`."""
+  level = LEVEL if verdict is None or verdict.look is None else verdict.look.of_level
+  return f"{(1 - level) * 100:.3g} %"
 
 
 def _gain(verdict: Verdict, level: Level, adjusted: bool) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lora_exp.config.metrics import METRICS, Metric
-from lora_exp.report.findings.finding import CONFIDENCE, Finding
+from lora_exp.report.findings.finding import Finding, confidence
 from lora_exp.report.findings.phrases import percent
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
@@ -26,7 +26,7 @@ def metric_disagreement(group: Group) -> Iterator[Finding]:
                         for a, b in pairs[:MOST_PAIRS])
       more = f" (and {len(pairs) - MOST_PAIRS} more pairs)" if len(pairs) > MOST_PAIRS else ""
       text = (f"The {group.metric.label} and the {other.label} disagree on the order, each by more than "
-              f"{percent(group.margin)} of the best gain (confidence {CONFIDENCE}): {words}{more}. "
+              f"{percent(group.margin)} of the best gain (confidence {confidence()}): {words}{more}. "
               f"report.metric={other.name} ranks by the other.")
       yield Finding("Metrics", text, "the same test by both metrics", True, {"metric": other.name, "pairs": pairs})
 

@@ -6,22 +6,22 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_exp.report.findings.finding import (
-  CONFIDENCE,
   FEW_SEEDS,
   MOST_CONTEXTS,
   Finding,
   capital,
+  confidence,
   evidence,
   in_context,
   joined,
 )
-from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, state_sentences, tried_sentence
+from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, state_sentences
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK, TARGETS
 from lora_exp.report.verdicts.judgement import INSUFFICIENT, SEEDS_NEEDED, SUFFICIENT, judge
 from lora_exp.report.verdicts.tuning import Level, best_of, contexts, levels_of
-from lora_exp.report.verdicts.verdict import Verdict, is_better_than_each, judge_levels
+from lora_exp.report.verdicts.verdict import Verdict, judge_levels
 
 TOPIC = "Targets"
 QUESTION = "Which targets pay?"
@@ -46,17 +46,16 @@ def _fewest_parameters(group: Group, levels: Sequence[Level], where: str) -> Fin
   at, margin = in_context(where), margin_text(verdict)
   if named and not verdict.doubts:
     answer = (f"It pays to adapt {named.value}{at}: of the targets shown to be within {margin} of the best gain "
-              f"(confidence {CONFIDENCE}), it has the fewest parameters ({named.chosen.trainable or 0:,}).")
+              f"(confidence {confidence(verdict)}), it has the fewest parameters ({named.chosen.trainable or 0:,}).")
   else:
     why = joined(verdict.doubts) or f"none is shown to be within {margin} of the best gain"
     answer = f"Which targets pay is not concluded{at}: {why}."
-  return _targets_finding(group, verdict, named, answer, where)
+  return _targets_finding(verdict, named, answer, where)
 
 
-def _targets_finding(group: Group, verdict: Verdict, named: Level | None, answer: str, where: str) -> Finding:
+def _targets_finding(verdict: Verdict, named: Level | None, answer: str, where: str) -> Finding:
   concluded = named is not None and not verdict.doubts
-  tried = tried_sentence(group, verdict.levels, "target")
-  parts = [answer, state_sentences(verdict), tried, more_seeds_sentence(verdict)]
+  parts = [answer, state_sentences(verdict), more_seeds_sentence(verdict)]
   text = " ".join(part for part in parts if part)
   if verdict.notes:
     text += f" Not tuned alike: {joined(list(verdict.notes.values()))}."
@@ -67,21 +66,15 @@ def _targets_finding(group: Group, verdict: Verdict, named: Level | None, answer
 
 
 def _gain_by_parameter(group: Group, levels: Sequence[Level], where: str) -> Iterator[Finding]:
-  """The mean gain of each of the targets for a thousand trainable parameters, and whether one is shown to gain most."""
-  steady = sorted((level for level in levels if level.gains and not level.diverged and level.chosen.trainable),
-                  key=_rate, reverse=True)
-  if len(steady) < 2:
+  """The mean gain of each of the targets for a thousand trainable parameters."""
+  chosen = [level.chosen for level in levels if not level.diverged]
+  rates = [(s.gain.mean / s.trainable * 1000, s) for s in chosen if s.trainable and s.gain.n]
+  if len(rates) < 2:
     return
-  words = joined([f"{level.label} {_rate(level):.4g} ({_parameters(level):,} parameters)" for level in steady])
+  rates.sort(key=_rate, reverse=True)
+  words = joined([f"{s.label} {rate:.4g} ({s.trainable:,} parameters)" for rate, s in rates])
   text = f"Mean gain {group.metric.better_side} the base for each thousand parameters{in_context(where)}: {words}."
-  rates = [{seed: gain / _parameters(level) for seed, gain in level.gains.items()} for level in steady]
-  first = is_better_than_each([*rates[1:], rates[0]])
-  if first:
-    text += f" Shown to gain most for each parameter (confidence {CONFIDENCE}): {steady[0].label}."
-  else:
-    text += " None of them is shown to gain most for each parameter."
-  trials = joined([level.chosen.trial_numbers for level in steady])
-  yield Finding(TOPIC, text, f"trials {trials}. Test: the first against each other one, one-sided.", first)
+  yield Finding(TOPIC, text, f"trials {joined([s.trial_numbers for _, s in rates])}")
 
 
 def _at_one_budget(group: Group, levels: Sequence[Level], where: str) -> Finding:
@@ -96,14 +89,15 @@ def _at_one_budget(group: Group, levels: Sequence[Level], where: str) -> Finding
     answer = f"Which targets pay with {each} is not concluded{at}: {joined(verdict.doubts)}."
   elif only:
     answer = (f"With {each}{at}, it pays to adapt {only.value}: every other target is shown to be more than {margin} "
-              f"of the best gain short (confidence {CONFIDENCE}).")
+              f"of the best gain short (confidence {confidence(verdict)}).")
   elif sufficient:
     names = ", ".join(str(level.value) for level in sufficient)
-    answer = f"With {each}{at}, shown to be within {margin} of the best gain (confidence {CONFIDENCE}): {names}."
+    answer = (f"With {each}{at}, shown to be within {margin} of the best gain (confidence {confidence(verdict)}): "
+              f"{names}.")
   else:
     answer = (f"Which targets pay with {each} is not concluded{at}: none is shown to be within {margin} of the best "
               "gain.")
-  return _targets_finding(group, verdict, _best_sufficient(verdict), answer, where)
+  return _targets_finding(verdict, _best_sufficient(verdict), answer, where)
 
 
 def _best_sufficient(verdict: Verdict) -> Level | None:
@@ -162,6 +156,5 @@ def _parameters(level: Level) -> float:
   return level.chosen.trainable or 0
 
 
-def _rate(level: Level) -> float:
-  """The mean gain for a thousand parameters."""
-  return level.gain.mean / _parameters(level) * 1000
+def _rate(pair: tuple[float, Setting]) -> float:
+  return pair[0]

@@ -3,26 +3,27 @@
 from collections.abc import Iterator, Sequence
 
 from lora_exp.report.findings.finding import (
-  CONFIDENCE,
   MOST_CONTEXTS,
   Finding,
   capital,
+  confidence,
   evidence,
   in_context,
   joined,
 )
 from lora_exp.report.findings.phrases import (
   and_list,
+  dropped_sentence,
   least_share,
   margin_text,
   more_seeds_sentence,
   single_run_sentence,
   state_sentences,
-  tried_sentence,
 )
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.setting_keys import RANK, RATE
-from lora_exp.report.verdicts.tuning import Level, contexts, is_tuned_for_each, levels_of
+from lora_exp.report.grouping.setting import Setting
+from lora_exp.report.grouping.setting_keys import RANK, RATE, short_name, value_text
+from lora_exp.report.verdicts.tuning import Level, contexts, is_tuned, is_tuned_for_each, levels_of
 from lora_exp.report.verdicts.verdict import Verdict, judge_levels
 
 QUESTION = "Which rank is enough?"
@@ -33,10 +34,10 @@ def smallest_rank(group: Group) -> Iterator[Finding]:
   for where, settings in contexts(group, RANK)[:MOST_CONTEXTS]:
     levels = levels_of(settings, RANK)
     if len(levels) > 1:
-      yield _finding(group, levels, where)
+      yield _finding(group, settings, levels, where)
 
 
-def _finding(group: Group, levels: list[Level], where: str) -> Finding:
+def _finding(group: Group, settings: Sequence[Setting], levels: list[Level], where: str) -> Finding:
   verdict = judge_levels(group, levels, RANK)
   named = _smallest(verdict)
   doubts = [*verdict.doubts, *_rank_doubts(group, verdict, named)]
@@ -47,10 +48,12 @@ def _finding(group: Group, levels: list[Level], where: str) -> Finding:
     "undecided": [level.value for level in verdict.undecided],
     "margin": group.margin,
   }
-  tried = tried_sentence(group, levels, "rank")
+  tried = f"Ranks tried: {', '.join(str(level.value) for level in levels)}{_rates(group, settings, levels)}."
+  if dropped := dropped_sentence(group):
+    tried += f" {dropped}"
   if named and not doubts:
     answer = (f"Rank {named.value} is enough{in_context(where)}: it is shown to gain at least {least_share(verdict)} "
-              f"of what any other rank tried gains (margin {margin_text(verdict)}, confidence {CONFIDENCE}).")
+              f"of what any other rank tried gains (margin {margin_text(verdict)}, confidence {confidence(verdict)}).")
     text = (f"{answer} {_score(group, named)} {state_sentences(verdict)}{_smaller(levels, named)} {tried}"
             f"{_notes(verdict)}")
     return Finding("Rank", text, evidence(verdict), True, values, QUESTION, answer)
@@ -84,8 +87,8 @@ def _no_answer(verdict: Verdict, named: Level | None, doubts: Sequence[str], whe
   """Why no rank is named, in one sentence."""
   at = in_context(where)
   if named and _only_smaller_diverged(verdict, named, doubts):
-    return (f"At most rank {named.value} is needed{at} (margin {margin_text(verdict)}, confidence {CONFIDENCE}); no "
-            f"smaller rank is named, because {joined(doubts)}.")
+    return (f"At most rank {named.value} is needed{at} (margin {margin_text(verdict)}, confidence "
+            f"{confidence(verdict)}); no smaller rank is named, because {joined(doubts)}.")
   if doubts:
     return f"No smallest sufficient rank is named{at}: {joined(doubts)}."
   return (f"No smallest sufficient rank is named{at}: none is shown to gain at least {least_share(verdict)} of what "
@@ -106,6 +109,17 @@ def _score(group: Group, named: Level) -> str:
 
 def _smaller(levels: Sequence[Level], named: Level) -> str:
   return " It is the smallest tried: a smaller one may do." if named is levels[0] and named.value > 1 else ""
+
+
+def _rates(group: Group, settings: Sequence[Setting], levels: Sequence[Level]) -> str:
+  """How the rates were chosen, in words."""
+  tuned = [k for k in group.keys if is_tuned(k) and len({repr(s.values.get(k)) for s in settings}) > 1]
+  if any(len(level.candidates) > 1 for level in levels):
+    return f", each at its own best {and_list([short_name(key) for key in tuned])}" if tuned else ""
+  rates = {run.config.get(RATE) for s in settings for run in s.runs}
+  if len(rates) == 1:
+    return f", all at lr {value_text(rates.pop())}, which was not tuned for each rank"
+  return ""
 
 
 def _notes(verdict: Verdict) -> str:

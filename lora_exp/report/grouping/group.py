@@ -18,6 +18,7 @@ from lora_exp.report.grouping.setting_keys import (
   varied_keys,
 )
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
+from lora_exp.report.reading.sweep_ledger import LookLevel
 from lora_exp.report.statistics.estimates import Estimate, estimate, ratio
 
 
@@ -31,6 +32,7 @@ class Group:
   varied: list[str]  # every key whose values differ in the sweep, seeds included
   why: str = ""  # how the group differs from the sweep's other groups
   margin: float = ReportConfig.margin  # share of the best gain that a setting may be short of it and still be enough
+  look: LookLevel | None = None  # at the verdicts during the sweep, whose level the report tests at
 
   @property
   def runs(self) -> list[RunRecord]:
@@ -39,13 +41,19 @@ class Group:
 
   @property
   def adapted(self) -> list[Setting]:
-    """The settings with a result, without the references."""
-    return [s for s in self.settings if s.seeds and not s.method.is_reference]
+    """The settings with a result, without the references and those that the sweep dropped."""
+    return [s for s in self.settings if s.seeds and not s.method.is_reference and not s.dropped]
+
+  @property
+  def dropped(self) -> list[Setting]:
+    """The settings that the sweep dropped during their training, which are not judged."""
+    return [s for s in self.settings if s.dropped and not s.only_tuned]
 
   @property
   def tried(self) -> list[Setting]:
     """`adapted`, the settings of which every seed diverged, and those that only tuned."""
-    return [s for s in self.settings if (s.seeds or s.diverged or s.only_tuned) and not s.method.is_reference]
+    return [s for s in self.settings
+            if (s.seeds or s.diverged or s.only_tuned) and not s.method.is_reference and not s.dropped]
 
   @cached_property
   def full(self) -> Setting | None:
@@ -93,8 +101,9 @@ def sort_key(value: Any) -> tuple:
 
 
 def make_groups(
-  runs: Sequence[RunRecord], metric: Metric = METRICS["loss"], margin: float = ReportConfig.margin
-) -> list[Group]:
+  runs: Sequence[RunRecord], metric: Metric = METRICS["loss"], margin: float = ReportConfig.margin,
+  look: LookLevel | None = None,
+) -> list[Group]:  # fmt: skip
   """The settings of a sweep in groups that can be compared, the largest first; runs without a config are in none."""
   runs = [run for run in runs if run.config]
   varied = varied_keys(runs)
@@ -108,7 +117,7 @@ def make_groups(
     else:
       clusters.append([setting])
   clusters.sort(key=_size, reverse=True)
-  return [Group(sorted(cluster, key=_order), metric, keys, varied, _difference(cluster, clusters), margin)
+  return [Group(sorted(cluster, key=_order), metric, keys, varied, _difference(cluster, clusters), margin, look)
           for cluster in clusters]
 
 

@@ -77,15 +77,8 @@ def _source(run: RunRecord, node: str) -> str:
 
 
 def _held_out(run: RunRecord) -> str:
-  """The size of the held-out data, and of the half of it that scores."""
   count = run.number_at("held_out_tokens")
-  if count is None:
-    return ""
-  size = f"{int(count):,} {'tokens' if run.is_text else 'examples'}"
-  if run.scores_share_choice:
-    return size
-  scored = f"{int(run.documents.tokens.sum()):,} score" if run.documents is not None else "one half scores"
-  return f"{size}: {scored} the trials, the others choose the best step and what is tuned"
+  return f"{int(count):,} {'tokens' if run.is_text else 'examples'}" if count is not None else ""
 
 
 def _training(run: RunRecord) -> str:
@@ -113,7 +106,9 @@ def _day(run: RunRecord) -> str:
 
 
 def _last_part(path: Any) -> str:
-  """The last part of a path, which reveals nothing about the machine; a hub id unchanged; empty for None."""
+  """The last part of each path, which reveals nothing about the machine; a hub id unchanged; empty for None."""
+  if isinstance(path, list):
+    return ", ".join(map(_last_part, path))
   text = str(path or "")
   return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text
 

@@ -15,8 +15,8 @@ from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.verdicts.judgement import LEVEL
 
 PRUNED = (
-  "A pruned trial was stopped by its study, because it was among the worst of its batch at that step: no "
-  "failure, and no result to compare at full length."
+  "A pruned trial was stopped by its sweep, for the reason that is given with it: no failure, and no result to compare "
+  "at full length."
 )
 EXPORTED = (
   "The {label} of a trial is the held-out {label} of the state that it exports: the one with the lowest held-out loss, "
@@ -27,7 +27,7 @@ METHOD = (
   "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
   "The margin is a share of the best setting's gain over the base (report.margin). A setting is sufficient if it is "
   "shown to be less than the margin worse than every other one compared (one-sided tests, each at "
-  f"{LEVEL * 100:g} % or less), insufficient if it is shown to be more than the margin worse than one of them (Holm's "
+  f"{LEVEL * 100:g} %), insufficient if it is shown to be more than the margin worse than one of them (Holm's "
   "correction over all pairs), and undecided otherwise. Tuned values are chosen without the seed that they are scored "
   "on. A diverged seed counts against its setting; fewer than three seeds decide nothing.",
   "Gain is the improvement over the base. The share of full fine-tuning is 0 % at the base and 100 % at "
@@ -149,4 +149,15 @@ class Report:
   def method(self) -> list[str]:
     """How to read the report."""
     return [*([PRUNED] if any(run.status == "pruned" for run in self.runs) else []),
-            EXPORTED.format(label=self.metric.label), *METHOD]
+            EXPORTED.format(label=self.metric.label), *METHOD, *self._looks]
+
+  @property
+  def _looks(self) -> list[str]:
+    """At which level the tests are, if the sweep looked at the verdicts while it added seeds."""
+    look = self.sections[0].group.look if self.sections else None
+    if look is None:
+      return []
+    times = f"{look.count} time{'s' * (look.count != 1)}"
+    return [f"This sweep looked at the verdicts {times} while it added seeds. Tests on ranks, targets, alpha and "
+            f"methods are at the level of the last look, {look.level * 100:.2g} %, so that all looks together share "
+            f"{look.of_level * 100:g} %."]

@@ -38,7 +38,7 @@ def read_sweep(directory: Path) -> list[RunRecord]:
   records += [RunRecord(n, str(n), "missing", "there is no such folder") for n in folders.missing]
   first = max((run.number for run in records), default=-1) + 1
   records += [read_run(first + n, path) for n, path in enumerate(folders.named)]
-  records = [replace(run, tunes=True) if run.number in ledger.tuning else run for run in records]
+  records = [replace(run, tunes=run.number in ledger.tuning, dropped=run.number in ledger.dropped) for run in records]
   return sorted(records, key=_number)
 
 

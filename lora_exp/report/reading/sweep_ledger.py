@@ -12,6 +12,15 @@ from lora_exp.runtime.run_files import LEDGER
 
 
 @dataclass(frozen=True)
+class LookLevel:
+  """The last look at the verdicts of a sweep that adds seeds until it knows (sweep=decide)."""
+
+  level: float  # at which it tested
+  of_level: float  # that all looks of the sweep share
+  count: int  # of the looks so far
+
+
+@dataclass(frozen=True)
 class SweepLedger:
   """The facts about a sweep's trials in its ledger; empty for a sweep without a ledger."""
 
@@ -19,6 +28,8 @@ class SweepLedger:
   study_trials: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (trial of the study, the runs that it trained)
   objectives: tuple[str, ...] = ()  # of the study
   tuning: frozenset[int] = frozenset()  # trials that only choose a value of a tuned setting
+  dropped: frozenset[int] = frozenset()  # trials of settings that the sweep dropped during their training
+  look: LookLevel | None = None  # None: it did not look at the verdicts
   problems: tuple[str, ...] = ()  # damaged lines, a sentence each
 
 
@@ -33,6 +44,8 @@ def read_sweep_ledger(directory: Path) -> SweepLedger:
     return SweepLedger(problems=(f"{LEDGER} cannot be read ({type(error).__name__})",))
   trials: set[int] = set()
   tuning: set[int] = set()
+  dropped: set[int] = set()
+  looks: list[dict[str, Any]] = []
   study: dict[int, tuple[int, ...]] = {}
   objectives: tuple[str, ...] = ()
   problems: list[str] = []
@@ -47,7 +60,13 @@ def read_sweep_ledger(directory: Path) -> SweepLedger:
       study[row["study_trial"]] = tuple(row["runs"])
     elif row.get("event") == "study":
       objectives = tuple(row.get("objectives") or ())
-  return SweepLedger(frozenset(trials), tuple(study.items()), objectives, frozenset(tuning), _shortened(problems))
+    elif row.get("event") == "dropped":
+      dropped.update(row.get("trials", ()))
+    elif row.get("event") == "look":
+      looks.append(row)
+  look = LookLevel(looks[-1]["level"], looks[-1]["of_level"], len(looks)) if looks else None
+  return SweepLedger(frozenset(trials), tuple(study.items()), objectives, frozenset(tuning), frozenset(dropped), look,
+                     _shortened(problems))
 
 
 def _parsed(line: str) -> tuple[dict[str, Any], str]:
@@ -69,6 +88,8 @@ def _problem(row: dict[str, Any]) -> str:
       return f"has {name}={shown(row[name])}, which must be a list of trials"
   if row.get("event") == "trial" and not ("study_trial" in row and row.get("runs")):
     return "is a trial of a study without the runs that it trained"
+  if row.get("event") == "look" and not (_is_level(row.get("level")) and _is_level(row.get("of_level"))):
+    return "is a look at the verdicts without the level of its tests"
   if not all(isinstance(name, str) for name in _words(row.get("objectives"))):
     return f"has objectives={shown(row['objectives'])}, which must be a list of names"
   return ""
@@ -80,6 +101,10 @@ def _words(value: Any) -> Sequence[Any]:
 
 def _is_number(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
+
+
+def _is_level(value: Any) -> bool:
+  return isinstance(value, float) and 0 < value < 1
 
 
 def _numbers(row: dict[str, Any]) -> list[int]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
+from lora_exp.report.reading.sweep_ledger import LookLevel
 from lora_exp.report.statistics.held_out_text import text_covariance
 from lora_exp.report.verdicts.judgement import (
   INSUFFICIENT,
@@ -20,7 +21,6 @@ from lora_exp.report.verdicts.judgement import (
   SEEDS_NEEDED,
   SUFFICIENT,
   UNDECIDED,
-  Contrasts,
   Judgement,
   SettingVerdict,
   judge,
@@ -37,6 +37,7 @@ class Verdict:
   doubts: list[str]  # why no level may be called enough; empty if one may
   notes: dict[str, str]  # tuned key -> how levels were not tuned alike, which has to be said with any conclusion
   covers_text: bool  # whether the error of the held-out text is in the tests
+  look: LookLevel | None = None  # at the verdicts during the sweep, whose level the tests have
 
   @property
   def best(self) -> Level:
@@ -68,9 +69,10 @@ class Verdict:
     return gain if math.isfinite(gain) else -math.inf
 
 
-def judge_levels(group: Group, levels: Sequence[Level], key: str, level: float = LEVEL) -> Verdict:
-  """The verdicts on `levels` of `key`, tested at `level` with the margin of the group."""
-  levels = list(levels)
+def judge_levels(group: Group, levels: Sequence[Level], key: str) -> Verdict:
+  """The verdicts on `levels` of `key`, with the margin of the group, at the level of the sweep's last look or LEVEL."""
+  levels, look = list(levels), group.look
+  level = LEVEL if look is None else look.level
   text = text_error(levels)
   added = np.diag([lev.choice_variance for lev in levels]) + (0.0 if text is None else text)
   judgement = judge({lev.label: lev.gains for lev in levels}, group.margin, level, added)
@@ -78,7 +80,7 @@ def judge_levels(group: Group, levels: Sequence[Level], key: str, level: float =
   if not doubts and not judgement.gains_shown:
     doubts.append(_no_gain(judgement))
   doubts += list(dict.fromkeys(edge for lev in levels for edge in at_edges(group, lev.chosen, key)))
-  return Verdict(levels, judgement, doubts, uneven_tuning(levels, group.keys, key), text is not None)
+  return Verdict(levels, judgement, doubts, uneven_tuning(levels, group.keys, key), text is not None, look)
 
 
 def text_error(levels: Sequence[Level]) -> np.ndarray | None:
@@ -105,8 +107,7 @@ def _few_seeds(levels: Sequence[Level]) -> list[str]:
   number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
   seeds = f"{number} seed{'' if counts == [1] else 's'}"
   if len(few) <= 3:
-    labels = [level.label for level in few]
-    names = ("; " if any("," in label for label in labels) else " and ").join(labels)
+    names = " and ".join(level.label for level in few)
     return [f"{names} {'has' if len(few) == 1 else 'have'} {seeds}, and three are needed{_repeats(few)}"]
   return [f"{len(few)} of the settings have {seeds}, and three are needed{_repeats(few)}"]
 
@@ -145,16 +146,6 @@ def is_better_than_each(gains: Sequence[Mapping[Any, float]]) -> bool:
   names = [str(i) for i in range(len(gains))]
   judged = judge(dict(zip(names, gains, strict=True)), margin=0.0)
   return judged.state(names[-1]) == SUFFICIENT
-
-
-def shown_lower(values: Sequence[Mapping[Any, float]], level: float = LEVEL) -> set[tuple[int, int]]:
-  """(i, j) where the values of i, by seed, are shown to be lower than those of j: Holm over all ordered pairs.
-
-  Nothing is shown of one with fewer than SEEDS_NEEDED seeds. All values are finite.
-  """
-  eligible = {i for i, by_seed in enumerate(values) if len(by_seed) >= SEEDS_NEEDED}
-  shown = Contrasts(values).insufficient(0.0, level, eligible)
-  return {(i, j) for i, higher in shown.items() for j in higher}
 
 
 def _cost(setting: Setting) -> float:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hydra_plugins.lora_exp.launching_sweeper import LaunchingSweeper
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
   from lora_exp.sweep.round_plan import RoundPlan
@@ -23,19 +23,25 @@ class RoundsSweeper(LaunchingSweeper):
       self.launch(plan.grid, 0)
       return
     from lora_exp.config.metrics import METRICS
+    from lora_exp.sweep.config_snapshot import read_files_once
     from lora_exp.sweep.launched_runs import LaunchedRuns
     from lora_exp.sweep.round_runner import RoundRunner
 
+    assert self.hydra_context is not None, "Hydra calls `setup` first"
+    read_files_once(self.hydra_context.config_loader)  # later rounds are composed of the files of the first
     session, report = self.session, self.config.report
     runs = LaunchedRuns(self.directory.absolute(), self.launch, lambda: session.stopped)
     runner = RoundRunner(plan, self._defaults(plan), METRICS[report.metric or "loss"], report.margin, runs)
+    session.require_same_runs({n: self._compose(texts) for n, texts in runner.examples().items()}, runs.directory)
     session.outcomes = runner.train()
+
+  def _compose(self, overrides: list[str]) -> DictConfig:
+    """The config of one run."""
+    assert self.hydra_context is not None and self.config is not None, "Hydra calls `setup` first"
+    return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
   def _defaults(self, plan: "RoundPlan") -> list[float | None]:
     """The default of the tuned setting in each setting of the sweep; None without tuning."""
-    assert self.hydra_context is not None and self.config is not None, "Hydra calls `setup` first"
-    if plan.tuning is None:
-      return [None] * len(plan.settings)
-    load = self.hydra_context.config_loader.load_sweep_config
-    composed = [load(self.config, setting.overrides) for setting in plan.settings]
-    return [OmegaConf.select(config, plan.tuning.setting) for config in composed]
+    composed = [self._compose(setting.overrides) for setting in plan.settings]
+    tuned = None if plan.tuning is None else plan.tuning.setting
+    return [None if tuned is None else OmegaConf.select(config, tuned) for config in composed]

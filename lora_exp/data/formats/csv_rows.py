@@ -1,0 +1,59 @@
+"""Rows of tables in text: CSV and TSV, with a header."""
+
+import csv
+import io
+from collections.abc import Iterator
+
+from lora_exp.config.errors import InputError
+from lora_exp.data.formats.file_content import DataStream
+from lora_exp.data.formats.row import Row
+
+DELIMITERS = ("\t", ",", ";", "|")
+LONGEST_FIELD = 2**30  # characters; the default of the module csv is 131,072
+
+
+def csv_delimiter(header: str) -> str:
+  """The delimiter that occurs most often in the first line of a table; a comma if there is none."""
+  return max(DELIMITERS, key=header.count) if any(map(header.count, DELIMITERS)) else ","
+
+
+def csv_rows(data: DataStream, label: str) -> Iterator[Row]:
+  """The rows of a table; the first line has the names of the columns.
+
+  A quoted cell may contain line breaks, and an empty one is null. Raises InputError if the file is not UTF-8, or its
+  quotes do not close.
+  """
+  csv.field_size_limit(LONGEST_FIELD)
+  text = io.TextIOWrapper(data.stream, encoding="utf-8-sig", newline="")
+  last = 1  # the line that was read last
+  try:
+    header = text.readline()
+    if header.lower().startswith("sep="):  # a spreadsheet's hint
+      header, last = text.readline(), 2
+    names = next(csv.reader([header], delimiter=csv_delimiter(header)), [])
+    names = [name.strip() for name in names]
+    _check_header(names, label)
+    reader = csv.reader(text, delimiter=csv_delimiter(header), strict=True)
+    for cells in reader:
+      first, last = last + 1, reader.line_num + 1
+      if any(cells):
+        yield _row(names, cells, f"{label}, line {first}", data.read)
+  except UnicodeDecodeError as error:
+    place = f"{error.reason} after line {last}"
+    raise InputError(f"{label}: the file is not UTF-8 ({place}); convert it to UTF-8") from error
+  except csv.Error as error:
+    raise InputError(f"{label}, after line {last}: {error}; quote cells as a library for CSV does") from error
+  finally:
+    text.detach()
+
+
+def _check_header(names: list[str], label: str) -> None:
+  if len(set(names)) < len(names):
+    raise InputError(f"{label}, line 1: the column {next(n for n in names if names.count(n) > 1)!r} stands twice; "
+                     "rename one of them")
+
+
+def _row(names: list[str], cells: list[str], where: str, read: int) -> Row:
+  if len(cells) != len(names):
+    return Row(where, {}, read, f"{len(cells)} cells under the {len(names)} columns of the header")
+  return Row(where, {name: cell or None for name, cell in zip(names, cells, strict=True)}, read)

@@ -1,0 +1,151 @@
+"""Rows of JSON: one object a line, one array of objects, or one object that holds the rows in another shape."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from lora_exp.config.errors import InputError
+from lora_exp.data.formats.data_files import split_not_read
+from lora_exp.data.formats.file_content import DataStream, decoded
+from lora_exp.data.formats.row import Row, RowProblem
+
+ROW_COLUMNS = {"messages", "conversations", "prompt", "completion"}  # an object with one of them is a row
+PROBED_LINES = 20  # of these, one that is an object shows that the file has a row in each line
+
+
+def has_json_lines(stream: IO[bytes]) -> bool:
+  """Whether one of the first lines of a file of JSON is a complete object, and another line follows.
+
+  A file with one line is a document too: both are read alike.
+  """
+  objects = lines = 0
+  for line in stream:
+    if not line.strip():
+      continue
+    lines += 1
+    objects += _is_object(line)
+    if objects and lines > 1:
+      return True
+    if lines == PROBED_LINES:
+      break
+  return False
+
+
+def _is_object(line: bytes) -> bool:
+  try:
+    return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+  except (ValueError, RecursionError):
+    return False
+
+
+def line_rows(data: DataStream, label: str) -> Iterator[Row]:
+  """The rows of a file with one object a line. Blank lines are passed over. Raises InputError if it is not UTF-8."""
+  offset = 0
+  for number, line in enumerate(data.stream, 1):
+    start, offset = offset, offset + len(line)
+    if not line.strip():
+      continue
+    where = f"{label}, line {number}"
+    text = decoded(line, label, number, start)
+    try:
+      yield _row(json.loads(text, object_pairs_hook=_unique), where, data.read)
+    except RowProblem as error:
+      yield Row(where, {}, data.read, str(error))
+    except json.JSONDecodeError as error:
+      problem = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+      yield Row(where, {}, data.read, problem)
+    except RecursionError:
+      yield Row(where, {}, data.read, "JSON nested too deeply")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """The object of `pairs`. Raises RowProblem if a key stands twice, of which JSON would keep the last value."""
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise RowProblem(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+  return value
+
+
+def _row(value: Any, where: str, read: int) -> Row:
+  if isinstance(value, dict):
+    return Row(where, value, read)
+  return Row(where, {}, read, f"expected a JSON object, got {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+  return {list: "an array", str: "a string", type(None): "null"}.get(type(value), "a number")
+
+
+def document_rows(data: DataStream, label: str, split: str | None) -> Iterator[Row]:
+  """The rows of a file that is one array or object, or several objects of many lines each.
+
+  `split`: the rows to take if an object holds several lists of rows. Raises InputError if the file is not JSON.
+  """
+  text = decoded(data.stream.read(), label, 1, 0)
+  values = _values(text, label)
+  rows = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+  if len(values) == 1 and isinstance(values[0], dict):
+    yield from _rows_of_object(values[0], label, data.read, split)
+    return
+  if split is not None:
+    raise InputError(f"{label} has no split {split!r}: it is a list of rows; give data.eval_path=FILE")
+  for number, value in enumerate(rows, 1):
+    yield _row(value, f"{label}, row {number}", data.read)
+
+
+def _values(text: str, label: str) -> list[Any]:
+  """The JSON values that follow each other in `text`."""
+  decoder, values, position = json.JSONDecoder(object_pairs_hook=_unique), [], 0
+  try:
+    while position < len(text):
+      if text[position].isspace():
+        position += 1
+        continue
+      value, position = decoder.raw_decode(text, position)
+      values.append(value)
+  except json.JSONDecodeError as error:
+    reason = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+    raise InputError(f"{label}, line {error.lineno}: {reason}; give one array of rows, or one object a line") from error
+  except (RecursionError, RowProblem) as error:
+    reason = "JSON nested too deeply" if isinstance(error, RecursionError) else str(error)
+    raise InputError(f"{label}: {reason}") from error
+  return values
+
+
+def _rows_of_object(value: Mapping[str, Any], label: str, read: int, split: str | None) -> Iterator[Row]:
+  """The rows of one object: `{"data": [row, …]}`, columns (lists or indexed objects), or a single row."""
+  lists = {name: rows for name, rows in value.items() if _are_rows(rows)}
+  if lists and not ROW_COLUMNS & value.keys():
+    yield from _rows_of_splits(lists, label, read, split)
+    return
+  for number, fields in enumerate(_rows_of_columns(value) or (value,), 1):
+    yield Row(f"{label}, row {number}", fields, read)
+
+
+def _are_rows(value: Any) -> bool:
+  return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _rows_of_splits(
+  lists: Mapping[str, Sequence[Mapping[str, Any]]], label: str, read: int, split: str | None
+) -> Iterator[Row]:
+  wanted = split or ("train" if len(lists) > 1 else next(iter(lists)))
+  if wanted not in lists:
+    raise InputError(f"{label} holds the lists {', '.join(lists)}; choose one: data.train_split={next(iter(lists))}")
+  for name, rows in lists.items():
+    for number, fields in enumerate(rows, 1):
+      where = f"{label}, {name}, row {number}"
+      if name == wanted:
+        yield Row(where, fields, read)
+      elif split is None:
+        yield Row(where, {}, read, split_not_read(name))
+
+
+def _rows_of_columns(value: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+  """The rows of an object of columns of one length, as pandas and `datasets` write it; [] for any other object."""
+  columns = {name: list(column.values()) if isinstance(column, dict) else column for name, column in value.items()}
+  lists = [column for column in columns.values() if isinstance(column, list)]
+  if len(lists) < len(columns) or any(map(_are_rows, lists)) or len(set(map(len, lists))) != 1:
+    return []
+  return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]

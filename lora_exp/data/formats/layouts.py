@@ -1,0 +1,218 @@
+"""The columns of a row and what they mean: which hold the prompt, the response, the messages, or a text.
+
+Columns are found by their names, row by row; `data.columns` names them. A row becomes a document, or is skipped with a
+reason. Columns that nobody reads are named in the document.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from lora_exp.config.errors import did_you_mean
+from lora_exp.data.formats.message_forms import Turns, history_of, messages_in, parsed, text_of, tools_of
+from lora_exp.data.formats.row import Row, RowProblem, excerpt
+from lora_exp.data.sources.source import Conversation, Document, Skipped
+
+# role -> the names of its column, the first that a row has counts. Case does not matter.
+NAMES: dict[str, tuple[str, ...]] = {
+  "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
+  "prompt": ("prompt", "instruction", "question", "query", "problem", "input", "user"),
+  "input": ("input", "context"),
+  "response": ("response", "completion", "output", "answer", "solution", "target", "assistant"),
+  "system": ("system", "system_prompt"),
+  "history": ("history",),
+  "tools": ("tools", "functions"),
+  "variables": ("chat_template_kwargs",),
+  "text": ("text", "content", "document"),
+}
+LAYOUTS: dict[str, Mapping[str, str]] = {  # data.format -> columns by role
+  "messages": {"messages": "messages", "tools": "tools"},
+  "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
+  "alpaca": {"prompt": "instruction", "input": "input", "response": "output", "system": "system", "history": "history"},
+  "prompt_response": {"prompt": "prompt", "response": "response"},
+  "prompt_completion": {"prompt": "prompt", "response": "completion", "tools": "tools"},
+  "question_answer": {"prompt": "question", "response": "answer"},
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+  """How the columns of rows are read."""
+
+  columns: Mapping[str, str] | None = None  # role -> column; None: found by name
+  prompt_field: str = "prompt"  # data.prompt_field and data.response_field, which older commands use
+  response_field: str = "response"
+  optional: frozenset[str] = field(default=frozenset())  # roles in `columns` that a row may lack
+
+  def document(self, row: Row, key: int) -> Document | Skipped:
+    """The document of a row; Skipped if it cannot be used."""
+    try:
+      if row.problem:
+        raise RowProblem(row.problem)
+      return self._document(row, key)
+    except RowProblem as problem:
+      shown = f": {excerpt(dict(row.fields))}" if row.fields else ""
+      return Skipped(str(problem), f"{row.where}{shown}", read=row.read)
+
+  def roles(self, fields: Mapping[str, Any]) -> Mapping[str, str]:
+    """The column of each role in a row. Raises RowProblem if nothing in the row can be learned."""
+    names = tuple(fields)
+    if self.columns is not None:
+      return _chosen(names, tuple(self.columns.items()), self.optional)
+    texts = frozenset(name for name in names if _is_plain_text(fields[name]))
+    return _found(names, texts, self.prompt_field, self.response_field)
+
+  def _document(self, row: Row, key: int) -> Document:
+    roles = self.roles(row.fields)
+    cells = {role: row.fields[column] for role, column in roles.items()}
+    read = set(roles.values())
+    others = [name for name, value in row.fields.items() if name not in read and _is_filled(value)]
+    unread = [f"the column {name!r} is not read" for name in others]
+    if "messages" not in cells and not _is_conversation(cells):
+      text, prompt = _texts(cells)
+      unread += [] if text else ["the response is empty, and only its end is learned"]
+      return Document(key, text, prompt, row.read, None, tuple(unread), row.where)
+    conversation, unread_keys = _conversation(cells)
+    unread += [f"the key {name!r} of messages is not read" for name in unread_keys]
+    unread += ["some turns have weight 0"] if conversation.unlearned else []
+    return Document(key, "", "", row.read, conversation, tuple(unread), row.where)
+
+
+def _is_plain_text(value: Any) -> bool:
+  """Whether `value` is a string that does not begin like a list."""
+  return isinstance(value, str) and not value.lstrip().startswith("[")
+
+
+def _is_filled(value: Any) -> bool:
+  return value is not None and value != "" and value != [] and value != {}
+
+
+@lru_cache(maxsize=1024)
+def _chosen(
+  names: tuple[str, ...], columns: tuple[tuple[str, str], ...], optional: frozenset[str]
+) -> Mapping[str, str]:
+  """The columns that were named, of a row with the columns `names`."""
+  for role, column in columns:
+    if column not in names and role not in optional:
+      raise RowProblem(_no_column(column, names))
+  return {role: column for role, column in columns if column in names}
+
+
+@lru_cache(maxsize=1024)
+def _found(
+  names: tuple[str, ...], texts: frozenset[str], prompt_field: str, response_field: str
+) -> Mapping[str, str]:
+  """The columns of a row by role. `texts`: the columns whose cells are plain text."""
+  typed = {role: name for role, name, default in (("prompt", prompt_field, "prompt"),
+                                                  ("response", response_field, "response")) if name != default}
+  if typed.get("response") in NAMES["text"] and "prompt" not in typed and "prompt" not in names:
+    return {"text": typed["response"]} if typed["response"] in names else _none(typed["response"], names)
+  for name in typed.values():
+    if name not in names:
+      _none(name, names)
+  by_name = {role: _named(role, names) for role in NAMES}
+  found = {role: name for role, name in by_name.items() if name is not None} | typed
+  if "messages" in found and found["messages"] not in texts and not typed:
+    return {role: found[role] for role in ("messages", "system", "tools", "variables") if role in found}
+  if found.get("input") == found.get("prompt"):
+    found.pop("input", None)
+  if "response" in found and "prompt" in found:
+    return {role: name for role, name in found.items() if role not in ("messages", "text")}
+  if "text" in found and "response" not in found:
+    return {"text": found["text"]}
+  if {"chosen", "rejected"} <= set(names):
+    columns = "text: chosen" if "prompt" not in found else f"prompt: {found['prompt']}, response: chosen"
+    columns = columns if "chosen" in texts else "messages: chosen"
+    raise RowProblem("chosen and rejected are a preference and not an example; "
+                     f"data.columns={{{columns}}} learns what was chosen")
+  missing = "prompt" if "response" in found else "response"
+  return _none(prompt_field if missing == "prompt" else response_field, names)
+
+
+def _named(role: str, names: Sequence[str]) -> str | None:
+  """The column of `role` among `names`, or None."""
+  lower = {name.strip().lower(): name for name in reversed(names)}
+  return next((lower[name] for name in NAMES[role] if name in lower), None)
+
+
+def _none(column: str, names: Sequence[str]) -> Mapping[str, str]:
+  raise RowProblem(_no_column(column, names))
+
+
+def _no_column(column: str, names: Iterable[str]) -> str:
+  names = list(names)
+  shown = ", ".join(map(repr, names)) or "none"
+  return (f"there is no column {column!r}; the columns are {shown}{did_you_mean(column, names)} "
+          "(data.columns={prompt: NAME, response: NAME} names them)")
+
+
+def _is_conversation(cells: Mapping[str, Any]) -> bool:
+  """Whether prompt and response are more than two texts."""
+  return any(messages_in(cells.get(role)) is not None for role in ("prompt", "response")) or any(
+    _is_filled(cells.get(role)) for role in ("system", "history", "tools"))
+
+
+def _texts(cells: Mapping[str, Any]) -> tuple[str, str]:
+  """(text, prompt) of a row of texts."""
+  if "text" in cells:
+    if cells["text"] in (None, ""):
+      raise RowProblem("the text is empty")
+    return text_of(cells["text"], "the text"), ""
+  return _response_text(cells), _prompt_text(cells)
+
+
+def _prompt_text(cells: Mapping[str, Any]) -> str:
+  """The prompt, and on the next line its input, if there is one."""
+  prompt = "" if cells.get("prompt") is None else text_of(cells["prompt"], "the prompt")
+  if not _is_filled(cells.get("input")):
+    return prompt
+  return f"{prompt}\n{text_of(cells['input'], 'the input')}" if prompt else text_of(cells["input"], "the input")
+
+
+def _response_text(cells: Mapping[str, Any]) -> str:
+  if cells["response"] is None:
+    raise RowProblem("there is no response")
+  return text_of(cells["response"], "the response")
+
+
+def _conversation(cells: Mapping[str, Any]) -> tuple[Conversation, list[str]]:
+  """The conversation of a row, and the keys of its messages that nobody reads."""
+  turns = Turns()
+  prompt_messages = 0
+  if "messages" in cells:
+    turns.add_all(cells["messages"])
+  else:
+    for question, answer in history_of(cells.get("history")):
+      turns.add_text("user", question)
+      turns.add_text("assistant", answer)
+    prompt_messages = _add_pair(turns, cells)
+  system = cells.get("system")
+  if _is_filled(system) and not (turns.messages and turns.messages[0]["role"] in ("system", "developer")):
+    turns.messages.insert(0, {"role": "system", "content": text_of(system, "the system prompt")})
+    turns.unlearned = {index + 1 for index in turns.unlearned}
+    prompt_messages += 1 if prompt_messages else 0
+  if not any(message["role"] == "assistant" for message in turns.messages):
+    raise RowProblem("no turn of the assistant")
+  variables = parsed(cells.get("variables")) or {}
+  conversation = Conversation(tuple(turns.messages), prompt_messages, frozenset(turns.unlearned),
+                              tools_of(cells.get("tools")), variables if isinstance(variables, dict) else {})
+  return conversation, list(turns.unread)
+
+
+def _add_pair(turns: Turns, cells: Mapping[str, Any]) -> int:
+  """Adds a prompt and its response, each a text or a list of messages.
+
+  Returns the number of messages of the prompt if both are messages, which is how TRL writes them; else 0.
+  """
+  prompt, response = messages_in(cells.get("prompt")), messages_in(cells["response"])
+  if prompt is not None:
+    turns.add_all(prompt)
+  elif text := _prompt_text(cells):
+    turns.add_text("user", text)
+  count = len(turns.messages)
+  if response is not None:
+    turns.add_all(response)
+  else:
+    turns.add_text("assistant", _response_text(cells))
+  return 0 if prompt is None and response is None else count

@@ -1,0 +1,166 @@
+"""The messages of a row in the form in which chat templates read them.
+
+OpenAI writes {"role": "user", "content": …}, ShareGPT {"from": "human", "value": …}. Both become the first form.
+"""
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_exp.data.formats.row import RowProblem
+
+ROLES = {
+  "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+  "model": "assistant", "bot": "assistant", "ai": "assistant", "function": "tool", "observation": "tool",
+  "tool_response": "tool", "prompter": "user",
+}  # fmt: skip
+KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
+CALLS = ("function_call", "tool_call")  # roles of ShareGPT's turns that call a function
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+QUESTION_KEYS, ANSWER_KEYS = ("human", "user"), ("assistant", "gpt", "bot")  # of turns without a role
+WEIGHT_KEYS = ("weight", "train", "training")  # OpenAI's weight 0, and others' false: the turn is not learned
+READ_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking", "documents")
+
+
+class Turns:
+  """Messages of a row, as they are added."""
+
+  def __init__(self) -> None:
+    self.messages: list[dict[str, Any]] = []
+    self.unlearned: set[int] = set()
+    self.unread: dict[str, None] = {}  # keys of messages that nobody reads, in order
+
+  def add_text(self, role: str, text: Any) -> None:
+    """Adds a message with a text."""
+    self.messages.append({"role": role, "content": text_of(text, f"the {role} turn")})
+
+  def add_all(self, value: Any) -> None:
+    """Adds the messages in the cell `value`: a list, or its text. Raises RowProblem."""
+    messages = parsed(value)
+    if not isinstance(messages, list):
+      raise RowProblem("the messages are not a list")
+    for raw in messages:
+      self._add(raw)
+
+  def _add(self, raw: Any) -> None:
+    if not isinstance(raw, Mapping):
+      raise RowProblem("a message is not an object")
+    if pair := _pair(raw):
+      self.add_text("user", pair[0])
+      self.add_text("assistant", pair[1])
+      return
+    role_key, role = _first(raw, ROLE_KEYS)
+    content_key, content = _first(raw, CONTENT_KEYS)
+    if not isinstance(role, str):
+      raise RowProblem("a message has no role")
+    if any(key in raw and not raw[key] and raw[key] is not None for key in WEIGHT_KEYS):
+      self.unlearned.add(len(self.messages))
+    self.messages.append(_message(role, content, raw))
+    read = {role_key, content_key, "function_call", *READ_KEYS, *WEIGHT_KEYS}
+    filled = [key for key, value in raw.items() if value not in (None, "", [], {})]
+    self.unread |= dict.fromkeys(key for key in filled if key not in read)
+
+
+def _pair(raw: Mapping[str, Any]) -> tuple[Any, Any] | None:
+  """Question and answer of an object such as {"human": …, "assistant": …}; None for a message with a role."""
+  question, answer = (next((raw[key] for key in keys if key in raw), None) for keys in (QUESTION_KEYS, ANSWER_KEYS))
+  return None if question is None or answer is None or _first(raw, ROLE_KEYS)[0] in raw else (question, answer)
+
+
+def _first(raw: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, Any]:
+  """The first of `keys` that `raw` has, and its value."""
+  key = next((key for key in keys if key in raw), keys[0])
+  return key, raw.get(key)
+
+
+def _message(role: str, content: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+  """One message in the form of chat templates. Raises RowProblem."""
+  role = role.strip().lower()
+  if role in CALLS:
+    return {"role": "assistant", "content": None, "tool_calls": _tool_calls(content)}
+  role = ROLES.get(role, role)
+  if role not in KNOWN_ROLES:
+    raise RowProblem(f"the role {role!r} is unknown; known are {', '.join((*KNOWN_ROLES, *ROLES, *CALLS))}")
+  extra = {key: raw[key] for key in READ_KEYS if raw.get(key) not in (None, [])}
+  calls = raw.get("tool_calls") or raw.get("function_call")
+  if calls:
+    extra["tool_calls"] = _tool_calls(calls)
+  if content is None and not calls:
+    raise RowProblem(f"a message of the {role} has no content")
+  if role == "tool" and isinstance(content, dict):
+    content = json.dumps(content, ensure_ascii=False)
+  text = None if content is None else text_of(content, f"a message of the {role}")
+  return {"role": role, "content": text, **extra}
+
+
+def text_of(value: Any, name: str) -> str:
+  """The text in `value`: a string, or a list of parts of text. Raises RowProblem for anything else."""
+  if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+    kinds = [part.get("type", "text") for part in value]
+    other = next((kind for kind in kinds if kind != "text"), None)
+    if other is not None:
+      raise RowProblem(f"{name} has a part of type {other!r}, and only text is read")
+    value = "".join(str(part.get("text", "")) for part in value)
+  if not isinstance(value, str):
+    raise RowProblem(f"{name} has type {type(value).__name__}, expected a string")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise RowProblem(f"{name} contains an unpaired surrogate") from error
+  return value
+
+
+def parsed(value: Any) -> Any:
+  """The value of a cell of text that holds JSON, or a literal of Python, as pandas writes it; else `value` itself."""
+  if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+    return value
+  try:
+    return json.loads(value)
+  except (ValueError, RecursionError):
+    pass
+  try:
+    return ast.literal_eval(value.strip())
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return value
+
+
+def messages_in(value: Any) -> list[Any] | None:
+  """The messages in a cell: a list of objects with a role, or its text; None if the cell is something else."""
+  messages = parsed(value)
+  if isinstance(messages, list) and messages and all(isinstance(item, Mapping) for item in messages):
+    return messages if _first(messages[0], ROLE_KEYS)[0] in messages[0] else None
+  return None
+
+
+def _tool_calls(value: Any) -> list[dict[str, Any]]:
+  """Calls of functions, with arguments as objects: templates write them as JSON themselves."""
+  calls = parsed(value)
+  calls = calls if isinstance(calls, list) else [calls]
+  found = []
+  for call in calls:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+      raise RowProblem("a call of a function has no name")
+    arguments = parsed(function.get("arguments", {}))
+    extra = {"id": call["id"]} if "id" in call else {}
+    found.append({**extra, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+  return found
+
+
+def tools_of(value: Any) -> tuple[Mapping[str, Any], ...]:
+  """The functions of the column `tools`: a list of JSON schemas, or its text. Raises RowProblem."""
+  tools = parsed(value)
+  if not tools:
+    return ()
+  if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+    raise RowProblem("the tools are not a list of objects")
+  return tuple(tool if {"function", "type"} & tool.keys() else {"type": "function", "function": tool} for tool in tools)
+
+
+def history_of(value: Any) -> list[tuple[str, str]]:
+  """Earlier questions and answers: a list of pairs. Raises RowProblem."""
+  pairs = parsed(value) or []
+  if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+    raise RowProblem("the history is not a list of [question, answer]")
+  return [(text_of(question, "a question"), text_of(answer, "an answer")) for question, answer in pairs]

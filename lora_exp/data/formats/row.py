@@ -1,0 +1,29 @@
+"""A row of a file: its fields, or why it cannot be used."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SHOWN = 80  # characters of a row in a message
+
+
+@dataclass(frozen=True)
+class Row:
+  """A row, and where it stands."""
+
+  where: str  # "pairs.jsonl, line 7"
+  fields: Mapping[str, Any] = field(default_factory=dict)
+  read: int = 0  # bytes of the file read so far
+  problem: str = ""  # why the row has no fields
+
+
+def excerpt(value: object) -> str:
+  """The beginning of `value` in one line."""
+  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+  text = " ".join(text.split())
+  return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+class RowProblem(Exception):
+  """Why a row cannot be used; the message is counted."""

@@ -1,0 +1,80 @@
+"""The format of a data file, found from its content, and its rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lora_exp.config.errors import InputError
+from lora_exp.data.formats.arrow_rows import arrow_rows
+from lora_exp.data.formats.csv_rows import csv_delimiter, csv_rows
+from lora_exp.data.formats.data_files import ROW_SUFFIXES, plain_suffix
+from lora_exp.data.formats.file_content import HEAD, TABLES, open_data
+from lora_exp.data.formats.json_rows import document_rows, has_json_lines, line_rows
+from lora_exp.data.formats.layouts import NAMES
+from lora_exp.data.formats.row import Row
+
+ROW_FORMATS = {
+  "jsonl": "JSON lines", "json": "a JSON document", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "arrow": "Arrow",
+}  # fmt: skip
+TEXT = "text"
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+CSV_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
+
+
+def find_format(path: Path) -> str:
+  """The format of a file, from its first bytes; its suffix decides where these allow several.
+
+  Raises InputError if the file is damaged.
+  """
+  with open_data(path) as data:
+    head = data.stream.read(HEAD)
+  suffix = plain_suffix(path)
+  if head.startswith(TABLES):
+    return "parquet" if head.startswith(b"PAR1") else "arrow"
+  start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+  if start.startswith((b"{", b"[")):
+    if _has_json_lines(path):
+      return "jsonl"
+    if suffix in JSON_SUFFIXES or _is_document(path):
+      return "json"
+  if suffix in CSV_SUFFIXES:
+    return CSV_SUFFIXES[suffix]
+  if suffix in JSON_SUFFIXES and start:
+    return "jsonl"
+  if suffix not in ROW_SUFFIXES and _has_known_header(start):
+    return "csv"
+  return TEXT
+
+
+def _has_json_lines(path: Path) -> bool:
+  with open_data(path) as data:
+    return has_json_lines(data.stream)
+
+
+def _is_document(path: Path) -> bool:
+  """Whether a file whose name does not say so is JSON as a whole. A text may begin with a bracket too."""
+  try:
+    with open_data(path) as data:
+      return any(not row.problem for row in document_rows(data, path.name, None))
+  except InputError:
+    return False
+
+
+def _has_known_header(head: bytes) -> bool:
+  """Whether the first line names a prompt and a response, or messages, between delimiters."""
+  line = head.split(b"\n", 1)[0].decode(errors="replace").strip()
+  names = {name.strip().strip('"').lower() for name in line.split(csv_delimiter(line))}
+  return all(names & set(NAMES[role]) for role in ("prompt", "response")) and len(names) > 1
+
+
+def file_rows(path: Path, format: str, label: str, split: str | None) -> Iterator[Row]:
+  """The rows of a file of one of ROW_FORMATS. Raises InputError if the file is damaged, or in another format."""
+  if format in ("parquet", "arrow"):
+    yield from arrow_rows(path, label)
+    return
+  with open_data(path) as data:
+    if format == "jsonl":
+      yield from line_rows(data, label)
+    elif format == "json":
+      yield from document_rows(data, label, split)
+    else:
+      yield from csv_rows(data, label)

@@ -1,0 +1,278 @@
+"""Files of rows in any common format: conversations, prompts and responses, or texts."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.data.formats import hf_datasets
+from lora_exp.data.formats.data_files import path_list, split_name, split_not_read
+from lora_exp.data.formats.hf_datasets import HUB, HubName
+from lora_exp.data.formats.layouts import LAYOUTS, NAMES, Layout
+from lora_exp.data.formats.row import Row, RowProblem
+from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT, file_rows, find_format
+from lora_exp.data.sources.file_source import FileSource, files_digest
+from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, example_facts
+from lora_exp.data.sources.text import TextFiles, held_out_share, left_out_files
+from lora_exp.runtime.cache import fingerprint
+
+READING = 1  # raise it when rows other than plain prompts and responses are read in another way
+PROBED_ROWS = 1000  # read before training in search of one that can be used
+MARKED_ROWS = 20  # the rows that tell whether a file is a plain one of version 0.1.0
+OPTIONAL = frozenset(NAMES) - {"messages", "prompt", "response", "text"}
+NEW_SETTINGS = ("format", "columns", "train_split", "eval_split", "subset")  # no part of the identity while null
+
+
+def is_hub(path: Any) -> bool:
+  """Whether `path` names a data set of the hub."""
+  return isinstance(path, str) and path.startswith(HUB)
+
+
+def is_saved(path: Any) -> bool:
+  """Whether `path` is a directory that `datasets` saved."""
+  return isinstance(path, str) and hf_datasets.is_saved(Path(path).expanduser())
+
+
+@dataclass(frozen=True)
+class Files(FileSource):
+  """Rows of files, in the formats of `data.formats`; of a data set that `datasets` saved, or of the hub.
+
+  The format of a file is found from its content, and what its columns mean from their names.
+  """
+
+  name = "files"
+  suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+  content: ClassVar[str] = "a file, a pattern, a list, a directory, or hub:OWNER/NAME"
+  prompt_separator: ClassVar[str | None] = ""
+
+  prompt_field: str = "prompt"
+  response_field: str = "response"
+  format: str | None = None
+  columns: dict[str, str] | None = None
+  train_split: str | None = None
+  eval_split: str | None = None
+  eval_fraction: float = covered_by_digest(0.1)  # the rows' key has what follows from it
+  subset: str | None = None  # of a data set of the hub
+  streaming: bool = covered_by_digest(False)  # download the rows of the hub as they are read
+
+  # ---- settings
+
+  def check(self) -> Iterator[str]:
+    for setting in ("prompt_field", "response_field"):
+      if not getattr(self, setting):
+        yield self.problem(setting, "must be the name of a field")
+    choices = (*ROW_FORMATS, TEXT, *LAYOUTS)
+    if self.format is not None and self.format not in choices:
+      yield self.problem("format", f"choose {', '.join(choices)}{did_you_mean(self.format, choices)}")
+    for role in self.columns or {}:
+      if role not in NAMES:
+        yield f"data.columns.{role}: choose {', '.join(NAMES)}{did_you_mean(role, NAMES)}"
+    if self.columns and not {"messages", "response", "text"} & self.columns.keys():
+      yield self.problem("columns", "name the column to learn: response, messages or text")
+    if self.eval_path and self.eval_split:
+      yield self.problem("eval_split", "data.eval_path is set too; remove one")
+
+  def settings(self) -> dict[str, object]:
+    values = super().settings()
+    return {name: value for name, value in values.items() if name not in NEW_SETTINGS or value is not None}
+
+  @property
+  def wanted_split(self) -> str | None:
+    return self.train_split
+
+  @property
+  def is_hub(self) -> bool:
+    """Whether the data are on the hub."""
+    return is_hub(self.path)
+
+  @property
+  def is_saved(self) -> bool:
+    """Whether the data are a directory that `datasets` saved."""
+    return is_saved(self.path)
+
+  @cached_property
+  def layout(self) -> Layout:
+    """How columns are read."""
+    if self.columns:
+      return Layout(dict(self.columns))
+    if self.format in LAYOUTS:
+      return Layout(LAYOUTS[self.format], optional=OPTIONAL)
+    return Layout(None, self.prompt_field, self.response_field)
+
+  # ---- checks of files
+
+  def check_inputs(self) -> Iterator[str]:
+    problems = list(self._path_problems())
+    yield from problems
+    if problems or not self.path or self.is_hub or any(self.check()):
+      return
+    try:  # a column that no row has is told before anything is built
+      yield from self._first_problem()
+    except InputError as error:
+      yield from error.problems
+
+  def _path_problems(self) -> Iterator[str]:
+    if not self.path:
+      yield self.problem("path", f"give data.path=FILE, {self.content}")
+    checked = [("path", self.path, self.train_split), ("eval_path", self.eval_path, None)]
+    if self.eval_split:
+      checked.append(("path", self.path, self.eval_split))
+    for setting, value, split in checked:
+      if not value:
+        continue
+      if is_hub(value) or is_saved(value):
+        try:
+          hf_datasets.import_datasets()
+        except InputError as error:
+          yield from error.problems
+      elif any(map(is_hub, path_list(value))):
+        yield self.problem(setting, "a data set of the hub stands alone; give one hub:OWNER/NAME")
+      else:
+        yield from self.file_problems(f"data.{setting}", value, split)
+
+  def _first_problem(self) -> Iterator[str]:
+    """The reason why none of the first rows can be used, if there are any rows."""
+    for source in filter(None, (self, self.held_out())):
+      if source.is_hub:
+        continue
+      skipped: dict[str, Skipped] = {}
+      for document in islice(source.documents(), PROBED_ROWS):
+        if isinstance(document, Document):
+          skipped = {}
+          break
+        if document.unit == "rows":
+          skipped.setdefault(document.reason, document)
+      for first in islice(skipped.values(), 1):
+        yield f"{first.where}: {first.reason}"
+
+  # ---- data
+
+  @cached_property
+  def splits(self) -> Mapping[str, Any]:
+    """The splits of a data set of Hugging Face."""
+    if self.is_hub:
+      return hf_datasets.load_hub(HubName.parse(self.path), self.subset, self.streaming)
+    return hf_datasets.load_saved(Path(self.path).expanduser())
+
+  @cached_property
+  def formats(self) -> Mapping[Path, str]:
+    """The format of each file."""
+    if self.format in (*ROW_FORMATS, TEXT):
+      return dict.fromkeys(self.data_files.files, self.format)
+    return {path: find_format(path) for path in self.data_files.files}
+
+  @property
+  def label(self) -> str:
+    return str(self.path) if self.is_hub or self.is_saved else super().label
+
+  @property
+  def size(self) -> int | None:
+    return None if self.is_hub or self.is_saved else super().size
+
+  def held_out(self) -> "Files | None":
+    if self.eval_path:
+      return self.replace(path=self.eval_path, eval_path=None, train_split=None, eval_split=None, eval_fraction=0.0)
+    if self.eval_split:
+      return self.replace(train_split=self.eval_split, eval_split=None, eval_fraction=0.0)
+    return None
+
+  def digest(self) -> str:
+    """SHA-256 (hex) of the files. For files that version 0.1.0 could read, it is the same as there."""
+    if self.is_hub:
+      split = self._split()
+      return fingerprint(reading=READING, dataset=hf_datasets.identity(self.splits[split], self.path), split=split)
+    if self.is_saved:
+      folder = Path(self.path).expanduser() / self._split()
+      return fingerprint(reading=READING, content=files_digest(sorted(folder.glob("*.arrow"))))
+    content = super().digest()
+    return content if self._is_plain() else fingerprint(reading=READING, content=content)
+
+  def _is_plain(self) -> bool:
+    """Whether the data are one file of JSON lines with the texts of a prompt and a response in its first rows."""
+    files = self.data_files.files
+    if len(files) != 1 or self.formats[files[0]] != "jsonl":
+      return False
+    plain = {"prompt": self.prompt_field, "response": self.response_field}
+    for row in islice(self._rows(), MARKED_ROWS):
+      document = self.layout.document(row, 0)
+      if isinstance(document, Document) and (document.conversation or self.layout.roles(row.fields) != plain):
+        return False
+    return True
+
+  def _split(self) -> str:
+    return hf_datasets.choose_split(self.splits, self.train_split, self.label, "train_split")
+
+  def _rows(self) -> Iterator[Row]:
+    """The rows of all files that have rows, or of the data set."""
+    if self.is_hub or self.is_saved:
+      split = self._split()
+      yield from hf_datasets.dataset_rows(self.splits[split], f"{self.label}{split and f', {split}'}")
+      return
+    before = 0
+    for path, format in self.formats.items():
+      for row in file_rows(path, format, str(path), self.train_split) if format != TEXT else ():
+        yield Row(row.where, row.fields, before + row.read, row.problem)
+      before += path.stat().st_size
+
+  def documents(self) -> Iterator[Document | Skipped]:
+    key = 0
+    if not (self.is_hub or self.is_saved):
+      known = split_not_read(split_name(self.eval_split)) if self.eval_split else ""
+      yield from (file for file in left_out_files(self) if file.reason != known)
+      for document in self.text_files.documents() if self.text_files.files else ():
+        yield document
+        key = document.key + 1
+    else:
+      yield from self._other_splits()
+    for row in self._rows():
+      if self.eval_split and row.problem == split_not_read(self.eval_split):
+        continue
+      result = self.layout.document(row, key)
+      yield result
+      key += isinstance(result, Document)
+
+  @property
+  def text_files(self) -> TextFiles:
+    """Those of the files that are plain text."""
+    files = tuple(path for path, format in self.formats.items() if format == TEXT)
+    return TextFiles(files, held_out_share(self.eval_path or self.eval_split, self.eval_fraction))
+
+  def _other_splits(self) -> Iterator[Skipped]:
+    """The splits of a data set that are not read, if none was chosen."""
+    for name in self.splits if self.train_split is None else ():
+      if name not in (self._split(), self.eval_split):
+        yield Skipped(split_not_read(name), f"{self.label}, {name}", unit="splits")
+
+  # ---- for messages
+
+  def separator(self) -> str | None:
+    """None if the documents are texts, whose samples continue the plain prompt."""
+    try:
+      first = self.first_document()
+    except (InputError, OSError):  # a run may be used where its data are not
+      return self.prompt_separator
+    return None if first is not None and not first.prompt and first.conversation is None else self.prompt_separator
+
+  def first_document(self) -> Document | None:
+    """The first document; None if none of the first rows can be used."""
+    return next((found for found in islice(self.documents(), PROBED_ROWS) if isinstance(found, Document)), None)
+
+  def facts(self) -> dict[str, object]:
+    first = self.first_document()
+    if self.is_hub or self.is_saved:
+      formats = f"data set of Hugging Face, split {self._split() or '-'}"
+    else:
+      words = {TEXT: "plain text", **ROW_FORMATS}
+      formats = ", ".join(dict.fromkeys(words[format] for format in self.formats.values()))
+    row = next((row for row in self._rows() if not row.problem), None)
+    facts: dict[str, object] = {"data": self.label, "format": formats}
+    if row is not None and first is not None:
+      with suppress(RowProblem):
+        facts["columns"] = ", ".join(f"{role}: {name}" for role, name in self.layout.roles(row.fields).items())
+    if row is None:
+      return facts | self.text_files.facts()
+    return facts | (example_facts(first) if first else {})

@@ -1,0 +1,60 @@
+"""How probable it is that the seeds which are still missing would give an answer.
+
+The final means are drawn around the present ones, as far as the missing seeds can move them (a flat prior, so that the
+present means themselves are uncertain), and judged by the normal approximation of the rule of the last look. It claims
+nothing: a sweep that stops because an answer is improbable stays undecided.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import ndtri
+
+from lora_exp.report.verdicts.judgement import SEEDS_NEEDED, Judgement
+
+DRAWS = 2000
+
+
+def chance_of_answer(
+  judgement: Judgement, gains: Mapping[int, Mapping[int, float]], sizes: Mapping[int, float], most: int, level: float,
+  text: np.ndarray | None,
+) -> float:  # fmt: skip
+  """The share of draws in which the smallest setting that is not insufficient is sufficient.
+
+  `gains`: setting -> seed -> gain; `most`: seeds of each setting at the last look, which tests at `level`; `text`: the
+  covariance of the means over held-out documents, which no seed reduces. 1 if the error of a trial is not known.
+  """
+  order = sorted((n for n in gains if math.isfinite(judgement.verdicts[str(n)].gain)), key=sizes.__getitem__)
+  if not judgement.error > 0 or len(order) < 2:
+    return 1.0
+  means = np.array([judgement.verdicts[str(n)].gain for n in order])
+  seeds = np.array([min(max(len(gains[n]), 1), most) for n in order])
+  steady = np.array([judgement.verdicts[str(n)].diverged == 0 and seeds[i] >= SEEDS_NEEDED
+                     for i, n in enumerate(order)])
+  moves = judgement.error * np.sqrt(1 / seeds - 1 / most)
+  finals = means + moves * np.random.default_rng(0).standard_normal((DRAWS, len(order)))
+  z = _z_values(finals, judgement, most, text, [list(gains).index(n) for n in order])
+  ordered_pairs = len(order) * (len(order) - 1)
+  insufficient = (z < ndtri(level / 2 / ordered_pairs)).any(2) & steady
+  sufficient = (z > -ndtri(level)).all(2) & steady
+  first = np.argmax(~insufficient & steady, axis=1)  # steady settings come first by parameters: see `looks`
+  rows = np.arange(DRAWS)
+  return float(np.mean(sufficient[rows, first] & ~insufficient[rows, first]))
+
+
+def _z_values(
+  finals: np.ndarray, judgement: Judgement, most: int, text: np.ndarray | None, positions: Sequence[int]
+) -> np.ndarray:
+  """(draw, i, j) -> g_i − (1 − m) · g_j in standard errors; of a setting with itself it depends on the test, and is
+  the sign of its gain times infinity."""
+  weight = 1 - judgement.margin
+  variance = np.full((len(positions),) * 2, judgement.error**2 * (1 + weight**2) / most)
+  if text is not None:
+    t = text[np.ix_(positions, positions)]
+    own = np.diag(t)
+    variance = variance + np.maximum(own[:, None] - 2 * weight * t + weight**2 * own[None, :], 0.0)
+  z: np.ndarray = (finals[:, :, None] - weight * finals[:, None, :]) / np.sqrt(variance)
+  diagonal = np.arange(len(positions))
+  z[:, diagonal, diagonal] = np.inf
+  return z
