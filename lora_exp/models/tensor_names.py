@@ -146,12 +146,16 @@ class StoredNames:
 
   def is_head(self, name: str) -> bool:
     """Whether `name` is the stored vocabulary projection."""
-    heads = self.names.unprefixed if self.names else ()
-    return name.removesuffix(".weight").removeprefix(TEXT_PART) in heads
+    return name.removesuffix(".weight").removeprefix(TEXT_PART) in self._heads()
 
   def is_of_another_part(self, name: str) -> bool:
     """Whether the stored tensor belongs to a part that is not read, such as the vision part of a multimodal model."""
-    return TEXT_PART in self.prefix and not name.startswith(self.prefix) and not self.is_head(name)
+    before, part, _ = self.prefix.partition(TEXT_PART)
+    return bool(part) and not name.startswith((before + part, *(f"{head}." for head in self._heads())))
+
+  def _heads(self) -> tuple[str, ...]:
+    """The modules without the prefix."""
+    return self.names.unprefixed if self.names else ()
 
   def computed(self, name: str) -> str | None:
     """What the stored tensor is, if the model computes its value; None if it does not."""

@@ -5,6 +5,7 @@ import json
 import pytest
 from tokenizer_files import LINES, byte_level, gguf_file, sentencepiece_model
 
+from lora_exp.config import InputError
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.data.tokenizers.save import save_tokenizer
 
@@ -70,3 +71,25 @@ def test_ids_that_are_not_in_merge_order(tmp_path):
   save_tokenizer(tmp_path / "saved", str(folder / "model.gguf"), None)
   saved = get_tokenizer(str(tmp_path / "saved"))
   assert [saved.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
+
+
+def test_a_tokenizer_of_bytes_has_no_merges(tmp_path):
+  import gguf
+  from tokenizers import pre_tokenizers
+
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  for name, tokens in (("bytes", alphabet), ("words", [*alphabet, "ab"])):
+    writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*tokens, "<end>", "[PAD]"])
+    writer.add_token_types([*[1] * len(tokens), 3, 5])
+    writer.add_uint32("tokenizer.ggml.eos_token_id", len(tokens))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file,
+                  writer.close):  # fmt: skip
+      write()
+  ours = get_tokenizer(str(tmp_path / "bytes.gguf"))
+  assert [ours.decode(ours.encode(text)) for text in TEXTS] == TEXTS
+  assert (len(ours.encode("[PAD]")), ours.eot, ours.vocab_size) == (5, 256, 258)
+  with pytest.raises(InputError, match="tokenizer.ggml.merges is missing"):
+    get_tokenizer(str(tmp_path / "words.gguf"))

@@ -48,6 +48,17 @@ def test_one_other_value_makes_another_head(tmp_path):
     load_arrays(tmp_path, TIED)
 
 
+def test_only_other_parts_of_a_multimodal_model_are_ignored(tmp_path):
+  arrays = random_arrays()
+  vision = {"vision_tower.x": np.ones(3, np.float32), "multi_modal_projector.w": np.ones(3, np.float32)}
+  stored = published_arrays(arrays, "language_model.model.") | vision
+  write_checkpoint(tmp_path, stored)
+  assert_same(load_arrays(tmp_path), arrays)
+  write_checkpoint(tmp_path, stored | {"language_model.other.weight": np.ones(3, np.float32)})
+  with pytest.raises(InputError, match=r"language_model\.other\.weight is not in the model"):
+    load_arrays(tmp_path)
+
+
 @pytest.mark.parametrize(("name", "value", "problem"), [
   ("attn.bias", np.ones((1, 1, 20, 20), np.float32), "is not the causal mask"),
   ("attn.bias", np.tril(np.ones((1, 1, 20, 20)), 1).astype(bool), "is not the causal mask"),

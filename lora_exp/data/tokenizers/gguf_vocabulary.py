@@ -24,6 +24,7 @@ REQUIRED = {  # tokenizer.ggml.model -> the lists that it needs
 }
 BOS_FIRST = ("llama-bpe", "llama3", "llama-v3", "llama")  # default if the file does not state it
 CONTROL, USER_DEFINED = ADDED = 3, 4  # types of tokens
+UNUSED = 5
 
 
 def read(file: Path) -> PieceTokenizer:
@@ -34,6 +35,8 @@ def read(file: Path) -> PieceTokenizer:
     raise InputError(f"{file}: its tokenizer is of the kind {kind}, and only byte-level BPE (gpt2) and sentencepiece "
                      f"(llama) are read from GGUF; {ADVICE}")
   settings = {key.removeprefix("tokenizer."): value for key, value in header.items() if key.startswith("tokenizer.")}
+  if kind == "gpt2" and "ggml.merges" not in settings and all(len(token) == 1 for token in _ranks(settings)):
+    settings["ggml.merges"] = []  # an empty list is not written
   if absent := [name for name in REQUIRED[kind] if not isinstance(settings.get(name), list)]:
     raise InputError(f"{file}: tokenizer.{absent[0]} is missing")
   if kind == "llama":
@@ -75,9 +78,9 @@ def _settings(file: Path, settings: Mapping[str, Any]) -> TokenizerSettings:
 
 def _ranks(settings: Mapping[str, Any]) -> dict[bytes, int]:
   """The tokens that are merged from bytes, with their ids."""
-  kinds = zip(settings["ggml.tokens"], settings["ggml.token_type"], strict=True)
+  kinds = zip(settings.get("ggml.tokens", []), settings.get("ggml.token_type", []), strict=False)
   eos = settings.get("ggml.eos_token_id")
-  return {bytes_of(token): i for i, (token, kind) in enumerate(kinds) if kind not in ADDED and i != eos}
+  return {bytes_of(token): i for i, (token, kind) in enumerate(kinds) if kind not in (*ADDED, UNUSED) and i != eos}
 
 
 def _is_in_merge_order(settings: Mapping[str, Any]) -> bool:

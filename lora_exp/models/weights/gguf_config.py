@@ -65,7 +65,9 @@ EXPERTS = {  # model_type -> modules of one expert, {} its number, and of the ro
 
 def gguf_architecture(header: GgufHeader) -> GgufArchitecture:
   """The architecture of the file. Raises InputError if it is not supported."""
-  name = header.settings.get("general.architecture")
+  name, parts = header.settings.get("general.architecture"), header.settings.get("split.count", 1)
+  if parts != 1:
+    raise InputError(f"{header.file}: is one of {parts} files of a model; merge them with llama-gguf-split --merge")
   if name not in ARCHITECTURES:
     raise InputError(f"{header.file}: has the architecture {name}; supported in GGUF files are "
                      f"{', '.join(ARCHITECTURES)}")  # fmt: skip
