@@ -37,11 +37,13 @@ Draw = Callable[[], Figure | None]  # None: the group has nothing to show in thi
 MOST_PLOTTED = 4  # groups that have plots
 
 
-def make_report(directory: Path, metric: str | None = None, margin: float = MARGIN) -> Report:
+def make_report(
+  directory: Path, metric: str | None = None, margin: float = MARGIN, cache_dir: str | None = None
+) -> Report:
   """Writes the report into the sweep `directory`, ranked by `metric`; `margin` is report.margin.
 
-  A metric of None stands for the first one that the sweep's study optimised, or the loss. Raises InputError if the
-  directory holds no runs.
+  A metric of None stands for the first one that the sweep's study optimised, or the loss. `cache_dir` keeps the script
+  of the page. Raises InputError if the directory holds no runs.
   """
   metric = metric or _studied_metric(directory)
   runs, groups, updates = make_table(directory, metric, margin)
@@ -49,8 +51,8 @@ def make_report(directory: Path, metric: str | None = None, margin: float = MARG
   sections = [_section(directory, group, updates[n], n, len(groups)) for n, group in enumerate(groups)]
   damage = [*(f"{problem}." for problem in read_sweep_ledger(directory).problems), *repeated_trials(groups)]
   report = Report(directory.absolute().name, METRICS[metric], runs, sections, compared(directory, runs), damage)
-  for name, render in (("report.md", markdown), ("report.html", html)):
-    write_atomically(directory / name, partial(Path.write_text, data=render(report), encoding="utf-8"))
+  for name, text in (("report.md", markdown(report)), ("report.html", html(report, cache_dir))):
+    write_atomically(directory / name, partial(Path.write_text, data=text, encoding="utf-8"))
   return report
 
 

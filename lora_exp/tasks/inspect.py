@@ -34,7 +34,7 @@ def run(cfg: Config) -> None:
   keep_programs(cfg.cache)
   directory = Path(str(cfg.run))
   if is_sweep(str(directory)):
-    _inspect_sweep(directory, cfg.report.metric, cfg.report.margin)
+    _inspect_sweep(directory, cfg)
     return
   [spectra] = inspect_runs([trained_kernels(cfg)])
   write_inspection(directory, cfg.lora.method, spectra)
@@ -45,7 +45,7 @@ def run(cfg: Config) -> None:
   console.show(f"Written: {display_path(directory / INSPECT_FILE)}, {display_path(plot)}")
 
 
-def _inspect_sweep(directory: Path, metric: str | None, margin: float) -> None:
+def _inspect_sweep(directory: Path, cfg: Config) -> None:
   """Inspects every run with an update, then writes the sweep's report, which compares them."""
   groups = _by_base(directory)
   if not groups:
@@ -53,7 +53,8 @@ def _inspect_sweep(directory: Path, metric: str | None, margin: float) -> None:
   for runs in groups:
     for trained, spectra in zip(runs, inspect_runs(runs), strict=True):
       write_inspection(trained.directory, trained.cfg.lora.method, spectra)
-  show_updates(make_report(directory, metric, margin), display_path(directory / "report.html"))
+  report = make_report(directory, cfg.report.metric, cfg.report.margin, cfg.cache)
+  show_updates(report, display_path(directory / "report.html"))
 
 
 def _by_base(sweep: Path) -> list[list[TrainedKernels]]:

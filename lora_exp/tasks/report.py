@@ -12,6 +12,6 @@ def run(cfg: Config) -> Path:
   if cfg.run is None:
     raise InputError("run=null: task=report needs the directory of a sweep, such as outputs/sweeps/DAY/TIME-NAME")
   page = Path(cfg.run) / "report.html"
-  report = make_report(page.parent, cfg.report.metric, cfg.report.margin)
+  report = make_report(page.parent, cfg.report.metric, cfg.report.margin, cfg.cache)
   show(report, page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page)
   return page

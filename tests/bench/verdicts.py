@@ -2,11 +2,13 @@
 
     python tests/bench/verdicts.py                 # the table of rates, and the rates of intervals after tuning
     python tests/bench/verdicts.py --sweeps 200 --files 20
+    python tests/bench/verdicts.py --world scatter --sweeps 1000    # the worlds with this word in their name
 
 Each world has a true gain for every setting (the best gains 1). Losses are truth + what a seed adds to every setting
-+ noise, whose standard deviation is a share of the gain; half of the variance is shared by the settings of a seed. A
-sweep is wrong if it calls a setting sufficient that is more than the margin short of the best, or insufficient that is
-not. With --files the same sweeps are also written as run directories and go through the whole report.
++ noise, whose standard deviation is a share of the gain; half of the variance is shared by the settings of a seed,
+unless the world's name says otherwise. A sweep is wrong if it calls a setting sufficient that is more than the margin
+short of the best, or insufficient that is not.
+With --files the same sweeps are also written as run directories and go through the whole report.
 """
 
 import argparse
@@ -29,7 +31,6 @@ from lora_exp.report.verdicts.tuning import make_level
 SEEDS = (1, 2, 3, 5, 10)
 NOISES = (0.003, 0.01, 0.03, 0.1, 0.3)
 BASE = 3.0
-SHARED = 0.5  # of the variance of a trial, by all settings of a seed
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class World:
   truth: tuple[float, ...]  # gain of each setting, by cost
   spread: tuple[float, ...] = ()  # of each setting, times the noise; all 1 if empty
   tails: float = 0.0  # degrees of freedom of Student's t for the noise; 0: normal
+  skewed: bool = False  # exponential noise: most seeds are a little better than the mean, some much worse
+  shared: float = 0.5  # of the variance of a trial, by all settings of a seed
+  further: tuple[int, ...] = ()  # seeds that each setting has more than the others
   missing: float = 0.0  # share of trials that are lost
   diverges: tuple[int, float] = (-1, 0.0)  # a setting, and the share of its seeds that diverge
   rates: tuple[float, ...] = ()  # gain lost at each learning rate, if each setting is tuned
@@ -59,7 +63,11 @@ WORLDS = (
   World("plateau", (0.3, 0.6, 1, 1, 1)),
   World("plateau, seven settings", (0.2, 0.4, 0.7, 1, 1, 1, 1)),
   World("plateau, heavy tails", (0.3, 0.6, 1, 1, 1), tails=2.5),
+  World("plateau, 30 % of the variance shared", (0.3, 0.6, 1, 1, 1), shared=0.3),
+  World("plateau, none of the variance shared", (0.3, 0.6, 1, 1, 1), shared=0.0),
+  World("plateau, skewed noise", (0.3, 0.6, 1, 1, 1), skewed=True),
   World("plateau, incomplete", (0.3, 0.6, 1, 1, 1), missing=0.2),
+  World("plateau, three have two seeds more", (0.3, 0.6, 1, 1, 1), further=(0, 0, 2, 2, 2)),
   World("plateau, a seed diverges", (0.3, 0.6, 1, 1, 1), diverges=(2, 0.33)),
   World("every doubling gains 2 %", DOUBLINGS),
   World("every doubling gains 2 %, spreads differ", DOUBLINGS, (2, 1, 2, 1, 0.5, 1, 0.5)),
@@ -67,12 +75,24 @@ WORLDS = (
   World("the largest is best by far", (0.7, 0.8, 0.88, 1)),
   World("one is 6 % short", (0.8, 0.94, 1)),
   World("one is 6 % short, and scatters more", (0.8, 0.94, 1), (1, 2, 1)),
+  World("one is 6 % short, and the best scatters 3-fold", (0.8, 0.94, 1), (1, 1, 3)),
+  World("one is 6 % short, skewed noise", (0.8, 0.94, 1), skewed=True),
+  World("one is 6 % short, and it has two seeds more", (0.8, 0.94, 1), further=(0, 2, 0)),
+  World("one of five is 6 % short, it and the best scatter 3-fold", (0.4, 0.6, 0.8, 0.94, 1), (1, 1, 1, 3, 3)),
+  World("one of eight is 6 % short, it and the best scatter 3-fold", (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.94, 1),
+        (1, 1, 1, 1, 1, 1, 3, 3)),
+  World("four are 6 % short", (0.94, 0.94, 0.94, 0.94, 1)),
+  World("nine are 6 % short", (0.94,) * 9 + (1,)),
+  World("four are 5.2 % short", (0.948, 0.948, 0.948, 0.948, 1)),
   World("U-shaped", (0.8, 0.94, 1, 0.93, 0.8)),
+  World("U-shaped, none of the variance shared", (0.8, 0.94, 1, 0.93, 0.8), shared=0.0),
+  World("U-shaped, incomplete", (0.8, 0.94, 1, 0.93, 0.8), missing=0.2),
   World("U-shaped, heavy tails", (0.8, 0.94, 1, 0.93, 0.8), tails=2.5),
   World("two settings 10 % apart", (0.9, 1)),
   World("plateau, rates flat around the best", (0.3, 0.6, 1, 1, 1), rates=(0.01, 0, 0.01)),
   World("every doubling gains 2 %, rates tuned", DOUBLINGS, rates=(0.1, 0.02, 0, 0.02, 0.1)),
   World("all equal, rates tuned", (1, 1, 1, 1, 1), rates=(0, 0, 0, 0, 0)),
+  World("U-shaped, rates tuned", (0.8, 0.94, 1, 0.93, 0.8), rates=(0.03, 0, 0.03)),
 )
 
 
@@ -80,17 +100,24 @@ def draw_gains(world: World, seeds: int, noise: float, rng: np.random.Generator)
   """Gains (settings, rates, seeds); NaN where a trial diverged, inf where it is missing."""
   settings, rates = len(world.truth), max(len(world.rates), 1)
 
+  further = world.further or (0,) * settings
+  most = seeds + max(further)
+
   def draw(*shape: int) -> np.ndarray:
+    if world.skewed:
+      return 1 - rng.standard_exponential(shape)
     return rng.standard_t(world.tails, shape) if world.tails else rng.standard_normal(shape)
 
   spread = np.array(world.spread or (1,) * settings)[:, None, None]
-  own = draw(settings, rates, seeds) * spread * noise * np.sqrt(1 - SHARED)
-  common = draw(1, 1, seeds) * noise * np.sqrt(SHARED)
+  own = draw(settings, rates, most) * spread * noise * np.sqrt(1 - world.shared)
+  common = draw(1, 1, most) * noise * np.sqrt(world.shared)
   gains = np.array(world.truth)[:, None, None] - np.array(world.rates or (0,))[None, :, None] + own + common
   gains[rng.random(gains.shape) < world.missing] = np.inf
+  for i, more in enumerate(further):
+    gains[i, :, seeds + more :] = np.inf
   setting, share = world.diverges
   if setting >= 0:
-    gains[setting][rng.random((rates, seeds)) < share] = np.nan
+    gains[setting][rng.random((rates, most)) < share] = np.nan
   return gains
 
 
@@ -143,7 +170,11 @@ def rates_of(world: World, seeds: int, noise: float, sweeps: int) -> tuple[float
           float(np.mean([is_right_named(world, j) for j in judged])))
 
 
-FLAT = {"five equal rates": (0.0,) * 5, "a noise apart": (1.0, 0.0, 1.0), "a parabola": (9.0, 4.0, 1.0, 0.0, 1.0, 4.0)}
+FLAT = {
+  "two, a noise apart": (0.0, 1.0), "three, a noise apart": (1.0, 0.0, 1.0), "three, two noises apart": (2.0, 0.0, 2.0),
+  "three equal": (0.0,) * 3, "five equal": (0.0,) * 5, "nine equal": (0.0,) * 9,
+  "five in a V": (3.0, 1.5, 0.0, 1.5, 3.0), "six on a parabola": (9.0, 4.0, 1.0, 0.0, 1.0, 4.0),
+}  # fmt: skip
 
 
 def coverage(rates: Sequence[float], seeds: int, sweeps: int, noise: float = 0.03) -> float:
@@ -201,15 +232,19 @@ def main() -> None:
   """Prints the tables."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--sweeps", type=int, default=200, help="of each cell of the table")
+  parser.add_argument("--world", action="append", help="words in the name of a world of the table")
   parser.add_argument("--files", type=int, default=0, help="sweeps of each world that are written as run directories")
   options = parser.parse_args()
+  worlds = [world for world in WORLDS if not options.world or any(words in world.name for words in options.world)]
   print("False conclusions in 100 sweeps, the worst of noises 0.3 to 30 % of the gain:\n")
-  for row in rows(options.sweeps):
+  for row in rows(options.sweeps, worlds):
     print(row, flush=True)
+  if options.world:
+    return
   print("\n95 % intervals of a tuned gain that hold, in 100:\n")
   for name, rates in FLAT.items():
     held = ", ".join(f"{n} seeds {coverage(rates, n, options.sweeps) * 100:.1f}" for n in SEEDS if n > 2)
-    print(f"- rates {name}: {held}", flush=True)
+    print(f"- {name}: {held}", flush=True)
   for world in WORLDS[: options.files and None or 0]:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:

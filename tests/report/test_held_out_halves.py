@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from reports import read_results
 
+from lora_exp.report.page.compared import compared
 from lora_exp.report.reading.run_reader import read_run, read_sweep
 from lora_exp.report.sweep_report import make_table
 from sweeps import trial
@@ -32,6 +33,16 @@ def test_a_run_with_halves_is_scored_on_the_report_half(tmp_path):
   [row] = read_results(tmp_path)
   assert [row[name] for name in ("loss", "loss_base", "loss_tuning", "loss_best")] == ["2.2", "2.9", "2.1", "2.0"]
   assert float(row["gain"]) == 2.9 - 2.2
+
+
+def test_the_page_says_how_many_tokens_score(tmp_path):
+  run = _run(tmp_path, {"halves": HALVES, "held_out_tokens": 6})
+  told = "6 tokens: 3 score the trials, the others choose the best step and what is tuned"
+  assert dict(compared(tmp_path, [run]))["Held out"] == told
+  (tmp_path / "0" / "held_out.npz").unlink()
+  assert dict(compared(tmp_path, read_sweep(tmp_path)))["Held out"].startswith("6 tokens: one half scores the trials")
+  whole = trial(tmp_path, 1, 2.0, change={"held_out_tokens": 6})
+  assert dict(compared(tmp_path, [read_run(1, whole)]))["Held out"] == "6 tokens"
 
 
 def test_a_run_without_halves_is_scored_on_all_documents(tmp_path):

@@ -86,6 +86,24 @@ def test_an_error_of_the_held_out_text_is_added():
   assert states(found, added=0.05**2 * np.eye(3))["a"] == UNDECIDED
 
 
+def test_a_pair_that_scatters_more_than_the_rest_is_not_pooled():
+  """The spread of a, b and c would make d and e look known; by their own spread nothing is."""
+  found = gains(0.5, 0.5, 0.5, 1.0, 1.0)
+  assert judge(found).pooled and judge(found).state("d") == SUFFICIENT
+  for name, sign in (("d", 1), ("e", -1)):
+    found[name] = {k: gain + sign * 0.05 * (k - 1) for k, gain in found[name].items()}
+  judged = judge(found)
+  assert not judged.pooled and judged.state("d") == judged.state("e") == UNDECIDED
+  assert judged.state("a") == INSUFFICIENT
+
+
+def test_more_settings_or_more_noise_lower_the_level():
+  scattered = {name: {k: 1 + 12 * SCATTER[(k + i) % 3] for k in SEEDS} for i, name in enumerate("abcd")}
+  few = judge(scattered).verdicts["a"].at_most
+  copies = {f"{name}{n}": by_seed for n in range(4) for name, by_seed in scattered.items()}
+  assert judge(copies).verdicts["a0"].at_most > few
+
+
 def test_a_stricter_level_concludes_less():
   found = gains(0.93, 1.0, 1.0)
   assert states(found, level=1e-6) == dict.fromkeys("abc", UNDECIDED)

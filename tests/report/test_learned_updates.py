@@ -3,7 +3,7 @@
 import csv
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,11 @@ from adapters import KINDS, adapter
 import lora_exp
 from lora_exp import lora
 from lora_exp.lora.resize import update_svd
+from lora_exp.report.findings.used_rank import used_rank
+from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.grouping.learned_updates import learn_updates
 from lora_exp.report.reading.adapter_updates import read_updates
+from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.sweep_report import make_report
 from sweeps import trial
@@ -93,6 +96,17 @@ def test_report_finds_the_planted_rank_and_seed_overlap(known):
   assert [plot.file.name for plot in part.updates.plots] == ["spectrum.png", "overlap.png"]
   page, notes = (known / "report.html").read_text(), (known / "report.md").read_text()
   assert "What the adapters learned" in page and "1.00 (0.10)" in page and "plots/spectrum.png" in notes
+
+
+def test_a_rank_that_does_not_bound_the_update_is_no_whole(known):
+  """As with LoHa: task=inspect found more directions than lora.rank."""
+  [group] = make_groups(read_sweep(known))
+  updates = learn_updates(known, group)
+  for spectra in updates.spectra.values():
+    spectra[:] = [replace(s, singular_values=[1.0] * 20, effective_rank=19.0) for s in spectra]
+  [found] = used_rank(group, updates)
+  assert found.text.startswith("With lora.rank=8, which does not bound the rank of ΔW here, 19.0 ± 0.0 directions")
+  assert "%" not in found.text.split("directions")[1].split(",")[0]
 
 
 def test_damaged_adapter_is_named_and_others_are_read(known):

@@ -2,10 +2,12 @@
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 from reports import findings_on, losses, read_results
 
+from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.sweep_report import make_table
@@ -84,7 +86,28 @@ def test_paying_targets_are_the_cheapest_sufficient_ones(tmp_path):
   assert made.concluded and made.values["targets"] == "attention" and "It pays to adapt attention" in made.text
   make_table(tmp_path)
   gain = statistics.mean(BASE - loss for loss in losses(read_results(tmp_path), targets="attention")) / 4
-  assert f"attention {gain:.4g} (4,000 parameters)" in findings_on(tmp_path, "Targets")[1].text
+  each = findings_on(tmp_path, "Targets")[1]
+  assert f"attention {gain:.4g} (4,000 parameters)" in each.text
+  assert each.concluded and "most for each parameter (confidence 95 %): mlp." in each.text
+
+
+def test_gain_by_parameter_is_ordered_by_a_test(tmp_path):
+  for n, (place, seed) in enumerate((place, seed) for place in ("mlp", "attention") for seed in range(3)):
+    loss = 3 - 0.1 * SIZES[place] / 1000 + 0.05 * (seed - 1) * (1 if place == "mlp" else -1)
+    trial(tmp_path, n, loss, lora__targets=place, train__seed=seed, trainable=SIZES[place])
+  each = findings_on(tmp_path, "Targets")[1]
+  assert not each.concluded and "None of them is shown to gain most" in each.text
+
+
+@pytest.mark.parametrize(("rises", "shown"), [((0.1, 0.2, 0.3), True), ((0.1, 0.1005, 0.101), False)])
+def test_forgetting_is_ordered_by_a_test(tmp_path, rises, shown):
+  for n, (rank, seed) in enumerate((rank, seed) for rank in range(3) for seed in range(3)):
+    trial(tmp_path, n, 2.0 + 0.01 * seed, lora__rank=2**rank, train__seed=seed,
+          forgetting=rises[rank] + 0.003 * ((seed + rank) % 3 - 1))
+  [found] = findings_on(tmp_path, "Forgetting")
+  assert found.concluded is shown
+  words = "shown to be higher with rank 4 than with rank 1"
+  assert (f"It is {words}" if shown else f"It is not {words}") in found.text
 
 
 def test_targets_are_compared_at_equal_parameters(tmp_path):
@@ -129,6 +152,13 @@ def test_methods_are_labelled_by_their_settings(tmp_path):
   [found] = findings_on(tmp_path, "Methods")
   assert found.concluded and found.values["best"] == "lora"
   assert "every other method is shown to be more than 5 %" in found.text
+
+
+def test_trials_that_only_tuned_are_told_from_none(tmp_path):
+  trial(tmp_path, 0, 2.5)
+  [group] = make_groups([replace(run, tunes=True) for run in read_sweep(tmp_path)])
+  [found] = all_findings(group)
+  assert found.text == "Only trials that choose a tuned value are done (1), and none that scores an adapter."
 
 
 def test_alphas_that_go_with_methods_are_not_compared(tmp_path):

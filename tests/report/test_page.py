@@ -12,7 +12,9 @@ from reports import Page, losses, read_results
 from runs import TINY
 
 from lora_exp.cli import main as entry
+from lora_exp.report.page.html import vega_script
 from lora_exp.report.page.markdown import markdown
+from lora_exp.report.plots.loss_curves import _below
 from lora_exp.report.sweep_report import make_report
 from sweeps import ranks, references, trial
 
@@ -161,6 +163,25 @@ def test_diverged_trials_have_a_mark(tmp_path):
   pareto = Page(tmp_path).figures[0]["charts"][0]
   marked = [row for table in pareto["datasets"].values() for row in table if "trials" in row]
   assert [(row["setting"], row["diverged"], row["trials"]) for row in marked] == [("rank 2", "1 of 2 trials", "2")]
+
+
+def test_curves_end_where_the_axis_does():
+  rows = [{"trial": 0, "step": step, "y": y} for step, y in enumerate((3.0, 1.0, 2.0, 1.0))]
+  rows.append({"trial": 1, "step": 0, "y": 3.0})
+  drawn = [(row["step"], row["y"]) for row in _below(rows, 1.5)]
+  assert drawn == [(0, None), (0.75, 1.5), (1, 1.0), (1.5, 1.5), (2, None), (2.5, 1.5), (3, 1.0), (0, None)]
+
+
+def test_the_script_of_the_page_is_kept(tmp_path):
+  ranks(tmp_path / "a", {1: 2.5, 2: 2.0}, [0])
+  make_report(tmp_path / "a", cache_dir=str(tmp_path / "cache"))
+  [script] = (tmp_path / "cache").glob("page/*/vega.js")
+  assert script.read_text("utf-8") in Page(tmp_path / "a").text
+  script.write_text("kept", "utf-8")
+  assert vega_script(str(tmp_path / "cache")) == "kept"
+  blocked = tmp_path / "file"
+  blocked.write_text("")
+  assert "vegaEmbed" in vega_script(str(blocked / "cache"))
 
 
 def test_command_and_day_come_from_the_files_of_the_sweep(tmp_path):

@@ -139,7 +139,7 @@ def test_trials_that_tuned_score_nothing(tmp_path):
   [group] = make_groups(runs)
   assert sorted(setting.seeds for setting in group.settings if not setting.only_tuned) == [1, 3, 3, 3, 3, 3, 3]
   [best] = [s for s in group.settings if s.values.get("lora.rank") == 4 and s.values["optim.lr"] == 0.02]
-  assert set(best.scores.values()) == {2.0, 2.0001, 2.0002} and best.tuning_penalty == pytest.approx(2.01)
+  assert set(best.scores.values()) == {2.0, 2.0001, 2.0002}
 
 
 # ---- a sweep of real runs

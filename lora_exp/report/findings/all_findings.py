@@ -18,7 +18,7 @@ NO_UPDATES = LearnedUpdates()
 def all_findings(group: Group, updates: LearnedUpdates = NO_UPDATES) -> list[Finding]:
   """The findings of a group; `updates` has the learned updates, if they were read."""
   if not group.adapted:
-    return [Finding("Result", "No adapter finished, so there is nothing to compare.", concluded=False)]
+    return [Finding("Result", _nothing(group), concluded=False)]
   return [
     *metric_disagreement(group),
     *smallest_rank(group),
@@ -31,3 +31,11 @@ def all_findings(group: Group, updates: LearnedUpdates = NO_UPDATES) -> list[Fin
     *used_rank(group, updates),
     *next_steps(group),
   ]
+
+
+def _nothing(group: Group) -> str:
+  """Why there is nothing to compare."""
+  tuned = sum(run.tunes and run.status == "done" for run in group.runs)
+  if tuned:
+    return f"Only trials that choose a tuned value are done ({tuned}), and none that scores an adapter."
+  return "No adapter finished, so there is nothing to compare."

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lora_exp.report.findings.finding import MOST_CONTEXTS, Finding, confidence, evidence, in_context, joined
-from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, state_sentences
+from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, state_sentences, tried_sentence
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting_keys import METHOD, RANK
 from lora_exp.report.verdicts.tuning import contexts, levels_of
@@ -19,7 +19,8 @@ def best_method(group: Group) -> Iterator[Finding]:
   for where, settings in contexts(group, METHOD, [RANK])[:MOST_CONTEXTS]:
     verdict = judge_levels(group, levels_of(settings, METHOD), METHOD)
     answer = _answer(verdict, where)
-    parts = [answer, state_sentences(verdict), more_seeds_sentence(verdict)]
+    tried = tried_sentence(group, verdict.levels, "method")
+    parts = [answer, state_sentences(verdict), tried, more_seeds_sentence(verdict)]
     text = " ".join(part for part in parts if part)
     if verdict.notes:
       text += f" Not tuned alike: {joined(list(verdict.notes.values()))}."

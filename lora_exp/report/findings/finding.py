@@ -55,7 +55,9 @@ def evidence(verdict: Verdict) -> str:
                    f"(trials {_trials(level)})" for level in verdict.levels)
   if incomplete:
     rows += "; not all have the same seeds, so gains are adjusted for what the seeds have in common"
-  variance = "one variance pooled over them" if verdict.judgement.pooled else "the variance of each pair"
+  variance = "variance pooled over them"
+  if not verdict.judgement.pooled:
+    variance += ", or that of a pair which scatters more or less than the rest"
   covers = "seeds and held-out text" if verdict.covers_text else "seeds"
   tuned = any(len(level.candidates) > 1 for level in verdict.levels)
   choice = " Tuned values are chosen without the seed that they are scored on." if tuned else ""

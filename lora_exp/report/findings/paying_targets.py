@@ -15,13 +15,13 @@ from lora_exp.report.findings.finding import (
   in_context,
   joined,
 )
-from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, state_sentences
+from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, state_sentences, tried_sentence
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK, TARGETS
 from lora_exp.report.verdicts.judgement import INSUFFICIENT, SEEDS_NEEDED, SUFFICIENT, judge
 from lora_exp.report.verdicts.tuning import Level, best_of, contexts, levels_of
-from lora_exp.report.verdicts.verdict import Verdict, judge_levels
+from lora_exp.report.verdicts.verdict import Verdict, is_better_than_each, judge_levels
 
 TOPIC = "Targets"
 QUESTION = "Which targets pay?"
@@ -50,12 +50,13 @@ def _fewest_parameters(group: Group, levels: Sequence[Level], where: str) -> Fin
   else:
     why = joined(verdict.doubts) or f"none is shown to be within {margin} of the best gain"
     answer = f"Which targets pay is not concluded{at}: {why}."
-  return _targets_finding(verdict, named, answer, where)
+  return _targets_finding(group, verdict, named, answer, where)
 
 
-def _targets_finding(verdict: Verdict, named: Level | None, answer: str, where: str) -> Finding:
+def _targets_finding(group: Group, verdict: Verdict, named: Level | None, answer: str, where: str) -> Finding:
   concluded = named is not None and not verdict.doubts
-  parts = [answer, state_sentences(verdict), more_seeds_sentence(verdict)]
+  tried = tried_sentence(group, verdict.levels, "target")
+  parts = [answer, state_sentences(verdict), tried, more_seeds_sentence(verdict)]
   text = " ".join(part for part in parts if part)
   if verdict.notes:
     text += f" Not tuned alike: {joined(list(verdict.notes.values()))}."
@@ -66,15 +67,21 @@ def _targets_finding(verdict: Verdict, named: Level | None, answer: str, where: 
 
 
 def _gain_by_parameter(group: Group, levels: Sequence[Level], where: str) -> Iterator[Finding]:
-  """The mean gain of each of the targets for a thousand trainable parameters."""
-  chosen = [level.chosen for level in levels if not level.diverged]
-  rates = [(s.gain.mean / s.trainable * 1000, s) for s in chosen if s.trainable and s.gain.n]
-  if len(rates) < 2:
+  """The mean gain of each of the targets for a thousand trainable parameters, and whether one is shown to gain most."""
+  steady = sorted((level for level in levels if level.gains and not level.diverged and level.chosen.trainable),
+                  key=_rate, reverse=True)
+  if len(steady) < 2:
     return
-  rates.sort(key=_rate, reverse=True)
-  words = joined([f"{s.label} {rate:.4g} ({s.trainable:,} parameters)" for rate, s in rates])
+  words = joined([f"{level.label} {_rate(level):.4g} ({_parameters(level):,} parameters)" for level in steady])
   text = f"Mean gain {group.metric.better_side} the base for each thousand parameters{in_context(where)}: {words}."
-  yield Finding(TOPIC, text, f"trials {joined([s.trial_numbers for _, s in rates])}")
+  rates = [{seed: gain / _parameters(level) for seed, gain in level.gains.items()} for level in steady]
+  first = is_better_than_each([*rates[1:], rates[0]])
+  if first:
+    text += f" Shown to gain most for each parameter (confidence {confidence()}): {steady[0].label}."
+  else:
+    text += " None of them is shown to gain most for each parameter."
+  trials = joined([level.chosen.trial_numbers for level in steady])
+  yield Finding(TOPIC, text, f"trials {trials}. Test: the first against each other one, one-sided.", first)
 
 
 def _at_one_budget(group: Group, levels: Sequence[Level], where: str) -> Finding:
@@ -97,7 +104,7 @@ def _at_one_budget(group: Group, levels: Sequence[Level], where: str) -> Finding
   else:
     answer = (f"Which targets pay with {each} is not concluded{at}: none is shown to be within {margin} of the best "
               "gain.")
-  return _targets_finding(verdict, _best_sufficient(verdict), answer, where)
+  return _targets_finding(group, verdict, _best_sufficient(verdict), answer, where)
 
 
 def _best_sufficient(verdict: Verdict) -> Level | None:
@@ -156,5 +163,6 @@ def _parameters(level: Level) -> float:
   return level.chosen.trainable or 0
 
 
-def _rate(pair: tuple[float, Setting]) -> float:
-  return pair[0]
+def _rate(level: Level) -> float:
+  """The mean gain for a thousand parameters."""
+  return level.gain.mean / _parameters(level) * 1000

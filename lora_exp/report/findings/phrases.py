@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lora_exp.report.findings.finding import capital
 from lora_exp.report.grouping.group import Group
+from lora_exp.report.grouping.setting_keys import RATE, short_name, value_text
 from lora_exp.report.statistics.held_out_text import short_interval
 from lora_exp.report.verdicts.tuning import Level
 from lora_exp.report.verdicts.verdict import Verdict, text_error
@@ -28,7 +30,7 @@ def single_run_sentence(levels: Sequence[Level]) -> str:
     if i != best:
       short, low, high = short_interval(gain, gains[best])
       parts.append(f"{levels[i].label} {percent(short)} ({percent(low)} to {percent(high)})")
-  return (f"Of one run each, short of the gain of {levels[best].label}: {', '.join(parts)}. These 95 % intervals cover "
+  return (f"Of one run each, short of the gain of {levels[best].label}: {listed(parts)}. These 95 % intervals cover "
           "the held-out text (paired bootstrap over documents) and no other seed")
 
 
@@ -37,14 +39,13 @@ def state_sentences(verdict: Verdict) -> str:
   parts = []
   if verdict.sufficient:
     bounds = [_bound(verdict, level) for level in verdict.sufficient]
-    names = ", ".join(bounds[:MOST_NAMED])
-    parts.append(f"Shown to be within {margin_text(verdict)} of the best gain: {names}.")
+    parts.append(f"Shown to be within {margin_text(verdict)} of the best gain: {listed(bounds[:MOST_NAMED])}.")
   if verdict.insufficient:
     shorts = [f"{level.label} ({percent(verdict.of(level).short)} in the mean)" for level in verdict.insufficient]
-    parts.append(f"Shown to be more than {margin_text(verdict)} short of it: {', '.join(shorts[:MOST_NAMED])}.")
+    parts.append(f"Shown to be more than {margin_text(verdict)} short of it: {listed(shorts[:MOST_NAMED])}.")
   if verdict.undecided:
     open_levels = [_undecided(verdict, level) for level in verdict.undecided]
-    parts.append(f"Undecided: {', '.join(open_levels[:MOST_NAMED])}.")
+    parts.append(f"Undecided: {listed(open_levels[:MOST_NAMED])}.")
   return " ".join(parts)
 
 
@@ -85,6 +86,26 @@ def _duration(verdict: Verdict, trials: int) -> str:
   return f", about {hours} one after another"
 
 
+def tried_sentence(group: Group, levels: Sequence[Level], noun: str) -> str:
+  """The levels that were compared, and how their rates were chosen."""
+  values = ", ".join(str(level.value) for level in levels)
+  return f"{capital(noun)}s tried: {values}{_tuning(group, levels, noun)}."
+
+
+def _tuning(group: Group, levels: Sequence[Level], noun: str) -> str:
+  """As `, each at its own best lr`; empty where that is not one thing."""
+  keys = [key for key in group.keys if any(_varies(level, key) for level in levels)]
+  if keys:
+    return f", each at its own best {and_list([short_name(key) for key in keys])}"
+  settings = [setting for level in levels for setting in level.candidates]
+  rates = {run.config.get(RATE) for s in settings for run in s.runs}
+  return f", all at lr {value_text(rates.pop())}, which was not tuned for each {noun}" if len(rates) == 1 else ""
+
+
+def _varies(level: Level, key: str) -> bool:
+  return len({repr(setting.values.get(key)) for setting in level.candidates}) > 1
+
+
 def least_share(verdict: Verdict) -> str:
   """What a sufficient level gains at least, as a share of any other's gain: `95 %` for a margin of 5 %."""
   return percent(1 - verdict.judgement.margin)
@@ -109,6 +130,11 @@ def percent(share: float) -> str:
   """As `5 %` or `1.2 %`."""
   value = share * 100
   return f"{value:.0f} %" if abs(value) >= 10 or abs(value - round(value)) < 1e-9 else f"{value:.1f} %"
+
+
+def listed(words: Sequence[str]) -> str:
+  """As `a, b`, or as `a, rank 4; b, rank 4` where a word has a comma."""
+  return ("; " if any("," in word for word in words) else ", ").join(words)
 
 
 def and_list(words: Sequence[str]) -> str:

@@ -1,18 +1,17 @@
 """Findings: the share of full fine-tuning's gain that adapters recover, and forgetting."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from lora_exp.report.findings.finding import FEW_SEEDS, Finding, capital, joined
+from lora_exp.report.findings.finding import FEW_SEEDS, Finding, capital, confidence, joined
 from lora_exp.report.findings.phrases import percent
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK
-from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.report.statistics.estimates import Estimate, Ratio, ratio
+from lora_exp.report.statistics.estimates import Ratio, estimate, ratio
 from lora_exp.report.verdicts.judgement import SEEDS_NEEDED
 from lora_exp.report.verdicts.tuning import Level, at_edges, best_of, contexts, levels_of, make_level, uneven_tuning
-from lora_exp.report.verdicts.verdict import judge_levels, text_error
+from lora_exp.report.verdicts.verdict import judge_levels, shown_lower, text_error
 
 FULL_TOPIC = "Full fine-tuning"
 FULL = "full"  # the label of its level
@@ -109,23 +108,34 @@ def _best_level(group: Group) -> Level:
 
 
 def forgetting(group: Group) -> Iterator[Finding]:
-  """The settings that lost least and most on the retained text."""
-  rises = [(s, s.estimate(_forgetting)) for s in group.settings if s.seeds and not s.method.trains_nothing]
-  rises = [(s, rise) for s, rise in rises if rise.n]
+  """The settings that lost least and most on the retained text, and whether they are shown to differ."""
+  trained = [s for s in group.settings if s.seeds and not s.diverged and not s.method.trains_nothing]
+  rises = sorted(((s, _rises(s)) for s in trained if _rises(s)), key=_mean)
   if len(rises) < 2:
     return
-  (least, low), (most, high) = min(rises, key=_mean), max(rises, key=_mean)
-  few_seeds = min(low.n, high.n) < SEEDS_NEEDED
-  text = (f"The mean loss on the retained text changed by {low.text(sign=True)} ({least.label}) at the least and by "
-          f"{high.text(sign=True)} ({most.label}) at the most.")
-  if few_seeds:
+  (least, low), (most, high) = rises[0], rises[-1]
+  text = (f"The mean change of the loss on the retained text is {_text(low)} ({least.label}) at the least and "
+          f"{_text(high)} ({most.label}) at the most.")
+  shown = shown_lower([rise for _, rise in rises])
+  if min(len(low), len(high)) < SEEDS_NEEDED:
     text += FEW_SEEDS
-  yield Finding("Forgetting", text, f"trials {least.trial_numbers}; {most.trial_numbers}", not few_seeds)
+  elif (0, len(rises) - 1) in shown:
+    text += f" It is shown to be higher with {most.label} than with {least.label} (confidence {confidence()})."
+  else:
+    text += f" It is not shown to be higher with {most.label} than with {least.label}."
+  test = "Intervals (95 %) cover seeds. Test: one-sided, Holm over all pairs of settings."
+  yield Finding("Forgetting", text, f"trials {least.trial_numbers}; {most.trial_numbers}. {test}",
+                (0, len(rises) - 1) in shown)
 
 
-def _forgetting(run: RunRecord) -> float | None:
-  return run.forgetting
+def _rises(setting: Setting) -> dict[tuple, float]:
+  """Seeds -> the rise of the loss on the retained text, for the runs that have one."""
+  return {seeds: run.forgetting for seeds, run in setting.counted.items() if run.forgetting is not None}
 
 
-def _mean(pair: tuple[Setting, Estimate]) -> float:
-  return pair[1].mean
+def _mean(pair: tuple[Setting, dict[tuple, float]]) -> float:
+  return estimate(list(pair[1].values())).mean
+
+
+def _text(rise: Mapping[tuple, float]) -> str:
+  return estimate(list(rise.values())).text(sign=True)

@@ -19,11 +19,11 @@ from lora_exp.report.findings.phrases import (
   more_seeds_sentence,
   single_run_sentence,
   state_sentences,
+  tried_sentence,
 )
 from lora_exp.report.grouping.group import Group
-from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.grouping.setting_keys import RANK, RATE, short_name, value_text
-from lora_exp.report.verdicts.tuning import Level, contexts, is_tuned, is_tuned_for_each, levels_of
+from lora_exp.report.grouping.setting_keys import RANK, RATE
+from lora_exp.report.verdicts.tuning import Level, contexts, is_tuned_for_each, levels_of
 from lora_exp.report.verdicts.verdict import Verdict, judge_levels
 
 QUESTION = "Which rank is enough?"
@@ -34,10 +34,10 @@ def smallest_rank(group: Group) -> Iterator[Finding]:
   for where, settings in contexts(group, RANK)[:MOST_CONTEXTS]:
     levels = levels_of(settings, RANK)
     if len(levels) > 1:
-      yield _finding(group, settings, levels, where)
+      yield _finding(group, levels, where)
 
 
-def _finding(group: Group, settings: Sequence[Setting], levels: list[Level], where: str) -> Finding:
+def _finding(group: Group, levels: list[Level], where: str) -> Finding:
   verdict = judge_levels(group, levels, RANK)
   named = _smallest(verdict)
   doubts = [*verdict.doubts, *_rank_doubts(group, verdict, named)]
@@ -48,7 +48,7 @@ def _finding(group: Group, settings: Sequence[Setting], levels: list[Level], whe
     "undecided": [level.value for level in verdict.undecided],
     "margin": group.margin,
   }
-  tried = f"Ranks tried: {', '.join(str(level.value) for level in levels)}{_rates(group, settings, levels)}."
+  tried = tried_sentence(group, levels, "rank")
   if dropped := dropped_sentence(group):
     tried += f" {dropped}"
   if named and not doubts:
@@ -109,17 +109,6 @@ def _score(group: Group, named: Level) -> str:
 
 def _smaller(levels: Sequence[Level], named: Level) -> str:
   return " It is the smallest tried: a smaller one may do." if named is levels[0] and named.value > 1 else ""
-
-
-def _rates(group: Group, settings: Sequence[Setting], levels: Sequence[Level]) -> str:
-  """How the rates were chosen, in words."""
-  tuned = [k for k in group.keys if is_tuned(k) and len({repr(s.values.get(k)) for s in settings}) > 1]
-  if any(len(level.candidates) > 1 for level in levels):
-    return f", each at its own best {and_list([short_name(key) for key in tuned])}" if tuned else ""
-  rates = {run.config.get(RATE) for s in settings for run in s.runs}
-  if len(rates) == 1:
-    return f", all at lr {value_text(rates.pop())}, which was not tuned for each rank"
-  return ""
 
 
 def _notes(verdict: Verdict) -> str:

@@ -31,15 +31,16 @@ def _finding(updates: LearnedUpdates, settings: Sequence[Setting], where: str, c
   used = [updates.estimate(s, "effective_rank") for s in settings]
   ranks = [updates.rank(s) for s in settings]
   largest = ranks.index(max(ranks))
-  rank, effective = ranks[largest], used[largest]
-  directions = updates.estimate(settings[largest], "directions")
-  text = (f"Of rank {rank:g}, {effective.text(1)} directions are used on average{in_context(where)} (the effective "
-          f"rank of ΔW; {effective.mean / rank * 100:.0f} %), and {PERCENT} of its energy lies in "
-          f"{directions.text(1)}.")
+  rank, effective, setting = ranks[largest], used[largest], settings[largest]
+  directions = updates.estimate(setting, "directions")
+  share = f"; {effective.mean / rank * 100:.0f} %" if updates.is_bounded(setting) else ""
+  by = "" if compare or len(settings) == 1 else f" by {setting.label}"
+  text = (f"{of_rank(updates, setting)}, {effective.text(1)} directions are used on average{by}{in_context(where)} "
+          f"(the effective rank of ΔW{share}), and {PERCENT} of its energy lies in {directions.text(1)}.")
   if compare and len(settings) > 1:
     text += (f" At ranks {', '.join(f'{r:g}' for r in ranks)} the effective rank is "
              f"{', '.join(f'{e.mean:.1f}' for e in used)}.")
-  overlap = updates.overlap(settings[largest])
+  overlap = updates.overlap(setting)
   if overlap is not None:
     text += f" {_agreement(overlap)}"
   few_seeds = min(e.n for e in used) < SEEDS_NEEDED
@@ -48,6 +49,14 @@ def _finding(updates: LearnedUpdates, settings: Sequence[Setting], where: str, c
   trials = joined([s.trial_numbers for s in settings])
   return Finding(USED_RANK, text, f"trials {trials}; means over modules, ± over seeds", not few_seeds,
                  {"rank": rank, "effective_rank": effective.mean, "where": where})
+
+
+def of_rank(updates: LearnedUpdates, setting: Setting) -> str:
+  """As `Of rank 8`, where no update has more directions than that."""
+  rank = f"{updates.rank(setting):g}"
+  if updates.is_bounded(setting):
+    return f"Of rank {rank}"
+  return f"With lora.rank={rank}, which does not bound the rank of ΔW here"
 
 
 def _agreement(overlap: SeedOverlap) -> str:

@@ -43,6 +43,11 @@ class LearnedUpdates:
     """The configured rank of the setting's modules, on average."""
     return self.estimate(setting, "rank").mean
 
+  def is_bounded(self, setting: Setting) -> bool:
+    """Whether no update of the setting has more directions than its configured rank, as LoHa's and PiSSA's have."""
+    spectra = [spectrum for run in setting.counted.values() for spectrum in self.spectra.get(run.number, ())]
+    return all(sum(value > 0 for value in spectrum.singular_values) <= spectrum.rank for spectrum in spectra)
+
   def overlap(self, setting: Setting) -> SeedOverlap | None:
     return self.overlaps.get(setting.runs[0].number)
 

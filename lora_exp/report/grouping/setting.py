@@ -84,12 +84,6 @@ class Setting:
     return self.metric.sign * self.score.mean
 
   @property
-  def tuning_penalty(self) -> float | None:
-    """The penalty on the tuning half of the run that only tuned; None if there is no finished one."""
-    values = (run.tuning_result(self.metric.name) for run in self.runs if run.tunes)
-    return next((self.metric.sign * value for value in values if value is not None), None)
-
-  @property
   def only_tuned(self) -> bool:
     """Whether all its runs only tuned, so that it has no score."""
     return all(run.tunes for run in self.runs)

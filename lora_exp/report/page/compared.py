@@ -77,8 +77,15 @@ def _source(run: RunRecord, node: str) -> str:
 
 
 def _held_out(run: RunRecord) -> str:
+  """The size of the held-out data, and of the half of it that scores."""
   count = run.number_at("held_out_tokens")
-  return f"{int(count):,} {'tokens' if run.is_text else 'examples'}" if count is not None else ""
+  if count is None:
+    return ""
+  size = f"{int(count):,} {'tokens' if run.is_text else 'examples'}"
+  if run.scores_share_choice:
+    return size
+  scored = f"{int(run.documents.tokens.sum()):,} score" if run.documents is not None else "one half scores"
+  return f"{size}: {scored} the trials, the others choose the best step and what is tuned"
 
 
 def _training(run: RunRecord) -> str:

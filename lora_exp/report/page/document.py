@@ -27,7 +27,7 @@ METHOD = (
   "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
   "The margin is a share of the best setting's gain over the base (report.margin). A setting is sufficient if it is "
   "shown to be less than the margin worse than every other one compared (one-sided tests, each at "
-  f"{LEVEL * 100:g} %), insufficient if it is shown to be more than the margin worse than one of them (Holm's "
+  f"{LEVEL * 100:g} % or less), insufficient if it is shown to be more than the margin worse than one of them (Holm's "
   "correction over all pairs), and undecided otherwise. Tuned values are chosen without the seed that they are scored "
   "on. A diverged seed counts against its setting; fewer than three seeds decide nothing.",
   "Gain is the improvement over the base. The share of full fine-tuning is 0 % at the base and 100 % at "

@@ -1,19 +1,23 @@
 """The report as one HTML file with its figures, style and script inside; it loads nothing from the network."""
 
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
 import vl_convert
 
+from lora_exp.config.errors import DiskError, InputError
 from lora_exp.report.page.compared import COMMAND
 from lora_exp.report.page.document import Report
+from lora_exp.runtime.cache import fingerprint, get_or_make
 
+BUNDLE = "vega.js"
 FOLDER = Path(__file__).parent  # of page.html, page.css and page.js
 
 
-def html(report: Report) -> str:
-  """The page as text."""
+def html(report: Report, cache_dir: str | None = None) -> str:
+  """The page as text; `cache_dir` keeps the script that it has in common with other pages."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(FOLDER),
     autoescape=jinja2.select_autoescape(["html"]),  # page.css and page.js are included as they are
@@ -21,10 +25,26 @@ def html(report: Report) -> str:
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  return environment.get_template("page.html").render(report=report, command=COMMAND, vega=vega_script())
+  page = environment.get_template("page.html")
+  return page.render(report=report, command=COMMAND, vega=vega_script(cache_dir))
+
+
+def vega_script(cache_dir: str | None = None) -> str:
+  """The bundle of Vega, Vega-Lite and Vega-Embed, 0.9 MB; from `cache_dir`, or made where that cannot be written."""
+  if cache_dir is None:
+    return _bundle()
+  try:
+    entry = get_or_make(cache_dir, "page", fingerprint(vl_convert=version("vl-convert-python")), _write_bundle)
+  except (InputError, DiskError):
+    return _bundle()
+  return (entry / BUNDLE).read_text("utf-8")
+
+
+def _write_bundle(directory: Path) -> None:
+  (directory / BUNDLE).write_text(_bundle(), "utf-8")
 
 
 @cache
-def vega_script() -> str:
-  """The bundle of Vega, Vega-Lite and Vega-Embed that `vl_convert` carries, about 0.9 MB. Making it takes seconds."""
+def _bundle() -> str:
+  """What `vl_convert` makes of the scripts that it carries. It takes seconds."""
   return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

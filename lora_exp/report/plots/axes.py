@@ -1,5 +1,6 @@
 """Axes, scales and labels that the plots share."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.plots.colours import evenly_picked
 
+TITLE_LETTERS = 34  # of a line of an axis's title: 220 pixels, the height of the lowest panel
 NARROWEST = 1.5  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
@@ -39,10 +41,15 @@ def limits(values: Sequence[float], margin: float = 0.08) -> tuple[float, float]
   return min(finite) - room, max(finite) + room
 
 
+def title_lines(title: str) -> list[str]:
+  """The title of an axis in lines that fit a narrow panel; Vega cuts a longer one."""
+  return textwrap.wrap(title, TITLE_LETTERS)
+
+
 def linear(field: str, title: str, around: tuple[float, float] | None, **axis: Any) -> dict[str, Any]:
   """The arguments of alt.X or alt.Y for a linear axis over the range `around`."""
   scale = alt.Scale(zero=False) if around is None else alt.Scale(domain=around, nice=False, zero=False)
-  return {"shorthand": f"{field}:Q", "scale": scale, "axis": alt.Axis(title=title, **axis)}
+  return {"shorthand": f"{field}:Q", "scale": scale, "axis": alt.Axis(title=title_lines(title), **axis)}
 
 
 def logarithmic(field: str, title: str, values: Sequence[float], room: float = 1.15) -> dict[str, Any]:
@@ -54,14 +61,14 @@ def logarithmic(field: str, title: str, values: Sequence[float], room: float = 1
   format_ = "~s" if min(values) >= 1 else "~g"
   scale = alt.Scale(type="log", domain=(low, high), nice=False)
   return {"shorthand": f"{field}:Q", "scale": scale,
-          "axis": alt.Axis(title=title, values=_log_ticks(low, high), format=format_)}
+          "axis": alt.Axis(title=title_lines(title), values=_log_ticks(low, high), format=format_)}
 
 
 def level_axis(field: str, title: str, values: Sequence[float]) -> dict[str, Any]:
   """The arguments of alt.X for a logarithmic axis with a tick at each of `values`, thinned to ten."""
   scale = alt.Scale(type="log", domain=(min(values) / 1.15, max(values) * 1.15), nice=False)
   return {"shorthand": f"{field}:Q", "scale": scale,
-          "axis": alt.Axis(title=title, values=evenly_picked(values, 10), format="~g")}
+          "axis": alt.Axis(title=title_lines(title), values=evenly_picked(values, 10), format="~g")}
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

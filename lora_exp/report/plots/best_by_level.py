@@ -45,7 +45,7 @@ def best_by_level(group: Group, key: str, states: States) -> Figure | None:
           for s in settings]
   data = chart(rows)
   layers = [
-    data.mark_rule(color=PALETTE[0], opacity=0.18, strokeWidth=7).encode(x=x, x2="base:Q", y=y),
+    data.mark_rule(color=PALETTE[0], strokeOpacity=0.18, strokeWidth=7).encode(x=x, x2="base:Q", y=y),
     data.mark_rule(color=MUTED).encode(x=alt.X("y_low:Q"), x2="y_high:Q", y=y),
     *_reference_lines({"base": group.base, FULL_NAME: full}),
     data.mark_text(align="left", baseline="bottom", dy=-8, dx=2, limit=alt.ExprRef("width - 4")).encode(

@@ -55,7 +55,7 @@ def _panel(group: Group, rows: list[dict[str, Any]], marks: list[dict[str, Any]]
   lines = chart(rows).encode(x=x, y=y, detail="line:N", tooltip=tooltips(group))
   text = chart(marks).encode(x=x, y=y, text="text:N")
   return layered([
-    lines.transform_filter("!datum.best").mark_line(opacity=0.7, strokeWidth=1.2).encode(color=color),
+    lines.transform_filter("!datum.best").mark_line(strokeOpacity=0.7, strokeWidth=1.2).encode(color=color),
     lines.transform_filter("datum.best").mark_line(color=BEST, strokeWidth=3),
     text.mark_text(align="left", dx=6, color=INK, stroke="white", strokeWidth=3, strokeOpacity=0.8),
     text.mark_text(align="left", dx=6, color=INK),

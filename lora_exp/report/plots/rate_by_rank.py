@@ -9,7 +9,7 @@ import numpy as np
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK, RATE
-from lora_exp.report.plots.axes import and_list, axis_label, level_axis, limits, linear
+from lora_exp.report.plots.axes import and_list, axis_label, level_axis, limits, linear, title_lines
 from lora_exp.report.plots.colours import BEST, LINES, VIRIDIS, viridis
 from lora_exp.report.plots.figure import Figure, chart, layered
 from lora_exp.report.plots.setting_marks import Row, diverged_marks, setting_row, tooltips
@@ -67,8 +67,9 @@ def _map(group: Group, rows: Sequence[Row], rates: Sequence[float]) -> alt.Layer
     low, high, colours = float(scores.min()), float(np.quantile(scores, 0.9)), VIRIDIS[::-1]
   high = max(high, low + 1e-9)
   ranks = group.levels(RANK)
+  x_title = title_lines("learning rate (framed: best of its rank)")
   data = chart(rows).encode(
-    x=alt.X("rate:N", sort=[f"{rate:g}" for rate in rates], title="learning rate (framed: best of its rank)",
+    x=alt.X("rate:N", sort=[f"{rate:g}" for rate in rates], title=x_title,
             axis=alt.Axis(labelAngle=0 if len(rates) <= 6 else -40)),
     y=alt.Y("rank:O", sort=ranks[::-1], title="rank"))
   colour = alt.Color("y:Q", scale=alt.Scale(domain=(low, high), range=list(colours), clamp=True),

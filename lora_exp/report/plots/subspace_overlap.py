@@ -94,7 +94,7 @@ def _between_seeds(group: Group, updates: LearnedUpdates, directory: Path) -> Ov
   for setting in _by_rank(group, updates):
     runs = list({run.config.get("train.seed"): run for run in setting.counted.values()}.values())
     if len(runs) > 1:
-      return _overlap_map(directory, f"{setting.label}, a seed", runs[0], "another seed", runs[1])
+      return _overlap_map(directory, f"one seed of {setting.label}", runs[0], "another seed", runs[1])
   return None
 
 

@@ -112,8 +112,8 @@ def forgetting(group: Group) -> Figure | None:
             points(rows, alt.X(**x), alt.Y(**y), *value_scales(group, settings), tips)]
   if len(settings) <= MOST_LABELLED + 4:
     layers += name_points([(g.mean, e.mean, s.label) for s, g, e in zip(settings, gains, rises, strict=True)], x, y)
-  title = (f"The most is learned by {most.label}, {most.gain.text()} {side} the base; its loss on the retained text "
-           f"changes by {rise.text(sign=True)}")
+  title = (f"The largest mean gain is that of {most.label}, {most.gain.text()} {side} the base; its loss on the "
+           f"retained text changes by {rise.text(sign=True)}")
   return Figure(title, (layered(layers),), note(rows), legend_entries(group))
 
 
@@ -129,7 +129,7 @@ def cost(group: Group) -> Figure | None:
   best = min(settings, key=penalty)
   seconds = best.estimate(_seconds)
   values = "losses" if group.metric.name == "loss" else f"values of {group.metric.label}"
-  took = f"{seconds.text(1)} s" if seconds.n else "no known time"
+  took = f"{seconds.mean:.1f} s" if seconds.n else "no known time"
   return Figure(f"What the {values} cost: the {group.metric.best_word}, of {best.label}, took {took} of training",
                 tuple(panels), entries=legend_entries(group))
 

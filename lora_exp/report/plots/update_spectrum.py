@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from lora_exp.report.findings.used_rank import PERCENT
+from lora_exp.report.findings.used_rank import PERCENT, of_rank
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.learned_updates import LearnedUpdates
 from lora_exp.report.grouping.setting import Setting
@@ -37,7 +37,8 @@ def update_spectrum_plot(group: Group, updates: LearnedUpdates) -> Figure | None
     lines.append(("full", FULL, _singular_values(group.full, updates)))
   top = max(settings, key=updates.rank)
   used, directions = (updates.estimate(top, name) for name in ("effective_rank", "directions"))
-  return spectrum_figure(f"Of rank {updates.rank(top):g}, {used.text(1)} directions are used (effective rank), and "
+  by = f" by {top.label}" if len(settings) > 1 else ""
+  return spectrum_figure(f"{of_rank(updates, top)}, {used.text(1)} directions are used{by} (effective rank), and "
                          f"{PERCENT} of the energy of ΔW lies in {directions.text(1)}", lines)
 
 

@@ -9,29 +9,31 @@ The margin m is a share of the best setting's gain, fixed beforehand. A setting 
                    of `level`, because a sweep that claims both kinds has both chances to be wrong.
     undecided      otherwise.
 
-Where the noise is as large as the margin, only the setting that came out best can be sufficient, and each of them has
-the chance to: there the tests of sufficiency are at half of `level` too.
+Each test of sufficiency may be wrong by itself, and a sweep has several. The more the noise, as a share of the margin,
+the more settings lie within its reach: above CLOSE the level of these tests falls, down to half. With more than MANY
+settings that are not insufficient, it is divided among them.
 
 The contrast g_i − (1 − m) · g_j is tested as it stands, so that the error of the margin itself is in the test.
 
 Gains are modelled as setting + seed + error and fitted by least squares, which for a complete design takes the seeds'
 common effect out of every difference. The variance of the error is pooled over settings. Because a setting may scatter
-more than the others, each test must also hold with the spread of its own two settings at RELAXED times the level, and
-at the level itself where Bartlett's test finds that the spreads differ. The more seeds, the less the second test is
-relaxed: with three seeds a spread of two settings alone (two degrees of freedom) says little.
+more than the others, each test must also hold with the spread of its own two settings at RELAXED times the level; where
+an F test finds that the two scatter more or less than the rest, their own spread alone is used. The more seeds, the
+less the second test is relaxed: with three seeds a spread of two settings alone says little. The constants are
+measured by tests/bench/verdicts.py.
 
 References: Berger (1982), Multiparameter hypothesis testing and acceptance sampling (intersection-union);
 Holm (1979), A simple sequentially rejective multiple test procedure.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from scipy.special import chdtrc, stdtr, stdtrit
+from scipy.special import fdtr, fdtrc, stdtr, stdtrit
 
 from lora_exp.config.schema import ReportConfig
 
@@ -39,9 +41,11 @@ SUFFICIENT, INSUFFICIENT, UNDECIDED = "sufficient", "insufficient", "undecided"
 SEEDS_NEEDED = 3
 MARGIN = ReportConfig.margin  # default share of the best setting's gain
 LEVEL = 0.05
-NOISY = 0.75  # standard error of a difference, as a share of the margin, above which the level is halved
-RELAXED = 3.4  # times the level, with three seeds; 1 with thirteen or more
-SPREADS_DIFFER = 0.02  # p of Bartlett's test below which the variance is not pooled
+CLOSE = 0.45  # standard error of a difference, as a share of the margin, above which the level falls
+MANY = 5  # settings besides the tested one that are not insufficient; with more of them the level falls
+RELAXED = 3.4  # times the level, with three seeds
+RELAXED_LESS = 0.5  # with each further seed
+SCATTERS_MORE, SCATTERS_LESS = 0.025, 0.005  # p of the F test below which the spread of a pair is not pooled
 POWER_FACTOR = 22.0  # 2 · (z_0.95 + z_0.95)²: seeds to show a difference δ with error s are about 22 · (s / δ)²
 MOST_SEEDS = 1000
 MOST_SHORT = 16.0  # times the best gain; nothing is known beyond
@@ -60,10 +64,15 @@ class SettingVerdict:
   diverged: int
   gain: float  # mean, adjusted for the seeds that it shares with the others; NaN if every seed diverged
   short: float  # of the best setting's gain, as a share of it; 0 for the best
-  at_most: float  # upper bound of `short` at `level`: below the margin if sufficient; inf if nothing is known
   worse_than: tuple[str, ...]  # settings than which it is shown to be more than the margin worse
   more_seeds: int | None  # further seeds of each setting that would probably decide; None if decided or not known
   open_against: tuple[str, ...] = ()  # settings than which it is not shown to be less than the margin worse
+  bound: Callable[[], float] | None = field(default=None, compare=False, repr=False)
+
+  @cached_property
+  def at_most(self) -> float:
+    """The upper bound of `short` at `level`: below the margin if sufficient; inf if nothing is known."""
+    return math.inf if self.bound is None else self.bound()
 
 
 @dataclass(frozen=True)
@@ -103,12 +112,12 @@ def judge(gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.
   eligible = {i for i, name in enumerate(fitted) if diverged[name] == 0 and len(finite[name]) >= SEEDS_NEEDED}
   gains_shown = contrasts.any_gain(level, eligible)
   insufficient = contrasts.insufficient(margin, level / 2, eligible) if gains_shown else {}
+  chance = level * min(1.0, MANY / max(len(fitted) - len(insufficient) - 1, 1))
   best = max(range(len(fitted)), key=lambda i: contrasts.means[i], default=None)
   verdicts = {}
   for name in names:
     if name not in fitted:
-      verdicts[name] = SettingVerdict(name, UNDECIDED, diverged[name], diverged[name], math.nan, math.nan, math.inf, (),
-                                      None)
+      verdicts[name] = SettingVerdict(name, UNDECIDED, diverged[name], diverged[name], math.nan, math.nan, (), None)
       continue
     i = fitted.index(name)
     worse_than = tuple(fitted[j] for j in insufficient.get(i, ()))
@@ -117,16 +126,16 @@ def judge(gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.
     state = UNDECIDED
     if worse_than:
       state = INSUFFICIENT
-    elif comparable and contrasts.sufficient(i, margin, level):
+    elif comparable and contrasts.sufficient(i, margin, chance):
       state = SUFFICIENT
     top = contrasts.means[best]
     verdicts[name] = SettingVerdict(
       name, state, len(gains[name]), diverged[name], float(contrasts.means[i]),
       float((top - contrasts.means[i]) / top) if top > 0 else math.nan,
-      contrasts.at_most(i, level) if testable else math.inf,
       worse_than,
       contrasts.more_seeds(i, margin) if testable and state == UNDECIDED else None,
-      tuple(fitted[j] for j in contrasts.open_against(i, margin, level)),
+      tuple(fitted[j] for j in contrasts.open_against(i, margin, chance)),
+      partial(contrasts.at_most, i, chance) if testable else None,
     )
   return Judgement(verdicts, None if best is None else fitted[best], margin, level, contrasts.error, contrasts.pooled,
                    gains_shown)
@@ -167,24 +176,28 @@ class Contrasts:
     self.variance = float(residuals @ residuals / self.df) if self.df > 0 else math.nan
     scale = float(np.abs(y).max(initial=0.0))
     self.variance = max(self.variance, (1e-9 * scale) ** 2)  # identical numbers: rounding, not certainty
-    by_setting = [residuals[[row for row, (i, _, _) in enumerate(cells) if i == s]] for s in range(self.count)]
-    self.pooled = not self._spreads_differ(by_setting)
+    self.squares = np.array([float((residuals[[row for row, (i, _, _) in enumerate(cells) if i == s]] ** 2).sum())
+                             for s in range(self.count)])
+    # Each setting has lost a share of its degrees of freedom to the seeds.
+    self.dfs = self.df * np.array([len(by_seed) for by_seed in self.gains]) / max(len(cells), 1)
     seed_effects = effects[self.count :]
     every = np.append(seed_effects, -seed_effects.sum()) if self.seeds_removed and n_seeds > 1 else np.zeros(1)
     self.seed_variance = float((every**2).sum() / max(len(every) - 1, 1) / len(every))  # of the mean over seeds
 
-  def _spreads_differ(self, residuals: Sequence[np.ndarray]) -> bool:
-    """Bartlett's test of equal variances. Each setting has lost a share of its degrees of freedom to the seeds."""
-    total = sum(len(r) for r in residuals)
-    dfs = np.array([self.df * len(r) / total for r in residuals])
-    if self.count < 3 or self.df < 1 or dfs.min() <= 0.5:
-      return False
-    variances = np.array([float(r @ r) for r in residuals]) / dfs
-    variances = np.maximum(variances, 1e-6 * max(variances.max(), 1e-300))
-    pooled = float((dfs * variances).sum() / dfs.sum())
-    statistic = dfs.sum() * math.log(pooled) - float((dfs * np.log(variances)).sum())
-    correction = 1 + ((1 / dfs).sum() - 1 / dfs.sum()) / (3 * (self.count - 1))
-    return bool(chdtrc(self.count - 1, statistic / correction) < SPREADS_DIFFER)
+  @cached_property
+  def _apart(self) -> np.ndarray:
+    """(S, S): whether the residuals of two settings are larger or smaller than those of the rest, by an F test."""
+    pair, pair_df = self.squares[:, None] + self.squares, self.dfs[:, None] + self.dfs
+    rest, rest_df = self.squares.sum() - pair, self.df - pair_df
+    if self.count < 3 or self.df < 1 or pair_df.min() <= 0.5 or rest_df.min() <= 0.5:
+      return np.zeros((self.count, self.count), dtype=bool)
+    ratio = pair / pair_df / np.maximum(rest / rest_df, 1e-6 * self.variance)
+    return (fdtrc(pair_df, rest_df, ratio) < SCATTERS_MORE) | (fdtr(pair_df, rest_df, ratio) < SCATTERS_LESS)
+
+  @property
+  def pooled(self) -> bool:
+    """Whether one variance serves all pairs."""
+    return not self._apart[~np.eye(self.count, dtype=bool)].any()
 
   @property
   def error(self) -> float:
@@ -214,12 +227,12 @@ class Contrasts:
     extra = _quadratic(self._added[i][j], weight)
     own_terms, own_df = self._own[i, j]
     own = _p(value, _quadratic(own_terms, weight), own_df, extra)
-    if not self.pooled:
+    if self._apart[i, j]:
       return own
     if self.df < 1:
       return 1.0
     n = min(len(self.gains[i]), len(self.gains[j]))
-    relaxed = max(1.0, RELAXED - (n - SEEDS_NEEDED) / 4)
+    relaxed = max(1.0, RELAXED - RELAXED_LESS * (n - SEEDS_NEEDED))
     by_seeds = self.variance * _quadratic(self._unit[i][j], weight) + margin**2 * self.seed_variance
     return max(_p(value, by_seeds, self.df, extra), own / relaxed)
 
@@ -235,6 +248,10 @@ class Contrasts:
   def _own(self) -> dict[tuple[int, int], tuple[Terms, float]]:
     """(i, j) -> variances and covariance of the two means by their own spread alone, and degrees of freedom."""
     pairs = [(i, j) for i in range(self.count) for j in range(self.count) if i != j]
+    seeds = list(self.gains[0]) if self.gains else []
+    if len(seeds) >= SEEDS_NEEDED and all(by_seed.keys() == self.gains[0].keys() for by_seed in self.gains):
+      terms = _all_terms(np.cov([[by_seed[seed] for seed in seeds] for by_seed in self.gains]) / len(seeds))
+      return {(i, j): (terms[i][j], len(seeds) - 1) for i, j in pairs}
     return {(i, j): _own_terms(self.gains[i], self.gains[j]) for i, j in pairs}
 
   def sufficient(self, i: int, margin: float, level: float) -> bool:
@@ -246,10 +263,14 @@ class Contrasts:
     return [j for j in range(self.count) if j != i and self.p_value(i, j, margin) >= self._level(i, j, margin, level)]
 
   def _level(self, i: int, j: int, margin: float, level: float) -> float:
-    """Half of `level` where the noise is as large as the margin."""
-    by_seeds = self.variance * _quadratic(self._unit[i][j], 1 - margin)
-    noisy = math.sqrt(by_seeds) > NOISY * margin * float(self.means.max()) if self.df > 0 else True
-    return level / 2 if noisy else level
+    """`level`, or less where the standard error is more than CLOSE of the margin; at least half of it."""
+    reach = margin * float(self.means.max())
+    if self.df < 1 or reach <= 0:
+      return level / 2
+    pooled = self.variance * _quadratic(self._unit[i][j], 1 - margin)
+    spread = float(self.squares[[i, j]].sum() / self.dfs[[i, j]].sum()) / self.variance
+    error = math.sqrt(pooled * max(1.0, (1 + spread) / 2))
+    return level * min(1.0, max(0.5, (CLOSE * reach / error) ** 2)) if error > 0 else level
 
   def insufficient(self, margin: float, level: float, eligible: set[int]) -> dict[int, list[int]]:
     """i -> the settings than which it is shown to be more than the margin worse: Holm over all ordered pairs."""

@@ -16,7 +16,8 @@ from lora_exp.report.verdicts.judgement import LEVEL, SEEDS_NEEDED, Contrasts
 
 VALUES_NEEDED = 3  # of a tuned key, where each setting was tried at its own values
 CONTENDS = 0.02  # one-sided p below which a value is no longer taken for one that may be the best
-CHOICE_FACTOR = 1.25  # over the number of seeds: more variance than equal values give; see tests/bench/verdicts.py
+EQUAL_CHOICE = 0.65  # share of the variance of a choice between equal values; both: tests/bench/verdicts.py
+SHORTFALL = 0.62  # weight of how far the choices without one seed fall short of the final one
 # Keys that are tuned: settings are compared at their own best value of each.
 TUNED = ("optim.", "lora.alpha", "lora.lr_ratio", "lora.dropout", "lora.init_std", "train.batch_size")
 
@@ -45,7 +46,8 @@ class Level:
       return plain
     own, choice = (plain.half / plain.t) ** 2, self.choice_variance
     df = (own + choice) ** 2 / (own**2 / (plain.n - 1) + choice**2 / self.choice_df)  # Satterthwaite
-    return Estimate(plain.mean, t_quantile(df) * math.sqrt(own + choice), plain.n)
+    half = t_quantile(df) * math.sqrt(own + choice)
+    return Estimate(plain.mean, max(half, plain.half), plain.n)
 
   @property
   def diverged(self) -> int:
@@ -123,7 +125,7 @@ def make_level(value: Any, settings: Sequence[Setting]) -> Level:
     return Level(value, chosen, list(settings), chosen.gains)
   seeds = _scoring_seeds(steady)
   gains = {seed: _left_out_gain(steady, seed) for seed in seeds}
-  return Level(value, chosen, list(settings), gains, *_choice_variance(steady, seeds))
+  return Level(value, chosen, list(settings), gains, *_choice_variance(steady, chosen, gains))
 
 
 def _scoring_seeds(settings: Sequence[Setting]) -> list[tuple]:
@@ -155,20 +157,24 @@ def _lowest(tables: Sequence[Mapping[tuple, float]], seeds: set[tuple]) -> int:
   return int(np.argmin(means))
 
 
-def _choice_variance(settings: Sequence[Setting], seeds: Sequence[tuple]) -> tuple[float, float]:
-  """The variance that the choice adds to the mean gain, and its degrees of freedom.
+def _choice_variance(
+  settings: Sequence[Setting], chosen: Setting, scores: Mapping[tuple, float]
+) -> tuple[float, float]:
+  """The variance that the choice adds to the mean of `scores`, and its degrees of freedom.
 
-  It is that of a choice between the values that may be best, as if they were equal; where they are not quite equal, the
-  choice by fewer seeds is also a little worse, for which CHOICE_FACTOR allows.
+  One part is that of a choice between the values that may be best, as if they were equal. The other is seen in the
+  scores: where the choices without one seed differ from the final one, their mean gain is that of other values too.
   """
-  tables = [{k: g for k, g in s.gains.items() if k in set(seeds)} for s in settings]
+  tables = [{k: g for k, g in s.gains.items() if k in scores} for s in settings]
   contrasts = Contrasts([table for table in tables if table])
   if contrasts.count < 2 or contrasts.df < 1:
     return 0.0, 1.0
-  best = int(np.argmax(contrasts.means))
+  best, seeds = int(np.argmax(contrasts.means)), len(scores)
   contending = 1 + sum(contrasts.p_pooled(best, j) >= CONTENDS for j in range(contrasts.count) if j != best)
-  inflation = (1 + CHOICE_FACTOR / len(seeds)) * choice_inflation(contending, len(seeds))
-  return inflation * contrasts.variance / len(seeds), float(contrasts.df)
+  equal = EQUAL_CHOICE * choice_inflation(contending, seeds) * contrasts.variance / seeds
+  shortfalls = [chosen.gains.get(seed, math.nan) - gain for seed, gain in scores.items()]
+  seen = SHORTFALL * float(np.mean([x for x in shortfalls if math.isfinite(x)] or [0.0]))
+  return equal + seen**2, float(contrasts.df)
 
 
 @cache
@@ -236,15 +242,8 @@ def at_edges(group: Group, setting: Setting, ignore: str = "") -> list[str]:
 
 
 def _is_flat(setting: Setting, neighbour: Setting, margin: float) -> bool:
-  """Whether the neighbour is shown to be less than the margin worse.
-
-  Where only a tuning trial has tried it, one trial has to do: a further step of that size would gain less than the
-  margin.
-  """
+  """Whether the neighbour is shown to be less than the margin worse; a trial that only tuned shows nothing."""
   tables = [s.gains for s in (neighbour, setting)]
-  before, after = neighbour.tuning_penalty, setting.tuning_penalty
-  if not neighbour.seeds and before is not None and after is not None:
-    return before - after < margin * setting.gain.mean
   if any(len(table) < SEEDS_NEEDED or not all(map(math.isfinite, table.values())) for table in tables):
     return False
   return Contrasts(tables).p_value(0, 1, margin) < LEVEL

@@ -21,6 +21,7 @@ from lora_exp.report.verdicts.judgement import (
   SEEDS_NEEDED,
   SUFFICIENT,
   UNDECIDED,
+  Contrasts,
   Judgement,
   SettingVerdict,
   judge,
@@ -107,7 +108,8 @@ def _few_seeds(levels: Sequence[Level]) -> list[str]:
   number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
   seeds = f"{number} seed{'' if counts == [1] else 's'}"
   if len(few) <= 3:
-    names = " and ".join(level.label for level in few)
+    labels = [level.label for level in few]
+    names = ("; " if any("," in label for label in labels) else " and ").join(labels)
     return [f"{names} {'has' if len(few) == 1 else 'have'} {seeds}, and three are needed{_repeats(few)}"]
   return [f"{len(few)} of the settings have {seeds}, and three are needed{_repeats(few)}"]
 
@@ -146,6 +148,16 @@ def is_better_than_each(gains: Sequence[Mapping[Any, float]]) -> bool:
   names = [str(i) for i in range(len(gains))]
   judged = judge(dict(zip(names, gains, strict=True)), margin=0.0)
   return judged.state(names[-1]) == SUFFICIENT
+
+
+def shown_lower(values: Sequence[Mapping[Any, float]], level: float = LEVEL) -> set[tuple[int, int]]:
+  """(i, j) where the values of i, by seed, are shown to be lower than those of j: Holm over all ordered pairs.
+
+  Nothing is shown of one with fewer than SEEDS_NEEDED seeds. All values are finite.
+  """
+  eligible = {i for i, by_seed in enumerate(values) if len(by_seed) >= SEEDS_NEEDED}
+  shown = Contrasts(values).insufficient(0.0, level, eligible)
+  return {(i, j) for i, higher in shown.items() for j in higher}
 
 
 def _cost(setting: Setting) -> float:
