@@ -87,7 +87,7 @@ class GuardedChat:
     self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (),
     variables: Mapping[str, Any] | None = None, template: str | None = None
   ):
-    source = template or tokenizer.chat_template
+    source = template or (tokenizer.tool_template if tools else None) or tokenizer.chat_template
     if source is None:
       raise InputError(f"the tokenizer {tokenizer.name} has no chat template; {ADVICE}")
     self.tokenizer = tokenizer

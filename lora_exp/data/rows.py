@@ -108,7 +108,9 @@ def rows_key(cfg: DataConfig, tokenizer: Tokenizer, source: Source) -> str:
 def _chat(cfg: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
   """What else determines the rows of chats; nothing for those that version 0.1.0 could make."""
   strips = {str(token): list(sides) for token, sides in tokenizer.strips.items()}
-  parts = {"loss": "last" if cfg.loss == "last" else None, "strips": strips if chat_template(cfg, tokenizer) else None}
+  parts: dict[str, object] = {"loss": "last" if cfg.loss == "last" else None}
+  if chat_template(cfg, tokenizer) is not None:
+    parts |= {"strips": strips, "tool_template": tokenizer.tool_template}
   return {name: part for name, part in parts.items() if part}
 
 

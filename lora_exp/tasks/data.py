@@ -9,7 +9,7 @@ from lora_exp.config import Config
 from lora_exp.data.pipeline import train_rows
 from lora_exp.data.records import Batch
 from lora_exp.data.rows import Rows, make_rows
-from lora_exp.data.sources import is_numeric
+from lora_exp.data.sources import data_facts, is_numeric
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
 from lora_exp.runtime import console
 
@@ -25,7 +25,7 @@ def run(cfg: Config) -> None:
   rows = make_rows(cfg.data, tokenizer, cfg.cache)
   for warning in rows.warnings:
     console.show_warning(warning)
-  console.show_facts(f"Data: {cfg.data.path or cfg.data.source}", _facts(cfg, rows))
+  console.show_facts(f"Data: {cfg.data.path or cfg.data.source}", {**data_facts(cfg.data), **_facts(cfg, rows)})
   if is_numeric(cfg.data):
     return
   shown = sorted({round(n * (rows.train_rows - 1) / max(1, SHOWN_ROWS - 1)) for n in range(SHOWN_ROWS)})

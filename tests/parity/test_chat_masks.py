@@ -182,3 +182,16 @@ def test_a_prompt_is_what_its_tokens_have_in_common_with_the_whole(tmp_path, tem
     assert one.ids == whole and one.learned.tolist() == [n >= common for n in range(len(whole))], answer
     [pair] = encode_answers(ours, [("The cat", answer)])
     assert (pair.prompt, pair.answer) == (whole[:common], whole[common:])
+
+
+def test_a_template_for_tools_is_used_with_tools(tmp_path, monkeypatch):
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  plain = CHATML.replace("⟦", "").replace("⟧", "")
+  templates = [{"name": "default", "template": plain}, {"name": "tool_use", "template": "{{ tools | tojson }}" + plain}]
+  folder = byte_level(tmp_path, special=("<|im_start|>", "<|im_end|>"), chat_template=templates)
+  theirs, ours = transformers.PreTrainedTokenizerFast.from_pretrained(folder), get_tokenizer(str(folder))
+  turns = ({"role": "user", "content": "The cat"}, {"role": "assistant", "content": "sat"})
+  for tools in ((), TOOLS):
+    [one] = encode_conversations(ours, [Conversation(turns, tools=tools)], "assistant", plain=False)
+    assert one.ids == theirs.apply_chat_template(list(turns), tools=list(tools) or None, return_dict=False)
+    assert ours.decode(one.ids).startswith("[{") == bool(tools)

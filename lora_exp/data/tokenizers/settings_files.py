@@ -26,6 +26,7 @@ class TokenizerSettings:
   tokenizer_class: str | None
   declared: Mapping[int, AddedToken]  # tokens with an id, whether or not the vocabulary has them
   ordered: Sequence[str]  # the special tokens, in the order in which they get ids
+  tool_template: str | None = None  # the chat template for conversations with tools
 
   def missing_tokens(self, ids: Mapping[str, int]) -> dict[int, AddedToken]:
     """The tokens by id that the settings name and the vocabulary `ids` {token: id} does not have."""
@@ -55,7 +56,7 @@ class TokenizerSettings:
     control = {token: i for token, i in ids.items() if i == eot or token in special or token in self.special}
     bos_token = {} if bos is None else {"bos_token": tokens[bos]}
     variables = {"eos_token": tokens[eot], **bos_token, **self.named_tokens}
-    return ControlTokens(control, eot, bos, ends, self.chat_template, variables)
+    return ControlTokens(control, eot, bos, ends, self.chat_template, variables, self.tool_template)
 
 
 def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
@@ -81,7 +82,8 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
     named_tokens, {*named, *(token.content for token in declared.values() if token.special)},
     add_bos if isinstance(add_bos, bool) else None, settings.get("add_prefix_space") is True,
     tuple(i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)),
-    _chat_template(folder, settings), settings.get("tokenizer_class"), declared, ordered)
+    _chat_template(folder, settings), settings.get("tokenizer_class"), declared, ordered,
+    _named_template(folder, settings, "tool_use"))
 
 
 def _optional_json(file: Path) -> dict[str, Any]:
@@ -107,8 +109,22 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
   file = folder / "chat_template.jinja"
   if file.is_file():
     return file.read_text(encoding="utf-8")
-  template = _optional_json(folder / "chat_template.json").get("chat_template", settings.get("chat_template"))
-  if isinstance(template, list):
-    by_name = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-    template = by_name.get("default")
+  template = _template_setting(folder, settings)
+  return template if isinstance(template, str) else _named_template(folder, settings, "default")
+
+
+def _named_template(folder: Path, settings: Mapping[str, Any], name: str) -> str | None:
+  """Of several templates, the one called `name`."""
+  file = folder / "additional_chat_templates" / f"{name}.jinja"
+  if file.is_file():
+    return file.read_text(encoding="utf-8")
+  templates = _template_setting(folder, settings)
+  by_name = {one.get("name"): one.get("template") for one in templates if isinstance(one, dict)} if isinstance(
+    templates, list) else {}
+  template = by_name.get(name)
   return template if isinstance(template, str) else None
+
+
+def _template_setting(folder: Path, settings: Mapping[str, Any]) -> Any:
+  """The template, or several, in chat_template.json or tokenizer_config.json."""
+  return _optional_json(folder / "chat_template.json").get("chat_template", settings.get("chat_template"))

@@ -34,6 +34,7 @@ class Tokenizer(Protocol):
   byte_lengths: np.ndarray  # (V,) int64, bytes of text that each id represents; 0 for control tokens
   special_tokens: Mapping[str, int]  # {token: id} of the control tokens
   chat_template: str | None  # Jinja
+  tool_template: str | None  # the chat template for conversations with tools, if it is another
   template_variables: Mapping[str, str]  # tokens by their names in the template: {"bos_token": "<s>"}
   start_after_control: bool  # whether text after a control token is encoded with start=True
   strips: Mapping[int, tuple[bool, bool]]  # control token -> whether spaces before and after it are dropped
@@ -64,6 +65,7 @@ class ControlTokens:
   stops: tuple[int, ...] = ()
   chat_template: str | None = None
   template_variables: Mapping[str, str] = field(default_factory=dict)
+  tool_template: str | None = None
 
 
 class PieceTokenizer(ABC):
@@ -83,7 +85,7 @@ class PieceTokenizer(ABC):
     turn_ends = (i for token, i in control.ids.items() if token in TURN_ENDS and token in (control.chat_template or ""))
     self.stops = tuple(dict.fromkeys((control.eot, *control.stops, *turn_ends)))
     self.special_tokens, self.template_variables = control.ids, control.template_variables
-    self.chat_template = control.chat_template
+    self.chat_template, self.tool_template = control.chat_template, control.tool_template
     self.start_after_control = True
     self.strips: Mapping[int, tuple[bool, bool]] = {}
     self.pieces, self._adds_space = list(pieces), adds_space
