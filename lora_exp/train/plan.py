@@ -99,6 +99,7 @@ def make_plan(cfg: Config) -> Plan:
   new_biases = _new_biases(model, targets.adapter)
   changes_parameters = cfg.model != given_model or bool(new_biases)
   if changes_parameters:
+    tokenizer = _tokenizer(cfg.model)
     model = with_biases(abstract_model(cfg.model, cfg.model.vocab_size or tokenizer.vocab_size), new_biases)
   if cfg.data.teacher is not None:
     with _collect_problems(problems):

@@ -10,6 +10,7 @@ from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, InputError, LoraConfig, ModelConfig
 from lora_exp.config.conversion import shown
 from lora_exp.lora import methods
+from lora_exp.lora.peft.names import ExpertNames
 from lora_exp.models.family import Family
 from lora_exp.runtime.mesh import flatten
 from lora_exp.train.trial_padding import Table
@@ -130,4 +131,5 @@ def peft_naming(cfg: ModelConfig, family: Family) -> lora.Naming | None:
     tied=(tables[0], bare[0]) if (cfg.arch or ArchConfig()).tied else None,
     model_type=cfg.family,
     tables=tables,
+    experts=tuple(ExpertNames(row.ours, row.stored) for row in family.names.experts),
   )

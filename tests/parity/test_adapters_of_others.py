@@ -32,6 +32,9 @@ BASES = {
   "llama": ("Llama", sizes(16, 2, 2, 1, 8, 24)),
   "tied": ("Llama", sizes(16, 2, 2, 1, 8, 24, tie_word_embeddings=True)),
   "qwen2": ("Qwen2", headless(16, 2, 2, 1, 8, 24)),
+  "mixtral": ("Mixtral", sizes(16, 2, 2, 1, 8, 24, num_local_experts=4, num_experts_per_tok=2)),
+  "qwen3_moe": ("Qwen3Moe", sizes(
+    16, 2, 2, 1, 8, 20, moe_intermediate_size=8, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True)),
 }
 
 
@@ -213,3 +216,57 @@ def test_the_part_that_peft_subtracts_is_computed_from_the_base(tmp_path, init):
   want = made("llama", tmp_path, init_lora_weights=init, use_rslora=init == "pissa", rank_pattern={"v_proj": 2})
   run = agrees("llama", tmp_path, want)
   assert run.plan.cfg.lora.method == init
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def single_experts(directory: Path, modules: tuple[str, str, str], count: int, **config: Any) -> None:
+  """Rewrites the adapter of attention in `directory` with random factors for each module of every expert."""
+  rng, tensors = np.random.default_rng(5), load_file(directory / WEIGHTS)
+  sizes = {modules[0]: (16, 24), modules[1]: (16, 24), modules[2]: (24, 16)}
+  for layer in range(2):
+    for expert in range(count):
+      for module, (fan_in, fan_out) in sizes.items():
+        name = f"{PREFIX}model.layers.{layer}.{module.format(expert)}"
+        tensors[f"{name}.lora_A.weight"] = np.float32(0.3 * rng.normal(size=(3, fan_in)))
+        tensors[f"{name}.lora_B.weight"] = np.float32(0.3 * rng.normal(size=(fan_out, 3)))
+  save_file(tensors, directory / WEIGHTS)
+  edit_config(directory, target_modules=["q_proj", "v_proj", *(x.rpartition(".")[2] for x in modules)], **config)
+
+
+def exchanged(directory: Path, count: int) -> None:
+  """Rewrites the factors of experts as PEFT 0.18 stored them: with the outputs of A and the inputs of B."""
+  tensors = load_file(directory / WEIGHTS)
+  for name in [name for name in tensors if ".experts." in name and "lora_A" in name]:
+    other = name.replace("lora_A", "lora_B")
+    a, b = tensors[name], tensors[other]
+    a_ERi, b_oRE = a.reshape(count, -1, a.shape[1]), b.reshape(len(b), -1, count)
+    tensors[name] = np.ascontiguousarray(b_oRE.transpose(2, 1, 0).reshape(-1, len(b)))
+    tensors[other] = np.ascontiguousarray(a_ERi.transpose(2, 1, 0).reshape(a.shape[1], -1))
+  save_file(tensors, directory / WEIGHTS)
+  edit_config(directory, peft_version="0.18.1")
+
+
+@pytest.mark.parametrize("base", ["mixtral", "qwen3_moe"])
+def test_experts_of_every_release_of_peft_are_read(tmp_path, base):
+  want = made(base, tmp_path, target_parameters=EXPERTS)
+  run = agrees(base, tmp_path, want)
+  exchanged(tmp_path, 4)
+  agrees(base, tmp_path, want)
+  edit_config(tmp_path, target_parameters=EXPERTS[:1])
+  with pytest.raises(InputError, match="the factors of 2 parameters, and target_parameters of the config names gate_"):
+    planned(base, tmp_path)
+  assert {row.path for row in run.plan.table} >= {f"layers.{i}.{name}" for i in range(2) for name in EXPERTS}
+
+
+def test_experts_with_a_module_each_are_read(tmp_path):
+  made("mixtral", tmp_path)
+  single_experts(tmp_path, ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3",
+                             "block_sparse_moe.experts.{}.w2"), 4)  # fmt: skip
+  run = agrees("mixtral", tmp_path, in_peft("mixtral", tmp_path))
+  assert {row.rank for row in run.plan.table if "gate_up" in row.path} == {6}
+  tensors = load_file(tmp_path / WEIGHTS)
+  save_file({name: x for name, x in tensors.items() if "experts.3.w2" not in name}, tmp_path / WEIGHTS)
+  with pytest.raises(InputError, match="3 of 4 experts have tensors"):
+    planned("mixtral", tmp_path)

@@ -19,6 +19,7 @@ class AdapterFile:
   path: Path
   names: StoredNames
   entries: Mapping[str, TensorEntry]
+  raw: Mapping[str, TensorEntry]  # all entries by their names in the file
 
   def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Reads the tensors `names` as float32, or float64 if stored so."""

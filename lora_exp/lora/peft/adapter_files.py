@@ -32,7 +32,7 @@ from lora_exp.lora.peft.validation import AdapterFileCheck, trained_size
 from lora_exp.runtime import console
 from lora_exp.runtime.files import write_atomically, write_json
 from lora_exp.runtime.json_files import parse_json_object
-from lora_exp.runtime.safetensors_reader import TensorEntry, read_header
+from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays, read_header
 
 __all__ = ["CONFIG", "METADATA", "WEIGHTS", "Naming", "load_adapter", "read_metadata", "save_adapter"]
 
@@ -155,7 +155,7 @@ def load_adapter(
   model = AdaptedModel(naming, shapes, full_shapes)
   names = StoredNames(config.form, naming, model.paths()).read(entries)
   stored = {name: entries[tensor.name] for name, tensor in names.tensors.items()}
-  file = AdapterFile(directory / WEIGHTS, names, stored)
+  file = AdapterFile(directory / WEIGHTS, names, stored, entries)
   problems = [f"{file.path}: {problem}" for problem in names.problems]
   _raise_problems(problems)
   model = fitted(model, config, file, problems)
@@ -177,6 +177,10 @@ def load_adapter(
     untied=model.untied,
   )
   leaves = {row.path: _leaves(row, by_module, check.method, config.start) for row in rows}
+  if check.experts is not None and check.experts.used:
+    stacked = read_arrays(file.path, entries, check.experts.used)
+    leaves |= {row.path: check.experts.leaves(row, stacked) for row in check.expert_rows}
+    rows += check.expert_rows
   return Adapter(_method_name(config, check), tuple(rows), leaves, full, changes)
 
 

@@ -2,11 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 PREFIX = "base_model.model."  # prefix of every module's name
 BASE = "base_layer"  # PEFT's name of an adapted module within its wrapper
 OUTPUT_BIAS = "lora_B.bias"  # added to B's outputs, before the scale
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # rows of an embedding that replace those of the base
+
+
+class ExpertNames(NamedTuple):
+  """The names of a module with the kernels of all experts."""
+
+  ours: str  # the end of our path
+  stored: tuple[str, ...]  # the modules of one expert; `{}` is its number. Their outputs are concatenated
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,7 @@ class Naming:
   tied: tuple[str, str] | None = None  # of tied embeddings: our path of the table, and PEFT's name of the head
   model_type: str = ""  # for messages
   tables: tuple[str, ...] = ("embed_tokens", "wte", "wpe")  # embedding modules
+  experts: tuple[ExpertNames, ...] = ()  # in the order of transformers' parameters
 
 
 def module_name(naming: Naming | None, path: str) -> str:

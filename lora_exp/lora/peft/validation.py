@@ -14,8 +14,10 @@ from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.methods import Method
 from lora_exp.lora.peft.adapted_model import AdaptedModel, AdapterFile
 from lora_exp.lora.peft.adapter_config import PeftConfig, shortened
+from lora_exp.lora.peft.experts import ExpertTensors, expert_kernels
 from lora_exp.lora.peft.names import BASE, OUTPUT_BIAS, PREFIX, TOKEN_ROWS, module_name, parameter_name
 from lora_exp.lora.peft.tensors import FileTensor, layout
+from lora_exp.lora.peft_format import LORA_KEYS
 from lora_exp.runtime.safetensors_reader import DTYPES
 
 MOST_GROUPS = 4  # problems with tensors that are listed
@@ -30,6 +32,7 @@ class AdapterFileCheck:
   file: AdapterFile
   model: AdaptedModel
   problems: list[str] = field(default_factory=list)
+  expert_rows: list[AdaptedModule] = field(default_factory=list)
 
   def __post_init__(self):
     self.method, self.where = self.config.method, str(self.file.path)
@@ -38,6 +41,7 @@ class AdapterFileCheck:
     self.stored = self.file.names.modules()
     self.problems += [f"{self.where}: {problem}" for problem in self.file.names.problems]
     self.leads = self._leads()
+    self.experts = self._experts()
     self.rows = [self._row(path) for path in self._adapted()]
     self.full = self._full()
     self.leaf_names = {
@@ -48,6 +52,19 @@ class AdapterFileCheck:
     self.token_tables = self._token_tables()
     self.output_biases = self._output_biases()
     self._method_problems()
+
+  def _experts(self) -> ExpertTensors | None:
+    """The tensors of experts, and their rows; None for a model without experts."""
+    kernels = expert_kernels(self.naming, self.model.full_shapes)
+    if self.naming is None or not kernels:
+      return None
+    experts = ExpertTensors(self.naming, kernels, self.config, self.file.raw).read(self.file.names.unknown)
+    self.expert_rows = experts.rows()
+    if experts.used and self.method.leaves.keys() != LORA_KEYS.keys():
+      experts.problems.append(f"{self.method.title} of experts is not supported")
+    for problem in experts.problems:
+      self.file_problem(problem)
+    return experts
 
   # Names
 
@@ -99,7 +116,7 @@ class AdapterFileCheck:
 
   def _is_expected(self, path: str) -> bool:
     """Whether PEFT adapts the module at `path`, which has no tensors in the file."""
-    if not self.config.names_modules:
+    if not self.config.names_modules or self.experts is not None and path in self.experts.shapes:
       return False
     prefixes = self.file.names.prefixes()
     is_bare = self.naming is None or path in self.naming.bare
@@ -241,7 +258,8 @@ class AdapterFileCheck:
 
   def _unknown_problems(self, names: Sequence[str], missing: Sequence[str]) -> None:
     """Adds a problem for the tensors that belong to no module of this model, or to none that the config describes."""
-    unknown = self.file.names.unknown
+    used = self.experts.used if self.experts is not None else set()
+    unknown = [name for name in self.file.names.unknown if name not in used]
     vision = [name for name in unknown if any(part in name for part in VISION)]
     rest = [name for name in unknown if name not in vision]
     kind = f"{self.naming.model_type} " if self.naming is not None and self.naming.model_type else ""
@@ -252,7 +270,7 @@ class AdapterFileCheck:
                         f"{shortened(vision[0], 150)}; only text models are supported")
     if rest:
       near = did_you_mean(rest[0], missing or self.file_tensors) if len(rest[0]) < 1000 else ""
-      other = "; is the adapter of another model?" if not self.rows else ""
+      other = "; is the adapter of another model?" if not self.rows and not self.expert_rows else ""
       self.file_problem(f"{_count(rest, 'tensor')} are of no module of this {kind}model, such as "
                         f"{shortened(rest[0], 200)}{near}{other}")
     raw = [self.file.names.tensors[name].name for name in names]
