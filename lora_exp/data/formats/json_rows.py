@@ -13,10 +13,10 @@ ROW_COLUMNS = {"messages", "conversations", "prompt", "completion"}  # an object
 PROBED_LINES = 20  # of these, one that is an object shows that the file has a row in each line
 
 
-def has_json_lines(stream: IO[bytes]) -> bool:
-  """Whether one of the first lines of a file of JSON is a complete object, and another line follows.
+def has_json_lines(stream: IO[bytes], one_is_enough: bool) -> bool:
+  """Whether one of the first lines of a file of JSON is a complete object, and another line is there.
 
-  A file with one line is a document too: both are read alike.
+  `one_is_enough`: whether a single line is called JSON lines too; otherwise it is a document.
   """
   objects = lines = 0
   for line in stream:
@@ -24,7 +24,7 @@ def has_json_lines(stream: IO[bytes]) -> bool:
       continue
     lines += 1
     objects += _is_object(line)
-    if objects and lines > 1:
+    if objects and (lines > 1 or one_is_enough):
       return True
     if lines == PROBED_LINES:
       break

@@ -16,7 +16,8 @@ ROW_FORMATS = {
   "jsonl": "JSON lines", "json": "a JSON document", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "arrow": "Arrow",
 }  # fmt: skip
 TEXT = "text"
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+JSON_SUFFIXES = (*LINE_SUFFIXES, ".json")
 CSV_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
 
 
@@ -32,7 +33,7 @@ def find_format(path: Path) -> str:
     return "parquet" if head.startswith(b"PAR1") else "arrow"
   start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
   if start.startswith((b"{", b"[")):
-    if _has_json_lines(path):
+    if _has_json_lines(path, suffix in LINE_SUFFIXES):
       return "jsonl"
     if suffix in JSON_SUFFIXES or _is_document(path):
       return "json"
@@ -45,9 +46,9 @@ def find_format(path: Path) -> str:
   return TEXT
 
 
-def _has_json_lines(path: Path) -> bool:
+def _has_json_lines(path: Path, one_is_enough: bool) -> bool:
   with open_data(path) as data:
-    return has_json_lines(data.stream)
+    return has_json_lines(data.stream, one_is_enough)
 
 
 def _is_document(path: Path) -> bool:

@@ -164,11 +164,16 @@ def _cut(document: bytes, keep: int) -> list[bytes]:
 
 
 def _units(content: bytes, pattern: re.Pattern[bytes]) -> list[bytes]:
-  """`content` divided after each match of `pattern`, without blank parts."""
-  ends = [match.end() for match in pattern.finditer(content)]
-  bounds = [0, *(end for end in ends if end < len(content)), len(content)]
-  units = [content[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
-  return [unit for unit in units if unit.strip()]
+  """`content` divided after each match of `pattern`. No unit is blank, and joined they are `content`."""
+  units, start = list[bytes](), 0
+  for match in pattern.finditer(content):
+    if content[start : match.end()].strip():
+      units.append(content[start : match.end()])
+      start = match.end()
+  rest = content[start:]
+  if rest.strip() or not units:
+    return [*units, rest]
+  return [*units[:-1], units[-1] + rest]
 
 
 def _sections(piece: Piece, pattern: re.Pattern[bytes], size: int) -> Iterator[Piece]:
