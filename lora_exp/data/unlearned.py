@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+MOST_REASONS = 30  # counted one by one; all others are counted together
+
 
 @dataclass(frozen=True)
 class Unlearned:
@@ -37,6 +39,8 @@ class UnlearnedTally:
   def add(self, unit: str, reason: str, count: int = 1, first: str = "") -> None:
     """Counts `count` more of `unit` that are not learned; `first` is kept of the first call. 0 adds nothing."""
     if count:
+      if (unit, reason) not in self._counts and len(self._counts) >= MOST_REASONS:
+        reason = "other reasons"
       self._counts[unit, reason] += count
       self._first.setdefault((unit, reason), first)
 

@@ -52,8 +52,7 @@ def line_rows(data: DataStream, label: str) -> Iterator[Row]:
     except RowProblem as error:
       yield Row(where, {}, data.read, str(error))
     except json.JSONDecodeError as error:
-      problem = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-      yield Row(where, {}, data.read, problem)
+      yield Row(where, {}, data.read, "not JSON", f"{error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
       yield Row(where, {}, data.read, "JSON nested too deeply")
 

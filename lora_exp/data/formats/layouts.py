@@ -52,8 +52,8 @@ class Layout:
         raise RowProblem(row.problem)
       return self._document(row, key)
     except RowProblem as problem:
-      shown = f": {excerpt(dict(row.fields))}" if row.fields else ""
-      return Skipped(str(problem), f"{row.where}{shown}", read=row.read)
+      detail = row.detail or (excerpt(dict(row.fields)) if row.fields else "")
+      return Skipped(str(problem), f"{row.where}: {detail}" if detail else row.where, read=row.read)
 
   def roles(self, fields: Mapping[str, Any]) -> Mapping[str, str]:
     """The column of each role in a row. Raises RowProblem if nothing in the row can be learned."""

@@ -16,6 +16,7 @@ class Row:
   fields: Mapping[str, Any] = field(default_factory=dict)
   read: int = 0  # bytes of the file read so far
   problem: str = ""  # why the row has no fields
+  detail: str = ""  # what is particular to this row about the problem
 
 
 def excerpt(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -215,7 +215,7 @@ class Files(FileSource):
     before = 0
     for path, format in self.formats.items():
       for row in file_rows(path, format, str(path), self.train_split) if format != TEXT else ():
-        yield Row(row.where, row.fields, before + row.read, row.problem)
+        yield replace(row, read=before + row.read)
       before += path.stat().st_size
 
   def documents(self) -> Iterator[Document | Skipped]:
