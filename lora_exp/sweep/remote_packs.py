@@ -16,6 +16,7 @@ from lora_exp.sweep.remote_jobs import launch
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 
 PACKS = "packs"  # subdirectory of the sweep for the logs of the packs
+CHOOSES_SWEEPER = ("sweep=", "experiment=")  # overrides by which settings of hydra.sweeper exist
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def run_remote_packs(
   show_packs(groups)
   packs = [[by_number.pop(number) for number in group.numbers] for group in groups]
   packs += [[job] for job in by_number.values()]  # jobs without a plan fail, and are recorded, in their process
-  overrides = [[f"hydra.sweep.subdir={PACKS}/{n}", "hydra.output_subdir=null"] for n in range(len(packs))]
+  chosen = [text for text in jobs[0].overrides.split() if text.startswith(CHOOSES_SWEEPER)]
+  overrides = [[*chosen, f"hydra.sweep.subdir={PACKS}/{n}", "hydra.output_subdir=null"] for n in range(len(packs))]
   expected = [[Outcome(job.number, overrides=job.overrides) for job in pack] for pack in packs]
   outcomes = launch(make_launcher(PackTask(packs, sweep)), overrides, 0, expected, sweep.directory)
   return sorted(outcomes, key=lambda outcome: outcome.number)
