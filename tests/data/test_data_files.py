@@ -53,6 +53,7 @@ FILES = {
   "lines.jsonl": LINES, "windows.jsonl": "\ufeff" + LINES.replace("\n", "\r\n"), "no_suffix": LINES,
   "array.json": json.dumps(PAIRS, indent=2), "one_line.json": json.dumps(PAIRS), "array.jsonl": json.dumps(PAIRS),
   "objects.json": "\n".join(json.dumps(pair, indent=1) for pair in PAIRS),
+  "arrays.json": json.dumps(PAIRS[:4]) + "\n\n" + json.dumps(PAIRS[4:]) + "[]",
   "in_an_object.json": json.dumps({"version": 1, "data": PAIRS}),
   "columns.json": json.dumps(COLUMNS),
   "pandas.json": json.dumps({name: dict(enumerate(cells)) for name, cells in COLUMNS.items()}),
@@ -146,6 +147,8 @@ def tarred(content: str) -> bytes:
   ("a.bin", b"ab\x00\xff", "is a binary file of unknown kind"),
   ("a.jsonl.gz", gzip.compress(os.urandom(5000))[:-3000], "its gzip data are damaged or cut off"),
   ("a.json", '[{"prompt": "a"\n "response": "b"}]', "line 2: not JSON: Expecting ',' delimiter at column 2; give"),
+  ("a.json", json.dumps(PAIRS)[:-1], "line 1: not JSON: Expecting"),
+  ("a.json", json.dumps(PAIRS) + "]", "line 1: not JSON: Expecting value"),
   ("a.csv", "prompt,prompt\na,b\n", "the column 'prompt' stands twice"),
   ("a.csv", "Say 0,N 0\nSay 1,N 1\n", "there is no column 'response'; the columns are 'Say 0', 'N 0'.*data.columns="),
   ("a.csv", b"prompt,response\na,\xe9\n", "is not UTF-8"),
@@ -167,6 +170,9 @@ def test_devices_pipes_and_empty_directories_are_named(tmp_path):
   with pytest.raises(InputError) as error:
     open_source(config(["/dev/zero", tmp_path / "none"], eval_path=str(tmp_path / "pipe")))
   assert len(error.value.problems) == 3  # all of them are told at once
+  write(tmp_path / "a.jsonl", LINES)
+  with pytest.raises(InputError, match="a.jsonl is named twice; name it once"):
+    documents([tmp_path / "a.jsonl", tmp_path / "*.jsonl"])
 
 
 def test_a_text_of_few_documents_is_held_out_in_sections(tmp_path):

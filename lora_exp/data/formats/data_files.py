@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,11 @@ def find_files(setting: str, value: Any, split: str | None = None, text_only: bo
   if not files and not problems:
     problems.append(f"{setting}={shown(value)}: there is no split {split!r} in a file without splits; give "
                     "data.eval_path=FILE, or a directory with a file for each split")
+  twice = [file for file, count in Counter(files).items() if count > 1]
+  problems += [f"{setting}: {file} is named twice; name it once" for file in twice]
   if problems:
     raise InputError(problems)
-  return DataFiles(tuple(dict.fromkeys(files)), tuple(left_out))
+  return DataFiles(tuple(files), tuple(left_out))
 
 
 def _may_have_split(path: Path, split: str | None) -> bool:

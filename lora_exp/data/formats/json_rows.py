@@ -1,7 +1,9 @@
 """Rows of JSON: one object a line, one array of objects, or one object that holds the rows in another shape."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 from lora_exp.config.errors import InputError
@@ -10,6 +12,7 @@ from lora_exp.data.formats.file_content import DataStream, decoded
 from lora_exp.data.formats.row import Row, RowProblem
 
 ROW_COLUMNS = {"messages", "conversations", "prompt", "completion"}  # an object with one of them is a row
+SPACES = re.compile(r"[ \t\r\n]*")
 PROBED_LINES = 20  # of these, one that is an object shows that the file has a row in each line
 
 
@@ -77,39 +80,62 @@ def _kind(value: Any) -> str:
 
 
 def document_rows(data: DataStream, label: str, split: str | None) -> Iterator[Row]:
-  """The rows of a file that is one array or object, or several objects of many lines each.
+  """The rows of a file that is one array or object, or several of them, of many lines each.
 
   `split`: the rows to take if an object holds several lists of rows. Raises InputError if the file is not JSON.
   """
   text = decoded(data.stream.read(), label, 1, 0)
-  values = _values(text, label)
-  rows = values[0] if len(values) == 1 and isinstance(values[0], list) else values
-  if len(values) == 1 and isinstance(values[0], dict):
-    yield from _rows_of_object(values[0], label, data.read, split)
-    return
-  if split is not None:
-    raise InputError(f"{label} has no split {split!r}: it is a list of rows; give data.eval_path=FILE")
-  for number, value in enumerate(rows, 1):
-    yield _row(value, f"{label}, row {number}", data.read)
+  with _json_errors(label):
+    if not text.lstrip().startswith("["):
+      values = list(_elements(text))
+      if len(values) == 1 and isinstance(values[0], dict):
+        yield from _rows_of_object(values[0], label, data.read, split)
+        return
+    if split is not None:
+      raise InputError(f"{label} has no split {split!r}: it is a list of rows; give data.eval_path=FILE")
+    for number, value in enumerate(_elements(text), 1):
+      yield _row(value, f"{label}, row {number}", data.read)
 
 
-def _values(text: str, label: str) -> list[Any]:
-  """The JSON values that follow each other in `text`."""
-  decoder, values, position = json.JSONDecoder(object_pairs_hook=_unique), [], 0
+def _elements(text: str) -> Iterator[Any]:
+  """The values in `text`, one after another, and those in its arrays in their place, as they are read."""
+  decoder, position, in_array = json.JSONDecoder(object_pairs_hook=_unique), _next(text, 0), False
+  while position < len(text):
+    if not in_array and text[position] == "[":
+      position, in_array = _next(text, position + 1), True
+      if text.startswith("]", position):
+        position, in_array = _next(text, position + 1), False
+      continue
+    value, position = decoder.raw_decode(text, position)
+    yield value
+    position = _next(text, position)
+    if in_array and text.startswith(("]", ","), position):
+      in_array = text[position] == ","
+      position = _next(text, position + 1)
+    elif in_array:
+      raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+  if in_array:
+    raise json.JSONDecodeError("Expecting value", text, position)
+
+
+def _next(text: str, position: int) -> int:
+  """The position of the next character that is no white space."""
+  match = SPACES.match(text, position)
+  return position if match is None else match.end()
+
+
+@contextmanager
+def _json_errors(label: str) -> Iterator[None]:
+  """Raises InputError with the line for a file that is not JSON."""
   try:
-    while position < len(text):
-      if text[position].isspace():
-        position += 1
-        continue
-      value, position = decoder.raw_decode(text, position)
-      values.append(value)
+    yield
   except json.JSONDecodeError as error:
     reason = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     raise InputError(f"{label}, line {error.lineno}: {reason}; give one array of rows, or one object a line") from error
-  except (RecursionError, RowProblem) as error:
-    reason = "JSON nested too deeply" if isinstance(error, RecursionError) else str(error)
-    raise InputError(f"{label}: {reason}") from error
-  return values
+  except RecursionError as error:
+    raise InputError(f"{label}: JSON nested too deeply") from error
+  except RowProblem as error:
+    raise InputError(f"{label}: {error}") from error
 
 
 def _rows_of_object(value: Mapping[str, Any], label: str, read: int, split: str | None) -> Iterator[Row]:
