@@ -87,6 +87,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
   "qwen3 moe other": ("Qwen3Moe", sizes(
     32, 2, 4, 4, 6, 40, num_experts=4, num_experts_per_tok=1, moe_intermediate_size=18, attention_bias=True,
     use_sliding_window=True, sliding_window=5)),
+  "qwen3 moe dense": ("Qwen3Moe", sizes(
+    32, 4, 4, 2, 6, 27, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=18, mlp_only_layers=[1],
+    decoder_sparse_step=2)),
   "olmo2": ("Olmo2", headless(40, 3, 5, 5, 8, 36, rms_norm_eps=1e-3)),
   "olmo2 other": ("Olmo2", headless(
     36, 2, 6, 2, 6, 44, rope_parameters=LINEAR, attention_bias=True, tie_word_embeddings=True)),

@@ -13,7 +13,8 @@ from lora_exp.models.rotation_rules import ROTATION
 from lora_exp.models.tensor_names import ExpertRow, NameRow
 
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-PRESETS = {**llama.FAMILY.presets, "mlp": EXPERTS, "all_linear": (*llama.ATTENTION, *EXPERTS)}
+MLP = (*EXPERTS, *llama.FEED_FORWARD)  # the latter in layers without experts
+PRESETS = {**llama.FAMILY.presets, "mlp": MLP, "all_linear": (*llama.ATTENTION, *MLP)}
 AXES = {
   **llama.FAMILY.axes,
   "mlp.gate.kernel": ("embed", None),

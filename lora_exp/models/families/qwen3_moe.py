@@ -1,22 +1,26 @@
-"""Qwen3 with experts (arXiv 2505.09388): Qwen3's attention, and experts in every layer."""
+"""Qwen3 with experts (arXiv 2505.09388): Qwen3's attention, and experts in some layers or all."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_exp.config.schema import ModelConfig
-from lora_exp.models.config_rules import HEAD_GROUPS, arch_of, no_fields
-from lora_exp.models.config_table import ConfigFile, ConfigRule, Count, Flag, PublishedConfig, Settings
+from lora_exp.models.config_rules import HEAD_GROUPS, arch_of
+from lora_exp.models.config_table import ConfigField, ConfigFile, ConfigRule, Count, Flag, PublishedConfig, Settings
 from lora_exp.models.families import llama, mixtral, qwen2
 from lora_exp.models.rotation_rules import ROTATION
 from lora_exp.models.tensor_names import ExpertRow
 
 
-def _read_sparse_layers(file: ConfigFile, settings: Settings) -> None:
-  """Layers without experts are not supported."""
-  if file.get("mlp_only_layers") not in (None, []):
-    file.refuse("mlp_only_layers", "supported: [], experts in every layer")
-  if file.get("decoder_sparse_step") != 1:
-    file.refuse("decoder_sparse_step", "supported: 1, experts in every layer")
+@dataclass(frozen=True)
+class DenseLayers(ConfigField):
+  """The layers without experts: those that the file lists, and those between the multiples of its step."""
+
+  def read(self, file: ConfigFile, settings: Settings) -> list[int]:
+    step, listed = file.count("decoder_sparse_step"), file.get(self.theirs) or []
+    if not isinstance(listed, list) or not all(isinstance(i, int) for i in listed):
+      file.refuse(self.theirs, "must be a list of numbers of layers")
+      return []
+    return [i for i in range(settings["layers"]) if i in listed or (i + 1) % step]
 
 
 def _read_window(file: ConfigFile, settings: Settings) -> None:
@@ -52,10 +56,13 @@ FAMILY = replace(
       mixtral.ExpertCount("arch.options.num_experts", "num_experts"),
       Count("arch.options.num_experts_per_tok", "num_experts_per_tok"),
       Flag("arch.options.norm_topk_prob", "norm_topk_prob"),
+      DenseLayers("arch.options.dense_layers", "mlp_only_layers"),
+      Count("arch.options.dense_ff", "intermediate_size"),
     ),
     defaults={
       **qwen2.DEFAULTS,
       "num_key_value_heads": 4,
+      "intermediate_size": 6144,
       "moe_intermediate_size": 768,
       "num_experts": 128,
       "num_experts_per_tok": 8,
@@ -63,11 +70,6 @@ FAMILY = replace(
       "decoder_sparse_step": 1,
     },
     fixed={"arch.qk_norm": True},
-    rules=(
-      HEAD_GROUPS,
-      ROTATION,
-      ConfigRule(_read_window, _write_window),
-      ConfigRule(_read_sparse_layers, no_fields),
-    ),
+    rules=(HEAD_GROUPS, ROTATION, ConfigRule(_read_window, _write_window)),
   ),
 )

@@ -158,9 +158,12 @@ class Llama(LanguageModel):
     options = dtypes | {"kernel_init": init, "rngs": rngs}
     self.arch, self.remat, self.softcap = StaticArch(arch), cfg.remat, arch.logit_softcap
     self.embed_tokens = nnx.Embed(vocab_size, cfg.width, **dtypes, embedding_init=init, rngs=rngs)
-    self.layers = nnx.List([self.layer_type(cfg, arch, **options) for _ in range(cfg.layers)])
+    self.layers = nnx.List([self._make_layer(i, cfg, arch, **options) for i in range(cfg.layers)])
     self.norm = RMSNorm(cfg.width, arch, param_dtype=dtypes["param_dtype"])
     self.lm_head = None if arch.tied else nnx.Linear(cfg.width, vocab_size, use_bias=False, **options)
+
+  def _make_layer(self, index: int, cfg: ModelConfig, arch: ArchConfig, **options: Any) -> LlamaLayer:
+    return self.layer_type(cfg, arch, **options)
 
   @property
   def head(self) -> nnx.Linear | nnx.Embed:

@@ -6,6 +6,7 @@ the router's weights, most of which are 0, are applied to their outputs. This co
 that sorts the tokens by expert, but is a single batched product.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -64,6 +65,12 @@ class MoELayer(LlamaLayer):
 
 
 class MoE(Llama):
-  """Llama with experts."""
+  """Llama with experts in all layers but `dense_layers`, whose feed-forward has `dense_ff` features."""
 
   layer_type = MoELayer
+
+  def _make_layer(self, index: int, cfg: ModelConfig, arch: ArchConfig, **options: Any) -> LlamaLayer:
+    settings = arch.options or {}
+    if index in settings.get("dense_layers", ()):
+      return LlamaLayer(replace(cfg, ff=settings["dense_ff"]), arch, **options)
+    return super()._make_layer(index, cfg, arch, **options)
