@@ -13,6 +13,8 @@ from typing import NamedTuple
 from lora_exp.config.schema import ModelConfig
 
 TEXT_PART = "language_model."  # before the text model in a multimodal checkpoint
+# prefixes of all names by no tool, torch.compile, DistributedDataParallel and PEFT
+WRAPPERS = ("", "_orig_mod.", "module.", "base_model.model.")
 OWN_SUFFIXES = (".kernel", ".embedding", ".scale")  # ends of our paths, which no published checkpoint uses
 
 
@@ -133,25 +135,29 @@ class StoredNames:
   def for_checkpoint(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> "StoredNames":
     """Returns a copy with the prefix of a checkpoint whose names are `stored`; our own paths if this program saved it.
 
-    Models saved without their head, and those with vision, have another prefix: the one that matches most tensors.
+    Models saved without their head, those with vision, and those saved with the wrapper of a tool have another prefix:
+    the one that matches most tensors.
     """
     if self.names is None or any(name.endswith(OWN_SUFFIXES) for name in stored):
       return StoredNames()
-    usual, head = self.names.prefix, self.names.unprefixed[0] if self.names.unprefixed else ""
-    head_prefix = TEXT_PART if f"{TEXT_PART}{head}.weight" in stored else ""
-    prefixes = (usual, "", TEXT_PART + usual, usual + TEXT_PART)
-    candidates = [replace(self, prefix=prefix, head_prefix=head_prefix) for prefix in prefixes]
+    usual, candidates = self.names.prefix, []
+    for wrapper in (wrapper for wrapper in WRAPPERS if any(name.startswith(wrapper) for name in stored)):
+      heads = [wrapper, wrapper + TEXT_PART]
+      head = heads[any(f"{heads[1]}{name}.weight" in stored for name in self._heads())]
+      prefixes = (usual, "", TEXT_PART + usual, usual + TEXT_PART)
+      candidates += [replace(self, prefix=wrapper + prefix, head_prefix=head) for prefix in prefixes]
     counts = [names._count(stored, shapes) for names in candidates]
     return candidates[counts.index(max(counts))]
 
   def is_head(self, name: str) -> bool:
     """Whether `name` is the stored vocabulary projection."""
-    return name.removesuffix(".weight").removeprefix(TEXT_PART) in self._heads()
+    return name.removesuffix(".weight") in {f"{self.head_prefix}{head}" for head in self._heads()}
 
   def is_of_another_part(self, name: str) -> bool:
     """Whether the stored tensor belongs to a part that is not read, such as the vision part of a multimodal model."""
     before, part, _ = self.prefix.partition(TEXT_PART)
-    return bool(part) and not name.startswith((before + part, *(f"{head}." for head in self._heads())))
+    heads = (f"{self.head_prefix}{head}." for head in self._heads())
+    return bool(part) and not name.startswith((before + part, *heads))
 
   def _heads(self) -> tuple[str, ...]:
     """The modules without the prefix."""

@@ -1,8 +1,10 @@
 """Bases that are not read are refused in one sentence, and no advice names a thing of another kind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from checkpoints import assert_same, load_arrays, published_arrays, random_arrays, write_checkpoint
+from checkpoints import LLAMA, assert_same, load_arrays, published_arrays, random_arrays, write_checkpoint
 from safetensors.numpy import save_file
 
 from lora_exp.config import InputError
@@ -27,6 +29,26 @@ def test_a_quantised_file_is_one_problem(tmp_path, method, tensors):
   with pytest.raises(InputError, match=rf"quantised by {method}, which is not read; use the model in bf") as raised:
     load_arrays(tmp_path)
   assert len(raised.value.problems) == 1
+
+
+def test_an_adapter_that_is_not_merged_is_one_problem(tmp_path):
+  lora = {f"base_model.model.{LAYER}.lora_A.default.weight": np.ones((2, 3), np.float32)}
+  save_file(published_arrays(random_arrays()) | lora, tmp_path / "model.safetensors")
+  with pytest.raises(InputError, match="is of an adapter that is not merged") as raised:
+    load_arrays(tmp_path)
+  assert len(raised.value.problems) == 1
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "base_model.model."])
+def test_the_wrapper_of_a_tool_is_removed_from_names(tmp_path, wrapper):
+  arrays = random_arrays()
+  stored = {f"{wrapper}{name}": x for name, x in published_arrays(arrays).items()}
+  write_checkpoint(tmp_path, stored)
+  assert_same(load_arrays(tmp_path), arrays)
+  write_checkpoint(tmp_path, stored, tie_word_embeddings=True)
+  assert resolve_architecture(str(tmp_path))["arch"]["tied"] is False
+  with pytest.raises(InputError, match=f"{wrapper}lm_head.weight differs"):
+    load_arrays(tmp_path, replace(LLAMA, arch=replace(LLAMA.arch, tied=True)))
 
 
 @pytest.mark.parametrize("config", [{"quant_method": "fp8"}, {"quant_method": "bitsandbytes", "load_in_4bit": True}])

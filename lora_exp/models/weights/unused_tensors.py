@@ -118,8 +118,8 @@ def has_another_head(path: Path, names: TensorNames | None) -> bool:
     checkpoint = open_safetensors(path)
   except (InputError, OSError):
     return False
-  stored = StoredNames(names, prefix=names.prefix)
-  heads = [name for name in checkpoint.tensors if stored.is_head(name)]
+  endings = tuple(f"{head}.weight" for head in names.unprefixed)
+  heads = [name for name in checkpoint.tensors if f".{name}".endswith(tuple(f".{ending}" for ending in endings))]
   embeddings = [name for name in checkpoint.tensors if name.endswith(f"{names.token_embedding}.weight")]
   if len(heads) != 1 or len(embeddings) != 1:
     return False
