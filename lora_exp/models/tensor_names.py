@@ -141,9 +141,11 @@ class StoredNames:
     if self.names is None or any(name.endswith(OWN_SUFFIXES) for name in stored):
       return StoredNames()
     usual, candidates = self.names.prefix, []
-    for wrapper in (wrapper for wrapper in WRAPPERS if any(name.startswith(wrapper) for name in stored)):
-      heads = [wrapper, wrapper + TEXT_PART]
-      head = heads[any(f"{heads[1]}{name}.weight" in stored for name in self._heads())]
+    for wrapper in WRAPPERS:
+      if wrapper and not any(name.startswith(wrapper) for name in stored):
+        continue
+      in_text_part = any(f"{wrapper}{TEXT_PART}{name}.weight" in stored for name in self._heads())
+      head = wrapper + (TEXT_PART if in_text_part else "")
       prefixes = (usual, "", TEXT_PART + usual, usual + TEXT_PART)
       candidates += [replace(self, prefix=wrapper + prefix, head_prefix=head) for prefix in prefixes]
     counts = [names._count(stored, shapes) for names in candidates]
