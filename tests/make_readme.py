@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def write_default() -> None:
 def write_rank(sweep: Path) -> None:
   """The report of a rank sweep as its command prints it at its end, and its first plot."""
   lines = output_of(["task=report", f"run={sweep.resolve()}"], sweep.resolve().parent)
-  replace_block("rank", ["$ python -m lora_exp -m sweep=rank", "…", *lines])
+  wrapped = [part for line in lines for part in (textwrap.wrap(line, 118) if len(line) > 118 else [line])]
+  replace_block("rank", ["$ python -m lora_exp -m sweep=rank", "…", *wrapped])
   shutil.copy(sweep / "plots" / "pareto.png", PICTURES / "rank.png")
 
 

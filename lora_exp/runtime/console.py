@@ -49,6 +49,11 @@ def show(*values: object, style: str | None = None) -> None:
   console.print(*map(printable, values), style=style, soft_wrap=True)
 
 
+def show_paragraph(text: str) -> None:
+  """Prints prose: a terminal gets lines that end between words, a file gets one line."""
+  console.print(printable(text), soft_wrap=not console.is_terminal)
+
+
 def write(text: str) -> None:
   """Prints `text` immediately and without a newline, for streamed output."""
   console.file.write(printable(text))

@@ -22,6 +22,7 @@ def test_plateau_is_found_with_the_numbers_of_the_read_results(tmp_path):
   [found] = findings_on(tmp_path, "Rank")
   assert found.concluded and found.values["rank"] == 4 and found.text.startswith("Rank 4 is enough")
   assert found.values["insufficient"] == [1, 2] and "at least 95 % of what any other rank tried gains" in found.answer
+  assert found.answer.endswith(" Ranks 1 and 2 are not enough.")
   four, full = losses(rows, rank="4", method="lora"), losses(rows, method="full")
   gain = BASE - statistics.mean(four)
   assert f"{gain:.4f} ± {T2 * statistics.stdev(four) / math.sqrt(3):.4f} below the base" in found.text

@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 
 from lora_exp.report.statistics.estimates import estimate, ratio, t_quantile
@@ -39,6 +40,15 @@ def test_ratio_has_fiellers_interval():
     rest = [a[k] - r * b[k] for k in a]
     assert abs(statistics.mean(rest)) == pytest.approx(t_quantile(3) * statistics.stdev(rest) / 2)
   assert found.mean == pytest.approx(3.22 / 4.02) and found.low < found.mean < found.high
+
+
+def test_an_error_that_both_means_share_cancels_in_their_ratio():
+  a = {(0,): 0.96, (1,): 0.961, (2,): 0.959}
+  b = {(0,): 1.0, (1,): 1.002, (2,): 0.998}
+  shared = np.outer([0.96, 1.0], [0.96, 1.0]) * 0.05**2
+  alone, together, apart = ratio(a, b), ratio(a, b, shared), ratio(a, b, np.diag(np.diag(shared)))
+  assert together.half == pytest.approx(alone.half, rel=0.05)
+  assert apart.half == pytest.approx(1.96 * 0.96 * 0.05 * math.sqrt(2), rel=0.1)  # a normal: the error is known well
 
 
 def test_ratio_to_a_mean_that_may_be_zero_is_unbounded():

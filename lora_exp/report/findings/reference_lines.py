@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from lora_exp.report.findings.finding import FEW_SEEDS, Finding, capital, confidence, joined
 from lora_exp.report.findings.phrases import percent
 from lora_exp.report.grouping.group import Group
@@ -59,11 +61,9 @@ def share_of_full(group: Group) -> Iterator[Finding]:
 
 def _share(adapter: Level, full: Level) -> tuple[Ratio | None, bool]:
   """The ratio of gains with its interval, and whether that covers the held-out text."""
-  added = [adapter.choice_variance, full.choice_variance]
   text = text_error([adapter, full])
-  if text is not None:  # the two are correlated; without that the interval is a little wide
-    added = [added[0] + float(text[0, 0]), added[1] + float(text[1, 1])]
-  return ratio(adapter.gains, full.gains, (added[0], added[1])), text is not None  # type: ignore[arg-type]
+  added = np.diag([adapter.choice_variance, full.choice_variance]) + (0.0 if text is None else text)
+  return ratio(adapter.gains, full.gains, added), text is not None
 
 
 def _interval(share: Ratio) -> str:

@@ -56,7 +56,7 @@ def _finding(group: Group, levels: list[Level], where: str) -> Finding:
               f"of what any other rank tried gains (margin {margin_text(verdict)}, confidence {confidence(verdict)}).")
     text = (f"{answer} {_score(group, named)} {state_sentences(verdict)}{_smaller(levels, named)} {tried}"
             f"{_notes(verdict)}")
-    return Finding("Rank", text, evidence(verdict), True, values, QUESTION, answer)
+    return Finding("Rank", text, evidence(verdict), True, values, QUESTION, f"{answer}{_smaller_ranks(verdict, named)}")
   answer = _no_answer(verdict, named, doubts, where)
   if named and _only_smaller_diverged(verdict, named, doubts):
     values["at_most"] = named.value
@@ -109,6 +109,17 @@ def _score(group: Group, named: Level) -> str:
 
 def _smaller(levels: Sequence[Level], named: Level) -> str:
   return " It is the smallest tried: a smaller one may do." if named is levels[0] and named.value > 1 else ""
+
+
+def _smaller_ranks(verdict: Verdict, named: Level) -> str:
+  """Which smaller ranks are shown not to be enough, and which are undecided."""
+  parts = []
+  for levels, state in ((verdict.insufficient, "not enough"), (verdict.undecided, "undecided")):
+    ranks = [str(level.value) for level in levels if level.value < named.value]
+    if ranks:
+      noun, verb = ("rank", "is") if len(ranks) == 1 else ("ranks", "are")
+      parts.append(f"{noun} {and_list(ranks)} {verb} {state}")
+  return f" {capital('; '.join(parts))}." if parts else ""
 
 
 def _notes(verdict: Verdict) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+MOST_DF = 1e6  # beyond which Student's t is the normal distribution
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -70,12 +72,14 @@ class Ratio:
     return half if math.isfinite(half) else None
 
 
-def ratio(a: Mapping[tuple, float], b: Mapping[tuple, float], added: tuple[float, float] = (0.0, 0.0)) -> Ratio | None:
+def ratio(a: Mapping[tuple, float], b: Mapping[tuple, float], added: np.ndarray | None = None) -> Ratio | None:
   """mean(a) / mean(b) with Fieller's interval: by seed if they share at least two seeds, otherwise of two samples.
 
-  `added`: variances of the two means that their seeds do not show. None unless mean(b) > 0.
+  `added`: the covariance (2, 2) of errors of the two means that seeds do not show and that are known well. Degrees of
+  freedom are Satterthwaite's. None unless mean(b) > 0.
   Fieller (1954), Some problems in interval estimation: the values r for which a − r · b does not differ from 0.
   """
+  known = np.zeros((2, 2)) if added is None else added
   shared = [seed for seed in a if seed in b]
   if len(shared) >= 2:
     x, y = (np.array([values[seed] for seed in shared], dtype=float) for values in (a, b))
@@ -94,8 +98,11 @@ def ratio(a: Mapping[tuple, float], b: Mapping[tuple, float], added: tuple[float
     u, c, v = x.var(ddof=1) / len(x), 0.0, y.var(ddof=1) / len(y)
     w = u + mean**2 * v
     df = w**2 / (u**2 / (len(x) - 1) + (mean**2 * v) ** 2 / (len(y) - 1)) if w > 0 else n - 1.0
-  u, v = u + added[0], v + added[1]
-  t = t_quantile(df)
+  by_seeds = u - 2 * mean * c + mean**2 * v
+  u, c, v = u + known[0, 0], c + known[0, 1], v + known[1, 1]
+  if by_seeds > 0:
+    df *= ((u - 2 * mean * c + mean**2 * v) / by_seeds) ** 2
+  t = t_quantile(min(df, MOST_DF))
   # (x − r y)² ≤ t² (u − 2 r c + r² v)
   p, q, r = y.mean() ** 2 - t**2 * v, x.mean() * y.mean() - t**2 * c, x.mean() ** 2 - t**2 * u
   if p <= 0:
