@@ -111,6 +111,7 @@ def _write_documents(
     if isinstance(documents, Generator):
       stack.enter_context(closing(documents))  # data.limit stops it early
     unit = "held-out rows" if every == 1 else "rows"
+    writer.unit = unit
     for batch in _batches(documents, cfg, writer.unlearned, unit):
       writer.add(batch, [every is not None and document.key % every == every - 1 for document in batch])
       units = batch[-1].key + 1
@@ -155,6 +156,7 @@ class RowWriter:
     self.directory, self.keeps_whole = directory, keeps_documents_whole(cfg, source)
     self.prompt_in_loss = cfg.prompt_in_loss or cfg.loss == "all"
     self.unlearned = UnlearnedTally()
+    self.unit = "rows"  # what is read now: rows, or held-out rows
     self.beyond = BeyondRow(cfg.seq_len)
     self.lengths = array("i")  # tokens of each document
     self.train, self.eval = (SplitWriter(directory / f"{split}.array_record", cfg.seq_len, tokenizer)
@@ -162,7 +164,12 @@ class RowWriter:
 
   def add(self, documents: Sequence[Document], held_out: Sequence[bool]) -> None:
     """Tokenises documents and writes every full row. `held_out` marks the documents of the eval split."""
-    encoded = encode_documents(self.tokenizer, documents, self.cfg, self.separator)
+    try:
+      encoded = encode_documents(self.tokenizer, documents, self.cfg, self.separator)
+    except InputError:
+      accepted = self._accepted(documents)
+      documents, held_out = [documents[n] for n in accepted], [held_out[n] for n in accepted]
+      encoded = encode_documents(self.tokenizer, documents, self.cfg, self.separator)
     self.lengths.extend(len(document.ids) for document in encoded)
     for document, source in zip(encoded, documents, strict=True):
       for unit, count in document.totals.items():
@@ -173,6 +180,24 @@ class RowWriter:
       chosen = [n for n, is_held in enumerate(held_out) if is_held == wanted]
       if chosen:
         self._add(split, [encoded[n] for n in chosen], [documents[n].where for n in chosen])
+
+  def _accepted(self, documents: Sequence[Document]) -> list[int]:
+    """The indices of the documents that the chat template accepts; the others are counted.
+
+    Raises InputError if it has accepted none so far.
+    """
+    accepted, refused = list[int](), list[tuple[InputError, str]]()
+    for n, document in enumerate(documents):
+      try:
+        encode_documents(self.tokenizer, [document], self.cfg, self.separator)
+        accepted.append(n)
+      except InputError as error:
+        refused.append((error, document.where))
+    if not accepted and not self.lengths:
+      raise refused[0][0]
+    for error, where in refused:
+      self.unlearned.add(self.unit, str(error), first=where)
+    return accepted
 
   def _add(self, split: SplitWriter, documents: Sequence[EncodedDocument], where: Sequence[str]) -> None:
     ids = [document.ids for document in documents]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from corpora import BYTES, PAIRS, jsonl_file, text_file
+from tokenizer_files import CHATML, byte_level
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
@@ -20,6 +21,7 @@ from lora_exp.data.formats.data_files import find_files
 from lora_exp.data.rows import make_rows, rows_key
 from lora_exp.data.sources import data_facts, open_source, prompt_separator
 from lora_exp.data.sources.source import Document, Skipped
+from lora_exp.data.tokenizers import get_tokenizer
 
 TEXTS = [(pair["prompt"], pair["response"]) for pair in PAIRS]
 LINES = "\n".join(map(json.dumps, PAIRS))
@@ -222,3 +224,16 @@ def test_the_name_jsonl_reads_the_same_and_keeps_its_keys(tmp_path):
   assert re.fullmatch("[0-9a-f]{64}", source.digest()) and source.digest() != open_source(
     config(write(tmp_path / "a.json", FILES["array.json"]))).digest()
   assert [(d.prompt, d.text) for d in source.documents()] == TEXTS
+
+
+def test_a_conversation_that_the_template_refuses_is_counted(tmp_path):
+  refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+  tokenizer = get_tokenizer(str(byte_level(tmp_path, chat_template=refusing)))
+  turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+  rows = [{"messages": turns}, {"messages": [{"role": "system", "content": "x"}, *turns]}, {"messages": turns}] * 2
+  made = make_rows(config(jsonl_file(tmp_path, rows), seq_len=64), tokenizer, tmp_path / "cache")
+  [count] = [count for count in made.unlearned if "no system" in count.reason]
+  assert (count.count, count.total, made.documents) == (2, 6, 4) and count.first.endswith("line 2")
+  refused = jsonl_file(tmp_path, rows[1:2] * 4, "refused.jsonl")
+  with pytest.raises(InputError, match="^the chat template of .* fails: no system"):
+    make_rows(config(refused), tokenizer, tmp_path / "cache")
