@@ -21,6 +21,7 @@ class PeftFormat:
   rslora: bool = False  # PEFT supports use_rslora
   adapts_tied_head: bool = False  # PEFT supports ensure_weight_tying: a table and its tied head share an adapter
   adapts_conv1d: bool = True  # PEFT adapts the Conv1D layers of GPT-2
+  adapts_experts: bool = False  # PEFT supports target_parameters
   output_bias: bool = False  # PEFT supports lora_bias
   column_axes: Mapping[str, int] = field(default_factory=dict)  # vector stored as a matrix -> axis of its length
   harmless: frozenset[str] = frozenset()  # config fields that do not affect the computation

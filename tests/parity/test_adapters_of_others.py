@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -252,6 +252,12 @@ def exchanged(directory: Path, count: int) -> None:
 def test_experts_of_every_release_of_peft_are_read(tmp_path, base):
   want = made(base, tmp_path, target_parameters=EXPERTS)
   run = agrees(base, tmp_path, want)
+  assert lora.save_adapter(tmp_path / "ours", run.plan.start, run.plan.naming(), {}, dropout=0.1)
+  np.testing.assert_allclose(in_peft(base, tmp_path / "ours"), want, atol=1e-4, rtol=0)
+  again = planned(base, tmp_path / "ours").start
+  assert again.rows == run.plan.start.rows
+  for path, leaves in run.plan.start.leaves.items():
+    assert all((again.leaves[path][name] == x).all() for name, x in leaves.items())
   exchanged(tmp_path, 4)
   agrees(base, tmp_path, want)
   edit_config(tmp_path, target_parameters=EXPERTS[:1])
@@ -266,6 +272,10 @@ def test_experts_with_a_module_each_are_read(tmp_path):
                              "block_sparse_moe.experts.{}.w2"), 4)  # fmt: skip
   run = agrees("mixtral", tmp_path, in_peft("mixtral", tmp_path))
   assert {row.rank for row in run.plan.table if "gate_up" in row.path} == {6}
+  some = [row for row in run.plan.start.rows if "down_proj" in row.path or "v_proj" in row.path]
+  part = replace(run.plan.start, rows=tuple(some), leaves={row.path: run.plan.start.leaves[row.path] for row in some})
+  assert lora.save_adapter(tmp_path / "ours", part, run.plan.naming(), {})
+  agrees("mixtral", tmp_path / "ours", in_peft("mixtral", tmp_path / "ours"))
   tensors = load_file(tmp_path / WEIGHTS)
   save_file({name: x for name, x in tensors.items() if "experts.3.w2" not in name}, tmp_path / WEIGHTS)
   with pytest.raises(InputError, match="3 of 4 experts have tensors"):

@@ -36,6 +36,7 @@ class DoRA(LoRA):
     select={"use_dora": True},
     adapts_tied_head=False,
     output_bias=False,
+    adapts_experts=False,
   )
   inspect_note = "DoRA's ΔW is s·A·B; the effect of its norm on W shows only in the intruders."
 

@@ -24,6 +24,7 @@ FORMAT = PeftFormat(
   rslora=True,
   adapts_tied_head=True,
   output_bias=True,
+  adapts_experts=True,
   harmless=frozenset({"megatron_core", "qalora_group_size", "eva_config", "runtime_config"}),
 )
 

@@ -73,7 +73,7 @@ def save_adapter(
     converted.method, converted.rows, converted.leaf_names, full_shapes, naming, converted.leads
   )
   extra: dict[str, Any] = {**metadata, "method": adapter.method, "start": converted.start}
-  if converted.leads:
+  if converted.leads and naming is None:
     extra["leads"] = converted.leads
   if reason is not None:
     extra["reason"] = reason

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_exp.lora.adapter import BaseChanges
-from lora_exp.lora.peft.names import Naming, module_name, trained_modules
+from lora_exp.lora.peft.names import Naming, expert_modules, module_name, trained_modules
 from lora_exp.lora.peft.tensors import PeftTensors, format_of
 
 # Fields that are not written if they have PEFT's default. Earlier releases refuse fields that they do not know.
@@ -32,6 +32,7 @@ def config_values(
   alphas = {names[row.path]: _number(row.alpha) for row in converted.rows}
   if ties and tied is not None and tied[0] in names:
     ranks[tied[1]], alphas[tied[1]] = ranks[names[tied[0]]], alphas[names[tied[0]]]
+  experts = [names[path] for path in expert_modules(naming, names)]
   rank, alpha = _most_common(ranks.values(), 1), _most_common(alphas.values(), 1)
   complete_modules, biases = trained_modules(full)
   modules_to_save = [module_name(naming, path) for path in complete_modules]
@@ -42,7 +43,7 @@ def config_values(
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": base,
     "inference_mode": True,
-    "target_modules": _targets(list(ranks), naming),
+    "target_modules": _targets([name for name in ranks if name not in experts], naming),
     "modules_to_save": modules_to_save or None,
     **converted.method.peft_fields(names, converted.leaves),
   }
@@ -53,7 +54,9 @@ def config_values(
   if form.bias_word is not None:
     values["bias"] = _bias(biases, names, form.bias_word)
   if form.dropout_key is not None:
-    values[form.dropout_key] = dropout
+    values[form.dropout_key] = dropout if not experts else 0.0  # PEFT refuses the rate for experts
+  if experts:
+    values["target_parameters"] = experts
   if form.alpha_key is not None:
     alpha_pattern = {_pattern(name, naming): a for name, a in alphas.items() if a != alpha}
     values |= {form.alpha_key: alpha, "alpha_pattern": alpha_pattern}

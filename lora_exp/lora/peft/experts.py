@@ -94,16 +94,20 @@ class ExpertTensors:
   def _add_stacked(self, container: str, by_depth: Mapping[int, dict[str, str]]) -> None:
     """Adds the factors of the parameters of one layer; PEFT wraps the first parameter innermost."""
     parameters = [row.ours.rpartition(".")[2] for row in self.naming.experts]
-    targets = self.config.target_parameters
-    chosen = [x for x in parameters if any(f".{container}.{x}".endswith(f".{target}") for target in targets)]
+    chosen = [x for x in parameters if self._is_target(module_name(self.naming, f"{container}.{x}"))]
     if len(chosen) != len(by_depth):
       names = ", ".join(chosen) or "none"
-      self.problems.append(f"{container} has the factors of {len(by_depth)} parameters, and target_parameters of the "
-                           f"config names {names} of it")
+      count = "one parameter" if len(by_depth) == 1 else f"{len(by_depth)} parameters"
+      self.problems.append(f"{container} has the factors of {count}, and target_parameters of the config names {names}")
+      self.used.update(name for leaves in by_depth.values() for name in leaves.values())
       return
     for parameter, depth in zip(chosen, sorted(by_depth, reverse=True), strict=True):
       path = f"{container}.{parameter}"
       self.factors[path] = [Factors(module_name(self.naming, path), None, 0, by_depth[depth])]
+
+  def _is_target(self, parameter: str) -> bool:
+    """Whether target_parameters names the parameter, by the end of its name as in PEFT."""
+    return any(f".{parameter}".endswith(f".{target}") for target in self.config.target_parameters)
 
   def rows(self) -> list[AdaptedModule]:
     """Returns the adapted modules, with the sum of the ranks of the stored modules. Adds what does not fit."""
@@ -173,7 +177,7 @@ class ExpertTensors:
   def _exchanged(self, path: str, pair: Factors) -> bool:
     """Whether the stacked factors have I and O exchanged; by the release of PEFT if I = O."""
     count, fan_in, fan_out = self.shapes[path]
-    if fan_in != fan_out:
+    if fan_in != fan_out or self.config.extra:  # this program writes today's layout
       return self.entries[pair.names["lora_a"]].shape[1] != fan_in
     numbers = re.match(r"(\d+)\.(\d+)", str(self.config.values.get("peft_version")))
     return numbers is None or (int(numbers[1]), int(numbers[2])) < SWAPPED

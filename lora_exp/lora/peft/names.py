@@ -35,6 +35,23 @@ def module_name(naming: Naming | None, path: str) -> str:
   return path if naming is None or path in naming.bare else naming.prefix + path
 
 
+def expert_modules(naming: Naming | None, paths: Iterable[str]) -> dict[str, str]:
+  """Returns PEFT's names of the modules that hold the factors of experts, for those of `paths` that are experts.
+
+  PEFT wraps the module of all experts once for each adapted parameter; the wrapper of the first one is innermost.
+  """
+  rows = naming.experts if naming is not None else ()
+  adapted = set(paths)
+  modules: dict[str, str] = {}
+  for i, row in enumerate(rows):
+    for path in sorted(adapted):
+      if path.endswith(f".{row.ours}"):
+        parent = path.removesuffix(row.ours)
+        wrappers = sum(f"{parent}{other.ours}" in adapted for other in rows[i + 1 :])
+        modules[path] = module_name(naming, path).rpartition(".")[0] + f".{BASE}" * wrappers
+  return modules
+
+
 def parameter_name(naming: Naming | None, path: str) -> tuple[str, bool]:
   """Returns PEFT's name of the parameter at `path`, and whether its array is stored transposed."""
   if naming is None:

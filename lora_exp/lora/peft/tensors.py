@@ -22,6 +22,7 @@ from lora_exp.lora.peft.names import (
   PREFIX,
   TOKEN_ROWS,
   Naming,
+  expert_modules,
   module_name,
   parameter_name,
   trained_modules,
@@ -37,9 +38,12 @@ class FileTensor(NamedTuple):
   shape: tuple[int, ...]  # in the file
   transposed: bool  # the last two axes are swapped in the file
   vector: bool = False  # a vector that the file stores as a matrix with one row or column
+  order: tuple[int, ...] = ()  # of the axes in the file, if two of them are joined there (experts)
 
   def to_file(self, x: np.ndarray) -> np.ndarray:
     """Converts an array to the layout of the file."""
+    if self.order:
+      return np.ascontiguousarray(x.transpose(self.order).reshape(self.shape))
     x = np.swapaxes(x, -1, -2) if self.transposed else x
     return np.ascontiguousarray(x.reshape(self.shape) if self.vector else x)
 
@@ -64,7 +68,13 @@ def layout(
   """
   form = format_of(method)
   file_tensors = {}
+  experts = expert_modules(naming, (row.path for row in rows))
   for row in rows:
+    if row.path in experts:
+      for leaf in leaf_names[row.path]:
+        name = f"{PREFIX}{experts[row.path]}.{form.keys[leaf]}"
+        file_tensors[name] = _expert_tensor(method, leaf, row, leads[row.path][0])
+      continue
     is_table = naming is not None and row.path in naming.tables
     suffixes = form.table_keys if is_table and form.table_keys else form.keys
     lead = leads.get(row.path, ())
@@ -92,6 +102,15 @@ def _leaf_tensor(
     return FileTensor(path, leaf, (shape[0], 1) if column == 0 else (1, shape[0]), False, True)
   transposed = len(axes) == 2
   return FileTensor(path, leaf, (*lead, *(shape[::-1] if transposed else shape)), transposed)
+
+
+def _expert_tensor(method: Method, leaf: str, row: AdaptedModule, count: int) -> FileTensor:
+  """The tensor of one leaf of `count` experts: A (E, I, R) as (E·R, I), and B (E, R, O) as (O, R·E)."""
+  first, last = tuple(method.leaves[leaf].axes)
+  sizes = row.sizes()
+  if last == "R":
+    return FileTensor(row.path, leaf, (count * row.rank, sizes[first]), False, order=(0, 2, 1))
+  return FileTensor(row.path, leaf, (sizes[last], row.rank * count), False, order=(2, 1, 0))
 
 
 def largest_sizes(rows: Sequence[AdaptedModule]) -> dict[str, int]:
@@ -227,8 +246,11 @@ def unsupported_reason(adapter: Adapter, converted: PeftTensors, naming: Naming 
     return "PEFT does not support this kind of model"
   if not converted.rows:
     return "no module is adapted, which PEFT does not allow"
-  if converted.leads:
-    return f"{next(iter(converted.leads))} is a stack of kernels, which PEFT does not adapt"
+  stacked = [path for path in converted.leads if path not in expert_modules(naming, converted.leads)]
+  if stacked:
+    return f"{stacked[0]} is a stack of kernels, which PEFT does not adapt"
+  if converted.leads and not format_of(converted.method).adapts_experts:
+    return f"PEFT's {converted.method.title} does not adapt experts"
   form, title = format_of(converted.method), converted.method.title
   tables = [row.path for row in converted.rows if row.path in naming.tables]
   if tables and form.table_keys is None:
