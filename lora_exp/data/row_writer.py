@@ -195,8 +195,8 @@ class RowWriter:
         refused.append((error, document.where))
     if not accepted and not self.lengths:
       raise refused[0][0]
-    for error, where in refused:
-      self.unlearned.add(self.unit, str(error), first=where)
+    for refusal, where in refused:
+      self.unlearned.add(self.unit, str(refusal), first=where)
     return accepted
 
   def _add(self, split: SplitWriter, documents: Sequence[EncodedDocument], where: Sequence[str]) -> None:
