@@ -69,4 +69,4 @@ class BeyondRow:
         unlearned.add(unit, reason, getattr(kind, name), (kind.first or {}).get(name, ""))
     unlearned.read("tokens", self.tokens)
     unlearned.add("tokens", f"they lie beyond {setting}, and the longest document has {self.longest:,} tokens; raise "
-                  "data.seq_len to learn them", self.lost_tokens)
+                  "data.seq_len, or shorten the documents", self.lost_tokens)

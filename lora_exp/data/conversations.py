@@ -76,6 +76,7 @@ class _RenderedConversation:
     self.text, self.marks = self.chat.marked()
     self.segments = self.chat.segments(self.text, True)
     self.learned_turns, self.other_turns = _assistant_turns(conversation, loss)
+    self.weightless = len(conversation.unlearned & set(self.other_turns))
     self.spans: list[Span] = []
     self.problems = _changed_messages(self.chat, self.text, conversation.messages)
     self._count_names(conversation.messages)
@@ -212,7 +213,9 @@ class _RenderedConversation:
       ended = np.isin(np.array(ids)[learned], self.tokenizer.stops).sum() if learned.any() else 0
       if learned.any() and ended < len(self.learned_turns):
         self.problems[ANSWERS, NO_END] = len(self.learned_turns) - int(ended)
-    totals = {TURNS: len(self.chat.messages), ANSWERS: len(self.learned_turns)}
+    if self.weightless:
+      self.problems[ANSWERS, "their weight is 0"] = self.weightless
+    totals = {TURNS: len(self.chat.messages), ANSWERS: len(self.learned_turns) + len(self.other_turns)}
     return EncodedConversation(ids, learned, totals, self.problems)
 
   def _text_mask(self, segment: Segment, tokens: list[int]) -> np.ndarray:

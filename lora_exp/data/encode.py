@@ -54,7 +54,15 @@ def encode_documents(
     else:
       plain = EncodedDocument([*_bos(tokenizer), *next(texts), tokenizer.eot], None)
       encoded.append(_with_names(plain, spelt.first(document.text)))
-  return encoded
+  return [_with_unknown(document, tokenizer) for document in encoded]
+
+
+def _with_unknown(document: EncodedDocument, tokenizer: Tokenizer) -> EncodedDocument:
+  """`document` with the problem that it has characters that the tokenizer does not know, if it has any."""
+  if tokenizer.unknown is None or tokenizer.unknown not in document.ids:
+    return document
+  key = document.kind, "they have characters that the tokenizer does not know, which are learned as its unknown token"
+  return replace(document, problems={**document.problems, key: 1})
 
 
 def _with_names(document: EncodedDocument, name: str | None) -> EncodedDocument:

@@ -32,7 +32,7 @@ from lora_exp.data.unlearned import Unlearned
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records
-ENTRY = 4  # of a cache entry: what is kept beside the records. Not part of the key, which runs of older versions have
+ENTRY = 5  # of a cache entry: what is kept beside the records. Not part of the key, which runs of older versions have
 WHOLE = 1  # version of the rows that hold whole documents
 
 

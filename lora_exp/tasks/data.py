@@ -15,7 +15,8 @@ from lora_exp.runtime import console
 
 SHOWN_ROWS = 3
 SHOWN_DOCUMENTS = 6  # of a row; more are counted
-SHOWN_TOKENS = 160  # of a run of tokens; more are counted
+SHOWN_TOKENS = 160  # of a run of tokens that is longer than MOST_TOKENS; the others are counted
+MOST_TOKENS = 240
 STYLES = {"document": "dim", "read": "", "learn": "bold green"}  # in a terminal with colours
 
 
@@ -79,7 +80,7 @@ def _runs(row: Batch, tokenizer: Tokenizer, padded: bool) -> Iterator[tuple[str,
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
   """The text of `ids`, in which line breaks are seen."""
-  if len(ids) <= SHOWN_TOKENS:
+  if len(ids) <= MOST_TOKENS:
     return _visible(tokenizer.decode(ids, start=False))
   half = SHOWN_TOKENS // 2
   first, last = (tokenizer.decode(part, start=False) for part in (ids[:half], ids[-half:]))

@@ -60,6 +60,8 @@ def test_turns_of_weight_0_and_of_the_prompt_are_not_learned(tmp_path, settings,
     tokenizer = chatml(tmp_path / str(len(template)), template)
     one = encoded(tokenizer, Conversation(TURNS, **settings))
     assert learned_text(tokenizer, one) == [text.removesuffix(end) for text in texts]
+    assert one.totals["assistant turns"] == 2
+    assert one.problems.get(("assistant turns", "their weight is 0"), 0) == len(settings.get("unlearned", ()))
 
 
 def test_an_end_that_is_not_learned_is_counted(tmp_path):
@@ -107,6 +109,20 @@ def test_names_of_control_tokens_in_a_text_are_counted(tmp_path):
     assert [dict(one.problems) for one in found] == [{("documents", reason): 1}, {}, {("answers", reason): 1}]
   turns = ({"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a"})
   assert encoded(tokenizer, Conversation(turns)).problems == {("turns", reason): 1}
+
+
+def test_characters_that_a_tokenizer_does_not_know_are_counted(tmp_path):
+  from tokenizers import Tokenizer as Library
+  from tokenizers import models, pre_tokenizers
+
+  words = Library(models.WordLevel({"<unk>": 0, "</s>": 1, "cat": 2, "sat": 3}, unk_token="<unk>"))
+  words.pre_tokenizer = pre_tokenizers.Whitespace()
+  words.save(str(tmp_path / "tokenizer.json"))
+  (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "unk_token": "<unk>"}')
+  documents = [Document(0, "cat sat"), Document(0, "dog sat"), Document(0, "cat", "dog")]
+  found = encode_documents(get_tokenizer(str(tmp_path)), documents, DataConfig(), "")
+  reason = "they have characters that the tokenizer does not know, which are learned as its unknown token"
+  assert [dict(one.problems) for one in found] == [{}, {("documents", reason): 1}, {("answers", reason): 1}]
 
 
 def test_control_tokens_in_a_tool_stay_text(tmp_path):

@@ -37,6 +37,7 @@ class Tokenizer(Protocol):
   tool_template: str | None  # the chat template for conversations with tools, if it is another
   template_variables: Mapping[str, str]  # tokens by their names in the template: {"bos_token": "<s>"}
   start_after_control: bool  # whether text after a control token is encoded with start=True
+  unknown: int | None  # the id of characters that the tokenizer does not have
   strips: Mapping[int, tuple[bool, bool]]  # control token -> whether spaces before and after it are dropped
 
   def encode(self, text: str, start: bool = True) -> list[int]:
@@ -88,6 +89,7 @@ class PieceTokenizer(ABC):
     self.chat_template, self.tool_template = control.chat_template, control.tool_template
     self.start_after_control = True
     self.strips: Mapping[int, tuple[bool, bool]] = {}
+    self.unknown: int | None = None
     self.pieces, self._adds_space = list(pieces), adds_space
     self.byte_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     self.byte_lengths[list(control.ids.values())] = 0

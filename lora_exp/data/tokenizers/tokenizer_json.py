@@ -145,7 +145,9 @@ class JsonTokenizer(PieceTokenizer):
       after = tokenizer.encode(f"{first}a", add_special_tokens=False).ids[1:]
       self.start_after_control = bool(after) and pieces[after[0]].startswith(b" ")
     tokenizer.encode_special_tokens = self._continuing.encode_special_tokens = True  # encode them as text
-    self._control_ids = set(control.ids.values()) - {_unknown(tokenizer)}
+    unknown = _unknown(tokenizer)
+    self.unknown = None if unknown in (self.bos, *self.stops) else unknown  # GPT-2's is its end of text
+    self._control_ids = set(control.ids.values()) - {unknown}
 
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
     tokenizer = self._library if start else self._continuing
