@@ -87,6 +87,7 @@ class StoredNames:
   model: ModelConfig | None = None  # determines the sizes of stored parts
   prefix: str = ""
   head_prefix: str = ""  # before the modules in `names.unprefixed`
+  table_as_head: bool = False  # the checkpoint has the table of a tied model under the name of its head
 
   def parts(self, path: str, shapes: Mapping[str, Sequence[int]]) -> list[StoredPart]:
     """The stored parts of the array at our dotted `path`; `shapes` has the shapes of all arrays by path."""
@@ -127,6 +128,8 @@ class StoredNames:
   def _part(self, module: str, leaf: str, width: int, stored_start: int, start: int, size: int) -> StoredPart:
     assert self.names is not None
     unprefixed = module in self.names.unprefixed
+    if self.table_as_head and module == self.names.token_embedding:
+      return StoredPart(f"{self.head_prefix}{self._heads()[0]}.weight", False, width, stored_start, start, size)
     prefix = self.head_prefix if unprefixed else self.prefix
     name = f"{prefix}{module}.{'bias' if leaf == 'bias' else 'weight'}"
     transposed = leaf == "kernel" and (unprefixed or self.names.transposed)
@@ -149,7 +152,11 @@ class StoredNames:
       prefixes = (usual, "", TEXT_PART + usual, usual + TEXT_PART)
       candidates += [replace(self, prefix=wrapper + prefix, head_prefix=head) for prefix in prefixes]
     counts = [names._count(stored, shapes) for names in candidates]
-    return candidates[counts.index(max(counts))]
+    best = candidates[counts.index(max(counts))]
+    table = f"{best.prefix}{self.names.token_embedding}.weight"
+    head = f"{best.head_prefix}{next(iter(self._heads()), '')}.weight"
+    is_tied = not any(path.startswith(self._heads()) for path in shapes)
+    return replace(best, table_as_head=is_tied and table not in stored and head in stored)
 
   def is_head(self, name: str) -> bool:
     """Whether `name` is the stored vocabulary projection."""

@@ -30,6 +30,16 @@ def test_a_differing_head_of_a_tied_config_is_used(tmp_path, prefix):
     load_arrays(tmp_path, TIED)
 
 
+def test_a_tied_table_may_have_the_name_of_the_head(tmp_path):
+  arrays = random_arrays(TIED)
+  stored = published_arrays(arrays)
+  stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+  write_checkpoint(tmp_path, stored, tie_word_embeddings=True)
+  assert_same(load_arrays(tmp_path, TIED), arrays)
+  with pytest.raises(InputError, match="model.embed_tokens.weight is missing"):
+    load_arrays(tmp_path)
+
+
 def test_an_equal_head_of_a_tied_config_is_not_needed(tmp_path):
   arrays = random_arrays(TIED)
   head = {"lm_head.weight": arrays["embed_tokens.embedding"]}

@@ -57,7 +57,8 @@ sharding, packing and PEFT files work from the tables.
               over the mesh axis `tensor`, embed over `fsdp`; None is not split
     units     logical axis -> number of equal pieces that are never cut, such as heads
     names     tensor names in checkpoints: a prefix, and a `NameRow` for each name that differs, each stored tensor that
-              contains several of our kernels, and each of our kernels that is stored as several tensors
+              contains several of our kernels, and each of our kernels that is stored as several tensors; an `ExpertRow`
+              for the kernels of experts; and `computed`, the stored tensors whose values the model computes itself
     config    fields of config.json: a row for each field, transformers' defaults, fixed settings, and rules (pairs of
               read and write functions) for settings that depend on several fields
     check     yields the problems of unsupported settings, one sentence each

@@ -1,9 +1,11 @@
-"""Checkpoints of base weights: safetensors, GGUF (Llama) and orbax (Gemma); sharded loading, and writing.
+"""Checkpoints of base weights: safetensors, GGUF and orbax (Gemma); sharded loading, and writing.
 
-    locate        resolves `model.weights` (a path, a package, a hub id) and detects the format. No jax
-    store         loading into a model's arrays, saving, digests
-    hf_writer     writes a model as a Hugging Face directory
-    *_checkpoint  one file per format; each implements `stored_tensor.Checkpoint`
+    locate          resolves `model.weights` (a path, a package, a hub id) and detects the format. No jax
+    store           loading into a model's arrays, saving, digests
+    unused_tensors  stored tensors that are not loaded must have the values used instead
+    gguf_config     the architecture of a GGUF file as config.json. No jax
+    hf_writer       writes a model as a Hugging Face directory
+    *_checkpoint    one file per format; each implements `stored_tensor.Checkpoint`
 
 Adapter files are in `lora.peft`, training checkpoints in `train`, tokenizer files in `data`.
 """
