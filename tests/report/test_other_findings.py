@@ -33,6 +33,19 @@ def test_each_rank_is_compared_at_its_best_rate(tmp_path):
   assert "rank 4: 0.01 (fitted 0.01)" in rate.text and "rank 16: 0.003 (fitted 0.003)" in rate.text
 
 
+def test_rates_that_only_tuned_have_no_mean(tmp_path):
+  """The rate that was chosen has no lower loss than the others: its seeds are other ones."""
+  for n, lr in enumerate((1e-3, 1e-2, 1e-1)):
+    trial(tmp_path, n, 2.0 + 0.1 * abs(n - 1), optim__lr=lr, train__seed=9)
+  for seed in range(3):
+    trial(tmp_path, 3 + seed, 2.5 + 0.01 * seed, optim__lr=1e-2, train__seed=seed)
+  [group] = make_groups([replace(run, tunes=run.number < 3) for run in read_sweep(tmp_path)])
+  [found] = [finding for finding in all_findings(group) if finding.topic == "Rate"]
+  assert not found.concluded and found.evidence == "trials 0, 1, 2"
+  assert found.text == ("Learning rate chosen on the tuning half of the held-out data: 0.01. No trial scores the other "
+                        "rates.")
+
+
 def test_best_rate_at_the_edge_concludes_nothing(tmp_path):
   grid(tmp_path, {1: 1e-2, 4: 1e-2, 16: 2e-1}, depth=0.4)
   [found], [rate], [step] = (findings_on(tmp_path, topic) for topic in ("Rank", "Rate", "Next"))

@@ -62,12 +62,30 @@ def _alpha_answer(verdict: Verdict, mattered: bool | None, doubts: Sequence[str]
 
 
 def best_rate(group: Group) -> Iterator[Finding]:
-  """The learning rate with the best mean for each rank (or each other setting), and which rates are shown worse."""
+  """The best learning rate for each rank (or each other setting): by its mean, or by the trials that only tuned."""
+  by_name = [(name, settings, best_by(settings, RATE)) for name, settings in _with_rates(group)]
+  by_name = [(name, settings, by_rate) for name, settings, by_rate in by_name
+             if len(by_rate) > 1 and any(s.seeds for s in by_rate.values())]
+  tuned = [(name, by_rate) for name, _, by_rate in by_name if sum(s.seeds > 0 for s in by_rate.values()) == 1]
+  scored = [(name, settings, by_rate) for name, settings, by_rate in by_name if (name, by_rate) not in tuned]
+  if scored:
+    yield _scored_rates(group, scored)
+  if tuned:
+    best = [best_of(by_rate.values()) for _, by_rate in tuned]
+    lines = [f"{name}{s.values[RATE]:g}" for (name, _), s in zip(tuned, best, strict=True)]
+    text = (f"Learning rate chosen on the tuning half of the held-out data: {_some(lines)}. No trial scores the other "
+            "rates.")
+    problems = list(dict.fromkeys(edge for s in best for edge in at_edges(group, s)))
+    if problems:
+      text += f" Not settled: {joined(problems)}."
+    numbers = [", ".join(str(run) for s in by_rate.values() for run in s.runs if run.tunes) for _, by_rate in tuned]
+    yield Finding("Rate", text, f"trials {joined(numbers)}", False)
+
+
+def _scored_rates(group: Group, scored: Sequence[tuple[str, Sequence[Setting], dict[float, Setting]]]) -> Finding:
+  """The rates with the best means, and whether the others are shown to be worse."""
   lines, problems, trials, settled = [], [], [], True
-  for name, settings in _with_rates(group):
-    by_rate = best_by(settings, RATE)
-    if len(by_rate) < 2 or not any(s.seeds for s in by_rate.values()):
-      continue
+  for name, settings, by_rate in scored:
     best = best_of(by_rate.values())
     verdict = judge_levels(group, levels_of(settings, RATE), RATE)
     others = [level for level in verdict.levels if level.chosen is not best]
@@ -76,16 +94,19 @@ def best_rate(group: Group) -> Iterator[Finding]:
     lines.append(f"{name}{best.values[RATE]:g}{_fitted(by_rate)}{_divergences(by_rate, best)}")
     problems += at_edges(group, best)
     trials.append(", ".join(str(run) for run in best.runs))
-  if not lines:
-    return
-  rest = f"; and of {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
   metric = group.metric
-  text = f"Learning rate with the {metric.best_word} mean held-out {metric.label}: {joined(lines[:MOST_LINES])}{rest}."
+  text = f"Learning rate with the {metric.best_word} mean held-out {metric.label}: {_some(lines)}."
   if problems:
     text += f" Not settled: {joined(list(dict.fromkeys(problems)))}."
   elif not settled:
     text += f" Not every other rate is shown to be more than {group.margin * 100:g} % of the gain worse."
-  yield Finding("Rate", text, f"trials {joined(trials)}", settled and not problems)
+  return Finding("Rate", text, f"trials {joined(trials)}", settled and not problems)
+
+
+def _some(lines: Sequence[str]) -> str:
+  """The first MOST_LINES of them."""
+  rest = f"; and of {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
+  return f"{joined(lines[:MOST_LINES])}{rest}"
 
 
 def _divergences(by_rate: dict[float, Setting], best: Setting) -> str:

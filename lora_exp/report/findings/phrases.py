@@ -93,13 +93,13 @@ def tried_sentence(group: Group, levels: Sequence[Level], noun: str) -> str:
 
 
 def _tuning(group: Group, levels: Sequence[Level], noun: str) -> str:
-  """As `, each at its own best lr`; empty where that is not one thing."""
+  """As `, each at its own best rank, all at lr 0.005, which was not tuned for each method`."""
   keys = [key for key in group.keys if any(_varies(level, key) for level in levels)]
-  if keys:
-    return f", each at its own best {and_list([short_name(key) for key in keys])}"
-  settings = [setting for level in levels for setting in level.candidates]
-  rates = {run.config.get(RATE) for s in settings for run in s.runs}
-  return f", all at lr {value_text(rates.pop())}, which was not tuned for each {noun}" if len(rates) == 1 else ""
+  text = f", each at its own best {and_list([short_name(key) for key in keys])}" if keys else ""
+  rates = {run.config.get(RATE) for level in levels for setting in level.candidates for run in setting.runs}
+  if len(rates) == 1:
+    text += f", all at lr {value_text(rates.pop())}, which was not tuned for each {noun}"
+  return text
 
 
 def _varies(level: Level, key: str) -> bool:

@@ -1,6 +1,7 @@
 """The configuration keys that distinguish the settings of a sweep, and the labels of settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from lora_exp.report.reading.run_record import RunRecord
@@ -41,6 +42,7 @@ def resolved_alpha(run: RunRecord) -> float | None:
   return 2.0 * rank if alpha is None and rank is not None else alpha
 
 
+@cache
 def _is_ignored(key: str) -> bool:
   return any(key == name or key.startswith(f"{name}.") for name in IGNORED)
 

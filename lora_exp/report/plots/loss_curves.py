@@ -110,7 +110,7 @@ def _below(rows: Sequence[dict[str, Any]], top: float) -> list[dict[str, Any]]:
 
 
 def _title(group: Group) -> str:
-  count = len([run for run in group.runs if run.metrics])
+  count = len([run for run in group.runs if run.metrics and not run.method.trains_nothing])
   title = f"{capital(group.metric.label)} by step, a line for each of {count} trial{'s' * (count != 1)}"
   settings = [s for s in group.settings if s.seeds and not s.method.trains_nothing]
   if not settings:

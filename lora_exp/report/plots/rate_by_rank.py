@@ -22,10 +22,10 @@ STAR = "M0,-1L0.23,-0.31L0.95,-0.31L0.38,0.12L0.59,0.81L0,0.4L-0.59,0.81L-0.38,0
 
 
 def rate_by_rank(group: Group) -> Figure | None:
-  """The map and the curves; None unless both the rank and the rate vary."""
-  rates = group.levels(RATE)
+  """The map and the curves; None unless both the rank and the rate vary among the trials that score."""
+  rates = sorted({s.values[RATE] for s in group.adapted if RATE in s.values})
   grid = _grid(group, rates)
-  if len(group.levels(RANK)) < 2 or len(rates) < 2 or not grid:
+  if len(grid) < 2 or len(rates) < 2:
     return None
   best = {rank: best_of(by_rate.values()).values[RATE] for rank, by_rate in grid.items()}
   rows = [setting_row(group, s, rate, s.score) | {"rank": rank, "rate": f"{rate:g}", "best": rate == best[rank]}

@@ -111,8 +111,10 @@ def value_scales(group: Group, settings: Sequence[Setting], legend: bool = True)
   key = shape_key(group, colours)
   levels = [key_value(key, level) for level in group.levels(key)] if key else []
   scale = alt.Scale(domain=[*levels, REFERENCE], range=[*SHAPES[: len(levels)], "square"])
-  shown = legend and len(levels) > 1
-  return color, alt.Shape("shape:N", scale=scale, legend=alt.Legend(title=None, values=levels) if shown else None)
+  drawn = {_shape_level(s, key) for s in settings}
+  shown = [level for level in levels if level in drawn]
+  legend_ = alt.Legend(title=None, values=shown) if legend and len(shown) > 1 else None
+  return color, alt.Shape("shape:N", scale=scale, legend=legend_)
 
 
 def legend_entries(group: Group) -> tuple[str, ...]:

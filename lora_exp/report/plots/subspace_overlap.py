@@ -10,6 +10,7 @@ from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.learned_updates import LearnedUpdates
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK
+from lora_exp.report.plots.axes import title_lines
 from lora_exp.report.plots.colours import VIRIDIS
 from lora_exp.report.plots.figure import Figure, chart, layered
 from lora_exp.report.reading.adapter_updates import ModuleUpdate, one_thread, read_updates
@@ -50,8 +51,8 @@ def _draw_map(one: OverlapMap, legend: bool) -> alt.LayerChart:
   few = max(rows, columns) <= MOST_NUMBERED
   axis = alt.Axis(labelAngle=0) if few else alt.Axis(labelAngle=0, values=[1, *range(8, max(rows, columns) + 1, 8)])
   data = chart(values).encode(
-    x=alt.X("j:O", title=f"j largest directions of {one.columns}", axis=axis),
-    y=alt.Y("i:O", sort="descending", title=f"i largest directions of {one.rows}", axis=axis))
+    x=alt.X("j:O", title=title_lines(f"j largest directions of {one.columns}"), axis=axis),
+    y=alt.Y("i:O", sort="descending", title=title_lines(f"i largest directions of {one.rows}"), axis=axis))
   scale = alt.Scale(domain=(0, 1), range=list(VIRIDIS))
   color = alt.Color("phi:Q", scale=scale, legend=alt.Legend(title="overlap φ(i, j)") if legend else None)
   tips = [alt.Tooltip("i:Q"), alt.Tooltip("j:Q"), alt.Tooltip("phi:Q")]
