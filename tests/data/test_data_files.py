@@ -57,7 +57,10 @@ FILES = {
   "objects.json": "\n".join(json.dumps(pair, indent=1) for pair in PAIRS),
   "arrays.json": json.dumps(PAIRS[:4]) + "\n\n" + json.dumps(PAIRS[4:]) + "[]",
   "in_an_object.json": json.dumps({"version": 1, "data": PAIRS}),
-  "columns.json": json.dumps(COLUMNS),
+  "a_line_each.json": "[\n" + ",\n".join(map(json.dumps, PAIRS)) + "\n]\n",
+  "a_line_each.jsonl": "[\n" + ",\n".join(map(json.dumps, PAIRS)) + "\n]\n",
+  "lines_inside.json": '{\n"data": [\n' + ",\n".join(map(json.dumps, PAIRS)) + "\n]\n}\n",
+  "commas.jsonl": ",\n".join(map(json.dumps, PAIRS)), "columns.json": json.dumps(COLUMNS),
   "pandas.json": json.dumps({name: dict(enumerate(cells)) for name, cells in COLUMNS.items()}),
   "splits.json": json.dumps({"train": PAIRS}),
   "comma.csv": CSV, "semicolon.csv": "\ufeff" + CSV.replace(",", ";"),
@@ -189,6 +192,7 @@ def test_a_text_of_few_documents_is_held_out_in_sections(tmp_path):
     assert make_rows(cfg, BYTES, tmp_path / "cache").eval_documents == len(found) // 10
     assert prompt_separator(cfg) is None
   whole = config(path, eval_path=str(path))
+  assert "is learned from too" in str(data_facts(whole)["held out"]) and "held out" not in data_facts(config(path))
   assert [document.text for document in open_source(whole).documents()] == [path.read_text()]
 
 

@@ -27,6 +27,8 @@ def has_json_lines(stream: IO[bytes], one_is_enough: bool) -> bool:
       continue
     lines += 1
     objects += _is_object(line)
+    if not objects and not one_is_enough and not line.rstrip().endswith(b"}"):
+      return False  # the first line of an object of many lines, some of which may be complete objects
     if objects and (lines > 1 or one_is_enough):
       return True
     if lines == PROBED_LINES:
@@ -36,9 +38,15 @@ def has_json_lines(stream: IO[bytes], one_is_enough: bool) -> bool:
 
 def _is_object(line: bytes) -> bool:
   try:
-    return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    return isinstance(json.loads(without_comma(line.decode("utf-8-sig"))), dict)
   except (ValueError, RecursionError):
     return False
+
+
+def without_comma(line: str) -> str:
+  """A line of a file of objects without the comma that some programs write after each."""
+  line = line.rstrip()
+  return line[:-1] if line.endswith("},") else line
 
 
 def line_rows(data: DataStream, label: str) -> Iterator[Row]:
@@ -51,7 +59,7 @@ def line_rows(data: DataStream, label: str) -> Iterator[Row]:
     where = f"{label}, line {number}"
     text = decoded(line, label, number, start)
     try:
-      yield _row(json.loads(text, object_pairs_hook=_unique), where, data.read)
+      yield _row(json.loads(without_comma(text), object_pairs_hook=_unique), where, data.read)
     except RowProblem as error:
       yield Row(where, {}, data.read, str(error))
     except json.JSONDecodeError as error:

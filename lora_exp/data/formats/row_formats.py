@@ -33,7 +33,7 @@ def find_format(path: Path) -> str:
     return "parquet" if head.startswith(b"PAR1") else "arrow"
   start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
   if start.startswith((b"{", b"[")):
-    if _has_json_lines(path, suffix in LINE_SUFFIXES):
+    if start.startswith(b"{") and _has_json_lines(path, suffix in LINE_SUFFIXES):
       return "jsonl"
     if suffix in JSON_SUFFIXES or _is_document(path):
       return "json"

@@ -78,6 +78,18 @@ class FileSource(TextSource):
     """SHA-256 (hex) of the content of the files."""
     return files_digest(self.data_files.files)
 
+  def overlap(self) -> dict[str, object]:
+    """For the table before training: that files of `eval_path` are learned from too; {} if none is."""
+    if not self.eval_path:
+      return {}
+    learned = {path.resolve() for path in self.data_files.files}
+    try:
+      held_out = find_files("data.eval_path", self.eval_path, None, self.text_only).files
+    except InputError:  # not files, but a data set
+      return {}
+    both = [path for path in held_out if path.resolve() in learned]
+    return {"held out": f"{both[0]} is learned from too, so that its loss is no held-out loss"} if both else {}
+
   def texts(self) -> Iterator[str]:
     """The text of each file. Raises InputError with line and byte if one is not UTF-8."""
     for path in self.data_files.files:

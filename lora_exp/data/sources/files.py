@@ -269,7 +269,8 @@ class Files(FileSource):
       words = {TEXT: "plain text", **ROW_FORMATS}
       formats = ", ".join(dict.fromkeys(words[format] for format in self.formats.values()))
     row = next((row for row in self._rows() if not row.problem), None)
-    facts: dict[str, object] = {"data": self.label, "format": formats}
+    overlap = {} if self.is_hub or self.is_saved else self.overlap()
+    facts: dict[str, object] = {"data": self.label, "format": formats, **overlap}
     if row is not None and first is not None:
       with suppress(RowProblem):
         facts["columns"] = ", ".join(f"{role}: {name}" for role, name in self.layout.roles(row.fields).items())

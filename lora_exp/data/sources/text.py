@@ -118,7 +118,7 @@ class Text(FileSource):
     yield from self.text_files.documents()
 
   def facts(self) -> dict[str, object]:
-    return {"data": self.label, "format": "plain text", **self.text_files.facts()}
+    return {"data": self.label, "format": "plain text", **self.overlap(), **self.text_files.facts()}
 
 
 def held_out_share(eval_path: object, eval_fraction: float) -> int | None:
