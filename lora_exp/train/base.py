@@ -43,6 +43,7 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
   A base that lacks a head or rows of the vocabulary that the plan's adapter needs gets them.
   """
   given = plan.before_changes()
+  _show_changes(plan, given.vocab_size)
   base, facts = _given_base(given)
   return (base if given is plan else _completed_base(plan, base)), facts
 
@@ -58,6 +59,19 @@ def _given_base(plan: Plan) -> tuple[Tree, dict]:
     return loaded_base(plan, source), facts
   directory = pretrained(plan)
   return loaded_base(plan, directory), {"kind": "pretrain", **json.loads((directory / FACTS).read_text())}
+
+
+def _show_changes(plan: Plan, vocab_size: int) -> None:
+  """Says how the file of the plan's adapter changes the base, whose vocabulary has `vocab_size` tokens."""
+  if plan.start is None:
+    return
+  changes, name = plan.start.base, f"lora.init_from={plan.cfg.lora.init_from}"
+  if changes.vocab_size:
+    console.show(f"{name}: its vocabulary has {changes.vocab_size:,} tokens and the base's {vocab_size:,}, so the base "
+                 "gets its new rows")
+  if changes.paths() and plan.cfg.task == "train":
+    console.show(f"{name}: {changes.paths()[0]}{' and others' if len(changes.paths()) > 1 else ''} of the base "
+                 "are changed as in the file, and are not trained")
 
 
 def _completed_base(plan: Plan, given: Tree) -> Tree:

