@@ -192,7 +192,7 @@ def test_a_text_of_few_documents_is_held_out_in_sections(tmp_path):
     assert make_rows(cfg, BYTES, tmp_path / "cache").eval_documents == len(found) // 10
     assert prompt_separator(cfg) is None
   whole = config(path, eval_path=str(path))
-  assert "is learned from too" in str(data_facts(whole)["held out"]) and "held out" not in data_facts(config(path))
+  assert "is learned from too" in str(data_facts(whole)["data.eval_path"]) and "data.eval_path" not in data_facts(config(path))
   assert [document.text for document in open_source(whole).documents()] == [path.read_text()]
 
 
@@ -206,6 +206,11 @@ def test_a_text_is_divided_at_the_first_boundary_there_is(tmp_path, text, unit):
   if unit is None:
     with pytest.raises(InputError, match="nothing is held out"):
       make_rows(cfg, BYTES, tmp_path / "cache")
+
+
+def test_rows_that_are_read_as_text_are_named(tmp_path):
+  cfg = config(write(tmp_path / "a.jsonl", LINES), source="text")
+  assert data_facts(cfg)["format"] == "plain text; it looks like JSON lines, whose rows data=files reads"
 
 
 def test_a_text_that_begins_with_a_bracket_is_text(tmp_path):

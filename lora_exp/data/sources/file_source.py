@@ -88,7 +88,7 @@ class FileSource(TextSource):
     except InputError:  # not files, but a data set
       return {}
     both = [path for path in held_out if path.resolve() in learned]
-    return {"held out": f"{both[0]} is learned from too, so that its loss is no held-out loss"} if both else {}
+    return {"data.eval_path": f"{both[0]} is learned from too, so that its loss is no held-out loss"} if both else {}
 
   def texts(self) -> Iterator[str]:
     """The text of each file. Raises InputError with line and byte if one is not UTF-8."""

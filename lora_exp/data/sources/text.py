@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from lora_exp.data.formats.file_content import decoded, open_data
+from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT, find_format
 from lora_exp.data.sources.file_source import FileSource
 from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, example_facts
 
@@ -118,7 +119,9 @@ class Text(FileSource):
     yield from self.text_files.documents()
 
   def facts(self) -> dict[str, object]:
-    return {"data": self.label, "format": "plain text", **self.overlap(), **self.text_files.facts()}
+    found = find_format(self.file)
+    instead = "" if found == TEXT else f"; it looks like {ROW_FORMATS[found]}, whose rows data=files reads"
+    return {"data": self.label, "format": f"plain text{instead}", **self.overlap(), **self.text_files.facts()}
 
 
 def held_out_share(eval_path: object, eval_fraction: float) -> int | None:
