@@ -192,7 +192,8 @@ def test_a_text_of_few_documents_is_held_out_in_sections(tmp_path):
     assert make_rows(cfg, BYTES, tmp_path / "cache").eval_documents == len(found) // 10
     assert prompt_separator(cfg) is None
   whole = config(path, eval_path=str(path))
-  assert "is learned from too" in str(data_facts(whole)["data.eval_path"]) and "data.eval_path" not in data_facts(config(path))
+  assert "is learned from too" in str(data_facts(whole)["data.eval_path"])
+  assert "data.eval_path" not in data_facts(config(path))
   assert [document.text for document in open_source(whole).documents()] == [path.read_text()]
 
 
