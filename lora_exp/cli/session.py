@@ -171,6 +171,7 @@ class Session:
   def _attempt(self, composed: DictConfig, node: HydraConf, run: Outcome) -> Outcome:
     """Runs one job, unless a sweep has finished it before. Errors become outcomes and are written to the ledger."""
     directory, ledger = Path(node.runtime.output_dir), None
+    _keep_log_off_stderr()
     try:
       sweep = Path(node.sweep.dir) if self.line.multirun else None
       cfg = job_config(composed, parse(node.overrides.task)[0], sweep)
@@ -195,6 +196,13 @@ class Session:
     if ledger is not None:
       ledger.end(run)
     return run
+
+
+def _keep_log_off_stderr() -> None:
+  """Adds a handler that does nothing, if there is none. Otherwise absl, which orbax imports, adds one for stderr."""
+  root = logging.getLogger()
+  if not root.handlers:
+    root.addHandler(logging.NullHandler())
 
 
 def _begin_trial(number: int, cfg: Config, directory: Path, ledger: Ledger) -> Config:
