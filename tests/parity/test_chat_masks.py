@@ -168,7 +168,7 @@ EMPTY_THOUGHT = OPEN_THOUGHT.replace("'</think>' in c", "false").replace("<think
 
 
 @pytest.mark.parametrize("template", [OPEN_THOUGHT, EMPTY_THOUGHT])
-def test_a_prompt_is_what_its_tokens_have_in_common_with_the_whole(tmp_path, template, monkeypatch):
+def test_a_prompt_is_the_common_beginning_of_its_tokens(tmp_path, template, monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   monkeypatch.setitem(FAMILIES, "open_thought", (template, ROLE_TOKENS))
   folder = folder_of("open_thought", tmp_path, False)
