@@ -50,7 +50,7 @@ FAULTS = [
   (["data=text", "data.path=latin.txt"], ["latin.txt, line 4", "not UTF-8"]),
   (
     ["data=jsonl", "data.path=broken.jsonl"],
-    ["broken.jsonl, line 3", "not JSON", "Invalid control character at column 29"],
+    ["broken.jsonl, line 3", "not JSON", "Unterminated string starting at column 24"],
   ),
   (["data=jsonl", "data.path=list.jsonl"], ["list.jsonl, line 2", "JSON object"]),
   (["data=jsonl", "data.path=field.jsonl"], ["field.jsonl, line 2", "'response'", "did you mean respons?"]),
