@@ -36,7 +36,7 @@ MISTAKES = [
   (["experiment=jax_tutorail"], "experiment=jax_tutorail", "did you mean jax_tutorial?"),
   (["data@retian=none"], "@retian", "data@retain"),
   (["data@retain=null"], "data@retain=null", "did you mean none?"),
-  (["model=null"], "model=null", "choose gemma3_1b"),
+  (["model=null"], "model=null", "choose gemma2_2b"),
   (["models/x=1"], "models/x", "no such group"),
   (["task=trian"], "task=trian", "did you mean train?"),
   (["lora.rank=1.5"], "lora.rank=1.5", "whole number"),
