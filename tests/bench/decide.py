@@ -40,7 +40,7 @@ WORLDS = {  # gain of each rank, as a share of the best
   "slow rise": (0.90, 0.93, 0.95, 0.97, 0.98, 0.99, 1.0),
   "all equal": (1.0,) * 7,
 }
-NOISES = (0.003, 0.01, 0.03, 0.1)  # standard deviation of a trial; seeds move all ranks together by twice as much
+NOISES = (0.003, 0.01, 0.02, 0.03, 0.1)  # standard deviation of a trial; seeds move all ranks together by twice as much
 HALF_WAY = 0.75  # of the gain at EARLY; by rank it differs by UNEVEN
 UNEVEN = 0.03
 
