@@ -213,9 +213,12 @@ def common_beginning(prompt_text: str, full_text: str, least: int) -> int:
   return max(least, len(WORD_BEGINNING.sub("", common)))
 
 
+OPENINGS = "openings of answers"  # the unit of `missing_reason`
+
+
 def missing_reason(missing: str) -> str:
   """Why the end of a generation prompt is not learned, for `unlearned`."""
-  return f"the chat template begins an answer with {missing!r}, and they do not"
+  return f"the chat template's generation prompt ends in {missing!r}, and the answers do not begin with it"
 
 
 def _prompt_and_answer(chat: GuardedChat, prompt_text: str, full_text: str) -> tuple[list[Segment], list[Segment]]:

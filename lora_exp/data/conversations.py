@@ -15,6 +15,7 @@ import numpy as np
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.chat import (
+  OPENINGS,
   ControlNames,
   GuardedChat,
   Message,
@@ -123,7 +124,7 @@ class _RenderedConversation:
     if history is None or not self.text.startswith(history) or not prompt.startswith(history):
       return None
     common = common_beginning(prompt, self.text, len(history))
-    key = ANSWERS, missing_reason(prompt[common:])  # the prompt ends in what a whole turn does not have: `<think>`
+    key = OPENINGS, missing_reason(prompt[common:])  # the prompt ends in what a whole turn does not have: `<think>`
     self.problems[key] = self.problems.get(key, 0) + 1
     return self._common_tokens_end(prompt)
 

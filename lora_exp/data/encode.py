@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.chat import ControlNames, encode_answers, missing_reason, spelling_reason
+from lora_exp.data.chat import OPENINGS, ControlNames, encode_answers, missing_reason, spelling_reason
 from lora_exp.data.conversations import TURNS, encode_conversations
 from lora_exp.data.sources.source import Document
 from lora_exp.data.tokenizers import Tokenizer
@@ -87,7 +87,7 @@ def _encoded_pairs(
   for prompt, answer, changed, missing in encode_answers(tokenizer, [(one.prompt, one.text) for one in documents]):
     problems = {(TURNS, "the chat template changes their text, or leaves it out"): changed} if changed else {}
     if missing:
-      problems["answers", missing_reason(missing)] = 1
+      problems[OPENINGS, missing_reason(missing)] = 1
     yield EncodedDocument(prompt + answer, _after(prompt, answer), "answers", {TURNS: 2}, problems)
 
 

@@ -255,7 +255,7 @@ class RowWriter:
     if not conversations or chat_template(self.cfg, self.tokenizer) is not None:
       return ()
     reason = "has no chat template" if self.tokenizer.chat_template is None else "is not asked, with data.chat=none"
-    return (f"the tokenizer {self.tokenizer.name} {reason}: the turns of {conversations:,} conversations are written "
+    return (f"the tokenizer {reason}: the turns of {conversations:,} conversations are written "
             "as lines, 'User: …' and 'Assistant: …'",)
 
   def close(self) -> None:

@@ -93,11 +93,11 @@ def test_a_thought_in_the_generation_prompt_is_said(tmp_path):
   tokenizer = chatml(tmp_path, template)
   one = encoded(tokenizer, Conversation(TURNS))
   assert learned_text(tokenizer, one) == ["sat<|im_end|>\n", "sat sat<|im_end|>\n"]
-  reason = "the chat template begins an answer with '<think>\\n', and they do not"
-  assert one.problems == {("assistant turns", reason): 2}
+  reason = "the chat template's generation prompt ends in '<think>\\n', and the answers do not begin with it"
+  assert one.problems == {("openings of answers", reason): 2}
   [pair] = encode_documents(tokenizer, [Document(0, "sat", "The cat")], DataConfig(), "")
   assert tokenizer.decode(np.array(pair.ids)[pair.learned].tolist()) == "sat<|im_end|>"
-  assert pair.problems == {("answers", reason): 1}
+  assert pair.problems == {("openings of answers", reason): 1}
 
 
 def test_names_of_control_tokens_in_a_text_are_counted(tmp_path):

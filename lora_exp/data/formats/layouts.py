@@ -4,6 +4,7 @@ Columns are found by their names, row by row; `data.columns` names them. A row b
 reason. Columns that nobody reads are named in the document.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -53,7 +54,8 @@ class Layout:
       return self._document(row, key)
     except RowProblem as problem:
       detail = row.detail or (excerpt(dict(row.fields)) if row.fields else "")
-      return Skipped(str(problem), f"{row.where}: {detail}" if detail else row.where, read=row.read)
+      where = _without_directory(row.where)
+      return Skipped(str(problem), f"{where}: {detail}" if detail else where, read=row.read)
 
   def roles(self, fields: Mapping[str, Any]) -> Mapping[str, str]:
     """The column of each role in a row. Raises RowProblem if nothing in the row can be learned."""
@@ -72,11 +74,16 @@ class Layout:
     if "messages" not in cells and not _is_conversation(cells):
       text, prompt = _texts(cells)
       unread += [] if text else ["the response is empty, and only its end is learned"]
-      return Document(key, text, prompt, row.read, None, tuple(unread), row.where)
+      return Document(key, text, prompt, row.read, None, tuple(unread), _without_directory(row.where))
     conversation, unread_keys = _conversation(cells)
     unread += [f"the key {name!r} of messages is not read" for name in unread_keys]
     unread += ["some turns have weight 0"] if conversation.unlearned else []
-    return Document(key, "", "", row.read, conversation, tuple(unread), row.where)
+    return Document(key, "", "", row.read, conversation, tuple(unread), _without_directory(row.where))
+
+
+def _without_directory(where: str) -> str:
+  """'pairs.jsonl, line 7': the cache is by content, so an entry may have been made from a file elsewhere."""
+  return os.path.basename(where)
 
 
 def _is_plain_text(value: Any) -> bool:

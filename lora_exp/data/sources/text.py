@@ -73,7 +73,7 @@ class TextFiles:
     """The pieces as documents. Raises InputError if a file is not UTF-8."""
     for key, piece in enumerate(self.pieces(), first_key):
       text = decoded(piece.content, str(piece.path), piece.line, piece.offset)
-      yield Document(key, text, read=piece.read, where=f"{piece.path}, line {piece.line}")
+      yield Document(key, text, read=piece.read, where=f"{piece.path.name}, line {piece.line}")
 
   def facts(self) -> dict[str, object]:
     """How documents are divided and the first of them, for the table before training."""
