@@ -59,7 +59,7 @@ class RowCounts:
   @property
   def warnings(self) -> list[str]:
     """What is told before training, a line each."""
-    return [*self.notes, *(count.sentence for count in self.unlearned)]
+    return [*self.notes, *(f"not everything is learned: {count.sentence}" for count in self.unlearned)]
 
 
 def write_rows(

@@ -18,10 +18,10 @@ class Unlearned:
 
   @property
   def sentence(self) -> str:
-    """The line that is shown before training."""
+    """As `20 of 40 answers: they lie beyond data.seq_len=64 (first: pairs.jsonl, line 7)`."""
     of_total = "" if self.total is None else f" of {self.total:,}"
     first = f" (first: {self.first})" if self.first else ""
-    return f"not learned: {self.count:,}{of_total} {self.unit}: {self.reason}{first}"
+    return f"{self.count:,}{of_total} {self.unit}: {self.reason}{first}"
 
 
 class UnlearnedTally:

@@ -48,8 +48,8 @@ def test_colours_and_eighty_columns(tmp_path, monkeypatch):
 def test_what_is_cut_off_is_told(tmp_path, capfd):
   assert entry.run(lines_of(tmp_path, [("Q" * 60, "A")] * 5 + [("Q", "A" * 60)] * 5 + [("Q", "A")] * 10)) == 0
   out, err = capfd.readouterr()
-  assert "warning: not learned: 5 of 20 answers: they lie beyond data.seq_len=40" in err
-  assert "warning: not learned: 5 of 20 answers: their end lies beyond data.seq_len=40" in err
+  assert "warning: not everything is learned: 5 of 20 answers: they lie beyond data.seq_len=40" in err
+  assert "warning: not everything is learned: 5 of 20 answers: their end lies beyond data.seq_len=40" in err
   assert "10 documents that are longer than a row (50.0%)" in out
 
 
