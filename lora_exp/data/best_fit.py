@@ -30,14 +30,14 @@ class BestFit:
     self.positions = 0
 
   def add(self, piece: np.ndarray, document: int) -> Iterator[PackedRow]:
-    """Adds `piece`, (n,) with 0 < n <= T, of the document with that number. Yields rows whenever a group is full."""
+    """Adds `piece`, (n,) with 0 < n <= T, of document number `document`. Yields rows whenever a group is full."""
     self.waiting.append((piece, document))
     self.positions += len(piece)
     if self.positions >= self.group:
       yield from self.finish()
 
   def finish(self) -> Iterator[PackedRow]:
-    """Yields rows with all pieces that wait."""
+    """Packs all waiting pieces and yields the rows."""
     rows: list[PackedRow] = []
     rooms: list[tuple[int, int]] = []  # sorted (free positions, index) of the rows that are not full
     for piece, document in sorted(self.waiting, key=_by_length):
@@ -54,5 +54,5 @@ class BestFit:
 
 
 def _by_length(waiting: tuple[np.ndarray, int]) -> int:
-  """The sorting key of decreasing length."""
+  """Sort key: the longest piece first."""
   return -len(waiting[0])

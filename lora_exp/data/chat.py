@@ -1,10 +1,10 @@
-"""Messages rendered by a model's chat template, and encoded.
+"""Renders messages with a model's chat template, and encodes them.
 
-Text that people write stays text: `<|im_end|>` in a question must not end the turn. Before a template is rendered,
-every control token that occurs in a content is interrupted by a character that no content has, the guard. What reads as
-a control token afterwards was written by the template, and becomes that token. The guards are removed from the text in
-between, which is encoded as ordinary text. Nothing else is changed in the contents that the template sees, so that it
-trims, splits and searches as it does in any other library.
+The content of a message must not become a control token: `<|im_end|>` in a question must not end the turn. Before a
+template is rendered, a guard, a character that no message contains, is inserted into every control token in a content.
+A control token in the rendered text was therefore written by the template, and becomes that token. The text between
+control tokens is encoded as ordinary text, without the guards. Contents are otherwise unchanged, so that a template
+trims, splits and searches them as it does in any other library.
 """
 
 import json
@@ -39,12 +39,12 @@ class Answer(NamedTuple):
 
   prompt: list[int]
   answer: list[int]  # including the end of its turn
-  changed: int = 0  # how many of the two contents the template does not write as they are
-  missing: str = ""  # the end of the generation prompt, if the answer does not have it
+  changed: int = 0  # how many of the two contents the template changes or leaves out
+  missing: str = ""  # the end of the generation prompt, if the answer does not begin with it
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-  """The ids of `messages` and of the beginning of an answer to them.
+  """The ids of `messages` with the generation prompt.
 
   Raises InputError if the tokenizer has no template, or if its template refuses the messages.
   """
@@ -61,19 +61,19 @@ def encode_answers(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> li
   facts: list[tuple[int, str]] = []
   for question, answer in pairs:
     chat = GuardedChat(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-    prompt_text, full_text, missing = prompt_and_whole(chat)
+    prompt_text, full_text, missing = prompt_and_full_text(chat)
     if missing:
       common = len(prompt_text) - len(missing)
       parts += [chat.segments(prompt_text, True), _first_turn(tokenizer, chat.segments(full_text, True), common)]
     else:
       parts += _prompt_and_answer(chat, prompt_text, full_text)
     facts.append((sum(not chat.has_text(full_text, content) for content in (question, answer)), missing))
-  ids = encode_segments(tokenizer, parts)
+  ids = encode_segments(tokenizer, parts)  # of prompts and answers in turn: each step of zip takes one of each
   return [_answer(prompt, answer, *fact) for prompt, answer, fact in zip(ids, ids, facts, strict=True)]
 
 
 def _answer(prompt: list[int], answer: list[int], changed: int, missing: str) -> Answer:
-  """The parts of a question with its answer; if the prompt has a `missing` end, `answer` begins with the prompt."""
+  """Splits prompt and answer; if the prompt has a `missing` end, `answer` still begins with the prompt."""
   if missing:
     common = len(commonprefix([prompt, answer]))  # of the tokens, as in TRL
     prompt, answer = answer[:common], answer[common:]
@@ -101,11 +101,11 @@ class GuardedChat:
     self.tools = [self._guarded(tool) for tool in tools]
 
   def rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    """The text of guarded `messages`, with guards."""
+    """The rendered text of guarded `messages`, guards included."""
     return self.template.render(self.variables, messages, add_generation_prompt, self.tools)
 
   def marked(self) -> tuple[str, list[tuple[int, int]]]:
-    """The text of all messages, with guards, and the spans of it that the template marks as generated."""
+    """The rendered text of all messages, guards included, and its spans that the template marks as generated."""
     variables = {**self.variables, MARKS: (self.before, self.after)}
     text, spans, begins = "", list[tuple[int, int]](), list[int]()
     marked = self.template.render(variables, self.messages, False, self.tools)
@@ -119,12 +119,12 @@ class GuardedChat:
     return text, spans
 
   def has_text(self, rendered: str, content: str) -> bool:
-    """Whether `rendered` has `content`, in which spaces at both ends do not count, as it is or as a JSON string."""
+    """Whether `rendered` contains `content`, as it is or as a JSON string. Spaces at its ends are ignored."""
     text, content = self._unguarded(rendered), content.strip()
     return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text or json.dumps(content)[1:-1] in text
 
   def segments(self, text: str, start: bool, begin: int = 0) -> list[Segment]:
-    """`text`, with guards, from the character `begin` on, split at the control tokens that the template wrote.
+    """Splits `text`, guards included, from the character `begin` on at the control tokens that the template wrote.
 
     `start`: whether the first text is encoded with start=True.
     """
@@ -143,7 +143,7 @@ class GuardedChat:
   def _text_segment(
     self, text: str, begin: int, end: int, start: bool, strip_left: bool, strip_right: bool
   ) -> list[Segment]:
-    """The text from `begin` to `end`, if anything is left of it without guards and what control tokens strip."""
+    """The text from `begin` to `end`, without what control tokens strip and guards; [] if nothing is left."""
     part = text[begin:end]
     if strip_left:
       part = part.lstrip()
@@ -155,7 +155,7 @@ class GuardedChat:
     return [Segment(begin, end, None, plain, start)] if plain else []
 
   def _guarded(self, value: Any) -> Any:
-    """`value` with the guard inside every control token of its texts."""
+    """`value` with the guard inserted into every control token of its strings."""
     if isinstance(value, str):
       return self.control_pattern.sub(self._interrupted, value)
     if isinstance(value, Mapping):
@@ -166,15 +166,16 @@ class GuardedChat:
     return match[0] + self.guard
 
   def _unguarded(self, text: str) -> str:
-    """`text` without guards, also where a template has written them as JSON."""
+    """`text` without guards, including those that a template has escaped as JSON."""
     return text.replace(self.guard, "").replace(json.dumps(self.guard)[1:-1], "")
 
 
-def prompt_and_whole(chat: GuardedChat) -> tuple[str, str, str]:
-  """The text of all messages but the last with the beginning of an answer, and that of all messages.
+def prompt_and_full_text(chat: GuardedChat) -> tuple[str, str, str]:
+  """The rendered prompt, the rendered conversation, and the end of the prompt that the conversation lacks (or '').
 
-  A generation prompt may end in what the whole does not have (`<think>`): then the common beginning is the prompt, as
-  in TRL, and the rest is returned too. Raises InputError if the last message does not follow the others.
+  The prompt is all messages but the last, with the generation prompt. A generation prompt may end in text that the
+  conversation does not contain, such as `<think>`. What is learned then starts after the common prefix, as in TRL.
+  Raises InputError if the rendering of the last message does not follow that of the others.
   """
   prompt_text, full_text = chat.rendered(chat.messages[:-1], True), chat.rendered(chat.messages, False)
   if full_text.startswith(prompt_text):
@@ -183,32 +184,34 @@ def prompt_and_whole(chat: GuardedChat) -> tuple[str, str, str]:
   if not (prompt_text.startswith(history) and full_text.startswith(history)):
     raise InputError(f"the chat template of {chat.tokenizer.name} does not continue its generation prompt with the "
                      f"answer; {ADVICE}")
-  return prompt_text, full_text, prompt_text[common_beginning(prompt_text, full_text, len(history)) :]
+  return prompt_text, full_text, prompt_text[common_prefix_length(prompt_text, full_text, len(history)) :]
 
 
 class ControlNames:
-  """Finds the names of a tokenizer's control tokens in texts, which are read as letters."""
+  """Finds control tokens that a text spells out, such as `<|im_end|>`. They are encoded as ordinary text."""
 
   def __init__(self, tokenizer: Tokenizer):
     names = [token for token in tokenizer.special_tokens if len(token) > 1]
-    self.beginnings = {name[:2] for name in names}  # looked for first, which is fast
+    self.beginnings = {name[:2] for name in names}  # searched first, because that is fast
     self.pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
 
   def first(self, *texts: str) -> str | None:
     """The first name in `texts`, or None."""
     for text in texts:
-      if any(beginning in text for beginning in self.beginnings) and (match := self.pattern.search(text)):
-        return match[0]
+      if any(beginning in text for beginning in self.beginnings):
+        match = self.pattern.search(text)
+        if match is not None:
+          return match[0]
     return None
 
 
-def spelling_reason(name: str) -> str:
-  """Why the name of a control token in a text is told, for `unlearned`."""
-  return f"the name {name!r} in their text is read as letters, not as the control token"
+def control_name_reason(name: str) -> str:
+  """The reason in `unlearned` for a text that spells out the control token `name`."""
+  return f"{name!r} in their text is encoded as ordinary text, not as the control token"
 
 
-def common_beginning(prompt_text: str, full_text: str, least: int) -> int:
-  """The number of characters, at least `least`, that two texts have in common, without the beginning of a word."""
+def common_prefix_length(prompt_text: str, full_text: str, least: int) -> int:
+  """The length of the common prefix of two texts, at least `least`. It does not end inside a word."""
   common = commonprefix([prompt_text, full_text])
   return max(least, len(WORD_BEGINNING.sub("", common)))
 
@@ -217,7 +220,7 @@ OPENINGS = "openings of answers"  # the unit of `missing_reason`
 
 
 def missing_reason(missing: str) -> str:
-  """Why the end of a generation prompt is not learned, for `unlearned`."""
+  """The reason in `unlearned` for answers that lack the `missing` end of the generation prompt."""
   return f"the chat template's generation prompt ends in {missing!r}, and the answers do not begin with it"
 
 
@@ -233,9 +236,9 @@ def _prompt_and_answer(chat: GuardedChat, prompt_text: str, full_text: str) -> t
 
 
 def _first_turn(tokenizer: Tokenizer, answer: list[Segment], begin: int = 0) -> list[Segment]:
-  """`answer` up to the token that ends it: one that ends generation, else its last control token, else `eot`.
+  """`answer` up to the token that ends it: the first that stops generation, else its last control token, else `eot`.
 
-  It may have a prompt before the character `begin`, in which no token ends it.
+  Control tokens before the character `begin` belong to the prompt and are not considered.
   """
   controls = [n for n, segment in enumerate(answer) if segment.token is not None and segment.begin >= begin]
   last = controls[-1] if controls else None

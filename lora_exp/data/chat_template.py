@@ -1,4 +1,4 @@
-"""Chat templates: untrusted Jinja, rendered in a sandbox with what transformers offers inside templates."""
+"""Chat templates: untrusted Jinja, rendered in a sandbox with the functions that transformers offers to templates."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from lora_exp.config.errors import InputError
 
 DATE = datetime(2024, 7, 26)  # as in Llama 3's template; today's date would make rows depend on the day
 CODE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # of a template
-ADVICE = "data.chat=none takes the prompt as it is"
+ADVICE = "data.chat=none uses no template"
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 MARKS = "generation_marks"  # the variable with the two characters that are put around what the model generates
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the reasoning in a message
@@ -33,13 +33,13 @@ class ChatTemplate:
 
   owner: str
   template: Template
-  marks_generations: bool  # whether it has {% generation %}, which tells what the model generates
+  marks_generations: bool  # whether it has {% generation %} blocks around what the model generates
 
   def render(
     self, variables: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]] = ()
   ) -> str:
-    """The text of `messages`, with the beginning of an answer if `add_generation_prompt`.
+    """The text of `messages`, with the generation prompt if `add_generation_prompt`.
 
     Raises InputError if the template refuses the messages.
     """
@@ -57,7 +57,7 @@ def chat_template(owner: str, source: str) -> ChatTemplate:
 
 
 def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
-  """`message` as transformers gives it to templates: no null values, and the reasoning under each of its names."""
+  """`message` as transformers passes it to templates: without null values, with the reasoning under all its names."""
   values = {name: value for name, value in message.items() if value is not None}
   reasoning = next((values[name] for name in REASONING if name in values), None)
   return values if reasoning is None else {"thinking": reasoning, **values, "reasoning_content": reasoning}
@@ -78,7 +78,7 @@ def _compiled(source: str) -> Template:
 
 
 class _Generation(Extension):
-  """`{% generation %}…{% endgeneration %}` around what the model generates. Puts the two marks around it, if given."""
+  """The tag `{% generation %}…{% endgeneration %}`. Puts the two characters of MARKS, if given, around its body."""
 
   tags = {"generation"}
 
@@ -102,7 +102,7 @@ class _Namespace(Namespace):
 
 
 class _Dict:
-  """`dict` in a template, without its other attributes."""
+  """`dict` as templates may use it: callable, with `fromkeys` and no other attribute."""
 
   def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)

@@ -1,9 +1,9 @@
-"""Conversations of several turns: the token ids of the whole rendering, and a mask of the tokens that are learned.
+"""Conversations of several turns: the token ids of a rendered conversation, and a mask of the tokens that are learned.
 
-Where a template marks what the model generates, the mask is that of transformers (`return_assistant_tokens_mask`).
-Elsewhere a turn is what its rendering adds to that of the messages before it: from the end of the generation prompt to
-the end of the turn. Templates may render earlier turns in another way once others follow; the end is then the token
-that ends the turn, and a turn that cannot be found is not learned and counted.
+If a template marks what the model generates, the mask is that of transformers (`return_assistant_tokens_mask`).
+Otherwise a turn is the text that it adds to the rendering of the messages before it, from the end of the generation
+prompt to the end of the turn. Some templates render a turn differently once other turns follow, without its reasoning
+for example. Such a turn ends at its end-of-turn token. A turn that cannot be found is not learned, and is counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from lora_exp.data.chat import (
   GuardedChat,
   Message,
   Segment,
-  common_beginning,
+  common_prefix_length,
+  control_name_reason,
   encode_segments,
   encode_texts,
   missing_reason,
-  spelling_reason,
 )
 from lora_exp.data.sources.source import Conversation
 from lora_exp.data.tokenizers import Tokenizer
@@ -35,7 +35,7 @@ PLAIN_TEMPLATE = (
   "{{ message.content or (message.tool_calls | tojson if message.tool_calls) }}"
   "{{ eos_token if message.role == 'assistant' }}{{ '\n' }}{% endfor %}"
   "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}")
-NO_END = "no learned token ends them, so that the model does not learn to stop"
+NO_END = "no end-of-turn token of them is learned, so the model does not learn to stop"
 TURNS, ANSWERS = "turns", "assistant turns"  # units of `totals` and `problems`
 Span = tuple[int, int]  # characters of a rendered text
 Problems = dict[tuple[str, str], int]  # (unit, what is wrong with them) -> how many
@@ -65,7 +65,7 @@ def encode_conversations(
 
 
 class _RenderedConversation:
-  """The text of a conversation, and the spans of it that are learned."""
+  """The rendered text of a conversation, and its spans that are learned."""
 
   def __init__(self, tokenizer: Tokenizer, conversation: Conversation, loss: str, plain: bool):
     template = PLAIN_TEMPLATE if plain or tokenizer.chat_template is None else None
@@ -77,18 +77,19 @@ class _RenderedConversation:
     self.text, self.marks = self.chat.marked()
     self.segments = self.chat.segments(self.text, True)
     self.learned_turns, self.other_turns = _assistant_turns(conversation, loss)
-    self.weightless = len(conversation.unlearned & set(self.other_turns))
+    self.zero_weight_turns = len(conversation.unlearned & set(self.other_turns))
     self.spans: list[Span] = []
     self.problems = _changed_messages(self.chat, self.text, conversation.messages)
     self._count_names(conversation.messages)
     self.spans = [(0, len(self.text))] if loss == "all" else self._learned_spans()
 
   def _count_names(self, messages: Sequence[Message]) -> None:
-    """Counts the messages with the names of control tokens."""
+    """Counts the messages that spell out a control token."""
     names = ControlNames(self.tokenizer)
     for message in messages:
-      if (name := names.first(str(message.get("content")))) is not None:
-        key = TURNS, spelling_reason(name)
+      name = names.first(str(message.get("content")))
+      if name is not None:
+        key = TURNS, control_name_reason(name)
         self.problems[key] = self.problems.get(key, 0) + 1
 
   def _learned_spans(self) -> list[Span]:
@@ -99,8 +100,9 @@ class _RenderedConversation:
       others = [span for span in map(self._turn_span, self.other_turns) if span is not None]
       return [mark for mark in self.marks if not any(begin < mark[1] and mark[0] < end for begin, end in others)]
     spans = [self._turn_span(turn) for turn in self.learned_turns]
-    if missing := spans.count(None):
-      self.problems[ANSWERS, "the chat template writes them in another way once other turns follow"] = missing
+    missing = spans.count(None)
+    if missing:
+      self.problems[ANSWERS, "the chat template renders them differently once other turns follow"] = missing
     return [span for span in spans if span is not None]
 
   def _turn_span(self, turn: int) -> Span | None:
@@ -117,38 +119,41 @@ class _RenderedConversation:
     return self._span_to_end(turn, begin, through)
 
   def _prompt_end(self, turn: int, prompt: str | None) -> int | None:
-    """Where `prompt`, the rendering before `turn` with the generation prompt, ends; None if the text is another."""
+    """The character at which `prompt`, the rendering before `turn` with the generation prompt, ends in the text.
+
+    None if the text does not begin with the messages before `turn` as they are rendered alone.
+    """
     if prompt is None or self.text.startswith(prompt):
       return None if prompt is None else len(prompt)
     history = self._rendered(self.chat.messages[:turn], False)
     if history is None or not self.text.startswith(history) or not prompt.startswith(history):
       return None
-    common = common_beginning(prompt, self.text, len(history))
-    key = OPENINGS, missing_reason(prompt[common:])  # the prompt ends in what a whole turn does not have: `<think>`
+    common = common_prefix_length(prompt, self.text, len(history))
+    key = OPENINGS, missing_reason(prompt[common:])  # the prompt ends in text that the turn lacks, such as `<think>`
     self.problems[key] = self.problems.get(key, 0) + 1
     return self._common_tokens_end(prompt)
 
   def _common_tokens_end(self, prompt: str) -> int:
-    """The character at which the tokens that the text has in common with `prompt` end."""
+    """The character at which the common prefix of the tokens of `prompt` and of the text ends."""
     parts = [self.chat.segments(prompt, True), self.segments]
     prompt_ids, ids = encode_segments(self.tokenizer, parts)
-    left = len(commonprefix([prompt_ids, ids]))
+    remaining = len(commonprefix([prompt_ids, ids]))
     for segment in self.segments:
       tokens = [segment.token] if segment.token is not None else self.tokenizer.encode(segment.text, segment.at_start)
-      if left < len(tokens):
-        least = self._token_bounds(segment, tokens)[1][left - 1] if left else 0
+      if remaining < len(tokens):
+        least = self._token_bounds(segment, tokens)[1][remaining - 1] if remaining else 0
         places = range(segment.begin, segment.end)
         return next(place for place in places if self._bytes_before(segment, place) >= least)
-      left -= len(tokens)
+      remaining -= len(tokens)
     return len(self.text)
 
   def _moved_span(self, turn: int, prompt: str | None, through: str | None) -> Span | None:
-    """The characters of `turn` if the template writes the turns before it in another way once others follow."""
+    """The characters of `turn` if the template renders the turns before it differently once others follow."""
     inside = self._place_inside(turn)
     if inside is None:
       return None
     if prompt is not None and through is not None and through.startswith(prompt):
-      alone = through[len(prompt) :]  # the turn, if it is written in the same way
+      alone = through[len(prompt) :]  # the turn, if it is rendered in the same way
       begin = self.text.rfind(alone, max(0, inside - len(alone)), inside + len(alone))
       if alone and 0 <= begin <= inside:
         return begin, begin + len(alone)
@@ -157,7 +162,7 @@ class _RenderedConversation:
     return self._span_to_end(turn, inside, through)
 
   def _place_inside(self, turn: int) -> int | None:
-    """Where the content, or the first call, of message number `turn` begins; None if the template does not write it."""
+    """Where the content, or the first tool call, of message number `turn` begins; None if the template omits it."""
     messages = list(self.chat.messages)
     message = dict(messages[turn])
     if message.get("content"):
@@ -172,9 +177,9 @@ class _RenderedConversation:
     return len(before) if self.text.startswith(before) else None
 
   def _span_to_end(self, turn: int, begin: int, through: str | None) -> Span | None:
-    """From `begin` to the token that ends `turn`, which is not the last; without one, as far as `through` agrees.
+    """The characters from `begin` to the token that ends `turn`, which is not the last turn.
 
-    `through`: the rendering up to the turn.
+    Without such a token, the span ends where the text no longer equals `through`, the rendering up to the turn.
     """
     following, stops, through = self._place_inside(turn + 1), self.tokenizer.stops, through or ""
     limit = len(self.text) if following is None else following
@@ -184,21 +189,21 @@ class _RenderedConversation:
       common = len(commonprefix([through, self.text]))
       return (begin, common) if begin < common <= limit else None
     after = self.text[ends[0] : limit]
-    spaces = after[: len(after) - len(after.lstrip())]  # a line break belongs to the turn if it does so without others
+    spaces = after[: len(after) - len(after.lstrip())]  # they belong to the turn if they do so in `through`
     alone = [segment for segment in self.chat.segments(through, True) if segment.token in stops]
     while spaces and not any(through.startswith(spaces, segment.end) for segment in alone[-2:]):
       spaces = spaces[:-1]
     return begin, ends[0] + len(spaces)
 
   def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str | None:
-    """The text of some of the messages; None if the template refuses them."""
+    """The rendered text of `messages`; None if the template refuses them."""
     try:
       return self.chat.rendered(messages, add_generation_prompt)
     except InputError:
       return None
 
   def encoded(self, texts: dict[tuple[str, bool], list[int]]) -> EncodedConversation:
-    """The ids and the mask, from the ids of all texts."""
+    """The ids and the mask. `texts`: the ids of each text, by (text, at_start)."""
     ids: list[int] = []
     masks: list[np.ndarray] = []
     for segment in self.segments:
@@ -214,8 +219,8 @@ class _RenderedConversation:
       ended = np.isin(np.array(ids)[learned], self.tokenizer.stops).sum() if learned.any() else 0
       if learned.any() and ended < len(self.learned_turns):
         self.problems[ANSWERS, NO_END] = len(self.learned_turns) - int(ended)
-    if self.weightless:
-      self.problems[ANSWERS, "their weight is 0"] = self.weightless
+    if self.zero_weight_turns:
+      self.problems[ANSWERS, "their weight is 0"] = self.zero_weight_turns
     totals = {TURNS: len(self.chat.messages), ANSWERS: len(self.learned_turns) + len(self.other_turns)}
     return EncodedConversation(ids, learned, totals, self.problems)
 
@@ -241,14 +246,14 @@ class _RenderedConversation:
     return text.replace(self.chat.guard, "")
 
   def _token_bounds(self, segment: Segment, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of the segment's text at which each token begins and ends, (n,) and (n,)."""
+    """The byte offsets in the segment's text at which the tokens begin and end, (n,) and (n,)."""
     lengths = self.tokenizer.byte_lengths[tokens]
     size = len(segment.text.encode(errors="surrogatepass"))
     added = int(lengths.sum()) - size  # a tokenizer may put a space before a text
     if added in (0, 1):
       ends_N = np.cumsum(lengths) - added
       return np.maximum(ends_N - lengths, 0), ends_N
-    # The tokenizer normalises texts, so that tokens do not spell them: texts up to each boundary are encoded.
+    # The tokenizer normalises texts, so byte lengths do not add up. Instead, the text up to each boundary is encoded.
     places = sorted({place for span in self.spans for place in span if segment.begin < place < segment.end})
     bounds = np.zeros(len(tokens) + 1, np.int64)
     bounds[-1] = size
@@ -270,14 +275,14 @@ def _assistant_turns(conversation: Conversation, loss: str) -> tuple[list[int], 
 
 
 def _renamed_call(call: Any, name: str) -> Any:
-  """A tool call with another name of its function."""
+  """The tool call `call` with `name` as the name of its function."""
   if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
     return {**call, "function": {**call["function"], "name": name}}
   return {**call, "name": name} if isinstance(call, Mapping) else call
 
 
 def _changed_messages(chat: GuardedChat, text: str, messages: Sequence[Message]) -> Problems:
-  """How many messages, by role, the template does not write as they are."""
+  """How many messages the template changes or leaves out, by role."""
   problems: Problems = {}
   for message in messages:
     texts = [message.get("content"), *(message.get(name) for name in ("reasoning_content", "thinking"))]

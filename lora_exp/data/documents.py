@@ -20,7 +20,7 @@ READ = 4096  # rows decoded at once
 def document_numbers(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int, segments: int) -> np.ndarray:
   """The number of the document of each segment in the `chosen` held-out rows (n,), (n, S) int64; S = `segments`.
 
-  Segments that a row does not have get any number. `end` and errors are as in `first_documents`.
+  The numbers of segments that a row does not have are arbitrary. `end` and errors are as in `first_documents`.
   """
   file = rows.path / NUMBERS
   if not file.is_file():

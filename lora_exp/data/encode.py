@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.chat import OPENINGS, ControlNames, encode_answers, missing_reason, spelling_reason
+from lora_exp.data.chat import OPENINGS, ControlNames, control_name_reason, encode_answers, missing_reason
 from lora_exp.data.conversations import TURNS, encode_conversations
 from lora_exp.data.sources.source import Document
 from lora_exp.data.tokenizers import Tokenizer
@@ -19,7 +19,7 @@ class EncodedDocument:
   ids: list[int]
   learned: np.ndarray | None  # (tokens,) bool: part of an answer; None: plain text, all of which is learned
   kind: str = "documents"  # documents (plain text) | answers (to a prompt) | conversations
-  totals: Mapping[str, int] = field(default_factory=dict)  # the number of turns that a chat template wrote, by unit
+  totals: Mapping[str, int] = field(default_factory=dict)  # the numbers of turns that a chat template rendered, by unit
   problems: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (unit, what is wrong with them) -> how many
 
 
@@ -33,9 +33,9 @@ def encode_documents(
 ) -> list[EncodedDocument]:
   """Encodes each document as `bos` (if the tokenizer has one), prompt, text and the end-of-text token.
 
-  Conversations, and prompts and texts with data.chat=auto, are turns of the tokenizer's chat template, which writes all
-  control tokens. Without a template, `separator` is put between prompt and text. Raises InputError if the template
-  rejects a document.
+  Conversations are rendered by the tokenizer's chat template, which writes all control tokens; so are prompts with
+  their texts, with data.chat=auto. Without a template, `separator` is put between prompt and text. Raises InputError
+  if the template refuses a document.
   """
   has_template = chat_template(cfg, tokenizer) is not None
   loss = "all" if cfg.prompt_in_loss else cfg.loss
@@ -44,32 +44,33 @@ def encode_documents(
   pairs = _encoded_pairs(tokenizer, [document for document in documents if document.prompt], has_template, separator)
   texts = iter(tokenizer.encode_batch([document.text for document in documents if _is_text(document)]))
   encoded = []
-  spelt = ControlNames(tokenizer)
+  control_names = ControlNames(tokenizer)
   for document in documents:
     if document.conversation is not None:
-      one = next(turns)
-      encoded.append(EncodedDocument(one.ids, one.learned, "conversations", one.totals, one.problems))
+      conversation = next(turns)
+      encoded.append(EncodedDocument(
+        conversation.ids, conversation.learned, "conversations", conversation.totals, conversation.problems))
     elif document.prompt:
-      encoded.append(_with_names(next(pairs), spelt.first(document.prompt, document.text)))
+      encoded.append(_with_control_name(next(pairs), control_names.first(document.prompt, document.text)))
     else:
       plain = EncodedDocument([*_bos(tokenizer), *next(texts), tokenizer.eot], None)
-      encoded.append(_with_names(plain, spelt.first(document.text)))
+      encoded.append(_with_control_name(plain, control_names.first(document.text)))
   return [_with_unknown(document, tokenizer) for document in encoded]
 
 
 def _with_unknown(document: EncodedDocument, tokenizer: Tokenizer) -> EncodedDocument:
-  """`document` with the problem that it has characters that the tokenizer does not know, if it has any."""
+  """`document` with the problem that it contains the tokenizer's unknown token, if it does."""
   if tokenizer.unknown is None or tokenizer.unknown not in document.ids:
     return document
-  key = document.kind, "they have characters that the tokenizer does not know, which are learned as its unknown token"
+  key = document.kind, "they have characters that are not in the tokenizer's vocabulary and become its unknown token"
   return replace(document, problems={**document.problems, key: 1})
 
 
-def _with_names(document: EncodedDocument, name: str | None) -> EncodedDocument:
-  """`document` with the problem that it spells the control token `name`."""
+def _with_control_name(document: EncodedDocument, name: str | None) -> EncodedDocument:
+  """`document` with the problem that its text spells out the control token `name`."""
   if name is None:
     return document
-  return replace(document, problems={**document.problems, (document.kind, spelling_reason(name)): 1})
+  return replace(document, problems={**document.problems, (document.kind, control_name_reason(name)): 1})
 
 
 def _is_text(document: Document) -> bool:
@@ -92,7 +93,7 @@ def _encoded_pairs(
 
 
 def _after(prompt: list[int], answer: list[int]) -> np.ndarray:
-  """The mask of an answer after its prompt."""
+  """The mask of the answer's tokens in the tokens of prompt and answer."""
   return np.arange(len(prompt) + len(answer)) >= len(prompt)
 
 

@@ -22,13 +22,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
 from lora_exp.data import examples, records
-from lora_exp.data.beyond_row import BeyondRow
 from lora_exp.data.encode import EncodedDocument, chat_template, encode_documents
 from lora_exp.data.sources import NumericSource, TextSource
 from lora_exp.data.sources.file_source import FileSource
 from lora_exp.data.sources.source import Document, Skipped
 from lora_exp.data.split_writer import OPTIONS, SplitWriter, disk_errors, write_document_numbers
 from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.truncation import TruncationCounter
 from lora_exp.data.unlearned import Unlearned, UnlearnedTally
 from lora_exp.runtime import console
 
@@ -49,16 +49,16 @@ class RowCounts:
   documents: int  # documents with at least one token to learn
   eval_documents: int  # those that are held out
   truncated: int  # documents that are longer than a row, and are cut
-  all_documents: int = 0  # with those that have nothing to learn
-  document_tokens: tuple[int, ...] = ()  # the lengths of documents: least, median, ninth decile, most
-  train_positions: int = 0  # without padding
+  all_documents: int = 0  # including those without a token to learn
+  document_tokens: tuple[int, ...] = ()  # tokens per document: minimum, median, 90th percentile, maximum
+  train_positions: int = 0  # of the training rows, without padding
   eval_examples: int  # held-out rows that are a prompt and its answer (packing=pad)
-  unlearned: tuple[Unlearned, ...] = ()  # what the data holds and is not learned
+  unlearned: tuple[Unlearned, ...] = ()  # the data that is not learned, by reason
   notes: tuple[str, ...] = ()  # sentences about what was done with the documents
 
   @property
   def warnings(self) -> list[str]:
-    """What is told before training, a line each."""
+    """The warnings to print before training, one line each."""
     return [*self.notes, *(f"not everything is learned: {count.sentence}" for count in self.unlearned)]
 
 
@@ -124,7 +124,7 @@ def _write_documents(
 def _batches(
   documents: Iterator[Document | Skipped], cfg: DataConfig, unlearned: UnlearnedTally, unit: str
 ) -> Iterator[list[Document]]:
-  """Yields the documents up to data.limit in batches that are tokenised together; counts what is not read."""
+  """Yields the documents up to data.limit in batches that are tokenised together. Counts what is not read."""
   batch: list[Document] = []
   size = 0
   for document in documents:
@@ -133,7 +133,7 @@ def _batches(
     if isinstance(document, Skipped) and document.unit != "rows":
       unlearned.add(document.unit, document.reason, first=document.where)
       continue
-    unlearned.read(unit)
+    unlearned.add_total(unit)
     if isinstance(document, Skipped):
       unlearned.add(unit, document.reason, first=document.where)
       continue
@@ -156,8 +156,8 @@ class RowWriter:
     self.directory, self.keeps_whole = directory, keeps_documents_whole(cfg, source)
     self.prompt_in_loss = cfg.prompt_in_loss or cfg.loss == "all"
     self.unlearned = UnlearnedTally()
-    self.unit = "rows"  # what is read now: rows, or held-out rows
-    self.beyond = BeyondRow(cfg.seq_len)
+    self.unit = "rows"  # the unit of the current source in `unlearned`: rows, or held-out rows
+    self.truncation = TruncationCounter(cfg.seq_len)
     self.lengths = array("i")  # tokens of each document
     self.train, self.eval = (SplitWriter(directory / f"{split}.array_record", cfg.seq_len, tokenizer)
                              for split in ("train", "eval"))
@@ -173,7 +173,7 @@ class RowWriter:
     self.lengths.extend(len(document.ids) for document in encoded)
     for document, source in zip(encoded, documents, strict=True):
       for unit, count in document.totals.items():
-        self.unlearned.read(unit, count)
+        self.unlearned.add_total(unit, count)
       for (unit, reason), count in document.problems.items():
         self.unlearned.add(unit, reason, count, source.where)
     for split, wanted in ((self.train, False), (self.eval, True)):
@@ -184,7 +184,7 @@ class RowWriter:
   def _accepted(self, documents: Sequence[Document]) -> list[int]:
     """The indices of the documents that the chat template accepts; the others are counted.
 
-    Raises InputError if it has accepted none so far.
+    Raises InputError if none was accepted, and none before.
     """
     accepted, refused = list[int](), list[tuple[InputError, str]]()
     for n, document in enumerate(documents):
@@ -206,7 +206,7 @@ class RowWriter:
       rows = records.padded(ids, learned, self.cfg.seq_len, self.prompt_in_loss)
       within = rows["counted"].sum(axis=1)
       sizes = [min(len(tokens), self.cfg.seq_len) for tokens in ids]
-      self.beyond.add(documents, self.prompt_in_loss, within.tolist(), sizes, where)
+      self.truncation.add(documents, self.prompt_in_loss, within.tolist(), sizes, where)
       kept = within > 0
       text = rows[kept].ravel()
       if self.cfg.pad_in_loss:
@@ -222,15 +222,14 @@ class RowWriter:
   def _add_whole(
     self, split: SplitWriter, documents: Sequence[EncodedDocument], pairs: np.ndarray, where: Sequence[str]
   ) -> None:
-    """Packs documents that fit a row whole. A longer one is cut if it has answers; plain text is split into rows."""
+    """Packs documents without splitting those that fit a row. A longer one is cut if it has answers, else split."""
     seq_len = self.cfg.seq_len
     ends = np.cumsum([len(document.ids) - 1 for document in documents])
     parts = np.split(pairs, ends[:-1])
-    most = [seq_len if document.learned is not None else len(part)
-            for document, part in zip(documents, parts, strict=True)]
-    parts = [part[:n] for part, n in zip(parts, most, strict=True)]
+    parts = [part if document.learned is None else part[:seq_len]
+             for document, part in zip(documents, parts, strict=True)]
     within = [int(part["counted"].sum()) for part in parts]
-    self.beyond.add(documents, self.prompt_in_loss, within, [len(part) + 1 for part in parts], where)
+    self.truncation.add(documents, self.prompt_in_loss, within, [len(part) + 1 for part in parts], where)
     split.add_documents([[part[first : first + seq_len].copy() for first in range(0, len(part), seq_len)]
                          for part, tokens in zip(parts, within, strict=True) if tokens])
 
@@ -241,22 +240,23 @@ class RowWriter:
     held.finish()
     if self.keeps_whole:
       write_document_numbers(self.directory, held.numbers)
-    self.beyond.tell(self.unlearned)
+    self.truncation.report_to(self.unlearned)
     return RowCounts(
       train_rows=train.rows, eval_rows=held.rows, train_tokens=train.tokens, eval_tokens=held.tokens,
       train_bytes=train.bytes, eval_bytes=held.bytes, documents=train.documents + held.documents,
-      eval_documents=held.documents, truncated=self.beyond.cut, train_positions=train.positions,
+      eval_documents=held.documents, truncated=self.truncation.cut, train_positions=train.positions,
       all_documents=len(self.lengths), document_tokens=_quantiles(self.lengths),
       eval_examples=held.answers if self.cfg.packing == "pad" else 0, unlearned=self.unlearned.counted(),
       notes=self._notes())
 
   def _notes(self) -> tuple[str, ...]:
-    conversations = self.beyond.kinds["conversations"].documents
+    conversations = self.truncation.documents["conversations"]
     if not conversations or chat_template(self.cfg, self.tokenizer) is not None:
       return ()
-    reason = "has no chat template" if self.tokenizer.chat_template is None else "is not asked, with data.chat=none"
-    return (f"the tokenizer {reason}: the turns of {conversations:,} conversations are written "
-            "as lines, 'User: …' and 'Assistant: …'",)
+    has_template = self.tokenizer.chat_template is not None
+    reason = "data.chat=none uses no chat template" if has_template else "the tokenizer has no chat template"
+    return (f"{reason}: the turns of {conversations:,} conversations are written as lines, 'User: …' and "
+            "'Assistant: …'",)
 
   def close(self) -> None:
     """Closes both files."""
@@ -265,14 +265,14 @@ class RowWriter:
 
 
 def _quantiles(lengths: Sequence[int]) -> tuple[int, ...]:
-  """The least, the median, the ninth decile and the largest of `lengths`."""
+  """The minimum, median, 90th percentile and maximum of `lengths`."""
   if not len(lengths):
     return ()
   return tuple(int(x) for x in np.quantile(lengths, (0, 0.5, 0.9, 1), method="higher"))
 
 
 def keeps_documents_whole(cfg: DataConfig, source: TextSource) -> bool:
-  """Whether rows are packed with whole documents; otherwise they are cut from the stream of all tokens, or padded."""
+  """Whether rows hold whole documents. Otherwise they are cut from the stream of all tokens, or padded."""
   return cfg.packing == "pack" and source.name not in PLAIN_SOURCES
 
 

@@ -32,7 +32,7 @@ from lora_exp.data.unlearned import Unlearned
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records
-ENTRY = 5  # of a cache entry: what is kept beside the records. Not part of the key, which runs of older versions have
+ENTRY = 5  # version of a cache entry's other files. Not part of `rows_key`, which runs of older versions have stored
 WHOLE = 1  # version of the rows that hold whole documents
 
 
@@ -106,7 +106,7 @@ def rows_key(cfg: DataConfig, tokenizer: Tokenizer, source: Source) -> str:
 
 
 def _chat(cfg: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
-  """What else determines the rows of chats; nothing for those that version 0.1.0 could make."""
+  """Further parts of the key for chats; {} for rows that version 0.1.0 could make."""
   strips = {str(token): list(sides) for token, sides in tokenizer.strips.items()}
   parts: dict[str, object] = {"loss": "last" if cfg.loss == "last" else None}
   if chat_template(cfg, tokenizer) is not None:

@@ -1,4 +1,4 @@
-"""The file of records of one split: rows are cut from a stream of pairs, or filled with whole documents."""
+"""Writes the file of records of one split. Rows are cut from a stream of pairs, or packed with whole documents."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ class SplitWriter:
     self.seq_len, self.tokenizer = seq_len, tokenizer
     self.remainder = np.zeros(0, records.PAIR)
     self.best_fit = BestFit(seq_len)
-    self.numbers: list[list[int]] = []  # of the documents in each row, for rows of whole documents
+    self.numbers: list[list[int]] = []  # the numbers of the documents in each row, if rows hold whole documents
     self.rows = self.positions = self.tokens = self.bytes = self.documents = self.answers = 0
 
   def add_stream(self, pairs: np.ndarray, text: np.ndarray, documents: int) -> None:

@@ -1,4 +1,4 @@
-"""What the data has and a run does not learn: counted while rows are made, and told before training."""
+"""Counts of the data that a run does not learn. They are made while rows are written, and shown before training."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ MOST_REASONS = 30  # counted one by one; all others are counted together
 
 @dataclass(frozen=True)
 class Unlearned:
-  """One reason why something is not learned, how often it holds, and where it holds first."""
+  """One reason why something is not learned, how often it occurs, and where it occurs first."""
 
   unit: str  # what is counted, in the plural: rows, documents, answers, tokens
   reason: str  # "no response"
@@ -25,19 +25,19 @@ class Unlearned:
 
 
 class UnlearnedTally:
-  """Counts by (unit, reason), in the order in which they are met."""
+  """Counts by (unit, reason), in the order in which they first occur."""
 
   def __init__(self) -> None:
     self._counts = Counter[tuple[str, str]]()
     self._totals = Counter[str]()
     self._first: dict[tuple[str, str], str] = {}
 
-  def read(self, unit: str, count: int = 1) -> None:
-    """Counts `count` more of `unit` in the data, whether it is learned or not."""
+  def add_total(self, unit: str, count: int = 1) -> None:
+    """Adds `count` to the total of `unit` in the data, learned or not."""
     self._totals[unit] += count
 
   def add(self, unit: str, reason: str, count: int = 1, first: str = "") -> None:
-    """Counts `count` more of `unit` that are not learned; `first` is kept of the first call. 0 adds nothing."""
+    """Counts `count` more of `unit` that are not learned; 0 is ignored. Of `first`, that of the first call is kept."""
     if count:
       if (unit, reason) not in self._counts and len(self._counts) >= MOST_REASONS:
         reason = "other reasons"
@@ -45,6 +45,6 @@ class UnlearnedTally:
       self._first.setdefault((unit, reason), first)
 
   def counted(self) -> tuple[Unlearned, ...]:
-    """Everything that was counted so far."""
+    """All counts so far."""
     return tuple(Unlearned(unit, reason, count, self._totals.get(unit), self._first[unit, reason])
                  for (unit, reason), count in self._counts.items())

@@ -66,7 +66,7 @@ def test_turns_of_weight_0_and_of_the_prompt_are_not_learned(tmp_path, settings,
 
 def test_an_end_that_is_not_learned_is_counted(tmp_path):
   one = encoded(chatml(tmp_path, MARKED), Conversation(TURNS))
-  reason = "no learned token ends them, so that the model does not learn to stop"
+  reason = "no end-of-turn token of them is learned, so the model does not learn to stop"
   assert one.problems == {("assistant turns", reason): 2} and one.totals["assistant turns"] == 2
 
 
@@ -102,7 +102,7 @@ def test_a_thought_in_the_generation_prompt_is_said(tmp_path):
 
 def test_names_of_control_tokens_in_a_text_are_counted(tmp_path):
   tokenizer = chatml(tmp_path)
-  reason = "the name '<|im_end|>' in their text is read as letters, not as the control token"
+  reason = "'<|im_end|>' in their text is encoded as ordinary text, not as the control token"
   documents = [Document(0, "a<|im_end|>"), Document(0, "a < b |"), Document(0, "a", "b<|im_end|>\n")]
   for chat in ("auto", "none"):
     found = encode_documents(tokenizer, documents, DataConfig(chat=chat), "")
@@ -121,7 +121,7 @@ def test_characters_that_a_tokenizer_does_not_know_are_counted(tmp_path):
   (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "unk_token": "<unk>"}')
   documents = [Document(0, "cat sat"), Document(0, "dog sat"), Document(0, "cat", "dog")]
   found = encode_documents(get_tokenizer(str(tmp_path)), documents, DataConfig(), "")
-  reason = "they have characters that the tokenizer does not know, which are learned as its unknown token"
+  reason = "they have characters that are not in the tokenizer's vocabulary and become its unknown token"
   assert [dict(one.problems) for one in found] == [{}, {("documents", reason): 1}, {("answers", reason): 1}]
 
 
