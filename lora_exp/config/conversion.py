@@ -99,7 +99,7 @@ class TypeConverter:
   def _to_dict(self, item: Any, value: Any, path: str) -> dict[str, Any]:
     if isinstance(value, dict):
       return {str(key): self.convert(item, element, f"{path}.{key}") for key, element in value.items()}
-    key = "name" if item is Any else "pattern"
+    key = "pattern" if path.endswith("_pattern") else "name"
     self._refuse(path, value, f"{{{key}: {TYPE_WORDS[item]}}}")
     return {}
 

@@ -6,7 +6,7 @@ prompt to the end of the turn. Some templates render a turn differently once oth
 for example. Such a turn ends at its end-of-turn token. A turn that cannot be found is not learned, and is counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -81,7 +81,7 @@ class _RenderedConversation:
     self.spans: list[Span] = []
     self.problems = _changed_messages(self.chat, self.text, conversation.messages)
     self._count_names(conversation.messages)
-    self.spans = [(0, len(self.text))] if loss == "all" else self._learned_spans()
+    self.spans = self._all_spans(conversation.unlearned) if loss == "all" else self._learned_spans()
 
   def _count_names(self, messages: Sequence[Message]) -> None:
     """Counts the messages that spell out a control token."""
@@ -91,6 +91,14 @@ class _RenderedConversation:
       if name is not None:
         key = TURNS, control_name_reason(name)
         self.problems[key] = self.problems.get(key, 0) + 1
+
+  def _all_spans(self, unlearned: Set[int]) -> list[Span]:
+    """The whole text but the assistant's turns of weight 0."""
+    begin, spans = 0, []
+    for span in filter(None, map(self._turn_span, sorted(unlearned & set(self.other_turns)))):
+      spans.append((begin, span[0]))
+      begin = span[1]
+    return [*spans, (begin, len(self.text))]
 
   def _learned_spans(self) -> list[Span]:
     """The spans of the text that are learned, in order."""

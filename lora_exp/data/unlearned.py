@@ -21,7 +21,8 @@ class Unlearned:
     """As `20 of 40 answers: they lie beyond data.seq_len=64 (first: pairs.jsonl, line 7)`."""
     of_total = "" if self.total is None else f" of {self.total:,}"
     first = f" (first: {self.first})" if self.first else ""
-    return f"{self.count:,}{of_total} {self.unit}: {self.reason}{first}"
+    unit = self.unit.removesuffix("s") if self.count == 1 and self.total is None else self.unit
+    return f"{self.count:,}{of_total} {unit}: {self.reason}{first}"
 
 
 class UnlearnedTally:

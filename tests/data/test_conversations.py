@@ -1,7 +1,7 @@
 """Conversations: which turns are learned, and what a chat template hides from the model is said."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,15 @@ def test_turns_of_weight_0_and_of_the_prompt_are_not_learned(tmp_path, settings,
     assert learned_text(tokenizer, one) == [text.removesuffix(end) for text in texts]
     assert one.totals["assistant turns"] == 2
     assert one.problems.get(("assistant turns", "their weight is 0"), 0) == len(settings.get("unlearned", ()))
+
+
+@pytest.mark.parametrize(("unlearned", "left_out"), [({2}, ["sat<|im_end|>\n"]), ({4}, ["sat sat<|im_end|>\n"]),
+                                                     ({2, 4}, ["sat<|im_end|>\n", "sat sat<|im_end|>\n"])])
+def test_turns_of_weight_0_are_not_part_of_all(tmp_path, unlearned, left_out):
+  tokenizer = chatml(tmp_path)
+  one = encoded(tokenizer, Conversation(TURNS, unlearned=frozenset(unlearned)), "all")
+  assert learned_text(tokenizer, replace(one, learned=~one.learned)) == left_out
+  assert one.problems == {("assistant turns", "their weight is 0"): len(unlearned)}
 
 
 def test_an_end_that_is_not_learned_is_counted(tmp_path):

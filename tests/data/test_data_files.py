@@ -65,6 +65,7 @@ FILES = {
   "splits.json": json.dumps({"train": PAIRS}),
   "comma.csv": CSV, "semicolon.csv": "\ufeff" + CSV.replace(",", ";"),
   "excel.csv": "sep=;\r\n" + CSV.replace(",", ";"), "tab.tsv": CSV.replace(",", "\t"), "table": CSV,
+  "blank_lines.csv": "\n \n" + CSV, "blank_lines_excel.csv": "\r\nsep=;\r\n" + CSV.replace(",", ";"),
   "lines.jsonl.gz": gzip.compress(LINES.encode()), "lines.xz": lzma.compress(LINES.encode()),
   "table.csv.bz2": bz2.compress(CSV.encode()), "array.json.gz": gzip.compress(json.dumps(PAIRS).encode()),
 }  # fmt: skip
@@ -153,6 +154,7 @@ def tarred(content: str) -> bytes:
   ("a.jsonl.gz", gzip.compress(os.urandom(5000))[:-3000], "its gzip data are damaged or cut off"),
   ("a.json", '[{"prompt": "a"\n "response": "b"}]', "line 2: not JSON: Expecting ',' delimiter at column 2; give"),
   ("a.json", json.dumps(PAIRS)[:-1], "line 1: not JSON: Expecting"),
+  ("a.gz", gzip.compress(gzip.compress(LINES.encode())), "compressed twice .inside with gzip"),
   ("a.json", json.dumps(PAIRS) + "]", "line 1: not JSON: Expecting value"),
   ("a.csv", "prompt,prompt\na,b\n", "the column 'prompt' stands twice"),
   ("a.csv", "Say 0,N 0\nSay 1,N 1\n", "there is no column 'response'; the columns are 'Say 0', 'N 0'.*data.columns="),
@@ -247,3 +249,18 @@ def test_a_conversation_that_the_template_refuses_is_counted(tmp_path):
   refused = jsonl_file(tmp_path, rows[1:2] * 4, "refused.jsonl")
   with pytest.raises(InputError, match="^the chat template of .* fails: no system"):
     make_rows(config(refused), tokenizer, tmp_path / "cache")
+
+
+def test_a_key_that_stands_twice_costs_one_row(tmp_path):
+  content = '[{"prompt": "a", "prompt": "b", "response": "c"},\n' + json.dumps(PAIRS)[1:]
+  skipped, *rest = open_source(config(write(tmp_path / "a.json", content))).documents()
+  assert isinstance(skipped, Skipped) and skipped.reason == "the key 'prompt' stands twice"
+  assert skipped.where == "a.json, row 1" and len(rest) == len(PAIRS)
+
+
+def test_a_copy_that_is_held_out_is_named(tmp_path):
+  learned, copy, other = (write(tmp_path / f"{name}.jsonl", LINES) for name in ("learned", "copy", "other"))
+  other.write_text(LINES.upper())
+  for held_out, said in ((learned, True), (copy, True), (other, False)):
+    facts = data_facts(config(learned, eval_path=str(held_out)))
+    assert ("data.eval_path" in facts) == said

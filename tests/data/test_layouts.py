@@ -107,6 +107,8 @@ def test_calls_of_functions_are_objects():
   ({"messages": [{"content": "Hi"}]}, "a message has no role"),
   ({"messages": [USER, {"role": "narrator", "content": "x"}]}, "the role 'narrator' is unknown; known are system, "),
   ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "a part of type 'image_url'"),
+  ({"messages": [{"role": "user", "content": [{"type": "text", "content": "x"}]}, ANSWER]}, "a part without a text"),
+  ({"text": [USER, ANSWER]}, "the text has a part without a text"),
   ({"prompt": "a", "chosen": "b", "rejected": "c"}, "data.columns={prompt: prompt, response: chosen} learns what was"),
   ({"chosen": "b", "rejected": "c"}, "data.columns={text: chosen} learns what was chosen"),
   ({"prompt": "a", "chosen": [USER], "rejected": [USER]}, "data.columns={messages: chosen} learns what was chosen"),
@@ -131,10 +133,25 @@ def test_what_nobody_reads_is_named():
   assert read({"messages": [USER, {**ANSWER, "weight": 0}]}).unread == ("some turns have weight 0",)
 
 
+def test_what_is_empty_or_ignored_is_said():
+  for empty in (None, ""):
+    assert read({"prompt": empty, "response": "b"}).unread == ("the prompt is empty",)
+  assert read({"response": "b"}, Layout({"response": "response"})).unread == ()
+  assert read({"messages": [USER, {**ANSWER, "content": ""}]}).unread == (
+    "an answer is empty, and only its end is learned",)
+  for weight in (0.5, "0"):
+    told = read({"messages": [USER, {**ANSWER, "weight": weight}]}).unread
+    assert told == ("the key 'weight' of messages is not read",)
+  both = {"system": "Be long.", "messages": [SYSTEM, USER, ANSWER]}
+  assert read(both).unread == ("the column 'system' is not read, because the messages begin with a system turn",)
+  assert read({**both, "system": SYSTEM["content"]}).unread == ()
+
+
 def test_columns_may_be_named():
   chosen = Layout({"prompt": "q", "response": "a"})
   assert read({"q": "x", "a": "y", "input": "z"}, chosen).unread == ("the column 'input' is not read",)
-  assert "there is no column 'q'" in skipped({"prompt": "x", "a": "y"}, chosen)
+  assert skipped({"prompt": "x", "a": "y"}, chosen) == "there is no column 'q'; the columns are 'prompt', 'a'"
+  assert skipped({"Q": "x", "a": "y"}, chosen).endswith("'Q', 'a'; did you mean Q?")
   assert read({"story": "y"}, Layout({"text": "story"})).text == "y"
   assert read({"q": "x", "a": "y"}, Layout({"response": "a"})).prompt == ""
   assert turns({"log": [USER, ANSWER]}, Layout({"messages": "log"})).messages == (USER, ANSWER)
@@ -156,6 +173,11 @@ def test_the_former_settings_name_columns():
   ({"format": "alpacca"}, "data.format=alpacca: choose jsonl, .*; did you mean alpaca"),
   ({"columns": {"promt": "q", "response": "a"}}, "data.columns.promt: choose messages, .*; did you mean prompt"),
   ({"columns": {"prompt": "q"}}, "name the column to learn: response, messages or text"),
+  ({"columns": {"text": "t", "prompt": "p", "response": "r"}}, "beside text, prompt and response would not be read"),
+  ({"columns": {"messages": "m", "prompt": "p"}}, "beside messages, prompt would not be read"),
+  ({"columns": {"prompt": "q", "response": "q"}}, "the column 'q' is named twice"),
+  ({"columns": {"text": "t"}, "response_field": "a"}, "data.response_field=a: data.columns names the columns too"),
+  ({"columns": {"text": "t"}, "format": "alpaca"}, "data.format=alpaca: data.columns names the columns too"),
   ({"eval_split": "test", "eval_path": "x.jsonl"}, "data.eval_path is set too; remove one"),
   ({"path": ["hub:a/b", "x.jsonl"]}, "a data set of the hub stands alone"),
   ({"options": {"streeming": True}}, "no such option .* did you mean streaming"),

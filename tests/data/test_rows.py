@@ -134,7 +134,7 @@ def test_packing_pairs_leaves_few_positions_empty(tmp_path):
 
 def test_long_text_between_pairs_is_split_and_not_cut(tmp_path):
   text = "".join(chr(97 + n % 26) for n in range(50))
-  path = jsonl_file(tmp_path, [*PAIRS, {"prompt": "", "response": text}])
+  path = jsonl_file(tmp_path, [*PAIRS, {"text": text}])
   cfg = DataConfig(source="jsonl", path=path, eval_path=path, seq_len=16)
   rows = make_rows(cfg, BYTES, tmp_path)
   assert rows.unlearned == () and rows.truncated == 0

@@ -28,14 +28,17 @@ def csv_rows(data: DataStream, label: str) -> Iterator[Row]:
   last = 1  # the line that was read last
   try:
     header = text.readline()
+    while header and not header.strip():  # blank lines before the table
+      header, last = text.readline(), last + 1
     if header.lower().startswith("sep="):  # a spreadsheet's hint
-      header, last = text.readline(), 2
+      header, last = text.readline(), last + 1
     names = next(csv.reader([header], delimiter=csv_delimiter(header)), [])
     names = [name.strip() for name in names]
-    _check_header(names, label)
+    _check_header(names, f"{label}, line {last}")
+    header_line = last
     reader = csv.reader(text, delimiter=csv_delimiter(header), strict=True)
     for cells in reader:
-      first, last = last + 1, reader.line_num + 1
+      first, last = last + 1, header_line + reader.line_num
       if any(cells):
         yield _row(names, cells, f"{label}, line {first}", data.read)
   except UnicodeDecodeError as error:
@@ -47,9 +50,9 @@ def csv_rows(data: DataStream, label: str) -> Iterator[Row]:
     text.detach()
 
 
-def _check_header(names: list[str], label: str) -> None:
+def _check_header(names: list[str], where: str) -> None:
   if len(set(names)) < len(names):
-    raise InputError(f"{label}, line 1: the column {next(n for n in names if names.count(n) > 1)!r} stands twice; "
+    raise InputError(f"{where}: the column {next(n for n in names if names.count(n) > 1)!r} stands twice; "
                      "rename one of them")
 
 

@@ -57,7 +57,7 @@ def content_problem(setting: str, path: Path) -> str | None:
     with open_data(path) as data:
       head = data.stream.read(HEAD)
   except InputError as error:
-    return f"{setting}={path}: {error}"
+    return f"{setting}={path}: {str(error).removeprefix(f'{path}: ')}"
   named = foreign_content(head)
   return f"{setting}={path}: {named}" if named else None
 
@@ -69,6 +69,8 @@ def foreign_content(head: bytes) -> str | None:
       return f"is {words}; {advice}"
   if head.startswith(TABLES):
     return None
+  if compression_of(head) is not None:
+    return f"is compressed twice (inside with {compression_of(head)}); decompress it once"
   if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
     return "is a page of HTML, perhaps an error page that was saved in the place of the data; download it again"
   if _is_safetensors(head):

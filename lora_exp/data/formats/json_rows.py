@@ -78,6 +78,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _row(value: Any, where: str, read: int) -> Row:
+  if isinstance(value, RowProblem):
+    return Row(where, {}, read, str(value))
   if isinstance(value, dict):
     return Row(where, value, read)
   return Row(where, {}, read, f"expected a JSON object, got {_kind(value)}")
@@ -114,7 +116,10 @@ def _elements(text: str) -> Iterator[Any]:
       if text.startswith("]", position):
         position, in_array = _next(text, position + 1), False
       continue
-    value, position = decoder.raw_decode(text, position)
+    try:
+      value, position = decoder.raw_decode(text, position)
+    except RowProblem as problem:  # the rows after it can be read nevertheless
+      value, position = problem, json.JSONDecoder().raw_decode(text, position)[1]
     yield value
     position = _next(text, position)
     if in_array and text.startswith(("]", ","), position):

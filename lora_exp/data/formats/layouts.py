@@ -36,6 +36,8 @@ LAYOUTS: dict[str, Mapping[str, str]] = {  # data.format -> columns by role
   "question_answer": {"prompt": "question", "response": "answer"},
 }
 
+NAME_COLUMNS = " (data.columns={prompt: NAME, response: NAME} names them)"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -74,10 +76,15 @@ class Layout:
     if "messages" not in cells and not _is_conversation(cells):
       text, prompt = _texts(cells)
       unread += [] if text else ["the response is empty, and only its end is learned"]
+      unread += ["the prompt is empty"] if "prompt" in cells and not prompt else []
       return Document(key, text, prompt, row.read, None, tuple(unread), _without_directory(row.where))
     conversation, unread_keys = _conversation(cells)
     unread += [f"the key {name!r} of messages is not read" for name in unread_keys]
     unread += ["some turns have weight 0"] if conversation.unlearned else []
+    if any(map(_is_empty_answer, conversation.messages)):
+      unread.append("an answer is empty, and only its end is learned")
+    if _has_two_systems(cells.get("system"), conversation.messages[0]):
+      unread.append(f"the column {roles['system']!r} is not read, because the messages begin with a system turn")
     return Document(key, "", "", row.read, conversation, tuple(unread), _without_directory(row.where))
 
 
@@ -91,6 +98,15 @@ def _is_plain_text(value: Any) -> bool:
   return isinstance(value, str) and not value.lstrip().startswith("[")
 
 
+def _is_empty_answer(message: Mapping[str, Any]) -> bool:
+  return message["role"] == "assistant" and not message["content"] and "tool_calls" not in message
+
+
+def _has_two_systems(system: Any, first: Mapping[str, Any]) -> bool:
+  """Whether the cell `system` has another text than the system turn that a conversation begins with."""
+  return _is_filled(system) and first["content"] != system
+
+
 def _is_filled(value: Any) -> bool:
   return value is not None and value != "" and value != [] and value != {}
 
@@ -102,7 +118,7 @@ def _chosen(
   """The columns that were named, of a row with the columns `names`."""
   for role, column in columns:
     if column not in names and role not in optional:
-      raise RowProblem(_no_column(column, names))
+      raise RowProblem(_no_column(column, names, advice=""))
   return {role: column for role, column in columns if column in names}
 
 
@@ -147,11 +163,12 @@ def _none(column: str, names: Sequence[str]) -> Mapping[str, str]:
   raise RowProblem(_no_column(column, names))
 
 
-def _no_column(column: str, names: Iterable[str]) -> str:
+def _no_column(column: str, names: Iterable[str], advice: str = NAME_COLUMNS) -> str:
   names = list(names)
   shown = ", ".join(map(repr, names)) or "none"
-  return (f"there is no column {column!r}; the columns are {shown}{did_you_mean(column, names)} "
-          "(data.columns={prompt: NAME, response: NAME} names them)")
+  same = next((name for name in names if name.lower() == column.lower()), None)
+  hint = did_you_mean(column, names) if same is None else f"; did you mean {same}?"
+  return f"there is no column {column!r}; the columns are {shown}{hint}{advice}"
 
 
 def _is_conversation(cells: Mapping[str, Any]) -> bool:

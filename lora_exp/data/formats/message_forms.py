@@ -58,6 +58,7 @@ class Turns:
       self.unlearned.add(len(self.messages))
     self.messages.append(_message(role, content, raw))
     read = {role_key, content_key, "function_call", *READ_KEYS, *WEIGHT_KEYS}
+    read -= {key for key in WEIGHT_KEYS if raw.get(key) not in (0, 1, None)}  # other weights are taken for 1
     filled = [key for key, value in raw.items() if value not in (None, "", [], {})]
     self.unread |= dict.fromkeys(key for key in filled if key not in read)
 
@@ -101,7 +102,9 @@ def text_of(value: Any, name: str) -> str:
     other = next((kind for kind in kinds if kind != "text"), None)
     if other is not None:
       raise RowProblem(f"{name} has a part of type {other!r}, and only text is read")
-    value = "".join(str(part.get("text", "")) for part in value)
+    if not all(isinstance(part.get("text"), str) for part in value):
+      raise RowProblem(f"{name} has a part without a text")
+    value = "".join(part["text"] for part in value)
   if not isinstance(value, str):
     raise RowProblem(f"{name} has type {type(value).__name__}, expected a string")
   try:

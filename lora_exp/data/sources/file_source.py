@@ -87,7 +87,9 @@ class FileSource(TextSource):
       held_out = find_files("data.eval_path", self.eval_path, None, self.text_only).files
     except InputError:  # not files, but a data set
       return {}
-    both = [path for path in held_out if path.resolve() in learned]
+    sizes = {path.stat().st_size for path in learned}
+    digests = {files_digest([path]) for path in learned} if any(p.stat().st_size in sizes for p in held_out) else set()
+    both = [path for path in held_out if path.stat().st_size in sizes and files_digest([path]) in digests]
     return {"data.eval_path": f"{both[0]} is learned from too, so that its loss is no held-out loss"} if both else {}
 
   def texts(self) -> Iterator[str]:

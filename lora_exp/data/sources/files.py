@@ -1,5 +1,6 @@
 """Files of rows in any common format: conversations, prompts and responses, or texts."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ READING = 1  # raise it when rows other than plain prompts and responses are rea
 PROBED_ROWS = 1000  # read before training in search of one that can be used
 MARKED_ROWS = 20  # the rows that tell whether a file is a plain one of version 0.1.0
 OPTIONAL = frozenset(NAMES) - {"messages", "prompt", "response", "text"}
+# role -> roles whose columns are not read beside it
+ALONE = {"messages": ("prompt", "input", "response", "history", "text"),
+         "text": ("prompt", "input", "response", "history", "system", "tools", "variables")}  # fmt: skip
 NEW_SETTINGS = ("format", "columns", "train_split", "eval_split", "subset")  # no part of the identity while null
 
 
@@ -73,8 +77,26 @@ class Files(FileSource):
         yield f"data.columns.{role}: choose {', '.join(NAMES)}{did_you_mean(role, NAMES)}"
     if self.columns and not {"messages", "response", "text"} & self.columns.keys():
       yield self.problem("columns", "name the column to learn: response, messages or text")
+    yield from self._columns_problems()
     if self.eval_path and self.eval_split:
       yield self.problem("eval_split", "data.eval_path is set too; remove one")
+
+  def _columns_problems(self) -> Iterator[str]:
+    """Columns that would not be read, or would be read twice."""
+    columns = self.columns or {}
+    for role, others in ALONE.items():
+      unread = [other for other in others if role in columns and other in columns]
+      if unread:
+        yield self.problem("columns", f"beside {role}, {' and '.join(unread)} would not be read; remove one of them")
+        break
+    twice = [column for column, count in Counter(columns.values()).items() if count > 1]
+    if twice:
+      yield self.problem("columns", f"the column {twice[0]!r} is named twice; name another one")
+    for setting, default in (("prompt_field", "prompt"), ("response_field", "response")):
+      if columns and getattr(self, setting) != default:
+        yield self.problem(setting, "data.columns names the columns too; remove one")
+    if columns and self.format in LAYOUTS:
+      yield self.problem("format", "data.columns names the columns too; remove one")
 
   def settings(self) -> dict[str, object]:
     values = super().settings()
