@@ -37,7 +37,7 @@ def test_bad_text_is_refused_in_words(tmp_path, content, message):
   ("[1]", "expected a JSON object, got (an array|a number)"),
   ({"prompt": "a", "respones": "b"}, "there is no column 'response'.*did you mean respones"),
   ({"response": "b"}, "there is no column 'prompt'"),
-  ('{"prompt": "a", "response": "b", "response": "c"}', "the key 'response' stands twice"),
+  ('{"prompt": "a", "response": "b", "response": "c"}', "duplicate key 'response'"),
   ({"prompt": "a", "response": 3}, "the response has type int, expected a string"),
   ({"prompt": "a", "response": None}, "there is no response"),
   ('{"prompt": "a", "response": "\\ud800"}', "the response contains an unpaired surrogate"),

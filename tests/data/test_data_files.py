@@ -146,7 +146,7 @@ def tarred(content: str) -> bytes:
   ("a.zip", zipped(LINES), "is a zip archive .*; unpack it"),
   ("a.tar.gz", tarred(LINES), "is a tar archive; unpack it"),
   ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS .*git lfs pull"),
-  ("a.jsonl", b"<!DOCTYPE html><html>404</html>", "is a page of HTML"),
+  ("a.jsonl", b"<!DOCTYPE html><html>404</html>", "is an HTML page"),
   ("a.txt", "text".encode("utf-16"), "is text in UTF-16; convert it to UTF-8"),
   ("a.jsonl", b"\x80\x04\x95\x00", "is a Python pickle"),
   ("a.safetensors", (2).to_bytes(8, "little") + b"{}", r"is a file of tensors .*; give it as model.weights"),
@@ -156,7 +156,7 @@ def tarred(content: str) -> bytes:
   ("a.json", json.dumps(PAIRS)[:-1], "line 1: not JSON: Expecting"),
   ("a.gz", gzip.compress(gzip.compress(LINES.encode())), "compressed twice .inside with gzip"),
   ("a.json", json.dumps(PAIRS) + "]", "line 1: not JSON: Expecting value"),
-  ("a.csv", "prompt,prompt\na,b\n", "the column 'prompt' stands twice"),
+  ("a.csv", "prompt,prompt\na,b\n", "duplicate column 'prompt'"),
   ("a.csv", "Say 0,N 0\nSay 1,N 1\n", "there is no column 'response'; the columns are 'Say 0', 'N 0'.*data.columns="),
   ("a.csv", b"prompt,response\na,\xe9\n", "is not UTF-8"),
   ("a.csv", 'prompt,response\na,"b\n', "after line 1: unexpected end of data; quote cells"),
@@ -170,15 +170,15 @@ def test_what_holds_no_data_is_called_what_it_is(tmp_path, name, content, messag
 def test_devices_pipes_and_empty_directories_are_named(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   (tmp_path / "empty").mkdir()
-  for path, words in {"/dev/zero": "is a device", tmp_path / "pipe": "is a pipe", tmp_path / "x*": "no file has such a",
-                      tmp_path / "empty": "is a directory without data files"}.items():
+  for path, words in {"/dev/zero": "is a device", tmp_path / "pipe": "is a pipe", tmp_path / "x*": "no such a",
+                      tmp_path / "empty": "contains no data files"}.items():
     with pytest.raises(InputError, match=words):
       find_files("data.path", str(path))
   with pytest.raises(InputError) as error:
     open_source(config(["/dev/zero", tmp_path / "none"], eval_path=str(tmp_path / "pipe")))
   assert len(error.value.problems) == 3  # all of them are told at once
   write(tmp_path / "a.jsonl", LINES)
-  with pytest.raises(InputError, match="a.jsonl is named twice; name it once"):
+  with pytest.raises(InputError, match="a.jsonl is listed twice; list it once"):
     documents([tmp_path / "a.jsonl", tmp_path / "*.jsonl"])
 
 
@@ -194,7 +194,7 @@ def test_a_text_of_few_documents_is_held_out_in_sections(tmp_path):
     assert make_rows(cfg, BYTES, tmp_path / "cache").eval_documents == len(found) // 10
     assert prompt_separator(cfg) is None
   whole = config(path, eval_path=str(path))
-  assert "is learned from too" in str(data_facts(whole)["data.eval_path"])
+  assert "is also trained on" in str(data_facts(whole)["data.eval_path"])
   assert "data.eval_path" not in data_facts(config(path))
   assert [document.text for document in open_source(whole).documents()] == [path.read_text()]
 

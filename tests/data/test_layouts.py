@@ -102,7 +102,7 @@ def test_calls_of_functions_are_objects():
 
 @pytest.mark.parametrize(("fields", "reason"), [
   ({"messages": []}, "no turn of the assistant"), ({"messages": [USER]}, "no turn of the assistant"),
-  ({"messages": [USER, {"role": "assistant"}]}, "a message of the assistant has no content"),
+  ({"messages": [USER, {"role": "assistant"}]}, "a message with the role 'assistant' has no content"),
   ({"messages": [USER, "Hello"]}, "a message is not an object"),
   ({"messages": [{"content": "Hi"}]}, "a message has no role"),
   ({"messages": [USER, {"role": "narrator", "content": "x"}]}, "the role 'narrator' is unknown; known are system, "),
@@ -179,7 +179,7 @@ def test_the_former_settings_name_columns():
   ({"columns": {"text": "t"}, "response_field": "a"}, "data.response_field=a: data.columns names the columns too"),
   ({"columns": {"text": "t"}, "format": "alpaca"}, "data.format=alpaca: data.columns names the columns too"),
   ({"eval_split": "test", "eval_path": "x.jsonl"}, "data.eval_path is set too; remove one"),
-  ({"path": ["hub:a/b", "x.jsonl"]}, "a data set of the hub stands alone"),
+  ({"path": ["hub:a/b", "x.jsonl"]}, "a dataset on the hub cannot be in a list"),
   ({"options": {"streeming": True}}, "no such option .* did you mean streaming"),
 ])
 def test_settings_of_files_are_checked(tmp_path, settings, message):

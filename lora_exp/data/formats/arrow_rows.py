@@ -9,7 +9,7 @@ from lora_exp.data.formats.file_content import compression_of, import_pyarrow, o
 from lora_exp.data.formats.row import Row
 
 BATCH_ROWS = 1024  # converted at once
-STREAM = b"\xff\xff\xff\xff"  # begins an Arrow file in the format of streams, in which `datasets` writes
+STREAM = b"\xff\xff\xff\xff"  # first bytes of an Arrow file in the stream format, which `datasets` writes
 
 
 def arrow_rows(path: Path, label: str) -> Iterator[Row]:
@@ -26,7 +26,7 @@ def arrow_rows(path: Path, label: str) -> Iterator[Row]:
 
 
 def _batches(path: Path) -> Iterable[Any]:
-  """The batches of rows of a file, which is read as a whole only if it is compressed."""
+  """The record batches of a file. Only a compressed file is read into memory as a whole."""
   import pyarrow
   import pyarrow.parquet
 
@@ -49,9 +49,9 @@ def _batches(path: Path) -> Iterable[Any]:
 
 
 def without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """`fields` without the nulls inside of its values.
+  """`fields` without nulls inside nested objects.
 
-  Arrow gives all objects of a column the same keys. Those that a row did not have are null.
+  Arrow gives all objects of a column the same keys, and null for those that an object did not have.
   """
   return {name: _without_nulls(value) for name, value in fields.items()}
 

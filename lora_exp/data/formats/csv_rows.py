@@ -1,4 +1,4 @@
-"""Rows of tables in text: CSV and TSV, with a header."""
+"""Rows of CSV and TSV files with a header."""
 
 import csv
 import io
@@ -18,19 +18,19 @@ def csv_delimiter(header: str) -> str:
 
 
 def csv_rows(data: DataStream, label: str) -> Iterator[Row]:
-  """The rows of a table; the first line has the names of the columns.
+  """The rows of a table. Its first line has the names of the columns.
 
-  A quoted cell may contain line breaks, and an empty one is null. Raises InputError if the file is not UTF-8, or its
-  quotes do not close.
+  A quoted cell may contain line breaks; an empty cell is null. Raises InputError if the file is not UTF-8, or if a
+  quote is not closed.
   """
   csv.field_size_limit(LONGEST_FIELD)
   text = io.TextIOWrapper(data.stream, encoding="utf-8-sig", newline="")
-  last = 1  # the line that was read last
+  last = 1  # number of the line read last
   try:
     header = text.readline()
     while header and not header.strip():  # blank lines before the table
       header, last = text.readline(), last + 1
-    if header.lower().startswith("sep="):  # a spreadsheet's hint
+    if header.lower().startswith("sep="):  # written by spreadsheets to name the delimiter
       header, last = text.readline(), last + 1
     names = next(csv.reader([header], delimiter=csv_delimiter(header)), [])
     names = [name.strip() for name in names]
@@ -45,15 +45,15 @@ def csv_rows(data: DataStream, label: str) -> Iterator[Row]:
     place = f"{error.reason} after line {last}"
     raise InputError(f"{label}: the file is not UTF-8 ({place}); convert it to UTF-8") from error
   except csv.Error as error:
-    raise InputError(f"{label}, after line {last}: {error}; quote cells as a library for CSV does") from error
+    raise InputError(f"{label}, after line {last}: {error}; quote cells as CSV libraries do") from error
   finally:
     text.detach()
 
 
 def _check_header(names: list[str], where: str) -> None:
   if len(set(names)) < len(names):
-    raise InputError(f"{where}: the column {next(n for n in names if names.count(n) > 1)!r} stands twice; "
-                     "rename one of them")
+    duplicate = next(name for name in names if names.count(name) > 1)
+    raise InputError(f"{where}: duplicate column {duplicate!r}; rename one of them")
 
 
 def _row(names: list[str], cells: list[str], where: str, read: int) -> Row:

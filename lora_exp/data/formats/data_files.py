@@ -1,4 +1,4 @@
-"""`data.path` as a list of files: a file, a pattern such as `data/*.jsonl`, a directory, or a list of them."""
+"""The files of `data.path`, which is a file, a pattern such as `data/*.jsonl`, a directory, or a list of these."""
 
 import glob
 import os
@@ -41,9 +41,9 @@ def path_list(value: Any) -> list[str]:
 
 
 def find_files(setting: str, value: Any, split: str | None = None, text_only: bool = False) -> DataFiles:
-  """The files of the setting `setting`, which has `value`; of a directory those of `split`, by default of train.
+  """The files of the setting `setting` with the value `value`; in a directory, those of `split` (by default train).
 
-  `text_only`: of a directory only files of plain text. Raises InputError with every path that cannot be read.
+  `text_only`: take only plain text files from a directory. Raises InputError with every path that cannot be read.
   """
   files: list[Path] = []
   left_out: list[tuple[Path, str]] = []
@@ -51,7 +51,7 @@ def find_files(setting: str, value: Any, split: str | None = None, text_only: bo
   for text in path_list(value):
     paths = _expanded(text)
     if not paths:
-      problems.append(f"{setting}={text}: no file has such a name")
+      problems.append(f"{setting}={text}: no such file")
     for path in paths:
       problem = path_problem(setting, str(path))
       if problem is not None:
@@ -70,20 +70,20 @@ def find_files(setting: str, value: Any, split: str | None = None, text_only: bo
     problems.append(f"{setting}={shown(value)}: there is no split {split!r} in a file without splits; give "
                     "data.eval_path=FILE, or a directory with a file for each split")
   twice = [file for file, count in Counter(files).items() if count > 1]
-  problems += [f"{setting}: {file} is named twice; name it once" for file in twice]
+  problems += [f"{setting}: {file} is listed twice; list it once" for file in twice]
   if problems:
     raise InputError(problems)
   return DataFiles(tuple(files), tuple(left_out))
 
 
 def _may_have_split(path: Path, split: str | None) -> bool:
-  """Whether a file that was named is of `split` by its name; a JSON document may hold several splits."""
+  """Whether a file may contain `split`: by its name, or because it is JSON, which may contain several splits."""
   words = SPLIT_WORD.findall(path.name.lower())
   return split is None or plain_suffix(path) == ".json" or (bool(words) and SPLITS[words[-1]] == split_name(split))
 
 
 def _expanded(text: str) -> list[Path]:
-  """The paths of a pattern in order, or the path itself."""
+  """The sorted paths that a pattern matches, or the path itself."""
   path = Path(text).expanduser()
   if path.exists() or not glob.has_magic(text):
     return [path]
@@ -91,14 +91,17 @@ def _expanded(text: str) -> list[Path]:
 
 
 def _files_of_directory(setting: str, directory: Path, split: str | None, text_only: bool) -> DataFiles:
-  """The data files below a directory: of rows if there are any, else of text; those of one split if names have them."""
+  """The data files below a directory: files of rows if there are any, else text files. If their names contain splits,
+  those of one split."""
   everything = list(_visible_files(directory))
   data = [file for file in everything if not NOT_DATA.search(file.name)]
   kinds = (TEXT_SUFFIXES,) if text_only else (ROW_SUFFIXES, TEXT_SUFFIXES)
-  chosen = next((found for kind in kinds if (found := [file for file in data if plain_suffix(file) in kind])), [])
+  chosen: list[Path] = []
+  for suffixes in kinds:
+    chosen = chosen or [file for file in data if plain_suffix(file) in suffixes]
   if not chosen:
     wanted = ", ".join(TEXT_SUFFIXES if text_only else (*ROW_SUFFIXES, *TEXT_SUFFIXES))
-    raise InputError(f"{setting}={directory}: is a directory without data files ({wanted})")
+    raise InputError(f"{setting}={directory}: contains no data files ({wanted})")
   by_split = _by_split(directory, chosen)
   name = _split_to_read(setting, directory, list(by_split), split)
   left_out = [(file, "not a data file") for file in everything if file not in chosen]
@@ -125,7 +128,7 @@ def _visible_files(directory: Path) -> Iterator[Path]:
 
 
 def _by_split(directory: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-  """The files by the split in their names: train, validation, test. Files without one are of train."""
+  """The files by the split in their names: train, validation or test. Files without a split belong to train."""
   found: dict[str, list[Path]] = {}
   for file in files:
     words = SPLIT_WORD.findall(file.relative_to(directory).as_posix().lower())
@@ -141,7 +144,7 @@ def _split_to_read(setting: str, directory: Path, names: Sequence[str], split: s
       return "train"
     if len(names) == 1:
       return names[0]
-    raise InputError(f"{setting}={directory}: its files are of the splits {', '.join(names)}; "
+    raise InputError(f"{setting}={directory}: it contains the splits {', '.join(names)}; "
                      f"choose one: data.train_split={names[0]}")
   name = split_name(split)
   if name not in names:

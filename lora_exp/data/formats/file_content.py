@@ -1,4 +1,4 @@
-"""What a path is, and the bytes of a data file without its compression."""
+"""The kind of a file, from its first bytes, and the decompression of data files."""
 
 import bz2
 import codecs
@@ -14,11 +14,11 @@ from typing import IO, Any
 
 from lora_exp.config.errors import InputError
 
-HEAD = 4096  # bytes that tell what a file is
+HEAD = 4096  # first bytes, from which the kind of a file is found
 INSTALL = "pip install 'lora_exp[datasets]'"
 UNPACK = "unpack it and give the files"
 MODEL = "give it as model.weights"
-# (offset, first bytes, what the file is, what to do). What is read is not here.
+# Kinds of files that are not read: (offset, bytes at the offset, what the file is, what to do).
 FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
   (0, b"PK\x03\x04", "a zip archive (or a document in one, such as .xlsx)", UNPACK),
   (0, b"PK\x05\x06", "an empty zip archive", UNPACK),
@@ -26,7 +26,7 @@ FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
   (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
   (0, b"Rar!\x1a\x07", "a rar archive", UNPACK),
   (0, b"\x04\x22\x4d\x18", "compressed with lz4", "compress it with gzip or zstd"),
-  (0, b"version https://git-lfs.github.com/spec", "a pointer of Git LFS and not the data", "run git lfs pull"),
+  (0, b"version https://git-lfs.github.com/spec", "a Git LFS pointer and not the data", "run git lfs pull"),
   (0, b"SQLite format 3\x00", "an SQLite database", "export the table as CSV"),
   (0, b"%PDF", "a PDF document", "convert it to text"),
   (0, b"\xd0\xcf\x11\xe0", "an old Office document", "export it as CSV or text"),
@@ -52,18 +52,18 @@ TABLES = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # the first bytes of Parquet
 
 
 def content_problem(setting: str, path: Path) -> str | None:
-  """The problem of a file that holds something else than data, or None."""
+  """The problem of a file that does not contain data, or None."""
   try:
     with open_data(path) as data:
       head = data.stream.read(HEAD)
   except InputError as error:
     return f"{setting}={path}: {str(error).removeprefix(f'{path}: ')}"
-  named = foreign_content(head)
-  return f"{setting}={path}: {named}" if named else None
+  problem = foreign_content(head)
+  return f"{setting}={path}: {problem}" if problem else None
 
 
 def foreign_content(head: bytes) -> str | None:
-  """'is a zip archive; unpack it …' for the first bytes of a file that holds no data that can be read, or None."""
+  """What is wrong with a file that begins with `head`, such as 'is a zip archive; unpack it …'; None for data."""
   for offset, magic, words, advice in FOREIGN:
     if head[offset:].startswith(magic):
       return f"is {words}; {advice}"
@@ -72,11 +72,11 @@ def foreign_content(head: bytes) -> str | None:
   if compression_of(head) is not None:
     return f"is compressed twice (inside with {compression_of(head)}); decompress it once"
   if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
-    return "is a page of HTML, perhaps an error page that was saved in the place of the data; download it again"
+    return "is an HTML page, perhaps an error page that was saved instead of the data; download it again"
   if _is_safetensors(head):
     return f"is a file of tensors (safetensors); {MODEL}"
   if len(head) > 64 and not head.strip(b"\x00"):
-    return "holds only zeros; copy the file again"
+    return "contains only zero bytes; copy the file again"
   if b"\x00" in head and not _is_utf8(head):
     return "is a binary file of unknown kind; give JSON lines, CSV, Parquet, Arrow or plain text"
   return None
@@ -92,16 +92,16 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def _is_safetensors(head: bytes) -> bool:
-  """Whether a file begins with the length of a header, and then with the header, an object of JSON."""
+  """Whether a file begins with the length of a JSON header and the header."""
   return head[8:10] in (b'{"', b"{}") and 0 < int.from_bytes(head[:8], "little") < 2**32
 
 
 @dataclass(frozen=True)
 class DataStream:
-  """An open file without its compression."""
+  """An open file, decompressed."""
 
-  stream: IO[bytes]
-  raw: IO[bytes]
+  stream: IO[bytes]  # of the decompressed content
+  raw: IO[bytes]  # of the file on disk
 
   @property
   def read(self) -> int:
@@ -111,7 +111,7 @@ class DataStream:
 
 @contextmanager
 def open_data(path: Path) -> Iterator[DataStream]:
-  """Opens a file, through its decompressor if it has one. Raises InputError if it is damaged or cut off."""
+  """Opens a file and decompresses it if necessary. Raises InputError if its compressed data is damaged or truncated."""
   with path.open("rb") as raw:
     compression = compression_of(raw.peek(8))
     try:
@@ -134,7 +134,7 @@ def compression_of(head: bytes) -> str | None:
 
 
 def _damaged(path: Path, compression: str | None, error: Exception) -> InputError:
-  return InputError(f"{path}: its {compression} data are damaged or cut off ({error}); copy the file again")
+  return InputError(f"{path}: its {compression} data is damaged or truncated ({error}); copy the file again")
 
 
 def _decompressor(compression: str) -> Callable[[Any], Any]:
@@ -149,7 +149,7 @@ def _gzip_stream(raw: IO[bytes]) -> gzip.GzipFile:
 
 
 def _zstd_stream(raw: IO[bytes]) -> IO[bytes]:
-  """A stream of the data of a .zst file."""
+  """The decompressed stream of a .zst file."""
   pyarrow = import_pyarrow("a .zst file")
   return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
 
@@ -164,7 +164,7 @@ def import_pyarrow(purpose: str) -> Any:
 
 
 def decoded(content: bytes, label: str, line: int, offset: int) -> str:
-  """`content` as text; it starts in `line` (from 1) at byte `offset` of the file `label`.
+  """Decodes `content`, which starts in line `line` (from 1) at byte `offset` of the file `label`.
 
   Raises InputError with line and byte if it is not UTF-8. A byte order mark at the start of the file is dropped.
   """

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face: directories that `datasets` saved, and data sets of the hub."""
+"""Hugging Face datasets: directories that `datasets` saved, and datasets on the hub."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ HUB = "hub:"
 
 
 def is_saved(path: Path) -> bool:
-  """Whether `datasets` saved a data set, or several splits, in the directory `path`."""
+  """Whether `path` is a directory in which `datasets` saved a dataset with or without splits."""
   return (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and any(path.glob("*.arrow")))
 
 
 @dataclass(frozen=True)
 class HubName:
-  """A data set of the hub, as in `hub:owner/name@revision`."""
+  """A dataset on the hub, as in `hub:owner/name@revision`."""
 
   name: str
   revision: str | None = None
@@ -36,12 +36,12 @@ def import_datasets() -> Any:
   try:
     import datasets
   except ImportError as error:
-    raise InputError(f"data sets of Hugging Face are read by datasets, which is not installed: {INSTALL}") from error
+    raise InputError(f"a Hugging Face dataset needs the package datasets: {INSTALL}") from error
   return datasets
 
 
 def load_saved(path: Path) -> Mapping[str, Any]:
-  """The splits of a saved directory by name. One without splits has the name ''."""
+  """The splits of a saved dataset by name. A dataset without splits has the name ''."""
   datasets = import_datasets()
   try:
     loaded = datasets.load_from_disk(str(path))
@@ -51,7 +51,7 @@ def load_saved(path: Path) -> Mapping[str, Any]:
 
 
 def load_hub(hub: HubName, subset: str | None, streaming: bool) -> Mapping[str, Any]:
-  """The splits of a data set of the hub by name. With `streaming`, rows are downloaded as they are read."""
+  """The splits of a dataset on the hub by name. With `streaming`, rows are downloaded as they are read."""
   datasets = import_datasets()
   try:
     loaded = datasets.load_dataset(hub.name, subset, revision=hub.revision, streaming=streaming)
@@ -83,9 +83,9 @@ def dataset_rows(dataset: Any, label: str) -> Iterator[Row]:
 
 
 def identity(dataset: Any, label: str) -> str:
-  """What changes whenever the rows of a split change: the fingerprint that `datasets` gives it.
+  """A string that changes whenever the rows of a split change: the fingerprint that `datasets` gives it.
 
-  A split that is streamed has none; then it is the commit of the data set on the hub.
+  A streamed split has no fingerprint. Its identity is the commit of the dataset on the hub.
   """
   fingerprint = getattr(dataset, "_fingerprint", None)
   if isinstance(fingerprint, str):

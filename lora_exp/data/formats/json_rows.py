@@ -1,4 +1,4 @@
-"""Rows of JSON: one object a line, one array of objects, or one object that holds the rows in another shape."""
+"""Rows of JSON files: one object per line, an array of objects, or one object that contains the rows."""
 
 import json
 import re
@@ -11,15 +11,15 @@ from lora_exp.data.formats.data_files import split_not_read
 from lora_exp.data.formats.file_content import DataStream, decoded
 from lora_exp.data.formats.row import Row, RowProblem
 
-ROW_COLUMNS = {"messages", "conversations", "prompt", "completion"}  # an object with one of them is a row
+ROW_COLUMNS = {"messages", "conversations", "prompt", "completion"}  # an object with one of these keys is a row
 SPACES = re.compile(r"[ \t\r\n]*")
-PROBED_LINES = 20  # of these, one that is an object shows that the file has a row in each line
+PROBED_LINES = 20  # if one of these lines is an object, each line of the file is a row
 
 
 def has_json_lines(stream: IO[bytes], one_is_enough: bool) -> bool:
-  """Whether one of the first lines of a file of JSON is a complete object, and another line is there.
+  """Whether a JSON file has several lines, and one of the first is a complete object.
 
-  `one_is_enough`: whether a single line is called JSON lines too; otherwise it is a document.
+  `one_is_enough`: whether a file of a single line counts as JSON lines too, rather than as a JSON document.
   """
   objects = lines = 0
   for line in stream:
@@ -28,7 +28,7 @@ def has_json_lines(stream: IO[bytes], one_is_enough: bool) -> bool:
     lines += 1
     objects += _is_object(line)
     if not objects and not one_is_enough and not line.rstrip().endswith(b"}"):
-      return False  # the first line of an object of many lines, some of which may be complete objects
+      return False  # this line begins an object of many lines; later ones may be complete objects
     if objects and (lines > 1 or one_is_enough):
       return True
     if lines == PROBED_LINES:
@@ -44,13 +44,13 @@ def _is_object(line: bytes) -> bool:
 
 
 def without_comma(line: str) -> str:
-  """A line of a file of objects without the comma that some programs write after each."""
+  """`line` without the comma that some programs write after each object."""
   line = line.rstrip()
   return line[:-1] if line.endswith("},") else line
 
 
 def line_rows(data: DataStream, label: str) -> Iterator[Row]:
-  """The rows of a file with one object a line. Blank lines are passed over. Raises InputError if it is not UTF-8."""
+  """The rows of a file with one object per line. Blank lines are skipped. Raises InputError if it is not UTF-8."""
   offset = 0
   for number, line in enumerate(data.stream, 1):
     start, offset = offset, offset + len(line)
@@ -69,11 +69,12 @@ def line_rows(data: DataStream, label: str) -> Iterator[Row]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """The object of `pairs`. Raises RowProblem if a key stands twice, of which JSON would keep the last value."""
+  """The object of `pairs`. Raises RowProblem for a duplicate key, of which `json` would keep the last value."""
   value = dict(pairs)
   if len(value) < len(pairs):
     names = [name for name, _ in pairs]
-    raise RowProblem(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    duplicate = next(name for name in names if names.count(name) > 1)
+    raise RowProblem(f"duplicate key {duplicate!r}")
   return value
 
 
@@ -90,9 +91,10 @@ def _kind(value: Any) -> str:
 
 
 def document_rows(data: DataStream, label: str, split: str | None) -> Iterator[Row]:
-  """The rows of a file that is one array or object, or several of them, of many lines each.
+  """The rows of a file of JSON arrays and objects that may span several lines.
 
-  `split`: the rows to take if an object holds several lists of rows. Raises InputError if the file is not JSON.
+  `split`: the name of the list to read if an object contains several lists of rows. Raises InputError if the file is
+  not JSON.
   """
   text = decoded(data.stream.read(), label, 1, 0)
   with _json_errors(label):
@@ -108,7 +110,7 @@ def document_rows(data: DataStream, label: str, split: str | None) -> Iterator[R
 
 
 def _elements(text: str) -> Iterator[Any]:
-  """The values in `text`, one after another, and those in its arrays in their place, as they are read."""
+  """Yields the JSON values in `text` one after another; of an array, its elements."""
   decoder, position, in_array = json.JSONDecoder(object_pairs_hook=_unique), _next(text, 0), False
   while position < len(text):
     if not in_array and text[position] == "[":
@@ -132,7 +134,7 @@ def _elements(text: str) -> Iterator[Any]:
 
 
 def _next(text: str, position: int) -> int:
-  """The position of the next character that is no white space."""
+  """The position of the next character that is not white space."""
   match = SPACES.match(text, position)
   return position if match is None else match.end()
 
@@ -144,7 +146,8 @@ def _json_errors(label: str) -> Iterator[None]:
     yield
   except json.JSONDecodeError as error:
     reason = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-    raise InputError(f"{label}, line {error.lineno}: {reason}; give one array of rows, or one object a line") from error
+    advice = "give an array of rows, or one object per line"
+    raise InputError(f"{label}, line {error.lineno}: {reason}; {advice}") from error
   except RecursionError as error:
     raise InputError(f"{label}: JSON nested too deeply") from error
   except RowProblem as error:
@@ -152,7 +155,7 @@ def _json_errors(label: str) -> Iterator[None]:
 
 
 def _rows_of_object(value: Mapping[str, Any], label: str, read: int, split: str | None) -> Iterator[Row]:
-  """The rows of one object: `{"data": [row, …]}`, columns (lists or indexed objects), or a single row."""
+  """The rows of an object: one with lists of rows (`{"data": [row, …]}`), one with columns, or a single row."""
   lists = {name: rows for name, rows in value.items() if _are_rows(rows)}
   if lists and not ROW_COLUMNS & value.keys():
     yield from _rows_of_splits(lists, label, read, split)
@@ -170,7 +173,7 @@ def _rows_of_splits(
 ) -> Iterator[Row]:
   wanted = split or ("train" if len(lists) > 1 else next(iter(lists)))
   if wanted not in lists:
-    raise InputError(f"{label} holds the lists {', '.join(lists)}; choose one: data.train_split={next(iter(lists))}")
+    raise InputError(f"{label} contains the lists {', '.join(lists)}; choose one: data.train_split={next(iter(lists))}")
   for name, rows in lists.items():
     for number, fields in enumerate(rows, 1):
       where = f"{label}, {name}, row {number}"
@@ -181,7 +184,10 @@ def _rows_of_splits(
 
 
 def _rows_of_columns(value: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-  """The rows of an object of columns of one length, as pandas and `datasets` write it; [] for any other object."""
+  """The rows of an object of equally long columns, as pandas and `datasets` write it; [] for any other object.
+
+  A column is a list, or an object from index to value.
+  """
   columns = {name: list(column.values()) if isinstance(column, dict) else column for name, column in value.items()}
   lists = [column for column in columns.values() if isinstance(column, list)]
   if len(lists) < len(columns) or any(map(_are_rows, lists)) or len(set(map(len, lists))) != 1:

@@ -1,11 +1,11 @@
-"""The columns of a row and what they mean: which hold the prompt, the response, the messages, or a text.
+"""What the columns of a row mean: which contain the prompt, the response, the messages, or a text.
 
-Columns are found by their names, row by row; `data.columns` names them. A row becomes a document, or is skipped with a
-reason. Columns that nobody reads are named in the document.
+Columns are found by their names, row by row, unless `data.columns` names them. A row becomes a document, or is skipped
+with a reason. Columns that are not read are listed in `Document.unread`.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from lora_exp.data.formats.message_forms import Turns, history_of, messages_in, 
 from lora_exp.data.formats.row import Row, RowProblem, excerpt
 from lora_exp.data.sources.source import Conversation, Document, Skipped
 
-# role -> the names of its column, the first that a row has counts. Case does not matter.
+# role -> possible names of its column; the first that a row has is used. Case is ignored.
 NAMES: dict[str, tuple[str, ...]] = {
   "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
   "prompt": ("prompt", "instruction", "question", "query", "problem", "input", "user"),
@@ -44,8 +44,8 @@ class Layout:
   """How the columns of rows are read."""
 
   columns: Mapping[str, str] | None = None  # role -> column; None: found by name
-  prompt_field: str = "prompt"  # data.prompt_field and data.response_field, which older commands use
-  response_field: str = "response"
+  prompt_field: str = "prompt"  # data.prompt_field of older commands; "prompt": found by name
+  response_field: str = "response"  # data.response_field, likewise
   optional: frozenset[str] = field(default=frozenset())  # roles in `columns` that a row may lack
 
   def document(self, row: Row, key: int) -> Document | Skipped:
@@ -63,9 +63,9 @@ class Layout:
     """The column of each role in a row. Raises RowProblem if nothing in the row can be learned."""
     names = tuple(fields)
     if self.columns is not None:
-      return _chosen(names, tuple(self.columns.items()), self.optional)
+      return _given_roles(names, tuple(self.columns.items()), self.optional)
     texts = frozenset(name for name in names if _is_plain_text(fields[name]))
-    return _found(names, texts, self.prompt_field, self.response_field)
+    return _found_roles(names, texts, self.prompt_field, self.response_field)
 
   def _document(self, row: Row, key: int) -> Document:
     roles = self.roles(row.fields)
@@ -89,7 +89,7 @@ class Layout:
 
 
 def _without_directory(where: str) -> str:
-  """'pairs.jsonl, line 7': the cache is by content, so an entry may have been made from a file elsewhere."""
+  """'pairs.jsonl, line 7'. Cached messages show no directory, because the same content may have another path later."""
   return os.path.basename(where)
 
 
@@ -112,10 +112,10 @@ def _is_filled(value: Any) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _chosen(
+def _given_roles(
   names: tuple[str, ...], columns: tuple[tuple[str, str], ...], optional: frozenset[str]
 ) -> Mapping[str, str]:
-  """The columns that were named, of a row with the columns `names`."""
+  """Role -> column for a row with the columns `names`. `columns`: the given pairs (role, column)."""
   for role, column in columns:
     if column not in names and role not in optional:
       raise RowProblem(_no_column(column, names, advice=""))
@@ -123,20 +123,19 @@ def _chosen(
 
 
 @lru_cache(maxsize=1024)
-def _found(
+def _found_roles(
   names: tuple[str, ...], texts: frozenset[str], prompt_field: str, response_field: str
 ) -> Mapping[str, str]:
-  """The columns of a row by role. `texts`: the columns whose cells are plain text."""
-  typed = {role: name for role, name, default in (("prompt", prompt_field, "prompt"),
-                                                  ("response", response_field, "response")) if name != default}
-  if typed.get("response") in NAMES["text"] and "prompt" not in typed and "prompt" not in names:
-    return {"text": typed["response"]} if typed["response"] in names else _none(typed["response"], names)
-  for name in typed.values():
+  """Role -> column for a row with the columns `names`. `texts`: the columns whose cells are plain text."""
+  given = {role: name for role, name in (("prompt", prompt_field), ("response", response_field)) if name != role}
+  for name in given.values():
     if name not in names:
-      _none(name, names)
-  by_name = {role: _named(role, names) for role in NAMES}
-  found = {role: name for role, name in by_name.items() if name is not None} | typed
-  if "messages" in found and found["messages"] not in texts and not typed:
+      raise RowProblem(_no_column(name, names))
+  if given.get("response") in NAMES["text"] and "prompt" not in given and "prompt" not in names:
+    return {"text": given["response"]}
+  by_name = {role: _column_of(role, names) for role in NAMES}
+  found = {role: name for role, name in by_name.items() if name is not None} | given
+  if "messages" in found and found["messages"] not in texts and not given:
     return {role: found[role] for role in ("messages", "system", "tools", "variables") if role in found}
   if found.get("input") == found.get("prompt"):
     found.pop("input", None)
@@ -147,24 +146,21 @@ def _found(
   if {"chosen", "rejected"} <= set(names):
     columns = "text: chosen" if "prompt" not in found else f"prompt: {found['prompt']}, response: chosen"
     columns = columns if "chosen" in texts else "messages: chosen"
-    raise RowProblem("chosen and rejected are a preference and not an example; "
-                     f"data.columns={{{columns}}} learns what was chosen")
-  missing = "prompt" if "response" in found else "response"
-  return _none(prompt_field if missing == "prompt" else response_field, names)
+    raise RowProblem("chosen and rejected are a preference pair and not an example; "
+                     f"data.columns={{{columns}}} learns the chosen one")
+  raise RowProblem(_no_column(prompt_field if "response" in found else response_field, names))
 
 
-def _named(role: str, names: Sequence[str]) -> str | None:
+def _column_of(role: str, names: Sequence[str]) -> str | None:
   """The column of `role` among `names`, or None."""
   lower = {name.strip().lower(): name for name in reversed(names)}
   return next((lower[name] for name in NAMES[role] if name in lower), None)
 
 
-def _none(column: str, names: Sequence[str]) -> Mapping[str, str]:
-  raise RowProblem(_no_column(column, names))
 
 
-def _no_column(column: str, names: Iterable[str], advice: str = NAME_COLUMNS) -> str:
-  names = list(names)
+def _no_column(column: str, names: Sequence[str], advice: str = NAME_COLUMNS) -> str:
+  """The message for a row without `column`. `names`: the columns that it has."""
   shown = ", ".join(map(repr, names)) or "none"
   same = next((name for name in names if name.lower() == column.lower()), None)
   hint = did_you_mean(column, names) if same is None else f"; did you mean {same}?"
@@ -172,7 +168,7 @@ def _no_column(column: str, names: Iterable[str], advice: str = NAME_COLUMNS) ->
 
 
 def _is_conversation(cells: Mapping[str, Any]) -> bool:
-  """Whether prompt and response are more than two texts."""
+  """Whether a row with a prompt and a response has messages, a system prompt, a history or tools."""
   return any(messages_in(cells.get(role)) is not None for role in ("prompt", "response")) or any(
     _is_filled(cells.get(role)) for role in ("system", "history", "tools"))
 
@@ -201,7 +197,7 @@ def _response_text(cells: Mapping[str, Any]) -> str:
 
 
 def _conversation(cells: Mapping[str, Any]) -> tuple[Conversation, list[str]]:
-  """The conversation of a row, and the keys of its messages that nobody reads."""
+  """The conversation of a row, and the keys of its messages that are not read."""
   turns = Turns()
   prompt_messages = 0
   if "messages" in cells:
@@ -227,13 +223,15 @@ def _conversation(cells: Mapping[str, Any]) -> tuple[Conversation, list[str]]:
 def _add_pair(turns: Turns, cells: Mapping[str, Any]) -> int:
   """Adds a prompt and its response, each a text or a list of messages.
 
-  Returns the number of messages of the prompt if both are messages, which is how TRL writes them; else 0.
+  Returns the number of messages of the prompt if either is a list of messages, as in TRL; else 0.
   """
   prompt, response = messages_in(cells.get("prompt")), messages_in(cells["response"])
   if prompt is not None:
     turns.add_all(prompt)
-  elif text := _prompt_text(cells):
-    turns.add_text("user", text)
+  else:
+    text = _prompt_text(cells)
+    if text:
+      turns.add_text("user", text)
   count = len(turns.messages)
   if response is not None:
     turns.add_all(response)

@@ -1,6 +1,6 @@
-"""The messages of a row in the form in which chat templates read them.
+"""Converts the messages of a row to the form that chat templates read.
 
-OpenAI writes {"role": "user", "content": …}, ShareGPT {"from": "human", "value": …}. Both become the first form.
+OpenAI's form is {"role": "user", "content": …}, ShareGPT's {"from": "human", "value": …}. Both become the first.
 """
 
 import ast
@@ -18,25 +18,25 @@ ROLES = {
 KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
 CALLS = ("function_call", "tool_call")  # roles of ShareGPT's turns that call a function
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
-QUESTION_KEYS, ANSWER_KEYS = ("human", "user"), ("assistant", "gpt", "bot")  # of turns without a role
-WEIGHT_KEYS = ("weight", "train", "training")  # OpenAI's weight 0, and others' false: the turn is not learned
+QUESTION_KEYS, ANSWER_KEYS = ("human", "user"), ("assistant", "gpt", "bot")  # of objects without a role
+WEIGHT_KEYS = ("weight", "train", "training")  # a turn is not learned if one is 0, as in OpenAI's files, or false
 READ_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking", "documents")
 
 
 class Turns:
-  """Messages of a row, as they are added."""
+  """Collects the messages of a row."""
 
   def __init__(self) -> None:
     self.messages: list[dict[str, Any]] = []
     self.unlearned: set[int] = set()
-    self.unread: dict[str, None] = {}  # keys of messages that nobody reads, in order
+    self.unread: dict[str, None] = {}  # an ordered set: keys of messages that are not read
 
   def add_text(self, role: str, text: Any) -> None:
-    """Adds a message with a text."""
+    """Adds a message with the content `text`. Raises RowProblem if it is not text."""
     self.messages.append({"role": role, "content": text_of(text, f"the {role} turn")})
 
   def add_all(self, value: Any) -> None:
-    """Adds the messages in the cell `value`: a list, or its text. Raises RowProblem."""
+    """Adds the messages in the cell `value`: a list, or a string that contains one. Raises RowProblem."""
     messages = parsed(value)
     if not isinstance(messages, list):
       raise RowProblem("the messages are not a list")
@@ -46,7 +46,8 @@ class Turns:
   def _add(self, raw: Any) -> None:
     if not isinstance(raw, Mapping):
       raise RowProblem("a message is not an object")
-    if pair := _pair(raw):
+    pair = _pair(raw)
+    if pair is not None:
       self.add_text("user", pair[0])
       self.add_text("assistant", pair[1])
       return
@@ -64,7 +65,7 @@ class Turns:
 
 
 def _pair(raw: Mapping[str, Any]) -> tuple[Any, Any] | None:
-  """Question and answer of an object such as {"human": …, "assistant": …}; None for a message with a role."""
+  """The question and answer in an object such as {"human": …, "assistant": …}; None for any other message."""
   question, answer = (next((raw[key] for key in keys if key in raw), None) for keys in (QUESTION_KEYS, ANSWER_KEYS))
   return None if question is None or answer is None or _first(raw, ROLE_KEYS)[0] in raw else (question, answer)
 
@@ -76,7 +77,7 @@ def _first(raw: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, Any]:
 
 
 def _message(role: str, content: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
-  """One message in the form of chat templates. Raises RowProblem."""
+  """The message in the form that chat templates read. Raises RowProblem."""
   role = role.strip().lower()
   if role in CALLS:
     return {"role": "assistant", "content": None, "tool_calls": _tool_calls(content)}
@@ -88,15 +89,15 @@ def _message(role: str, content: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
   if calls:
     extra["tool_calls"] = _tool_calls(calls)
   if content is None and not calls:
-    raise RowProblem(f"a message of the {role} has no content")
+    raise RowProblem(f"a message with the role {role!r} has no content")
   if role == "tool" and isinstance(content, dict):
     content = json.dumps(content, ensure_ascii=False)
-  text = None if content is None else text_of(content, f"a message of the {role}")
+  text = None if content is None else text_of(content, f"a message with the role {role!r}")
   return {"role": role, "content": text, **extra}
 
 
 def text_of(value: Any, name: str) -> str:
-  """The text in `value`: a string, or a list of parts of text. Raises RowProblem for anything else."""
+  """The text in `value`: a string, or a list of text parts. Raises RowProblem for anything else."""
   if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
     kinds = [part.get("type", "text") for part in value]
     other = next((kind for kind in kinds if kind != "text"), None)
@@ -115,7 +116,7 @@ def text_of(value: Any, name: str) -> str:
 
 
 def parsed(value: Any) -> Any:
-  """The value of a cell of text that holds JSON, or a literal of Python, as pandas writes it; else `value` itself."""
+  """The value of a string that contains JSON, or a Python literal as pandas writes it; otherwise `value` itself."""
   if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
     return value
   try:
@@ -129,7 +130,7 @@ def parsed(value: Any) -> Any:
 
 
 def messages_in(value: Any) -> list[Any] | None:
-  """The messages in a cell: a list of objects with a role, or its text; None if the cell is something else."""
+  """The messages in a cell: a list of objects with a role, or a string that contains one; None for anything else."""
   messages = parsed(value)
   if isinstance(messages, list) and messages and all(isinstance(item, Mapping) for item in messages):
     return messages if _first(messages[0], ROLE_KEYS)[0] in messages[0] else None
@@ -137,14 +138,14 @@ def messages_in(value: Any) -> list[Any] | None:
 
 
 def _tool_calls(value: Any) -> list[dict[str, Any]]:
-  """Calls of functions, with arguments as objects: templates write them as JSON themselves."""
+  """Tool calls with their arguments as objects, because templates convert them to JSON. Raises RowProblem."""
   calls = parsed(value)
   calls = calls if isinstance(calls, list) else [calls]
   found = []
   for call in calls:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-      raise RowProblem("a call of a function has no name")
+      raise RowProblem("a tool call has no function name")
     arguments = parsed(function.get("arguments", {}))
     extra = {"id": call["id"]} if "id" in call else {}
     found.append({**extra, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
@@ -152,7 +153,7 @@ def _tool_calls(value: Any) -> list[dict[str, Any]]:
 
 
 def tools_of(value: Any) -> tuple[Mapping[str, Any], ...]:
-  """The functions of the column `tools`: a list of JSON schemas, or its text. Raises RowProblem."""
+  """The tools in a cell: a list of JSON schemas, or a string that contains one. Raises RowProblem."""
   tools = parsed(value)
   if not tools:
     return ()

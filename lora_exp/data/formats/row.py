@@ -10,13 +10,13 @@ SHOWN = 80  # characters of a row in a message
 
 @dataclass(frozen=True)
 class Row:
-  """A row, and where it stands."""
+  """A row, and its place in the file."""
 
   where: str  # "pairs.jsonl, line 7"
   fields: Mapping[str, Any] = field(default_factory=dict)
   read: int = 0  # bytes of the file read so far
   problem: str = ""  # why the row has no fields
-  detail: str = ""  # what is particular to this row about the problem
+  detail: str = ""  # about the problem in this row; rows are counted by `problem` alone
 
 
 def excerpt(value: object) -> str:
@@ -27,4 +27,4 @@ def excerpt(value: object) -> str:
 
 
 class RowProblem(Exception):
-  """Why a row cannot be used; the message is counted."""
+  """Why a row cannot be used. Rows are counted by the message."""

@@ -1,4 +1,4 @@
-"""The format of a data file, found from its content, and its rows."""
+"""Finds the format of a data file from its content, and reads its rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ CSV_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
 
 
 def find_format(path: Path) -> str:
-  """The format of a file, from its first bytes; its suffix decides where these allow several.
+  """The format of a file, from its first bytes. Its suffix decides between formats that begin alike.
 
   Raises InputError if the file is damaged.
   """
@@ -52,7 +52,7 @@ def _has_json_lines(path: Path, one_is_enough: bool) -> bool:
 
 
 def _is_document(path: Path) -> bool:
-  """Whether a file whose name does not say so is JSON as a whole. A text may begin with a bracket too."""
+  """Whether a file without a JSON suffix is a JSON document. A text may begin with a bracket too."""
   try:
     with open_data(path) as data:
       return any(not row.problem for row in document_rows(data, path.name, None))
@@ -61,7 +61,7 @@ def _is_document(path: Path) -> bool:
 
 
 def _has_known_header(head: bytes) -> bool:
-  """Whether the first line names a prompt and a response, or messages, between delimiters."""
+  """Whether the first line has the names of a prompt and a response column between delimiters."""
   line = head.split(b"\n", 1)[0].decode(errors="replace").strip()
   names = {name.strip().strip('"').lower() for name in line.split(csv_delimiter(line))}
   return all(names & set(NAMES[role]) for role in ("prompt", "response")) and len(names) > 1

@@ -65,8 +65,8 @@ Now `data=poems data.path=FILE data.options.min_lines=4` trains. `data@retain=po
 - **Checks**: `check` yields the problems of the settings, `check_inputs` those of files and packages. They run
   before anything is created, and are shown together with all other problems of the command line.
 - **Documents** have a `key`. Of every ten keys one is held out (`data.eval_fraction`), so documents that belong
-  together share one. A part that cannot be used is yielded as `Skipped`, counted and told. If the file is bad, raise
-  `InputError` with the line and what to do.
+  together share one. Yield `Skipped` for a row that cannot be used: it is counted, and shown before training. If the
+  whole file cannot be read, raise `InputError` with the line and what to do.
 - **Identity**: rows are cached under the hash of `name`, `version`, every setting, and `digest()`. `FileSource` hashes
   its files, `TextSource` all documents. A setting that affects the data only through the digest, such as a path, may be
   declared `covered_by_digest`. Raise `version` when the code yields other documents for the same files and settings.
@@ -123,7 +123,7 @@ def prompt_separator(cfg: DataConfig) -> str | None:
 
 
 def data_facts(cfg: DataConfig) -> dict[str, object]:
-  """What the source of `cfg` reads, with its first example, for the table before training; {} for sources of no files.
+  """What the source of `cfg` reads, and its first example, for the table before training; {} if it reads no files.
 
   Raises InputError for bad files.
   """

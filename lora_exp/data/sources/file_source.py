@@ -16,14 +16,14 @@ from lora_exp.runtime.cache import fingerprint
 
 @dataclass(frozen=True)
 class FileSource(TextSource):
-  """A source that reads files, and optionally the held-out documents from others.
+  """A source that reads files, and optionally reads the held-out documents from other files.
 
-  A path is a file, a pattern (`*.txt`), a directory, or a list of them.
+  A path is a file, a pattern (`*.txt`), a directory, or a list of these.
   """
 
   content: ClassVar[str]  # description for the message when no file is given: "a file of JSON lines"
   suffixes: ClassVar[tuple[str, ...]] = ()  # usual suffixes of such files, for suggestions
-  text_only: ClassVar[bool] = False  # reads only files of plain text from a directory
+  text_only: ClassVar[bool] = False  # whether only plain text files are read from a directory
 
   path: Any = covered_by_digest()
   eval_path: Any = covered_by_digest(None)
@@ -35,12 +35,12 @@ class FileSource(TextSource):
 
   @property
   def wanted_split(self) -> str | None:
-    """The split to read of a directory whose files have several."""
+    """The split to read from a directory with several."""
     return None
 
   @property
   def file(self) -> Path:
-    """The path of the file, the first one if there are several."""
+    """The path of the file, or of the first one."""
     assert self.path, "check_inputs refuses a source without a path"
     return self.data_files.files[0]
 
@@ -62,7 +62,7 @@ class FileSource(TextSource):
       yield from self.file_problems("data.eval_path", self.eval_path, None)
 
   def file_problems(self, setting: str, value: Any, split: str | None) -> Iterator[str]:
-    """The problems of the files of a setting: files that do not exist or hold something else than data."""
+    """The problems of the files of a setting: files that do not exist or do not contain data."""
     try:
       found = find_files(setting, value, split, self.text_only)
     except InputError as error:
@@ -79,18 +79,18 @@ class FileSource(TextSource):
     return files_digest(self.data_files.files)
 
   def overlap(self) -> dict[str, object]:
-    """For the table before training: that files of `eval_path` are learned from too; {} if none is."""
+    """A row of the table before training if files of `eval_path` are also trained on; {} if none are."""
     if not self.eval_path:
       return {}
     learned = {path.resolve() for path in self.data_files.files}
     try:
       held_out = find_files("data.eval_path", self.eval_path, None, self.text_only).files
-    except InputError:  # not files, but a data set
+    except InputError:  # a dataset and not files
       return {}
     sizes = {path.stat().st_size for path in learned}
     digests = {files_digest([path]) for path in learned} if any(p.stat().st_size in sizes for p in held_out) else set()
     both = [path for path in held_out if path.stat().st_size in sizes and files_digest([path]) in digests]
-    return {"data.eval_path": f"{both[0]} is learned from too, so that its loss is no held-out loss"} if both else {}
+    return {"data.eval_path": f"{both[0]} is also trained on, so its loss is not a held-out loss"} if both else {}
 
   def texts(self) -> Iterator[str]:
     """The text of each file. Raises InputError with line and byte if one is not UTF-8."""
@@ -100,7 +100,7 @@ class FileSource(TextSource):
 
 
 def files_digest(paths: Sequence[Path]) -> str:
-  """SHA-256 (hex) of the content of files: of a single one, or of all their digests."""
+  """SHA-256 (hex) of the content of one file, or of the digests of several."""
   digests = []
   for path in paths:
     with path.open("rb") as file:

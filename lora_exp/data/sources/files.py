@@ -21,18 +21,18 @@ from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, e
 from lora_exp.data.sources.text import TextFiles, held_out_share, left_out_files
 from lora_exp.runtime.cache import fingerprint
 
-READING = 1  # raise it when rows other than plain prompts and responses are read in another way
-PROBED_ROWS = 1000  # read before training in search of one that can be used
-MARKED_ROWS = 20  # the rows that tell whether a file is a plain one of version 0.1.0
+READING = 1  # version of the code that reads rows; raise it when it reads the same rows differently
+PROBED_ROWS = 1000  # read at most, before training, to find one that can be used
+MARKED_ROWS = 20  # the rows that are checked by `_is_plain`
 OPTIONAL = frozenset(NAMES) - {"messages", "prompt", "response", "text"}
-# role -> roles whose columns are not read beside it
+# role -> roles whose columns are not read if it has one
 ALONE = {"messages": ("prompt", "input", "response", "history", "text"),
          "text": ("prompt", "input", "response", "history", "system", "tools", "variables")}  # fmt: skip
-NEW_SETTINGS = ("format", "columns", "train_split", "eval_split", "subset")  # no part of the identity while null
+NEW_SETTINGS = ("format", "columns", "train_split", "eval_split", "subset")  # part of the identity only if they are set
 
 
 def is_hub(path: Any) -> bool:
-  """Whether `path` names a data set of the hub."""
+  """Whether `path` names a dataset on the hub."""
   return isinstance(path, str) and path.startswith(HUB)
 
 
@@ -43,7 +43,7 @@ def is_saved(path: Any) -> bool:
 
 @dataclass(frozen=True)
 class Files(FileSource):
-  """Rows of files, in the formats of `data.formats`; of a data set that `datasets` saved, or of the hub.
+  """Rows of files in the formats of `data.formats`, of a dataset that `datasets` saved, or of a dataset on the hub.
 
   The format of a file is found from its content, and what its columns mean from their names.
   """
@@ -59,9 +59,9 @@ class Files(FileSource):
   columns: dict[str, str] | None = None
   train_split: str | None = None
   eval_split: str | None = None
-  eval_fraction: float = covered_by_digest(0.1)  # the rows' key has what follows from it
-  subset: str | None = None  # of a data set of the hub
-  streaming: bool = covered_by_digest(False)  # download the rows of the hub as they are read
+  eval_fraction: float = covered_by_digest(0.1)  # the key of the rows contains it in another form (`every`)
+  subset: str | None = None  # of a dataset on the hub: its configuration
+  streaming: bool = covered_by_digest(False)  # download rows from the hub as they are read
 
   # ---- settings
 
@@ -108,12 +108,12 @@ class Files(FileSource):
 
   @property
   def is_hub(self) -> bool:
-    """Whether the data are on the hub."""
+    """Whether the data is a dataset on the hub."""
     return is_hub(self.path)
 
   @property
   def is_saved(self) -> bool:
-    """Whether the data are a directory that `datasets` saved."""
+    """Whether the data is a directory that `datasets` saved."""
     return is_saved(self.path)
 
   @cached_property
@@ -132,7 +132,7 @@ class Files(FileSource):
     yield from problems
     if problems or not self.path or self.is_hub or any(self.check()):
       return
-    try:  # a column that no row has is told before anything is built
+    try:  # a column that no row has is reported before anything is built
       yield from self._first_problem()
     except InputError as error:
       yield from error.problems
@@ -152,7 +152,7 @@ class Files(FileSource):
         except InputError as error:
           yield from error.problems
       elif any(map(is_hub, path_list(value))):
-        yield self.problem(setting, "a data set of the hub stands alone; give one hub:OWNER/NAME")
+        yield self.problem(setting, "a dataset on the hub cannot be in a list; give one hub:OWNER/NAME")
       else:
         yield from self.file_problems(f"data.{setting}", value, split)
 
@@ -175,7 +175,7 @@ class Files(FileSource):
 
   @cached_property
   def splits(self) -> Mapping[str, Any]:
-    """The splits of a data set of Hugging Face."""
+    """The splits of a Hugging Face dataset."""
     if self.is_hub:
       return hf_datasets.load_hub(HubName.parse(self.path), self.subset, self.streaming)
     return hf_datasets.load_saved(Path(self.path).expanduser())
@@ -203,7 +203,7 @@ class Files(FileSource):
     return None
 
   def digest(self) -> str:
-    """SHA-256 (hex) of the files. For files that version 0.1.0 could read, it is the same as there."""
+    """SHA-256 (hex) of the files. For files that version 0.1.0 could read, it equals that of version 0.1.0."""
     if self.is_hub:
       split = self._split()
       return fingerprint(reading=READING, dataset=hf_datasets.identity(self.splits[split], self.path), split=split)
@@ -214,7 +214,7 @@ class Files(FileSource):
     return content if self._is_plain() else fingerprint(reading=READING, content=content)
 
   def _is_plain(self) -> bool:
-    """Whether the data are one file of JSON lines with the texts of a prompt and a response in its first rows."""
+    """Whether the data is one file of JSON lines whose first rows have a prompt and a response that are texts."""
     files = self.data_files.files
     if len(files) != 1 or self.formats[files[0]] != "jsonl":
       return False
@@ -229,15 +229,17 @@ class Files(FileSource):
     return hf_datasets.choose_split(self.splits, self.train_split, self.label, "train_split")
 
   def _rows(self) -> Iterator[Row]:
-    """The rows of all files that have rows, or of the data set."""
+    """The rows of all files that are not plain text, or of the dataset."""
     if self.is_hub or self.is_saved:
       split = self._split()
-      yield from hf_datasets.dataset_rows(self.splits[split], f"{self.label}{split and f', {split}'}")
+      label = f"{self.label}, {split}" if split else self.label
+      yield from hf_datasets.dataset_rows(self.splits[split], label)
       return
     before = 0
     for path, format in self.formats.items():
-      for row in file_rows(path, format, str(path), self.train_split) if format != TEXT else ():
-        yield replace(row, read=before + row.read)
+      if format != TEXT:
+        for row in file_rows(path, format, str(path), self.train_split):
+          yield replace(row, read=before + row.read)
       before += path.stat().st_size
 
   def documents(self) -> Iterator[Document | Skipped]:
@@ -259,23 +261,25 @@ class Files(FileSource):
 
   @property
   def text_files(self) -> TextFiles:
-    """Those of the files that are plain text."""
+    """The files that are plain text."""
     files = tuple(path for path, format in self.formats.items() if format == TEXT)
     return TextFiles(files, held_out_share(self.eval_path or self.eval_split, self.eval_fraction))
 
   def _other_splits(self) -> Iterator[Skipped]:
-    """The splits of a data set that are not read, if none was chosen."""
-    for name in self.splits if self.train_split is None else ():
+    """The splits of a dataset that are not read, unless data.train_split is set."""
+    if self.train_split is not None:
+      return
+    for name in self.splits:
       if name not in (self._split(), self.eval_split):
         yield Skipped(split_not_read(name), f"{self.label}, {name}", unit="splits")
 
   # ---- for messages
 
   def separator(self) -> str | None:
-    """None if the documents are texts, whose samples continue the plain prompt."""
+    """The text between a prompt and its answer; None if the first document is plain text."""
     try:
       first = self.first_document()
-    except (InputError, OSError):  # a run may be used where its data are not
+    except (InputError, OSError):  # a run may be used without its data
       return self.prompt_separator
     return None if first is not None and not first.prompt and first.conversation is None else self.prompt_separator
 
@@ -286,7 +290,7 @@ class Files(FileSource):
   def facts(self) -> dict[str, object]:
     first = self.first_document()
     if self.is_hub or self.is_saved:
-      formats = f"data set of Hugging Face, split {self._split() or '-'}"
+      formats = f"Hugging Face dataset, split {self._split() or '-'}"
     else:
       words = {TEXT: "plain text", **ROW_FORMATS}
       formats = ", ".join(dict.fromkeys(words[format] for format in self.formats.values()))

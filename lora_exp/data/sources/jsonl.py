@@ -1,4 +1,4 @@
-"""The name under which version 0.1.0 read JSON lines; every file that `files` reads can be read under it."""
+"""The former name of the source `files`, which read only JSON lines in version 0.1.0."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,6 @@ from lora_exp.data.sources.files import Files
 
 @dataclass(frozen=True)
 class JsonLines(Files):
-  """The source `files` under its former name, which the keys of cached rows contain."""
+  """The source `files` under its former name, which is part of the keys of cached rows."""
 
   name = "jsonl"

@@ -21,14 +21,14 @@ Message = Mapping[str, Any]  # a turn as chat templates read it: role, content, 
 
 @dataclass(frozen=True)
 class Conversation:
-  """The turns of a conversation, in the form in which chat templates read them.
+  """The turns of a conversation, in the form that chat templates read.
 
-  Every message has a `role` and a `content` (a string, or None beside `tool_calls`). Roles are system, user, assistant,
-  tool, and whatever else the template knows.
+  Every message has a `role` and a `content` (a string, or None if it has `tool_calls`). Roles are system, user,
+  assistant, tool, and others that the template accepts.
   """
 
   messages: tuple[Message, ...]
-  prompt_messages: int = 0  # that many are a prompt, and all others its completion; 0: `data.loss` chooses the turns
+  prompt_messages: int = 0  # the number of first messages that are the prompt of the others, and are not learned
   unlearned: frozenset[int] = frozenset()  # indices of messages that are never learned: those of weight 0
   tools: tuple[Mapping[str, Any], ...] = ()  # the functions that may be called, as JSON schemas
   variables: Mapping[str, Any] = field(default_factory=dict)  # other variables of the template: enable_thinking
@@ -36,15 +36,15 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Document:
-  """A text to learn, and a prompt before it that has no loss (unless data.prompt_in_loss=true); or a conversation."""
+  """A text to learn, with a prompt that has no loss (unless data.prompt_in_loss=true); or a conversation."""
 
   key: int  # determines whether it is held out: index of the document, or of its file or question
   text: str
   prompt: str = ""
   read: int = 0  # bytes of the source read so far
   conversation: Conversation | None = None  # then `text` and `prompt` are empty
-  unread: tuple[str, ...] = ()  # what else the row has: "the column 'id' is not read"
-  where: str = ""  # where the source has it, for messages: "pairs.jsonl, line 7"
+  unread: tuple[str, ...] = ()  # messages about parts of the row: "the column 'id' is not read"
+  where: str = ""  # its place in the source, for messages: "pairs.jsonl, line 7"
 
   @property
   def characters(self) -> int:
@@ -61,7 +61,7 @@ class Skipped:
   reason: str  # "the response is empty"
   where: str  # "pairs.jsonl, line 7"
   read: int = 0  # bytes of the source read so far
-  unit: str = "rows"  # what is skipped: a row, or several files
+  unit: str = "rows"  # what is counted: rows, files or splits
 
 
 EXAMPLE, EXAMPLE_TURNS = 300, 6  # characters of a text, and turns, in the table before training
@@ -169,7 +169,7 @@ class TextSource(Source):
     return self.prompt_separator
 
   def facts(self) -> dict[str, object]:
-    """What is read, for the table before training: name -> value; {} if the settings say all of it."""
+    """What is read, for the table before training: name -> value. {}: the settings already show it."""
     return {}
 
   def held_out(self) -> "TextSource | None":

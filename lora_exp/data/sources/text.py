@@ -15,8 +15,8 @@ from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, e
 
 SEPARATOR = b"<|endoftext|>"
 LONGEST = 2**20  # bytes of a document; a longer one is cut at a newline
-SECTIONS = 10  # sections for each held-out one, where documents are too few
-BOUNDARIES = {  # where a text is divided, the first that gives enough sections
+SECTIONS = 10  # sections per held-out one, if there are too few documents
+BOUNDARIES = {  # where a text is divided: at the first of these that gives enough sections
   "paragraphs": re.compile(rb"\n[ \t\r]*\n\s*"),
   "lines": re.compile(rb"\n"),
   "sentences": re.compile(rb"(?<=[.!?])\s+"),
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 class TextFiles:
   """UTF-8 text files with `<|endoftext|>` between documents. Documents longer than 1 MiB are split at newlines.
 
-  `every`: one of so many documents is held out (None: none of them). If there are fewer documents, they are divided
+  One of `every` documents is held out; None: none of them. If there are fewer than `every` documents, they are divided
   into sections, at blank lines if possible.
   """
 
@@ -47,7 +47,7 @@ class TextFiles:
 
   @cached_property
   def boundary(self) -> str | None:
-    """Where documents are divided because there are too few: paragraphs, lines, sentences or words; None if nowhere."""
+    """The name in BOUNDARIES at which documents are divided; None if they are not divided."""
     if self.every is None or sum(1 for _ in islice(self._documents(), self.every)) == self.every:
       return None
     pieces = list(self._documents())
@@ -65,7 +65,7 @@ class TextFiles:
     pattern, pieces = BOUNDARIES[self.boundary], list(self._documents())
     size = sum(len(piece.content) for piece in pieces) // (SECTIONS * self.every)
     sections = [section for piece in pieces for section in _sections(piece, pattern, size)]
-    if len(sections) < self.every:  # a few long units, and many short ones that were joined
+    if len(sections) < self.every:  # too many short units were joined
       sections = [section for piece in pieces for section in _sections(piece, pattern, 0)]
     yield from sections
 
@@ -103,7 +103,7 @@ class Text(FileSource):
   content = "a text file (TinyStories, for example), documents separated by <|endoftext|>"
   text_only = True
 
-  eval_fraction: float = covered_by_digest(0.1)  # the rows' key has what follows from it
+  eval_fraction: float = covered_by_digest(0.1)  # the key of the rows contains it in another form (`every`)
 
   @property
   def text_files(self) -> TextFiles:
@@ -125,12 +125,12 @@ class Text(FileSource):
 
 
 def held_out_share(eval_path: object, eval_fraction: float) -> int | None:
-  """n such that one of n documents is held out; None if other files are, or the fraction is not allowed."""
+  """n, if one of n documents is held out. None if eval_path is set, or if the fraction is not between 0 and 0.5."""
   return round(1 / eval_fraction) if not eval_path and 0 < eval_fraction <= 0.5 else None
 
 
 def left_out_files(source: FileSource) -> Iterator[Skipped]:
-  """The files of a directory that are not read."""
+  """The files of a directory that are not read, with the reasons."""
   for file, reason in source.data_files.left_out:
     yield Skipped(reason, str(file), unit="files")
 
