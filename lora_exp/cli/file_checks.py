@@ -99,17 +99,20 @@ def _adapter_problems(directory: str) -> Iterator[str]:
     yield f"lora.init_from={directory}: is a file; give its directory, which must also contain adapter_config.json"
   elif not folder.is_dir():
     is_id = locate.HUB_ID.fullmatch(directory)
-    hub = f"; from the hub, get it with: hf download {directory} --local-dir DIR" if is_id else ""
+    hub = f"; download it from the hub with: hf download {directory} --local-dir DIR" if is_id else ""
     yield f"lora.init_from={directory}: no such directory; give one with adapter_config.json{hub}"
   elif not (folder / "adapter_config.json").is_file():
     yield f"lora.init_from={directory}: contains no adapter_config.json{_adapter_hint(folder)}"
 
 
 def _adapter_hint(folder: Path) -> str:
-  """What the directory `folder` without an adapter contains instead."""
+  """A hint at what the directory `folder`, which is not an adapter, contains instead."""
   if (folder / ADAPTER).is_dir():
     return " (a run's adapter is in RUN/adapter)"
   if (folder / "config.json").is_file():
     return "; it contains a complete model, which model.weights reads"
   inner = sorted(file.parent.name for file in folder.glob("*/adapter_config.json"))
-  return f"; {', '.join(inner[:3])} in it {'have' if len(inner) > 1 else 'has'} one" if inner else ""
+  if not inner:
+    return ""
+  return f"; the subdirectory {inner[0]} contains one" if len(inner) == 1 else (
+    f"; the subdirectories {', '.join(inner[:3])} contain one")

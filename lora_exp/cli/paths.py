@@ -46,7 +46,7 @@ def _data(data: DataConfig) -> DataConfig:
 
 
 def _data_path(value: Any) -> Any:
-  """A path of data, or a list of them; hub:OWNER/NAME is no path. Other values are refused later."""
+  """`absolute` for a path of data or a list of paths. hub:OWNER/NAME and invalid values are unchanged."""
   if isinstance(value, list):
     return [_data_path(path) for path in value]
   return absolute(value) if value and isinstance(value, str) and not value.startswith("hub:") else value

@@ -199,7 +199,7 @@ class Session:
 
 
 def _keep_log_off_stderr() -> None:
-  """Adds a handler that does nothing, if there is none. Otherwise absl, which orbax imports, adds one for stderr."""
+  """Adds a handler that does nothing if there is no handler, because absl, which orbax imports, would log to stderr."""
   root = logging.getLogger()
   if not root.handlers:
     root.addHandler(logging.NullHandler())

@@ -1,14 +1,14 @@
-"""Which settings are dropped early in their training, because they will be far short of the best.
+"""Chooses the settings that are dropped early in training, because their gain will be far short of the best.
 
-Finished trials of the same sweep show how well the gain at an early step predicts the final one: a line is fitted to
-the two, and its error is that of each trial's prediction by the line through the others. A setting is dropped if its
-predicted gain is more than the margin short of the best one's even after that error. Both gains are of the tuning half
-of the held-out text, which scores nothing.
+A line that predicts the final gain from the gain at an early step is fitted to the finished trials of the sweep. Its
+error is found by predicting each trial from the others (leave-one-out). A setting is dropped if its predicted gain,
+plus an allowance for this error, is more than the margin short of the best. All gains are on the tuning half of the
+held-out text, which does not score trials.
 
     final = intercept + slope * early,    error = sqrt(mean over trials of (residual / (1 - leverage))^2)
 
-A dropped setting is not judged, so that the verdicts on the others keep their error rates; that a setting within the
-margin is dropped has at most the probability DROP_LEVEL if errors are normal.
+Dropped settings are not judged, so the verdicts on the others keep their error rates. If errors are normal, the
+probability that any setting within the margin is dropped is at most DROP_LEVEL.
 """
 
 import math
@@ -22,19 +22,19 @@ from lora_exp.config.metrics import Metric
 from lora_exp.report.reading.run_record import RunRecord
 
 DROP_LEVEL = 0.005
-FEWEST_TRIALS = 5  # that measure the error of the prediction
+FEWEST_TRIALS = 5  # finished trials from which the error of the prediction can be estimated
 
 
 @dataclass(frozen=True)
 class Prediction:
-  """The final gain by the gain at `step`."""
+  """A line that predicts the final gain of a trial from its gain at `step`."""
 
   step: int
   of_steps: int  # the last step
   slope: float
   intercept: float
-  error: float  # standard deviation of the prediction for one trial, by leaving out one trial at a time
-  trials: int
+  error: float  # standard deviation of the prediction for one trial, by leave-one-out
+  trials: int  # to which the line is fitted
 
   def final(self, early: float) -> float:
     return self.intercept + self.slope * early
@@ -42,22 +42,23 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Drop:
-  """A setting that is dropped: its predicted shortfall in shares of the best predicted gain, as a range."""
+  """The predicted shortfall of a setting that is dropped, as a share of the best predicted gain."""
 
   short: float
-  least: float  # lower bound of `short` at the level of one setting
+  least: float  # lower bound of `short`, at DROP_LEVEL shared by all settings
 
   def reason(self, prediction: Prediction, margin: float) -> str:
     return (f"at step {prediction.step} of {prediction.of_steps}, predicted to be {self.short:.0%} short of the best "
-            f"gain, at least {self.least:.0%} (margin {margin:.0%}), by {prediction.trials} finished trials")
+            f"gain, and at least {self.least:.0%} (margin {margin:.0%}), from {prediction.trials} finished trials")
 
 
 def predict(finished: Iterable[RunRecord], metric: Metric, share: float) -> Prediction | None:
-  """The prediction from the last step that is at most `share` of the training, and that all finished runs evaluated.
+  """Fits the prediction at the last step that all finished runs evaluated within the first `share` of the training.
 
-  None with fewer than FEWEST_TRIALS trials, or if their early gains are equal.
+  None if fewer than FEWEST_TRIALS trials are finished, or if their early gains are equal.
   """
-  curves = [curve for run in finished if run.status == "done" and len(curve := gain_curve(run, metric)) > 1]
+  curves = [gain_curve(run, metric) for run in finished if run.status == "done"]
+  curves = [curve for curve in curves if len(curve) > 1]
   if len(curves) < FEWEST_TRIALS:
     return None
   last = max(max(curve) for curve in curves)
@@ -68,7 +69,7 @@ def predict(finished: Iterable[RunRecord], metric: Metric, share: float) -> Pred
 
 
 def fit_prediction(step: int, last: int, pairs: Sequence[tuple[float, float]]) -> Prediction | None:
-  """The line through pairs (early gain, final gain)."""
+  """Fits the line to pairs (early gain, final gain). None if the early gains are equal."""
   early, final = np.array(pairs).T
   spread = early - early.mean()
   total = float(spread @ spread)
@@ -82,7 +83,7 @@ def fit_prediction(step: int, last: int, pairs: Sequence[tuple[float, float]]) -
 
 
 def drops(early: Mapping[int, Sequence[float]], prediction: Prediction, margin: float) -> dict[int, Drop]:
-  """The settings to drop by their early gains, one for each seed; `margin` is a share of the best predicted gain."""
+  """The settings to drop. `early`: setting -> early gain of each seed; `margin`: a share of the best predicted gain."""
   final = {n: prediction.final(float(np.mean(gains))) for n, gains in early.items() if gains}
   if len(final) < 2 or max(final.values()) <= 0:
     return {}
@@ -94,7 +95,7 @@ def drops(early: Mapping[int, Sequence[float]], prediction: Prediction, margin: 
 
 
 def gain_curve(run: RunRecord, metric: Metric) -> dict[int, float]:
-  """Step -> gain over the base of the state that the run would export if it ended there; {} without evaluations."""
+  """Step -> gain over the base of the state that the run would export if it ended at this step; {} if not evaluated."""
   losses, values = dict(run.tuning_curve("loss")), dict(run.tuning_curve(metric.name))
   if 0 not in values:
     return {}

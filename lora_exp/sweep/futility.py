@@ -1,8 +1,8 @@
-"""How probable it is that the seeds which are still missing would give an answer.
+"""The probability that the missing seeds of a sweep would give an answer (its predictive power).
 
-The final means are drawn around the present ones, as far as the missing seeds can move them (a flat prior, so that the
-present means themselves are uncertain), and judged by the normal approximation of the rule of the last look. It claims
-nothing: a sweep that stops because an answer is improbable stays undecided.
+Final means are drawn around the present means, with the variance that the missing seeds add under a flat prior. They
+are judged by the rule of the last look in its normal approximation. Stopping for futility makes no claim: a sweep that
+stops because an answer is improbable remains undecided.
 """
 
 import math
@@ -38,7 +38,7 @@ def chance_of_answer(
   ordered_pairs = len(order) * (len(order) - 1)
   insufficient = (z < ndtri(level / 2 / ordered_pairs)).any(2) & steady
   sufficient = (z > -ndtri(level)).all(2) & steady
-  first = np.argmax(~insufficient & steady, axis=1)  # steady settings come first by parameters: see `looks`
+  first = np.argmax(~insufficient & steady, axis=1)  # only steady settings can be the answer: see `looks`
   rows = np.arange(DRAWS)
   return float(np.mean(sufficient[rows, first] & ~insufficient[rows, first]))
 
@@ -46,14 +46,14 @@ def chance_of_answer(
 def _z_values(
   finals: np.ndarray, judgement: Judgement, most: int, text: np.ndarray | None, positions: Sequence[int]
 ) -> np.ndarray:
-  """(draw, i, j) -> g_i − (1 − m) · g_j in standard errors; of a setting with itself it depends on the test, and is
-  the sign of its gain times infinity."""
+  """(draw, i, j) -> g_i − (1 − m) · g_j in standard errors. It is infinity for i = j, so that every test passes."""
   weight = 1 - judgement.margin
   variance = np.full((len(positions),) * 2, judgement.error**2 * (1 + weight**2) / most)
   if text is not None:
-    t = text[np.ix_(positions, positions)]
-    own = np.diag(t)
-    variance = variance + np.maximum(own[:, None] - 2 * weight * t + weight**2 * own[None, :], 0.0)
+    covariance = text[np.ix_(positions, positions)]
+    diagonal_terms = np.diag(covariance)
+    text_variance = diagonal_terms[:, None] - 2 * weight * covariance + weight**2 * diagonal_terms[None, :]
+    variance = variance + np.maximum(text_variance, 0.0)
   z: np.ndarray = (finals[:, :, None] - weight * finals[:, None, :]) / np.sqrt(variance)
   diagonal = np.arange(len(positions))
   z[:, diagonal, diagonal] = np.inf

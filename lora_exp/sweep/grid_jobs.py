@@ -7,8 +7,8 @@
         extra: [{lora: frozen}, {lora: full, seed: "0,1,2"}]         points outside the product
 
 Overrides on the command line have priority over the sweep's file. A list replaces the file's list, also in the points
-of `extra` that have the key. A single value applies to every job, except to extra points that set the key to what they
-are; a single seed applies to them too.
+of `extra` that have the key. A single value applies to every job, except to points of `extra` that set the key. A
+single seed applies to those too.
 """
 
 import itertools

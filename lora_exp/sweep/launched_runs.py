@@ -53,7 +53,7 @@ class LaunchedRuns:
       self._record_ends(step, numbers)
 
   def prune(self, run: RunRecord, reason: str) -> None:
-    """Marks a run as pruned, unless it has ended."""
+    """Marks a run as pruned for `reason`, unless it has ended."""
     ledger = self.ledger
     if ledger.ended(run.number):
       return

@@ -1,15 +1,16 @@
 """When a sweep has enough seeds: verdicts after 3, 4, 5, … seeds, at a level that is shared between these looks.
 
-    look -> stop if the answer is known or will not be known, else add seeds where the answer is open -> look -> …
+    look -> stop if there is an answer, or if one is improbable; else add seeds where it is open -> look -> …
 
-The answer is the candidate, the setting with the fewest trainable parameters of those that are not insufficient, once
-it is sufficient. Further seeds go to the candidate and to the settings than which it is not yet shown to be less than
-the margin worse: the others cannot change the answer. A setting with a diverged seed, or with seeds that repeat each
-other, is compared with the seeds that it has, and gets no more; one that was dropped during its training is not judged.
+The candidate is the setting with the fewest trainable parameters of those that are not insufficient. It is the answer
+if it is sufficient. Further seeds go to the settings that may become the answer, and to those with which their
+comparison is open; the others cannot change the answer. A setting with a diverged seed, or with seeds that repeat each
+other, gets no further seeds and is compared with those that it has. A setting that was dropped during training is not
+judged.
 
 Each look judges all seeds so far (`lora_exp.report.verdicts.judgement`) at its own level (`look_levels`), as the report
-does afterwards. A pair of settings is tested at most once with each number of seeds, so that all looks together claim
-falsely that a setting is sufficient with at most the level of the sweep. Stopping without an answer claims nothing.
+does afterwards. The probability that any look falsely claims that a setting is sufficient is at most the level of the
+sweep. Stopping without an answer makes no claim.
 """
 
 import math
@@ -25,7 +26,7 @@ from lora_exp.sweep.futility import chance_of_answer
 from lora_exp.sweep.look_levels import look_levels
 from lora_exp.sweep.round_plan import SCORE, Decision, RoundPlan, RoundResult, RoundTrial
 
-FUTILE = 0.05  # chance of an answer below which further seeds are not trained
+FUTILE = 0.05  # probability of an answer below which no further seeds are trained
 
 Gains = dict[int, dict[int, float]]  # setting -> seed -> gain
 
@@ -39,9 +40,9 @@ class Look:
   judgement: Judgement  # by index as text
   left: list[int]  # settings that get further seeds unless the sweep stops
   insufficient: list[int]
-  unjudged: list[int]  # dropped during their training
+  unjudged: list[int]  # settings that were dropped during training
   answer: int | None  # the sufficient setting with the fewest parameters of those that are not insufficient
-  chance: float = 1.0  # of an answer, if every seed were trained
+  chance: float = 1.0  # probability of an answer if all seeds of the last look were trained
 
   @property
   def decided(self) -> bool:
@@ -49,26 +50,26 @@ class Look:
 
   @property
   def futile(self) -> bool:
-    """Whether further seeds would probably not give an answer."""
+    """Whether the probability that further seeds give an answer is below FUTILE."""
     return bool(self.left) and self.chance < FUTILE
 
 
 @dataclass(frozen=True)
 class Scores:
-  """What the scored trials tell about the compared settings."""
+  """The results of the scored trials, by compared setting."""
 
   gains: Gains = field(default_factory=dict)  # NaN for a diverged seed; identical losses count once
-  trained: dict[int, int] = field(default_factory=dict)  # seeds, repeated ones included
+  trained: dict[int, int] = field(default_factory=dict)  # number of seeds, including identical losses
   sizes: dict[int, float] = field(default_factory=dict)  # trainable parameters
   documents: dict[tuple[int, int], DocumentLosses | None] = field(default_factory=dict)  # by setting and seed
-  dropped: list[int] = field(default_factory=list)  # during their training
+  dropped: list[int] = field(default_factory=list)  # settings that were dropped during training
 
   def until(self, count: int) -> Gains:
     """The gains of the first `count` seeds."""
     return {n: {seed: gain for seed, gain in by_seed.items() if seed < count} for n, by_seed in self.gains.items()}
 
   def repeats(self, setting: int) -> bool:
-    """Whether seeds of the setting repeat each other, so that further ones tell nothing."""
+    """Whether several seeds of the setting have the same loss, so that further seeds add no information."""
     return len(self.gains[setting]) < self.trained[setting]
 
 
@@ -88,7 +89,7 @@ def make_looks(
 
 
 def _look(count: int, level: float, last_level: float, most: int, margin: float, scores: Scores) -> Look:
-  """The verdicts by the first `count` seeds of each setting. `most`, `last_level`: seeds and level of the last look."""
+  """The look at the first `count` seeds of each setting. `most`, `last_level`: seeds and level of the last look."""
   gains = scores.until(count)
   text = text_error(gains, scores.documents)
   judgement = judge({str(n): by_seed for n, by_seed in gains.items()}, margin, level, text)
@@ -96,7 +97,7 @@ def _look(count: int, level: float, last_level: float, most: int, margin: float,
   by_size = sorted((n for n in gains if n not in insufficient), key=scores.sizes.__getitem__)
   steady = [n for n in by_size if not judgement.verdicts[str(n)].diverged]
   answer = next((n for n in steady[:1] if judgement.state(str(n)) == SUFFICIENT), None)
-  unknown = any(scores.repeats(n) and len(gains[n]) < SEEDS_NEEDED for n in gains)  # nothing is compared with it
+  unknown = any(scores.repeats(n) and len(gains[n]) < SEEDS_NEEDED for n in gains)  # a setting can never be compared
   left = [] if answer is not None or unknown or count == most else _open_settings(steady, judgement, margin)
   left = [n for n in left if not scores.repeats(n)]
   chance = chance_of_answer(judgement, gains, scores.sizes, most, last_level, text) if left else float(bool(answer))
@@ -104,10 +105,10 @@ def _look(count: int, level: float, last_level: float, most: int, margin: float,
 
 
 def _open_settings(steady: Sequence[int], judgement: Judgement, margin: float) -> list[int]:
-  """The settings that get further seeds. `steady`: those that may be the answer, by parameters.
+  """The settings that get further seeds. `steady`: those that may be the answer, by number of parameters.
 
-  The first that appears to be within the margin needs its open comparisons. A smaller one has to be shown insufficient,
-  for which one comparison is enough.
+  The first setting whose mean is within the margin gets seeds together with those with which its comparison is open.
+  Smaller settings get seeds because they must be shown insufficient, for which one comparison is enough.
   """
   verdicts = [judgement.verdicts[str(n)] for n in steady]
   likely = next((i for i, verdict in enumerate(verdicts) if not verdict.short > margin), len(steady) - 1)
@@ -134,7 +135,7 @@ def text_error(gains: Gains, documents: Mapping[tuple[int, int], DocumentLosses 
 
 
 def read_scores(plan: RoundPlan, trials: Sequence[RoundTrial], results: Mapping[int, RoundResult]) -> Scores:
-  """The scores of the compared settings, without those of which a trial failed or was dropped."""
+  """The scores of the compared settings, except for settings with a trial that failed or was dropped."""
   scores = Scores(sizes=dict.fromkeys(range(len(plan.settings)), math.inf))
   without, losses = set[int](), set[tuple[int, float]]()
   for trial in trials:

@@ -61,7 +61,7 @@ class RoundMaker:
     return self._more(trials, looks[-1].left, decision.looks[len(looks)])
 
   def _more(self, trials: Sequence[RoundTrial], settings: Sequence[int], count: int) -> Round | None:
-    """Further seeds of `settings`, so that each has `count`; None if all have them."""
+    """A round that brings each of `settings` to `count` seeds; None if all have them."""
     scored = [trial for trial in trials if trial.purpose == SCORE]
     factors = {trial.setting: trial.factor for trial in scored}
     jobs = [(n, factors[n], seed) for n in settings for seed in range(sum(t.setting == n for t in scored), count)]

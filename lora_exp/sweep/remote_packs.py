@@ -16,7 +16,7 @@ from lora_exp.sweep.remote_jobs import launch
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 
 PACKS = "packs"  # subdirectory of the sweep for the logs of the packs
-CHOOSES_SWEEPER = ("sweep=", "experiment=")  # overrides by which settings of hydra.sweeper exist
+CHOOSES_SWEEPER = ("sweep=", "experiment=")  # overrides that select a sweeper, without which its settings do not exist
 
 
 @dataclass(frozen=True)

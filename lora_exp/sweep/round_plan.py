@@ -51,7 +51,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class RoundResult:
-  """What a trial tells the decisions. None in a field: not known."""
+  """The results of a trial that decisions use. None in a field: not known."""
 
   penalty: float | None = None  # the metric on the tuning half, lower is better; infinity if it diverged
   gain: float | None = None  # improvement over the base on the report half, higher is better; NaN if it diverged
@@ -59,7 +59,7 @@ class RoundResult:
   steps: int = 0  # trained
   documents: DocumentLosses | None = None  # of the report half, if the metric is the loss
   loss: float | None = None  # of the report half; trials of a setting with identical losses count once
-  dropped: bool = False  # during its training
+  dropped: bool = False  # whether its setting was dropped during training
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RoundPlan:
   def first_seeds(self) -> int | None:
     """The number of seeds with which a compared setting is scored first; None: all.
 
-    Without tuning, one seed of each shows how well early losses predict the final ones.
+    With early dropping and without tuning it is 1: these trials show how well early losses predict the final ones.
     """
     return 1 if self.decision is not None and self.decision.early and self.tuning is None else self.seeds_at(0)
 

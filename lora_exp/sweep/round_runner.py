@@ -112,9 +112,9 @@ class RoundRunner:
       show_look(self.plan, looks[-1])
 
   def _train_to_prediction(self, earlier: Sequence[RoundTrial], current: Round) -> None:
-    """Trains the first scores of settings to an early step, and drops those that will be far short of the best.
+    """Trains the first scoring trials to an early step, and drops settings that will be far short of the best.
 
-    Does nothing if the trials of earlier rounds cannot predict.
+    Does nothing if the final gain cannot be predicted from the trials of earlier rounds.
     """
     decision, compared = self.plan.decision, [t for t in current.trials if self.plan.settings[t.setting].compared]
     if decision is None or decision.early is None or not any(trial.purpose == SCORE for trial in compared):
@@ -130,7 +130,7 @@ class RoundRunner:
       self._drop(setting, [*earlier, *compared], drop.reason(prediction, self.maker.margin))
 
   def _early_gains(self, trials: Sequence[RoundTrial], step: int) -> dict[int, list[float]]:
-    """The gains at `step` by setting, without settings of which a trial has not reached it."""
+    """The gains at `step` by setting, except for settings with a trial that has not reached it."""
     gains: dict[int, list[float]] = {}
     for trial in trials:
       curve = gain_curve(self.runs.read(trial.number), self.metric)
@@ -138,14 +138,14 @@ class RoundRunner:
     return {n: known for n, known in gains.items() if all(map(math.isfinite, known))}
 
   def _drop(self, setting: int, trials: Sequence[RoundTrial], reason: str) -> None:
-    """Ends the trials of a setting that are not done, and records it."""
+    """Marks the unfinished trials of a setting as pruned, and records that it was dropped."""
     numbers = [trial.number for trial in trials if trial.setting == setting]
     for number in numbers:
       self.runs.prune(self.runs.read(number), reason)
     label = self.plan.settings[setting].label
     if not any(row["event"] == "dropped" and row["setting"] == label for row in self.runs.ledger.rows):
       self.runs.ledger.add("dropped", setting=label, trials=numbers, reason=reason)
-    console.show(f"dropped {label}: {reason}")
+    console.show(f"Dropped {label}: {reason}.")
 
   def _remaining(self, current: Round) -> list[int]:
     """The trials of a round that were not dropped."""
@@ -153,7 +153,7 @@ class RoundRunner:
     return [trial.number for trial in current.trials if ledger.state(trial.number) != "pruned"]
 
   def _record_looks(self, looks: Sequence[Look]) -> None:
-    """Adds the looks to the ledger that it does not have."""
+    """Adds the looks that the ledger does not have."""
     assert self.plan.decision is not None, "there are looks"
     recorded = [row for row in self.runs.ledger.rows if row["event"] == "look"]
     names = [setting.label for setting in self.plan.settings]
@@ -205,7 +205,7 @@ class RoundRunner:
 
 
 def round_result(run: RunRecord, metric: Metric) -> RoundResult:
-  """What the decisions read of a run."""
+  """The results of a run that decisions use."""
   if run.status == "diverged":
     return RoundResult(math.inf, math.nan, run.trainable, run.last_step)
   if run.status == "pruned":
@@ -219,7 +219,7 @@ def round_result(run: RunRecord, metric: Metric) -> RoundResult:
 
 
 def _with_early(value: Any) -> Any:
-  """A value of a recorded plan, with the key of a decision that older ledgers do not have."""
+  """A value of a recorded plan, with the key `early` that decisions in older ledgers lack."""
   return {"early": None, **value} if isinstance(value, dict) and "looks" in value else value
 
 

@@ -60,8 +60,8 @@ def show_answer(plan: RoundPlan, look: Look, spent: str) -> None:
     return
   why = spent or "no further seeds can be added"
   if look.futile:
-    why = f"all seeds of the last look would give an answer with a probability of only {look.chance:.0%}"
-  console.show(f"\nUndecided after {look.seeds} seeds{insufficient}{unjudged}. It stops because {why}.")
+    why = f"further seeds would give an answer with a probability of only {look.chance:.0%}"
+  console.show(f"\nUndecided after {look.seeds} seeds{insufficient}{unjudged}. The sweep stops because {why}.")
 
 
 def _names(plan: RoundPlan, settings: Sequence[int]) -> str:

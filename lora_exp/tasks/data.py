@@ -1,4 +1,4 @@
-"""`task=data`: what a run learns: a few training rows, with what is read and what is learned, and counts."""
+"""`task=data`: shows a few training rows, with the tokens that are learned, and counts."""
 
 import math
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
 from lora_exp.runtime import console
 
 SHOWN_ROWS = 3
-SHOWN_DOCUMENTS = 6  # of a row; more are counted
-SHOWN_TOKENS = 160  # of a run of tokens that is longer than MOST_TOKENS; the others are counted
-MOST_TOKENS = 240
+SHOWN_DOCUMENTS = 6  # per row; the others are counted
+MOST_TOKENS = 240  # a longer span is shortened to SHOWN_TOKENS
+SHOWN_TOKENS = 160
 STYLES = {"document": "dim", "read": "", "learn": "bold green"}  # in a terminal with colours
 
 
@@ -35,8 +35,8 @@ def run(cfg: Config) -> None:
     row = {name: values[place] for name, values in batch.items()}
     learned, filled = int(row["weights"].sum()), int((row["segments"] > 0).sum())
     title = f"Row {number + 1:,} of {rows.train_rows:,}: {filled:,} of {rows.seq_len:,} positions, {learned:,} learned"
-    runs = _runs(row, tokenizer, padded=cfg.data.packing == "pad")
-    console.show_labelled(title, [(kind, text, STYLES[kind]) for kind, text in runs])
+    spans = _spans(row, tokenizer, padded=cfg.data.packing == "pad")
+    console.show_labelled(title, [(kind, text, STYLES[kind]) for kind, text in spans])
 
 
 def _facts(cfg: Config, rows: Rows) -> dict[str, str]:
@@ -49,9 +49,8 @@ def _facts(cfg: Config, rows: Rows) -> dict[str, str]:
   lengths = rows.document_tokens
   return {
     "documents": f"{rows.documents:,} with a token to learn, {rows.eval_documents:,} of them held out",
-    "tokens of a document": f"{lengths[0]:,} to {lengths[3]:,}; half have at most {lengths[1]:,}, nine of ten at most "
-                            f"{lengths[2]:,}",
-    "cut off": f"{rows.truncated:,} documents that are longer than a row ({rows.truncated / rows.all_documents:.1%})",
+    "tokens of a document": f"{lengths[0]:,} to {lengths[3]:,}; median {lengths[1]:,}, 90th percentile {lengths[2]:,}",
+    "cut off": f"{rows.truncated:,} documents are longer than a row ({rows.truncated / rows.all_documents:.1%})",
     "training rows": f"{rows.train_rows:,} of {rows.seq_len:,} positions, {1 - rows.train_positions / positions:.1%} "
                      f"of them padding (data.packing={cfg.data.packing})",
     "an epoch": f"{rows.train_tokens:,} tokens learned of {rows.train_positions:,} read, in {epoch}",
@@ -59,8 +58,8 @@ def _facts(cfg: Config, rows: Rows) -> dict[str, str]:
   }
 
 
-def _runs(row: Batch, tokenizer: Tokenizer, padded: bool) -> Iterator[tuple[str, str]]:
-  """(kind, text) of each document in a row, and of each run of its tokens that are only read, or learned.
+def _spans(row: Batch, tokenizer: Tokenizer, padded: bool) -> Iterator[tuple[str, str]]:
+  """(kind, text) of each document in a row, and of its spans of tokens that are learned, or only read.
 
   `padded`: the row is one document, whose last position has no target.
   """
@@ -79,7 +78,7 @@ def _runs(row: Batch, tokenizer: Tokenizer, padded: bool) -> Iterator[tuple[str,
 
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
-  """The text of `ids`, in which line breaks are seen."""
+  """The text of `ids`, with visible line breaks; the middle of a long text is left out."""
   if len(ids) <= MOST_TOKENS:
     return _visible(tokenizer.decode(ids, start=False))
   half = SHOWN_TOKENS // 2

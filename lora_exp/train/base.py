@@ -40,7 +40,7 @@ HELD_OUT = 65_536  # tokens on which a pretrained base is evaluated
 def make_base(plan: Plan) -> tuple[Tree, dict]:
   """(base, facts): all parameters on the mesh, and the base's kind and source, with its losses if it is pretrained.
 
-  A base that lacks a head or rows of the vocabulary that the plan's adapter needs gets them.
+  If the plan's adapter needs a head, biases or vocabulary rows that the base lacks, they are added.
   """
   given = plan.before_changes()
   _show_changes(plan, given.vocab_size)
@@ -62,20 +62,21 @@ def _given_base(plan: Plan) -> tuple[Tree, dict]:
 
 
 def _show_changes(plan: Plan, vocab_size: int) -> None:
-  """Says how the file of the plan's adapter changes the base, whose vocabulary has `vocab_size` tokens."""
+  """Shows how the adapter in `lora.init_from` changes the base, whose vocabulary has `vocab_size` tokens."""
   if plan.start is None:
     return
   changes, name = plan.start.base, f"lora.init_from={plan.cfg.lora.init_from}"
   if changes.vocab_size:
-    console.show(f"{name}: its vocabulary has {changes.vocab_size:,} tokens and the base's {vocab_size:,}, so the base "
-                 "gets its new rows")
+    console.show(f"{name}: its vocabulary has {changes.vocab_size:,} tokens and that of the base {vocab_size:,}; the "
+                 "new rows are added to the base")
   if changes.paths() and plan.cfg.task == "train":
-    console.show(f"{name}: {changes.paths()[0]}{' and others' if len(changes.paths()) > 1 else ''} of the base "
-                 "are changed as in the file, and are not trained")
+    others = " and other parameters" if len(changes.paths()) > 1 else ""
+    console.show(f"{name}: {changes.paths()[0]}{others} of the base take their values from the file, and are not "
+                 "trained")
 
 
 def _completed_base(plan: Plan, given: Tree) -> Tree:
-  """`given` with the parameters of the plan: a head that is the transposed table, new rows, biases."""
+  """`given` with the parameters that the plan adds: a head (the transposed embedding table), new rows, biases."""
   assert plan.start is not None
   arrays, new_values = flatten(given), {**plan.start.full, **plan.start.base.parameters}
   naming = plan.naming()
@@ -88,7 +89,7 @@ def _completed_base(plan: Plan, given: Tree) -> Tree:
     arrays[f"{path}.bias"] = jnp.zeros(plan.shapes[f"{path}.bias"].shape, plan.shapes[f"{path}.bias"].dtype)
 
   def completed(key_path: Sequence[Any], shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
-    """One parameter; new rows have the values of the adapter's file."""
+    """One parameter of the plan. Its new rows have the values in the adapter's file."""
     path = dotted(key_path)
     x = arrays[path]
     if x.shape != shape.shape:

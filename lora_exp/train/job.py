@@ -41,7 +41,7 @@ class Job:
   teacher: Teacher | None = None  # its distributions are the targets
   byte_lengths: np.ndarray | None = None  # (V,) bytes of each token; None if the targets are not text
   trial_orders: tuple[int, ...] = (0,)  # `trials.order` on the host
-  given: Mapping[str, jax.Array] = field(default_factory=dict)  # by path, values of the base that an adapter changes
+  given: Mapping[str, jax.Array] = field(default_factory=dict)  # path -> value in the base, for changed ones
 
   @cached_property
   def evaluate(self) -> Callable[..., Any]:
@@ -120,7 +120,7 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
 
 
 def _is_abstract(arrays: Mapping[str, Any]) -> bool:
-  """Whether the base has shapes, and no values."""
+  """Whether the base has only shapes, and no values."""
   return any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays.values())
 
 

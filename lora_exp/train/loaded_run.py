@@ -36,8 +36,8 @@ class LoadedRun:
   def base(self) -> tuple[Tree, Hyperparameters, Tree]:
     """(params, trials, frozen) with which the job's program computes the base.
 
-    The scales are 0, and fully trained parameters have their values before training. So have those that the adapter's
-    file changes.
+    The scales are 0. Parameters that are trained in full, or that the adapter's file changes, have their values in the
+    base.
     """
     frozen = flatten(self.job.frozen) if self.plan.full else {}
 

@@ -29,8 +29,8 @@ def write_model(directory: Path, plan: Plan, params: Tree) -> bool:
   """
   model, source = plan.cfg.model, _source_directory(plan.cfg.model)
   if plan.new_biases:
-    raise InputError(f"the adapter gives {plan.new_biases[0]} a bias, which transformers' class of this model does not "
-                     "have; export it with format=peft")
+    raise InputError(f"the adapter adds a bias to {plan.new_biases[0]}, which the class of this model in transformers "
+                     "does not have; export it with format=peft")
   config = hf_config(plan)
   names = get_family(model.family).stored_names(model) if config else None
   arrays = flatten(params)

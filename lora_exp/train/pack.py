@@ -82,7 +82,7 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
 
 
 def _amounts(cfg: Config, rows: Rows) -> dict[str, object]:
-  """How much is learned from, for the table before training."""
+  """The amounts of data and training, for the table before training."""
   steps = steps_of(cfg, rows.train_rows)
   epochs = steps * cfg.train.batch_size / max(rows.train_rows, 1)
   return {"documents": f"{rows.documents:,}, of which {rows.eval_documents:,} are held out",

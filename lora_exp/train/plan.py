@@ -46,8 +46,8 @@ class Plan:
   table: Table  # adapted modules
   full: list[str]  # dotted paths of parameters trained in full, in addition to the adapters
   start: lora.Adapter | None = None  # the adapter in `lora.init_from`
-  given_model: ModelConfig | None = None  # the settings of the base if `start` needs other parameters than it has
-  new_biases: tuple[str, ...] = ()  # paths of modules that have a bias for `start`, and none in the base
+  given_model: ModelConfig | None = None  # the settings of the base, if `start` needs parameters that the base lacks
+  new_biases: tuple[str, ...] = ()  # paths of modules to which `start` adds a bias
 
   @property
   def vocab_size(self) -> int:
@@ -138,7 +138,7 @@ def with_biases(model: nnx.Module, paths: Iterable[str]) -> nnx.Module:
 
 
 def _new_biases(model: nnx.Module, adapter: lora.Adapter | None) -> tuple[str, ...]:
-  """The paths of the modules to which `adapter` adds a bias, and which have none."""
+  """The paths of the modules without a bias to which `adapter` adds one."""
   if adapter is None:
     return ()
   modules = lora.modules(model)
@@ -155,7 +155,7 @@ def _collect_problems(problems: list[str]) -> Iterator[None]:
 
 
 def _tokenizer(cfg: ModelConfig) -> Tokenizer:
-  """The tokenizer of the model; limited to the rows of the model's table if it has more tokens."""
+  """The tokenizer of the model. If it has more tokens than the embedding table has rows, it is limited to the rows."""
   tokenizer = get_tokenizer(cfg.tokenizer, cfg.weights)
   rows = cfg.vocab_size or tokenizer.vocab_size
   if rows >= tokenizer.vocab_size:
@@ -164,7 +164,7 @@ def _tokenizer(cfg: ModelConfig) -> Tokenizer:
 
 
 def _vocabulary_advice(cfg: ModelConfig) -> str:
-  """What to do if the tokenizer has tokens without a row in the model's table."""
+  """What to do if the tokenizer has tokens without a row in the embedding table."""
   if not cfg.weights:
     return "leave it null"
   if cfg.tokenizer == FROM_WEIGHTS:
@@ -173,12 +173,12 @@ def _vocabulary_advice(cfg: ModelConfig) -> str:
 
 
 def _vocabulary_problems(cfg: ModelConfig, tokenizer: Tokenizer) -> list[str]:
-  """An error message if the token that ends or begins each document has no row in the model's table."""
+  """An error message if the token that ends or begins each document has no row in the embedding table."""
   ids = [i for i in (tokenizer.eot, tokenizer.bos) if i is not None and i >= tokenizer.vocab_size]
   if not ids:
     return []
-  return [f"model.vocab_size={cfg.vocab_size}: the tokenizer ({cfg.tokenizer}) puts the token {ids[0]} into each "
-          f"document, and the model's table has no row for it; {_vocabulary_advice(cfg)}"]
+  return [f"model.vocab_size={cfg.vocab_size}: the tokenizer ({cfg.tokenizer}) adds the token {ids[0]} to each "
+          f"document, and the embedding table has no row for it; {_vocabulary_advice(cfg)}"]
 
 
 def _batch_problems(cfg: Config, ways: int) -> list[str]:

@@ -50,7 +50,7 @@ def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
 
 
 def changed_model(cfg: ModelConfig, changes: lora.BaseChanges) -> ModelConfig:
-  """The settings of the model that an adapter belongs to, which may have an untied head or a larger vocabulary."""
+  """The settings of the model that an adapter was trained with, which may have an untied head or more tokens."""
   if changes.untied:
     cfg = replace(cfg, arch=replace(cfg.arch or ArchConfig(), tied=False))
   return replace(cfg, vocab_size=changes.vocab_size or cfg.vocab_size)

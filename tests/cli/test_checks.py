@@ -121,7 +121,7 @@ def test_an_adapter_to_start_from_must_exist(tmp_path):
     check_command_line([f"lora.init_from={tmp_path}"])
   (tmp_path / "adapter").rename(tmp_path / "default")
   (tmp_path / "default" / "adapter_config.json").write_text("{}")
-  with pytest.raises(InputError, match=r"contains no adapter_config.json; default in it has one"):
+  with pytest.raises(InputError, match=r"contains no adapter_config.json; the subdirectory default contains one"):
     check_command_line([f"lora.init_from={tmp_path}"])
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(InputError, match="it contains a complete model, which model.weights reads"):

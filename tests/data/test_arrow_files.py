@@ -62,7 +62,7 @@ def test_zstd_is_read_and_its_damage_is_told(tmp_path):
   (tmp_path / "two.jsonl.zst").write_bytes(packed + pyarrow.compress(b"\n" + lines, codec="zstd", asbytes=True))
   assert texts(tmp_path / "two.jsonl.zst") == TEXTS * 2
   (tmp_path / "bad.jsonl.zst").write_bytes(packed[:40] + b"\xff" * 40)
-  with pytest.raises(InputError, match="its zstd data are damaged or cut off"):
+  with pytest.raises(InputError, match="its zstd data is damaged or truncated"):
     texts(tmp_path / "bad.jsonl.zst")
 
 

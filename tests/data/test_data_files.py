@@ -118,7 +118,7 @@ def test_a_directory_with_splits_trains_on_train(tmp_path):
 
 def test_an_object_of_several_splits_needs_a_choice(tmp_path):
   path = write(tmp_path / "all.json", json.dumps({"a": PAIRS[:4], "b": PAIRS[4:]}))
-  with pytest.raises(InputError, match="holds the lists a, b; choose one: data.train_split=a"):
+  with pytest.raises(InputError, match="contains the lists a, b; choose one: data.train_split=a"):
     documents(path)
   assert texts(path, train_split="b") == TEXTS[4:]
   for name, content in {"rows.jsonl": LINES, "rows.json": json.dumps(PAIRS)}.items():
@@ -145,13 +145,13 @@ def tarred(content: str) -> bytes:
 @pytest.mark.parametrize(("name", "content", "message"), [
   ("a.zip", zipped(LINES), "is a zip archive .*; unpack it"),
   ("a.tar.gz", tarred(LINES), "is a tar archive; unpack it"),
-  ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS .*git lfs pull"),
+  ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer .*git lfs pull"),
   ("a.jsonl", b"<!DOCTYPE html><html>404</html>", "is an HTML page"),
   ("a.txt", "text".encode("utf-16"), "is text in UTF-16; convert it to UTF-8"),
   ("a.jsonl", b"\x80\x04\x95\x00", "is a Python pickle"),
   ("a.safetensors", (2).to_bytes(8, "little") + b"{}", r"is a file of tensors .*; give it as model.weights"),
   ("a.bin", b"ab\x00\xff", "is a binary file of unknown kind"),
-  ("a.jsonl.gz", gzip.compress(os.urandom(5000))[:-3000], "its gzip data are damaged or cut off"),
+  ("a.jsonl.gz", gzip.compress(os.urandom(5000))[:-3000], "its gzip data is damaged or truncated"),
   ("a.json", '[{"prompt": "a"\n "response": "b"}]', "line 2: not JSON: Expecting ',' delimiter at column 2; give"),
   ("a.json", json.dumps(PAIRS)[:-1], "line 1: not JSON: Expecting"),
   ("a.gz", gzip.compress(gzip.compress(LINES.encode())), "compressed twice .inside with gzip"),
@@ -170,7 +170,7 @@ def test_what_holds_no_data_is_called_what_it_is(tmp_path, name, content, messag
 def test_devices_pipes_and_empty_directories_are_named(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   (tmp_path / "empty").mkdir()
-  for path, words in {"/dev/zero": "is a device", tmp_path / "pipe": "is a pipe", tmp_path / "x*": "no such a",
+  for path, words in {"/dev/zero": "is a device", tmp_path / "pipe": "is a pipe", tmp_path / "x*": "no such file",
                       tmp_path / "empty": "contains no data files"}.items():
     with pytest.raises(InputError, match=words):
       find_files("data.path", str(path))
@@ -254,7 +254,7 @@ def test_a_conversation_that_the_template_refuses_is_counted(tmp_path):
 def test_a_key_that_stands_twice_costs_one_row(tmp_path):
   content = '[{"prompt": "a", "prompt": "b", "response": "c"},\n' + json.dumps(PAIRS)[1:]
   skipped, *rest = open_source(config(write(tmp_path / "a.json", content))).documents()
-  assert isinstance(skipped, Skipped) and skipped.reason == "the key 'prompt' stands twice"
+  assert isinstance(skipped, Skipped) and skipped.reason == "duplicate key 'prompt'"
   assert skipped.where == "a.json, row 1" and len(rest) == len(PAIRS)
 
 

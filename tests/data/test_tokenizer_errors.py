@@ -92,7 +92,7 @@ def test_a_token_without_a_row_is_refused_when_needed(tmp_path):
     assert limited.encode(text) == whole.encode(text)
     assert limited.decode(whole.encode(text)) == text
   assert encode_chat(limited, user("a")) == encode_chat(whole, user("a"))
-  problem = rf"the token '<think>' with the id {whole.vocab_size - 1}, and the model's table has only .*=from_weights"
+  problem = rf"the token '<think>' with the id {whole.vocab_size - 1}, and the embedding table has only .*=from_weights"
   with pytest.raises(InputError, match=problem):
     limited.encode_batch(["a", "a <think> b"])
   own = plan_of(folder, whole.vocab_size - 1, tokenizer="from_weights").tokenizer
@@ -112,7 +112,7 @@ def test_a_template_may_need_a_token_without_a_row(tmp_path):
 def test_the_token_that_ends_documents_needs_a_row(tmp_path):
   folder = byte_level(tmp_path, eos_token="<end>")
   last = get_tokenizer(str(folder)).eot
-  with pytest.raises(InputError, match=rf"model.vocab_size={last}: the tokenizer .* puts the token {last} into each"):
+  with pytest.raises(InputError, match=rf"model.vocab_size={last}: the tokenizer .* adds the token {last} to each"):
     plan_of(folder, last)
   with pytest.raises(InputError, match="has no row for it; leave it null"):
     plan_of(folder, last, weights=None, base="random")

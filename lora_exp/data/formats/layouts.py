@@ -157,8 +157,6 @@ def _column_of(role: str, names: Sequence[str]) -> str | None:
   return next((lower[name] for name in NAMES[role] if name in lower), None)
 
 
-
-
 def _no_column(column: str, names: Sequence[str], advice: str = NAME_COLUMNS) -> str:
   """The message for a row without `column`. `names`: the columns that it has."""
   shown = ", ".join(map(repr, names)) or "none"

@@ -1,4 +1,4 @@
-"""A tokenizer with more tokens than the model's table has rows: usable until a text needs one of the others."""
+"""A tokenizer with more tokens than the embedding table has rows. It is usable until a text needs one without a row."""
 
 from collections.abc import Mapping, Sequence
 
@@ -57,5 +57,5 @@ class LimitedTokenizer:
 
 
 def _without_row(token: str, i: int, rows: int, advice: str) -> InputError:
-  return InputError(f"a text needs the token {token!r} with the id {i}, and the model's table has only {rows} rows "
+  return InputError(f"a text needs the token {token!r} with the id {i}, and the embedding table has only {rows} rows "
                     f"(model.vocab_size); {advice}")

@@ -28,7 +28,7 @@ class RoundsSweeper(LaunchingSweeper):
     from lora_exp.sweep.round_runner import RoundRunner
 
     assert self.hydra_context is not None, "Hydra calls `setup` first"
-    read_files_once(self.hydra_context.config_loader)  # later rounds are composed of the files of the first
+    read_files_once(self.hydra_context.config_loader)  # later rounds use the same configs as the first
     session, report = self.session, self.config.report
     runs = LaunchedRuns(self.directory.absolute(), self.launch, lambda: session.stopped)
     runner = RoundRunner(plan, self._defaults(plan), METRICS[report.metric or "loss"], report.margin, runs)
