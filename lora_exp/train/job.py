@@ -41,7 +41,7 @@ class Job:
   teacher: Teacher | None = None  # its distributions are the targets
   byte_lengths: np.ndarray | None = None  # (V,) bytes of each token; None if the targets are not text
   trial_orders: tuple[int, ...] = (0,)  # `trials.order` on the host
-  given: Mapping[str, jax.Array] = field(default_factory=dict)  # path -> value in the base, for changed ones
+  given: Mapping[str, jax.Array] = field(default_factory=dict)  # path -> value in the base, if the adapter changes it
 
   @cached_property
   def evaluate(self) -> Callable[..., Any]:
