@@ -50,7 +50,7 @@ def test_what_is_cut_off_is_told(tmp_path, capfd):
   out, err = capfd.readouterr()
   assert "warning: not everything is learned: 5 of 20 answers: they lie beyond data.seq_len=40" in err
   assert "warning: not everything is learned: 5 of 20 answers: their end lies beyond data.seq_len=40" in err
-  assert "10 documents that are longer than a row (50.0%)" in out
+  assert "10 documents are longer than a row (50.0%)" in out
 
 
 def test_numeric_examples_are_counted(capfd):
