@@ -13,8 +13,9 @@ from typing import NamedTuple
 from lora_exp.config.schema import ModelConfig
 
 TEXT_PART = "language_model."  # before the text model in a multimodal checkpoint
-# prefixes of all names by no tool, torch.compile, DistributedDataParallel and PEFT
-WRAPPERS = ("", "_orig_mod.", "module.", "base_model.model.")
+# prefixes of all names by no tool, torch.compile, DistributedDataParallel, PEFT, and a module with an attribute `model`
+WRAPPERS = ("", "_orig_mod.", "module.", "base_model.model.", "model.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 OWN_SUFFIXES = (".kernel", ".embedding", ".scale")  # ends of our paths, which no published checkpoint uses
 
 
@@ -180,3 +181,9 @@ class StoredNames:
   def _count(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> int:
     """The number of parts of our arrays that are among the names `stored`."""
     return sum(part.name in stored for path in shapes for part in self.parts(path, shapes))
+
+
+def layer_of(name: str) -> int:
+  """The number of the layer that a stored tensor belongs to, from 0; -1 for those of none."""
+  match = LAYER.search(name)
+  return -1 if match is None else int(match[1])

@@ -50,6 +50,8 @@ def run(cfg: Config) -> None:
       continue
     base, *trained = evaluations(loaded, source, max_tokens, is_run)
     lines.append(_line(split, "base", base))
+    for name, evaluation in (("base", base), *((method.name, evaluation) for evaluation in trained)):
+      _warn_not_finite(split, name, evaluation)
     for evaluation in trained:
       changes = {name: difference(METRICS[name], evaluation, base) for name in evaluation.metrics}
       lines.append(_line(split, method.name, evaluation) | _against_base(changes))
@@ -80,6 +82,14 @@ def evaluations(
     placed = put_eval_batches(batches, put, byte_lengths(source, plan.tokenizer))
     [evaluation] = held_out(job.evaluate, params, trials, frozen, placed)
     yield evaluation
+
+
+def _warn_not_finite(split: str, model: str, evaluation: Evaluation) -> None:
+  """Warns of a loss that the table does not show."""
+  loss = evaluation.metrics["loss"]
+  if not math.isfinite(loss):
+    console.show_warning(f"the {split} loss of the model {model!r} is {loss}: its weights, or their activations in "
+                         "model.dtype, are not finite")
 
 
 def _line(split: str, model: str, evaluation: Evaluation) -> dict:

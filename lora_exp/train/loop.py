@@ -153,10 +153,11 @@ class _LateLog:
     loss, count = float(metrics["loss"][0]), float(metrics["tokens"][0])
     self.bar.advance(loss=loss, **{f"{self.unit}/s": round(count / max(seconds, 1e-9))})
     if not np.isfinite(metrics["loss"]).any():
-      raise DivergedError(
-        f"the loss is {loss} at step {step}: lower optim.lr (now {self.job.program.optim.lr:g}) or lora.alpha, "
-        "or set optim.clip; earlier checkpoints remain"
-      )
+      advice = (f"lower optim.lr (now {self.job.program.optim.lr:g}) or lora.alpha, or set optim.clip; "
+                "earlier checkpoints remain")
+      if step == 1:
+        advice = "before anything is learned, so that the weights, or their activations in model.dtype, are not finite"
+      raise DivergedError(f"the loss is {loss} at step {step}{', ' if step == 1 else ': '}{advice}")
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # schedulers warn with the last two

@@ -40,6 +40,8 @@ def faulty_checkpoint(name: str, at: Path) -> Path:
     write_checkpoint(at, arrays | {"model.extra.weight": np.ones(3, np.float32)})
   elif name == "sizes":
     write_checkpoint(at, hidden_size=40, intermediate_size=56)
+  elif name == "layers":
+    write_checkpoint(at, arrays | {"model.extra.weight": np.ones(3, np.float32)}, num_hidden_layers=1)
   elif name == "architecture":
     write_checkpoint(at, architectures=["PhiForCausalLM"])
   elif name == "fields":
@@ -81,6 +83,8 @@ FAULTS = {
   "index": ["model-00002-of-00003.safetensors: model.norm.weight is missing, although .*index.json lists it"],
   "tensors": [r"up_proj.weight is \(48, 31\), the model's is \(48, 32\)", r"down_proj.weight has dtype I32",
               "model.norm.weight is missing", "model.extra.weight is not in the model"],
+  "layers": ["the number of its layers is 2, and model.layers=1; correct num_hidden_layers in its config.json",
+             "model.extra.weight is not in the model"],
   "architecture": ["config.json: architectures=PhiForCausalLM: not supported; choose Gemma.*Phi3ForCausalLM"],
   "fields": ["config.json: num_hidden_layers=2: must be a whole number from 1 to 10,000",
              "config.json: hidden_act=quick_gelu: not supported; choose",
@@ -131,3 +135,14 @@ def test_a_header_length_that_looks_like_a_pickle_is_read(tmp_path):
   (tmp_path / "m.safetensors").write_bytes(pickle.dumps([1, 2, 3], protocol=4))
   with pytest.raises(InputError, match="pickle"):
     locate.checkpoint_format(tmp_path / "m.safetensors")
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path, capfd):
+  arrays = {name: np.full_like(x, np.nan) for name, x in published_arrays(random_arrays()).items()}
+  source = write_checkpoint(tmp_path / "weights", arrays)
+  argv = ["model=hf", f"model.weights={source}", "model.tokenizer=bytes", *QUIET, *on_stories(tmp_path),
+          f"hydra.run.dir={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", "train.steps=1"]
+  assert entry.run(argv) == 5
+  assert "the loss is nan at step 1, before anything is learned, so that the weights" in capfd.readouterr().err
+  assert entry.run(["task=evaluate", "lora=frozen", *argv]) == 0
+  assert "warning: the held-out loss of the model 'base' is nan: its weights" in capfd.readouterr().err

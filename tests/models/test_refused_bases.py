@@ -39,7 +39,7 @@ def test_an_adapter_that_is_not_merged_is_one_problem(tmp_path):
   assert len(raised.value.problems) == 1
 
 
-@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "base_model.model."])
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "base_model.model.", "model."])
 def test_the_wrapper_of_a_tool_is_removed_from_names(tmp_path, wrapper):
   arrays = random_arrays()
   stored = {f"{wrapper}{name}": x for name, x in published_arrays(arrays).items()}

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lora_exp.config import InputError
-from lora_exp.models.tensor_names import StoredNames, StoredPart
+from lora_exp.models.tensor_names import StoredNames, StoredPart, layer_of
 from lora_exp.models.weights import locate
 from lora_exp.models.weights.gguf_checkpoint import dequantised
 from lora_exp.models.weights.orbax_checkpoint import open_orbax
@@ -93,7 +93,19 @@ def _check_tensors(
       problems += _tensor_problems(part.name, stored.get(part.name), part.stored_shape(shape))
   problems += unused_problems(checkpoint, [name for name in stored if name not in used], names)
   if problems:
-    raise InputError([f"{path}: {problem}" for problem in dict.fromkeys(problems)])
+    read = [name for name in stored if not names.is_of_another_part(name)]
+    problems = _without_other_layers(list(dict.fromkeys(problems)), read, used)
+    raise InputError([f"{path}: {problem}" for problem in problems])
+
+
+def _without_other_layers(problems: list[str], stored: Iterable[str], wanted: Iterable[str]) -> list[str]:
+  """`problems` with a single one for all layers that only one of the tensors `stored` and those `wanted` have."""
+  found, expected = (1 + max(map(layer_of, names), default=-1) for names in (stored, wanted))
+  if found == expected or not found:
+    return problems
+  others = [problem for problem in problems if layer_of(problem) < min(found, expected)]
+  return [f"the number of its layers is {found}, and model.layers={expected}; correct num_hidden_layers in its "
+          "config.json, or copy the checkpoint again", *others]
 
 
 def _tensor_problems(name: str, tensor: StoredTensor | None, shape: tuple[int, ...]) -> list[str]:
