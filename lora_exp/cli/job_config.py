@@ -16,7 +16,7 @@ from lora_exp.config.conversion import shown, to_config
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import Config
 from lora_exp.runtime.run_directory import is_sweep
-from lora_exp.runtime.saved_config import changed_settings, load_config, with_choices_of_begun_sweep
+from lora_exp.runtime.saved_config import changed_settings, load_config, with_old_defaults
 
 
 def job_config(composed: DictConfig, overrides: Sequence[Override], sweep: Path | None = None) -> Config:
@@ -31,7 +31,7 @@ def job_config(composed: DictConfig, overrides: Sequence[Override], sweep: Path 
   if cfg.run is not None and cfg.task != "train" and not reads_sweep:  # a sweep has no config of its own
     return _typed_over_saved(load_config(cfg.run), composed, overrides)
   if sweep is not None:
-    return with_choices_of_begun_sweep(cfg, sweep, any(o.key_or_group == "lora.alpha" for o in overrides))
+    return with_old_defaults(cfg, sweep, any(o.key_or_group == "lora.alpha" for o in overrides))
   return cfg
 
 

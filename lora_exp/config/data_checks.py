@@ -41,7 +41,7 @@ def data_problems(cfg: Config) -> Iterator[str]:
 
 
 def _path_problems(path: str, value: Any) -> Iterator[str]:
-  """The problem of a path of data that is neither a word nor a list of words."""
+  """The problem of a data path that is neither a string nor a list of strings."""
   if isinstance(value, list) and value and all(isinstance(item, str) and item for item in value):
     return
   if value is not None and not isinstance(value, str):

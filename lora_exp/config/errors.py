@@ -65,7 +65,7 @@ class ReachedError(StoppedError):
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 1, similarity: float = 0.5) -> list[str]:
-  """The `n` of `choices` with the most similar spelling to `word`, best first; empty if none is as similar."""
+  """At most `n` of `choices` whose spelling has at least this similarity (0 to 1) to `word`, best first."""
   return difflib.get_close_matches(word, list(choices), n=n, cutoff=similarity)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 OLD_NAMES = {"mesh.arm": "mesh.trial", "promises": "expectations", "otherwise": "fallback"}  # old path: new path
-SPLIT_PAIRS = [(source, "pack") for source in ("arithmetic", "chatterbot", "jsonl")]  # sources that had prompts
+# (source, packing) of version 0.1.0 that could split a prompt from its answer
+SPLIT_PAIRS = [(source, "pack") for source in ("arithmetic", "chatterbot", "jsonl")]
 _OLD_KEY = re.compile(r"([+~]*)(" + "|".join(map(re.escape, OLD_NAMES)) + r")(?=[.=]|$)")
 
 
@@ -38,7 +39,7 @@ def rename_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keep_packing(values: dict[str, Any]) -> None:
-  """Before there was `data.loss`, packing=pack cut answers from their prompts, as packing=stream does now."""
+  """In configs without `data.loss`, packing=pack could split an answer from its prompt, as packing=stream does now."""
   for name in ("data", "pretrain_data", "retain"):
     data = values.get(name)
     if isinstance(data, dict) and "loss" not in data and (data.get("source"), data.get("packing")) in SPLIT_PAIRS:

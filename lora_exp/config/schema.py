@@ -119,8 +119,8 @@ class DataConfig:
   eval_fraction: float = 0.1  # fraction of documents (stdlib: files) that is held out
   split: str = "halves"  # of the held-out documents: halves (one for best step and tuning, one for the report) | none
   seq_len: int = 128  # T, tokens in a row
-  packing: str = "pack"  # pack: rows hold several documents, and answers stay with their prompts | pad: one document
-  # per row | stream: rows are cut from the stream of all documents, wherever it is
+  packing: str = "pack"  # pack: rows of several whole documents; an answer is not split from its prompt | pad: one
+  # document per row | stream: rows are cut from the stream of all documents
   pad_in_loss: bool = False  # with packing=pad: include padding in the loss, as in the JAX tutorial
   prompt_in_loss: bool = False  # include prompts in the loss
   loss: str = "assistant"  # of a conversation: assistant (every assistant turn) | last (the last one) | all (all of it)

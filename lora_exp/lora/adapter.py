@@ -14,13 +14,13 @@ from lora_exp.lora.methods import Method
 
 @dataclass(frozen=True)
 class BaseChanges:
-  """How the base of an adapter differs from the given model. None of these values is trained."""
+  """How the base that an adapter was trained on differs from the given model. None of these values is trained."""
 
   parameters: Mapping[str, Any] = field(default_factory=dict)  # new values, by dotted path
-  token_rows: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # (token ids, rows) by path of the table
+  token_rows: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # (token ids, new rows), by path of the table
   biases: Mapping[str, Any] = field(default_factory=dict)  # (O,) added to the outputs of the module at a path
   vocab_size: int | None = None  # the size of a vocabulary that is larger than that of the given model
-  untied: bool = False  # the head has a kernel of its own, and the given model's has none
+  untied: bool = False  # whether the head has its own kernel, although the given model ties it to the embeddings
 
   def __bool__(self) -> bool:
     """Whether anything differs."""
@@ -51,8 +51,8 @@ class Adapter:
   """The trained arrays of an adapter and the constants of its method, without any weight of the base.
 
   `leaves[path]` holds the arrays of one adapted module by leaf name, at the rank of its row; leaves that modules share
-  are cut to the module's size. `full[path]` holds parameters that were trained in full, by dotted path. `base` is what
-  differs in the base that the adapter belongs to.
+  are cut to the module's size. `full[path]` holds parameters that were trained in full, by dotted path. `base` holds
+  the changes of the base that the adapter was trained on.
   """
 
   method: str  # the name of the method, as in `lora.method`

@@ -202,7 +202,7 @@ def attach(model: nnx.Module, adapter: Adapter, compute: str = "auto") -> None:
 
 
 def _changes_base(model: nnx.Module, adapter: Adapter) -> bool:
-  """Whether parameters of `model` differ from those that belong to `adapter`."""
+  """Whether `model` differs from the base that `adapter` was trained on."""
   if not adapter.base:
     return False
   parameters = {".".join(map(str, path)): x.get_value() for path, x in nnx.to_flat_state(nnx.state(model, nnx.Param))}

@@ -22,8 +22,8 @@ UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn
 def resolve_architecture(weights: str) -> dict[str, Any]:
   """Reads the config.json of `weights` as fields of `ModelConfig`; for a hub id, it is downloaded.
 
-  A head beside the token embedding in a local checkpoint is used if it differs, as in transformers, even if the file
-  ties them. Raises InputError as `from_hf` does, and if there is no config.json.
+  If a local checkpoint also contains a head that differs from the token embedding, the head is untied, as in
+  transformers, even if config.json ties it. Raises InputError as `from_hf` does, and if there is no config.json.
   """
   fields = from_hf(*read_config_json(weights))
   if fields["arch"]["tied"] and is_path(weights):

@@ -12,7 +12,7 @@ from lora_exp.models import families
 from lora_exp.models.config_table import OPTIONS
 from lora_exp.models.family import Family
 
-TYPING_ERROR = 0.8  # similarity of names that are the same one misspelt; other models have similar names
+TYPING_ERROR = 0.8  # similarity of a misspelt name; high, because names of different models are similar too
 
 
 @cache

@@ -70,12 +70,12 @@ def _llama3(inner: ConfigFile, pairs: int, longest: float) -> Scaling:
 
 
 def _dynamic(inner: ConfigFile, pairs: int, longest: float) -> Scaling:
-  """The original length is max_position_embeddings, whatever else the file has."""
+  """The original length is max_position_embeddings, as in transformers, which ignores other fields."""
   return {**_required(inner, "factor"), LENGTH: longest}
 
 
 def _yarn(inner: ConfigFile, pairs: int, longest: float) -> Scaling:
-  """The attention factor is computed from `factor`, and from the two `mscale` fields of DeepSeek, if it is missing."""
+  """A missing attention factor is computed from `factor`, and from the two `mscale` fields of DeepSeek if present."""
   original = inner.number(LENGTH) or longest
   factor = _required(inner, "factor")["factor"] or longest / original
   scale, scale_all = inner.number("mscale"), inner.number("mscale_all_dim")

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from lora_exp.config.schema import ModelConfig
 
 TEXT_PART = "language_model."  # before the text model in a multimodal checkpoint
-# prefixes of all names by no tool, torch.compile, DistributedDataParallel, PEFT, and a module with an attribute `model`
+# prefixes of all names: none, and those of torch.compile, DistributedDataParallel, PEFT, and an attribute `model`
 WRAPPERS = ("", "_orig_mod.", "module.", "base_model.model.", "model.")
-LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")  # group 1: the number of a layer in a name
 OWN_SUFFIXES = (".kernel", ".embedding", ".scale")  # ends of our paths, which no published checkpoint uses
 
 
@@ -59,7 +59,7 @@ class TensorNames:
   rows: tuple[NameRow, ...] = ()  # modules with different names or parts
   experts: tuple[ExpertRow, ...] = ()  # modules with the kernels of all experts
   token_embedding: str = "embed_tokens"  # also the head of a tied model
-  computed: tuple[tuple[str, str], ...] = ()  # (regular expression of tensors that the model computes, what they are)
+  computed: tuple[tuple[str, str], ...] = ()  # tensors that the model computes: (regular expression, kind of tensor)
 
 
 class StoredPart(NamedTuple):
@@ -71,7 +71,7 @@ class StoredPart(NamedTuple):
   stored_start: int  # index of the first output in the stored tensor
   start: int  # index of the first output in our array
   size: int  # number of outputs
-  expert: int | None = None  # index along the first axis of our array, if the stored tensor is of one expert
+  expert: int | None = None  # index along the first axis of our array, if the stored tensor belongs to one expert
 
   def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of the stored tensor for an array of ours with `shape`."""
@@ -88,7 +88,7 @@ class StoredNames:
   model: ModelConfig | None = None  # determines the sizes of stored parts
   prefix: str = ""
   head_prefix: str = ""  # before the modules in `names.unprefixed`
-  table_as_head: bool = False  # the checkpoint has the table of a tied model under the name of its head
+  table_as_head: bool = False  # whether the checkpoint stores the table of a tied model under the name of its head
 
   def parts(self, path: str, shapes: Mapping[str, Sequence[int]]) -> list[StoredPart]:
     """The stored parts of the array at our dotted `path`; `shapes` has the shapes of all arrays by path."""
@@ -174,9 +174,9 @@ class StoredNames:
     return self.names.unprefixed if self.names else ()
 
   def computed(self, name: str) -> str | None:
-    """What the stored tensor is, if the model computes its value; None if it does not."""
+    """The kind of the stored tensor, if the model computes its value; otherwise None."""
     table = self.names.computed if self.names else ()
-    return next((word for pattern, word in table if re.fullmatch(pattern, name)), None)
+    return next((kind for pattern, kind in table if re.fullmatch(pattern, name)), None)
 
   def _count(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> int:
     """The number of parts of our arrays that are among the names `stored`."""

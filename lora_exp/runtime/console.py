@@ -50,7 +50,7 @@ def show(*values: object, style: str | None = None) -> None:
 
 
 def show_paragraph(text: str) -> None:
-  """Prints prose: a terminal gets lines that end between words, a file gets one line."""
+  """Prints prose: in lines that are wrapped between words in a terminal, as one line in a file."""
   console.print(printable(text), soft_wrap=not console.is_terminal)
 
 
@@ -115,7 +115,7 @@ def show_facts(title: str, facts: Mapping[str, object]) -> None:
 
 
 def show_labelled(title: str, lines: Iterable[tuple[str, str, str]]) -> None:
-  """Prints texts with a label before each, in the `style` that is the third of each line; '' is plain."""
+  """Prints a title and `lines` of (label, text, style); the style '' is plain."""
   table = Table(box=None, show_header=False, pad_edge=False)
   table.add_column(no_wrap=True)
   table.add_column(overflow="fold")

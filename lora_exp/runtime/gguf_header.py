@@ -23,11 +23,11 @@ ALIGNMENT = 32  # of the tensors, in bytes, unless general.alignment states it
 
 @dataclass(frozen=True)
 class GgufTensor:
-  """A tensor's entry: its shape with the fastest axis last, its type, and its place after the header in bytes."""
+  """A tensor's entry in the header."""
 
-  shape: tuple[int, ...]
-  kind: int
-  offset: int
+  shape: tuple[int, ...]  # in row-major order, the reverse of that in the file
+  kind: int  # GGUF's type number
+  offset: int  # bytes after the header
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class GgufHeader:
   end: int  # of the header, in bytes
 
   def read_floats(self, name: str) -> Sequence[float]:
-    """The values of a one-dimensional float32 tensor. Raises InputError if it is another one, or is not complete."""
+    """The values of a one-dimensional float32 tensor. Raises InputError for other tensors and truncated files."""
     tensor = self.tensors[name]
     if tensor.kind != FLOAT32 or len(tensor.shape) != 1:
       raise InputError(f"{self.file}: {name} must be a vector of float32 values")
@@ -80,7 +80,7 @@ class _Reader:
   def header(self, file: Path, tensors: bool) -> GgufHeader:
     version, tensor_count, count = self.number("I"), self.number("Q"), self.number("Q")
     if version not in VERSIONS:
-      raise ValueError(f"version {version} is not known")
+      raise ValueError(f"unknown version {version}")
     settings = {self.string(): self.value(self.number("I")) for _ in range(count)}
     entries = {self.string(): self.tensor() for _ in range(tensor_count)} if tensors else {}
     return GgufHeader(file, settings, entries, self.place)

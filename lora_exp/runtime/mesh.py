@@ -85,7 +85,7 @@ class Layout:
     for name, axes in self.axes.items():
       module = name.rsplit(".", 1)[0]
       letters = self.leaves.get(leaf)
-      # A kernel with three axes is a stack: the factors have its first axis too.
+      # The factors of a stack of kernels (three axes) have its first axis too.
       if letters is not None and rank == len(axes) - 2 + len(letters) and owner.endswith(module):
         kernel_axes = dict(zip("IO", axes[-2:], strict=True))
         factor_axes = [*axes[:-2], *(kernel_axes.get(letter) for letter in letters)]

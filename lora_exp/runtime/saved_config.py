@@ -71,11 +71,11 @@ def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> None:
     raise InputError(problems)
 
 
-def with_choices_of_begun_sweep(cfg: Config, directory: Path, alpha_typed: bool) -> Config:
-  """`cfg` with what older versions meant by it, if the sweep in `directory` was begun by one of them.
+def with_old_defaults(cfg: Config, directory: Path, alpha_typed: bool) -> Config:
+  """`cfg` with the defaults of the version that began the sweep in `directory`, so that the same command continues it.
 
-  The same command then continues an old sweep: with lora.alpha=null, the former default, unless alpha was typed, and
-  with rows that split answers from prompts. Decided by the run with the lowest number.
+  These are lora.alpha=null, unless alpha was typed, and rows that split answers from prompts. They are taken from the
+  run with the lowest number.
   """
   begun = [path.parent for path in directory.glob(f"*/{CONFIG}") if path.parent.name.isdecimal()]
   if not begun:
@@ -87,7 +87,7 @@ def with_choices_of_begun_sweep(cfg: Config, directory: Path, alpha_typed: bool)
 
 
 def _with_packing(data: Any, begun: Any) -> Any:
-  """`data` with packing=stream if the begun run has it, and `data` its successor."""
+  """`data` with packing=stream if the run `begun` has it and `data` has packing=pack."""
   streams = data is not None and begun is not None and (data.packing, begun.packing) == ("pack", "stream")
   return replace(data, packing="stream") if streams else data
 

@@ -11,7 +11,7 @@ from lora_exp.runtime.saved_config import (
   changed_settings,
   load_config,
   save_config,
-  with_choices_of_begun_sweep,
+  with_old_defaults,
 )
 
 
@@ -95,7 +95,7 @@ def test_an_old_sweep_of_prompts_is_continued(tmp_path):
   for number, cfg in (("0", begun), ("1", begun)):
     save_config(cfg, tmp_path / number)
   today = to_config({"data": pairs, "retain": pairs})
-  continued = with_choices_of_begun_sweep(today, tmp_path, alpha_typed=False)
+  continued = with_old_defaults(today, tmp_path, alpha_typed=False)
   assert (continued.data.packing, continued.retain.packing) == ("stream", "pack")
   assert changed_settings(begun, continued) == []
-  assert with_choices_of_begun_sweep(today, tmp_path / "0", alpha_typed=False) == today
+  assert with_old_defaults(today, tmp_path / "0", alpha_typed=False) == today

@@ -21,7 +21,7 @@ from lora_exp.train.plan import make_plan
   ("tokenizer.json", b"{}", "is not a tokenizer.json"), ("tokenizer.json", b"\xff\xfe", "byte 0 is not UTF-8"),
   ("tokenizer.model", b"hello", "is not a sentencepiece model"),
   ("tokenizer.model", b"", "is not a sentencepiece model"),
-  ("tokenizer.model", b"IQ== 0\nIg== 1\n", "Llama 3's is tiktoken's"),
+  ("tokenizer.model", b"IQ== 0\nIg== 1\n", "Llama 3's is a tiktoken file"),
   ("x.gguf", b"GGUF\x03\0\0\0", "is damaged or truncated"), ("x.gguf", b"hello", "is not a GGUF file"),
   ("tokenizer.txt", b"hello", "is not a tokenizer file: expected tokenizer.json")])
 def test_a_file_that_is_no_tokenizer_is_refused_in_a_sentence(tmp_path, name, content, message):

@@ -104,7 +104,7 @@ def test_other_gguf_families_are_read_as_the_library_does(tmp_path, pre, bos):
 
 @pytest.mark.parametrize(("settings", "message"), [
   ({"pre": "tekken"}, "tokenizer.ggml.pre=tekken is not one of gpt-2, "),
-  ({"pre": "gpt-2", "model": "t5"}, r"is of the kind t5, and only byte-level BPE \(gpt2\) and sentencepiece"),
+  ({"pre": "gpt-2", "model": "t5"}, r"has the kind t5; supported in GGUF files are byte-level BPE \(gpt2\)"),
   ({"pre": "gpt-2", "model": "llama"}, "tokenizer.ggml.scores is missing"),
   ({"pre": "gpt-2", "eos": 9999}, "there is no end-of-text token")])
 def test_a_gguf_vocabulary_that_cannot_be_served_says_what_to_do(tmp_path, settings, message):

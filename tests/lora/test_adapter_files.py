@@ -368,7 +368,7 @@ def test_all_mismatches_are_listed_up_to_twenty(directory):
   tensors = {f"base_model.model.model.{Q}.lora_A.x{i}.y": np.zeros(1, np.float32) for i in range(70)}
   save_file(tensors, directory / WEIGHTS)
   [problem] = refusal(directory)
-  assert "70 tensors are of no module of this llama model, such as base_model" in problem
+  assert "70 tensors belong to no module of this llama model, such as base_model" in problem
 
 
 def test_what_all_layers_lack_is_one_problem(directory):
@@ -377,7 +377,7 @@ def test_what_all_layers_lack_is_one_problem(directory):
   assert sum(x.shape == (3, 99) for x in wide.values()) == 2
   save_file(wide, directory / WEIGHTS)
   [problem] = refusal(directory)
-  assert "is (3, 99), expected (3, 14) (r is 3 in" in problem and problem.endswith("(and 1 other layers alike)")
+  assert "is (3, 99), expected (3, 14) (r is 3 in" in problem and problem.endswith("(and so in 1 other layers)")
 
 
 def test_problems_of_both_files_are_named_together(directory):
@@ -390,7 +390,7 @@ def test_problems_of_both_files_are_named_together(directory):
 
 def test_an_adapter_of_another_family_names_nearest_paths(root, tmp_path):
   shapes = {"wte": (31, 14), "h.1.attn.c_attn": (14, 42), "h.1.attn.c_proj": (14, 14)}
-  with pytest.raises(InputError, match="6 tensors are of no module of this gpt2 model.*another model"):
+  with pytest.raises(InputError, match="6 tensors belong to no module of this gpt2 model.*another model"):
     lora.load_adapter(saved_in(root, "lora"), GPT2, shapes)
   directory = shutil.copytree(saved_in(root, "lora"), tmp_path / "adapter")
   rewrite(directory, target_modules=["k_proj"])

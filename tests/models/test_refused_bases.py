@@ -26,7 +26,7 @@ LAYER = "model.layers.0.self_attn.q_proj"
 ])
 def test_a_quantised_file_is_one_problem(tmp_path, method, tensors):
   save_file(published_arrays(random_arrays()) | tensors, tmp_path / "model.safetensors")
-  with pytest.raises(InputError, match=rf"quantised by {method}, which is not read; use the model in bf") as raised:
+  with pytest.raises(InputError, match=rf"quantised by {method}, which is not supported; use the model") as raised:
     load_arrays(tmp_path)
   assert len(raised.value.problems) == 1
 
@@ -34,7 +34,7 @@ def test_a_quantised_file_is_one_problem(tmp_path, method, tensors):
 def test_an_adapter_that_is_not_merged_is_one_problem(tmp_path):
   lora = {f"base_model.model.{LAYER}.lora_A.default.weight": np.ones((2, 3), np.float32)}
   save_file(published_arrays(random_arrays()) | lora, tmp_path / "model.safetensors")
-  with pytest.raises(InputError, match="is of an adapter that is not merged") as raised:
+  with pytest.raises(InputError, match="belongs to an adapter that is not merged") as raised:
     load_arrays(tmp_path)
   assert len(raised.value.problems) == 1
 

@@ -261,7 +261,7 @@ def test_experts_of_every_release_of_peft_are_read(tmp_path, base):
   exchanged(tmp_path, 4)
   agrees(base, tmp_path, want)
   edit_config(tmp_path, target_parameters=EXPERTS[:1])
-  with pytest.raises(InputError, match="the factors of 2 parameters, and target_parameters of the config names gate_"):
+  with pytest.raises(InputError, match="the factors of 2 parameters, but target_parameters of the config names gate_"):
     planned(base, tmp_path)
   assert {row.path for row in run.plan.table} >= {f"layers.{i}.{name}" for i in range(2) for name in EXPERTS}
 

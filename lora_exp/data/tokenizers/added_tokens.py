@@ -1,4 +1,4 @@
-"""Tokens that the settings of a tokenizer name in addition to those of its vocabulary file.
+"""Tokens that the settings of a tokenizer declare in addition to those of its vocabulary file.
 
 transformers stores them in `added_tokens_decoder` of tokenizer_config.json or, in earlier versions, in
 added_tokens.json. Special tokens that have no id anywhere, such as a padding token in special_tokens_map.json, follow
@@ -20,7 +20,7 @@ LARGEST_GAP = 10**5  # ids without a token
 
 @dataclass(frozen=True)
 class AddedToken:
-  """A token that is matched in a text before the text is split, or is written by this program only (`special`)."""
+  """A token that is matched in a text before the text is split, or, if `special`, written only by this program."""
 
   content: str
   special: bool
@@ -39,14 +39,14 @@ def declared_tokens(
     for key, value in decoder.items():
       entry = {"content": value} if isinstance(value, str) else value
       if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not key.isdecimal():
-        raise InputError(f"{file}: added_tokens_decoder must map ids to tokens; {key[:60]!r} is no such entry")
+        raise InputError(f"{file}: added_tokens_decoder must map ids to tokens; the entry {key[:60]!r} does not")
       flags = {name: entry[name] for name in FLAGS if isinstance(entry.get(name), bool)}
       tokens[int(key)] = AddedToken(entry["content"], entry.get("special") is True, flags)
   else:
     for content, i in by_content.items():
       if not isinstance(i, int) or isinstance(i, bool) or i < 0:
-        raise InputError(f"{file.with_name('added_tokens.json')}: must map tokens to ids; {content[:60]!r} is no such "
-                         "entry")
+        other = file.with_name("added_tokens.json")
+        raise InputError(f"{other}: must map tokens to ids; the entry {content[:60]!r} does not")
       tokens[i] = AddedToken(content, content in special, {"normalized": content not in special})
   if max(tokens, default=0) > LARGEST_ID:
     raise InputError(f"{file}: the id {max(tokens)} of an added token is too large")
@@ -56,10 +56,9 @@ def declared_tokens(
 def missing_tokens(
   ids: Mapping[str, int], declared: Mapping[int, AddedToken], special: Sequence[str]
 ) -> dict[int, AddedToken]:
-  """The tokens that are not in the vocabulary `ids` {token: id}, by id, in increasing order.
+  """The tokens that the vocabulary `ids` {token: id} lacks, by id, in increasing order.
 
-  These are those of `declared` {id: token}, and those of `special` that are declared nowhere, which get the ids after
-  the last one.
+  Tokens of `declared` {id: token} have their declared ids. Tokens of `special` that are not declared get the next ids.
   """
   missing = {i: token for i, token in sorted(declared.items()) if token.content not in ids}
   known = {*ids, *(token.content for token in declared.values())}

@@ -28,12 +28,12 @@ UNUSED = 5
 
 
 def read(file: Path) -> PieceTokenizer:
-  """Reads the tokenizer in `file`. Raises InputError if it is of an unsupported kind, or is incomplete."""
+  """Reads the tokenizer in `file`. Raises InputError if its kind is not supported, or if it is incomplete."""
   header = read_header(file)
   kind = header.get("tokenizer.ggml.model")
   if kind not in REQUIRED:
-    raise InputError(f"{file}: its tokenizer is of the kind {kind}, and only byte-level BPE (gpt2) and sentencepiece "
-                     f"(llama) are read from GGUF; {ADVICE}")
+    raise InputError(f"{file}: its tokenizer has the kind {kind}; supported in GGUF files are byte-level BPE (gpt2) "
+                     f"and sentencepiece (llama); {ADVICE}")
   settings = {key.removeprefix("tokenizer."): value for key, value in header.items() if key.startswith("tokenizer.")}
   if kind == "gpt2" and "ggml.merges" not in settings and all(len(token) == 1 for token in _ranks(settings)):
     settings["ggml.merges"] = []  # an empty list is not written
@@ -47,7 +47,7 @@ def read(file: Path) -> PieceTokenizer:
 
 
 def _sentencepiece(file: Path, settings: Mapping[str, Any]) -> PieceTokenizer:
-  """The sentencepiece model of a file: Llama 2, Mistral, Gemma."""
+  """The tokenizer of a file with a sentencepiece model (Llama 2, Mistral, Gemma)."""
   from lora_exp.data.tokenizers import sentencepiece_model  # needs a package of its own
 
   rows = list(zip(settings["ggml.tokens"], settings["ggml.scores"], settings["ggml.token_type"], strict=True))
@@ -56,7 +56,7 @@ def _sentencepiece(file: Path, settings: Mapping[str, Any]) -> PieceTokenizer:
 
 
 def _by_merges(file: Path, settings: Mapping[str, Any]) -> PieceTokenizer:
-  """Byte-level BPE whose ids are not in merge order."""
+  """The tokenizer of a file with byte-level BPE whose ids are not in merge order."""
   from lora_exp.data.tokenizers import tokenizer_json  # needs a package of its own
 
   tokens, types = settings["ggml.tokens"], settings["ggml.token_type"]
@@ -68,7 +68,7 @@ def _by_merges(file: Path, settings: Mapping[str, Any]) -> PieceTokenizer:
 
 
 def _settings(file: Path, settings: Mapping[str, Any]) -> TokenizerSettings:
-  """The settings of a file as those of a tokenizer's directory."""
+  """The settings in the file, in the form of those of a tokenizer's directory."""
   control = _control_tokens(file, settings)
   return TokenizerSettings(
     named_tokens=control.template_variables, special=set(control.ids), add_bos=control.bos is not None,
@@ -120,8 +120,8 @@ class GgufTokenizer(PieceTokenizer):
     return ids if max(ids, default=0) < self.vocab_size else [i for i in ids if i < self.vocab_size]
 
 
-def _kind_of_split(settings: Mapping[str, Any]) -> str:
-  """How text is split, or llama for a sentencepiece model."""
+def _split_name(settings: Mapping[str, Any]) -> str:
+  """The name of the pattern that splits text; llama for a sentencepiece model."""
   return "llama" if settings.get("ggml.model") == "llama" else str(settings.get("ggml.pre"))
 
 
@@ -134,7 +134,7 @@ def _control_tokens(file: Path, settings: Mapping[str, Any]) -> ControlTokens:
     raise InputError(f"{file}: there is no end-of-text token: tokenizer.ggml.eos_token_id is missing")
   control = {token: i for i, (token, kind) in enumerate(zip(tokens, settings["ggml.token_type"], strict=True))
              if kind == CONTROL or i == ids["eos"]}
-  bos_first = settings.get("ggml.add_bos_token", _kind_of_split(settings) in BOS_FIRST)
+  bos_first = settings.get("ggml.add_bos_token", _split_name(settings) in BOS_FIRST)
   return ControlTokens(control, ids["eos"], ids.get("bos") if bos_first else None,
                  tuple(ids[name] for name in ("eot", "eom") if name in ids), settings.get("chat_template"),
                  {f"{name}_token": tokens[i] for name, i in ids.items()})

@@ -7,7 +7,7 @@ from lora_exp.data.tokenizers.tokenizer import Tokenizer
 
 
 class KnownTokens(dict[str, int]):
-  """{token: id} of the control tokens. Looking up one whose id has no row raises InputError."""
+  """{token: id} of the control tokens. Looking up a token whose id has no row raises InputError."""
 
   def __init__(self, ids: Mapping[str, int], rows: int, advice: str):
     super().__init__(ids)
@@ -21,9 +21,9 @@ class KnownTokens(dict[str, int]):
 
 
 class LimitedTokenizer:
-  """`tokenizer`, for a model with `rows` rows in its table. Text and templates that need another id are refused.
+  """`tokenizer`, for a model whose embedding table has `rows` rows.
 
-  `advice` says what to do then.
+  Text and templates that need a further token raise InputError with `advice`, which says what to do.
   """
 
   def __init__(self, tokenizer: Tokenizer, rows: int, advice: str):

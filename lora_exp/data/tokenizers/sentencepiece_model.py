@@ -55,7 +55,7 @@ def tokenizer_of(file: Path, content: bytes, settings: TokenizerSettings) -> "Se
   except DecodeError:
     model = _message_class()()
   if not model.pieces:
-    tiktoken = " (Llama 3's is tiktoken's: take the directory with its tokenizer.json)" if b"== " in content else ""
+    tiktoken = " (Llama 3's is a tiktoken file; use the directory with its tokenizer.json)" if b"== " in content else ""
     raise InputError(f"{file} is not a sentencepiece model, or is truncated{tiktoken}")
   try:
     return SentencePieceTokenizer(file, content, model, settings)
@@ -108,10 +108,10 @@ class SentencePieceTokenizer(PieceTokenizer):
 
 
 def _add_missing(file: Path, model: Any, settings: TokenizerSettings) -> list[tuple[int, str]]:
-  """Adds the tokens that the settings name as pieces of `model`; returns them as (id, token).
+  """Adds the tokens that the settings declare as pieces to `model`; returns them as (id, token).
 
-  A token with the id of a piece takes its place: files reserve pieces such as `<unused7>`. Raises InputError if the ids
-  leave a large gap.
+  A token with the id of an existing piece replaces it, because files reserve pieces such as `<unused7>`. Raises
+  InputError if the ids leave a large gap.
   """
   added = []
   for i, token in settings.missing_tokens({piece.piece: i for i, piece in enumerate(model.pieces)}).items():

@@ -29,7 +29,7 @@ class TokenizerSettings:
   tool_template: str | None = None  # the chat template for conversations with tools
 
   def missing_tokens(self, ids: Mapping[str, int]) -> dict[int, AddedToken]:
-    """The tokens by id that the settings name and the vocabulary `ids` {token: id} does not have."""
+    """The tokens, by id, that the settings declare and the vocabulary `ids` {token: id} lacks."""
     return missing_tokens(ids, self.declared, self.ordered)
 
   def control_tokens(
@@ -66,7 +66,7 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
   decoder = stated.get("added_tokens_decoder")
   if decoder is not None and not isinstance(decoder, dict):
     raise InputError(f"{file}: added_tokens_decoder must map ids to tokens")
-  # As in transformers: a file with added_tokens_decoder is complete, and other files complement one without it.
+  # As in transformers, the other files only add to a tokenizer_config.json that lacks added_tokens_decoder.
   settings = stated | roles if decoder is None else roles | stated
   texts = {key: _token_text(value) for key, value in settings.items() if key.endswith("_token")}
   named_tokens = {key: text for key, text in texts.items() if text is not None}
@@ -98,7 +98,7 @@ def _token_text(value: object) -> str | None:
 
 
 def _further_special_tokens(settings: Mapping[str, Any]) -> list[str]:
-  """The special tokens of the settings without a role such as bos."""
+  """The special tokens in the settings that have no role such as bos."""
   more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
   more = more.values() if isinstance(more, dict) else more
   return [text for text in map(_token_text, more) if text is not None]
@@ -114,17 +114,18 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def _named_template(folder: Path, settings: Mapping[str, Any], name: str) -> str | None:
-  """Of several templates, the one called `name`."""
+  """The template called `name`, if there are several."""
   file = folder / "additional_chat_templates" / f"{name}.jinja"
   if file.is_file():
     return file.read_text(encoding="utf-8")
   templates = _template_setting(folder, settings)
-  by_name = {one.get("name"): one.get("template") for one in templates if isinstance(one, dict)} if isinstance(
-    templates, list) else {}
+  if not isinstance(templates, list):
+    return None
+  by_name = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
   template = by_name.get(name)
   return template if isinstance(template, str) else None
 
 
 def _template_setting(folder: Path, settings: Mapping[str, Any]) -> Any:
-  """The template, or several, in chat_template.json or tokenizer_config.json."""
+  """The template, or the list of templates, in chat_template.json or tokenizer_config.json."""
   return _optional_json(folder / "chat_template.json").get("chat_template", settings.get("chat_template"))

@@ -1,4 +1,4 @@
-"""How byte-level tokenizers split a text before merging, by the names that GGUF files have for it."""
+"""The patterns with which byte-level tokenizers split a text before merging, by their names in GGUF files."""
 
 from tiktoken_ext.openai_public import r50k_pat_str
 

@@ -34,11 +34,11 @@ class Tokenizer(Protocol):
   byte_lengths: np.ndarray  # (V,) int64, bytes of text that each id represents; 0 for control tokens
   special_tokens: Mapping[str, int]  # {token: id} of the control tokens
   chat_template: str | None  # Jinja
-  tool_template: str | None  # the chat template for conversations with tools, if it is another
+  tool_template: str | None  # the chat template for conversations with tools, if there is one
   template_variables: Mapping[str, str]  # tokens by their names in the template: {"bos_token": "<s>"}
   start_after_control: bool  # whether text after a control token is encoded with start=True
-  unknown: int | None  # the id of characters that the tokenizer does not have
-  strips: Mapping[int, tuple[bool, bool]]  # control token -> whether spaces before and after it are dropped
+  unknown: int | None  # the id of characters that are not in the vocabulary
+  strips: Mapping[int, tuple[bool, bool]]  # control token -> whether spaces before it, and after it, are dropped
 
   def encode(self, text: str, start: bool = True) -> list[int]:
     """Returns the ids of `text`, without control tokens. With `start=False` the text continues another one.
@@ -72,7 +72,7 @@ class ControlTokens:
 class PieceTokenizer(ABC):
   """A tokenizer in which each id represents a byte sequence. A subclass adds `encode_batch`."""
 
-  files: Mapping[str, bytes] = {}  # contents of the files from which transformers reads the tokenizer, by name
+  files: Mapping[str, bytes] = {}  # name -> content of files from which transformers can read the tokenizer
 
   def __init__(
     self, name: str, fingerprint: str, pieces: Sequence[bytes], control: ControlTokens, adds_space: bool = False

@@ -63,12 +63,12 @@ def _files_as_json(file: Path, settings: TokenizerSettings) -> str:
   try:
     ids, merges = library.models.BPE.read_file(str(file), str(file.parent / "merges.txt"))
     added = settings.missing_tokens(ids)
-    twice = [(token.content, i) for i, token in added.items() if i in set(ids.values())]
+    taken = [(token.content, i) for i, token in added.items() if i in set(ids.values())]
     made = library.Tokenizer(library.models.BPE(ids | {token.content: i for i, token in added.items()}, merges))
   except Exception as error:  # the library raises nothing more special
     raise InputError(f"{file} and merges.txt are not a BPE vocabulary, or are truncated: {error}") from error
-  if twice:
-    raise InputError(f"{file}: the settings give the added token {twice[0][0]!r} the id {twice[0][1]}, which another "
+  if taken:
+    raise InputError(f"{file}: the settings give the added token {taken[0][0]!r} the id {taken[0][1]}, which another "
                      "token has")
   split = SPLITS[settings.tokenizer_class]
   by_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=settings.add_prefix_space, use_regex=split is None)
@@ -103,9 +103,9 @@ def _added(token: AddedToken) -> "library.AddedToken":
 
 
 def _add_missing(file: Path, tokenizer: "library.Tokenizer", settings: TokenizerSettings) -> bool:
-  """Adds the tokens that the settings name and the file does not have. Returns whether there are any.
+  """Adds the tokens that the settings declare and the file lacks. Returns whether there are any.
 
-  Raises InputError if an id of theirs is not the next one, because the library numbers them itself.
+  Raises InputError if one of their ids is not the next free one, because the library assigns the ids itself.
   """
   missing = settings.missing_tokens(tokenizer.get_vocab(with_added_tokens=True))
   tokenizer.add_tokens([_added(token) for token in missing.values()])

@@ -42,7 +42,7 @@ class PiSSA(LoRA):
     return initialized
 
   def complete(self, leaves: Leaves, kernel: Array, module: AdaptedModule) -> dict[str, Array]:
-    """Adds A₀ and B₀, which the files of PEFT omit: they are computed from W, as PEFT does when it loads them."""
+    """Adds A₀ and B₀, which files of PEFT omit. They are computed from W, as PEFT does when it loads such a file."""
     if "start_a" in leaves:
       return dict(leaves)
     a, b = self._decomposed(kernel, module)

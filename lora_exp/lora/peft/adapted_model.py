@@ -1,4 +1,4 @@
-"""The model that an adapter file needs: the given one, or one with a head of its own or a larger vocabulary."""
+"""The model that an adapter file needs: the given one, or one with an untied head or a larger vocabulary."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays
 
 @dataclass(frozen=True)
 class AdapterFile:
-  """The header of adapter_model.safetensors, by the names of today's PEFT."""
+  """The header of adapter_model.safetensors."""
 
   path: Path
   names: StoredNames
-  entries: Mapping[str, TensorEntry]
-  raw: Mapping[str, TensorEntry]  # all entries by their names in the file
+  entries: Mapping[str, TensorEntry]  # by the name in current PEFT; without tensors of unknown modules
+  raw: Mapping[str, TensorEntry]  # all entries, by the name in the file
 
   def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Reads the tensors `names` as float32, or float64 if stored so."""
@@ -41,11 +41,11 @@ class AdaptedModel:
   shapes: Mapping[str, tuple[int, int]]  # (in, out) of every adaptable module, by path
   full_shapes: Mapping[str, tuple[int, ...]]  # of every parameter, by path
   vocab_size: int | None = None  # if it is larger than that of the given model
-  untied: bool = False  # the head has a kernel of its own, and the given model's has none
+  untied: bool = False  # whether the head has its own kernel, although the given model ties it to the embeddings
 
   @property
   def tied(self) -> tuple[str, str, str] | None:
-    """Of tied embeddings: our path of the table, PEFT's name of the table, and PEFT's name of the head."""
+    """For tied embeddings: our path of the table, PEFT's name of the table, and PEFT's name of the head."""
     if self.naming is None or self.naming.tied is None:
       return None
     path, head = self.naming.tied
@@ -58,15 +58,15 @@ class AdaptedModel:
 
 
 def fitted(model: AdaptedModel, config: PeftConfig, file: AdapterFile, problems: list[str]) -> AdaptedModel:
-  """Returns `model` with a head of its own and a larger vocabulary, if the file needs them.
+  """Returns `model` with an untied head and a larger vocabulary, if the file needs them.
 
-  Adds to `problems` if the vocabularies do not fit.
+  Adds a problem to `problems` if the vocabularies do not fit.
   """
   return _with_vocabulary(_with_head(model, config, file), file, problems)
 
 
 def _with_head(model: AdaptedModel, config: PeftConfig, file: AdapterFile) -> AdaptedModel:
-  """`model` with an untied head, if the file changes table and head in different ways."""
+  """`model` with an untied head, if the file changes the table and the head differently."""
   tied, naming = model.tied, model.naming
   if tied is None or naming is None or config.tying or tied[0] not in model.shapes:
     return model
@@ -85,7 +85,7 @@ def _with_head(model: AdaptedModel, config: PeftConfig, file: AdapterFile) -> Ad
 
 
 def _separates(config: PeftConfig, file: AdapterFile, table: str, head: str) -> bool:
-  """Whether the file adapts or saves only one of table and head, or each with other values."""
+  """Whether the file adapts or saves only one of table and head, or both with different values."""
   names = file.names.tensors
   leaves = {tensor.path for name, tensor in names.items() if file.names.is_leaf(name)}
   adapted = [any(module_name(file.names.naming, path) == module for path in leaves) for module in (table, head)]
@@ -133,7 +133,7 @@ def _with_vocabulary(model: AdaptedModel, file: AdapterFile, problems: list[str]
 
 
 def _vocabularies(file: AdapterFile, table: str, head: str) -> dict[str, int]:
-  """The sizes of the vocabulary in the tensors of the table and the head, by name."""
+  """The vocabulary sizes of the tensors of the table and the head, by tensor name."""
   axes = {f"{table}.lora_embedding_A": 1, f"{head}.lora_B.weight": 0}
   axes |= {f"{module}.{suffix}": 0 for module in (table, head) for suffix in ("weight", f"{BASE}.weight")}
   entries = {name: file.entries.get(PREFIX + name) for name in axes}

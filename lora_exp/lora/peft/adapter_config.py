@@ -28,7 +28,7 @@ HARMLESS = {  # fields that do not affect the computation
 }  # fmt: skip
 HIGHEST_RANK = 10**6
 ALL_LINEAR = "all-linear"  # as target_modules: every linear module except the head
-MERGE = "in PEFT, load it with its base, save the result of merge_and_unload(), and give that as model.weights"
+MERGE = "load it with its base in PEFT, save the result of merge_and_unload(), and give that as model.weights"
 Targets = set[str] | Pattern | str | None  # module names, a pattern, ALL_LINEAR, or no value
 
 
@@ -96,7 +96,7 @@ class PeftConfig:
     return next((method for method in candidates if self._selects(method)), candidates[0])
 
   def _init_method(self) -> Method | None:
-    """The method with A₀ and B₀ that `init_lora_weights` names: PEFT subtracts their product from the base."""
+    """The method that `init_lora_weights` names, if PEFT subtracts its A₀·B₀ from the base; else None."""
     init = self.values.get("init_lora_weights", True)
     if isinstance(init, (bool, str, type(None))) and init in INITS:
       return None
@@ -104,7 +104,7 @@ class PeftConfig:
     for method in methods.every():
       if method.name == word and method.init_of == self.method.name and (not count or count.isdigit()):
         return method
-    advice = MERGE if init == "loftq" else "the file does not say how; ask for the merged model"
+    advice = MERGE if init == "loftq" else "the file does not contain the change; use the merged model instead"
     self.problem(f"init_lora_weights={shortened(init)}: PEFT changes the base for this adapter; {advice}")
     return None
 
@@ -187,7 +187,7 @@ class PeftConfig:
     return pattern
 
   def _token_rows(self) -> dict[str, list[int]]:
-    """The token ids in `trainable_token_indices` by module name; "" is the token embedding."""
+    """The token ids in `trainable_token_indices`, by module name; '' is the token embedding."""
     given = self.values.get("trainable_token_indices") or {}
     ids_by_name = {"": given} if isinstance(given, list) else given
     if not isinstance(ids_by_name, dict) or not all(map(_is_token_list, ids_by_name.values())):
@@ -223,16 +223,16 @@ class PeftConfig:
 
   @property
   def draws_start(self) -> bool:
-    """Whether PEFT computes A₀ and B₀ from the base with random numbers, which no file has."""
+    """Whether PEFT computes A₀ and B₀ from the base with random numbers that are not in the file."""
     return self.init_method is not None and "_niter_" in str(self.values["init_lora_weights"])
 
   @property
   def names_modules(self) -> bool:
-    """Whether the config names the adapted modules; without names, PEFT has some for each kind of model."""
+    """Whether the config names the adapted modules. If not, PEFT uses defaults for each kind of model."""
     return self.targets is not None or bool(self.target_parameters)
 
   def adapts(self, name: str, is_linear: bool = True) -> bool:
-    """Whether PEFT adapts the module `name`; `is_linear`: it is a linear module, but not the head."""
+    """Whether PEFT adapts the module `name`. `is_linear`: whether it is a linear module other than the head."""
     if not self.peft_names:
       return isinstance(self.targets, set) and name in self.targets
     if any(f".{name}.weight".endswith(f".{parameter}") for parameter in self.target_parameters):

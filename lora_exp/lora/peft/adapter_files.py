@@ -1,9 +1,9 @@
 """Adapter files in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-What PEFT does not read is in a file of our own, lora_exp.json. If PEFT cannot compute the same as an adapter, the files
-use our own module names, the config has `"peft": false`, and lora_exp.json has the reason. Files are untrusted input:
-no code in them is executed, sizes are checked before arrays are read, and anything that does not fit the model is an
-error.
+Values that PEFT does not know are stored in a third file, lora_exp.json. If PEFT cannot compute the same as an adapter,
+the files use our own module names, the config has `"peft": false`, and lora_exp.json has the reason. Files are
+untrusted input: no code in them is executed, sizes are checked before arrays are read, and anything that does not fit
+the model is an error.
 """
 
 import math
@@ -37,7 +37,7 @@ from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays, read_h
 __all__ = ["CONFIG", "METADATA", "WEIGHTS", "Naming", "load_adapter", "read_metadata", "save_adapter"]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-METADATA = "lora_exp.json"  # values that PEFT does not know; up to version 0.1.0 in the config, under `lora_exp`
+METADATA = "lora_exp.json"  # values that PEFT does not know; version 0.1.0 stored them in the config, under `lora_exp`
 LARGEST_CONFIG = 2**24  # bytes
 SHOWN = 20  # largest number of problems to list
 
@@ -150,8 +150,8 @@ def load_adapter(
   config, entries = _read_files(directory)
   naming = naming if config.peft_names else None
   if config.draws_start:
-    console.show_warning(f"{directory}: PEFT subtracts a part of the base that it draws at random each time "
-                         f"(init_lora_weights={config.values['init_lora_weights']}); here the exact part is subtracted")
+    console.show_warning(f"{directory}: PEFT approximates the part of the base that it subtracts with random numbers "
+                         f"(init_lora_weights={config.values['init_lora_weights']}); here it is computed exactly")
   model = AdaptedModel(naming, shapes, full_shapes)
   names = StoredNames(config.form, naming, model.paths()).read(entries)
   stored = {name: entries[tensor.name] for name, tensor in names.tensors.items()}
@@ -185,7 +185,7 @@ def load_adapter(
 
 
 def _method_name(config: PeftConfig, check: AdapterFileCheck) -> str:
-  """The method of the adapter: one with A₀ and B₀, if the file holds them or PEFT computes them from the base."""
+  """The method of the adapter; one with A₀ and B₀ if the file holds them, or if PEFT computes them from the base."""
   if config.start:
     return _init_method(config.extra.get("method"))
   return (config.init_method or check.method).name
@@ -290,7 +290,7 @@ def _read_config(path: Path) -> PeftConfig:
 def _read_json(path: Path) -> dict[str, Any]:
   """The object in a JSON file. Raises InputError if it is too large or invalid."""
   if path.stat().st_size > LARGEST_CONFIG:
-    raise InputError(f"{path} has more than {LARGEST_CONFIG:,} bytes: it is not part of an adapter")
+    raise InputError(f"{path} has more than {LARGEST_CONFIG:,} bytes: it is not a file of an adapter")
   return parse_json_object(path.read_bytes(), path)
 
 

@@ -9,7 +9,7 @@ from lora_exp.lora.adapter import BaseChanges
 from lora_exp.lora.peft.names import Naming, expert_modules, module_name, trained_modules
 from lora_exp.lora.peft.tensors import PeftTensors, format_of
 
-# Fields that are not written if they have PEFT's default. Earlier releases refuse fields that they do not know.
+# Fields that are written only if they differ from PEFT's default, because older releases refuse unknown fields.
 DEFAULTS: dict[str, Any] = {
   "modules_to_save": None, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False,
   "use_dora": False, "ensure_weight_tying": False,
@@ -54,7 +54,7 @@ def config_values(
   if form.bias_word is not None:
     values["bias"] = _bias(biases, names, form.bias_word)
   if form.dropout_key is not None:
-    values[form.dropout_key] = dropout if not experts else 0.0  # PEFT refuses the rate for experts
+    values[form.dropout_key] = dropout if not experts else 0.0  # PEFT supports no dropout for experts
   if experts:
     values["target_parameters"] = experts
   if form.alpha_key is not None:
@@ -67,7 +67,7 @@ def config_values(
 
 
 def base_fields(base: BaseChanges, naming: Naming | None) -> dict[str, Any]:
-  """Returns the fields for output biases and for tokens whose rows the file holds."""
+  """Returns the fields for output biases and for the tokens whose rows are in the file."""
   fields: dict[str, Any] = {"lora_bias": True} if base.biases else {}
   ids_by_path = {path: [int(i) for i in ids] for path, (ids, _) in base.token_rows.items()}
   if naming is not None and list(ids_by_path) == [naming.tables[0]]:
@@ -98,7 +98,7 @@ def _targets(names: list[str], naming: Naming | None) -> list[str] | str:
 def _pattern(name: str, naming: Naming | None) -> str:
   """A key of rank_pattern or alpha_pattern that matches `name` only; PEFT matches keys as suffixes.
 
-  PEFT up to 0.13 matches the name of a module itself, and no pattern with an anchor.
+  PEFT up to 0.13 compares module names literally and supports no anchors, so full names are written as they are.
   """
   return name if naming is not None and naming.prefix else "^" + re.escape(name)
 

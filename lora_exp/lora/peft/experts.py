@@ -1,10 +1,10 @@
-"""LoRA on the experts of a layer, whose kernels are one array (E, I, O) here, in the layouts of PEFT's releases.
+"""Reads LoRA on the experts of a layer, whose kernels are one array (E, I, O) here, in the layouts of PEFT's releases.
 
-- stacked, since PEFT 0.19: A (E·r, I) and B (O, r·E) of all experts, in `mlp.experts`; those of the first of two
-  parameters are in `mlp.experts.base_layer`.
+- stacked, since PEFT 0.19: A (E·r, I) and B (O, r·E) of all experts, in `mlp.experts`. If two parameters are adapted,
+  those of the first are in `mlp.experts.base_layer`.
 - stacked, PEFT 0.17 and 0.18: the same with I and O exchanged, because the parameter is stored as (E, O, I).
-- single, with transformers 4: A (r, I) and B (o, r) of every expert and every stored module. The outputs o of these
-  modules (gate and up) are concatenated here, so A and B are put side by side, and their ranks add up.
+- single, with transformers 4: A (r, I) and B (o, r) for each expert and each stored module. The outputs o of gate and
+  up are concatenated here, so their A and B are combined block by block, and their ranks add up.
 """
 
 import re
@@ -20,11 +20,11 @@ from lora_exp.lora.peft.names import BASE, ExpertNames, Naming, module_name
 from lora_exp.lora.peft_format import LORA_KEYS
 from lora_exp.runtime.safetensors_reader import TensorEntry
 
-SWAPPED = (0, 19)  # the first release of PEFT with today's stacked layout
+CURRENT_LAYOUT = (0, 19)  # the first release of PEFT with the current stacked layout
 
 
 class Factors(NamedTuple):
-  """The tensors of one pair of factors."""
+  """The tensors of one A and B."""
 
   module: str  # PEFT's name of the module
   expert: int | None  # None: all experts
@@ -45,7 +45,7 @@ class ExpertTensors:
   problems: list[str] = field(default_factory=list)
 
   def read(self, names: Sequence[str]) -> "ExpertTensors":
-    """Takes the tensors of experts from `names`; returns self."""
+    """Adds the tensors of experts among `names`; returns self."""
     found: dict[tuple[str, int | None, int, str], dict[str, str]] = {}
     stacked: dict[str, dict[int, dict[str, str]]] = {}
     for name in names:
@@ -67,7 +67,7 @@ class ExpertTensors:
     for factors in (pair for pairs in self.factors.values() for pair in pairs):
       self.used.update(factors.names.values())
       if len(factors.names) < 2:
-        self.problems.append(f"{next(iter(factors.names.values()))} is there, and its other factor is missing")
+        self.problems.append(f"the other factor of {next(iter(factors.names.values()))} is missing")
     return self
 
   def _single(self, module: str) -> tuple[str, int, int] | None:
@@ -98,7 +98,7 @@ class ExpertTensors:
     if len(chosen) != len(by_depth):
       names = ", ".join(chosen) or "none"
       count = "one parameter" if len(by_depth) == 1 else f"{len(by_depth)} parameters"
-      self.problems.append(f"{container} has the factors of {count}, and target_parameters of the config names {names}")
+      self.problems.append(f"{container} has the factors of {count}, but target_parameters of the config names {names}")
       self.used.update(name for leaves in by_depth.values() for name in leaves.values())
       return
     for parameter, depth in zip(chosen, sorted(by_depth, reverse=True), strict=True):
@@ -110,7 +110,7 @@ class ExpertTensors:
     return any(f".{parameter}".endswith(f".{target}") for target in self.config.target_parameters)
 
   def rows(self) -> list[AdaptedModule]:
-    """Returns the adapted modules, with the sum of the ranks of the stored modules. Adds what does not fit."""
+    """Returns the adapted modules; the rank is the sum over stored modules. Adds a problem for what does not fit."""
     rows = []
     for path, pairs in self.factors.items():
       count, fan_in, fan_out = self.shapes[path]
@@ -158,7 +158,7 @@ class ExpertTensors:
     }  # fmt: skip
 
   def _check(self, path: str, pair: Factors) -> None:
-    """Adds what does not fit in one pair of factors."""
+    """Adds the problems of one pair of factors."""
     if len(pair.names) < 2:
       return
     rank, (count, fan_in, fan_out) = self._rank(pair), self.shapes[path]
@@ -177,10 +177,10 @@ class ExpertTensors:
   def _exchanged(self, path: str, pair: Factors) -> bool:
     """Whether the stacked factors have I and O exchanged; by the release of PEFT if I = O."""
     count, fan_in, fan_out = self.shapes[path]
-    if fan_in != fan_out or self.config.extra:  # this program writes today's layout
+    if fan_in != fan_out or self.config.extra:  # this program writes the current layout
       return self.entries[pair.names["lora_a"]].shape[1] != fan_in
     numbers = re.match(r"(\d+)\.(\d+)", str(self.config.values.get("peft_version")))
-    return numbers is None or (int(numbers[1]), int(numbers[2])) < SWAPPED
+    return numbers is None or (int(numbers[1]), int(numbers[2])) < CURRENT_LAYOUT
 
   def _parts(self, path: str) -> int:
     """The number of stored modules of one expert whose outputs are concatenated."""

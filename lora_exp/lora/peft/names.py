@@ -14,7 +14,7 @@ class ExpertNames(NamedTuple):
   """The names of a module with the kernels of all experts."""
 
   ours: str  # the end of our path
-  stored: tuple[str, ...]  # the modules of one expert; `{}` is its number. Their outputs are concatenated
+  stored: tuple[str, ...]  # the modules of one expert, whose outputs are concatenated; `{}` is its number
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Regular expressions from untrusted files. The time to match them is limited."""
+"""Regular expressions from untrusted files, with a limit on the time of matching."""
 
 import time
 from dataclasses import dataclass, field
@@ -16,24 +16,24 @@ class Pattern:
   expression: regex.Pattern
   text: str  # as in the file
   too_slow: bool = False
-  seconds: float = field(default=SECONDS)  # that are left
+  seconds: float = field(default=SECONDS)  # remaining time
 
   def fullmatch(self, name: str) -> bool:
     """Whether the expression matches all of `name`."""
     if self.too_slow:
       return False
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
       return self.expression.fullmatch(name, timeout=self.seconds) is not None
     except TimeoutError:
       self.too_slow = True
       return False
     finally:
-      self.seconds = max(self.seconds - (time.monotonic() - begun), 1e-3)
+      self.seconds = max(self.seconds - (time.monotonic() - started), 1e-3)
 
 
 def compiled(expression: str, text: str) -> Pattern | None:
-  """Returns the compiled `expression`, which contains `text` of a file; None if it is invalid or too long."""
+  """Returns the compiled `expression`, which contains the `text` of a file; None if it is invalid or too long."""
   if len(text) > LONGEST:
     return None
   try:

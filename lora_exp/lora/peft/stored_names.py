@@ -1,4 +1,4 @@
-"""The names of the tensors in an adapter file, reduced to those that PEFT writes today.
+"""The names of the tensors in an adapter file, reduced to those that current PEFT writes.
 
 Tools differ in the prefix of a name (doubled, missing, `language_model` in several places), and some keep the name of
 the adapter (`lora_A.default.weight`) or of a wrapper (`_orig_mod` of torch.compile) in it.
@@ -36,7 +36,7 @@ class StoredNames:
   tensors: dict[str, StoredTensor] = field(default_factory=dict)
   unknown: list[str] = field(default_factory=list)  # names in the file whose module the model does not have
   problems: list[str] = field(default_factory=list)
-  adapters: set[str] = field(default_factory=set)  # names of adapters that are in names of tensors
+  adapters: set[str] = field(default_factory=set)  # names of adapters that occur in tensor names
 
   def __post_init__(self) -> None:
     tables = self.form.table_keys or {}
@@ -53,7 +53,7 @@ class StoredNames:
         continue
       standard = self.standard_name(tensor)
       if standard in self.tensors:
-        self.problems.append(f"{self.tensors[standard].name} and {name} are the same tensor of PEFT, {standard}")
+        self.problems.append(f"{self.tensors[standard].name} and {name} both name the tensor {standard} of PEFT")
       self.tensors[standard] = tensor
     if len(self.adapters) > 1:
       found = sorted(self.adapters)
@@ -61,13 +61,13 @@ class StoredNames:
     return self
 
   def standard_name(self, tensor: StoredTensor) -> str:
-    """The name of `tensor` in a file of today's PEFT."""
+    """The name of `tensor` in a file of current PEFT."""
     if not tensor.path:
       return tensor.suffix
     return f"{PREFIX}{module_name(self.naming, tensor.path)}.{tensor.suffix}"
 
   def modules(self) -> dict[str, str]:
-    """The names in the file of the modules that have a leaf of the method, by path."""
+    """Path -> name in the file, for the modules that have a leaf of the method."""
     found: dict[str, str] = {}
     for tensor in self.tensors.values():
       if self._is_leaf(tensor):
@@ -82,7 +82,7 @@ class StoredNames:
     return tensor.path != "" and tensor.suffix.partition(".")[0] in self.suffixes
 
   def prefixes(self) -> list[str]:
-    """The prefixes of our paths in the names of modules, except the unprefixed ones."""
+    """The prefixes of module names in the file, compared with our paths; without modules that have no prefix."""
     bare = self.naming.bare if self.naming is not None else ()
     found = [t.module.removesuffix(t.path) for t in self.tensors.values() if t.path and t.path not in bare]
     return list(dict.fromkeys(found))
@@ -107,7 +107,7 @@ class StoredNames:
     return self._located(name, segments[:-1], segments[-1])
 
   def _leaf_suffix(self, head: str, tail: Sequence[str]) -> str | None:
-    """PEFT's name of a leaf, from its first segment and the rest; None if the rest is not understood."""
+    """PEFT's name of a leaf with the first segment `head` and the segments `tail`; None if `tail` is unknown."""
     suffix = self.suffixes[head]
     end = tail[-1] if tail and tail[-1] in PARAMETERS else ""
     adapter = tail[:-1] if end else tail

@@ -1,7 +1,7 @@
-"""Comparison of an adapter file with a model and with its config.
+"""Compares an adapter file with a model and with its config.
 
-The adapted modules are those that have tensors in the file; the config must agree with them. A cause that many tensors
-share is one problem.
+The adapted modules are those that have tensors in the file; the config must name the same. A problem that many tensors
+share is reported once.
 """
 
 import math
@@ -83,7 +83,7 @@ class AdapterFileCheck:
   # The adapted modules
 
   def _adapted(self) -> list[str]:
-    """The paths of the modules that have tensors. Adds a problem for modules that the config does not describe so."""
+    """The paths of the modules that have tensors. Adds a problem if the config names other modules."""
     config, tied = self.config, self.model.tied
     adapted = [path for path in self.names if path in self.stored]
     if tied is not None and tied[2] in self.stored and tied[0] not in adapted:
@@ -111,7 +111,7 @@ class AdapterFileCheck:
     return self.config.adapts(name, self._is_linear(path))
 
   def _is_linear(self, path: str) -> bool:
-    """Whether "all-linear" means the module at `path`: no table, and not the head."""
+    """Whether 'all-linear' includes the module at `path`, which excludes embeddings and the head."""
     return self.naming is None or path not in (*self.naming.tables, *self.naming.bare)
 
   def _is_expected(self, path: str) -> bool:
@@ -188,7 +188,7 @@ class AdapterFileCheck:
     return [module_name(self.naming, owner), *([tied[2]] if tied is not None and owner == tied[0] else [])]
 
   def _other_parameters(self) -> dict[str, FileTensor]:
-    """The parameters of the base in the file that are not trained, which PEFT loads too (the embeddings, mostly)."""
+    """The parameters of the base in the file that are not trained, which PEFT loads too; usually the embeddings."""
     found = {}
     tied = self.model.tied
     for path, shape in self.model.full_shapes.items():
@@ -249,7 +249,7 @@ class AdapterFileCheck:
         self.config_problem(f"{name}: matching {shortened(pattern.text)} takes too long")
 
   def _shape_text(self, name: str, shape: Sequence[int]) -> str:
-    """What is wrong with the shape of a tensor, with the rank of the config if it is an adapter's."""
+    """The problem with the shape of a tensor, with the rank in the config if it is a leaf of the adapter."""
     tensor = self.file_tensors.get(name)
     hint = ""
     if tensor is not None and tensor.leaf and tensor.path:
@@ -257,7 +257,7 @@ class AdapterFileCheck:
     return f"is {self.file.entries[name].shape}, expected {tuple(shape)}{hint}"
 
   def _unknown_problems(self, names: Sequence[str], missing: Sequence[str]) -> None:
-    """Adds a problem for the tensors that belong to no module of this model, or to none that the config describes."""
+    """Adds a problem for tensors that belong to no module of this model, or are not part of the config's adapter."""
     used = self.experts.used if self.experts is not None else set()
     unknown = [name for name in self.file.names.unknown if name not in used]
     vision = [name for name in unknown if any(part in name for part in VISION)]
@@ -271,13 +271,13 @@ class AdapterFileCheck:
     if rest:
       near = did_you_mean(rest[0], missing or self.file_tensors) if len(rest[0]) < 1000 else ""
       other = "; is the adapter of another model?" if not self.rows and not self.expert_rows else ""
-      self.file_problem(f"{_count(rest, 'tensor')} are of no module of this {kind}model, such as "
+      self.file_problem(f"{_count(rest, 'tensor')} belong to no module of this {kind}model, such as "
                         f"{shortened(rest[0], 200)}{near}{other}")
     raw = [self.file.names.tensors[name].name for name in names]
     self._group((name, f"is not part of the adapter that {self.config.where} describes") for name in raw)
 
   def _group(self, problems: Iterable[tuple[str, str]]) -> None:
-    """Adds (tensor, text) as problems; tensors of modules that differ in the layer only are counted in one.
+    """Adds (tensor, text) as problems. Tensors that differ only in the layer become one problem.
 
     With more than MOST_GROUPS such problems, only the first is named.
     """
@@ -291,12 +291,12 @@ class AdapterFileCheck:
       self.file_problem(f"{total} tensors do not fit the model, such as {shortened(names[0], 200)}, which {text}")
       return
     for (_, text), names in groups.items():
-      more = f" (and {len(names) - 1} other layers alike)" if len(names) > 1 else ""
+      more = f" (and so in {len(names) - 1} other layers)" if len(names) > 1 else ""
       self.file_problem(f"{shortened(names[0], 200)} {text}{more}")
 
 
 def _count(names: Sequence[str], noun: str) -> str:
-  """`names` counted: "1 module", "3 modules"."""
+  """The number of `names` with its noun: "1 module", "3 modules"."""
   return f"{len(names):,} {noun}{'s' if len(names) > 1 else ''}"
 
 

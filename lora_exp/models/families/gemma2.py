@@ -11,7 +11,7 @@ from lora_exp.models.rotation_rules import ROTATION
 
 
 def _read_windows(file: ConfigFile, settings: Settings) -> None:
-  """The layers 0, 2, 4, … have the window unless `layer_types` states it."""
+  """The layers 0, 2, 4, … have the window, unless `layer_types` states other ones."""
   layers = settings["layers"]
   set_windows(file, settings, layer_kinds(file, layers) or [FULL if i % 2 else SLIDING for i in range(layers)])
 

@@ -13,7 +13,7 @@ from lora_exp.models.rotation_rules import ROTATION
 from lora_exp.models.tensor_names import ExpertRow, NameRow
 
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-MLP = (*EXPERTS, *llama.FEED_FORWARD)  # the latter in layers without experts
+MLP = (*EXPERTS, *llama.FEED_FORWARD)  # FEED_FORWARD in layers without experts (Qwen3-MoE)
 PRESETS = {**llama.FAMILY.presets, "mlp": MLP, "all_linear": (*llama.ATTENTION, *MLP)}
 AXES = {
   **llama.FAMILY.axes,
@@ -21,9 +21,11 @@ AXES = {
   "gate_up_proj.kernel": (None, "embed", "mlp"),
   "down_proj.kernel": (None, "mlp", "embed"),
 }
+
+
 @dataclass(frozen=True)
 class ExpertCount(Count):
-  """The number of experts, which transformers writes under either of two names."""
+  """The number of experts, which transformers writes under one of two names."""
 
   def read(self, file: ConfigFile, settings: Settings) -> int:
     names = (self.theirs, "num_local_experts", "num_experts")

@@ -1,4 +1,4 @@
-"""Qwen3 with experts (arXiv 2505.09388): Qwen3's attention, and experts in some layers or all."""
+"""Qwen3 with experts (arXiv 2505.09388): Qwen3's attention, with experts in all or some layers."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +13,12 @@ from lora_exp.models.tensor_names import ExpertRow
 
 @dataclass(frozen=True)
 class DenseLayers(ConfigField):
-  """The layers without experts: those that the file lists, and those between the multiples of its step."""
+  """The layers without experts: those in `mlp_only_layers`, and those skipped by `decoder_sparse_step`."""
 
   def read(self, file: ConfigFile, settings: Settings) -> list[int]:
     step, listed = file.count("decoder_sparse_step"), file.get(self.theirs) or []
     if not isinstance(listed, list) or not all(isinstance(i, int) for i in listed):
-      file.refuse(self.theirs, "must be a list of numbers of layers")
+      file.refuse(self.theirs, "must be a list of layer numbers")
       return []
     return [i for i in range(settings["layers"]) if i in listed or (i + 1) % step]
 

@@ -1,9 +1,9 @@
-"""The decoder of Mixtral and Qwen3-MoE: Llama's with a router and experts in place of the feed-forward.
+"""The decoder of Mixtral and Qwen3-MoE: Llama's, with a router and experts instead of the feed-forward.
 
 The kernels of all experts of a layer are one array each, (E, I, O), as in transformers 5: `mlp.experts.gate_up_proj`
 and `mlp.experts.down_proj`. An adapter has an A and a B for each expert. All experts are computed for all tokens, and
-the router's weights, most of which are 0, are applied to their outputs. This costs E/k times the products of a program
-that sorts the tokens by expert, but is a single batched product.
+the router's weights, most of which are 0, are applied to their outputs. This takes E/k times as many FLOPs as sorting
+the tokens by expert, but is a single batched product.
 """
 
 from dataclasses import replace

@@ -2,7 +2,7 @@
 
     locate          resolves `model.weights` (a path, a package, a hub id) and detects the format. No jax
     store           loading into a model's arrays, saving, digests
-    unused_tensors  stored tensors that are not loaded must have the values used instead
+    unused_tensors  checks of stored tensors that are not loaded
     gguf_config     the architecture of a GGUF file as config.json. No jax
     hf_writer       writes a model as a Hugging Face directory
     *_checkpoint    one file per format; each implements `stored_tensor.Checkpoint`

@@ -68,7 +68,7 @@ class GgufTensors:
     self.heads, self.kv_heads = heads, kv_heads
 
   def entries(self, tensors: Iterable[Any], bar: console.Bar) -> Iterator[Entry]:
-    """Yields (name, shape, function that returns the array) of each tensor; those of experts one by one."""
+    """Yields (name, shape, function that returns the array) for each tensor, and for each expert of a stacked one."""
     for tensor in tensors:
       name, shape = self.hf_name(tensor.name), tuple(int(n) for n in reversed(tensor.shape))
       values: Callable[[], np.ndarray] = partial(self._floats, tensor, name, bar)
@@ -89,7 +89,7 @@ class GgufTensors:
     return f"{NAMES[stem]}.{kind}" if stem in NAMES else name
 
   def _floats(self, tensor: Any, name: str, bar: console.Bar) -> np.ndarray:
-    """Dequantises the tensor to float32, with the rows of q and k and the scales of norms as Hugging Face has them."""
+    """Dequantises the tensor to float32, with the order of q and k rows and the scales of norms of Hugging Face."""
     from gguf.quants import dequantize
 
     try:

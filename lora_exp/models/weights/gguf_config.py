@@ -17,7 +17,7 @@ FIELDS = {  # key without the architecture's name -> field of config.json
   "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
   "expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok",
 }  # fmt: skip
-# factors by which each rotary frequency is divided: in contexts of any length, short ones and long ones
+# tensors with a divisor for each rotary frequency: for contexts of any length, short contexts, and long contexts
 ROPE_FREQUENCIES, SHORT_FACTORS, LONG_FACTORS = (
   f"rope_{name}.weight" for name in ("freqs", "factors_short", "factors_long")
 )
@@ -26,7 +26,7 @@ LENGTH = "original_max_position_embeddings"
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-  """A value of `general.architecture`: the same model in transformers, and how its tensors differ."""
+  """A value of `general.architecture`: the model_type in transformers, and how tensors differ."""
 
   model_type: str
   config: Mapping[str, Any] = field(default_factory=dict)  # fields that the file does not have
@@ -51,7 +51,7 @@ ARCHITECTURES = {
   "olmo2": GgufArchitecture("olmo2", names=SANDWICH),
   "phi3": GgufArchitecture("phi3", names={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
 }
-EXPERTS = {  # model_type -> modules of one expert, {} its number, and of the router
+EXPERTS = {  # model_type -> names of the modules of one expert ({} is its number) and of the router
   "mixtral": {
     "ffn_gate_exps": "block_sparse_moe.experts.{}.w1", "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
     "ffn_down_exps": "block_sparse_moe.experts.{}.w2", "ffn_gate_inp": "block_sparse_moe.gate",
@@ -67,9 +67,9 @@ def gguf_architecture(header: GgufHeader) -> GgufArchitecture:
   """The architecture of the file. Raises InputError if it is not supported."""
   name, parts = header.settings.get("general.architecture"), header.settings.get("split.count", 1)
   if parts != 1:
-    raise InputError(f"{header.file}: is one of {parts} files of a model; merge them with llama-gguf-split --merge")
+    raise InputError(f"{header.file} is one of {parts} files of a model; merge them with llama-gguf-split --merge")
   if name not in ARCHITECTURES:
-    raise InputError(f"{header.file}: has the architecture {name}; supported in GGUF files are "
+    raise InputError(f"{header.file} has the architecture {name}; supported in GGUF files are "
                      f"{', '.join(ARCHITECTURES)}")  # fmt: skip
   return ARCHITECTURES[name]
 
@@ -107,7 +107,7 @@ def read_gguf_config(file: Path) -> dict[str, Any]:
 
 
 def _query_scale(config: Mapping[str, Any]) -> int:
-  """Gemma's divisor of the squared scores, which GGUF does not store: as in llama.cpp, special for the 27B models."""
+  """Gemma's query_pre_attn_scalar, which GGUF does not store. As in llama.cpp, the 27B models have another rule."""
   is_27b = (config["model_type"], config.get("num_hidden_layers")) in (("gemma2", 46), ("gemma3_text", 62))
   return int(config["hidden_size"] // config["num_attention_heads"] if is_27b else config["head_dim"])
 

@@ -30,9 +30,7 @@ PICKLE_ADVICE = (
   "a pickle, which can run any code and is therefore not opened; if you trust it, convert it once: "
   "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) of transformers writes safetensors"
 )
-
-
-QUANTISED = {  # regular expression of tensor names -> what wrote them
+QUANTISED = {  # regular expression of tensor names -> the method that quantised them
   r".*\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|SCB|weight_format)": "bitsandbytes",
   r".*\.(qweight|qzeros|g_idx)": "GPTQ or AWQ",
   r".*\.(weight_scale|weight_scale_inv|weight_scale_2|weight_packed|input_scale)": "fp8 or compressed-tensors",
@@ -42,12 +40,12 @@ QUANTISED = {  # regular expression of tensor names -> what wrote them
 
 def quantised_problem(method: str) -> str:
   """The problem with a checkpoint that `method` quantised."""
-  return (f"the weights are quantised by {method}, which is not read; use the model in bfloat16, float16 or float32, "
-          "which lora.quant=nf4, int4 or int8 quantises here")
+  return (f"the weights are quantised by {method}, which is not supported; use the model in bfloat16, float16 or "
+          "float32, and quantise it here with lora.quant=nf4, int4 or int8")
 
 
 def stored_quantisation(names: Iterable[str]) -> str | None:
-  """What quantised a checkpoint with the tensors `names`, or None."""
+  """The method that quantised a checkpoint with the tensors `names`, or None."""
   for name in names:
     for pattern, method in QUANTISED.items():
       if re.fullmatch(pattern, name):
@@ -94,7 +92,7 @@ def read_config_json(weights: str) -> tuple[dict[str, Any], str]:
   if is_path(weights):
     directory = find_weights(weights)
     file = (directory if directory.is_dir() else directory.parent) / "config.json"
-    adapter = _adapter_text(directory)
+    adapter = _adapter_problem(directory)
     if adapter is not None:
       raise InputError(f"model.weights={weights}: {adapter}")
     if not file.is_file():
@@ -118,8 +116,8 @@ def checkpoint_format(path: Path) -> str:
   return _file_format(path) if path.is_file() else _directory_format(path)
 
 
-def _adapter_text(path: Path) -> str | None:
-  """What to do with `path` if it is an adapter, or the directory of one, and not a base; else None."""
+def _adapter_problem(path: Path) -> str | None:
+  """The problem if `path` is an adapter or its directory, and not a base; else None."""
   directory = path if path.is_dir() else path.parent
   config = directory / "adapter_config.json"
   is_base = (directory / INDEX).is_file() or (directory / SINGLE).is_file()
@@ -135,7 +133,7 @@ def _adapter_text(path: Path) -> str | None:
 
 
 def _file_format(path: Path) -> str:
-  adapter = _adapter_text(path)
+  adapter = _adapter_problem(path)
   if adapter is not None:
     raise InputError(adapter)
   with open(path, "rb") as file:
@@ -153,7 +151,7 @@ def _file_format(path: Path) -> str:
 
 def _directory_format(path: Path) -> str:
   names = sorted(os.listdir(path))
-  adapter = _adapter_text(path)
+  adapter = _adapter_problem(path)
   if adapter is not None:
     raise InputError(adapter)
   shards = [name for name in names if SHARD.fullmatch(name)]

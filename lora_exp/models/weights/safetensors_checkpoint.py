@@ -31,7 +31,7 @@ class SafetensorsCheckpoint:
 def open_safetensors(path: Path) -> SafetensorsCheckpoint:
   """Opens the file `path`, or the file or index in the directory `path`.
 
-  Where a directory has both, model.safetensors is read, as in transformers: the index may be of an earlier model.
+  If a directory has both, model.safetensors is read, as in transformers; the index may belong to an earlier model.
   Raises InputError with every missing or incomplete file, and every tensor that the index lists but its file lacks.
   """
   if path.is_dir() and not (path / SINGLE).is_file() and (path / INDEX).is_file():

@@ -86,7 +86,8 @@ def _check_tensors(
     raise InputError(f"{path}: {locate.quantised_problem(method)}")
   unmerged = next((name for name in stored if ".lora_A." in name), None)
   if unmerged is not None:
-    raise InputError(f"{path}: {unmerged} is of an adapter that is not merged; save the result of merge_and_unload()")
+    raise InputError(f"{path}: {unmerged} belongs to an adapter that is not merged; save the result of "
+                     "merge_and_unload()")
   for ours, shape in shapes.items():
     for part in names.parts(ours, shapes):
       used.add(part.name)

@@ -1,6 +1,6 @@
-"""Stored tensors that a model does not load, because it computes their values or uses another tensor in their place.
+"""Checks of stored tensors that are not loaded, because the model computes their values or uses an equal tensor.
 
-Such a tensor must have the value that is used instead. Otherwise the checkpoint describes another model.
+Such a tensor must have the value that is used instead. Otherwise the checkpoint belongs to another model.
 """
 
 import math
@@ -35,7 +35,7 @@ def is_masking_score(x: np.ndarray, model: ModelConfig) -> bool:
 
 
 def are_rotary_frequencies(x: np.ndarray, model: ModelConfig) -> bool:
-  """Whether x (r/2,) are the frequencies of the unscaled rotary embedding; scaled ones were never stored."""
+  """Whether x (r/2,) are the frequencies of the unscaled rotary embedding; no checkpoint stores scaled ones."""
   arch = model.arch or ArchConfig()
   exponents = np.arange(x.size) / max(1, x.size)
   thetas = [theta for theta in (arch.rope_theta, arch.rope_local_theta) if theta is not None]
@@ -53,7 +53,8 @@ def are_rotary_factors(x: np.ndarray, model: ModelConfig) -> bool:
   return any(x.shape == plain.shape and np.allclose(x, plain / y, rtol=1e-3, atol=0) for y in scaled)
 
 
-CHECKS: Mapping[str, tuple[Callable[[np.ndarray, ModelConfig], bool], str]] = {  # words in `TensorNames.computed`
+# kind of tensor, as in `TensorNames.computed` -> (check, problem)
+CHECKS: Mapping[str, tuple[Callable[[np.ndarray, ModelConfig], bool], str]] = {
   "causal mask": (is_causal_mask, "is not the causal mask that the model uses"),
   "masking score": (is_masking_score, f"is not a score of masked positions, which is at most {MASKED:g}"),
   "rotary factors": (are_rotary_factors, "differs from the factors of model.arch.rope_scaling"),
@@ -64,7 +65,7 @@ CHECKS: Mapping[str, tuple[Callable[[np.ndarray, ModelConfig], bool], str]] = { 
 def unused_problems(checkpoint: Checkpoint, unused: list[str], names: StoredNames) -> Iterator[str]:
   """A problem for each tensor in `unused` that the model neither computes nor replaces by an equal one."""
   for name in unused:
-    tensor, word = checkpoint.tensors[name], names.computed(name)
+    tensor, kind = checkpoint.tensors[name], names.computed(name)
     readable = tensor.dtype in ELEMENTS and math.prod(tensor.shape) <= LARGEST_MASK
     if names.is_of_another_part(name):
       continue
@@ -73,14 +74,16 @@ def unused_problems(checkpoint: Checkpoint, unused: list[str], names: StoredName
       if not equal_tensors(checkpoint, name, embedding):
         yield (f"{name} differs from {embedding}, and model.arch.tied=true uses only the latter; set "
                "model.arch.tied=false")
-    elif word is None or names.model is None:
+    elif kind is None or names.model is None:
       yield f"{name} is not in the model"
-    elif not readable or not CHECKS[word][0](read_whole(checkpoint, name, tensor), names.model):
-      yield f"{name} {CHECKS[word][1]}"
+    else:
+      is_expected, problem = CHECKS[kind]
+      if not readable or not is_expected(read_tensor(checkpoint, name, tensor), names.model):
+        yield f"{name} {problem}"
 
 
-def read_whole(checkpoint: Checkpoint, name: str, tensor: StoredTensor) -> np.ndarray:
-  """The tensor in float32."""
+def read_tensor(checkpoint: Checkpoint, name: str, tensor: StoredTensor) -> np.ndarray:
+  """The whole tensor in float32."""
   x = np.empty(tensor.shape or (1,), np.float32)
   checkpoint.read(name, [((slice(None),) * max(1, len(tensor.shape)), x)])
   return x
