@@ -42,8 +42,8 @@ def make_report(
 ) -> Report:
   """Writes the report into the sweep `directory`, ranked by `metric`; `margin` is report.margin.
 
-  A metric of None stands for the first one that the sweep's study optimised, or the loss. `cache_dir` keeps the script
-  of the page. Raises InputError if the directory holds no runs.
+  A metric of None stands for the first one that the sweep's study optimised, or the loss. The script of the page is
+  cached in `cache_dir`. Raises InputError if the directory contains no runs.
   """
   metric = metric or _studied_metric(directory)
   runs, groups, updates = make_table(directory, metric, margin)

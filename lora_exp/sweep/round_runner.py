@@ -44,8 +44,12 @@ class RoundRunner:
       for number, recorded in enumerate(rounds):
         self._train_round(number, recorded)
       spent = ""
-      while not self.runs.stopped() and (following := self._next(rounds)) is not None:
-        if spent := self._over_budget(_trials(rounds), following):
+      while not self.runs.stopped():
+        following = self._next(rounds)
+        if following is None:
+          break
+        spent = self._over_budget(_trials(rounds), following)
+        if spent:
           break
         self._record(len(rounds), following)
         rounds.append(following)
@@ -67,8 +71,8 @@ class RoundRunner:
     before = next((row for row in ledger.rows if row["event"] == "rounds"), None)
     if before is None:
       if ledger.rows:
-        raise InputError(f"hydra.sweep.dir={self.runs.directory}: holds a sweep that is not in rounds; use another "
-                         "directory")
+        raise InputError(f"hydra.sweep.dir={self.runs.directory}: contains a sweep that is not in "
+                         "rounds; use another directory")
       ledger.add("rounds", **plan)
     elif differing := [key for key, value in plan.items() if _with_early(before.get(key)) != _with_early(value)]:
       names = {"jobs": "settings or seeds", "tune": "hydra.sweeper.tune", "decide": "hydra.sweeper.decide"}
@@ -107,7 +111,8 @@ class RoundRunner:
     results = self._results(trials)
     if any(trial.purpose == TUNE for trial in current.trials):
       show_tuning(self.plan, trials, results, self.metric)
-    if looks := self.maker.looks(trials, results):
+    looks = self.maker.looks(trials, results)
+    if looks:
       self._record_looks(looks)
       show_look(self.plan, looks[-1])
 
@@ -179,7 +184,8 @@ class RoundRunner:
   def _show_end(self, trials: Sequence[RoundTrial], spent: str) -> None:
     """Shows why the sweep ended, and its costs."""
     results = self._results(trials)
-    if looks := self.maker.looks(trials, results):
+    looks = self.maker.looks(trials, results)
+    if looks:
       show_answer(self.plan, looks[-1], spent)
     elif spent:
       console.show_warning(f"the sweep stops: {spent}")

@@ -37,7 +37,7 @@ def test_a_run_with_halves_is_scored_on_the_report_half(tmp_path):
 
 def test_the_page_says_how_many_tokens_score(tmp_path):
   run = _run(tmp_path, {"halves": HALVES, "held_out_tokens": 6})
-  told = "6 tokens: 3 score the trials, the others choose the best step and what is tuned"
+  told = "6 tokens: 3 score the trials, the others choose the best step and tuned values"
   assert dict(compared(tmp_path, [run]))["Held out"] == told
   (tmp_path / "0" / "held_out.npz").unlink()
   assert dict(compared(tmp_path, read_sweep(tmp_path)))["Held out"].startswith("6 tokens: one half scores the trials")

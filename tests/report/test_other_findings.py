@@ -171,7 +171,7 @@ def test_trials_that_only_tuned_are_told_from_none(tmp_path):
   trial(tmp_path, 0, 2.5)
   [group] = make_groups([replace(run, tunes=True) for run in read_sweep(tmp_path)])
   [found] = all_findings(group)
-  assert found.text == "Only trials that choose a tuned value are done (1), and none that scores an adapter."
+  assert found.text == "Only tuning trials are done (1). None scores an adapter."
 
 
 def test_alphas_that_go_with_methods_are_not_compared(tmp_path):

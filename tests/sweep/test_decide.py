@@ -188,7 +188,7 @@ def test_the_report_names_what_was_dropped_and_the_level(tmp_path):
   section = GroupSection(group, all_findings(group), [], None)
   report = Report("", METRICS["loss"], runs, [section], compared(tmp_path, runs))
   [finding] = [finding for finding in section.findings if finding.topic == "Rank"]
-  assert "dropped them during their training: rank 1 (at step 16 of 32" in finding.text
+  assert "dropped them during training: rank 1 (at step 16 of 32" in finding.text
   assert not any(word in finding.text for word in ("rank 1 has", "rank 2 has")), finding.text
   level = ledger_rows(tmp_path, "look")[-1]["level"]
   assert f"one-sided at {level * 100:.2g} % (that of look 1 during the sweep; all looks share 5 %)" in finding.evidence

@@ -161,15 +161,15 @@ class Files(FileSource):
     for source in filter(None, (self, self.held_out())):
       if source.is_hub:
         continue
-      skipped: dict[str, Skipped] = {}
+      first_skipped: Skipped | None = None
       for document in islice(source.documents(), PROBED_ROWS):
         if isinstance(document, Document):
-          skipped = {}
+          first_skipped = None
           break
-        if document.unit == "rows":
-          skipped.setdefault(document.reason, document)
-      for first in islice(skipped.values(), 1):
-        yield f"{first.where}: {first.reason}"
+        if document.unit == "rows" and first_skipped is None:
+          first_skipped = document
+      if first_skipped is not None:
+        yield f"{first_skipped.where}: {first_skipped.reason}"
 
   # ---- data
 

@@ -64,10 +64,11 @@ class ExpertTensors:
       self.factors.setdefault(path, []).append(Factors(_without_prefix(module), expert, part, leaves))
     for container, by_depth in stacked.items():
       self._add_stacked(container, by_depth)
-    for factors in (pair for pairs in self.factors.values() for pair in pairs):
-      self.used.update(factors.names.values())
-      if len(factors.names) < 2:
-        self.problems.append(f"the other factor of {next(iter(factors.names.values()))} is missing")
+    for pairs in self.factors.values():
+      for pair in pairs:
+        self.used.update(pair.names.values())
+        if len(pair.names) < 2:
+          self.problems.append(f"the other factor of {next(iter(pair.names.values()))} is missing")
     return self
 
   def _single(self, module: str) -> tuple[str, int, int] | None:

@@ -195,7 +195,8 @@ class AdapterFileCheck:
       name, transposed = parameter_name(self.naming, path)
       owner, _, leaf = name.rpartition(".")
       owners = [owner, *([tied[2]] if tied is not None and path == f"{tied[0]}.embedding" else [])]
-      for standard in (f"{PREFIX}{module}.{part}{leaf}" for module in owners for part in ("", f"{BASE}.")):
+      candidates = [f"{PREFIX}{module}.{part}{leaf}" for module in owners for part in ("", f"{BASE}.")]
+      for standard in candidates:
         if standard in self.file.entries and standard not in self.file_tensors:
           found[standard] = FileTensor(path, "", shape[::-1] if transposed else shape, transposed)
     return found

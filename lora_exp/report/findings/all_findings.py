@@ -34,8 +34,8 @@ def all_findings(group: Group, updates: LearnedUpdates = NO_UPDATES) -> list[Fin
 
 
 def _nothing(group: Group) -> str:
-  """Why there is nothing to compare."""
+  """The sentence that says why there is nothing to compare."""
   tuned = sum(run.tunes and run.status == "done" for run in group.runs)
   if tuned:
-    return f"Only trials that choose a tuned value are done ({tuned}), and none that scores an adapter."
+    return f"Only tuning trials are done ({tuned}). None scores an adapter."
   return "No adapter finished, so there is nothing to compare."

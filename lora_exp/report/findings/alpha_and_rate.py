@@ -62,7 +62,7 @@ def _alpha_answer(verdict: Verdict, mattered: bool | None, doubts: Sequence[str]
 
 
 def best_rate(group: Group) -> Iterator[Finding]:
-  """The best learning rate for each rank (or each other setting): by its mean, or by the trials that only tuned."""
+  """The best learning rate for each rank (or other setting): by the mean score, or by the tuning trials."""
   by_name = [(name, settings, best_by(settings, RATE)) for name, settings in _with_rates(group)]
   by_name = [(name, settings, by_rate) for name, settings, by_rate in by_name
              if len(by_rate) > 1 and any(s.seeds for s in by_rate.values())]
@@ -73,8 +73,8 @@ def best_rate(group: Group) -> Iterator[Finding]:
   if tuned:
     best = [best_of(by_rate.values()) for _, by_rate in tuned]
     lines = [f"{name}{s.values[RATE]:g}" for (name, _), s in zip(tuned, best, strict=True)]
-    text = (f"Learning rate chosen on the tuning half of the held-out data: {_some(lines)}. No trial scores the other "
-            "rates.")
+    text = (f"Learning rate chosen on the tuning half of the held-out data: {_first_lines(lines)}. No trial scores the "
+            "other rates.")
     problems = list(dict.fromkeys(edge for s in best for edge in at_edges(group, s)))
     if problems:
       text += f" Not settled: {joined(problems)}."
@@ -95,7 +95,7 @@ def _scored_rates(group: Group, scored: Sequence[tuple[str, Sequence[Setting], d
     problems += at_edges(group, best)
     trials.append(", ".join(str(run) for run in best.runs))
   metric = group.metric
-  text = f"Learning rate with the {metric.best_word} mean held-out {metric.label}: {_some(lines)}."
+  text = f"Learning rate with the {metric.best_word} mean held-out {metric.label}: {_first_lines(lines)}."
   if problems:
     text += f" Not settled: {joined(list(dict.fromkeys(problems)))}."
   elif not settled:
@@ -103,8 +103,8 @@ def _scored_rates(group: Group, scored: Sequence[tuple[str, Sequence[Setting], d
   return Finding("Rate", text, f"trials {joined(trials)}", settled and not problems)
 
 
-def _some(lines: Sequence[str]) -> str:
-  """The first MOST_LINES of them."""
+def _first_lines(lines: Sequence[str]) -> str:
+  """The first MOST_LINES of `lines`, and the number of the others."""
   rest = f"; and of {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
   return f"{joined(lines[:MOST_LINES])}{rest}"
 

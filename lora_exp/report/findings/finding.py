@@ -57,7 +57,7 @@ def evidence(verdict: Verdict) -> str:
     rows += "; not all have the same seeds, so gains are adjusted for what the seeds have in common"
   variance = "variance pooled over them"
   if not verdict.judgement.pooled:
-    variance += ", or that of a pair which scatters more or less than the rest"
+    variance += ", or that of the pair if it scatters more or less than the rest"
   covers = "seeds and held-out text" if verdict.covers_text else "seeds"
   tuned = any(len(level.candidates) > 1 for level in verdict.levels)
   choice = " Tuned values are chosen without the seed that they are scored on." if tuned else ""
@@ -66,7 +66,7 @@ def evidence(verdict: Verdict) -> str:
 
 
 def _level(verdict: Verdict) -> str:
-  """The level of the tests, and the look at which the sweep had it, if it added seeds until it knew."""
+  """The level of the tests, and, for a sweep that adds seeds until it has an answer, the look with this level."""
   level, look = f"{verdict.judgement.level * 100:.2g} %", verdict.look
   if look is None:
     return level
@@ -74,7 +74,7 @@ def _level(verdict: Verdict) -> str:
 
 
 def confidence(verdict: Verdict | None = None) -> str:
-  """The confidence of a conclusion, over all looks of the sweep; as `95 %`."""
+  """The confidence of a conclusion over all looks of the sweep, as `95 %`."""
   level = LEVEL if verdict is None or verdict.look is None else verdict.look.of_level
   return f"{(1 - level) * 100:.3g} %"
 

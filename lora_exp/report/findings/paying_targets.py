@@ -67,7 +67,7 @@ def _targets_finding(group: Group, verdict: Verdict, named: Level | None, answer
 
 
 def _gain_by_parameter(group: Group, levels: Sequence[Level], where: str) -> Iterator[Finding]:
-  """The mean gain of each of the targets for a thousand trainable parameters, and whether one is shown to gain most."""
+  """The mean gain of each target per thousand trainable parameters, and whether one is shown to gain most."""
   steady = sorted((level for level in levels if level.gains and not level.diverged and level.chosen.trainable),
                   key=_rate, reverse=True)
   if len(steady) < 2:
@@ -164,5 +164,5 @@ def _parameters(level: Level) -> float:
 
 
 def _rate(level: Level) -> float:
-  """The mean gain for a thousand parameters."""
+  """The mean gain per thousand parameters."""
   return level.gain.mean / _parameters(level) * 1000

@@ -1,4 +1,4 @@
-"""Sentences that several findings share: the states of levels, further seeds, and what single runs tell."""
+"""Sentences that several findings share: the states of levels, further seeds, and comparisons of single runs."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from lora_exp.report.verdicts.tuning import Level
 from lora_exp.report.verdicts.verdict import Verdict, text_error
 
 MOST_NAMED = 12  # levels in one sentence
-MOST_SEEDS = 100  # beyond which their number is not told
+MOST_SEEDS = 100  # a larger number of further seeds is not given
 
 
 def single_run_sentence(levels: Sequence[Level]) -> str:
@@ -63,7 +63,7 @@ def _undecided(verdict: Verdict, level: Level) -> str:
 
 
 def more_seeds_sentence(verdict: Verdict) -> str:
-  """How many further seeds would probably decide, and what they cost; empty where that is not known."""
+  """How many further seeds would probably decide, and what they cost; empty if that is unknown."""
   needed = [seeds for level in verdict.undecided if (seeds := verdict.of(level).more_seeds)]
   if not needed or verdict.doubts:
     return ""
@@ -112,13 +112,13 @@ def least_share(verdict: Verdict) -> str:
 
 
 def dropped_sentence(group: Group) -> str:
-  """The settings that the sweep dropped during their training, and why; empty if there are none."""
+  """The settings that the sweep dropped during training, with the reasons; empty if there are none."""
   reasons = {s.label: next((run.reason for run in s.runs if run.status == "pruned" and run.reason), "")
              for s in group.dropped}
   if not reasons:
     return ""
   parts = [f"{label} ({reason})" if reason else label for label, reason in reasons.items()]
-  return f"Not judged, because the sweep dropped them during their training: {'; '.join(parts[:MOST_NAMED])}."
+  return f"Not judged, because the sweep dropped them during training: {'; '.join(parts[:MOST_NAMED])}."
 
 
 def margin_text(verdict: Verdict) -> str:
@@ -133,7 +133,7 @@ def percent(share: float) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-  """As `a, b`, or as `a, rank 4; b, rank 4` where a word has a comma."""
+  """As `a, b`, or as `a, rank 4; b, rank 4` if a word contains a comma."""
   return ("; " if any("," in word for word in words) else ", ").join(words)
 
 

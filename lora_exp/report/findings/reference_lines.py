@@ -108,7 +108,7 @@ def _best_level(group: Group) -> Level:
 
 
 def forgetting(group: Group) -> Iterator[Finding]:
-  """The settings that lost least and most on the retained text, and whether they are shown to differ."""
+  """The settings whose loss on the retained text rose least and most, and whether they are shown to differ."""
   trained = [s for s in group.settings if s.seeds and not s.diverged and not s.method.trains_nothing]
   rises = sorted(((s, _rises(s)) for s in trained if _rises(s)), key=_mean)
   if len(rises) < 2:
@@ -129,7 +129,7 @@ def forgetting(group: Group) -> Iterator[Finding]:
 
 
 def _rises(setting: Setting) -> dict[tuple, float]:
-  """Seeds -> the rise of the loss on the retained text, for the runs that have one."""
+  """Seeds -> rise of the loss on the retained text, for the runs that measured it."""
   return {seeds: run.forgetting for seeds, run in setting.counted.items() if run.forgetting is not None}
 
 

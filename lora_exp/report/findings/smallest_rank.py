@@ -112,7 +112,7 @@ def _smaller(levels: Sequence[Level], named: Level) -> str:
 
 
 def _smaller_ranks(verdict: Verdict, named: Level) -> str:
-  """Which smaller ranks are shown not to be enough, and which are undecided."""
+  """The sentence on smaller ranks: which are shown not to be enough, and which are undecided."""
   parts = []
   for levels, state in ((verdict.insufficient, "not enough"), (verdict.undecided, "undecided")):
     ranks = [str(level.value) for level in levels if level.value < named.value]

@@ -52,7 +52,7 @@ def _finding(updates: LearnedUpdates, settings: Sequence[Setting], where: str, c
 
 
 def of_rank(updates: LearnedUpdates, setting: Setting) -> str:
-  """As `Of rank 8`, where no update has more directions than that."""
+  """`Of rank 8` if no update has more directions than that; otherwise a phrase that says so."""
   rank = f"{updates.rank(setting):g}"
   if updates.is_bounded(setting):
     return f"Of rank {rank}"

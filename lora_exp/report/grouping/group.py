@@ -32,7 +32,7 @@ class Group:
   varied: list[str]  # every key whose values differ in the sweep, seeds included
   why: str = ""  # how the group differs from the sweep's other groups
   margin: float = ReportConfig.margin  # share of the best gain that a setting may be short of it and still be enough
-  look: LookLevel | None = None  # at the verdicts during the sweep, whose level the report tests at
+  look: LookLevel | None = None  # the last look at the verdicts during the sweep; the report tests at its level
 
   @property
   def runs(self) -> list[RunRecord]:
@@ -46,7 +46,7 @@ class Group:
 
   @property
   def dropped(self) -> list[Setting]:
-    """The settings that the sweep dropped during their training, which are not judged."""
+    """The settings that the sweep dropped during training, which are not judged."""
     return [s for s in self.settings if s.dropped and not s.only_tuned]
 
   @property

@@ -44,7 +44,7 @@ class LearnedUpdates:
     return self.estimate(setting, "rank").mean
 
   def is_bounded(self, setting: Setting) -> bool:
-    """Whether no update of the setting has more directions than its configured rank, as LoHa's and PiSSA's have."""
+    """Whether no update of the setting has more directions than its configured rank. LoHa's and PiSSA's have more."""
     spectra = [spectrum for run in setting.counted.values() for spectrum in self.spectra.get(run.number, ())]
     return all(sum(value > 0 for value in spectrum.singular_values) <= spectrum.rank for spectrum in spectra)
 

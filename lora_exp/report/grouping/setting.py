@@ -90,7 +90,7 @@ class Setting:
 
   @property
   def dropped(self) -> bool:
-    """Whether its sweep dropped it during its training, because it would be far short of the best."""
+    """Whether the sweep dropped it during training, because it would be far short of the best."""
     return any(run.dropped for run in self.runs)
 
   @cached_property

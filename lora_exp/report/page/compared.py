@@ -77,7 +77,7 @@ def _source(run: RunRecord, node: str) -> str:
 
 
 def _held_out(run: RunRecord) -> str:
-  """The size of the held-out data, and of the half of it that scores."""
+  """The size of the held-out data, and of the half that scores the trials."""
   count = run.number_at("held_out_tokens")
   if count is None:
     return ""
@@ -85,7 +85,7 @@ def _held_out(run: RunRecord) -> str:
   if run.scores_share_choice:
     return size
   scored = f"{int(run.documents.tokens.sum()):,} score" if run.documents is not None else "one half scores"
-  return f"{size}: {scored} the trials, the others choose the best step and what is tuned"
+  return f"{size}: {scored} the trials, the others choose the best step and tuned values"
 
 
 def _training(run: RunRecord) -> str:
@@ -113,7 +113,7 @@ def _day(run: RunRecord) -> str:
 
 
 def _last_part(path: Any) -> str:
-  """The last part of each path, which reveals nothing about the machine; a hub id unchanged; empty for None."""
+  """The last part of each path, without directories of the machine; a hub id unchanged; empty for None."""
   if isinstance(path, list):
     return ", ".join(map(_last_part, path))
   text = str(path or "")

@@ -15,8 +15,8 @@ from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.verdicts.judgement import LEVEL
 
 PRUNED = (
-  "A pruned trial was stopped by its sweep, for the reason that is given with it: no failure, and no result to compare "
-  "at full length."
+  "A pruned trial was stopped by its sweep, for the reason given with it. It did not fail, and has no result at full "
+  "length to compare."
 )
 EXPORTED = (
   "The {label} of a trial is the held-out {label} of the state that it exports: the one with the lowest held-out loss, "
@@ -153,7 +153,7 @@ class Report:
 
   @property
   def _looks(self) -> list[str]:
-    """At which level the tests are, if the sweep looked at the verdicts while it added seeds."""
+    """The level of the tests, if the sweep looked at the verdicts while it added seeds."""
     look = self.sections[0].group.look if self.sections else None
     if look is None:
       return []

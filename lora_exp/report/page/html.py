@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent  # of page.html, page.css and page.js
 
 
 def html(report: Report, cache_dir: str | None = None) -> str:
-  """The page as text; `cache_dir` keeps the script that it has in common with other pages."""
+  """The page as text. The script that all pages share is cached in `cache_dir`."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(FOLDER),
     autoescape=jinja2.select_autoescape(["html"]),  # page.css and page.js are included as they are
@@ -30,7 +30,7 @@ def html(report: Report, cache_dir: str | None = None) -> str:
 
 
 def vega_script(cache_dir: str | None = None) -> str:
-  """The bundle of Vega, Vega-Lite and Vega-Embed, 0.9 MB; from `cache_dir`, or made where that cannot be written."""
+  """The bundle of Vega, Vega-Lite and Vega-Embed, 0.9 MB. It is cached in `cache_dir`, if that can be written."""
   if cache_dir is None:
     return _bundle()
   try:
@@ -46,5 +46,5 @@ def _write_bundle(directory: Path) -> None:
 
 @cache
 def _bundle() -> str:
-  """What `vl_convert` makes of the scripts that it carries. It takes seconds."""
+  """Bundles the scripts that `vl_convert` contains, which takes seconds."""
   return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

@@ -11,7 +11,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.plots.colours import evenly_picked
 
-TITLE_LETTERS = 34  # of a line of an axis's title: 220 pixels, the height of the lowest panel
+TITLE_LETTERS = 34  # letters per line of an axis title: 220 pixels, the height of the lowest panel
 NARROWEST = 1.5  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
@@ -42,7 +42,7 @@ def limits(values: Sequence[float], margin: float = 0.08) -> tuple[float, float]
 
 
 def title_lines(title: str) -> list[str]:
-  """The title of an axis in lines that fit a narrow panel; Vega cuts a longer one."""
+  """The title of an axis in lines that fit a narrow panel, because Vega cuts longer ones."""
   return textwrap.wrap(title, TITLE_LETTERS)
 
 

@@ -16,10 +16,10 @@ from lora_exp.report.plots.setting_marks import legend_entries, reference_lines,
 from lora_exp.report.statistics.running_median import running_median
 
 LOG_RATIO = 8.0  # of the largest to the smallest loss, from which the axis is logarithmic
-FEW_RUNS = 12  # that are drawn nearly opaque
-MOST_POINTS, FEWEST_POINTS = 60, 8  # of a curve
-ALL_POINTS = 2000  # of a panel, about
-DIGITS = 5  # significant ones of a value in the file
+FEW_RUNS = 12  # up to this number of runs, lines are nearly opaque
+MOST_POINTS, FEWEST_POINTS = 60, 8  # per curve
+ALL_POINTS = 2000  # per panel, approximately
+DIGITS = 5  # significant digits of a value in the page
 
 Curve = Sequence[tuple[float, float]]  # step, value
 
@@ -74,7 +74,7 @@ def _smoothed(curve: Curve) -> Curve:
 
 def _panel(group: Group, rows: list[dict[str, Any]], label: str, legend: bool, base: float | None = None
            ) -> alt.LayerChart:
-  """A line for each trial; a logarithmic axis where the values span LOG_RATIO, else one without the highest 2 %."""
+  """A line for each trial. The axis is logarithmic if the values span LOG_RATIO, else it omits the highest 2 %."""
   values = [row["y"] for row in rows]
   if min(values) > 0 and max(values) > LOG_RATIO * min(values):
     y = alt.Y(**logarithmic("y", label, values))
@@ -95,9 +95,9 @@ def _panel(group: Group, rows: list[dict[str, Any]], label: str, legend: bool, b
 
 
 def _below(rows: Sequence[dict[str, Any]], top: float) -> list[dict[str, Any]]:
-  """The curves with a gap where they are above `top`, to which each is drawn.
+  """The curves cut at `top`, with a gap where they are above it.
 
-  They could be clipped instead, but a clipped line takes thirty times as long to draw.
+  The plot could clip them instead, but a clipped line takes thirty times as long to draw.
   """
   below: list[dict[str, Any]] = []
   for i, row in enumerate(rows):

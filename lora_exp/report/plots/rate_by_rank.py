@@ -22,7 +22,7 @@ STAR = "M0,-1L0.23,-0.31L0.95,-0.31L0.38,0.12L0.59,0.81L0,0.4L-0.59,0.81L-0.38,0
 
 
 def rate_by_rank(group: Group) -> Figure | None:
-  """The map and the curves; None unless both the rank and the rate vary among the trials that score."""
+  """The map and the curves; None unless both the rank and the rate vary among the scored trials."""
   rates = sorted({s.values[RATE] for s in group.adapted if RATE in s.values})
   grid = _grid(group, rates)
   if len(grid) < 2 or len(rates) < 2:

@@ -28,7 +28,7 @@ class RunRecord:
   summary: dict[str, Any] = field(default_factory=dict)  # summary.json
   metrics: list[dict] = field(default_factory=list)  # rows of metrics.jsonl
   documents: DocumentLosses | None = None  # of the report half, for a run that is done and has held_out.npz
-  dropped: bool = False  # whether its sweep dropped the setting during its training
+  dropped: bool = False  # whether its sweep dropped the setting during training
   tunes: bool = False  # whether it only chose a value of a tuned setting, with a seed that scores nothing
 
   def __str__(self) -> str:

@@ -13,11 +13,11 @@ from lora_exp.runtime.run_files import LEDGER
 
 @dataclass(frozen=True)
 class LookLevel:
-  """The last look at the verdicts of a sweep that adds seeds until it knows (sweep=decide)."""
+  """The last look at the verdicts of a sweep that adds seeds until it has an answer (sweep=decide)."""
 
-  level: float  # at which it tested
-  of_level: float  # that all looks of the sweep share
-  count: int  # of the looks so far
+  level: float  # of its tests
+  of_level: float  # the level that all looks of the sweep share
+  count: int  # number of looks so far
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SweepLedger:
   study_trials: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (trial of the study, the runs that it trained)
   objectives: tuple[str, ...] = ()  # of the study
   tuning: frozenset[int] = frozenset()  # trials that only choose a value of a tuned setting
-  dropped: frozenset[int] = frozenset()  # trials of settings that the sweep dropped during their training
+  dropped: frozenset[int] = frozenset()  # trials of settings that the sweep dropped during training
   look: LookLevel | None = None  # None: it did not look at the verdicts
   problems: tuple[str, ...] = ()  # damaged lines, a sentence each
 

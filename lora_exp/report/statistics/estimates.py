@@ -75,8 +75,8 @@ class Ratio:
 def ratio(a: Mapping[tuple, float], b: Mapping[tuple, float], added: np.ndarray | None = None) -> Ratio | None:
   """mean(a) / mean(b) with Fieller's interval: by seed if they share at least two seeds, otherwise of two samples.
 
-  `added`: the covariance (2, 2) of errors of the two means that seeds do not show and that are known well. Degrees of
-  freedom are Satterthwaite's. None unless mean(b) > 0.
+  `added`: the covariance (2, 2) of further errors of the two means that are independent of seeds, taken as exact. The
+  degrees of freedom are Satterthwaite's. None unless mean(b) > 0.
   Fieller (1954), Some problems in interval estimation: the values r for which a − r · b does not differ from 0.
   """
   known = np.zeros((2, 2)) if added is None else added

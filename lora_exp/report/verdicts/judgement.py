@@ -9,18 +9,18 @@ The margin m is a share of the best setting's gain, fixed beforehand. A setting 
                    of `level`, because a sweep that claims both kinds has both chances to be wrong.
     undecided      otherwise.
 
-Each test of sufficiency may be wrong by itself, and a sweep has several. The more the noise, as a share of the margin,
-the more settings lie within its reach: above CLOSE the level of these tests falls, down to half. With more than MANY
-settings that are not insufficient, it is divided among them.
+Each test of sufficiency may be wrong, and a sweep has several. The larger the noise is relative to the margin, the more
+settings may be called sufficient by error. Therefore the level of these tests falls, down to half, if the noise exceeds
+CLOSE of the margin. With more than MANY settings that are not insufficient, it is divided among them.
 
 The contrast g_i − (1 − m) · g_j is tested as it stands, so that the error of the margin itself is in the test.
 
 Gains are modelled as setting + seed + error and fitted by least squares, which for a complete design takes the seeds'
 common effect out of every difference. The variance of the error is pooled over settings. Because a setting may scatter
-more than the others, each test must also hold with the spread of its own two settings at RELAXED times the level; where
-an F test finds that the two scatter more or less than the rest, their own spread alone is used. The more seeds, the
-less the second test is relaxed: with three seeds a spread of two settings alone says little. The constants are
-measured by tests/bench/verdicts.py.
+more than the others, each test must also hold with the spread of its own two settings, at RELAXED times the level. With
+more seeds this second test is relaxed less, because the spread of two settings is then known better. If an F test finds
+that the two scatter more or less than the rest, only their own spread is used. The constants are measured by
+tests/bench/verdicts.py.
 
 References: Berger (1982), Multiparameter hypothesis testing and acceptance sampling (intersection-union);
 Holm (1979), A simple sequentially rejective multiple test procedure.
@@ -43,9 +43,9 @@ MARGIN = ReportConfig.margin  # default share of the best setting's gain
 LEVEL = 0.05
 CLOSE = 0.45  # standard error of a difference, as a share of the margin, above which the level falls
 MANY = 5  # settings besides the tested one that are not insufficient; with more of them the level falls
-RELAXED = 3.4  # times the level, with three seeds
-RELAXED_LESS = 0.5  # with each further seed
-SCATTERS_MORE, SCATTERS_LESS = 0.025, 0.005  # p of the F test below which the spread of a pair is not pooled
+RELAXED = 3.4  # factor of the level of the second test, with three seeds
+RELAXED_LESS = 0.5  # decrease of this factor with each further seed
+SCATTERS_MORE, SCATTERS_LESS = 0.025, 0.005  # p-values of the F test below which the spread of a pair is not pooled
 POWER_FACTOR = 22.0  # 2 · (z_0.95 + z_0.95)²: seeds to show a difference δ with error s are about 22 · (s / δ)²
 MOST_SEEDS = 1000
 MOST_SHORT = 16.0  # times the best gain; nothing is known beyond
@@ -176,9 +176,9 @@ class Contrasts:
     self.variance = float(residuals @ residuals / self.df) if self.df > 0 else math.nan
     scale = float(np.abs(y).max(initial=0.0))
     self.variance = max(self.variance, (1e-9 * scale) ** 2)  # identical numbers: rounding, not certainty
-    self.squares = np.array([float((residuals[[row for row, (i, _, _) in enumerate(cells) if i == s]] ** 2).sum())
-                             for s in range(self.count)])
-    # Each setting has lost a share of its degrees of freedom to the seeds.
+    setting_of_cell = np.array([setting for setting, _, _ in cells], dtype=int)
+    self.squares = np.array([float((residuals[setting_of_cell == n] ** 2).sum()) for n in range(self.count)])
+    # The seed effects take an equal share of each setting's degrees of freedom.
     self.dfs = self.df * np.array([len(by_seed) for by_seed in self.gains]) / max(len(cells), 1)
     seed_effects = effects[self.count :]
     every = np.append(seed_effects, -seed_effects.sum()) if self.seeds_removed and n_seeds > 1 else np.zeros(1)

@@ -16,8 +16,8 @@ from lora_exp.report.verdicts.judgement import LEVEL, SEEDS_NEEDED, Contrasts
 
 VALUES_NEEDED = 3  # of a tuned key, where each setting was tried at its own values
 CONTENDS = 0.02  # one-sided p below which a value is no longer taken for one that may be the best
-EQUAL_CHOICE = 0.65  # share of the variance of a choice between equal values; both: tests/bench/verdicts.py
-SHORTFALL = 0.62  # weight of how far the choices without one seed fall short of the final one
+EQUAL_CHOICE = 0.65  # weight of the variance of a choice between equal values, from tests/bench/verdicts.py
+SHORTFALL = 0.62  # weight of the shortfall of leave-one-out choices from the final one, from tests/bench/verdicts.py
 # Keys that are tuned: settings are compared at their own best value of each.
 TUNED = ("optim.", "lora.alpha", "lora.lr_ratio", "lora.dropout", "lora.init_std", "train.batch_size")
 
@@ -162,8 +162,8 @@ def _choice_variance(
 ) -> tuple[float, float]:
   """The variance that the choice adds to the mean of `scores`, and its degrees of freedom.
 
-  One part is that of a choice between the values that may be best, as if they were equal. The other is seen in the
-  scores: where the choices without one seed differ from the final one, their mean gain is that of other values too.
+  One part is the variance of a choice between the values that may be best, as if they were equal. The other is the
+  square of the shortfall of the leave-one-out choices, whose scores may be those of other values than the final one.
   """
   tables = [{k: g for k, g in s.gains.items() if k in scores} for s in settings]
   contrasts = Contrasts([table for table in tables if table])
@@ -173,8 +173,8 @@ def _choice_variance(
   contending = 1 + sum(contrasts.p_pooled(best, j) >= CONTENDS for j in range(contrasts.count) if j != best)
   equal = EQUAL_CHOICE * choice_inflation(contending, seeds) * contrasts.variance / seeds
   shortfalls = [chosen.gains.get(seed, math.nan) - gain for seed, gain in scores.items()]
-  seen = SHORTFALL * float(np.mean([x for x in shortfalls if math.isfinite(x)] or [0.0]))
-  return equal + seen**2, float(contrasts.df)
+  shortfall = SHORTFALL * float(np.mean([x for x in shortfalls if math.isfinite(x)] or [0.0]))
+  return equal + shortfall**2, float(contrasts.df)
 
 
 @cache
@@ -242,7 +242,7 @@ def at_edges(group: Group, setting: Setting, ignore: str = "") -> list[str]:
 
 
 def _is_flat(setting: Setting, neighbour: Setting, margin: float) -> bool:
-  """Whether the neighbour is shown to be less than the margin worse; a trial that only tuned shows nothing."""
+  """Whether the neighbour is shown to be less than the margin worse, which tuning trials cannot show."""
   tables = [s.gains for s in (neighbour, setting)]
   if any(len(table) < SEEDS_NEEDED or not all(map(math.isfinite, table.values())) for table in tables):
     return False

@@ -38,7 +38,7 @@ class Verdict:
   doubts: list[str]  # why no level may be called enough; empty if one may
   notes: dict[str, str]  # tuned key -> how levels were not tuned alike, which has to be said with any conclusion
   covers_text: bool  # whether the error of the held-out text is in the tests
-  look: LookLevel | None = None  # at the verdicts during the sweep, whose level the tests have
+  look: LookLevel | None = None  # the last look at the verdicts during the sweep, whose level the tests use
 
   @property
   def best(self) -> Level:
@@ -153,7 +153,7 @@ def is_better_than_each(gains: Sequence[Mapping[Any, float]]) -> bool:
 def shown_lower(values: Sequence[Mapping[Any, float]], level: float = LEVEL) -> set[tuple[int, int]]:
   """(i, j) where the values of i, by seed, are shown to be lower than those of j: Holm over all ordered pairs.
 
-  Nothing is shown of one with fewer than SEEDS_NEEDED seeds. All values are finite.
+  A setting with fewer than SEEDS_NEEDED seeds is in no pair. All values must be finite.
   """
   eligible = {i for i, by_seed in enumerate(values) if len(by_seed) >= SEEDS_NEEDED}
   shown = Contrasts(values).insufficient(0.0, level, eligible)
