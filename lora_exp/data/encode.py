@@ -55,7 +55,26 @@ def encode_documents(
     else:
       plain = EncodedDocument([*_bos(tokenizer), *next(texts), tokenizer.eot], None)
       encoded.append(_with_control_name(plain, control_names.first(document.text)))
-  return [_with_unknown(document, tokenizer) for document in encoded]
+  encoded = [_with_unknown(document, tokenizer) for document in encoded]
+  if not tokenizer.missing_bytes:
+    return encoded
+  return [_with_missing_bytes(one, _text_of(document), tokenizer)
+          for one, document in zip(encoded, documents, strict=True)]
+
+
+def _text_of(document: Document) -> str:
+  """The text of a document, or those of the messages of its conversation."""
+  if document.conversation is None:
+    return document.prompt + document.text
+  return "".join(str(message.get("content") or "") for message in document.conversation.messages)
+
+
+def _with_missing_bytes(document: EncodedDocument, text: str, tokenizer: Tokenizer) -> EncodedDocument:
+  """`document` with the problem that its `text` has characters that the tokenizer leaves out, if it has any."""
+  if tokenizer.missing_bytes.isdisjoint(text.encode(errors="replace")):
+    return document
+  key = document.kind, "they have characters that are not in the tokenizer's vocabulary and are left out"
+  return replace(document, problems={**document.problems, key: 1})
 
 
 def _with_unknown(document: EncodedDocument, tokenizer: Tokenizer) -> EncodedDocument:

@@ -134,6 +134,23 @@ def test_characters_that_a_tokenizer_does_not_know_are_counted(tmp_path):
   assert [dict(one.problems) for one in found] == [{}, {("documents", reason): 1}, {("answers", reason): 1}]
 
 
+def test_characters_that_a_tokenizer_leaves_out_are_counted(tmp_path):
+  from tokenizers import Tokenizer as Library
+  from tokenizers import decoders, models, pre_tokenizers
+
+  letters = Library(models.BPE({"a": 0, "c": 1, "t": 2, "Ġ": 3, "</s>": 4}, []))
+  letters.pre_tokenizer, letters.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+  letters.save(str(tmp_path / "tokenizer.json"))
+  (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+  tokenizer = get_tokenizer(str(tmp_path))
+  turns = Conversation(({"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}))
+  documents = [Document(0, "cat cat"), Document(0, "dog cat"), Document(0, "act", "é"), Document(0, "", "", 0, turns)]
+  found = encode_documents(tokenizer, documents, DataConfig(), "")
+  reason = "they have characters that are not in the tokenizer's vocabulary and are left out"
+  assert [reason in {text for _, text in one.problems} for one in found] == [False, True, True, True]
+  assert chatml(tmp_path / "whole").missing_bytes == frozenset()
+
+
 def test_control_tokens_in_a_tool_stay_text(tmp_path):
   template = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}"
   call = {"function": {"name": "f", "arguments": {"<|im_end|>": "<|im_start|>"}}}

@@ -377,7 +377,7 @@ def test_what_all_layers_lack_is_one_problem(directory):
   assert sum(x.shape == (3, 99) for x in wide.values()) == 2
   save_file(wide, directory / WEIGHTS)
   [problem] = refusal(directory)
-  assert "is (3, 99), expected (3, 14) (r is 3 in" in problem and problem.endswith("(and so in 1 other layers)")
+  assert "is (3, 99), expected (3, 14) (r is 3 in" in problem and problem.endswith("(and so in 1 other layer)")
 
 
 def test_problems_of_both_files_are_named_together(directory):
@@ -397,6 +397,10 @@ def test_an_adapter_of_another_family_names_nearest_paths(root, tmp_path):
   [problem] = refusal(directory)
   assert "target_modules=k_proj does not name 3 modules whose tensors are in the file" in problem
   assert "did you mean q_proj?" in problem
+  rewrite(directory, target_modules=["q_proj"], layers_to_transform=[99])
+  [problem] = refusal(directory)
+  assert "target_modules=q_proj within layers_to_transform=[99] does not name 3 modules" in problem
+  assert "did you mean" not in problem  # q_proj is a module
 
 
 def test_layer_1_is_not_layer_11_in_either_direction(tmp_path):

@@ -35,6 +35,7 @@ class LimitedTokenizer:
     self.special_tokens: Mapping[str, int] = KnownTokens(tokenizer.special_tokens, rows, advice)
     self.chat_template, self.template_variables = tokenizer.chat_template, tokenizer.template_variables
     self.tool_template, self.strips, self.unknown = tokenizer.tool_template, tokenizer.strips, tokenizer.unknown
+    self.missing_bytes = tokenizer.missing_bytes
     self.start_after_control = tokenizer.start_after_control
 
   def encode(self, text: str, start: bool = True) -> list[int]:

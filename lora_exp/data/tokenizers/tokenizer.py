@@ -38,6 +38,7 @@ class Tokenizer(Protocol):
   template_variables: Mapping[str, str]  # tokens by their names in the template: {"bos_token": "<s>"}
   start_after_control: bool  # whether text after a control token is encoded with start=True
   unknown: int | None  # the id of characters that are not in the vocabulary
+  missing_bytes: frozenset[int]  # bytes of UTF-8 that are not in the vocabulary and are left out
   strips: Mapping[int, tuple[bool, bool]]  # control token -> whether spaces before it, and after it, are dropped
 
   def encode(self, text: str, start: bool = True) -> list[int]:
@@ -90,6 +91,7 @@ class PieceTokenizer(ABC):
     self.start_after_control = True
     self.strips: Mapping[int, tuple[bool, bool]] = {}
     self.unknown: int | None = None
+    self.missing_bytes: frozenset[int] = frozenset()
     self.pieces, self._adds_space = list(pieces), adds_space
     self.byte_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     self.byte_lengths[list(control.ids.values())] = 0

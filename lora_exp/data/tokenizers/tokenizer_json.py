@@ -22,6 +22,7 @@ try:
 except ImportError:
   raise InputError("tokenizer.json is read by the package tokenizers: pip install tokenizers") from None
 
+UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 SPLITS = {  # tokenizer_class -> the pattern that splits a text before merging; None: as GPT-2 does
   None: None, "GPT2Tokenizer": None, "GPT2TokenizerFast": None,
   "Qwen2Tokenizer": QWEN2, "Qwen2TokenizerFast": QWEN2,
@@ -147,6 +148,8 @@ class JsonTokenizer(PieceTokenizer):
     tokenizer.encode_special_tokens = self._continuing.encode_special_tokens = True  # encode them as text
     unknown = _unknown(tokenizer)
     self.unknown = None if unknown in (self.bos, *self.stops) else unknown  # GPT-2's is its end of text
+    if token_bytes is bytes_of and unknown is None and _keeps_bytes(tokenizer):
+      self.missing_bytes = UTF8_BYTES - {piece[0] for piece in pieces if len(piece) == 1}
     self._control_ids = set(control.ids.values()) - {unknown}
 
   def encode_batch(self, texts: Sequence[str], start: bool = True) -> list[list[int]]:
@@ -179,6 +182,12 @@ def _unknown(tokenizer: "library.Tokenizer") -> int | None:
   if isinstance(tokenizer.model, library.models.Unigram):
     return json.loads(tokenizer.model.__getstate__())["unk_id"]
   return tokenizer.model.token_to_id(tokenizer.model.unk_token) if tokenizer.model.unk_token else None
+
+
+def _keeps_bytes(tokenizer: "library.Tokenizer") -> bool:
+  """Whether a byte-level tokenizer splits a text into its bytes, and merges these."""
+  normalised = {part.get("type") for part in _parts(tokenizer.normalizer)} - {None, "NFC"}
+  return isinstance(tokenizer.model, library.models.BPE) and not normalised
 
 
 def _first_token(tokenizer: "library.Tokenizer") -> int | None:

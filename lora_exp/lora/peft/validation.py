@@ -93,9 +93,12 @@ class AdapterFileCheck:
       return adapted  # `compare` reports it
     if unnamed and config.names_modules:
       given = shortened(self._target_text())
-      near = did_you_mean(given.split(", ")[0], self._name_suffixes()) if len(unnamed) == len(adapted) else ""
-      self.config_problem(f"target_modules={given} does not name {_count(unnamed, 'module')} whose tensors are in the "
-                          f"file, such as {unnamed[0]}{near}")
+      first, choices = given.split(", ")[0], self._name_suffixes()
+      near = did_you_mean(first, choices) if len(unnamed) == len(adapted) and first not in choices else ""
+      layers = config.values.get("layers_to_transform")
+      within = "" if layers is None else f" within layers_to_transform={shortened(layers)}"
+      self.config_problem(f"target_modules={given}{within} does not name {_count(unnamed, 'module')} whose tensors are "
+                          f"in the file, such as {unnamed[0]}{near}")
     is_other = not adapted and bool(self.file.names.unknown)  # the adapter of another model
     absent = [path for path in self.names if path not in adapted and self._is_expected(path)] if not is_other else []
     if absent:
@@ -272,7 +275,7 @@ class AdapterFileCheck:
     if rest:
       near = did_you_mean(rest[0], missing or self.file_tensors) if len(rest[0]) < 1000 else ""
       other = "; is the adapter of another model?" if not self.rows and not self.expert_rows else ""
-      self.file_problem(f"{_count(rest, 'tensor')} belong to no module of this {kind}model, such as "
+      self.file_problem(f"{_count(rest, 'tensor')} {'belong' if rest[1:] else 'belongs'} to no module of this {kind}model, such as "
                         f"{shortened(rest[0], 200)}{near}{other}")
     raw = [self.file.names.tensors[name].name for name in names]
     self._group((name, f"is not part of the adapter that {self.config.where} describes") for name in raw)
@@ -292,7 +295,7 @@ class AdapterFileCheck:
       self.file_problem(f"{total} tensors do not fit the model, such as {shortened(names[0], 200)}, which {text}")
       return
     for (_, text), names in groups.items():
-      more = f" (and so in {len(names) - 1} other layers)" if len(names) > 1 else ""
+      more = f" (and so in {_count(names[1:], 'other layer')})" if len(names) > 1 else ""
       self.file_problem(f"{shortened(names[0], 200)} {text}{more}")
 
 
