@@ -275,7 +275,8 @@ class AdapterFileCheck:
     if rest:
       near = did_you_mean(rest[0], missing or self.file_tensors) if len(rest[0]) < 1000 else ""
       other = "; is the adapter of another model?" if not self.rows and not self.expert_rows else ""
-      self.file_problem(f"{_count(rest, 'tensor')} {'belong' if rest[1:] else 'belongs'} to no module of this {kind}model, such as "
+      belong = "belongs" if len(rest) == 1 else "belong"
+      self.file_problem(f"{_count(rest, 'tensor')} {belong} to no module of this {kind}model, such as "
                         f"{shortened(rest[0], 200)}{near}{other}")
     raw = [self.file.names.tensors[name].name for name in names]
     self._group((name, f"is not part of the adapter that {self.config.where} describes") for name in raw)
