@@ -93,7 +93,7 @@ class _RenderedConversation:
         self.problems[key] = self.problems.get(key, 0) + 1
 
   def _all_spans(self, unlearned: Set[int]) -> list[Span]:
-    """The whole text but the assistant's turns of weight 0."""
+    """The whole text without the assistant turns of weight 0, `unlearned`."""
     begin, spans = 0, []
     for span in filter(None, map(self._turn_span, sorted(unlearned & set(self.other_turns)))):
       spans.append((begin, span[0]))

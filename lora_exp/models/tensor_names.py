@@ -184,6 +184,6 @@ class StoredNames:
 
 
 def layer_of(name: str) -> int:
-  """The number of the layer that a stored tensor belongs to, from 0; -1 for those of none."""
+  """The number, from 0, of the layer that a stored tensor belongs to; -1 if it belongs to none."""
   match = LAYER.search(name)
   return -1 if match is None else int(match[1])

@@ -85,10 +85,10 @@ def evaluations(
 
 
 def _warn_not_finite(split: str, model: str, evaluation: Evaluation) -> None:
-  """Warns of a loss that the table does not show."""
+  """Prints a warning if the loss is not finite, because the table does not show such a loss."""
   loss = evaluation.metrics["loss"]
   if not math.isfinite(loss):
-    console.show_warning(f"the {split} loss of the model {model!r} is {loss}: its weights, or their activations in "
+    console.show_warning(f"the {split} loss of the model {model!r} is {loss}: its weights, or its activations in "
                          "model.dtype, are not finite")
 
 

@@ -156,7 +156,7 @@ class _LateLog:
       advice = (f"lower optim.lr (now {self.job.program.optim.lr:g}) or lora.alpha, or set optim.clip; "
                 "earlier checkpoints remain")
       if step == 1:
-        advice = "before anything is learned, so that the weights, or their activations in model.dtype, are not finite"
+        advice = "before anything is learned, so the weights, or the activations in model.dtype, are not finite"
       raise DivergedError(f"the loss is {loss} at step {step}{', ' if step == 1 else ': '}{advice}")
 
 

@@ -83,7 +83,7 @@ FAULTS = {
   "index": ["model-00002-of-00003.safetensors: model.norm.weight is missing, although .*index.json lists it"],
   "tensors": [r"up_proj.weight is \(48, 31\), the model's is \(48, 32\)", r"down_proj.weight has dtype I32",
               "model.norm.weight is missing", "model.extra.weight is not in the model"],
-  "layers": ["the number of its layers is 2, and model.layers=1; correct num_hidden_layers in its config.json",
+  "layers": ["it has 2 layers, but model.layers=1; correct num_hidden_layers in its config.json",
              "model.extra.weight is not in the model"],
   "architecture": ["config.json: architectures=PhiForCausalLM: not supported; choose Gemma.*Phi3ForCausalLM"],
   "fields": ["config.json: num_hidden_layers=2: must be a whole number from 1 to 10,000",
@@ -143,6 +143,6 @@ def test_weights_that_are_not_finite_are_named(tmp_path, capfd):
   argv = ["model=hf", f"model.weights={source}", "model.tokenizer=bytes", *QUIET, *on_stories(tmp_path),
           f"hydra.run.dir={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", "train.steps=1"]
   assert entry.run(argv) == 5
-  assert "the loss is nan at step 1, before anything is learned, so that the weights" in capfd.readouterr().err
+  assert "the loss is nan at step 1, before anything is learned, so the weights" in capfd.readouterr().err
   assert entry.run(["task=evaluate", "lora=frozen", *argv]) == 0
   assert "warning: the held-out loss of the model 'base' is nan: its weights" in capfd.readouterr().err

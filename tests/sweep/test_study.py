@@ -223,7 +223,7 @@ def test_pruning_leaves_the_best_trial_unchanged(unpruned, tmp_path, capfd, monk
   pruned = [trial for trial in trials if trial.status == "pruned"]
   assert all(trial.result("loss") is None and trial.reason.startswith("at step") for trial in pruned)
   page = (study / "report.md").read_text()
-  assert "no result to compare at full length" in page and "did not finish" not in page
+  assert "no result at full length to compare" in page and "did not finish" not in page
 
 
 @pytest.mark.slow

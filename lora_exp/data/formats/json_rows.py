@@ -120,7 +120,7 @@ def _elements(text: str) -> Iterator[Any]:
       continue
     try:
       value, position = decoder.raw_decode(text, position)
-    except RowProblem as problem:  # the rows after it can be read nevertheless
+    except RowProblem as problem:  # the following rows can still be read
       value, position = problem, json.JSONDecoder().raw_decode(text, position)[1]
     yield value
     position = _next(text, position)

@@ -83,7 +83,7 @@ class Layout:
     unread += ["some turns have weight 0"] if conversation.unlearned else []
     if any(map(_is_empty_answer, conversation.messages)):
       unread.append("an answer is empty, and only its end is learned")
-    if _has_two_systems(cells.get("system"), conversation.messages[0]):
+    if _has_two_system_prompts(cells.get("system"), conversation.messages[0]):
       unread.append(f"the column {roles['system']!r} is not read, because the messages begin with a system turn")
     return Document(key, "", "", row.read, conversation, tuple(unread), _without_directory(row.where))
 
@@ -102,8 +102,8 @@ def _is_empty_answer(message: Mapping[str, Any]) -> bool:
   return message["role"] == "assistant" and not message["content"] and "tool_calls" not in message
 
 
-def _has_two_systems(system: Any, first: Mapping[str, Any]) -> bool:
-  """Whether the cell `system` has another text than the system turn that a conversation begins with."""
+def _has_two_system_prompts(system: Any, first: Mapping[str, Any]) -> bool:
+  """Whether the cell `system` differs from the content of `first`, the first message of the conversation."""
   return _is_filled(system) and first["content"] != system
 
 

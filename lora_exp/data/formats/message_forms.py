@@ -59,7 +59,7 @@ class Turns:
       self.unlearned.add(len(self.messages))
     self.messages.append(_message(role, content, raw))
     read = {role_key, content_key, "function_call", *READ_KEYS, *WEIGHT_KEYS}
-    read -= {key for key in WEIGHT_KEYS if raw.get(key) not in (0, 1, None)}  # other weights are taken for 1
+    read -= {key for key in WEIGHT_KEYS if raw.get(key) not in (0, 1, None)}  # other weights count as 1
     filled = [key for key, value in raw.items() if value not in (None, "", [], {})]
     self.unread |= dict.fromkeys(key for key in filled if key not in read)
 

@@ -82,16 +82,16 @@ class Files(FileSource):
       yield self.problem("eval_split", "data.eval_path is set too; remove one")
 
   def _columns_problems(self) -> Iterator[str]:
-    """Columns that would not be read, or would be read twice."""
+    """The problems of columns that would not be read, or would be read twice."""
     columns = self.columns or {}
     for role, others in ALONE.items():
       unread = [other for other in others if role in columns and other in columns]
       if unread:
-        yield self.problem("columns", f"beside {role}, {' and '.join(unread)} would not be read; remove one of them")
+        yield self.problem("columns", f"with {role}, {' and '.join(unread)} would not be read; remove one of them")
         break
     twice = [column for column, count in Counter(columns.values()).items() if count > 1]
     if twice:
-      yield self.problem("columns", f"the column {twice[0]!r} is named twice; name another one")
+      yield self.problem("columns", f"the column {twice[0]!r} has two roles; name another column for one of them")
     for setting, default in (("prompt_field", "prompt"), ("response_field", "response")):
       if columns and getattr(self, setting) != default:
         yield self.problem(setting, "data.columns names the columns too; remove one")

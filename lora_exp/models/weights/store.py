@@ -95,17 +95,17 @@ def _check_tensors(
   problems += unused_problems(checkpoint, [name for name in stored if name not in used], names)
   if problems:
     read = [name for name in stored if not names.is_of_another_part(name)]
-    problems = _without_other_layers(list(dict.fromkeys(problems)), read, used)
+    problems = _with_layer_problem(list(dict.fromkeys(problems)), read, used)
     raise InputError([f"{path}: {problem}" for problem in problems])
 
 
-def _without_other_layers(problems: list[str], stored: Iterable[str], wanted: Iterable[str]) -> list[str]:
-  """`problems` with a single one for all layers that only one of the tensors `stored` and those `wanted` have."""
+def _with_layer_problem(problems: list[str], stored: Iterable[str], wanted: Iterable[str]) -> list[str]:
+  """`problems`, with a single one for all layers that are only in `stored` or only in `wanted` (names of tensors)."""
   found, expected = (1 + max(map(layer_of, names), default=-1) for names in (stored, wanted))
   if found == expected or not found:
     return problems
   others = [problem for problem in problems if layer_of(problem) < min(found, expected)]
-  return [f"the number of its layers is {found}, and model.layers={expected}; correct num_hidden_layers in its "
+  return [f"it has {found} layers, but model.layers={expected}; correct num_hidden_layers in its "
           "config.json, or copy the checkpoint again", *others]
 
 

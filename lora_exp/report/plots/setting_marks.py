@@ -1,4 +1,4 @@
-"""Marks of settings: points with their intervals, coloured by verdict or by value, and what they tell the pointer."""
+"""Marks of settings: points with their intervals, coloured by verdict or by value, and their tooltips."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ STATES: dict[str, tuple[str, str]] = {
 REFERENCE = "reference line"  # the level of shapes that full fine-tuning has
 FULL_NAME = "full fine-tuning"
 DIVERGED = "M-1,-1L1,1M-1,1L1,-1"  # an ×, as an SVG path
-MOST_SEEDS = 10  # values of single seeds that the pointer is told
+MOST_SEEDS = 10  # values of single seeds in a tooltip
 
 
 def setting_row(group: Group, setting: Setting, x: float | Estimate, y: Estimate, state: str = NOT_JUDGED) -> Row:
@@ -55,7 +55,7 @@ def _shape_level(setting: Setting, key: str | None) -> str:
 
 
 def tooltips(group: Group, judged: bool = False) -> list[alt.Tooltip]:
-  """What the pointer is told of a row of `setting_row`."""
+  """The tooltips of a row of `setting_row`."""
   names = {"setting": "setting", "score": f"held-out {group.metric.label}", "seeds": "by seed", "gain": "gain"}
   names |= {"share": "% of full"} if group.full else {}
   names |= {"parameters": "trainable parameters", "diverged": "diverged trials"}
