@@ -78,6 +78,7 @@ def test_old_sweep_that_was_stopped_goes_on(old):
   assert rows(sweep / "0")[: len(before)] == before
 
 
+@pytest.mark.slow
 def test_old_run_is_resumed_as_the_unbroken_one(old):
   run, unbroken = old("stopped"), curve(OLD / "finished")
   assert start(f"train.resume={run}") == 0

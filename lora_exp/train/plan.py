@@ -160,13 +160,14 @@ def _tokenizer(cfg: ModelConfig) -> Tokenizer:
   rows = cfg.vocab_size or tokenizer.vocab_size
   if rows >= tokenizer.vocab_size:
     return tokenizer
-  return LimitedTokenizer(tokenizer, rows, f"{_vocabulary_advice(cfg)}, or remove the token from the data")
+  advice = _vocabulary_advice(cfg, tokenizer.vocab_size - 1)
+  return LimitedTokenizer(tokenizer, rows, f"{advice}, or remove the token from the data")
 
 
-def _vocabulary_advice(cfg: ModelConfig) -> str:
-  """What to do if the tokenizer has tokens without a row in the embedding table."""
+def _vocabulary_advice(cfg: ModelConfig, largest: int) -> str:
+  """What to do if the token with the id `largest` has no row in the embedding table."""
   if not cfg.weights:
-    return "leave it null"
+    return f"give at least {largest + 1}, or leave it null"
   if cfg.tokenizer == FROM_WEIGHTS:
     return "give the tokenizer that the weights were trained with, model.tokenizer=PATH"
   return f"use the tokenizer of the weights, model.tokenizer={FROM_WEIGHTS}"
@@ -178,7 +179,7 @@ def _vocabulary_problems(cfg: ModelConfig, tokenizer: Tokenizer) -> list[str]:
   if not ids:
     return []
   return [f"model.vocab_size={cfg.vocab_size}: the tokenizer ({cfg.tokenizer}) adds the token {ids[0]} to each "
-          f"document, and the embedding table has no row for it; {_vocabulary_advice(cfg)}"]
+          f"document, and the embedding table has no row for it; {_vocabulary_advice(cfg, max(ids))}"]
 
 
 def _batch_problems(cfg: Config, ways: int) -> list[str]:

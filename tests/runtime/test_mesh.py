@@ -78,6 +78,7 @@ def test_nothing_is_gathered_without_split_parameters(mesh):
   assert gathered(program) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["fsdp", "all"])
 def test_fsdp_gathers_parameters_and_no_activation(mesh):
   result = trained(mesh)
@@ -115,6 +116,7 @@ print(json.dumps([table, list(job.frozen["output_layer"]["kernel"].sharding.spec
 """
 
 
+@pytest.mark.slow
 def test_an_indivisible_vocabulary_is_replicated():
   table, spec = json.loads(script_output(ODD))
   note = "vocab 257 does not divide over tensor 2: replicated"

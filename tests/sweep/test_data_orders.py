@@ -22,6 +22,7 @@ def learned(run_dir: Path) -> list[tuple]:
   return [(row["step"], row["tokens"], row["loss"], row.get("grad_norm")) for row in rows(run_dir)]
 
 
+@pytest.mark.slow
 def test_resumed_seeds_in_a_pack_equal_their_runs_alone(tmp_path):
   text, sweep = tmp_path / "texts.txt", tmp_path / "sweep"
   text.write_text("<|endoftext|>".join(f"{n} " * (n % 9 + 2) for n in range(60)))
@@ -34,6 +35,7 @@ def test_resumed_seeds_in_a_pack_equal_their_runs_alone(tmp_path):
   assert learned(sweep / "0")[-1][1] != learned(sweep / "1")[-1][1], "both orders have as many tokens"
 
 
+@pytest.mark.slow
 def test_seeds_of_numeric_examples_share_a_pack(tmp_path):
   sweep = tmp_path / "sweep"
   assert entry.run(["-m", "hydra/launcher=packed", f"hydra.sweep.dir={sweep}", *NUMBERS, "seed=0,1"]) == 0

@@ -145,6 +145,7 @@ def test_trials_that_tuned_score_nothing(tmp_path):
 # ---- a sweep of real runs
 
 
+@pytest.mark.slow
 def test_a_tuned_sweep_runs_in_packs_to_its_report(tmp_path, capfd):
   argv = ["sweep=rank", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, *on_stories(tmp_path), "lora.rank=1,4",
           "seed=0,1", "hydra.sweeper.tune.factors=[1,1e30]", "hydra.sweeper.tune.extend=0", "optim.clip=null",

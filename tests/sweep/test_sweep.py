@@ -148,8 +148,10 @@ def packed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("number", "own"), [
-  (0, ["lora.rank=1"]), (3, ["lora.rank=2", "lora.targets=mlp"]), (4, ["lora.rank=4"]),
-])  # fmt: skip
+  (0, ["lora.rank=1"]),
+  pytest.param(3, ["lora.rank=2", "lora.targets=mlp"], marks=pytest.mark.slow),
+  pytest.param(4, ["lora.rank=4"], marks=pytest.mark.slow),
+])
 def test_a_trial_leaves_what_its_own_run_would_have_left(packed, tmp_path, number, own):
   stories = [f"data.path={packed.parent / 'lora_exp_test_stories.txt'}", "data=text"]
   alone, trial = train(tmp_path / "run", *SHORT, *stories, *own), packed / str(number)
@@ -205,6 +207,7 @@ def test_the_sweep_ends_with_its_report(packed):
 # ---- what goes wrong
 
 
+@pytest.mark.slow
 def test_a_diverged_trial_does_not_change_the_others(tmp_path):
   argv = [*SHORT, *on_stories(tmp_path), "optim.clip=null", "optim=sgd", "train.export=last"]
   healthy = sweep(tmp_path / "healthy", *argv, "optim.lr=1e-3,2e-3,3e-3")

@@ -38,6 +38,7 @@ def advised(directory) -> dict:
   return json.loads((out / "advice.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_commands_train_and_sweep_the_advice(advised):
   advice, commands = advised["advice"], {name: shlex.split(text) for name, text in advised["commands"].items()}
   assert all(words[:3] == ["python", "-m", "lora_exp"] for words in commands.values())

@@ -235,6 +235,7 @@ def test_a_new_metric_is_the_objective_of_a_study(sweep):
     read_study({**node, "objectives": ["top_fife"]}, [], overrides)
 
 
+@pytest.mark.slow
 def test_a_teacher_gives_no_perplexity(tmp_path, capfd):
   data = ["data=planted", "data.source=text", "data.view=null", *on_stories(tmp_path)[1:]]
   run = train(tmp_path / "run", "model=minigpt_tiny", "model.base=random", *QUIET, *data, "train.steps=1",

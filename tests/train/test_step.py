@@ -88,7 +88,8 @@ def padding(leaves: dict, n: int) -> dict[str, np.ndarray]:
   return {path: np.asarray(x[n] if path not in mine else cut(path, x[n])) for path, x in leaves.items()}
 
 
-@pytest.mark.parametrize("mapping", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mapping", ["map", "vmap"])
 def test_every_packed_gradient_equals_its_solo_run(mapping):
   found = flatten(gradients(pack(mapping)[0].job, pack("map")[3].params, rows(99)))
   for n in range(3):
@@ -101,7 +102,7 @@ def test_every_packed_gradient_equals_its_solo_run(mapping):
       assert not g.any(), f"trial {n}: the padding of {path} has a gradient"
 
 
-@pytest.mark.parametrize("mapping", ["map", "vmap"])
+@pytest.mark.parametrize("mapping", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_trial_in_a_pack_has_the_losses_of_its_solo_run(mapping):
   losses = pack(mapping)[1]
   for n in range(3):

@@ -26,6 +26,7 @@ def _costs(*settings: dict, mapping: str = "map") -> list[TrialCost]:
   return trial_costs(job, union([plan.table for plan in plans]), trials, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["map", "vmap"])
 def test_cost_of_a_packed_trial_is_its_own(mapping):
   settings = [{"lora__rank": 1}, {"lora__rank": 1, "lora__targets": "attention"}, {"lora__rank": 16}]
@@ -37,6 +38,7 @@ def test_cost_of_a_packed_trial_is_its_own(mapping):
   assert packed[1].flops < packed[0].flops < packed[2].flops
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_costs_more_than_rank_one():
   [lora] = _costs({"lora__rank": 1})
   full = _costs(*[{"lora__method": "full", "train__seed": seed} for seed in (0, 1, 2)])

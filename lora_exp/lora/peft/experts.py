@@ -179,7 +179,8 @@ class ExpertTensors:
     """Whether the stacked factors have I and O exchanged; by the release of PEFT if I = O."""
     count, fan_in, fan_out = self.shapes[path]
     if fan_in != fan_out or self.config.extra:  # this program writes the current layout
-      return self.entries[pair.names["lora_a"]].shape[1] != fan_in
+      a_shape = self.entries[pair.names["lora_a"]].shape
+      return a_shape[1] != fan_in
     numbers = re.match(r"(\d+)\.(\d+)", str(self.config.values.get("peft_version")))
     return numbers is None or (int(numbers[1]), int(numbers[2])) < CURRENT_LAYOUT
 
