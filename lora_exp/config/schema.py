@@ -123,7 +123,7 @@ class DataConfig:
   # document per row | stream: rows are cut from the stream of all documents
   pad_in_loss: bool = False  # with packing=pad: include padding in the loss, as in the JAX tutorial
   prompt_in_loss: bool = False  # include prompts in the loss
-  loss: str = "assistant"  # of a conversation: assistant (every assistant turn) | last (the last one) | all (all of it)
+  loss: str = "assistant"  # what is learned: assistant (every assistant turn) | last (the last one) | all (prompts too)
   limit: int | None = None  # maximum number of documents (stdlib: files, chatterbot: questions)
   prompt_field: str = "prompt"  # for files: the column with the prompt
   response_field: str = "response"  # for files: the column with the response

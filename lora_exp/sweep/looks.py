@@ -38,7 +38,7 @@ class Look:
   seeds: int
   level: float  # at which this look tests
   judgement: Judgement  # by index as text
-  left: list[int]  # settings that get further seeds unless the sweep stops
+  open_settings: list[int]  # settings that get further seeds unless the sweep stops
   insufficient: list[int]
   unjudged: list[int]  # settings that were dropped during training
   answer: int | None  # the sufficient setting with the fewest parameters of those that are not insufficient
@@ -51,7 +51,7 @@ class Look:
   @property
   def futile(self) -> bool:
     """Whether the probability that further seeds give an answer is below FUTILE."""
-    return bool(self.left) and self.chance < FUTILE
+    return bool(self.open_settings) and self.chance < FUTILE
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def make_looks(
 ) -> list[Look]:
   """The looks that the scored trials so far allow, in order."""
   scores = read_scores(plan, trials, results)
-  left, looks = list(scores.gains), list[Look]()
+  open_settings, looks = list(scores.gains), list[Look]()
   levels = look_levels(decision.looks, decision.level)
   for count, level in zip(decision.looks, levels, strict=True):
-    if not left or any(scores.trained[n] < count for n in left):
+    if not open_settings or any(scores.trained[n] < count for n in open_settings):
       break
     looks.append(_look(count, level, levels[-1], decision.looks[-1], margin, scores))
-    left = [] if looks[-1].futile else looks[-1].left
+    open_settings = [] if looks[-1].futile else looks[-1].open_settings
   return looks
 
 
@@ -98,10 +98,10 @@ def _look(count: int, level: float, last_level: float, most: int, margin: float,
   steady = [n for n in by_size if not judgement.verdicts[str(n)].diverged]
   answer = next((n for n in steady[:1] if judgement.state(str(n)) == SUFFICIENT), None)
   unknown = any(scores.repeats(n) and len(gains[n]) < SEEDS_NEEDED for n in gains)  # a setting can never be compared
-  left = [] if answer is not None or unknown or count == most else _open_settings(steady, judgement, margin)
-  left = [n for n in left if not scores.repeats(n)]
-  chance = chance_of_answer(judgement, gains, scores.sizes, most, last_level, text) if left else float(bool(answer))
-  return Look(count, level, judgement, left, insufficient, scores.dropped, answer, chance)
+  open_settings = [] if answer is not None or unknown or count == most else _open_settings(steady, judgement, margin)
+  open_settings = [n for n in open_settings if not scores.repeats(n)]
+  chance = chance_of_answer(judgement, gains, scores.sizes, most, last_level, text) if open_settings else float(bool(answer))
+  return Look(count, level, judgement, open_settings, insufficient, scores.dropped, answer, chance)
 
 
 def _open_settings(steady: Sequence[int], judgement: Judgement, margin: float) -> list[int]:
@@ -114,10 +114,10 @@ def _open_settings(steady: Sequence[int], judgement: Judgement, margin: float) -
   likely = next((i for i, verdict in enumerate(verdicts) if not verdict.short > margin), len(steady) - 1)
   if likely < 0:
     return []
-  left = {*steady[: likely + 1]}
+  chosen = {*steady[: likely + 1]}
   if verdicts[likely].state != SUFFICIENT:
-    left |= {int(name) for name in verdicts[likely].open_against if not judgement.verdicts[name].diverged}
-  return sorted(left)
+    chosen |= {int(name) for name in verdicts[likely].open_against if not judgement.verdicts[name].diverged}
+  return sorted(chosen)
 
 
 def text_error(gains: Gains, documents: Mapping[tuple[int, int], DocumentLosses | None]) -> np.ndarray | None:

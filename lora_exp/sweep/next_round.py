@@ -56,9 +56,9 @@ class RoundMaker:
     looks, trained = self.looks(trials, results), read_scores(self.plan, trials, results).trained
     if not looks:
       return self._more(trials, [n for n in trained if trained[n] < decision.looks[0]], decision.looks[0])
-    if not looks[-1].left or looks[-1].futile:
+    if not looks[-1].open_settings or looks[-1].futile:
       return None
-    return self._more(trials, looks[-1].left, decision.looks[len(looks)])
+    return self._more(trials, looks[-1].open_settings, decision.looks[len(looks)])
 
   def _more(self, trials: Sequence[RoundTrial], settings: Sequence[int], count: int) -> Round | None:
     """A round that brings each of `settings` to `count` seeds; None if all have them."""
