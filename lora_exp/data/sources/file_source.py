@@ -88,9 +88,9 @@ class FileSource(TextSource):
     except InputError:  # a dataset and not files
       return {}
     sizes = {path.stat().st_size for path in learned}
-    held_out = [path for path in held_out if path.stat().st_size in sizes]  # others differ, and need no digest
-    digests = {files_digest([path]) for path in learned} if held_out else set()
-    both = [path for path in held_out if files_digest([path]) in digests]
+    of_equal_size = [path for path in held_out if path.stat().st_size in sizes]  # only these need a digest
+    digests = {files_digest([path]) for path in learned} if of_equal_size else set()
+    both = [path for path in of_equal_size if files_digest([path]) in digests]
     return {"data.eval_path": f"{both[0]} is also trained on, so its loss is not a held-out loss"} if both else {}
 
   def texts(self) -> Iterator[str]:
