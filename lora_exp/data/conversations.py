@@ -6,6 +6,7 @@ prompt to the end of the turn. Some templates render a turn differently once oth
 for example. Such a turn ends at its end-of-turn token. A turn that cannot be found is not learned, and is counted.
 """
 
+import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -81,6 +82,7 @@ class _RenderedConversation:
     self.spans: list[Span] = []
     self.problems = _changed_messages(self.chat, self.text, conversation.messages)
     self._count_names(conversation.messages)
+    self._count_tools()
     self.spans = self._all_spans(conversation.unlearned) if loss == "all" else self._learned_spans()
 
   def _count_names(self, messages: Sequence[Message]) -> None:
@@ -91,6 +93,27 @@ class _RenderedConversation:
       if name is not None:
         key = TURNS, control_name_reason(name)
         self.problems[key] = self.problems.get(key, 0) + 1
+
+  def _count_tools(self) -> None:
+    """Counts the messages whose tool calls the template leaves out, and the conversation if it leaves out its tools."""
+    for turn, message in enumerate(self.chat.messages):
+      if message.get("tool_calls"):
+        calls = [_renamed_call(call, self.chat.sentinel) for call in message["tool_calls"]]
+        messages = [*self.chat.messages[:turn], {**message, "tool_calls": calls}, *self.chat.messages[turn + 1 :]]
+        if not self._has_sentinel(messages, self.chat.tools):
+          key = TURNS, "the chat template leaves out the tool calls of the assistant"
+          self.problems[key] = self.problems.get(key, 0) + 1
+    tools = [_renamed_call(tool, self.chat.sentinel) for tool in self.chat.tools]
+    if tools and not self._has_sentinel(self.chat.messages, tools):
+      self.problems["conversations", "the chat template leaves out their tools"] = 1
+
+  def _has_sentinel(self, messages: Sequence[Message], tools: Sequence[Any]) -> bool:
+    """Whether the sentinel is in the rendering of `messages` and `tools`, or the template refuses it there."""
+    try:
+      text = self.chat.template.render(self.chat.variables, messages, False, tools)
+    except InputError:
+      return True
+    return self.chat.sentinel in text or json.dumps(self.chat.sentinel)[1:-1] in text
 
   def _all_spans(self, unlearned: Set[int]) -> list[Span]:
     """The whole text without the assistant turns of weight 0, `unlearned`."""

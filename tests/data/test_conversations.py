@@ -151,6 +151,22 @@ def test_characters_that_a_tokenizer_leaves_out_are_counted(tmp_path):
   assert chatml(tmp_path / "whole").missing_bytes == frozenset()
 
 
+def test_tools_that_a_template_leaves_out_are_counted(tmp_path):
+  call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+  turns = ({"role": "user", "content": "Use f."}, {"role": "assistant", "content": "", "tool_calls": [call]},
+           {"role": "tool", "content": "sat"}, {"role": "assistant", "content": "sat"})
+  conversation = Conversation(turns, tools=({"type": "function", "function": {"name": "f"}},))
+  calls = "message['content'] + (message.tool_calls | tojson if message.tool_calls else '')"
+  written = CHATML.replace("message['content']", calls)
+  reasons = {("turns", "the chat template leaves out the tool calls of the assistant"): 1,
+             ("conversations", "the chat template leaves out their tools"): 1}
+  both = "{{ tools | tojson }}" + written
+  ascii_only = both.replace("tojson", "tojson(ensure_ascii=True)")
+  for name, template, lost in (("none", CHATML, 2), ("calls", written, 1), ("both", both, 0), ("ascii", ascii_only, 0)):
+    problems = encoded(chatml(tmp_path / name, template), conversation).problems
+    assert len(reasons.keys() & problems.keys()) == lost == len(problems), (name, problems)
+
+
 def test_control_tokens_in_a_tool_stay_text(tmp_path):
   template = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}"
   call = {"function": {"name": "f", "arguments": {"<|im_end|>": "<|im_start|>"}}}

@@ -147,6 +147,13 @@ def test_what_is_empty_or_ignored_is_said():
   assert read({**both, "system": SYSTEM["content"]}).unread == ()
 
 
+def test_a_column_of_messages_may_be_null():
+  pair = {"messages": None, "prompt": "a", "response": "b"}
+  assert (read(pair).prompt, read(pair).text, read(pair).unread) == ("a", "b", ())
+  assert read({"conversations": None, "text": "b"}).text == "b"
+  assert skipped({"messages": None, "id": 3}) == "the messages are not a list"
+
+
 def test_columns_may_be_named():
   chosen = Layout({"prompt": "q", "response": "a"})
   assert read({"q": "x", "a": "y", "input": "z"}, chosen).unread == ("the column 'input' is not read",)

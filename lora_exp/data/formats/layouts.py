@@ -6,6 +6,7 @@ with a reason. Columns that are not read are listed in `Document.unread`.
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -65,6 +66,11 @@ class Layout:
     if self.columns is not None:
       return _given_roles(names, tuple(self.columns.items()), self.optional)
     texts = frozenset(name for name in names if _is_plain_text(fields[name]))
+    messages = _column_of("messages", names)
+    if messages is not None and fields[messages] is None:  # formats with one set of columns for all rows
+      with suppress(RowProblem):
+        others = tuple(name for name in names if name != messages)
+        return _found_roles(others, texts, self.prompt_field, self.response_field)
     return _found_roles(names, texts, self.prompt_field, self.response_field)
 
   def _document(self, row: Row, key: int) -> Document:
