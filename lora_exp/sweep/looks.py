@@ -100,7 +100,7 @@ def _look(count: int, level: float, last_level: float, most: int, margin: float,
   unknown = any(scores.repeats(n) and len(gains[n]) < SEEDS_NEEDED for n in gains)  # a setting can never be compared
   open_settings = [] if answer is not None or unknown or count == most else _open_settings(steady, judgement, margin)
   open_settings = [n for n in open_settings if not scores.repeats(n)]
-  chance = float(bool(answer))
+  chance = float(answer is not None)
   if open_settings:
     chance = chance_of_answer(judgement, gains, scores.sizes, most, last_level, text)
   return Look(count, level, judgement, open_settings, insufficient, scores.dropped, answer, chance)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.names import BASE, PREFIX, Naming, module_name
-from lora_exp.lora.peft.stored_names import StoredNames
+from lora_exp.lora.peft.stored_names import PeftNames
 from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays
 
 
@@ -17,7 +17,7 @@ class AdapterFile:
   """The header of adapter_model.safetensors."""
 
   path: Path
-  names: StoredNames
+  names: PeftNames
   entries: Mapping[str, TensorEntry]  # by the name in current PEFT; without tensors of unknown modules
   raw: Mapping[str, TensorEntry]  # all entries, by the name in the file
 

@@ -26,7 +26,7 @@ from lora_exp.lora.peft.adapted_model import AdaptedModel, AdapterFile, fitted
 from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.config_writer import base_fields, config_values
 from lora_exp.lora.peft.names import Naming, module_name
-from lora_exp.lora.peft.stored_names import StoredNames
+from lora_exp.lora.peft.stored_names import PeftNames
 from lora_exp.lora.peft.tensors import FileTensor
 from lora_exp.lora.peft.validation import AdapterFileCheck, trained_size
 from lora_exp.runtime import console
@@ -153,7 +153,7 @@ def load_adapter(
     console.show_warning(f"{directory}: PEFT approximates the part of the base that it subtracts with random numbers "
                          f"(init_lora_weights={config.values['init_lora_weights']}); here it is computed exactly")
   model = AdaptedModel(naming, shapes, full_shapes)
-  names = StoredNames(config.form, naming, model.paths()).read(entries)
+  names = PeftNames(config.form, naming, model.paths()).read(entries)
   stored = {name: entries[tensor.name] for name, tensor in names.tensors.items()}
   file = AdapterFile(directory / WEIGHTS, names, stored, entries)
   problems = [f"{file.path}: {problem}" for problem in names.problems]

@@ -27,7 +27,7 @@ class StoredTensor(NamedTuple):
 
 
 @dataclass
-class StoredNames:
+class PeftNames:
   """The tensors of a file by PEFT's name. `paths` are our paths of all modules that the model has."""
 
   form: PeftFormat
@@ -44,7 +44,7 @@ class StoredNames:
     self.suffixes = {suffix.partition(".")[0]: suffix for suffix in suffixes}
     self.shared = {name.rpartition(".")[2]: name for name in self.form.shared_keys.values()}
 
-  def read(self, names: Iterable[str]) -> "StoredNames":
+  def read(self, names: Iterable[str]) -> "PeftNames":
     """Adds the tensors `names` of a file; returns self."""
     for name in names:
       tensor = self._parsed(name)
