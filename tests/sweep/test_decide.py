@@ -264,6 +264,8 @@ def test_ctrl_c_leaves_a_sweep_to_be_continued(tmp_path, monkeypatch):
     trained(runs, jobs, *args, **kwargs)
     stop.join()
 
+  # A shell that starts pytest in the background ignores SIGINT, and so would this process.
+  previous = signal.signal(signal.SIGINT, signal.default_int_handler)
   monkeypatch.setattr(RoundRunner, "_record", interrupted)
   assert entry.run(argv) == 75
   monkeypatch.setattr(RoundRunner, "_record", recorded)
@@ -273,6 +275,7 @@ def test_ctrl_c_leaves_a_sweep_to_be_continued(tmp_path, monkeypatch):
   monkeypatch.setattr(LaunchedRuns, "train", trained)
   assert entry.run(argv) == 0
   assert {row["trial"] for row in ledger_rows(tmp_path / "sweep", "done")} == set(range(15))
+  signal.signal(signal.SIGINT, previous)
 
 
 def send_sigint(file: Path) -> None:
