@@ -114,5 +114,5 @@ def test_the_token_that_ends_documents_needs_a_row(tmp_path):
   last = get_tokenizer(str(folder)).eot
   with pytest.raises(InputError, match=rf"model.vocab_size={last}: the tokenizer .* adds the token {last} to each"):
     plan_of(folder, last)
-  with pytest.raises(InputError, match="has no row for it; leave it null"):
+  with pytest.raises(InputError, match=rf"has no row for it; give at least {last + 1}, or leave it null"):
     plan_of(folder, last, weights=None, base="random")
