@@ -17,10 +17,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from lora_exp.report.reading.document_losses import DocumentLosses
-from lora_exp.report.statistics.held_out_text import text_covariance
+from lora_exp.report.statistics.held_out_text import mean_gains_covariance
 from lora_exp.report.verdicts.judgement import INSUFFICIENT, SEEDS_NEEDED, SUFFICIENT, Judgement, judge
 from lora_exp.sweep.futility import chance_of_answer
 from lora_exp.sweep.look_levels import look_levels
@@ -68,6 +66,11 @@ class Scores:
     """The gains of the first `count` seeds."""
     return {n: {seed: gain for seed, gain in by_seed.items() if seed < count} for n, by_seed in self.gains.items()}
 
+  def documents_of(self, gains: Gains) -> list[list[DocumentLosses | None]]:
+    """The losses of the documents of each setting in `gains`, for the seeds that did not diverge."""
+    return [[self.documents.get((n, seed)) for seed, gain in by_seed.items() if math.isfinite(gain)]
+            for n, by_seed in gains.items()]
+
   def repeats(self, setting: int) -> bool:
     """Whether several seeds of the setting have the same loss, so that further seeds add no information."""
     return len(self.gains[setting]) < self.trained[setting]
@@ -91,7 +94,7 @@ def make_looks(
 def _look(count: int, level: float, last_level: float, most: int, margin: float, scores: Scores) -> Look:
   """The look at the first `count` seeds of each setting. `most`, `last_level`: seeds and level of the last look."""
   gains = scores.until(count)
-  text = text_error(gains, scores.documents)
+  text = mean_gains_covariance(scores.documents_of(gains))
   judgement = judge({str(n): by_seed for n, by_seed in gains.items()}, margin, level, text)
   insufficient = [int(name) for name in judgement.names(INSUFFICIENT)]
   by_size = sorted((n for n in gains if n not in insufficient), key=scores.sizes.__getitem__)
@@ -120,20 +123,6 @@ def _open_settings(steady: Sequence[int], judgement: Judgement, margin: float) -
   if verdicts[likely].state != SUFFICIENT:
     chosen |= {int(name) for name in verdicts[likely].open_against if not judgement.verdicts[name].diverged}
   return sorted(chosen)
-
-
-def text_error(gains: Gains, documents: Mapping[tuple[int, int], DocumentLosses | None]) -> np.ndarray | None:
-  """The covariance of the mean gains over held-out documents; None unless all runs kept the same documents."""
-  known: list[list[DocumentLosses]] = []
-  for n, by_seed in gains.items():
-    of_setting = [documents.get((n, seed)) for seed, gain in by_seed.items() if math.isfinite(gain)]
-    known.append([losses for losses in of_setting if losses is not None])
-    if not of_setting or len(known[-1]) < len(of_setting):
-      return None
-  tokens = known[0][0].tokens
-  if any(not np.array_equal(losses.tokens, tokens) for of_setting in known for losses in of_setting):
-    return None
-  return text_covariance([np.mean([d.base - d.exported for d in of_setting], axis=0) for of_setting in known], tokens)
 
 
 def read_scores(plan: RoundPlan, trials: Sequence[RoundTrial], results: Mapping[int, RoundResult]) -> Scores:

@@ -74,7 +74,9 @@ class RoundRunner:
         raise InputError(f"hydra.sweep.dir={self.runs.directory}: contains a sweep that is not in "
                          "rounds; use another directory")
       ledger.add("rounds", **plan)
-    elif differing := [key for key, value in plan.items() if _with_early(before.get(key)) != _with_early(value)]:
+      return
+    differing = [key for key, value in plan.items() if _with_early(before.get(key)) != _with_early(value)]
+    if differing:
       names = {"jobs": "settings or seeds", "tune": "hydra.sweeper.tune", "decide": "hydra.sweeper.decide"}
       raise InputError(f"hydra.sweep.dir={self.runs.directory}: the sweep was started with other "
                        f"{' and '.join(names.get(key, key) for key in differing)}; use the same command, or another "

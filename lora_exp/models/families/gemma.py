@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_exp.config.schema import ModelConfig
-from lora_exp.models.config_rules import HEAD_GROUPS, arch_of
+from lora_exp.models.config_rules import HEAD_GROUPS, arch_of, written_kinds
 from lora_exp.models.config_table import Activation, ConfigFile, ConfigRule, PublishedConfig, Settings
 from lora_exp.models.families import llama
 from lora_exp.models.rotation_rules import ROTATION
@@ -21,6 +21,16 @@ def write_activation(model: ModelConfig) -> dict[str, Any]:
   """Writes the activation under both field names."""
   value = Activation("arch.activation", "hidden_act").write(arch_of(model).activation)
   return {"hidden_act": value, "hidden_activation": value}
+
+
+def read_hidden_activation(file: ConfigFile, settings: Settings) -> None:
+  """Reads the activation of Gemma 2 and 3, which have one field for it."""
+  settings["arch.activation"] = file.activation("hidden_activation", file.get("hidden_activation"))
+
+
+def write_windows(model: ModelConfig) -> dict[str, Any]:
+  """Writes the window and the type of each layer of Gemma 2 and 3."""
+  return {"sliding_window": arch_of(model).window or 4096, "layer_types": written_kinds(model)}
 
 
 DEFAULTS = {

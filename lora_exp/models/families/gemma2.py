@@ -1,10 +1,8 @@
 """Gemma 2 (arXiv 2408.00118): Gemma's layers with norms on both sides, soft caps, and windows in every second layer."""
 
 from dataclasses import replace
-from typing import Any
 
-from lora_exp.config.schema import ModelConfig
-from lora_exp.models.config_rules import FULL, HEAD_GROUPS, SLIDING, arch_of, layer_kinds, set_windows, written_kinds
+from lora_exp.models.config_rules import FULL, HEAD_GROUPS, SLIDING, layer_kinds, set_windows
 from lora_exp.models.config_table import ConfigFile, ConfigRule, Number, PublishedConfig, Settings
 from lora_exp.models.families import gemma, llama
 from lora_exp.models.rotation_rules import ROTATION
@@ -14,14 +12,6 @@ def _read_windows(file: ConfigFile, settings: Settings) -> None:
   """The layers 0, 2, 4, … have the window, unless `layer_types` states other ones."""
   layers = settings["layers"]
   set_windows(file, settings, layer_kinds(file, layers) or [FULL if i % 2 else SLIDING for i in range(layers)])
-
-
-def _write_windows(model: ModelConfig) -> dict[str, Any]:
-  return {"sliding_window": arch_of(model).window or 4096, "layer_types": written_kinds(model)}
-
-
-def _read_activation(file: ConfigFile, settings: Settings) -> None:
-  settings["arch.activation"] = file.activation("hidden_activation", file.get("hidden_activation"))
 
 
 FAMILY = replace(
@@ -52,8 +42,8 @@ FAMILY = replace(
     rules=(
       HEAD_GROUPS,
       ROTATION,
-      ConfigRule(_read_windows, _write_windows),
-      ConfigRule(_read_activation, gemma.write_activation),
+      ConfigRule(_read_windows, gemma.write_windows),
+      ConfigRule(gemma.read_hidden_activation, gemma.write_activation),
     ),
   ),
 )

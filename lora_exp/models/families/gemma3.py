@@ -7,15 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_exp.config.schema import ModelConfig
-from lora_exp.models.config_rules import (
-  FULL,
-  HEAD_GROUPS,
-  SLIDING,
-  arch_of,
-  layer_kinds,
-  set_windows,
-  written_kinds,
-)
+from lora_exp.models.config_rules import FULL, HEAD_GROUPS, SLIDING, arch_of, layer_kinds, set_windows
 from lora_exp.models.config_table import ConfigFile, ConfigRule, Number, PublishedConfig, Settings
 from lora_exp.models.families import gemma, llama
 from lora_exp.models.rotation_rules import read_rotation, rotation_fields, write_rotation
@@ -46,14 +38,6 @@ def _read_windows(file: ConfigFile, settings: Settings) -> None:
   layers, pattern = settings["layers"], file.count("sliding_window_pattern")
   usual = [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
   set_windows(file, settings, layer_kinds(file, layers) or usual)
-
-
-def _write_windows(model: ModelConfig) -> dict[str, Any]:
-  return {"sliding_window": arch_of(model).window or 4096, "layer_types": written_kinds(model)}
-
-
-def _read_activation(file: ConfigFile, settings: Settings) -> None:
-  settings["arch.activation"] = file.activation("hidden_activation", file.get("hidden_activation"))
 
 
 def _write_activation(model: ModelConfig) -> dict[str, Any]:
@@ -87,8 +71,8 @@ FAMILY = replace(
     rules=(
       HEAD_GROUPS,
       ConfigRule(_read_rotations, _write_rotations),
-      ConfigRule(_read_windows, _write_windows),
-      ConfigRule(_read_activation, _write_activation),
+      ConfigRule(_read_windows, gemma.write_windows),
+      ConfigRule(gemma.read_hidden_activation, _write_activation),
     ),
     wrappers={"gemma3": "Gemma3ForConditionalGeneration"},
   ),

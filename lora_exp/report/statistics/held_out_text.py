@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
+from lora_exp.report.reading.document_losses import DocumentLosses
+
 RESAMPLES = 2000
 
 
@@ -18,6 +20,23 @@ def text_covariance(gains: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarr
   influence_SD = np.stack([(gain - gain.sum() / total * tokens) / total for gain in gains])
   count = len(tokens)
   return influence_SD @ influence_SD.T * count / max(count - 1, 1)
+
+
+def mean_gains_covariance(documents: Sequence[Sequence[DocumentLosses | None]]) -> np.ndarray | None:
+  """The covariance (S, S) of the mean gains of S settings over held-out documents.
+
+  `documents`: the losses of the runs of each setting. None unless every run kept them, and of the same documents.
+  """
+  known = [[losses for losses in of_setting if losses is not None] for of_setting in documents]
+  if not known or any(not of_setting for of_setting in documents):
+    return None
+  if any(len(kept) < len(of_setting) for kept, of_setting in zip(known, documents, strict=True)):
+    return None
+  tokens = known[0][0].tokens
+  if any(not np.array_equal(losses.tokens, tokens) for kept in known for losses in kept):
+    return None
+  gains_SD = [np.mean([losses.base - losses.exported for losses in kept], axis=0) for kept in known]
+  return text_covariance(gains_SD, tokens)
 
 
 def short_interval(worse: np.ndarray, better: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

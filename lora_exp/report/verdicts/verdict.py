@@ -14,7 +14,7 @@ import numpy as np
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.reading.sweep_ledger import LookLevel
-from lora_exp.report.statistics.held_out_text import text_covariance
+from lora_exp.report.statistics.held_out_text import mean_gains_covariance
 from lora_exp.report.verdicts.judgement import (
   INSUFFICIENT,
   LEVEL,
@@ -86,17 +86,9 @@ def judge_levels(group: Group, levels: Sequence[Level], key: str) -> Verdict:
 
 def text_error(levels: Sequence[Level]) -> np.ndarray | None:
   """The covariance of the mean gains over held-out documents; None unless all runs kept the same documents."""
-  runs = [list(level.chosen.counted.values()) for level in levels]
-  documents = [[run.documents for run in same] for same in runs]
-  if any(level.chosen.metric.name != "loss" for level in levels) or not all(documents):
+  if any(level.chosen.metric.name != "loss" for level in levels):
     return None
-  known = [[d for d in same if d is not None] for same in documents]
-  if any(len(a) != len(b) for a, b in zip(known, documents, strict=True)):
-    return None
-  tokens = known[0][0].tokens
-  if any(not np.array_equal(d.tokens, tokens) for same in known for d in same):
-    return None
-  return text_covariance([np.mean([d.base - d.exported for d in same], axis=0) for same in known], tokens)
+  return mean_gains_covariance([[run.documents for run in level.chosen.counted.values()] for level in levels])
 
 
 def _few_seeds(levels: Sequence[Level]) -> list[str]:
