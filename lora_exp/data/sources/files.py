@@ -21,13 +21,15 @@ from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, e
 from lora_exp.data.sources.text import TextFiles, held_out_share, left_out_files
 from lora_exp.runtime.cache import fingerprint
 
-READING = 1  # version of the code that reads rows; raise it when it reads the same rows differently
+READER_VERSION = 1  # version of the code that reads rows; raise it when it reads the same rows differently
 PROBED_ROWS = 1000  # read at most, before training, to find one that can be used
-MARKED_ROWS = 20  # the rows that are checked by `_is_plain`
+CHECKED_ROWS = 20  # the first rows, from which `_is_plain` decides
 OPTIONAL = frozenset(NAMES) - {"messages", "prompt", "response", "text"}
-# role -> roles whose columns are not read if it has one
-ALONE = {"messages": ("prompt", "input", "response", "history", "text"),
-         "text": ("prompt", "input", "response", "history", "system", "tools", "variables")}  # fmt: skip
+# role -> roles that are not read in a row that has it
+UNREAD_BESIDE = {
+  "messages": ("prompt", "input", "response", "history", "text"),
+  "text": ("prompt", "input", "response", "history", "system", "tools", "variables"),
+}
 NEW_SETTINGS = ("format", "columns", "train_split", "eval_split", "subset")  # part of the identity only if they are set
 
 
@@ -84,7 +86,7 @@ class Files(FileSource):
   def _columns_problems(self) -> Iterator[str]:
     """The problems of columns that would not be read, or would be read twice."""
     columns = self.columns or {}
-    for role, others in ALONE.items():
+    for role, others in UNREAD_BESIDE.items():
       unread = [other for other in others if role in columns and other in columns]
       if unread:
         yield self.problem("columns", f"with {role}, {' and '.join(unread)} would not be read; remove one of them")
@@ -206,12 +208,13 @@ class Files(FileSource):
     """SHA-256 (hex) of the files. For files that version 0.1.0 could read, it equals that of version 0.1.0."""
     if self.is_hub:
       split = self._split()
-      return fingerprint(reading=READING, dataset=hf_datasets.identity(self.splits[split], self.path), split=split)
+      dataset = hf_datasets.identity(self.splits[split], self.path)
+      return fingerprint(reading=READER_VERSION, dataset=dataset, split=split)
     if self.is_saved:
       folder = Path(self.path).expanduser() / self._split()
-      return fingerprint(reading=READING, content=files_digest(sorted(folder.glob("*.arrow"))))
+      return fingerprint(reading=READER_VERSION, content=files_digest(sorted(folder.glob("*.arrow"))))
     content = super().digest()
-    return content if self._is_plain() else fingerprint(reading=READING, content=content)
+    return content if self._is_plain() else fingerprint(reading=READER_VERSION, content=content)
 
   def _is_plain(self) -> bool:
     """Whether the data is one file of JSON lines whose first rows have a prompt and a response that are texts."""
@@ -219,7 +222,7 @@ class Files(FileSource):
     if len(files) != 1 or self.formats[files[0]] != "jsonl":
       return False
     plain = {"prompt": self.prompt_field, "response": self.response_field}
-    for row in islice(self._rows(), MARKED_ROWS):
+    for row in islice(self._rows(), CHECKED_ROWS):
       document = self.layout.document(row, 0)
       if isinstance(document, Document) and (document.conversation or self.layout.roles(row.fields) != plain):
         return False
