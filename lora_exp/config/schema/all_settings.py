@@ -1,0 +1,38 @@
+"""All settings of one run."""
+
+from dataclasses import dataclass, field
+
+from lora_exp.config.schema.data_settings import DataConfig
+from lora_exp.config.schema.lora_settings import LoraConfig
+from lora_exp.config.schema.model_settings import ModelConfig
+from lora_exp.config.schema.task_settings import MergeConfig, ReportConfig, SampleConfig
+from lora_exp.config.schema.train_settings import LoggerConfig, MeshConfig, OptimConfig, TrainConfig
+
+
+@dataclass
+class Config:
+  """All settings of one run."""
+
+  task: str = "train"  # a file of lora_exp/tasks: train | generate | evaluate | merge | export | plan | report | …
+  name: str = "run"  # last part of the run directory's name
+  seed: int = 0  # of a repetition: for adapter init and dropout (train.seed) and the order of rows (data.seed)
+  run: str | None = None  # directory of the run (or sweep) that a task works on; null: the base without an adapter
+  cache: str = "~/.cache/lora_exp"  # directory of tokenised rows, pretrained bases and compiled programs
+  prompt: str | None = None  # with task=generate
+  prompt_file: str | None = None  # with task=generate: a file with one prompt per line
+  format: str = "peft"  # with task=export: peft (the adapter) | merged (base and adapter) | base
+  out: str | None = None  # output directory of merge and export (null: RUN/export/FORMAT) and of advise (null: none)
+  model: ModelConfig = field(default_factory=ModelConfig)
+  data: DataConfig = field(default_factory=DataConfig)
+  pretrain_data: DataConfig | None = None  # what a base is pretrained on
+  retain: DataConfig | None = None  # a second source; the rise of its held-out loss measures forgetting
+  mesh: MeshConfig = field(default_factory=MeshConfig)
+  lora: LoraConfig = field(default_factory=LoraConfig)
+  optim: OptimConfig = field(default_factory=OptimConfig)
+  train: TrainConfig = field(default_factory=TrainConfig)
+  sample: SampleConfig = field(default_factory=SampleConfig)
+  merge: MergeConfig = field(default_factory=MergeConfig)
+  report: ReportConfig = field(default_factory=ReportConfig)
+  logger: LoggerConfig = field(default_factory=LoggerConfig)
+  fallback: list[str] = field(default_factory=list)  # overrides for where model.weights is not available
+  expectations: dict[str, float] | None = None  # {name: number}, checked after training; see train/expectations.py

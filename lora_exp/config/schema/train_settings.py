@@ -1,0 +1,58 @@
+"""Settings of the training: mesh, optimizer, length, loggers."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class MeshConfig:
+  """Devices along each mesh axis; -1 takes the remaining devices."""
+
+  data: int = -1  # splits the batch
+  fsdp: int = 1  # splits the batch and the base's parameters
+  tensor: int = 1  # splits heads, feed-forward and vocabulary
+  trial: int = 1  # splits the trials of a pack
+
+
+@dataclass
+class OptimConfig:
+  """The optimizer of the trained leaves."""
+
+  name: str = "adamw"  # adamw | adam | sgd
+  lr: float = 5e-3  # peak learning rate
+  schedule: str = "cosine"  # constant | linear | cosine; the latter two fall to 0 at the last step
+  warmup: int = 10  # steps of linear warmup
+  weight_decay: float = 0.0  # decoupled (adamw), on matrices only
+  betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of adam and adamw
+  eps: float = 1e-8  # of adam and adamw; above 0
+  momentum: float = 0.0  # of sgd
+  clip: float | None = 1.0  # maximum global norm of the gradient; null: no clipping
+  accumulate: int = 1  # microbatches per step; saves memory and does not change the result
+
+
+@dataclass
+class TrainConfig:
+  """Length, seed and intervals of the training."""
+
+  steps: int | None = 32  # optimizer steps; null if epochs is set
+  epochs: float | None = None  # passes over the rows; null if steps is set
+  batch_size: int = 8  # rows per optimizer step, over all devices
+  log_every: int = 1  # steps between lines of metrics.jsonl
+  eval_every: int = 16  # steps between evaluations; 0: only before and after
+  eval_tokens: int | None = 20480  # held-out tokens per evaluation; null: all
+  retain_tokens: int | None = 5120  # held-out tokens of `retain` per evaluation; null: all
+  save_every: int = 16  # steps between checkpoints; 0: only the best and the last
+  export: str = "best"  # which state is written to adapter/: best (lowest held-out loss) | last
+  seed: int = 0  # for the adapter's initialisation and for dropout; null: `seed`
+  resume: str | None = None  # run directory of the run to resume
+  stop_at: int | None = None  # stop after this step with a checkpoint, as on a signal (exit code 75)
+
+
+@dataclass
+class LoggerConfig:
+  """Where metrics are logged besides metrics.jsonl."""
+
+  name: str = "wandb"  # wandb | none
+  mode: str = "auto"  # auto (online if an API key is configured, else offline) | online | offline
+  project: str = "lora_exp"  # wandb project
+  group: str | None = None  # wandb group
+  tags: list[str] = field(default_factory=list)  # wandb tags
