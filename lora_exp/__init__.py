@@ -19,22 +19,22 @@ Axis letters in array names and docstrings, as in `x_BTD` and `lora_a_IR`:
     D  features of the model       h  features of a head          O  a kernel's output features
     F  features in a feed-forward  V  vocabulary                  N  trials in a pack
 
-From Python, `compose(overrides)` returns a checked config, `run(config)` runs it, and `load(run_dir)` loads the trained
-model; see `lora_exp/cli/python_api.py`. Importing `lora_exp` does not import jax.
+From Python, `compose(overrides)` returns a checked config, `run(config)` runs it and returns a `Result`, and
+`load(run_dir)` loads the trained model; see `lora_exp/cli/python_api.py`. Importing `lora_exp` does not import jax.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from lora_exp.cli.python_api import compose, load, run
+  from lora_exp.cli.python_api import Result, compose, load, run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compose", "load", "run"]
+__all__ = ["Result", "__version__", "compose", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
-  """Imports `compose`, `load` and `run` on first use (PEP 562)."""
-  if name in ("compose", "load", "run"):
+  """Imports the names of the Python API on first use (PEP 562)."""
+  if name in ("Result", "compose", "load", "run"):
     return getattr(import_module("lora_exp.cli.python_api"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -127,13 +127,25 @@ def test_the_first_console_block_holds_the_two_commands():
 
 
 @pytest.mark.parametrize(
-  ("number", "prints"), [(0, "('layers.2', 144)"), (1, "'attention.query', 'attention.value', 'conv'")]
+  ("number", "prints"),
+  [(0, "(1, 3, 257)"), (1, "('layers.2', 144)"), (2, "'attention.query', 'attention.value', 'conv'")],
 )
 def test_every_snippet_runs(number, prints, in_tmp_path, capsys):
   snippets = [block for kind, block in BLOCKS if kind == "python"]
-  assert len(snippets) == 2
+  assert len(snippets) == 3
   exec(compile(snippets[number], "README.md", "exec"), {})
   assert prints in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(in_tmp_path, capsys):
+  assert "`tests/notebook.ipynb`" in README
+  namespace: dict = {}
+  for cell in json.loads((ROOT / "tests" / "notebook.ipynb").read_text())["cells"]:
+    if cell["cell_type"] == "code":
+      exec(compile("".join(cell["source"]), "notebook.ipynb", "exec"), namespace)
+  assert sorted(path.name for path in (in_tmp_path / "outputs").iterdir()) == ["rank-1", "rank-4"]
+  assert re.search(r"rank 4: held-out loss \d", capsys.readouterr().out) and isinstance(namespace["text"], str)
 
 
 def test_the_table_of_groups_names_what_is_in_conf():

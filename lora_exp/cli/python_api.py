@@ -2,9 +2,9 @@
 
     import lora_exp
 
-    cfg = lora_exp.compose(["model=minigpt_tiny", "lora.rank=4", "logger=none"])
-    result = lora_exp.run(cfg)
-    print(result.directory, result.summary["losses"])
+    result = lora_exp.run(["model=minigpt_tiny", "lora.rank=4", "logger=none"])
+    print(result.directory, result.summary["losses"], len(result.metrics))
+    logits = result.model(tokens_BT)
     trained = lora_exp.load(result.directory)
 
 Errors that a user can cause are raised as `LoraExpError` and are not printed.
@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,19 +27,59 @@ from lora_exp.cli.tasks import run_task
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import Config
 from lora_exp.runtime.console import show_warning
-from lora_exp.runtime.run_files import SUMMARY
+from lora_exp.runtime.run_files import (
+  ADAPTER,
+  CHECKPOINTS,
+  CONFIG,
+  HELD_OUT_FILE,
+  METRICS_FILE,
+  SAMPLES,
+  SUMMARY,
+)
 from lora_exp.runtime.saved_config import load_config
 
 if TYPE_CHECKING:
+  from lora_exp.lora import Adapter
+  from lora_exp.models.modules.language_model import LanguageModel
   from lora_exp.train.loaded_run import LoadedRun
+
+RUN_FILES = {"config": CONFIG, "metrics": METRICS_FILE, "held_out": HELD_OUT_FILE, "summary": SUMMARY,
+             "samples": SAMPLES, "adapter": ADAPTER, "checkpoints": CHECKPOINTS}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class RunResult:
-  """The result of a training run."""
+class Result:
+  """The result of a training run. Metrics, model and adapter are read from its files when they are first used."""
 
   directory: Path  # the run directory
   summary: dict[str, Any]  # its summary.json
+
+  @property
+  def paths(self) -> dict[str, Path]:
+    """The files of the run that exist: config, metrics, held_out, summary, samples, adapter, checkpoints."""
+    paths = {name: self.directory / file for name, file in RUN_FILES.items()}
+    return {name: path for name, path in paths.items() if path.exists()}
+
+  @cached_property
+  def metrics(self) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl: step, tokens, split (train, eval or retain), loss, …"""
+    lines = (self.directory / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+  @cached_property
+  def loaded(self) -> "LoadedRun":
+    """The base and the trained adapter, as `load` returns them."""
+    return load(self.directory)
+
+  @property
+  def model(self) -> "LanguageModel":
+    """The base with its trained adapter: an NNX module that maps token ids (B, T) to logits (B, T, V)."""
+    return self.loaded.model()
+
+  @property
+  def adapter(self) -> "Adapter":
+    """The trained adapter, for the functions of `lora_exp.lora`."""
+    return self.loaded.adapter()
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -60,7 +101,7 @@ def run(config: Config | Sequence[str], directory: str | Path | None = None) -> 
   """Runs the task of a config, or of overrides.
 
   Training creates `directory` (default: outputs/DAY/TIME-NAME) or continues in `train.resume`, and returns a
-  `RunResult`. Other tasks return their own result. Raises LoraExpError with the message of the command line.
+  `Result`. Other tasks return their own result. Raises LoraExpError with the message of the command line.
   """
   if isinstance(config, Config):
     config = with_absolute_paths(config)
@@ -75,7 +116,7 @@ def run(config: Config | Sequence[str], directory: str | Path | None = None) -> 
     run_task(config, run_dir)
   else:
     run_dir = _train_in_new_directory(config, directory)
-  return RunResult(run_dir, json.loads((run_dir / SUMMARY).read_text(encoding="utf-8")))
+  return Result(run_dir, json.loads((run_dir / SUMMARY).read_text(encoding="utf-8")))
 
 
 def _train_in_new_directory(cfg: Config, directory: str | Path | None) -> Path:

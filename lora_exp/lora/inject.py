@@ -15,7 +15,7 @@ from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.full_parameters import full_paths, train_in_full, trained_in_full
 from lora_exp.lora.initialization import DISTRIBUTIONS
 from lora_exp.lora.methods import InitSettings, Leaves, Modules
-from lora_exp.lora.module_table import adapted_modules, modules, resolve
+from lora_exp.lora.module_table import Presets, adapted_modules, modules, resolve
 from lora_exp.lora.quantization import is_quantised
 
 
@@ -112,22 +112,28 @@ def inject(
   model: nnx.Module,
   targets: str | Sequence[str] = "re:.*",
   *,
-  key: jax.Array | None = None,
+  rank: int = 8,
+  alpha: float | None = 16.0,
   method: str = "lora",
+  scaling: str = "standard",
+  exclude: str | Sequence[str] | None = None,
+  layers_: Sequence[int] | None = None,
+  rank_pattern: Mapping[str, int] | None = None,
+  alpha_pattern: Mapping[str, float] | None = None,
+  presets: Presets | None = None,
+  key: jax.Array | None = None,
   init: str = "kaiming",
   init_std: float | None = None,
   compute: str = "auto",
   bias: str = "none",
   train_modules: str | Sequence[str] | None = None,
   options: Mapping[str, Any] | None = None,
-  **settings,
 ) -> list[AdaptedModule]:
   """Adapts `model` in place and returns the table of adapted modules.
 
-  The outputs of the model do not change until it is trained. The other `settings` are those of `resolve`: rank, alpha,
-  scaling, exclude, layers_, rank_pattern, alpha_pattern, presets. `bias` and `train_modules` are those of `full_paths`,
-  `compute` is "factored", "merged" or "auto". `key` defaults to `jax.random.key(0)`. The base may be abstract
-  (`nnx.eval_shape`); the adapters are real arrays.
+  The outputs of the model do not change until it is trained. `targets` and the arguments from `rank` to `presets` are
+  those of `resolve`, `bias` and `train_modules` those of `full_paths`; `compute` is "factored", "merged" or "auto".
+  `key` defaults to `jax.random.key(0)`. The base may be abstract (`nnx.eval_shape`); the adapters are real arrays.
 
   Raises InputError for settings that do not fit the model.
 
@@ -137,7 +143,10 @@ def inject(
   [('layers.2', 20)]
   """
   method = methods.variant(method, init).name
-  table = resolve(model, targets, method=method, options=options, **settings)
+  table = resolve(
+    model, targets, method=method, rank=rank, alpha=alpha, scaling=scaling, exclude=exclude, layers_=layers_,
+    rank_pattern=rank_pattern, alpha_pattern=alpha_pattern, presets=presets, options=options,
+  )  # fmt: skip
   full = full_paths(model, table, bias, train_modules)
   key = jax.random.key(0) if key is None else key
   leaves = draw(

@@ -12,8 +12,10 @@
 (['math', 'code'], None, 4)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict, Unpack
 
+import jax
 from flax import nnx
 
 from lora_exp.config import InputError
@@ -22,7 +24,27 @@ from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.full_parameters import trained_in_full
 from lora_exp.lora.inject import attach, eject, extract_adapter, inject
-from lora_exp.lora.module_table import adapted_modules
+from lora_exp.lora.module_table import Presets, adapted_modules
+
+
+class InjectSettings(TypedDict, total=False):
+  """The keyword arguments of `lora.inject`, apart from `compute`."""
+
+  rank: int
+  alpha: float | None
+  method: str
+  scaling: str
+  exclude: str | Sequence[str] | None
+  layers_: Sequence[int] | None
+  rank_pattern: Mapping[str, int] | None
+  alpha_pattern: Mapping[str, float] | None
+  presets: Presets | None
+  key: jax.Array | None
+  init: str
+  init_std: float | None
+  bias: str
+  train_modules: str | Sequence[str] | None
+  options: Mapping[str, Any] | None
 
 
 class Adapters:
@@ -53,7 +75,7 @@ class Adapters:
     *,
     adapter: Adapter | None = None,
     compute: str = "auto",
-    **settings,
+    **settings: Unpack[InjectSettings],
   ) -> tuple[AdaptedModule, ...]:
     """Adds a new adapter with the `settings` of `lora.inject`, or an existing `adapter`; returns its table.
 

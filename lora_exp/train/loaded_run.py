@@ -1,5 +1,6 @@
 """Loading of a finished run, or of a base without an adapter, for evaluation, generation and export."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from lora_exp import lora
 from lora_exp.config import Config, InputError, LoraConfig
 from lora_exp.lora import methods
+from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.models.weights import store
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.runtime.run_files import ADAPTER
@@ -16,7 +18,9 @@ from lora_exp.train.base import make_base
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, make_plan
-from lora_exp.train.program import Tree
+from lora_exp.train.program import Tree, assemble
+from lora_exp.train.sampler import make_sampler
+from lora_exp.train.trial_padding import take_trial
 
 
 @dataclass
@@ -32,6 +36,19 @@ class LoadedRun:
     """(params, trial) without the leading axis of trials."""
     params, trial = jax.tree.map(lambda x: x[0], (self.params, self.job.trials))
     return params, trial
+
+  def model(self) -> LanguageModel:
+    """The base with its trained adapter: an NNX module that maps token ids (B, T) to logits (B, T, V)."""
+    return assemble(self.job.program, *self.single(), self.frozen, None)
+
+  def adapter(self) -> lora.Adapter:
+    """The trained leaves by module path; empty for lora=full and lora=frozen, which have no adapter."""
+    return take_trial(self.params, self.plan.table, self.plan.full, self.job.program.method, 0)
+
+  def generate(self, prompts: Sequence[str]) -> list[str]:
+    """Completions of `prompts`, without the prompts, with the settings in `sample` of the run's config."""
+    sampler = make_sampler(self.job.program, self.plan.cfg, self.plan.tokenizer)
+    return sampler(*self.single(), self.frozen, prompts)
 
   def base(self) -> tuple[Tree, Hyperparameters, Tree]:
     """(params, trials, frozen) with which the job's program computes the base.

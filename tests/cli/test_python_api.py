@@ -10,6 +10,7 @@ import pytest
 import runs
 
 import lora_exp
+from lora_exp import lora
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError, InUseError
 from lora_exp.runtime.mesh import flatten
@@ -21,7 +22,7 @@ SHORT = [*runs.TINY, "train=quick", "train.steps=2", "train.eval_every=0", "trai
 def test_importing_the_package_imports_no_jax():
   code = "import sys, lora_exp; lora_exp.compose; print('jax' in sys.modules, sorted(lora_exp.__all__))"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
-  assert done.stdout.strip() == "False ['__version__', 'compose', 'load', 'run']", done.stderr
+  assert done.stdout.strip() == "False ['Result', '__version__', 'compose', 'load', 'run']", done.stderr
 
 
 def test_compose_gives_the_config_of_the_command_line():
@@ -44,11 +45,27 @@ def test_run_trains_and_load_gives_the_trained_adapter(in_tmp_path):
   assert result.summary == runs.summary(in_tmp_path / "mine") and result.summary["steps"] == 2
   typed = runs.train(in_tmp_path / "typed", *SHORT, *runs.on_stories(in_tmp_path))
   assert runs.curve(typed) == runs.curve(result.directory)
+  assert result.metrics == runs.rows(result.directory)
+  assert result.paths.keys() == {"config", "metrics", "held_out", "summary", "adapter", "checkpoints"}
   arrays = flatten(lora_exp.load(result.directory).params)
   lora_b = [x for path, x in arrays.items() if path.endswith("lora_b")]
   assert lora_b and all(np.any(np.asarray(x)) for x in lora_b), "B is zero before training"
+  check_model(result)
   with pytest.raises(InUseError, match="already contains a run"):
     lora_exp.run(cfg, "mine")
+
+
+def check_model(result):
+  """The model has the trained adapter, which can be taken off and put on again."""
+  model, tokens_BT = result.model, np.arange(6)[None]
+  adapted = model(tokens_BT)
+  assert np.isfinite(adapted).all() and adapted.shape == (1, 6, 257)
+  lora.eject(model)
+  assert not np.array_equal(model(tokens_BT), adapted)
+  lora.attach(model, result.adapter)
+  assert np.array_equal(model(tokens_BT), adapted)
+  [text] = result.loaded.generate(["The"])
+  assert isinstance(text, str)
 
 
 def test_run_checks_a_config_and_leaves_nothing(in_tmp_path):
