@@ -13,7 +13,13 @@ from lora_exp.config.schema import ArchConfig
 from lora_exp.models.config_table import OPTIONS, ConfigFile, PublishedConfig, Settings, shortened
 from lora_exp.models.family import Family
 from lora_exp.models.registry import all_families, get_family
-from lora_exp.models.weights.locate import find_weights, is_path, quantised_problem, read_config_json
+from lora_exp.models.weights.locate import (
+  DEQUANTISED,
+  find_weights,
+  is_path,
+  quantised_problem,
+  read_config_json,
+)
 
 ARCH = "arch."
 UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn_by_inverse_layer_idx")  # if true
@@ -61,7 +67,18 @@ def _family(config: Mapping[str, Any]) -> tuple[Family, PublishedConfig]:
   name = _architecture(config, known)
   if name not in known:
     raise InputError(f"architectures={shortened(name)}: not supported; choose {', '.join(known)}")
+  _check_model_type(config, name, known[name][1])
   return known[name]
+
+
+def _check_model_type(config: Mapping[str, Any], name: str, published: PublishedConfig) -> None:
+  """Raises InputError if `model_type` is that of another class than `name`; transformers takes the class from it."""
+  by_class = {published.architecture: published.model_type}
+  by_class |= {wrapper: model_type for model_type, wrapper in published.wrappers.items()}
+  given = config.get("model_type")
+  if given is not None and given != by_class[name]:
+    raise InputError(f"model_type={shortened(given)} and architectures={name} name different models; the model_type of "
+                     f"{name} is {by_class[name]}: correct the one that is wrong, or copy config.json again")
 
 
 def _architecture(config: Mapping[str, Any], known: Mapping[str, tuple[Family, PublishedConfig]]) -> str:
@@ -82,12 +99,14 @@ def _read(config: Mapping[str, Any], published: PublishedConfig) -> Settings:
   values = config
   if "text_config" in config and published.wrappers:
     text = ConfigFile(config).mapping("text_config")
+    _check_model_type(text, published.architecture, published)
     values = {"tie_word_embeddings": config.get("tie_word_embeddings", True), **text}
   file = ConfigFile(values, published.defaults)
   if config.get("quantization_config") is not None or values.get("quantization_config") is not None:
     given = config.get("quantization_config") or values.get("quantization_config")
     method = given.get("quant_method") if isinstance(given, dict) else None
-    file.problems.append(f"quantization_config: {quantised_problem(shortened(method or 'an unknown method'))}")
+    if method not in DEQUANTISED:
+      file.problems.append(f"quantization_config: {quantised_problem(shortened(method or 'an unknown method'))}")
   for name in UNSUPPORTED:
     if values.get(name):
       file.refuse(name, "supported: false")

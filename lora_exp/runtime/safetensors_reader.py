@@ -27,7 +27,12 @@ DTYPES = {  # dtypes of weights by code
   "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
   "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
-ELEMENTS = DTYPES | {"BOOL": np.dtype(np.bool_), "U8": np.dtype(np.uint8)}  # dtypes of all tensors that can be read
+ELEMENTS = DTYPES | {  # dtypes of all tensors that can be read
+  "BOOL": np.dtype(np.bool_),
+  "U8": np.dtype(np.uint8),
+  "I8": np.dtype(np.int8),
+  "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
 Slice = tuple[tuple[slice, ...], np.ndarray]  # an index into a tensor, and the array to fill from it
 
 
@@ -111,7 +116,8 @@ def read_slices(path: Path, entry: TensorEntry, slices: Sequence[Slice]) -> None
     for low, high, columns, out in bounds:
       a, b = max(first, low), min(last, high)
       if a < b:
-        out[a - low : b - low] = block[a - first : b - first][:, *columns]
+        with np.errstate(over="ignore"):  # the caller looks for infinite values
+          out[a - low : b - low] = block[a - first : b - first][:, *columns]
 
 
 def _blocks(path: Path, entry: TensorEntry, wanted: Sequence[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:

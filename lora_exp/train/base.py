@@ -15,9 +15,11 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lora_exp.config import Config, InputError, LoraConfig, OptimConfig, StoppedError
+from lora_exp.config.conversion import shown
 from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
+from lora_exp.lora import BaseChanges
 from lora_exp.models.factory import build_model
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights import store
@@ -34,6 +36,7 @@ from lora_exp.train.program import Tree
 FORMAT = 1  # part of the cache key; increase it when the same settings train a different base
 IRRELEVANT = ("base", "weights", "dropout", "remat", "adapter_lr")  # model settings without effect on its weights
 FACTS = "base.json"  # in the cache directory: losses, tokens and seconds of pretraining
+OF_ADAPTER = ("exclude", "layers", "rank_pattern", "alpha_pattern", "bias", "train_modules")  # set by lora.init_from
 HELD_OUT = 65_536  # tokens on which a pretrained base is evaluated
 
 
@@ -62,17 +65,45 @@ def _given_base(plan: Plan) -> tuple[Tree, dict]:
 
 
 def _show_changes(plan: Plan, vocab_size: int) -> None:
-  """Shows how the adapter in `lora.init_from` changes the base, whose vocabulary has `vocab_size` tokens."""
+  """Shows how the adapter in `lora.init_from` changes the base, whose vocabulary has `vocab_size` tokens.
+
+  Before training, it warns about what the file contains and training does not change, and about settings of `lora` that
+  have no effect.
+  """
   if plan.start is None:
     return
   changes, name = plan.start.base, f"lora.init_from={plan.cfg.lora.init_from}"
   if changes.vocab_size:
     console.show(f"{name}: its vocabulary has {changes.vocab_size:,} tokens and that of the base {vocab_size:,}; the "
                  "new rows are added to the base")
-  if changes.paths() and plan.cfg.task == "train":
-    others = " and other parameters" if len(changes.paths()) > 1 else ""
-    console.show(f"{name}: {changes.paths()[0]}{others} of the base take their values from the file, and are not "
-                 "trained")
+  if plan.cfg.task != "train":
+    return
+  if changes.paths():
+    console.show_warning(f"{name}: {_untrained(changes)} are used as the file has them, and are not trained further")
+  ignored = [field for field in OF_ADAPTER if getattr(plan.cfg.lora, field) != getattr(LoraConfig(), field)]
+  if ignored:
+    given = ", ".join(f"lora.{field}={shown(getattr(plan.cfg.lora, field))}" for field in ignored)
+    console.show_warning(f"{name}: the adapter sets its modules, ranks and alphas; {given} has no effect")
+
+
+def _untrained(changes: BaseChanges) -> str:
+  """What the adapter's file contains besides trained arrays, with counts."""
+  groups = []
+  if changes.parameters:
+    values = sum(np.size(x) for x in changes.parameters.values())
+    groups.append(f"{_counted(len(changes.parameters), 'parameter')} of the base ({next(iter(changes.parameters))}"
+                  f"{', …' if len(changes.parameters) > 1 else ''}; {values:,} values)")
+  for path, (ids, rows) in changes.token_rows.items():
+    groups.append(f"{_counted(len(ids), 'token row')} of {path} ({np.size(rows):,} values)")
+  if changes.biases:
+    values = sum(np.size(x) for x in changes.biases.values())
+    groups.append(f"{_counted(len(changes.biases), 'output bias', 'output biases')} ({values:,} values)")
+  return " and ".join(groups)
+
+
+def _counted(count: int, noun: str, plural: str = "") -> str:
+  """The count and the noun: "1 token row", "3 token rows"."""
+  return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def _completed_base(plan: Plan, given: Tree) -> Tree:

@@ -23,6 +23,7 @@ Array = jax.Array
 BLOCK = 16  # tokens decoded per call; text is shown after each block
 PREFILL = 256  # prompt positions processed per call
 NOTHING = -1  # fills a row after its last token
+NOT_FINITE = -2  # ends a row whose logits are NaN or infinite
 BELOW_ONE = 1 - 1e-6  # keeps a sample below the sum of all probabilities, which is rounded
 
 
@@ -185,11 +186,16 @@ class Decoder:
     return model.logits(x_BTD[:, -1:])[:, 0], cache
 
   def _draw(self, logits_BV, uniform_B, rows: PromptRows, count, done_B) -> tuple[Array, Array]:
-    """Draws token number `count` of each row, NOTHING for rows that have ended. Also returns which rows are done."""
+    """Draws token number `count` of each row; NOTHING for rows that have ended, NOT_FINITE for those that fail.
+
+    Also returns which rows are done.
+    """
     logits_BV = logits_BV[:, : self.vocab_size]  # the model's vocabulary may be larger than the tokenizer's
     token_B = draw_token(logits_BV, uniform_B, self.cfg)
     ended_B = done_B | jnp.isin(token_B, jnp.array(self.stops, jnp.int32))
-    return jnp.where(ended_B, NOTHING, token_B), ended_B | (count + 1 >= rows.room_B)
+    token_B = jnp.where(ended_B, NOTHING, token_B)
+    fails_B = ~done_B & ~jnp.isfinite(logits_BV.max(-1))  # the maximum is NaN if any logit is
+    return jnp.where(fails_B, NOT_FINITE, token_B), ended_B | fails_B | (count + 1 >= rows.room_B)
 
   def _with_shardings(self, state: DecodeState) -> DecodeState:
     """Constrains the shardings of the state. If they changed, the next block would be compiled again."""

@@ -58,6 +58,7 @@ def hf_config(plan: Plan) -> dict[str, Any] | None:
   model, source = plan.cfg.model, _source_directory(plan.cfg.model)
   if source is not None and (source / MODEL_CONFIG).is_file():
     config = read_json_object(source / MODEL_CONFIG)
+    config.pop("quantization_config", None)  # the tensors are written in floating point
     if same_model(config, model, plan.vocab_size):
       return config
   new = to_hf(model, plan.vocab_size)

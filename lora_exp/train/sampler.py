@@ -14,8 +14,9 @@ from lora_exp.data.chat import encode_chat
 from lora_exp.data.sources import prompt_separator
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
+from lora_exp.runtime import console
 from lora_exp.runtime.dropout import stream_key
-from lora_exp.train.decode import NOTHING, Decoder, PromptRows, pad_left, power_of_two
+from lora_exp.train.decode import NOT_FINITE, Decoder, PromptRows, pad_left, power_of_two
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.program import Program, Tree, assemble
 
@@ -102,7 +103,8 @@ class Sampler:
   ) -> list[str]:
     """Completions of prompts given as token ids. `show` is called with the text of the first one, piece by piece.
 
-    The sample of a prompt depends on `sample.seed` and on the number of earlier equal prompts, not on other prompts.
+    A completion ends where the logits are NaN or infinite, with a warning. The sample of a prompt depends on
+    `sample.seed` and on the number of earlier equal prompts, not on other prompts.
     """
     texts = [StreamedText(self.tokenizer, prompt, self.cfg.stop) for prompt in prompts]
     counts: Counter[tuple[int, ...]] = Counter()
@@ -128,13 +130,14 @@ class Sampler:
     rows = PromptRows(start_B, room_B, jax.device_put(keys, self.layout.replicated), np.int32(width))
     slots = power_of_two(width + int(room_B.max()))
     state = self.decoder.start(weights, tokens_BP, rows, slots)
-    new_BN = state.token_B[:, None]
+    new_BN, failed = state.token_B[:, None], 0
     while True:
       drawn_BN, done_B = jax.device_get((new_BN, state.done_B))
       for text, row in zip(texts, drawn_BN, strict=False):
-        piece = text.add([t for t in row.tolist() if t != NOTHING])
+        piece = text.add([t for t in row.tolist() if t >= 0])
         if show is not None and text is texts[0]:
           show(piece)
+      failed += int((drawn_BN[:count] == NOT_FINITE).sum())
       ended_B = np.array([*(text.stopped for text in texts), *[True] * (batch - count)])
       if (done_B | ended_B).all():
         break
@@ -143,6 +146,9 @@ class Sampler:
       piece = text.rest()
       if show is not None and text is texts[0]:
         show(piece)
+    if failed:
+      console.show_warning(f"{failed} of {count} completions ended early, because the logits were NaN or infinite; "
+                           "the model diverged in training, or its activations overflow in model.dtype")
 
 
 def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer) -> Sampler:

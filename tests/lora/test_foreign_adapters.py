@@ -165,3 +165,13 @@ def test_no_advice_needs_a_session_that_is_over(directory):
     configure(directory, init_lora_weights=init)
     [problem] = problems_of(directory)
     assert f"init_lora_weights={init}: PEFT changes the base" in problem and "path_initial_model" not in problem
+
+
+def test_patterns_that_name_no_adapted_module_are_said(directory, capfd):
+  patterns = {"rank_pattern": {"k_proj": 5}, "alpha_pattern": {"layers.2.self_attn.q_proj": 9, "down_proj": 4}}
+  config = json.loads((directory / CONFIG).read_text())
+  configure(directory, **{name: config[name] | more for name, more in patterns.items()})
+  load(directory)
+  shown = " ".join(capfd.readouterr().err.split())
+  assert "rank_pattern names no adapted module with k_proj; it has no effect there, in PEFT either" in shown
+  assert "alpha_pattern names no adapted module with layers.2.self_attn.q_proj; it has" in shown

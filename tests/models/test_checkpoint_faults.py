@@ -142,7 +142,5 @@ def test_weights_that_are_not_finite_are_named(tmp_path, capfd):
   source = write_checkpoint(tmp_path / "weights", arrays)
   argv = ["model=hf", f"model.weights={source}", "model.tokenizer=bytes", *QUIET, *on_stories(tmp_path),
           f"hydra.run.dir={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}", "train.steps=1"]
-  assert entry.run(argv) == 5
-  assert "the loss is nan at step 1, before anything is learned, so the weights" in capfd.readouterr().err
-  assert entry.run(["task=evaluate", "lora=frozen", *argv]) == 0
-  assert "warning: the held-out loss of the model 'base' is nan: its weights" in capfd.readouterr().err
+  assert entry.run(argv) == 2 and entry.run(["task=evaluate", "lora=frozen", *argv]) == 2
+  assert capfd.readouterr().err.count("29 tensors have NaN or infinite values, such as model.embed_tokens") == 2

@@ -17,18 +17,39 @@ from lora_exp.runtime.safetensors_reader import DTYPES
 LAYER = "model.layers.0.self_attn.q_proj"
 
 
-@pytest.mark.parametrize(("method", "tensors"), [
-  ("bitsandbytes", {f"{LAYER}.weight.absmax": np.ones(3, np.float32)}),
-  ("bitsandbytes", {f"{LAYER}.weight.quant_state.bitsandbytes__nf4": np.ones(3, np.uint8)}),
-  ("bitsandbytes", {f"{LAYER}.SCB": np.ones(3, np.float32)}),
-  ("GPTQ or AWQ", {f"{LAYER}.qweight": np.ones((3, 4), np.int32)}),
-  ("fp8 or compressed-tensors", {f"{LAYER}.weight_scale_inv": np.ones((1, 1), np.float32)}),
-])
-def test_a_quantised_file_is_one_problem(tmp_path, method, tensors):
+@pytest.mark.parametrize(("method", "tensor"), [
+  ("GPTQ or AWQ", "qweight"), ("compressed-tensors or NVFP4, packed", "weight_packed"),
+])  # fmt: skip
+def test_a_quantised_file_is_one_problem(tmp_path, method, tensor):
+  tensors = {f"{LAYER}.{tensor}": np.ones((3, 4), np.int32), f"{LAYER}.weight_scale": np.ones(1, np.float32)}
   save_file(published_arrays(random_arrays()) | tensors, tmp_path / "model.safetensors")
   with pytest.raises(InputError, match=rf"quantised by {method}, which is not supported; use the model") as raised:
     load_arrays(tmp_path)
   assert len(raised.value.problems) == 1
+
+
+@pytest.mark.parametrize(("tensors", "said"), [
+  ({".weight.absmax": np.ones(3, np.float32)}, "weight.quant_state.bitsandbytes__nf4 is missing"),
+  ({".SCB": np.ones(3, np.float32)}, r"SCB is \(3,\), which are no scales of .*weight, F32"),
+  ({".weight_scale_inv": np.ones((2, 3), np.float32)}, r"weight_scale_inv is \(2, 3\), which are no scales of"),
+  ({".extra.weight_scale": np.ones(1, np.float32)}, "extra.weight is missing; download"),
+])  # fmt: skip
+def test_an_incomplete_quantised_tensor_is_one_problem(tmp_path, tensors, said):
+  named = {f"{LAYER}{name}": x for name, x in tensors.items()}
+  save_file(published_arrays(random_arrays()) | named, tmp_path / "model.safetensors")
+  with pytest.raises(InputError, match=said) as raised:
+    load_arrays(tmp_path)
+  assert len(raised.value.problems) == 1
+
+
+def test_float8_without_its_scale_is_refused(tmp_path):
+  arrays = published_arrays(random_arrays())
+  entries = [(name, x.shape, lambda x=x: x) for name, x in arrays.items()]
+  write_safetensors(tmp_path / "model.safetensors", entries, "F8_E4M3")
+  (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+  with pytest.raises(InputError, match="is float8, and its scale") as raised:
+    load_arrays(tmp_path)
+  assert len(raised.value.problems) == len(arrays)
 
 
 def test_an_adapter_that_is_not_merged_is_one_problem(tmp_path):
@@ -51,7 +72,7 @@ def test_the_wrapper_of_a_tool_is_removed_from_names(tmp_path, wrapper):
     load_arrays(tmp_path, replace(LLAMA, arch=replace(LLAMA.arch, tied=True)))
 
 
-@pytest.mark.parametrize("config", [{"quant_method": "fp8"}, {"quant_method": "bitsandbytes", "load_in_4bit": True}])
+@pytest.mark.parametrize("config", [{"quant_method": "gptq"}, {"quant_method": "mxfp4"}])
 def test_a_quantisation_config_names_its_method(tmp_path, config):
   write_checkpoint(tmp_path, quantization_config=config)
   with pytest.raises(InputError, match=f"quantization_config: the weights are quantised by {config['quant_method']}"):
@@ -71,8 +92,35 @@ def test_advice_names_nothing_of_another_kind(tmp_path):
 
 
 @pytest.mark.parametrize("code", ["F8_E4M3", "F8_E5M2", "F16", "BF16"])
-def test_narrow_floats_are_read(tmp_path, code):
+def test_narrow_floats_are_read(tmp_path, capfd, code):
   arrays = {path: x.astype(DTYPES[code]) for path, x in random_arrays().items()}
   entries = [(name, x.shape, lambda x=x: x) for name, x in published_arrays(arrays).items()]
   write_safetensors(tmp_path / "model.safetensors", entries, code)
   assert_same(load_arrays(tmp_path), arrays)
+  assert ("tensors are float8 without a scale, such as" in capfd.readouterr().err) == code.startswith("F8")
+
+
+@pytest.mark.parametrize(("architecture", "model_type"), [
+  ("LlamaForCausalLM", "qwen2"), ("Qwen3ForCausalLM", "llama"), ("MixtralForCausalLM", "mistral"),
+])  # fmt: skip
+def test_two_names_of_different_models_are_refused(tmp_path, architecture, model_type):
+  write_checkpoint(tmp_path, architectures=[architecture], model_type=model_type)
+  with pytest.raises(InputError, match=f"model_type={model_type} and architectures={architecture} name different"):
+    resolve_architecture(str(tmp_path))
+
+
+def test_the_text_model_of_a_wrapper_must_be_its_own(tmp_path):
+  text = {"model_type": "qwen3"}
+  write_checkpoint(tmp_path, architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text)
+  with pytest.raises(InputError, match="model_type=qwen3 and architectures=Gemma3ForCausalLM name different models"):
+    resolve_architecture(str(tmp_path))
+
+
+@pytest.mark.parametrize(("value", "param_dtype"), [(np.nan, "float32"), (-np.inf, "bfloat16"), (7e4, "float16")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value, param_dtype):
+  arrays = published_arrays(random_arrays())
+  arrays["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+  save_file(arrays, tmp_path / "model.safetensors")
+  with pytest.raises(InputError, match="1 tensor has NaN or infinite values, such as model.layers.1.mlp.up") as raised:
+    load_arrays(tmp_path, replace(LLAMA, param_dtype=param_dtype))
+  assert ("float16 ends at 65,504" in str(raised.value)) == (param_dtype == "float16")

@@ -19,6 +19,7 @@ from transformers_models import headless, reference, sizes, their_logits, tokens
 
 from lora_exp import compose, lora
 from lora_exp.config import Config, InputError
+from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.plan import Plan, make_plan
 from lora_exp.train.program import assemble
@@ -218,6 +219,20 @@ def test_the_part_that_peft_subtracts_is_computed_from_the_base(tmp_path, init):
   assert run.plan.cfg.lora.method == init
 
 
+@pytest.mark.parametrize(("name", "said"), [
+  ("tokens", "2 token rows of embed_tokens (32 values) are used as the file has them, and are not trained further"),
+  ("output biases", "5 output biases (327 values) are used"),
+  ("saved beside", "2 parameters of the base (embed_tokens.embedding, …; 8,416 values) are used"),
+])  # fmt: skip
+def test_what_further_training_leaves_out_is_said(tmp_path, capfd, name, said):
+  base, settings = KINDS[name]
+  made(base, tmp_path, **settings)
+  cfg = replace(config_of(base, tmp_path), task="train")
+  make_base(make_plan(replace(cfg, lora=replace(cfg.lora, bias="all", layers=[0]))))
+  shown = " ".join(capfd.readouterr().err.split())
+  assert said in shown and "lora.layers=[0], lora.bias=all has no effect" in shown
+
+
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -260,6 +275,11 @@ def test_experts_of_every_release_of_peft_are_read(tmp_path, base):
     assert all((again.leaves[path][name] == x).all() for name, x in leaves.items())
   exchanged(tmp_path, 4)
   agrees(base, tmp_path, want)
+  tensors = load_file(tmp_path / "ours" / WEIGHTS)
+  tensors[next(name for name in tensors if ".experts." in name)][3, 5] = np.inf
+  save_file(tensors, tmp_path / "ours" / WEIGHTS)
+  with pytest.raises(InputError, match="experts.* has values that are not finite"):
+    planned(base, tmp_path / "ours")
   edit_config(tmp_path, target_parameters=EXPERTS[:1])
   with pytest.raises(InputError, match="the factors of 2 parameters, but target_parameters of the config names gate_"):
     planned(base, tmp_path)

@@ -292,3 +292,11 @@ def test_prompt_becomes_a_chat_turn_where_runs_learned_turns():
 def test_text_after_text_keeps_its_space():
   text = StreamedText(TOKENIZER, TOKENIZER.encode("Once"), [])
   assert text.add(TOKENIZER.encode(" upon")) + text.rest() == " upon"
+
+
+def test_completions_end_where_logits_are_not_finite(capfd):
+  job, params, trial = made("minigpt")
+  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+  with quickly():
+    texts = sampler()(broken, trial, job.frozen, ["a", "b"])
+  assert texts == ["", ""] and "2 of 2 completions ended early, because the logits" in capfd.readouterr().err

@@ -164,8 +164,14 @@ def load_adapter(
   check.compare()
   rows = [_trained_row(config, check, row) for row in check.rows]
   _raise_problems(check.problems)
+  for field, keys in check.unused_patterns().items():
+    console.show_warning(f"{config.where}: {field} names no adapted module with {', '.join(keys[:4])}"
+                         f"{' and others' if len(keys) > 4 else ''}; it has no effect there, in PEFT either")
   arrays = file.arrays([*check.file_tensors, *check.parameters, *check.token_tables, *check.output_biases])
-  not_finite = [names.tensors[name].name for name, x in arrays.items() if not np.isfinite(x).all()]
+  experts = check.experts.used if check.experts is not None else ()
+  stacked = read_arrays(file.path, entries, experts)
+  all_arrays = {**{names.tensors[name].name: x for name, x in arrays.items()}, **stacked}
+  not_finite = [name for name, x in all_arrays.items() if not np.isfinite(x).all()]
   _raise_problems([f"{file.path}: {name} has values that are not finite" for name in not_finite])
   by_module, full = _by_module(file.path, check.file_tensors, arrays)
   _, parameters = _by_module(file.path, check.parameters, arrays)
@@ -177,8 +183,7 @@ def load_adapter(
     untied=model.untied,
   )
   leaves = {row.path: _leaves(row, by_module, check.method, config.start) for row in rows}
-  if check.experts is not None and check.experts.used:
-    stacked = read_arrays(file.path, entries, check.experts.used)
+  if check.experts is not None:
     leaves |= {row.path: check.experts.leaves(row, stacked) for row in check.expert_rows}
     rows += check.expert_rows
   return Adapter(_method_name(config, check), tuple(rows), leaves, full, changes)

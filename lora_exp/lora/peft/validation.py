@@ -163,6 +163,19 @@ class AdapterFileCheck:
       return {}
     return {} if self.config.peft_names else leads
 
+  def unused_patterns(self) -> dict[str, list[str]]:
+    """Returns the keys of rank_pattern and alpha_pattern that match no adapted module, by the name of the field."""
+    tied = self.model.tied
+    names = {name for row in self.rows for name in self.names_of(row.path)}
+    names |= {tied[2]} if tied is not None and any(row.path == tied[0] for row in self.rows) else set()
+    names |= {pair.module for pairs in self.experts.factors.values() for pair in pairs} if self.experts else set()
+    fields = {"rank_pattern": self.config.ranks, "alpha_pattern": self.config.alphas}
+    unused = {
+      field: [shortened(pattern.text) for pattern, _ in patterns if not any(map(pattern.fullmatch, names))]
+      for field, patterns in fields.items()
+    }
+    return {field: keys for field, keys in unused.items() if keys}
+
   # Parameters of the base
 
   def _full(self) -> dict[str, tuple[int, ...]]:

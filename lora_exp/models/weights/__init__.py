@@ -5,7 +5,8 @@
     unused_tensors  checks of stored tensors that are not loaded
     gguf_config     the architecture of a GGUF file as config.json. No jax
     hf_writer       writes a model as a Hugging Face directory
-    *_checkpoint    one file per format; each implements `stored_tensor.Checkpoint`
+    *_checkpoint    one file per format; each implements `stored_tensor.Checkpoint`. The dequantising one wraps another
+    quantised_tensors  quantised tensors of other libraries as floating point
 
 Adapter files are in `lora.peft`, training checkpoints in `train`, tokenizer files in `data`.
 """

@@ -30,10 +30,10 @@ PICKLE_ADVICE = (
   "a pickle, which can run any code and is therefore not opened; if you trust it, convert it once: "
   "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) of transformers writes safetensors"
 )
-QUANTISED = {  # regular expression of tensor names -> the method that quantised them
-  r".*\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|SCB|weight_format)": "bitsandbytes",
+DEQUANTISED = ("bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "modelopt")  # methods that are read
+QUANTISED = {  # regular expression of tensor names -> the method that quantised them, which is not supported
   r".*\.(qweight|qzeros|g_idx)": "GPTQ or AWQ",
-  r".*\.(weight_scale|weight_scale_inv|weight_scale_2|weight_packed|input_scale)": "fp8 or compressed-tensors",
+  r".*\.(weight_packed|weight_zero_point|weight_global_scale|weight_scale_2)": "compressed-tensors or NVFP4, packed",
   r".*\.experts\.\w+_(blocks|scales)": "mxfp4",
 }
 

@@ -5,12 +5,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lora_exp.config.errors import InputError
+from lora_exp.models.weights.dequantising_checkpoint import dequantising
 from lora_exp.models.weights.locate import INDEX, SINGLE, safetensors_file
-from lora_exp.models.weights.stored_tensor import StoredTensor
+from lora_exp.models.weights.stored_tensor import Checkpoint, StoredTensor
 from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.safetensors_reader import DTYPES, Slice, TensorEntry, read_header, read_slices
 
@@ -28,12 +30,18 @@ class SafetensorsCheckpoint:
     read_slices(file, entry, slices)
 
 
-def open_safetensors(path: Path) -> SafetensorsCheckpoint:
-  """Opens the file `path`, or the file or index in the directory `path`.
+def open_safetensors(path: Path) -> Checkpoint:
+  """Opens the file `path`, or the file or index in the directory `path`; quantised tensors are dequantised.
 
   If a directory has both, model.safetensors is read, as in transformers; the index may belong to an earlier model.
-  Raises InputError with every missing or incomplete file, and every tensor that the index lists but its file lacks.
+  Raises InputError with every missing or incomplete file, every tensor that the index lists but its file lacks, and
+  every quantised tensor that lacks a part.
   """
+  return dequantising(_opened(path), _quantization_config(path if path.is_dir() else path.parent), str(path))
+
+
+def _opened(path: Path) -> SafetensorsCheckpoint:
+  """The tensors as they are stored."""
   if path.is_dir() and not (path / SINGLE).is_file() and (path / INDEX).is_file():
     path = path / INDEX
   if path.name == INDEX:
@@ -42,6 +50,18 @@ def open_safetensors(path: Path) -> SafetensorsCheckpoint:
   if file is None:
     raise InputError(f"{path}: there is no model.safetensors")
   return SafetensorsCheckpoint([file], {name: (file, entry) for name, entry in _header(file).items()})
+
+
+def _quantization_config(directory: Path) -> dict[str, Any]:
+  """The `quantization_config` of config.json in `directory`; {} if there is none, or the file cannot be read."""
+  file = directory / "config.json"
+  try:
+    config = read_json_object(file) if file.is_file() else {}
+  except InputError:
+    return {}
+  text = config.get("text_config")
+  given = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+  return given if isinstance(given, dict) else {}
 
 
 def _header(file: Path) -> dict[str, TensorEntry]:

@@ -6,26 +6,30 @@ transferred before the next tensor is read.
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
 from lora_exp.config import InputError
 from lora_exp.models.tensor_names import StoredNames, StoredPart, layer_of
 from lora_exp.models.weights import locate
+from lora_exp.models.weights.dequantising_checkpoint import FLOAT8, DequantisingCheckpoint
 from lora_exp.models.weights.gguf_checkpoint import dequantised
 from lora_exp.models.weights.orbax_checkpoint import open_orbax
 from lora_exp.models.weights.safetensors_checkpoint import open_safetensors
 from lora_exp.models.weights.stored_tensor import Checkpoint, StoredTensor
 from lora_exp.models.weights.unused_tensors import unused_problems
+from lora_exp.runtime import console
 from lora_exp.runtime.mesh import flatten
 from lora_exp.runtime.safetensors_reader import DTYPES
 
 FILE = locate.SINGLE
+CHUNK = 2**18  # values checked at once
 ALIGNMENT = 64  # bytes; a CPU device uses an aligned array without a copy
 Bounds = tuple[tuple[int, int], ...]  # (first, end) along each axis
 
@@ -48,19 +52,64 @@ def load(
 
   `abstract` (shapes and dtypes), `shardings` and the result are nested dicts with the same structure; tensors are cast
   to the dtypes of `abstract`. `names` maps published names; files written by `save` need none. A GGUF file is
-  dequantised once into `cache`. Raises InputError that lists every missing, unexpected and mis-shaped tensor.
+  dequantised once into `cache`. Raises InputError that lists every missing, unexpected and mis-shaped tensor, or that
+  names those with values that are not finite.
   """
   checkpoint = open_source(source, cache)
   leaves = flatten(abstract)
   shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
   names = (names or StoredNames()).for_checkpoint(checkpoint.tensors, shapes)
   _check_tensors(source, checkpoint, shapes, names)
+  _show_precision(source, checkpoint)
+  not_finite: list[str] = []
 
   def read(key_path: Sequence[Any], leaf: Any, sharding: Any) -> jax.Array:
     path = ".".join(str(key.key) for key in key_path)
-    return _read_array(checkpoint, names.parts(path, shapes), leaf, sharding)
+    parts = names.parts(path, shapes)
+    arrays = _read_slices(checkpoint, parts, leaf, sharding)
+    if not all(map(all_finite, arrays.values())):
+      not_finite.append(parts[0].name)
+    return _placed(arrays, leaf, sharding)
 
-  return jax.tree_util.tree_map_with_path(read, abstract, shardings)
+  tree = jax.tree_util.tree_map_with_path(read, abstract, shardings)
+  if not_finite:
+    raise InputError(_not_finite_problem(source, not_finite, leaves))
+  return tree
+
+
+def _show_precision(source: Path, checkpoint: Checkpoint) -> None:
+  """Shows how many tensors are quantised, or are float8 without scales."""
+  if isinstance(checkpoint, DequantisingCheckpoint):
+    console.show(f"{source}: {len(checkpoint.quantised)} of {len(checkpoint.tensors)} tensors are quantised; they are "
+                 "dequantised here, and activations are not quantised. lora.quant quantises the base again.")
+    return
+  unscaled = [name for name, tensor in checkpoint.tensors.items() if tensor.dtype in FLOAT8]
+  if unscaled:
+    console.show_warning(f"{source}: {len(unscaled)} of {len(checkpoint.tensors)} tensors are float8 without a scale, "
+                         f"such as {unscaled[0]}; their values are used as they are")
+
+
+def _not_finite_problem(source: Path, names: Sequence[str], leaves: Mapping[str, Any]) -> str:
+  """The problem with tensors whose values are NaN or infinite in the model's dtype."""
+  is_narrow = any(leaf.dtype == np.float16 for leaf in leaves.values())
+  hint = ", or set model.param_dtype=bfloat16, as float16 ends at 65,504" if is_narrow else ""
+  count = f"{len(names)} tensors have" if len(names) > 1 else "1 tensor has"
+  return (f"{source}: {count} NaN or infinite values, such as {names[0]}; copy the checkpoint again, or save it again "
+          f"from a model whose loss is finite{hint}")
+
+
+def all_finite(x: np.ndarray) -> bool:
+  """Whether no value of `x`, a contiguous floating-point array, is NaN or infinite."""
+  if x.dtype != jnp.bfloat16:
+    return all(bool(np.isfinite(part).all()) for part in _chunks(x))
+  # As integers, which is 8 times faster than np.isfinite: NaN and infinity have all bits of the exponent.
+  return all(int((part.view(np.uint16) & 0x7FFF).max()) < 0x7F80 for part in _chunks(x))
+
+
+def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:
+  """The values of `x` in parts that fit a processor's cache."""
+  flat = x.reshape(-1)
+  return (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))
 
 
 def open_source(path: Path, cache: str | Path) -> Checkpoint:
@@ -120,20 +169,29 @@ def _tensor_problems(name: str, tensor: StoredTensor | None, shape: tuple[int, .
   return []
 
 
-def _read_array(checkpoint: Checkpoint, parts: Sequence[StoredPart], leaf: Any, sharding: Any) -> jax.Array:
-  """Reads one array with its sharding. Each slice for the devices of this process is read once."""
+def _bounds(index: Sequence[slice], shape: Sequence[int]) -> Bounds:
+  """The index of a slice as (first, end) along each axis."""
+  return tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
 
-  def bounds_of(index: Sequence[slice]) -> Bounds:
-    return tuple(part.indices(n)[:2] for part, n in zip(index, leaf.shape, strict=True))
 
+def _read_slices(
+  checkpoint: Checkpoint, parts: Sequence[StoredPart], leaf: Any, sharding: Any
+) -> dict[Bounds, np.ndarray]:
+  """The slices of one array for the devices of this process. Each is read once."""
   indices: Iterable[Any] = sharding.addressable_devices_indices_map(leaf.shape).values()
-  arrays = {bounds: _empty([b - a for a, b in bounds], leaf.dtype) for bounds in map(bounds_of, indices)}
+  all_bounds = [_bounds(index, leaf.shape) for index in indices]
+  arrays = {bounds: _empty([b - a for a, b in bounds], leaf.dtype) for bounds in all_bounds}
   for part in parts:
     slices = [_slice(part, bounds, x) for bounds, x in arrays.items()]
     checkpoint.read(part.name, [wanted for wanted in slices if wanted is not None])
+  return arrays
+
+
+def _placed(arrays: Mapping[Bounds, np.ndarray], leaf: Any, sharding: Any) -> jax.Array:
+  """The slices as one array on the devices."""
 
   def array_at(index: Any) -> np.ndarray:
-    return arrays[bounds_of(index)]
+    return arrays[_bounds(index, leaf.shape)]
 
   array = jax.make_array_from_callback(leaf.shape, sharding, array_at)
   return array.block_until_ready()  # before the next one is read

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from lora_exp.runtime.safetensors_reader import Slice
 
@@ -30,3 +32,11 @@ class Checkpoint(Protocol):
 
   def read(self, name: str, slices: Sequence[Slice]) -> None:
     """Fills the arrays of `slices` with their parts of the tensor, cast to the arrays' dtypes."""
+
+
+def read_whole(checkpoint: Checkpoint, name: str, dtype: Any) -> np.ndarray:
+  """Returns the tensor `name`, cast to `dtype`; a scalar has shape (1,)."""
+  shape = checkpoint.tensors[name].shape or (1,)
+  x = np.empty(shape, dtype)
+  checkpoint.read(name, [((slice(None),) * len(shape), x)])
+  return x

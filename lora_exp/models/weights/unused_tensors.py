@@ -14,7 +14,7 @@ from lora_exp.config.schema import ArchConfig, ModelConfig
 from lora_exp.models.tensor_names import StoredNames, TensorNames
 from lora_exp.models.weights.locate import checkpoint_format
 from lora_exp.models.weights.safetensors_checkpoint import open_safetensors
-from lora_exp.models.weights.stored_tensor import Checkpoint, StoredTensor
+from lora_exp.models.weights.stored_tensor import Checkpoint, read_whole
 from lora_exp.runtime.safetensors_reader import DTYPES, ELEMENTS
 
 BLOCK = 2**20  # elements compared at once
@@ -78,15 +78,8 @@ def unused_problems(checkpoint: Checkpoint, unused: list[str], names: StoredName
       yield f"{name} is not in the model"
     else:
       is_expected, problem = CHECKS[kind]
-      if not readable or not is_expected(read_tensor(checkpoint, name, tensor), names.model):
+      if not readable or not is_expected(read_whole(checkpoint, name, np.float32), names.model):
         yield f"{name} {problem}"
-
-
-def read_tensor(checkpoint: Checkpoint, name: str, tensor: StoredTensor) -> np.ndarray:
-  """The whole tensor in float32."""
-  x = np.empty(tensor.shape or (1,), np.float32)
-  checkpoint.read(name, [((slice(None),) * max(1, len(tensor.shape)), x)])
-  return x
 
 
 def equal_tensors(checkpoint: Checkpoint, name: str, other: str) -> bool:
