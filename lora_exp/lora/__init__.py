@@ -59,7 +59,9 @@ from lora_exp.lora.merging import MergeUndo, disabled, merge, merged, unmerge
 from lora_exp.lora.methods.adalora import kept_ranks
 from lora_exp.lora.module_table import adapted_modules, modules, resolve, scale_of
 from lora_exp.lora.multi_adapter import Adapters
-from lora_exp.lora.peft.adapter_files import Naming, load_adapter, save_adapter
+from lora_exp.lora.peft.adapter_reader import load_adapter
+from lora_exp.lora.peft.adapter_writer import save_adapter
+from lora_exp.lora.peft.names import Naming
 from lora_exp.lora.quantization import quantise
 from lora_exp.lora.resize import Extracted, extract, resize
 from lora_exp.lora.targets import matches, select_paths

@@ -221,6 +221,14 @@ class PeftConfig:
     """Returns alpha/rank, or alpha/sqrt(rank) with use_rslora, or 1 for a method without alpha."""
     return 1.0 if self.form.alpha_key is None else alpha / (math.sqrt(rank) if self.rslora else rank)
 
+  def scaled(self, names: Sequence[str], rank: int) -> tuple[float, float, int]:
+    """Returns (alpha, scale, rank) of a module; half of alpha and rank if the file also holds A₀ and B₀."""
+    alpha = self.alpha_of(names)
+    scale = self.scale(alpha, rank)
+    if self.start:
+      rank, alpha = rank // 2, alpha / 2
+    return float(rank) if self.form.alpha_key is None else alpha, scale, rank
+
   @property
   def draws_start(self) -> bool:
     """Whether PEFT computes A₀ and B₀ from the base with random numbers that are not in the file."""
