@@ -140,7 +140,8 @@ class TrialWriter:
     status = "done" if done else _status(error)
     seconds = time.monotonic() - self.pack.started
     summary = run_summary(status, self.trial.plan, cost, self.record, self.base_digest, seconds)
-    summary["unlearned"] = [asdict(count) for count in self.pack.rows.unlearned]
+    summary["data_notes"] = list(self.pack.rows.notes)
+    summary["not_learned"] = [asdict(count) for count in self.pack.rows.not_learned]
     if self.adapter is not None:
       summary |= self.adapter.kind.summary(self.adapter.leaves)
     self.metrics.close()
