@@ -7,6 +7,7 @@
 
 import argparse
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from lora_exp.config.schema import Config
 from lora_exp.config.setting_names import opened
 from lora_exp.sweep.launcher_plugins import launcher_problems
 
+METRIC_FILE = re.compile(r"\+*eval(\.metric_file=|=.*metric_file)")
 MAY_SWEEP = ("sweep=", "experiment=", "hydra.mode=")  # overrides that may start a multirun without -m
 
 
@@ -110,7 +112,8 @@ def check_command_line(argv: Sequence[str]) -> CommandLine:
 class _Request:
   """The command line composed as one config; lists of values are not yet expanded into jobs."""
 
-  texts: list[str]
+  typed: list[str]
+  texts: list[str]  # those of an experiment's fallback, and `typed`
   overrides: list[Override]  # `texts`, parsed
   master: DictConfig
   multirun: bool
@@ -136,10 +139,10 @@ def _compose_request(composing: Composer, args: argparse.Namespace) -> _Request:
     raise InputError(problems)
   fallback = find_fallback(master, overrides) if args.cfg is None else None
   if fallback is None:
-    return _Request(texts, overrides, master, multirun, None)
-  texts = [*fallback.overrides, *texts]
+    return _Request(texts, texts, overrides, master, multirun, None)
+  typed, texts = texts, [*fallback.overrides, *texts]
   overrides = composing.parse(texts, several=may_sweep)
-  return _Request(texts, overrides, composing.compose(texts, multirun=True), multirun, fallback.reason)
+  return _Request(typed, texts, overrides, composing.compose(texts, multirun=True), multirun, fallback.reason)
 
 
 def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
@@ -159,6 +162,8 @@ def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
   else:
     problems += _add_job(jobs, composing, request.master, task_overrides)
   problems += _directory_problems(request, jobs)
+  if any(cfg.eval.metric_file for cfg in jobs) and not any(METRIC_FILE.match(text) for text in request.typed):
+    problems.append("eval.metric_file: is executed, so only the command line can set it, and no config file")
   if problems:
     reason = [request.fallback_reason] if request.fallback_reason else []
     raise InputError([*reason, *dict.fromkeys(problems)])

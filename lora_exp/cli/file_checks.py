@@ -9,21 +9,34 @@ from lora_exp.config.allowed_values import choice_problem
 from lora_exp.config.checks import TASKS_OF_A_RUN, export_directory, lies_in_run_files
 from lora_exp.config.conversion import shown
 from lora_exp.config.errors import did_you_mean
-from lora_exp.config.schema import TOKENIZERS, Config, ModelConfig
+from lora_exp.config.schema import TOKENIZERS, Config, EvalConfig, ModelConfig
 from lora_exp.models.weights import locate
 from lora_exp.runtime.files import file_problem
 from lora_exp.runtime.run_directory import is_sweep, run_directory_problem
 from lora_exp.runtime.run_files import ADAPTER
+
+METRIC_PACKAGES = {"rouge_l": "rouge_score", "chrf": "sacrebleu"}  # metric -> module that computes it
 
 
 def file_problems(cfg: Config) -> Iterator[str]:
   """Problems of paths that do not exist or have the wrong contents, of existing outputs, and of missing packages."""
   yield from _task_problems(cfg)
   yield from _model_problems(cfg.model)
+  yield from _eval_problems(cfg.eval)
   if cfg.train.resume:
     yield from _run_problems("train.resume", cfg.train.resume)
   if cfg.lora.init_from is not None:
     yield from _adapter_problems(cfg.lora.init_from)
+
+
+def _eval_problems(settings: EvalConfig) -> Iterator[str]:
+  for name in settings.metrics:
+    if name in METRIC_PACKAGES and importlib.util.find_spec(METRIC_PACKAGES[name]) is None:
+      yield f"eval.metrics: {name} needs the package {METRIC_PACKAGES[name]}: pip install 'lora_exp[metrics]'"
+  if settings.metric_file is not None:
+    problem = file_problem("eval.metric_file", settings.metric_file)
+    if problem is not None:
+      yield problem
 
 
 def _run_problems(setting: str, directory: str) -> Iterator[str]:

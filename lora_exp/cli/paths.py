@@ -14,6 +14,7 @@ def with_absolute_paths(cfg: Config) -> Config:
     cfg,
     run=_absolute_or_none(cfg.run), cache=absolute(cfg.cache) if cfg.cache else cfg.cache,
     prompt_file=_absolute_or_none(cfg.prompt_file), out=_absolute_or_none(cfg.out),
+    eval=replace(cfg.eval, metric_file=_absolute_or_none(cfg.eval.metric_file)),
     train=replace(cfg.train, resume=_absolute_or_none(cfg.train.resume)),
     model=_model(cfg.model), data=_data(cfg.data),
     pretrain_data=cfg.pretrain_data and _data(cfg.pretrain_data), retain=cfg.retain and _data(cfg.retain),

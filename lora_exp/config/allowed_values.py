@@ -31,6 +31,7 @@ CHOICES: dict[str, Collection[str | None]] = {
   "sample.chat": ("auto", "always", "none"),
   "report.metric": METRICS,
   "merge.dtype": (None, "float32", "bfloat16", "float16"),
+  "logger.name": ("wandb", "none"),
   "logger.mode": ("auto", "online", "offline"),
 }
 
@@ -79,6 +80,7 @@ RANGES: dict[str, Range] = {
   "train.steps": COUNT, "train.epochs": POSITIVE, "train.batch_size": COUNT, "train.log_every": COUNT,
   "train.eval_every": NOT_NEGATIVE, "train.eval_tokens": COUNT, "train.retain_tokens": COUNT,
   "train.save_every": NOT_NEGATIVE, "train.seed": SEED, "train.stop_at": COUNT,
+  "eval.items": COUNT, "eval.max_tokens": COUNT, "eval.every": NOT_NEGATIVE,
   "sample.every": NOT_NEGATIVE, "sample.max_tokens": COUNT, "sample.temperature": NOT_NEGATIVE, "sample.top_k": COUNT,
   "sample.top_p": PROBABILITY, "sample.seed": SEED,
   "merge.bound": NOT_NEGATIVE, "report.margin": FRACTION,

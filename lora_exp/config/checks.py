@@ -11,6 +11,7 @@ from lora_exp.config.conversion import shown
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.data_checks import data_problems
 from lora_exp.config.errors import did_you_mean
+from lora_exp.config.eval_checks import eval_problems
 from lora_exp.config.lora_checks import lora_problems
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import TOKENIZERS, Config
@@ -26,7 +27,7 @@ def check(cfg: Config) -> list[str]:
   """Every problem of `cfg`, one line each: 'path=value: what is allowed'."""
   parts = (choice_problems, range_problems, _task_problems, _name_problems, _credential_problems, _model_problems,
            _mlp_problems, data_problems, lora_problems, _optim_problems, _train_problems, _sample_problems,
-           _expectation_problems)  # fmt: skip
+           eval_problems, _expectation_problems)  # fmt: skip
   return [problem for part in parts for problem in part(cfg)]
 
 

@@ -10,17 +10,19 @@ evaluations.jsonl and wandb; it is a column of `task=evaluate`, of results.csv a
 rank settings by it (`report.metric=NAME`), a study can optimise it (`hydra.sweeper.objectives=[NAME]`), and an
 experiment can require it (`expectations.NAME=NUMBER`).
 
-To add a metric whose sums exist, add one entry to `METRICS`:
+To add a metric whose sums exist, add one entry to `METRICS`. Its value is the first sum divided by the second, unless
+it has a formula:
 
-    Metric("bits_per_token", "bits per token", sums=("nats", "count"), value=_bits_per_token, unit="bits"),
-
-with its value, a function of the sums:
+    Metric("bits_per_token", "bits per token", sums=("nats", "count"), formula=_bits_per_token, unit="bits"),
 
     def _bits_per_token(totals: Totals) -> float:
       return ratio(totals, "nats", "count") / math.log(2)
 
-If it needs a new sum, add that to `SUMS` of `train/evaluation.py` under the name that the metric uses; top-5 accuracy,
-for example, needs the number of targets among the five most likely tokens:
+If it needs a new sum, add that under the name that the metric uses:
+
+- to `SCORES` of `train/answer_scores.py` if it is a score of a generated answer. The metric's second sum is GENERATED.
+- to `SUMS` of `train/evaluation.py` if it comes from the logits. Top-5 accuracy, for example, needs the number of
+  targets among the five most likely tokens:
 
     def _in_top_five(logits_BV: jax.Array, targets_B: jax.Array) -> jax.Array:
       target_B1 = jnp.take_along_axis(logits_BV, targets_B[:, None], axis=-1)
@@ -32,7 +34,8 @@ for example, needs the number of targets among the five most likely tokens:
       batch = predictions.batch
       return predictions.map_logits(_in_top_five, batch["targets"]) * batch["weights"]
 
-Nothing else changes.
+Nothing else changes. Metrics of generated answers and of choices cost time, and are computed if `eval.metrics` names
+them; all others are always computed.
 """
 
 import math
@@ -41,6 +44,8 @@ from dataclasses import dataclass
 
 Totals = Mapping[str, float]  # name of a sum -> its total over a split
 MAX_EXPONENT = 700.0  # e^710 overflows float64
+GENERATED = "generated"  # sum: the number of generated answers
+CHOSEN = "chosen"  # sum: the number of questions with choices
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,24 @@ class Metric:
   name: str  # in files and in the config
   label: str  # in tables and plots
   sums: tuple[str, ...]  # that `value` needs
-  value: Callable[[Totals], float]
+  formula: Callable[[Totals], float] | None = None  # None: the first sum divided by the second
   unit: str = ""  # for text; numeric examples have none
   higher_is_better: bool = False
   digits: int = 4  # after the decimal point, in tables
+
+  def value(self, totals: Totals) -> float:
+    """The metric, from the totals of its sums; NaN if it divides by 0."""
+    return ratio(totals, *self.sums) if self.formula is None else self.formula(totals)
+
+  @property
+  def is_mean(self) -> bool:
+    """Whether it is a mean over targets, rows or answers, so that each document has its share of it."""
+    return self.formula is None
+
+  @property
+  def requested(self) -> bool:
+    """Whether it is computed only if `eval.metrics` names it."""
+    return self.sums[-1] in (GENERATED, CHOSEN)
 
   @property
   def sign(self) -> int:
@@ -83,11 +102,6 @@ def ratio(totals: Totals, numerator: str, denominator: str) -> float:
   return totals[numerator] / totals[denominator] if totals[denominator] else math.nan
 
 
-def _loss(totals: Totals) -> float:
-  """Mean loss per token or example."""
-  return ratio(totals, "loss", "count")
-
-
 def _perplexity(totals: Totals) -> float:
   """exp of the mean negative log-likelihood per token."""
   return math.exp(min(ratio(totals, "nats", "count"), MAX_EXPONENT))
@@ -98,27 +112,32 @@ def _bits_per_byte(totals: Totals) -> float:
   return ratio(totals, "nats", "bytes") / math.log(2)
 
 
-def _accuracy(totals: Totals) -> float:
-  """Fraction of targets that are the model's most likely token (or class)."""
-  return ratio(totals, "correct", "count")
-
-
-def _exact(totals: Totals) -> float:
-  """Fraction of responses in which every token, including the end, is the most likely one."""
-  return ratio(totals, "exact", "responses")
-
-
 def _by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
   return {metric.name: metric for metric in metrics}
 
 
 METRICS: dict[str, Metric] = _by_name([
-  Metric("loss", "loss", sums=("loss", "count"), value=_loss, unit="nats per token"),
-  Metric("perplexity", "perplexity", sums=("nats", "count"), value=_perplexity),
-  Metric("bits_per_byte", "bits per byte", sums=("nats", "bytes"), value=_bits_per_byte),
-  Metric("accuracy", "accuracy", sums=("correct", "count"), value=_accuracy, higher_is_better=True),
-  Metric("exact", "exact match", sums=("exact", "responses"), value=_exact, higher_is_better=True),
+  # The mean loss per token or example.
+  Metric("loss", "loss", sums=("loss", "count"), unit="nats per token"),
+  Metric("perplexity", "perplexity", sums=("nats", "count"), formula=_perplexity),
+  Metric("bits_per_byte", "bits per byte", sums=("nats", "bytes"), formula=_bits_per_byte),
+  # The fraction of targets that are the model's most likely token (or class).
+  Metric("accuracy", "accuracy", sums=("correct", "count"), higher_is_better=True),
+  # The fraction of rows with responses in which every token of a response, including the end, is the most likely one.
+  Metric("exact", "exact match", sums=("exact", "responses"), higher_is_better=True),
+  # Means over generated answers; see `train/answer_scores.py`.
+  Metric("exact_match", "generated exact match", sums=("exact_match", GENERATED), higher_is_better=True),
+  Metric("f1", "token F1", sums=("f1", GENERATED), higher_is_better=True),
+  Metric("numeric_match", "numeric match", sums=("numeric_match", GENERATED), higher_is_better=True),
+  Metric("rouge_l", "ROUGE-L", sums=("rouge_l", GENERATED), higher_is_better=True),
+  Metric("chrf", "chrF", sums=("chrf", GENERATED), higher_is_better=True, digits=2),
+  Metric("valid_json", "valid JSON", sums=("valid_json", GENERATED), higher_is_better=True),
+  Metric("custom", "custom metric", sums=("custom", GENERATED), higher_is_better=True),
+  # The fraction of questions whose correct choice is the most likely one: in total, and per character.
+  Metric("choice", "multiple choice", sums=("choice", CHOSEN), higher_is_better=True),
+  Metric("choice_norm", "multiple choice, normalised", sums=("choice_norm", CHOSEN), higher_is_better=True),
 ])
+REQUESTED = tuple(name for name, metric in METRICS.items() if metric.requested)  # values of `eval.metrics`
 
 
 def metric_values(totals: Totals) -> dict[str, float]:

@@ -55,12 +55,14 @@ def _stacked(batches: Sequence[Batch]) -> Batch:
   return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterator[Batch]:
+def eval_batches(
+  rows: Rows, batch_size: int, max_tokens: int | None, with_answers: bool = False
+) -> Iterator[Batch]:
   """Yields batches of evenly spaced held-out rows, in order, with about `max_tokens` tokens with loss (None: all).
 
   The last batch is filled with rows of padding (segments and weights 0), so that all batches have the same shape. If
-  rows are prompts and answers, `answers` (B, T) bool marks the targets that belong to the answer. Raises InputError for
-  damaged rows.
+  rows are prompts and answers, or `with_answers`, `answers` (B, T) bool marks the targets that belong to the answer.
+  Raises InputError for damaged rows.
   """
   chosen = eval_rows(rows, max_tokens)
   records_reader = reader(rows, "eval")
@@ -68,7 +70,7 @@ def eval_batches(rows: Rows, batch_size: int, max_tokens: int | None) -> Iterato
     with damage_explained(rows):
       records = records_reader.read(chosen[first : first + batch_size].tolist())
     empty = [bytes(len(records[0]))] * (batch_size - len(records))
-    yield _decoder(rows, answers=rows.eval_examples > 0)(records + empty)
+    yield _decoder(rows, answers=with_answers or rows.eval_examples > 0)(records + empty)
 
 
 def eval_rows(rows: Rows, max_tokens: int | None) -> np.ndarray:

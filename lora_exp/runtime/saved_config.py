@@ -18,8 +18,8 @@ from lora_exp.runtime.run_files import CONFIG
 COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "format": "peft",
                                     "out": None, "merge": {}, "report": {}, "fallback": []}
 # Settings that may change when a run is resumed.
-CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "expectations", "report",
-              "train.resume", "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")
+CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "eval.metric_file", "expectations",
+              "report", "train.resume", "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")
 # Families that version 0.1.0 called llama and distinguished by `model.arch`.
 ONCE_LLAMA = ("mistral", "qwen2", "qwen3", "gemma", "gemma3")
 
@@ -53,6 +53,7 @@ def load_config(directory: str, setting: str = "run") -> Config:
   except InputError as error:
     raise InputError([f"{file}: {problem}" for problem in error.problems]) from error
   cfg.train.resume = cfg.train.stop_at = None
+  cfg.eval.metric_file = None  # code of whoever made the run, which is never executed
   return to_config({**asdict(cfg), **COMMAND_SETTINGS})
 
 

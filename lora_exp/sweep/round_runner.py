@@ -222,7 +222,7 @@ def round_result(run: RunRecord, metric: Metric) -> RoundResult:
   return RoundResult(
     None if tuning is None else metric.sign * tuning,
     None if base is None or result is None else metric.sign * (base - result),
-    run.trainable, run.last_step, run.documents if metric.name == "loss" else None, run.result("loss"),
+    run.trainable, run.last_step, run.documents.get(metric.name), run.result("loss"),
   )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.config.eval_checks import missing_metric
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import Config
 from lora_exp.sweep.grid_jobs import SEEDS, Parse, expanded, override_texts, point_jobs, single_override
@@ -147,6 +148,9 @@ def _is_integer(value: Any) -> bool:
 
 def study_run_problems(study: Study, cfg: Config) -> Iterator[str]:
   """Problems of a study with the config `cfg` of one of its runs."""
+  for name in study.objectives:
+    if (problem := missing_metric(cfg, name)) is not None:
+      yield f"hydra.sweeper.objectives=[{name}]: {problem}"
   if "forgetting" in study.objectives and cfg.retain is None:
     yield "hydra.sweeper.objectives: forgetting is the loss on a second source, and data@retain=none has none"
   steps, every = cfg.train.steps, cfg.train.eval_every

@@ -5,9 +5,11 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from lora_exp.config import Config, DataConfig
+from lora_exp.config.eval_checks import requested_metrics
 from lora_exp.config.metrics import METRICS
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
@@ -16,6 +18,7 @@ from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import keep_programs
 from lora_exp.runtime.run_files import EVALUATIONS
+from lora_exp.train.answer_evaluation import answer_evaluator
 from lora_exp.train.evaluation import (
   Evaluation,
   byte_lengths,
@@ -24,6 +27,7 @@ from lora_exp.train.evaluation import (
   put_eval_batches,
   standard_error,
 )
+from lora_exp.train.held_out_documents import held_out_documents
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.program import Tree
@@ -74,14 +78,21 @@ def evaluations(
     console.show_warning(warning)
   batch_size = -(-plan.cfg.train.batch_size // ways) * ways  # a run can be evaluated on another mesh
   batches = list(eval_batches(rows, batch_size, max_tokens))
+  documents, answers, document_sums, evaluate = None, None, None, job.evaluate
+  if source is plan.cfg.data and requested_metrics(plan.cfg):
+    documents = held_out_documents(plan, rows, batches, None)
+    answers = answer_evaluator(plan.cfg, job.program, plan.tokenizer, rows, documents, batch_size)
+    document_sums, evaluate = documents.sum, partial(job.evaluate, segments=documents.segments)
   put = plan.layout.put_batch if source.teacher is None else job.put
   models: list[tuple[Tree, Hyperparameters, Tree]] = [loaded.base()]
   if with_trained:
     models.append((loaded.params, job.trials, loaded.frozen))
   for params, trials, frozen in models:
     placed = put_eval_batches(batches, put, byte_lengths(source, plan.tokenizer))
-    [evaluation] = held_out(job.evaluate, params, trials, frozen, placed)
-    yield evaluation
+    results = held_out(evaluate, params, trials, frozen, placed, document_sums)
+    if answers is not None:
+      results = answers(params, trials, frozen, results, strict=True)
+    yield results[0]
 
 
 def _warn_not_finite(split: str, model: str, evaluation: Evaluation) -> None:

@@ -50,9 +50,12 @@ def power_of_two(n: int) -> int:
   return 1 << max(0, n - 1).bit_length()
 
 
-def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-  """Pads prompts on the left. Returns token ids, int32 (B, P), and the slots (B,) at which the prompts start."""
-  longest = max(map(len, prompts))
+def pad_left(prompts: Sequence[Sequence[int]], longest: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Pads prompts on the left. Returns token ids, int32 (B, P), and the slots (B,) at which the prompts start.
+
+  P depends on `longest`, which is that of `prompts` by default.
+  """
+  longest = longest or max(map(len, prompts))
   width = max(16, power_of_two(longest)) if longest <= PREFILL else -(-longest // PREFILL) * PREFILL
   tokens = np.zeros((len(prompts), width), np.int32)
   for row, prompt in zip(tokens, prompts, strict=True):
@@ -145,22 +148,43 @@ class Decoder:
     """
     return self._decode(weights, rows, ended_B, state=state)
 
+  def complete(self, weights: Tree, tokens_BP: Array, rows: PromptRows, slots: int, max_tokens: int) -> Array:
+    """Up to `max_tokens` new tokens of each row, (B, max_tokens), NOTHING after the last one. Used inside a trace."""
+    model, state = self.model_of(weights), None
+    for first in range(0, tokens_BP.shape[1], PREFILL):
+      cache = None if state is None else state.cache
+      state = self._prefill_state(model, tokens_BP[:, first : first + PREFILL], rows, first, cache, slots)
+    assert state is not None
+    first_B1 = state.token_B[:, None]
+    if max_tokens == 1:
+      return first_B1
+    _, others = self._decode_tokens(model, rows, state, max_tokens - 1)
+    return jnp.concatenate([first_B1, others], axis=1)
+
   def _prefill_chunk(self, weights, tokens_BP, rows: PromptRows, first, cache, slots: int) -> DecodeState:
-    model = self.model_of(weights)
+    return self._with_shardings(self._prefill_state(self.model_of(weights), tokens_BP, rows, first, cache, slots))
+
+  def _prefill_state(self, model, tokens_BP, rows: PromptRows, first, cache, slots: int) -> DecodeState:
+    """Processes the prompts' positions from `first` on, and draws a token after the last of them."""
     batch = tokens_BP.shape[0]
     cache = model.empty_cache(batch, slots) if cache is None else cache
     logits_BV, cache = self._forward(model, tokens_BP, rows, first, cache)
     none_done_B = jnp.zeros(batch, bool)
     token_B, done_B = self._draw(logits_BV, uniforms(rows.key_B, 0, 1)[:, 0], rows, jnp.int32(0), none_done_B)
-    return self._with_shardings(DecodeState(token_B, done_B, jnp.int32(1), cache))
+    return DecodeState(token_B, done_B, jnp.int32(1), cache)
 
   def _decode_block(self, weights, rows: PromptRows, ended_B, state: DecodeState) -> tuple[DecodeState, Array]:
-    model = self.model_of(weights)
-    uniform_BN = uniforms(rows.key_B, state.drawn, BLOCK)
+    state = state._replace(done_B=state.done_B | ended_B)
+    state, tokens_BN = self._decode_tokens(self.model_of(weights), rows, state, BLOCK)
+    return self._with_shardings(state), tokens_BN
+
+  def _decode_tokens(self, model, rows: PromptRows, state: DecodeState, count: int) -> tuple[DecodeState, Array]:
+    """Generates up to `count` tokens (B, count), fewer if every row is done."""
+    uniform_BN = uniforms(rows.key_B, state.drawn, count)
 
     def continues(carry):
       i, state, _ = carry
-      return (i < BLOCK) & ~state.done_B.all()
+      return (i < count) & ~state.done_B.all()
 
     def decode_token(carry):
       i, state, tokens_BN = carry
@@ -170,10 +194,9 @@ class Decoder:
       token_B, done_B = self._draw(logits_BV, uniform_BN[:, i], rows, state.drawn, state.done_B)
       return i + 1, DecodeState(token_B, done_B, state.drawn + 1, cache), tokens_BN.at[:, i].set(token_B)
 
-    nothing = jnp.full((len(ended_B), BLOCK), NOTHING, jnp.int32)
-    start = (jnp.int32(0), state._replace(done_B=state.done_B | ended_B), nothing)
-    _, state, tokens_BN = jax.lax.while_loop(continues, decode_token, start)
-    return self._with_shardings(state), tokens_BN
+    nothing = jnp.full((len(state.done_B), count), NOTHING, jnp.int32)
+    _, state, tokens_BN = jax.lax.while_loop(continues, decode_token, (jnp.int32(0), state, nothing))
+    return state, tokens_BN
 
   def _forward(self, model: LanguageModel, tokens_BT, rows: PromptRows, first, cache) -> tuple[Array, Any]:
     """Writes `tokens_BT` to the cache from slot `first` on. Returns the logits (B, V) after the last token."""

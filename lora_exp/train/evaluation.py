@@ -183,7 +183,8 @@ def eval_step(
 class Evaluation:
   """The results of one trial on the held-out batches."""
 
-  batch_sums: dict[str, np.ndarray]  # name of a sum or count -> its value for each of K batches, (K,) float64
+  # name of a sum or count -> its value for each of K batches, or of I generated answers or questions; float64
+  parts: dict[str, np.ndarray]
   sums: dict[str, float]  # totals over all batches
   documents: dict[str, np.ndarray] = field(default_factory=dict)  # name of a sum -> its value for each document, (D,)
 
@@ -198,6 +199,11 @@ class Evaluation:
     if "responses" in self.sums:
       counts["examples"] = int(self.sums["responses"])
     return self.metrics | counts
+
+  def extended(self, parts: dict[str, np.ndarray], documents: dict[str, np.ndarray]) -> "Evaluation":
+    """With further sums: of the parts over which they are added up, (I,), and of each document, (D,)."""
+    totals = {name: float(values.sum()) for name, values in parts.items()}
+    return Evaluation(self.parts | parts, self.sums | totals, self.documents | documents)
 
 
 def held_out(
@@ -226,21 +232,21 @@ def held_out(
   segments_KN = [] if document_sums is None else jax.device_get(device_segments)
   evaluations = []
   for n in range(len(totals_N["loss"])):
-    batch_sums = {name: values_KN[:, n] for name, values_KN in sums_KN.items()}
+    parts = {name: values_KN[:, n] for name, values_KN in sums_KN.items()}
     sums = {name: float(values_N[n]) for name, values_N in totals_N.items()}
     documents = {}
     if document_sums is not None:
       documents = {name: document_sums([part[name][n] for part in segments_KN]) for name in segments_KN[0]}
-    evaluations.append(Evaluation(batch_sums | counts_K, sums | totals, documents))
+    evaluations.append(Evaluation(parts | counts_K, sums | totals, documents))
   return evaluations
 
 
 def difference(metric: Metric, trained: Evaluation, base: Evaluation) -> tuple[float, float | None]:
   """The difference `trained` - `base` of a metric and its standard error, which is None for a single batch.
 
-  Both models are evaluated on the same batches, so only the differences within batches contribute to the error. It is
-  estimated by the infinitesimal jackknife over batches (Efron, 1982, chapter 6), which for a ratio of sums equals
-  Cochran's ratio estimate (1977, section 6.4).
+  Both models are evaluated on the same batches, so only the differences within batches (or answers) contribute to the
+  error. It is estimated by the infinitesimal jackknife over batches (Efron, 1982, chapter 6), which for a ratio of sums
+  equals Cochran's ratio estimate (1977, section 6.4).
   """
   change = metric.value(trained.sums) - metric.value(base.sums)
   return change, _standard_error(_influence(metric, trained) - _influence(metric, base))
@@ -260,12 +266,11 @@ def _standard_error(influence_K: np.ndarray) -> float | None:
 
 
 def _influence(metric: Metric, evaluation: Evaluation, step: float = 1e-4) -> np.ndarray:
-  """The derivative (K,) of a metric with respect to the weight of each batch, by central differences."""
+  """The derivative (K,) of a metric with respect to the weight of each batch or answer, by central differences."""
 
-  def at_weight(batch: int, weight: float) -> float:
-    """The metric with the weight of one batch increased by `weight`."""
-    sums = {name: total + weight * evaluation.batch_sums[name][batch] for name, total in evaluation.sums.items()}
-    return metric.value(sums)
+  def at_weight(part: int, weight: float) -> float:
+    """The metric with the weight of one part increased by `weight`."""
+    return metric.value({name: evaluation.sums[name] + weight * evaluation.parts[name][part] for name in metric.sums})
 
-  batches = range(len(evaluation.batch_sums["count"]))
-  return np.array([(at_weight(k, step) - at_weight(k, -step)) / (2 * step) for k in batches])
+  parts = range(len(evaluation.parts[metric.sums[-1]]))
+  return np.array([(at_weight(k, step) - at_weight(k, -step)) / (2 * step) for k in parts])

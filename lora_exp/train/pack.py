@@ -12,6 +12,7 @@ from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import data_facts
 from lora_exp.runtime import console
 from lora_exp.train import checkpoint
+from lora_exp.train.answer_evaluation import AnswerEvaluator, answer_evaluator
 from lora_exp.train.base import make_base
 from lora_exp.train.evaluation import EvalBatch, byte_lengths, put_eval_batches
 from lora_exp.train.held_out_documents import HeldOutDocuments, held_out_documents
@@ -37,6 +38,7 @@ class Pack:
   rows: Rows
   held_out: list[EvalBatch]
   documents: HeldOutDocuments  # of `held_out`
+  answers: AnswerEvaluator | None  # of generated answers to held-out prompts; None if no metric needs them
   retained: list[EvalBatch]  # of `data@retain`; [] if it is not set
   sampler: Sampler
   started: float  # time.monotonic() when the run began
@@ -66,6 +68,7 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   job = make_job(plan, base, steps_of(cfg, rows.train_rows), _fill_mesh([trial.plan for trial in trials]))
   held_out = list(eval_batches(rows, cfg.train.batch_size, cfg.train.eval_tokens))
   lengths = byte_lengths(cfg.data, plan.tokenizer)
+  documents = held_out_documents(plan, rows, held_out, lengths)
   return Pack(
     trials=tuple(trials),
     records=(TrainingRecord(steps=job.steps, data=rows.fingerprint, base=base_facts),) * len(trials),
@@ -73,7 +76,8 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
     job=job,
     rows=rows,
     held_out=list(put_eval_batches(held_out, job.put, lengths)),
-    documents=held_out_documents(plan, rows, held_out, lengths),
+    documents=documents,
+    answers=answer_evaluator(cfg, job.program, plan.tokenizer, rows, documents, cfg.train.batch_size),
     retained=[] if cfg.retain is None or retain is None else _retained_batches(cfg.retain, retain, plan),
     sampler=make_sampler(job.program, cfg, plan.tokenizer),
     started=started,

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import chain
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import LoraExpError, ReachedError
@@ -13,11 +14,10 @@ from lora_exp.data.pipeline import train_batches
 from lora_exp.data.records import Batch
 from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
-from lora_exp.train.background_logger import wait_for
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
 from lora_exp.train.evaluation import DocumentSums, EvalBatch, Evaluation, held_out
 from lora_exp.train.hyperparameters import data_orders
-from lora_exp.train.loop import Cadence, Hooks, train_loop
+from lora_exp.train.loop import Cadence, Hooks, is_due, train_loop
 from lora_exp.train.memory import check_fits
 from lora_exp.train.pack import Pack
 from lora_exp.train.program import State, Tree
@@ -25,6 +25,7 @@ from lora_exp.train.run_summary import read_summary
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
 from lora_exp.train.trial_cost import TrialCost, trial_costs
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
+from lora_exp.train.wandb_logger import wait_for
 
 
 def train_pack(pack: Pack) -> list[TrialResult]:
@@ -50,8 +51,10 @@ def train_pack(pack: Pack) -> list[TrialResult]:
         costs = [*trial_costs(pack.job, pack.table, pack.trials, step)]
       state = _train(pack, step, chain(() if first is None else (first,), batches), writers)
     check_frozen(pack.job, base_digest)
-    for writer in _live(writers):
-      writer.export(state)
+    exports = [(writer, *writer.state_to_export(state)) for writer in _live(writers)]
+    _score_best(pack, state, exports)
+    for writer, step_number, params in exports:
+      writer.export(step_number, params)
   except ReachedError as error:
     end = error
   except LoraExpError as error:
@@ -127,6 +130,8 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
 
   def evaluate(step: int, params: Tree) -> bool:
     scores = _evaluate(pack, params, pack.held_out, pack.documents.sum)
+    if pack.answers is not None and (step in (0, job.steps) or is_due(step, pack.plan.cfg.eval.every)):
+      scores = pack.answers(params, job.trials, job.frozen, scores, strict=step == 0)
     retained = _evaluate(pack, params, pack.retained) if pack.retained else [None] * len(scores)
     improved = [
       writer.log_evaluation(step, scores[writer.trial.index], retained[writer.trial.index])
@@ -152,6 +157,30 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
       writer.log_samples(step, prompts, texts)
 
   return Hooks(log, evaluate, save, sample)
+
+
+def _score_best(pack: Pack, state: State, exports: Sequence[tuple[TrialWriter, int, Tree]]) -> None:
+  """Generates the answers of the exported states (writer, step, params) that were not generated during training."""
+  best = [(writer, params) for writer, step, params in exports if writer.lacks_answers(step)]
+  if pack.answers is None or not best:
+    return
+  by_trial = {writer.trial.index: params for writer, params in best}
+  trials = [by_trial.get(n, jax.tree.map(partial(_part, n), state.params)) for n in range(len(pack.job.keys))]
+  params = jax.tree.map(_concatenated, state.params, *trials)
+  evaluations = _evaluate(pack, params, pack.held_out, pack.documents.sum)
+  evaluations = pack.answers(params, pack.job.trials, pack.job.frozen, evaluations, strict=False)
+  for writer, _ in best:
+    writer.log_best(evaluations[writer.trial.index])
+
+
+def _part(n: int, x: jax.Array) -> jax.Array:
+  """The part (1, …) of trial `n`."""
+  return x[n : n + 1]
+
+
+def _concatenated(template: jax.Array, *parts: jax.Array) -> jax.Array:
+  """The parts (1, …) of all trials as one array, with the sharding of `template`."""
+  return jax.device_put(jnp.concatenate(parts), template.sharding)
 
 
 def _first(x: jax.Array) -> jax.Array:

@@ -58,6 +58,14 @@ class TrainingRecord:
     scores, halves = {**record.scores, "best": scores}, {**record.halves, "best": halves} if halves else record.halves
     return replace(record, best=loss, best_step=step, best_tuning=tuning, scores=scores, halves=halves)
 
+  def after_scoring(self, scores: dict, halves: dict | None) -> "TrainingRecord":
+    """The record with further metrics of the state at `best_step`, which were computed after training."""
+    best = {**self.scores["best"], **scores}
+    by_half = self.halves.get("best", {})
+    best_halves = {half: {**values, **(halves or {}).get(half, {})} for half, values in by_half.items()}
+    more = {**self.halves, "best": best_halves} if best_halves else self.halves
+    return replace(self, scores={**self.scores, "best": best}, halves=more)
+
   def half_scores(self) -> dict[str, dict]:
     """Metrics on each half, of the base and of the exported state: {tuning: {base: {…}, exported: {…}}, report: …}.
 

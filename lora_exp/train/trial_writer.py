@@ -11,11 +11,10 @@ import numpy as np
 
 from lora_exp.config import DivergedError, LoraExpError, NoCheckpointError, StoppedError
 from lora_exp.config.errors import BUG, DONE
+from lora_exp.config.metrics import REQUESTED
 from lora_exp.lora import Adapter
 from lora_exp.runtime import console
-from lora_exp.runtime.json_lines import read_metrics
 from lora_exp.train import checkpoint, token_probabilities
-from lora_exp.train.background_logger import make_logger
 from lora_exp.train.document_loss_file import open_document_loss_file
 from lora_exp.train.evaluation import Evaluation
 from lora_exp.train.loop import is_due
@@ -27,6 +26,7 @@ from lora_exp.train.samples import append_samples, show_samples
 from lora_exp.train.trained_weights import export_trained
 from lora_exp.train.trial import Trial, restore_trial, solo_state
 from lora_exp.train.trial_cost import TrialCost
+from lora_exp.train.wandb_logger import make_logger
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class TrialWriter:
     step = int(pack.job.state.step)
     self.metrics = MetricsFile(trial.run_dir, step if pack.resumed else None)
     self.documents = open_document_loss_file(trial.run_dir, pack.documents, step if pack.resumed else None)
-    rows = read_metrics(trial.run_dir) if pack.resumed else []
-    self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg), rows)
+    self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg))
     self.failure: DivergedError | None = None
     self.adapter: Adapter | None = None
     self.exported: Tree = None
@@ -74,7 +73,7 @@ class TrialWriter:
     """Logs an evaluation. Returns whether the held-out loss (of the tuning half) is the best so far."""
     before, scores, halves = self.record, held_out.row(), None
     if self.documents is not None:
-      self.documents.add(step, held_out.documents["loss"])
+      self.documents.add(step, held_out.documents)
       halves = self.pack.documents.half_metrics(held_out.documents, held_out.sums)
     self.record = self.record.after_evaluation(step, scores, halves)
     improved = self.record.best_step != before.best_step
@@ -84,6 +83,21 @@ class TrialWriter:
       self._log(step, "retain", **retained.row())
       self.record = self.record.after_retention(step, retained.metrics["loss"])
     return improved
+
+  def lacks_answers(self, step: int) -> bool:
+    """Whether the state at `step` is the best one, and its answers were not generated during training."""
+    base, best = self.record.scores.get("base", {}), self.record.scores.get("best", {})
+    return step == self.record.best_step != 0 and any(name in base and name not in best for name in REQUESTED)
+
+  def log_best(self, evaluation: Evaluation) -> None:
+    """Records the generated answers of the best state."""
+    halves = None
+    if self.documents is not None:
+      self.documents.add(self.record.best_step, evaluation.documents)
+      halves = self.pack.documents.half_metrics(evaluation.documents, evaluation.sums)
+    scores = {name: value for name, value in evaluation.metrics.items() if name in REQUESTED}
+    more = {half: {name: values[name] for name in scores} for half, values in (halves or {}).items()}
+    self.record = self.record.after_scoring(scores, more)
 
   def log_samples(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
     """Appends to samples.jsonl. A single run also shows the samples."""
@@ -106,9 +120,8 @@ class TrialWriter:
     arrays = solo_state(self.trial, self.pack.job.program.method, self.pack.table, state)
     checkpoint.save(self.trial.run_dir, step, arrays, meta, best_step=best)
 
-  def export(self, state: State) -> None:
-    """Writes the trained weights of the best or the last state, and the plots."""
-    step, params = self._state_to_export(state)
+  def export(self, step: int, params: Tree) -> None:
+    """Writes the trained weights of the state of `state_to_export`, and the plots."""
     self.record = replace(self.record, exported_step=step)
     self.adapter = export_trained(self.trial.run_dir, self.trial.plan, params, step, self.base_digest)
     from lora_exp.report.plots.run_plots import plot_loss  # imports matplotlib, which takes half a second
@@ -121,7 +134,7 @@ class TrialWriter:
       )
     self.exported = params
 
-  def _state_to_export(self, state: State) -> tuple[int, Tree]:
+  def state_to_export(self, state: State) -> tuple[int, Tree]:
     """(step, params) of the state to export; params are (1, …), padded to the shapes of the pack."""
     last, best = int(state.step), self.record.best_step
     if self.cfg.train.export == "best" and best not in (0, last):
@@ -140,8 +153,7 @@ class TrialWriter:
     status = "done" if done else _status(error)
     seconds = time.monotonic() - self.pack.started
     summary = run_summary(status, self.trial.plan, cost, self.record, self.base_digest, seconds)
-    summary["data_notes"] = list(self.pack.rows.notes)
-    summary["not_learned"] = [asdict(count) for count in self.pack.rows.not_learned]
+    summary["unlearned"] = [asdict(count) for count in self.pack.rows.unlearned]
     if self.adapter is not None:
       summary |= self.adapter.kind.summary(self.adapter.leaves)
     self.metrics.close()

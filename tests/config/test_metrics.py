@@ -54,7 +54,7 @@ def test_an_unknown_metric_names_the_nearest(setting, problem):
 def test_a_declared_metric_is_a_choice(monkeypatch):
   cfg = to_config(SETTINGS | {"report": {"metric": "targets"}})
   assert len(check(cfg)) == 1
-  monkeypatch.setitem(METRICS, "targets", Metric("targets", "targets", sums=("count",), value=_count))
+  monkeypatch.setitem(METRICS, "targets", Metric("targets", "targets", sums=("count",), formula=_count))
   assert check(cfg) == []
   assert metric_values(TEXT)["targets"] == 20
 

@@ -49,7 +49,7 @@ def test_a_run_without_halves_is_scored_on_all_documents(tmp_path):
   trial(tmp_path, 0, 2.0)
   [run] = read_sweep(tmp_path)
   assert (run.base("loss"), run.result("loss"), run.tuning_result("loss")) == (3.0, 2.0, 2.0)
-  assert run.scores_share_choice and run.documents is None
+  assert run.scores_share_choice and run.documents == {}
 
 
 def test_a_metric_missing_in_the_halves_is_of_all_documents(tmp_path):
@@ -61,24 +61,25 @@ def test_a_metric_missing_in_the_halves_is_of_all_documents(tmp_path):
 def test_a_frozen_base_is_scored_on_the_report_half(tmp_path):
   halves = {half: {"base": scores["base"]} for half, scores in HALVES.items()}
   run = _run(tmp_path, {"halves": halves}, lora__method="frozen")
-  assert (run.result("loss"), run.tuning_result("loss"), run.documents.exported.tolist()) == (2.9, 3.1, [3, 6])
+  assert (run.result("loss"), run.tuning_result("loss"), run.documents["loss"].exported.tolist()) == (2.9, 3.1, [3, 6])
 
 
 def test_only_a_run_that_is_done_has_results(tmp_path):
   run = _run(tmp_path, {"halves": HALVES}, status="diverged")
-  assert run.result("loss") is run.tuning_result("loss") is run.documents is None and run.exported("loss") == 2.2
+  assert run.result("loss") is run.tuning_result("loss") is None
+  assert run.documents == {} and run.exported("loss") == 2.2
 
 
 @pytest.mark.parametrize("step, expected", [(16, [2, 5]), (32, [4, 4])])
 def test_documents_are_of_the_exported_step_and_report_half(tmp_path, step, expected):
   run = _run(tmp_path, {"losses": {"base": 3.0, "best": 2.0, "best_step": 16, "exported_step": step}})
-  assert run.documents.base.tolist() == [3, 6] and run.documents.exported.tolist() == expected
-  assert run.documents.tokens.tolist() == [1, 2]
+  assert run.documents["loss"].base.tolist() == [3, 6] and run.documents["loss"].exported.tolist() == expected
+  assert run.documents["loss"].tokens.tolist() == [1, 2]
 
 
 def test_documents_without_a_split_all_score_the_run(tmp_path):
   run = _run(tmp_path, half=np.zeros(3, np.uint8))
-  assert run.documents.exported.tolist() == [8, 4, 4] and run.documents.tokens.tolist() == [3, 1, 2]
+  assert run.documents["loss"].exported.tolist() == [8, 4, 4] and run.documents["loss"].tokens.tolist() == [3, 1, 2]
 
 
 @pytest.mark.parametrize("change, problem", [
@@ -88,12 +89,12 @@ def test_documents_without_a_split_all_score_the_run(tmp_path):
 ])
 def test_a_held_out_file_that_does_not_fit_is_named(tmp_path, change, problem):
   run = _run(tmp_path, **change)
-  assert run.documents is None and run.reason == f"held_out.npz {problem}" and run.result("loss") == 2.0
+  assert run.documents == {} and run.reason == f"held_out.npz {problem}" and run.result("loss") == 2.0
 
 
 def test_a_single_document_has_no_spread(tmp_path):
   run = _run(tmp_path, half=np.array([0, 0, 1], np.uint8))
-  assert run.documents is None and run.reason is None
+  assert run.documents == {} and run.reason is None
 
 
 @pytest.mark.parametrize("cut", [0, 1, 0.5, 0.99])
@@ -103,4 +104,4 @@ def test_a_truncated_held_out_file_is_named(tmp_path, cut):
   content = path.read_bytes()
   path.write_bytes(content[: int(cut * len(content)) if cut < 1 else cut])
   run = read_run(0, tmp_path / "0")
-  assert run.documents is None and "held_out.npz cannot be read" in run.reason
+  assert run.documents == {} and "held_out.npz cannot be read" in run.reason

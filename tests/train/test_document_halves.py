@@ -77,7 +77,8 @@ def test_the_halves_add_up_to_all_held_out_documents(run):
   file, evals, result = losses(run), rows(run, "eval"), summary(run)
   assert file["steps"].tolist() == [row["step"] for row in evals] == [0, 3, 6]
   assert {name: x.dtype.name for name, x in file.items()} == {
-    "steps": "int64", "nats": "float32", "tokens": "int64", "half": "uint8"
+    "steps": "int64", "nats": "float32", "tokens": "int64", "half": "uint8",
+    "sum_correct": "float32",
   }  # fmt: skip
   assert file["tokens"].sum() == evals[0]["counted"] == result["held_out_tokens"]
   for nats, row in zip(file["nats"], evals, strict=True):

@@ -6,6 +6,7 @@ field of type `Any` takes a string or a list of strings, a union that OmegaConf 
 
 from lora_exp.config.schema.all_settings import Config
 from lora_exp.config.schema.data_settings import DataConfig, TeacherConfig
+from lora_exp.config.schema.eval_settings import EvalConfig
 from lora_exp.config.schema.lora_settings import INITS, LoraConfig
 from lora_exp.config.schema.model_settings import (
   SMOLLM2,
@@ -25,6 +26,7 @@ __all__ = [
   "ArchConfig",
   "Config",
   "DataConfig",
+  "EvalConfig",
   "LoggerConfig",
   "LoraConfig",
   "MergeConfig",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lora_exp.config.schema.data_settings import DataConfig
+from lora_exp.config.schema.eval_settings import EvalConfig
 from lora_exp.config.schema.lora_settings import LoraConfig
 from lora_exp.config.schema.model_settings import ModelConfig
 from lora_exp.config.schema.task_settings import MergeConfig, ReportConfig, SampleConfig
@@ -30,6 +31,7 @@ class Config:
   lora: LoraConfig = field(default_factory=LoraConfig)
   optim: OptimConfig = field(default_factory=OptimConfig)
   train: TrainConfig = field(default_factory=TrainConfig)
+  eval: EvalConfig = field(default_factory=EvalConfig)
   sample: SampleConfig = field(default_factory=SampleConfig)
   merge: MergeConfig = field(default_factory=MergeConfig)
   report: ReportConfig = field(default_factory=ReportConfig)

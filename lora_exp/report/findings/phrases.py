@@ -21,7 +21,8 @@ def single_run_sentence(levels: Sequence[Level]) -> str:
   if text_error(levels) is None or len(levels) < 2:
     return ""
   runs = [next(iter(level.chosen.counted.values())) for level in levels]
-  gains = [run.documents.base - run.documents.exported for run in runs if run.documents is not None]
+  metric = levels[0].chosen.metric.name
+  gains = [run.documents[metric].base - run.documents[metric].exported for run in runs]
   best = int(np.argmax([gain.sum() for gain in gains]))
   if gains[best].sum() <= 0:
     return ""
@@ -29,6 +30,8 @@ def single_run_sentence(levels: Sequence[Level]) -> str:
   for i, gain in enumerate(gains[:MOST_NAMED]):
     if i != best:
       short, low, high = short_interval(gain, gains[best])
+      if not math.isfinite(low + high):  # too few documents gain anything
+        return ""
       parts.append(f"{levels[i].label} {percent(short)} ({percent(low)} to {percent(high)})")
   return (f"Of one run each, short of the gain of {levels[best].label}: {listed(parts)}. These 95 % intervals cover "
           "the held-out text (paired bootstrap over documents) and no other seed")

@@ -84,7 +84,8 @@ def _held_out(run: RunRecord) -> str:
   size = f"{int(count):,} {'tokens' if run.is_text else 'examples'}"
   if run.scores_share_choice:
     return size
-  scored = f"{int(run.documents.tokens.sum()):,} score" if run.documents is not None else "one half scores"
+  losses = run.documents.get("loss")
+  scored = f"{int(losses.tokens.sum()):,} score" if losses is not None else "one half scores"
   return f"{size}: {scored} the trials, the others choose the best step and tuned values"
 
 

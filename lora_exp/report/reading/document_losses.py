@@ -1,11 +1,13 @@
-"""held_out.npz of a run: the loss of each held-out document at each evaluation."""
+"""held_out.npz of a run: the losses and scores of each held-out document at each evaluation."""
 
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_exp.config.metrics import METRICS, Metric
 from lora_exp.runtime.run_files import HELD_OUT_FILE
 
 if TYPE_CHECKING:
@@ -16,40 +18,61 @@ REPORT_HALF = 1  # value of `half` for the documents that the report scores; 0 f
 
 @dataclass(frozen=True)
 class DocumentLosses:
-  """Nats of the D held-out documents that score a run, each the sum over its tokens.
+  """What a metric adds up over the D held-out documents that score a run; a score is negated, so that less is better.
 
   The documents are those of the report half, or all of them if the held-out data is not split.
   """
 
-  base: "np.ndarray"  # (D,) float64, before training
+  base: "np.ndarray"  # (D,) float64, before training: nats of the loss, or minus the sum of a score
   exported: "np.ndarray"  # (D,) float64, of the exported state
-  tokens: "np.ndarray"  # (D,) int64, target tokens
+  tokens: "np.ndarray"  # (D,) int64, what the sums are divided by: target tokens, rows or generated answers
 
 
-def read_document_losses(run_dir: Path, exported_step: int) -> DocumentLosses | None:
-  """The losses of the base and of the state at `exported_step`; None if the run has no held_out.npz.
+def read_document_losses(run_dir: Path, exported_step: int) -> dict[str, DocumentLosses]:
+  """The losses and scores of the base and of the state at `exported_step`, by metric; {} without held_out.npz.
 
-  None too for a single document, which tells nothing about the spread of documents. Raises ValueError if the file is
-  damaged or has no evaluation at that step.
+  A metric of a single document is left out, because it tells nothing about the spread of documents. Raises ValueError
+  if the file is damaged or has no evaluation at that step.
   """
   import numpy as np  # imported here because the check of a command line needs no arrays
 
   path = run_dir / HELD_OUT_FILE
   if not path.is_file():
-    return None
+    return {}
   try:
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
       steps_E, nats_ED, tokens_D, half_D = (arrays[name] for name in ("steps", "nats", "tokens", "half"))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise ValueError(f"{HELD_OUT_FILE} cannot be read ({type(error).__name__})") from None
-  numeric = all(x.dtype.kind in "iuf" for x in (steps_E, nats_ED, tokens_D, half_D))
-  if not numeric or nats_ED.shape != (*steps_E.shape, *tokens_D.shape) or half_D.shape != tokens_D.shape:
+  rows_of_all = [x for name, x in arrays.items() if name.startswith("sum_")] + [nats_ED]
+  columns = [x for name, x in arrays.items() if name.startswith("count_")] + [tokens_D, half_D]
+  numeric = all(x.dtype.kind in "iuf" for x in arrays.values())
+  shaped = all(x.shape == (*steps_E.shape, *tokens_D.shape) for x in rows_of_all)
+  if not numeric or not shaped or any(x.shape != tokens_D.shape for x in columns):
     raise ValueError(f"{HELD_OUT_FILE} has arrays that do not match")
   rows = [np.flatnonzero(steps_E == step) for step in (0, exported_step)]
   if not all(len(row) for row in rows):
     raise ValueError(f"{HELD_OUT_FILE} has no evaluation at step 0 or step {exported_step}")
   scored_D = half_D == REPORT_HALF if (half_D == REPORT_HALF).any() else np.ones(half_D.shape, bool)
-  base, exported = (nats_ED[row[-1], scored_D].astype(np.float64) for row in rows)
-  if not (np.isfinite(base).all() and np.isfinite(exported).all() and tokens_D[scored_D].sum() > 0):
-    raise ValueError(f"{HELD_OUT_FILE} holds losses that are not finite, or no tokens")
-  return DocumentLosses(base, exported, tokens_D[scored_D].astype(np.int64)) if scored_D.sum() > 1 else None
+  found = {}
+  for metric, sums_ED, count_D in _metric_arrays(arrays):
+    chosen_D = scored_D & (count_D > 0 if metric.name != "loss" else True)
+    base, exported = (metric.sign * sums_ED[row[-1], chosen_D].astype(np.float64) for row in rows)
+    finite = np.isfinite(base).all() and np.isfinite(exported).all() and count_D[chosen_D].sum() > 0
+    if metric.name == "loss" and not finite:
+      raise ValueError(f"{HELD_OUT_FILE} holds losses that are not finite, or no tokens")
+    if finite and chosen_D.sum() > 1:
+      found[metric.name] = DocumentLosses(base, exported, count_D[chosen_D].astype(np.int64))
+  return found
+
+
+def _metric_arrays(arrays: Mapping[str, "np.ndarray"]) -> "Iterator[tuple[Metric, np.ndarray, np.ndarray]]":
+  """(metric, its sums (E, D), what they are divided by (D,)) of each metric that the file has."""
+  for metric in METRICS.values():
+    if metric.is_mean:
+      total, count = metric.sums
+      sums = arrays.get("nats" if metric.name == "loss" else f"sum_{total}")
+      counts = arrays.get("tokens" if count == "count" else f"count_{count}")
+      if sums is not None and counts is not None:
+        yield metric, sums, counts

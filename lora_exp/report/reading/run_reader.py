@@ -69,13 +69,13 @@ def read_run(number: int, path: Path) -> RunRecord:
   return replace(run, reason=reason)
 
 
-def _read_documents(path: Path, exported_step: int, problems: list[str]) -> DocumentLosses | None:
-  """The losses of the held-out documents; None, with an entry in `problems`, if their file is damaged."""
+def _read_documents(path: Path, exported_step: int, problems: list[str]) -> dict[str, DocumentLosses]:
+  """The losses and scores of the held-out documents by metric; {}, with an entry in `problems`, if they are damaged."""
   try:
     return read_document_losses(path, exported_step)
   except ValueError as error:
     problems.append(str(error))
-    return None
+    return {}
 
 
 def _reason(run: RunRecord, error: str | None, problems: list[str]) -> str | None:

@@ -1,5 +1,6 @@
 """The record of one run of a sweep, read from its files."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,8 @@ class RunRecord:
   config: dict[str, Any] = field(default_factory=dict)  # config.yaml by dotted path
   summary: dict[str, Any] = field(default_factory=dict)  # summary.json
   metrics: list[dict] = field(default_factory=list)  # rows of metrics.jsonl
-  documents: DocumentLosses | None = None  # of the report half, for a run that is done and has held_out.npz
+  # By metric, of the report half, for a run that is done and has held_out.npz.
+  documents: Mapping[str, DocumentLosses] = field(default_factory=dict)
   dropped: bool = False  # whether its sweep dropped the setting during training
   tunes: bool = False  # whether it only chose a value of a tuned setting, with a seed that scores nothing
 

@@ -46,7 +46,8 @@ def short_interval(worse: np.ndarray, better: np.ndarray, seed: int = 0) -> tupl
   """
 
   def short(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-    return 1 - a.sum(axis) / b.sum(axis)
+    with np.errstate(divide="ignore", invalid="ignore"):
+      return 1 - a.sum(axis) / b.sum(axis)
 
   rng = np.random.default_rng(seed)
   result = bootstrap((worse, better), short, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",

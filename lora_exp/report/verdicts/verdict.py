@@ -86,9 +86,8 @@ def judge_levels(group: Group, levels: Sequence[Level], key: str) -> Verdict:
 
 def text_error(levels: Sequence[Level]) -> np.ndarray | None:
   """The covariance of the mean gains over held-out documents; None unless all runs kept the same documents."""
-  if any(level.chosen.metric.name != "loss" for level in levels):
-    return None
-  return mean_gains_covariance([[run.documents for run in level.chosen.counted.values()] for level in levels])
+  return mean_gains_covariance(
+    [[run.documents.get(level.chosen.metric.name) for run in level.chosen.counted.values()] for level in levels])
 
 
 def _few_seeds(levels: Sequence[Level]) -> list[str]:
