@@ -10,6 +10,7 @@ from lora_exp.config.checks import check
 from lora_exp.config.schema import INITS, Config
 from lora_exp.data.source_checks import source_problems
 from lora_exp.models.registry import model_problems
+from lora_exp.train import loggers
 
 TASKS_WITHOUT_JAX = ("report", "dashboard", "list")  # they only read files
 
@@ -20,7 +21,8 @@ def all_problems(cfg: Config) -> list[str]:
   Checks that need the method run last, and only if there is no other problem, because they import jax.
   """
   problems = [
-    *check(cfg), *_method_name_problems(cfg), *model_problems(cfg.model), *source_problems(cfg), *file_problems(cfg)
+    *check(cfg), *_method_name_problems(cfg), *_logger_name_problems(cfg), *model_problems(cfg.model),
+    *source_problems(cfg), *file_problems(cfg)
   ]  # fmt: skip
   if problems or cfg.task in TASKS_WITHOUT_JAX:
     return problems
@@ -33,6 +35,18 @@ def method_names() -> list[str]:
   """The names of the files in `lora_exp/lora/methods`."""
   folder = Path(__file__).resolve().parents[1] / "lora" / "methods"  # importing it would import jax
   return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name != "base")
+
+
+def logger_names() -> list[str]:
+  """The names of the files in `lora_exp/train/loggers`."""
+  return sorted(module.name for module in pkgutil.iter_modules(loggers.__path__))
+
+
+def _logger_name_problems(cfg: Config) -> Iterator[str]:
+  names = [*logger_names(), "none"]
+  for name in cfg.logger.names:
+    if name not in names:
+      yield f"{choice_problem('logger.name', name, names)}; a list of several: logger.name=[wandb,tensorboard]"
 
 
 def _method_name_problems(cfg: Config) -> Iterator[str]:

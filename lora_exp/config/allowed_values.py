@@ -31,7 +31,6 @@ CHOICES: dict[str, Collection[str | None]] = {
   "sample.chat": ("auto", "always", "none"),
   "report.metric": METRICS,
   "merge.dtype": (None, "float32", "bfloat16", "float16"),
-  "logger.name": ("wandb", "none"),
   "logger.mode": ("auto", "online", "offline"),
 }
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from jinja2 import Template, TemplateError
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import CallBlock, ContextReference, Node
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
@@ -33,6 +34,7 @@ class ChatTemplate:
 
   owner: str
   template: Template
+  variables: frozenset[str]  # that it reads
   marks_generations: bool  # whether it has {% generation %} blocks around what the model generates
 
   def render(
@@ -53,7 +55,7 @@ class ChatTemplate:
 
 def chat_template(owner: str, source: str) -> ChatTemplate:
   """Compiles the template `source` of the tokenizer `owner`. Raises InputError if it is not a Jinja template."""
-  return ChatTemplate(owner, _compiled(source), GENERATION.search(source) is not None)
+  return ChatTemplate(owner, _compiled(source), _variables(source), GENERATION.search(source) is not None)
 
 
 def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,15 +68,26 @@ def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def _compiled(source: str) -> Template:
   """Compiles `source` with the extensions that published models rely on."""
+  try:
+    return _environment().from_string(source)
+  except TemplateError as error:
+    raise InputError(f"the chat template is not a Jinja template: {error}; {ADVICE}") from error
+
+
+@cache
+def _variables(source: str) -> frozenset[str]:
+  """The names of the variables that the template `source` reads."""
+  return frozenset(find_undeclared_variables(_environment().parse(source)))
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
   environment = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
   environment.globals |= {"raise_exception": _raise_exception, "strftime_now": DATE.strftime, "namespace": _Namespace,
                           "dict": _Dict()}
   environment.filters["tojson"] = _to_json
-  try:
-    return environment.from_string(source)
-  except TemplateError as error:
-    raise InputError(f"the chat template is not a Jinja template: {error}; {ADVICE}") from error
+  return environment
 
 
 class _Generation(Extension):

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.chat import OPENINGS, ControlNames, control_name_reason, encode_answers, missing_reason
-from lora_exp.data.conversations import TURNS, encode_conversations
+from lora_exp.data.chat import encode_answers
+from lora_exp.data.control_names import ControlNames, control_name_reason
+from lora_exp.data.conversations import encode_conversations
 from lora_exp.data.sources.source import Document
+from lora_exp.data.template_checks import TURNS, Problem
 from lora_exp.data.tokenizers import Tokenizer
 
 
@@ -20,7 +22,7 @@ class EncodedDocument:
   learned: np.ndarray | None  # (tokens,) bool: part of an answer; None: plain text, all of which is learned
   kind: str = "documents"  # documents (plain text) | answers (to a prompt) | conversations
   totals: Mapping[str, int] = field(default_factory=dict)  # the numbers of turns that a chat template rendered, by unit
-  problems: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (unit, what is wrong with them) -> how many
+  problems: Mapping[Problem, int] = field(default_factory=dict)  # how many have it
 
 
 def chat_template(cfg: DataConfig, tokenizer: Tokenizer) -> str | None:
@@ -104,10 +106,7 @@ def _encoded_pairs(
     for prompt, answer in _encode_pairs(tokenizer, [(one.prompt + separator, one.text) for one in documents]):
       yield EncodedDocument(prompt + answer, _after(prompt, answer), "answers")
     return
-  for prompt, answer, changed, missing in encode_answers(tokenizer, [(one.prompt, one.text) for one in documents]):
-    problems = {(TURNS, "the chat template changes their text, or leaves it out"): changed} if changed else {}
-    if missing:
-      problems[OPENINGS, missing_reason(missing)] = 1
+  for prompt, answer, problems in encode_answers(tokenizer, [(one.prompt, one.text) for one in documents]):
     yield EncodedDocument(prompt + answer, _after(prompt, answer), "answers", {TURNS: 2}, problems)
 
 

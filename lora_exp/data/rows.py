@@ -1,4 +1,4 @@
-"""The cache of rows: documents are packed once (`row_writer`), and later runs read the rows from the cache.
+"""The cache of rows: documents are packed once (`source_writer`), and later runs read the rows from the cache.
 
     rows = make_rows(cfg.data, tokenizer, cfg.cache)
 
@@ -19,20 +19,16 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
 from lora_exp.data import examples
 from lora_exp.data.encode import chat_template
-from lora_exp.data.row_writer import (
-  RowCounts,
-  held_out_every,
-  keeps_documents_whole,
-  write_examples,
-  write_rows,
-)
+from lora_exp.data.not_learned import NotLearned
+from lora_exp.data.row_counts import RowCounts
+from lora_exp.data.row_writer import keeps_documents_whole
+from lora_exp.data.source_writer import held_out_every, write_examples, write_rows
 from lora_exp.data.sources import NumericSource, Source, TextSource, open_source
 from lora_exp.data.tokenizers import Tokenizer
-from lora_exp.data.unlearned import Unlearned
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records
-ENTRY = 5  # version of a cache entry's other files. Not part of `rows_key`, which runs of older versions have stored
+ENTRY = 6  # version of a cache entry's other files. Not part of `rows_key`, which runs of older versions have stored
 WHOLE = 1  # version of the rows that hold whole documents
 
 
@@ -145,9 +141,9 @@ def _open(path: Path) -> Rows:
   """Opens the rows in a cache entry. Raises InputError if they are damaged."""
   try:
     meta = json.loads((path / "meta.json").read_text())
-    unlearned = tuple(Unlearned(**count) for count in meta.pop("unlearned", ()))
+    not_learned = tuple(NotLearned(**count) for count in meta.pop("not_learned", ()))
     notes, lengths = tuple(meta.pop("notes")), tuple(meta.pop("document_tokens"))
-    rows = Rows(path=path, unlearned=unlearned, notes=notes, document_tokens=lengths, **meta)
+    rows = Rows(path=path, not_learned=not_learned, notes=notes, document_tokens=lengths, **meta)
     complete = all(reader(rows, split).num_records() == rows.count(split) for split in ("train", "eval"))
   except (OSError, ValueError, TypeError, KeyError):
     complete = False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora_exp.data.encode import EncodedDocument
-from lora_exp.data.unlearned import UnlearnedTally
+from lora_exp.data.not_learned import NotLearnedTally
 
 KINDS = ("answers", "conversations", "documents")  # of documents, see `EncodedDocument.kind`
 EMPTY, LOST, SHORTENED = "empty", "lost", "shortened"  # no token to learn; none within the row; only a part within it
@@ -45,15 +45,15 @@ class TruncationCounter:
         self.outcomes[document.kind, outcome] += 1
         self.first.setdefault((document.kind, outcome), place)
 
-  def report_to(self, unlearned: UnlearnedTally) -> None:
-    """Adds the counts to `unlearned`."""
+  def report_to(self, not_learned: NotLearnedTally) -> None:
+    """Adds the counts to `not_learned`."""
     setting = f"data.seq_len={self.seq_len}"
     reasons = {EMPTY: "they have no token to learn", LOST: f"they lie beyond {setting}",
                SHORTENED: f"their end lies beyond {setting}"}
     for kind in KINDS:
-      unlearned.add_total(kind, self.documents[kind])
+      not_learned.add_total(kind, self.documents[kind])
       for outcome, reason in reasons.items():
-        unlearned.add(kind, reason, self.outcomes[kind, outcome], self.first.get((kind, outcome), ""))
-    unlearned.add_total("tokens", self.tokens)
-    unlearned.add("tokens", f"they lie beyond {setting}, and the longest document has {self.longest:,} tokens; raise "
+        not_learned.add(kind, reason, self.outcomes[kind, outcome], self.first.get((kind, outcome), ""))
+    not_learned.add_total("tokens", self.tokens)
+    not_learned.add("tokens", f"they lie beyond {setting}, and the longest document has {self.longest:,} tokens; raise "
                   "data.seq_len, or shorten the documents", self.lost_tokens)

@@ -46,9 +46,9 @@ def workspace_contents(directory: Path) -> WorkspaceContents:
     runs = [RunRecord(0, directory.name, "done", None, flatten_settings(asdict(load_config(str(directory)))))]
   else:
     runs = [run for run in read_sweep(directory) if run.config]
-  logged = [run for run in runs if run.config.get("logger.name") == "wandb"]
+  logged = [run for run in runs if "wandb" in str(run.config.get("logger.name")).split(",")]
   if not logged:
-    raise InputError(f"run={directory}: was trained with logger=none, so wandb has nothing of it to show")
+    raise InputError(f"run={directory}: was trained without logger=wandb, so wandb has nothing of it to show")
   first = logged[0].config
   trial = sweep_trial(directory) if is_run else None
   name = trial.name(first[METHOD_KEY]) if trial else directory.name

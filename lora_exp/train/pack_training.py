@@ -14,6 +14,7 @@ from lora_exp.data.pipeline import train_batches
 from lora_exp.data.records import Batch
 from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
+from lora_exp.train.background_logger import wait_for
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
 from lora_exp.train.evaluation import DocumentSums, EvalBatch, Evaluation, held_out
 from lora_exp.train.hyperparameters import data_orders
@@ -25,7 +26,6 @@ from lora_exp.train.run_summary import read_summary
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
 from lora_exp.train.trial_cost import TrialCost, trial_costs
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
-from lora_exp.train.wandb_logger import wait_for
 
 
 def train_pack(pack: Pack) -> list[TrialResult]:

@@ -14,7 +14,9 @@ from lora_exp.config.errors import BUG, DONE
 from lora_exp.config.metrics import REQUESTED
 from lora_exp.lora import Adapter
 from lora_exp.runtime import console
+from lora_exp.runtime.json_lines import read_metrics
 from lora_exp.train import checkpoint, token_probabilities
+from lora_exp.train.background_logger import make_logger
 from lora_exp.train.document_loss_file import open_document_loss_file
 from lora_exp.train.evaluation import Evaluation
 from lora_exp.train.loop import is_due
@@ -26,7 +28,6 @@ from lora_exp.train.samples import append_samples, show_samples
 from lora_exp.train.trained_weights import export_trained
 from lora_exp.train.trial import Trial, restore_trial, solo_state
 from lora_exp.train.trial_cost import TrialCost
-from lora_exp.train.wandb_logger import make_logger
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class TrialWriter:
     step = int(pack.job.state.step)
     self.metrics = MetricsFile(trial.run_dir, step if pack.resumed else None)
     self.documents = open_document_loss_file(trial.run_dir, pack.documents, step if pack.resumed else None)
-    self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg))
+    rows = read_metrics(trial.run_dir) if pack.resumed else []
+    self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg), rows)
     self.failure: DivergedError | None = None
     self.adapter: Adapter | None = None
     self.exported: Tree = None
@@ -153,7 +155,8 @@ class TrialWriter:
     status = "done" if done else _status(error)
     seconds = time.monotonic() - self.pack.started
     summary = run_summary(status, self.trial.plan, cost, self.record, self.base_digest, seconds)
-    summary["unlearned"] = [asdict(count) for count in self.pack.rows.unlearned]
+    summary["data_notes"] = list(self.pack.rows.notes)
+    summary["not_learned"] = [asdict(count) for count in self.pack.rows.not_learned]
     if self.adapter is not None:
       summary |= self.adapter.kind.summary(self.adapter.leaves)
     self.metrics.close()

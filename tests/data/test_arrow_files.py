@@ -82,7 +82,7 @@ def test_a_directory_that_datasets_saved_is_read_by_split(tmp_path):
   [left_out] = [x for x in open_source(config(tmp_path / "two")).documents() if isinstance(x, Skipped)]
   assert left_out.unit == "splits" and "data.eval_split=test" in left_out.reason
   rows = make_rows(config(tmp_path / "two", eval_split="test"), BYTES, tmp_path / "cache")
-  assert (rows.documents, rows.eval_documents, rows.unlearned) == (10, 4, ())
+  assert (rows.documents, rows.eval_documents, rows.not_learned) == (10, 4, ())
   assert "split train" in str(data_facts(config(tmp_path / "two"))["format"])
   keys = {rows_key(cfg, BYTES, open_source(cfg)) for cfg in (config(tmp_path / "one"), config(tmp_path / "two"))}
   assert len(keys) == 2

@@ -10,7 +10,7 @@ from corpora import BYTES
 from tokenizer_files import CHATML, byte_level
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import row_writer
+from lora_exp.data import source_writer
 from lora_exp.data.conversations import EncodedConversation, encode_conversations
 from lora_exp.data.encode import encode_documents
 from lora_exp.data.sources.source import Conversation, Document, TextSource
@@ -52,7 +52,7 @@ def test_turns_of_the_assistant_are_learned(tmp_path, loss, texts):
 
 
 @pytest.mark.parametrize(("settings", "texts"), [
-  ({"unlearned": frozenset([2])}, ["sat sat<|im_end|>\n"]), ({"unlearned": frozenset([4])}, ["sat<|im_end|>\n"]),
+  ({"zero_weight": frozenset([2])}, ["sat sat<|im_end|>\n"]), ({"zero_weight": frozenset([4])}, ["sat<|im_end|>\n"]),
   ({"prompt_messages": 4}, ["sat sat<|im_end|>\n"]), ({"prompt_messages": 5}, []),
 ])
 def test_turns_of_weight_0_and_of_the_prompt_are_not_learned(tmp_path, settings, texts):
@@ -61,16 +61,16 @@ def test_turns_of_weight_0_and_of_the_prompt_are_not_learned(tmp_path, settings,
     one = encoded(tokenizer, Conversation(TURNS, **settings))
     assert learned_text(tokenizer, one) == [text.removesuffix(end) for text in texts]
     assert one.totals["assistant turns"] == 2
-    assert one.problems.get(("assistant turns", "their weight is 0"), 0) == len(settings.get("unlearned", ()))
+    assert one.problems.get(("assistant turns", "their weight is 0"), 0) == len(settings.get("zero_weight", ()))
 
 
-@pytest.mark.parametrize(("unlearned", "left_out"), [({2}, ["sat<|im_end|>\n"]), ({4}, ["sat sat<|im_end|>\n"]),
+@pytest.mark.parametrize(("zero_weight", "left_out"), [({2}, ["sat<|im_end|>\n"]), ({4}, ["sat sat<|im_end|>\n"]),
                                                      ({2, 4}, ["sat<|im_end|>\n", "sat sat<|im_end|>\n"])])
-def test_turns_of_weight_0_are_not_part_of_all(tmp_path, unlearned, left_out):
+def test_turns_of_weight_0_are_not_part_of_all(tmp_path, zero_weight, left_out):
   tokenizer = chatml(tmp_path)
-  one = encoded(tokenizer, Conversation(TURNS, unlearned=frozenset(unlearned)), "all")
+  one = encoded(tokenizer, Conversation(TURNS, zero_weight=frozenset(zero_weight)), "all")
   assert learned_text(tokenizer, replace(one, learned=~one.learned)) == left_out
-  assert one.problems == {("assistant turns", "their weight is 0"): len(unlearned)}
+  assert one.problems == {("assistant turns", "their weight is 0"): len(zero_weight)}
 
 
 def test_an_end_that_is_not_learned_is_counted(tmp_path):
@@ -202,7 +202,7 @@ class Talks(TextSource):
 @pytest.mark.parametrize("packing", ["pack", "pad"])
 def test_rows_hold_conversations_and_what_is_lost_is_told(tmp_path, packing):
   cfg = DataConfig(source="talks", seq_len=76, packing=packing, eval_fraction=0.5)
-  counts = row_writer.write_rows(tmp_path, cfg, BYTES, Talks(), progress=False)
+  counts = source_writer.write_rows(tmp_path, cfg, BYTES, Talks(), progress=False)
   assert (counts.documents, counts.eval_documents) == (4, 2)
   told = "\n".join(counts.warnings)
   assert "the turns of 8 conversations are written as lines, 'User: …' and 'Assistant: …'" in told

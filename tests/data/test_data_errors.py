@@ -9,8 +9,8 @@ from corpora import BYTES, PAIRS, STORIES, jsonl_file, left_in, text_config, tex
 
 from lora_exp.config.errors import DiskError, InputError
 from lora_exp.config.schema import DataConfig
+from lora_exp.data.not_learned import MOST_REASONS
 from lora_exp.data.rows import make_rows
-from lora_exp.data.unlearned import MOST_REASONS
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -46,7 +46,7 @@ def test_bad_text_is_refused_in_words(tmp_path, content, message):
 def test_a_bad_row_is_counted_with_its_line(tmp_path, line, reason):
   path = jsonl_file(tmp_path, [PAIRS[0], line, PAIRS[1], line])
   rows = make_rows(DataConfig(source="jsonl", path=path, eval_fraction=0.5), BYTES, tmp_path)
-  [count] = rows.unlearned
+  [count] = rows.not_learned
   assert (count.count, count.total, count.unit, rows.documents) == (2, 4, "rows", 2)
   assert re.match(reason, count.reason) and "line 2" in count.first
   assert count.reason != "not JSON" or count.first.endswith("line 2: Expecting value at column 29")
@@ -59,8 +59,8 @@ def test_a_bad_row_is_counted_with_its_line(tmp_path, line, reason):
 def test_many_reasons_are_counted_together(tmp_path):
   bad = [{f"column_{n}": "x"} for n in range(100)]
   rows = make_rows(DataConfig(source="files", path=jsonl_file(tmp_path, [*PAIRS, *bad])), BYTES, tmp_path)
-  assert len(rows.unlearned) == MOST_REASONS + 1 and rows.unlearned[-1].reason == "other reasons"
-  assert sum(count.count for count in rows.unlearned) == 100
+  assert len(rows.not_learned) == MOST_REASONS + 1 and rows.not_learned[-1].reason == "other reasons"
+  assert sum(count.count for count in rows.not_learned) == 100
 
 
 def test_jsonl_that_is_not_utf8(tmp_path):

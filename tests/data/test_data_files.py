@@ -104,13 +104,13 @@ def test_a_directory_with_splits_trains_on_train(tmp_path):
   data = tmp_path / "data"
   made = make_rows(config(data), BYTES, tmp_path / "cache")
   assert made.documents == 8
-  reasons = {count.reason: count.first for count in made.unlearned}
+  reasons = {count.reason: count.first for count in made.not_learned}
   advice = "the split 'validation' is not read; data.eval_split=validation evaluates on it"
   assert reasons[advice].endswith("valid.jsonl")
   assert reasons["not a data file"].endswith("README.md")
   (data / "README.md").unlink()
   held = make_rows(config(data, eval_split="valid", eval_fraction=0.9), BYTES, tmp_path / "cache")
-  assert (held.documents, held.eval_documents, held.unlearned) == (10, 2, ())
+  assert (held.documents, held.eval_documents, held.not_learned) == (10, 2, ())
   assert texts(data, train_split="dev") == TEXTS[8:]
   with pytest.raises(InputError, match="no split test; the splits of its files are train, validation"):
     documents(data, train_split="test")
@@ -205,7 +205,7 @@ def test_a_text_of_few_documents_is_held_out_in_sections(tmp_path):
 ])
 def test_a_text_is_divided_at_the_first_boundary_there_is(tmp_path, text, unit):
   cfg = config(write(tmp_path / "x.txt", text), eval_fraction=0.1)
-  assert open_source(cfg).text_files.boundary == unit
+  assert open_source(cfg).reader.text_files.boundary == unit
   if unit is None:
     with pytest.raises(InputError, match="nothing is held out"):
       make_rows(cfg, BYTES, tmp_path / "cache")
@@ -244,7 +244,7 @@ def test_a_conversation_that_the_template_refuses_is_counted(tmp_path):
   turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
   rows = [{"messages": turns}, {"messages": [{"role": "system", "content": "x"}, *turns]}, {"messages": turns}] * 2
   made = make_rows(config(jsonl_file(tmp_path, rows), seq_len=64), tokenizer, tmp_path / "cache")
-  [count] = [count for count in made.unlearned if "no system" in count.reason]
+  [count] = [count for count in made.not_learned if "no system" in count.reason]
   assert (count.count, count.total, made.documents) == (2, 6, 4) and count.first.endswith("line 2")
   refused = jsonl_file(tmp_path, rows[1:2] * 4, "refused.jsonl")
   with pytest.raises(InputError, match="^the chat template of .* fails: no system"):

@@ -79,7 +79,7 @@ def test_a_prompt_of_messages_is_marked_as_such():
 def test_turns_of_weight_zero_are_not_learned():
   rows = [{**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}, USER, {**ANSWER, "train": False}]
   conversation = turns({"messages": [USER, *rows], "system": "Be short."})
-  assert conversation.unlearned == {2, 6} and conversation.messages[2] == ANSWER
+  assert conversation.zero_weight == {2, 6} and conversation.messages[2] == ANSWER
 
 
 def test_calls_of_functions_are_objects():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import row_writer
+from lora_exp.data import source_writer
 from lora_exp.data.documents import document_numbers
 from lora_exp.data.rows import make_rows
 from lora_exp.data.tokenizers.tokenizer import ControlTokens, PieceTokenizer
@@ -36,7 +36,7 @@ def test_packed_rows_hold_every_document_and_nothing_else(documents, seq_len):
 
 def test_rows_do_not_depend_on_how_much_is_tokenised_at_once(tmp_path, monkeypatch):
   whole = make_rows(text_config(tmp_path), BYTES, tmp_path / "a")
-  monkeypatch.setattr(row_writer, "BATCH", 50)
+  monkeypatch.setattr(source_writer, "BATCH", 50)
   parts = make_rows(text_config(tmp_path), BYTES, tmp_path / "b")
   for split in ("train", "eval"):
     assert_equal(every_row(whole, split), every_row(parts, split))
@@ -120,7 +120,7 @@ def test_an_answer_stays_with_its_prompt(lengths, seq_len):
     numbers = document_numbers(rows, cfg, np.arange(rows.eval_rows), BYTES.eot, int(batch["segments"].max()))
     assert sorted(numbers[numbers >= 0]) == list(range(len(found)))
     total = sum(answer + 1 for _, answer in lengths) + 1
-    lost = sum(count.count for count in rows.unlearned if count.unit == "tokens")
+    lost = sum(count.count for count in rows.not_learned if count.unit == "tokens")
     assert rows.train_tokens + rows.eval_tokens + lost == 2 * total
 
 
@@ -137,7 +137,7 @@ def test_long_text_between_pairs_is_split_and_not_cut(tmp_path):
   path = jsonl_file(tmp_path, [*PAIRS, {"text": text}])
   cfg = DataConfig(source="jsonl", path=path, eval_path=path, seq_len=16)
   rows = make_rows(cfg, BYTES, tmp_path)
-  assert rows.unlearned == () and rows.truncated == 0
+  assert rows.not_learned == () and rows.truncated == 0
   batch = every_row(rows, "eval")
   numbers = document_numbers(rows, cfg, np.arange(rows.eval_rows), BYTES.eot, int(batch["segments"].max()))
   pieces = [(numbers[row, segment - 1], batch["targets"][row][batch["segments"][row] == segment].tolist())
@@ -154,7 +154,7 @@ def test_answers_beyond_the_row_are_counted(tmp_path, packing, room):
   cfg = DataConfig(source="jsonl", path=path, eval_path=path, seq_len=16, packing=packing)
   rows = make_rows(cfg, BYTES, tmp_path)
   lost = [max(0, min(4, length + 4 - room)) for length in range(1, 41)]
-  counts = {(count.unit, count.reason.split(";")[0].split(",")[0]): count for count in rows.unlearned}
+  counts = {(count.unit, count.reason.split(";")[0].split(",")[0]): count for count in rows.not_learned}
   beyond = counts["answers", "they lie beyond data.seq_len=16"]
   end = counts["answers", "their end lies beyond data.seq_len=16"]
   assert (beyond.count, beyond.total) == (2 * lost.count(4), 80)

@@ -82,7 +82,7 @@ def test_only_chatterbots_answers_are_learned(corpus, tokenizer, tmp_path):
   learned = batch_of(rows, "train")
   answers = [d.text for d in corpus.documents() if d.key < 40 and d.key % 10 != 9]
   spelt = ids.decode(learned["targets"][learned["weights"] > 0].tolist())
-  assert rows.unlearned == () and sorted(spelt.split("<|endoftext|>")) == sorted([*answers, ""])
+  assert rows.not_learned == () and sorted(spelt.split("<|endoftext|>")) == sorted([*answers, ""])
 
 
 def test_a_missing_package_is_named_with_its_installation(monkeypatch):

@@ -15,7 +15,7 @@ from corpora import (
   text_file,
 )
 
-from lora_exp.data import row_writer
+from lora_exp.data import source_writer
 from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import text
 
@@ -60,7 +60,7 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
-  monkeypatch.setattr(row_writer, "BATCH", 2**16)
+  monkeypatch.setattr(source_writer, "BATCH", 2**16)
   document = "A line of the story.\n" * 200
   small, large = (text_config(tmp_path, [document] * count, path=text_file(tmp_path, [document] * count, f"{count}"))
                   for count in (600, 1800))

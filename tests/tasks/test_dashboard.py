@@ -113,7 +113,7 @@ def test_a_run_is_found_by_its_name_and_needs_no_groups(sweep):
 
 def test_what_cannot_be_shown_is_told_and_nothing_is_written(tmp_path, capfd, monkeypatch):
   quiet = ranks(tmp_path / "quiet", {1: 2.5}, logger={"name": "none", "mode": "auto", "project": "p"})
-  for run, said in ((["run=" + str(quiet)], "logger=none"), ([], "run=null: task=dashboard needs"),
+  for run, said in ((["run=" + str(quiet)], "without logger=wandb"), ([], "run=null: task=dashboard needs"),
                     ([f"run={tmp_path / 'no'}"], "no such directory"), ([f"run={tmp_path}"], "contains no runs")):
     assert entry.run(["task=dashboard", *run]) == 2
     assert said in capfd.readouterr().err

@@ -1,6 +1,7 @@
 """Settings of the training: mesh, optimizer, length, loggers."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -51,8 +52,13 @@ class TrainConfig:
 class LoggerConfig:
   """Where metrics are logged besides metrics.jsonl."""
 
-  name: str = "wandb"  # wandb | none
-  mode: str = "auto"  # auto (online if an API key is configured, else offline) | online | offline
-  project: str = "lora_exp"  # wandb project
-  group: str | None = None  # wandb group
-  tags: list[str] = field(default_factory=list)  # wandb tags
+  name: Any = "wandb"  # a file of lora_exp/train/loggers: wandb | tensorboard | trackio | mlflow, a list, or none
+  mode: str = "auto"  # of wandb: auto (online if an API key is configured, else offline) | online | offline
+  project: str = "lora_exp"  # project of wandb and trackio, experiment of mlflow
+  group: str | None = None  # of runs, in wandb and trackio
+  tags: list[str] = field(default_factory=list)  # of the run, in wandb and mlflow
+
+  @property
+  def names(self) -> list[str]:
+    """The loggers in `name`."""
+    return list(self.name) if isinstance(self.name, list) else [self.name]

@@ -8,6 +8,7 @@
     arrow_rows      rows of Parquet and Arrow files
     hf_datasets     rows of Hugging Face datasets: saved in a directory, or on the hub
     row             a row: its fields, and its place in the file
-    layouts         what the columns of a row mean
+    columns         which column of a row has which role
+    layouts         the document in the columns of a row
     message_forms   the messages of a row, in the form that chat templates read
 """

@@ -2,23 +2,27 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from lora_exp.config.errors import InputError
+from lora_exp.data.formats.columns import NAMES, column_of
 from lora_exp.data.formats.file_content import DataStream
 from lora_exp.data.formats.row import Row
 
 DELIMITERS = ("\t", ",", ";", "|")
 LONGEST_FIELD = 2**30  # characters; the default of the module csv is 131,072
+SAMPLE = 2**13  # characters, from whose rows the delimiter is found
 
 
-def csv_delimiter(header: str) -> str:
-  """The delimiter that occurs most often in the first line of a table; a comma if there is none."""
-  return max(DELIMITERS, key=header.count) if any(map(header.count, DELIMITERS)) else ","
+def has_known_columns(header: str) -> bool:
+  """Whether the first line of a file has the names of a prompt and a response column between delimiters."""
+  found = (_known_roles(_cells(header, delimiter)) for delimiter in DELIMITERS)
+  return any({"prompt", "response"} <= roles for roles in found)
 
 
-def csv_rows(data: DataStream, label: str) -> Iterator[Row]:
-  """The rows of a table. Its first line has the names of the columns.
+def csv_rows(data: DataStream, label: str, delimiter: str | None = None) -> Iterator[Row]:
+  """The rows of a table with cells between `delimiter` (None: found). Its first line has the names of the columns.
 
   A quoted cell may contain line breaks; an empty cell is null. Raises InputError if the file is not UTF-8, or if a
   quote is not closed.
@@ -31,23 +35,60 @@ def csv_rows(data: DataStream, label: str) -> Iterator[Row]:
     while header and not header.strip():  # blank lines before the table
       header, last = text.readline(), last + 1
     if header.lower().startswith("sep="):  # written by spreadsheets to name the delimiter
+      delimiter = delimiter or header.strip()[4:5] or None
       header, last = text.readline(), last + 1
-    names = next(csv.reader([header], delimiter=csv_delimiter(header)), [])
-    names = [name.strip() for name in names]
+    sample = text.read(SAMPLE)
+    sample += text.readline()  # the rest of its last line
+    delimiter = delimiter or find_delimiter(header, sample)
+    names = [name.strip() for name in _cells(header, delimiter)]
     _check_header(names, f"{label}, line {last}")
     header_line = last
-    reader = csv.reader(text, delimiter=csv_delimiter(header), strict=True)
+    reader = csv.reader(chain(io.StringIO(sample, newline=""), text), delimiter=delimiter, strict=True)
     for cells in reader:
       first, last = last + 1, header_line + reader.line_num
       if any(cells):
-        yield _row(names, cells, f"{label}, line {first}", data.read)
+        yield _row(names, cells, f"{label}, line {first}", data.read, delimiter)
   except UnicodeDecodeError as error:
     place = f"{error.reason} after line {last}"
     raise InputError(f"{label}: the file is not UTF-8 ({place}); convert it to UTF-8") from error
   except csv.Error as error:
-    raise InputError(f"{label}, after line {last}: {error}; quote cells as CSV libraries do") from error
+    reason = f"{error}; quote cells as CSV libraries do"
+    if "unexpected end" in str(error):
+      reason += ", or copy the file again if a download broke off"
+    raise InputError(f"{label}, after line {last}: {reason}") from error
   finally:
     text.detach()
+
+
+def find_delimiter(header: str, sample: str) -> str:
+  """The delimiter of a table with the first line `header` and the next lines `sample`.
+
+  It is the one that finds the most known names of columns in the header; else one that gives most rows as many cells as
+  the header; else the most frequent in the header. A comma if the header has none.
+  """
+  found = [delimiter for delimiter in DELIMITERS if delimiter in header]
+  scores = {delimiter: _score(header, sample, delimiter) for delimiter in found}
+  return max(found, key=scores.__getitem__, default=",")
+
+
+def _score(header: str, sample: str, delimiter: str) -> tuple[int, float, int]:
+  """(known names in the header, share of rows with as many cells as the header, occurrences in the header)."""
+  names = _cells(header, delimiter)
+  try:
+    rows = [len(cells) for cells in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if cells]
+  except csv.Error:
+    rows = []
+  return len(_known_roles(names)), rows.count(len(names)) / max(1, len(rows)), header.count(delimiter)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+  """The cells of a single line."""
+  return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _known_roles(names: Sequence[str]) -> set[str]:
+  """The roles that columns with these names have."""
+  return {role for role in NAMES if column_of(role, names) is not None} if len(names) > 1 else set()
 
 
 def _check_header(names: list[str], where: str) -> None:
@@ -56,7 +97,8 @@ def _check_header(names: list[str], where: str) -> None:
     raise InputError(f"{where}: duplicate column {duplicate!r}; rename one of them")
 
 
-def _row(names: list[str], cells: list[str], where: str, read: int) -> Row:
+def _row(names: list[str], cells: list[str], where: str, read: int, delimiter: str) -> Row:
+  hint = f"; the delimiter is {delimiter!r} (data.options.delimiter names another)"
   if len(cells) != len(names):
-    return Row(where, {}, read, f"{len(cells)} cells under the {len(names)} columns of the header")
-  return Row(where, {name: cell or None for name, cell in zip(names, cells, strict=True)}, read)
+    return Row(where, {}, read, f"{len(cells)} cells under the {len(names)} columns of the header{hint}")
+  return Row(where, {name: cell or None for name, cell in zip(names, cells, strict=True)}, read, hint=hint)

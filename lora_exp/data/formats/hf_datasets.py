@@ -13,7 +13,17 @@ from lora_exp.data.formats.row import Row
 HUB = "hub:"
 
 
-def is_saved(path: Path) -> bool:
+def is_dataset(path: Any) -> bool:
+  """Whether `path` is a dataset on the hub, or a directory that `datasets` saved."""
+  return is_hub(path) or (isinstance(path, str) and _is_saved(Path(path).expanduser()))
+
+
+def is_hub(path: Any) -> bool:
+  """Whether `path` names a dataset on the hub."""
+  return isinstance(path, str) and path.startswith(HUB)
+
+
+def _is_saved(path: Path) -> bool:
   """Whether `path` is a directory in which `datasets` saved a dataset with or without splits."""
   return (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and any(path.glob("*.arrow")))
 

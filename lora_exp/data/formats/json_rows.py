@@ -4,16 +4,21 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any
 
 from lora_exp.config.errors import InputError
+from lora_exp.data.formats.columns import NAMES
 from lora_exp.data.formats.data_files import split_not_read
 from lora_exp.data.formats.file_content import DataStream, decoded
 from lora_exp.data.formats.row import Row, RowProblem
 
 ROW_COLUMNS = {"messages", "conversations", "prompt", "completion"}  # an object with one of these keys is a row
+KNOWN_COLUMNS = {name for names in NAMES.values() for name in names}
 SPACES = re.compile(r"[ \t\r\n]*")
 PROBED_LINES = 20  # if one of these lines is an object, each line of the file is a row
+LONGEST_LINE = 2**25  # bytes; a longer line of JSON lines is skipped, and not read into memory
+BROKEN_OFF = "the file ends inside this row, perhaps because a download broke off"
 
 
 def has_json_lines(stream: IO[bytes], one_is_enough: bool) -> bool:
@@ -22,11 +27,11 @@ def has_json_lines(stream: IO[bytes], one_is_enough: bool) -> bool:
   `one_is_enough`: whether a file of a single line counts as JSON lines too, rather than as a JSON document.
   """
   objects = lines = 0
-  for line in stream:
+  for line, size in _lines(stream):
     if not line.strip():
       continue
     lines += 1
-    objects += _is_object(line)
+    objects += _is_object(line) if size == len(line) else one_is_enough
     if not objects and not one_is_enough and not line.rstrip().endswith(b"}"):
       return False  # this line begins an object of many lines; later ones may be complete objects
     if objects and (lines > 1 or one_is_enough):
@@ -34,6 +39,16 @@ def has_json_lines(stream: IO[bytes], one_is_enough: bool) -> bool:
     if lines == PROBED_LINES:
       break
   return False
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+  """Each line, and its size in bytes. Of a line longer than LONGEST_LINE, only the beginning is kept."""
+  for line in iter(partial(stream.readline, LONGEST_LINE), b""):
+    size, part = len(line), line
+    while len(part) == LONGEST_LINE and not part.endswith(b"\n"):
+      part = stream.readline(LONGEST_LINE)
+      size += len(part)
+    yield line, size
 
 
 def _is_object(line: bytes) -> bool:
@@ -52,20 +67,30 @@ def without_comma(line: str) -> str:
 def line_rows(data: DataStream, label: str) -> Iterator[Row]:
   """The rows of a file with one object per line. Blank lines are skipped. Raises InputError if it is not UTF-8."""
   offset = 0
-  for number, line in enumerate(data.stream, 1):
-    start, offset = offset, offset + len(line)
+  for number, (line, size) in enumerate(_lines(data.stream), 1):
+    start, offset = offset, offset + size
     if not line.strip():
       continue
     where = f"{label}, line {number}"
+    if size > len(line):
+      too_long = f"the line has more than {LONGEST_LINE:,} bytes; divide the row"
+      yield Row(where, {}, data.read, too_long, f"{size:,} bytes")
+      continue
     text = decoded(line, label, number, start)
     try:
       yield _row(json.loads(without_comma(text), object_pairs_hook=_unique), where, data.read)
     except RowProblem as error:
       yield Row(where, {}, data.read, str(error))
     except json.JSONDecodeError as error:
-      yield Row(where, {}, data.read, "not JSON", f"{error.msg.removesuffix(' at')} at column {error.colno}")
+      reason = "not JSON" if line.endswith(b"\n") or not _ends_early(error) else BROKEN_OFF
+      yield Row(where, {}, data.read, reason, f"{error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
       yield Row(where, {}, data.read, "JSON nested too deeply")
+
+
+def _ends_early(error: json.JSONDecodeError) -> bool:
+  """Whether the text ends before its value does."""
+  return error.msg.startswith("Unterminated string") or error.pos >= len(error.doc.rstrip())
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,6 +172,8 @@ def _json_errors(label: str) -> Iterator[None]:
   except json.JSONDecodeError as error:
     reason = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     advice = "give an array of rows, or one object per line"
+    if _ends_early(error):
+      advice = "the file ends before its last value does, perhaps because a download broke off; copy it again"
     raise InputError(f"{label}, line {error.lineno}: {reason}; {advice}") from error
   except RecursionError as error:
     raise InputError(f"{label}: JSON nested too deeply") from error
@@ -155,13 +182,25 @@ def _json_errors(label: str) -> Iterator[None]:
 
 
 def _rows_of_object(value: Mapping[str, Any], label: str, read: int, split: str | None) -> Iterator[Row]:
-  """The rows of an object: one with lists of rows (`{"data": [row, …]}`), one with columns, or a single row."""
+  """The rows of an object: one with lists of rows (`{"data": [row, …]}`), with rows by name (`{"0": row, …}`), with
+  columns, or a single row."""
+  if _are_rows_by_name(value):
+    for name, fields in value.items():
+      yield Row(f"{label}, row {name!r}", fields, read)
+    return
   lists = {name: rows for name, rows in value.items() if _are_rows(rows)}
   if lists and not ROW_COLUMNS & value.keys():
     yield from _rows_of_splits(lists, label, read, split)
     return
   for number, fields in enumerate(_rows_of_columns(value) or (value,), 1):
     yield Row(f"{label}, row {number}", fields, read)
+
+
+def _are_rows_by_name(value: Mapping[str, Any]) -> bool:
+  """Whether an object contains a row under each name, and not a column as an object from index to value."""
+  if not value or KNOWN_COLUMNS & value.keys() or not all(isinstance(row, dict) and row for row in value.values()):
+    return False
+  return not all(key.isdecimal() for row in value.values() for key in row)
 
 
 def _are_rows(value: Any) -> bool:

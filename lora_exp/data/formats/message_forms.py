@@ -20,7 +20,8 @@ CALLS = ("function_call", "tool_call")  # roles of ShareGPT's turns that call a 
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 QUESTION_KEYS, ANSWER_KEYS = ("human", "user"), ("assistant", "gpt", "bot")  # of objects without a role
 WEIGHT_KEYS = ("weight", "train", "training")  # a turn is not learned if one is 0, as in OpenAI's files, or false
-READ_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking", "documents")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+READ_KEYS = ("name", "tool_calls", "tool_call_id", *REASONING, "documents")
 
 
 class Turns:
@@ -28,7 +29,7 @@ class Turns:
 
   def __init__(self) -> None:
     self.messages: list[dict[str, Any]] = []
-    self.unlearned: set[int] = set()
+    self.zero_weight: set[int] = set()
     self.unread: dict[str, None] = {}  # an ordered set: keys of messages that are not read
 
   def add_text(self, role: str, text: Any) -> None:
@@ -56,7 +57,7 @@ class Turns:
     if not isinstance(role, str):
       raise RowProblem("a message has no role")
     if any(key in raw and not raw[key] and raw[key] is not None for key in WEIGHT_KEYS):
-      self.unlearned.add(len(self.messages))
+      self.zero_weight.add(len(self.messages))
     self.messages.append(_message(role, content, raw))
     read = {role_key, content_key, "function_call", *READ_KEYS, *WEIGHT_KEYS}
     read -= {key for key in WEIGHT_KEYS if raw.get(key) not in (0, 1, None)}  # other weights count as 1

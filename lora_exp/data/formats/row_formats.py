@@ -5,11 +5,10 @@ from pathlib import Path
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.formats.arrow_rows import arrow_rows
-from lora_exp.data.formats.csv_rows import csv_delimiter, csv_rows
+from lora_exp.data.formats.csv_rows import csv_rows, has_known_columns
 from lora_exp.data.formats.data_files import ROW_SUFFIXES, plain_suffix
 from lora_exp.data.formats.file_content import HEAD, TABLES, open_data
 from lora_exp.data.formats.json_rows import document_rows, has_json_lines, line_rows
-from lora_exp.data.formats.layouts import NAMES
 from lora_exp.data.formats.row import Row
 
 ROW_FORMATS = {
@@ -41,7 +40,7 @@ def find_format(path: Path) -> str:
     return CSV_SUFFIXES[suffix]
   if suffix in JSON_SUFFIXES and start:
     return "jsonl"
-  if suffix not in ROW_SUFFIXES and _has_known_header(start):
+  if suffix not in ROW_SUFFIXES and has_known_columns(start.split(b"\n", 1)[0].decode(errors="replace").strip()):
     return "csv"
   return TEXT
 
@@ -60,15 +59,14 @@ def _is_document(path: Path) -> bool:
     return False
 
 
-def _has_known_header(head: bytes) -> bool:
-  """Whether the first line has the names of a prompt and a response column between delimiters."""
-  line = head.split(b"\n", 1)[0].decode(errors="replace").strip()
-  names = {name.strip().strip('"').lower() for name in line.split(csv_delimiter(line))}
-  return all(names & set(NAMES[role]) for role in ("prompt", "response")) and len(names) > 1
+def file_rows(
+  path: Path, format: str, label: str, split: str | None, delimiter: str | None = None
+) -> Iterator[Row]:
+  """The rows of a file of one of ROW_FORMATS.
 
-
-def file_rows(path: Path, format: str, label: str, split: str | None) -> Iterator[Row]:
-  """The rows of a file of one of ROW_FORMATS. Raises InputError if the file is damaged, or in another format."""
+  `split`: the list to read in a JSON object of several; `delimiter`: that of a table (None: found). Raises InputError
+  if the file is damaged, or in another format.
+  """
   if format in ("parquet", "arrow"):
     yield from arrow_rows(path, label)
     return
@@ -78,4 +76,4 @@ def file_rows(path: Path, format: str, label: str, split: str | None) -> Iterato
     elif format == "json":
       yield from document_rows(data, label, split)
     else:
-      yield from csv_rows(data, label)
+      yield from csv_rows(data, label, delimiter)

@@ -1,7 +1,7 @@
 '''Data sources, one file each. The registry imports every file in this folder.
 
 A file has everything specific to its source: settings, their checks, documents, the identity for the cache, and error
-messages. `data.row_writer` packs documents into rows, and `data.source_checks` has the checks common to all sources.
+messages. `data.source_writer` packs documents into rows, and `data.source_checks` has the checks common to all sources.
 
 Add a source
 ------------

@@ -1,6 +1,7 @@
 """The base class of sources that read the files of `data.path`: settings, checks, digest and decoding."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Self
 from lora_exp.config.errors import InputError
 from lora_exp.data.formats.data_files import DataFiles, find_files
 from lora_exp.data.formats.file_content import content_problem, decoded, open_data
-from lora_exp.data.sources.source import TextSource, covered_by_digest
+from lora_exp.data.sources.source import Skipped, TextSource, covered_by_digest
 from lora_exp.runtime.cache import fingerprint
 
 
@@ -53,6 +54,10 @@ class FileSource(TextSource):
   def size(self) -> int | None:
     return sum(file.stat().st_size for file in self.data_files.files)
 
+  @property
+  def counts_rest(self) -> bool:
+    return True
+
   def check_inputs(self) -> Iterator[str]:
     if not self.path:
       yield self.problem("path", f"give data.path=FILE, {self.content}")
@@ -79,25 +84,41 @@ class FileSource(TextSource):
     return files_digest(self.data_files.files)
 
   def overlap(self) -> dict[str, object]:
-    """A row of the table before training if files of `eval_path` are also trained on; {} if none are."""
+    """Rows of the table before training about files that are read twice, or held out and also trained on."""
+    learned = self.data_files.files
+    facts: dict[str, object] = {}
+    copies = _copies(learned, learned)
+    if copies:
+      facts["data.path"] = f"{copies[0][1]} is a copy of {copies[0][0]}, so its rows are learned twice"
     if not self.eval_path:
-      return {}
-    learned = {path.resolve() for path in self.data_files.files}
+      return facts
     try:
       held_out = find_files("data.eval_path", self.eval_path, None, self.text_only).files
     except InputError:  # a dataset and not files
-      return {}
-    sizes = {path.stat().st_size for path in learned}
-    of_equal_size = [path for path in held_out if path.stat().st_size in sizes]  # only these need a digest
-    digests = {files_digest([path]) for path in learned} if of_equal_size else set()
-    both = [path for path in of_equal_size if files_digest([path]) in digests]
-    return {"data.eval_path": f"{both[0]} is also trained on, so its loss is not a held-out loss"} if both else {}
+      return facts
+    both = [path for path in held_out if path.resolve() in {other.resolve() for other in learned}]
+    both += [copy for _, copy in _copies(learned, held_out)]
+    if both:
+      facts["data.eval_path"] = f"{both[0]} is also trained on, so its loss is not a held-out loss"
+    return facts
 
   def texts(self) -> Iterator[str]:
     """The text of each file. Raises InputError with line and byte if one is not UTF-8."""
     for path in self.data_files.files:
       with open_data(path) as data:
         yield decoded(data.stream.read(), str(path), 1, 0)
+
+
+def _copies(files: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
+  """The pairs of a file in `files` and another in `others` with the same content. Only files of equal size are read."""
+  sizes = Counter(path.stat().st_size for path in {*files, *others})
+  digests = {path: files_digest([path]) for path in {*files, *others} if sizes[path.stat().st_size] > 1}
+  first: dict[str, Path] = {}
+  for path in files:
+    if path in digests:
+      first.setdefault(digests[path], path)
+  found = [(first.get(digests[path]), path) for path in others if path in digests]
+  return [(original, path) for original, path in found if original is not None and original != path]
 
 
 def files_digest(paths: Sequence[Path]) -> str:
@@ -107,3 +128,9 @@ def files_digest(paths: Sequence[Path]) -> str:
     with path.open("rb") as file:
       digests.append(hashlib.file_digest(file, "sha256").hexdigest())
   return digests[0] if len(digests) == 1 else fingerprint(files=digests)
+
+
+def left_out_files(data_files: DataFiles) -> Iterator[Skipped]:
+  """The files of a directory that are not read, with the reasons."""
+  for file, reason in data_files.left_out:
+    yield Skipped(reason, str(file), unit="files")

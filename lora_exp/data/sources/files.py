@@ -1,24 +1,26 @@
 """Files of rows in any common format: conversations, prompts and responses, or texts."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lora_exp.config.errors import InputError, did_you_mean
-from lora_exp.data.formats import hf_datasets
-from lora_exp.data.formats.data_files import path_list, split_name, split_not_read
-from lora_exp.data.formats.hf_datasets import HUB, HubName
-from lora_exp.data.formats.layouts import LAYOUTS, NAMES, Layout
-from lora_exp.data.formats.row import Row, RowProblem
-from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT, file_rows, find_format
-from lora_exp.data.sources.file_source import FileSource, files_digest
+from lora_exp.data.formats.columns import LAYOUTS, NAMES
+from lora_exp.data.formats.data_files import path_list
+from lora_exp.data.formats.hf_datasets import import_datasets, is_dataset, is_hub
+from lora_exp.data.formats.layouts import Layout
+from lora_exp.data.formats.row import RowProblem
+from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT
+from lora_exp.data.sources.dataset_reader import DatasetReader
+from lora_exp.data.sources.file_reader import FileReader
+from lora_exp.data.sources.file_source import FileSource
+from lora_exp.data.sources.row_reader import RowReader
 from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, example_facts
-from lora_exp.data.sources.text import TextFiles, held_out_share, left_out_files
+from lora_exp.data.sources.text import held_out_share
 from lora_exp.runtime.cache import fingerprint
 
 READER_VERSION = 1  # version of the code that reads rows; raise it when it reads the same rows differently
@@ -30,17 +32,8 @@ UNREAD_BESIDE = {
   "messages": ("prompt", "input", "response", "history", "text"),
   "text": ("prompt", "input", "response", "history", "system", "tools", "variables"),
 }
-NEW_SETTINGS = ("format", "columns", "train_split", "eval_split", "subset")  # part of the identity only if they are set
-
-
-def is_hub(path: Any) -> bool:
-  """Whether `path` names a dataset on the hub."""
-  return isinstance(path, str) and path.startswith(HUB)
-
-
-def is_saved(path: Any) -> bool:
-  """Whether `path` is a directory that `datasets` saved."""
-  return isinstance(path, str) and hf_datasets.is_saved(Path(path).expanduser())
+# part of the identity only if they are set
+NEW_SETTINGS = ("format", "columns", "train_split", "eval_split", "subset", "delimiter")
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,7 @@ class Files(FileSource):
   eval_split: str | None = None
   eval_fraction: float = covered_by_digest(0.1)  # the key of the rows contains it in another form (`every`)
   subset: str | None = None  # of a dataset on the hub: its configuration
+  delimiter: str | None = None  # of tables; None: found from the first rows
   streaming: bool = covered_by_digest(False)  # download rows from the hub as they are read
 
   # ---- settings
@@ -79,6 +73,8 @@ class Files(FileSource):
         yield f"data.columns.{role}: choose {', '.join(NAMES)}{did_you_mean(role, NAMES)}"
     if self.columns and not {"messages", "response", "text"} & self.columns.keys():
       yield self.problem("columns", "name the column to learn: response, messages or text")
+    if self.delimiter is not None and len(self.delimiter) != 1:
+      yield self.problem("delimiter", "must be one character")
     yield from self._columns_problems()
     if self.eval_path and self.eval_split:
       yield self.problem("eval_split", "data.eval_path is set too; remove one")
@@ -108,16 +104,6 @@ class Files(FileSource):
   def wanted_split(self) -> str | None:
     return self.train_split
 
-  @property
-  def is_hub(self) -> bool:
-    """Whether the data is a dataset on the hub."""
-    return is_hub(self.path)
-
-  @property
-  def is_saved(self) -> bool:
-    """Whether the data is a directory that `datasets` saved."""
-    return is_saved(self.path)
-
   @cached_property
   def layout(self) -> Layout:
     """How columns are read."""
@@ -132,10 +118,12 @@ class Files(FileSource):
   def check_inputs(self) -> Iterator[str]:
     problems = list(self._path_problems())
     yield from problems
-    if problems or not self.path or self.is_hub or any(self.check()):
+    if problems or not self.path or any(self.check()):
       return
     try:  # a column that no row has is reported before anything is built
-      yield from self._first_problem()
+      for source in filter(None, (self, self.held_out())):
+        if not is_hub(source.path):  # nothing is downloaded to check settings
+          yield from source._first_problem()
     except InputError as error:
       yield from error.problems
 
@@ -148,9 +136,9 @@ class Files(FileSource):
     for setting, value, split in checked:
       if not value:
         continue
-      if is_hub(value) or is_saved(value):
+      if is_dataset(value):
         try:
-          hf_datasets.import_datasets()
+          import_datasets()
         except InputError as error:
           yield from error.problems
       elif any(map(is_hub, path_list(value))):
@@ -160,42 +148,38 @@ class Files(FileSource):
 
   def _first_problem(self) -> Iterator[str]:
     """The reason why none of the first rows can be used, if there are any rows."""
-    for source in filter(None, (self, self.held_out())):
-      if source.is_hub:
-        continue
-      first_skipped: Skipped | None = None
-      for document in islice(source.documents(), PROBED_ROWS):
-        if isinstance(document, Document):
-          first_skipped = None
-          break
-        if document.unit == "rows" and first_skipped is None:
-          first_skipped = document
-      if first_skipped is not None:
-        yield f"{first_skipped.where}: {first_skipped.reason}"
+    first_skipped: Skipped | None = None
+    for document in islice(self.documents(), PROBED_ROWS):
+      if isinstance(document, Document):
+        return
+      if document.unit == "rows" and first_skipped is None:
+        first_skipped = document
+    if first_skipped is not None:
+      yield f"{first_skipped.where}: {first_skipped.reason}"
 
   # ---- data
 
   @cached_property
-  def splits(self) -> Mapping[str, Any]:
-    """The splits of a Hugging Face dataset."""
-    if self.is_hub:
-      return hf_datasets.load_hub(HubName.parse(self.path), self.subset, self.streaming)
-    return hf_datasets.load_saved(Path(self.path).expanduser())
-
-  @cached_property
-  def formats(self) -> Mapping[Path, str]:
-    """The format of each file."""
-    if self.format in (*ROW_FORMATS, TEXT):
-      return dict.fromkeys(self.data_files.files, self.format)
-    return {path: find_format(path) for path in self.data_files.files}
+  def reader(self) -> RowReader:
+    """Reads the rows of `path`."""
+    if is_dataset(self.path):
+      return DatasetReader(self.path, self.train_split, self.eval_split, self.subset, self.streaming)
+    format = self.format if self.format in (*ROW_FORMATS, TEXT) else None
+    every = held_out_share(self.eval_path or self.eval_split, self.eval_fraction)
+    return FileReader(self.data_files, super().label, format, self.train_split, self.eval_split, every,
+                      self.delimiter)
 
   @property
   def label(self) -> str:
-    return str(self.path) if self.is_hub or self.is_saved else super().label
+    return self.reader.label
 
   @property
   def size(self) -> int | None:
-    return None if self.is_hub or self.is_saved else super().size
+    return self.reader.size
+
+  @property
+  def counts_rest(self) -> bool:
+    return not self.streaming
 
   def held_out(self) -> "Files | None":
     if self.eval_path:
@@ -205,76 +189,31 @@ class Files(FileSource):
     return None
 
   def digest(self) -> str:
-    """SHA-256 (hex) of the files. For files that version 0.1.0 could read, it equals that of version 0.1.0."""
-    if self.is_hub:
-      split = self._split()
-      dataset = hf_datasets.identity(self.splits[split], self.path)
-      return fingerprint(reading=READER_VERSION, dataset=dataset, split=split)
-    if self.is_saved:
-      folder = Path(self.path).expanduser() / self._split()
-      return fingerprint(reading=READER_VERSION, content=files_digest(sorted(folder.glob("*.arrow"))))
-    content = super().digest()
-    return content if self._is_plain() else fingerprint(reading=READER_VERSION, content=content)
+    """SHA-256 (hex) of the data. For files that version 0.1.0 could read, it equals that of version 0.1.0."""
+    identity = self.reader.identity()
+    return str(identity["content"]) if self._is_plain() else fingerprint(reading=READER_VERSION, **identity)
 
   def _is_plain(self) -> bool:
     """Whether the data is one file of JSON lines whose first rows have a prompt and a response that are texts."""
-    files = self.data_files.files
-    if len(files) != 1 or self.formats[files[0]] != "jsonl":
+    if not self.reader.is_one_json_lines_file:
       return False
     plain = {"prompt": self.prompt_field, "response": self.response_field}
-    for row in islice(self._rows(), CHECKED_ROWS):
+    for row in islice(self.reader.rows(), CHECKED_ROWS):
       document = self.layout.document(row, 0)
       if isinstance(document, Document) and (document.conversation or self.layout.roles(row.fields) != plain):
         return False
     return True
 
-  def _split(self) -> str:
-    return hf_datasets.choose_split(self.splits, self.train_split, self.label, "train_split")
-
-  def _rows(self) -> Iterator[Row]:
-    """The rows of all files that are not plain text, or of the dataset."""
-    if self.is_hub or self.is_saved:
-      split = self._split()
-      label = f"{self.label}, {split}" if split else self.label
-      yield from hf_datasets.dataset_rows(self.splits[split], label)
-      return
-    before = 0
-    for path, format in self.formats.items():
-      if format != TEXT:
-        for row in file_rows(path, format, str(path), self.train_split):
-          yield replace(row, read=before + row.read)
-      before += path.stat().st_size
-
   def documents(self) -> Iterator[Document | Skipped]:
     key = 0
-    if not (self.is_hub or self.is_saved):
-      known = split_not_read(split_name(self.eval_split)) if self.eval_split else ""
-      yield from (file for file in left_out_files(self) if file.reason != known)
-      for document in self.text_files.documents() if self.text_files.files else ():
-        yield document
-        key = document.key + 1
-    else:
-      yield from self._other_splits()
-    for row in self._rows():
-      if self.eval_split and row.problem == split_not_read(self.eval_split):
-        continue
+    yield from self.reader.left_out()
+    for text in self.reader.texts():
+      yield text
+      key = text.key + 1
+    for row in self.reader.rows():
       result = self.layout.document(row, key)
       yield result
       key += isinstance(result, Document)
-
-  @property
-  def text_files(self) -> TextFiles:
-    """The files that are plain text."""
-    files = tuple(path for path, format in self.formats.items() if format == TEXT)
-    return TextFiles(files, held_out_share(self.eval_path or self.eval_split, self.eval_fraction))
-
-  def _other_splits(self) -> Iterator[Skipped]:
-    """The splits of a dataset that are not read, unless data.train_split is set."""
-    if self.train_split is not None:
-      return
-    for name in self.splits:
-      if name not in (self._split(), self.eval_split):
-        yield Skipped(split_not_read(name), f"{self.label}, {name}", unit="splits")
 
   # ---- for messages
 
@@ -292,17 +231,13 @@ class Files(FileSource):
 
   def facts(self) -> dict[str, object]:
     first = self.first_document()
-    if self.is_hub or self.is_saved:
-      formats = f"Hugging Face dataset, split {self._split() or '-'}"
-    else:
-      words = {TEXT: "plain text", **ROW_FORMATS}
-      formats = ", ".join(dict.fromkeys(words[format] for format in self.formats.values()))
-    row = next((row for row in self._rows() if not row.problem), None)
-    overlap = {} if self.is_hub or self.is_saved else self.overlap()
-    facts: dict[str, object] = {"data": self.label, "format": formats, **overlap}
-    if row is not None and first is not None:
+    facts: dict[str, object] = {"data": self.label, "format": self.reader.format_words}
+    if not is_dataset(self.path):
+      facts |= self.overlap()
+    row = next((row for row in self.reader.rows() if not row.problem), None)
+    if row is None:
+      return facts | self.reader.text_facts()
+    if first is not None:
       with suppress(RowProblem):
         facts["columns"] = ", ".join(f"{role}: {name}" for role, name in self.layout.roles(row.fields).items())
-    if row is None:
-      return facts | self.text_files.facts()
     return facts | (example_facts(first) if first else {})

@@ -29,7 +29,7 @@ class Conversation:
 
   messages: tuple[Message, ...]
   prompt_messages: int = 0  # the number of first messages that are the prompt of the others, and are not learned
-  unlearned: frozenset[int] = frozenset()  # indices of messages that are never learned: those of weight 0
+  zero_weight: frozenset[int] = frozenset()  # indices of messages of weight 0, which are never learned
   tools: tuple[Mapping[str, Any], ...] = ()  # the functions that may be called, as JSON schemas
   variables: Mapping[str, Any] = field(default_factory=dict)  # other variables of the template: enable_thinking
 
@@ -45,6 +45,7 @@ class Document:
   conversation: Conversation | None = None  # then `text` and `prompt` are empty
   unread: tuple[str, ...] = ()  # messages about parts of the row: "the column 'id' is not read"
   where: str = ""  # its place in the source, for messages: "pairs.jsonl, line 7"
+  columns: tuple[str, ...] = ()  # of its row: those with the messages, the prompt and response, or the text
 
   @property
   def characters(self) -> int:
@@ -156,6 +157,11 @@ class TextSource(Source):
   def size(self) -> int | None:
     """Total bytes for the progress bar, or None if unknown."""
     return None
+
+  @property
+  def counts_rest(self) -> bool:
+    """Whether the documents that follow after data.limit are read too, to count them."""
+    return False
 
   @abstractmethod
   def documents(self) -> "Iterator[Document | Skipped]":

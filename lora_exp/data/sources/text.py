@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 from lora_exp.data.formats.file_content import decoded, open_data
 from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT, find_format
-from lora_exp.data.sources.file_source import FileSource
+from lora_exp.data.sources.file_source import FileSource, left_out_files
 from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, example_facts
 
 SEPARATOR = b"<|endoftext|>"
@@ -115,7 +115,7 @@ class Text(FileSource):
     return self.replace(path=self.eval_path, eval_path=None, eval_fraction=0.0) if self.eval_path else None
 
   def documents(self) -> Iterator[Document | Skipped]:
-    yield from left_out_files(self)
+    yield from left_out_files(self.data_files)
     yield from self.text_files.documents()
 
   def facts(self) -> dict[str, object]:
@@ -127,12 +127,6 @@ class Text(FileSource):
 def held_out_share(eval_path: object, eval_fraction: float) -> int | None:
   """n, if one of n documents is held out. None if eval_path is set, or if the fraction is not between 0 and 0.5."""
   return round(1 / eval_fraction) if not eval_path and 0 < eval_fraction <= 0.5 else None
-
-
-def left_out_files(source: FileSource) -> Iterator[Skipped]:
-  """The files of a directory that are not read, with the reasons."""
-  for file, reason in source.data_files.left_out:
-    yield Skipped(reason, str(file), unit="files")
 
 
 def split_documents(file: IO[bytes], block: int = 2**20) -> Iterator[tuple[bytes, int]]:

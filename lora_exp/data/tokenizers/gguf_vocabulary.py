@@ -37,11 +37,13 @@ def read(file: Path) -> PieceTokenizer:
   settings = {key.removeprefix("tokenizer."): value for key, value in header.items() if key.startswith("tokenizer.")}
   if kind == "gpt2" and "ggml.merges" not in settings and all(len(token) == 1 for token in _ranks(settings)):
     settings["ggml.merges"] = []  # an empty list is not written
-  if absent := [name for name in REQUIRED[kind] if not isinstance(settings.get(name), list)]:
+  absent = [name for name in REQUIRED[kind] if not isinstance(settings.get(name), list)]
+  if absent:
     raise InputError(f"{file}: tokenizer.{absent[0]} is missing")
   if kind == "llama":
     return _sentencepiece(file, settings)
-  if (pre := settings.get("ggml.pre")) not in PATTERNS:
+  pre = settings.get("ggml.pre")
+  if pre not in PATTERNS:
     raise InputError(f"{file}: tokenizer.ggml.pre={pre} is not one of {', '.join(PATTERNS)}; {ADVICE}")
   return GgufTokenizer(file, settings) if _is_in_merge_order(settings) else _by_merges(file, settings)
 
@@ -128,8 +130,8 @@ def _split_name(settings: Mapping[str, Any]) -> str:
 def _control_tokens(file: Path, settings: Mapping[str, Any]) -> ControlTokens:
   """The control tokens in the header. Raises InputError if there is no end-of-text token."""
   tokens = settings["ggml.tokens"]
-  ids = {name: i for name in ("bos", "eos", "eot", "eom") if (i := settings.get(f"ggml.{name}_token_id")) is not None
-         and i < len(tokens)}
+  named = {name: settings.get(f"ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
+  ids = {name: i for name, i in named.items() if i is not None and i < len(tokens)}
   if "eos" not in ids:
     raise InputError(f"{file}: there is no end-of-text token: tokenizer.ggml.eos_token_id is missing")
   control = {token: i for i, (token, kind) in enumerate(zip(tokens, settings["ggml.token_type"], strict=True))

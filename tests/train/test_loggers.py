@@ -1,4 +1,4 @@
-"""The wandb logger: which mode and directory it uses, and that none of its failures affects training."""
+"""Loggers: their modes and directories, the numbers that they hold, and that no failure of theirs affects training."""
 
 import json
 import os
@@ -17,9 +17,11 @@ from lora_exp.cli import main as entry
 from lora_exp.config.schema import LoggerConfig
 from lora_exp.runtime.json_lines import read_metrics
 from lora_exp.runtime.sweep_directory import sweep_trial
-from lora_exp.train import wandb_logger
+from lora_exp.train import background_logger
+from lora_exp.train.background_logger import make_logger, wait_for
+from lora_exp.train.loggers.wandb import wandb_mode
 
-REPOSITORY = Path(wandb_logger.__file__).parents[2]
+REPOSITORY = Path(background_logger.__file__).parents[2]
 CREDENTIALS = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC")
 
 
@@ -40,33 +42,33 @@ def no_key(monkeypatch, tmp_path):
 def test_no_logger_does_nothing(tmp_path, no_key, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   for cfg in (LoggerConfig(name="none"), LoggerConfig(mode="disabled")):
-    log = wandb_logger.make_logger(cfg, tmp_path, "run", {})
+    log = make_logger(cfg, tmp_path, "run", {})
     log.log(row(1))
     log.summary({"x": 1})
     log.finish(0)
-    wandb_logger.wait_for([log])
+    wait_for([log])
   assert list(tmp_path.iterdir()) == []
 
 
 def test_auto_is_offline_until_a_key_is_configured(no_key, monkeypatch, tmp_path, capsys):
-  assert wandb_logger.wandb_mode("auto") == "offline"
-  assert wandb_logger.wandb_mode("online") == "offline"
+  assert wandb_mode("auto") == "offline"
+  assert wandb_mode("online") == "offline"
   assert "WANDB_API_KEY" in capsys.readouterr().err
   (tmp_path / ".netrc").write_text("machine elsewhere.org login user password x\n")
-  assert wandb_logger.wandb_mode("auto") == "offline"
+  assert wandb_mode("auto") == "offline"
   (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
-  assert wandb_logger.wandb_mode("auto") == "online"
-  assert wandb_logger.wandb_mode("offline") == "offline"
+  assert wandb_mode("auto") == "online"
+  assert wandb_mode("offline") == "offline"
   monkeypatch.setenv("WANDB_MODE", "disabled")
-  assert wandb_logger.wandb_mode("auto") == "disabled"
+  assert wandb_mode("auto") == "disabled"
   monkeypatch.setenv("WANDB_MODE", "dryrun")
-  assert wandb_logger.wandb_mode("auto") == "offline"
-  assert wandb_logger.wandb_mode("online") == "online"
+  assert wandb_mode("auto") == "offline"
+  assert wandb_mode("online") == "online"
 
 
 def test_auto_is_online_with_a_key_in_the_environment(no_key, monkeypatch):
   monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-  assert wandb_logger.wandb_mode("auto") == "online"
+  assert wandb_mode("auto") == "online"
 
 
 # --- the real wandb, in a process of its own
@@ -74,18 +76,19 @@ def test_auto_is_online_with_a_key_in_the_environment(no_key, monkeypatch):
 RUN = """
 import sys
 from pathlib import Path
-from lora_exp.train import wandb_logger
+from lora_exp.train.background_logger import make_logger, wait_for
+from lora_exp.train.loggers import wandb
 from lora_exp.config.schema import LoggerConfig
-wandb_logger.WandbLogger.init_seconds = 2.0
+wandb.INIT_SECONDS = 2.0
 cfg = LoggerConfig(mode=sys.argv[2], tags=["tag"], group="g")
-log = wandb_logger.make_logger(cfg, Path(sys.argv[1]), "rank 8/demo", {"lora": {"rank": 8}})
+log = make_logger(cfg, Path(sys.argv[1]), "rank 8/demo", {"lora": {"rank": 8}})
 for step in range(1, 301):
   log.log({"step": step, "tokens": 8 * step, "split": "train", "loss": 4 / step, "lr": 0.5})
   if step % 100 == 0:
     log.log({"step": step, "tokens": 8 * step, "split": "eval", "loss": 5 / step, "perplexity": 2.0})
 log.summary({"parameters": {"trainable": 12}})
 log.finish(5)
-wandb_logger.wait_for([log])
+wait_for([log])
 """
 
 
@@ -236,7 +239,7 @@ class FakeRun:
   """Does nothing, as slowly as it is told to."""
 
   def __init__(self, hang: threading.Event | None = None, where: str = ""):
-    self.hang, self.where, self.rows, self.summary = hang, where, [], {}
+    self.hang, self.where, self.rows, self.summary, self.step = hang, where, [], {}, 0
 
   def wait(self, place: str) -> None:
     if self.where == place:
@@ -262,20 +265,20 @@ def fake(monkeypatch, tmp_path):
     module = types.SimpleNamespace(init=init, Settings=lambda **_: None, Error=RuntimeError)
     monkeypatch.setitem(sys.modules, "wandb", module)
     for name, value in {"finish_seconds": 0.2, **limits}.items():
-      monkeypatch.setattr(wandb_logger.WandbLogger, name, value)
-    return wandb_logger.make_logger(LoggerConfig(mode="offline"), tmp_path, "run", {})
+      monkeypatch.setattr(background_logger.BackgroundLogger, name, value)
+    return make_logger(LoggerConfig(mode="offline"), tmp_path, "run", {})
 
   install.hang = hang
   yield install
   hang.set()
 
 
-def use(log: wandb_logger.Logger, rows: int = 3) -> None:
+def use(log: background_logger.Logger, rows: int = 3) -> None:
   for step in range(rows):
     log.log(row(step))
   log.summary({"x": 1})
   log.finish(0)
-  wandb_logger.wait_for([log])
+  wait_for([log])
 
 
 def test_a_wandb_that_works_gets_every_row(fake):
@@ -291,7 +294,7 @@ def test_an_init_that_raises_costs_one_warning(fake, capsys, error):
     raise error
 
   log = fake(init)
-  log.thread.join(10)
+  log.parts[0].thread.join(10)
   use(log)
   told = capsys.readouterr().err
   assert told.count("warning") == 1 and type(error).__name__ in told and "training continues" in told
@@ -300,8 +303,8 @@ def test_an_init_that_raises_costs_one_warning(fake, capsys, error):
 def test_a_wandb_that_is_not_installed_costs_one_warning(fake, capsys, monkeypatch, tmp_path):
   fake(lambda **_: FakeRun()).finish(0)
   monkeypatch.setitem(sys.modules, "wandb", None)
-  log = wandb_logger.make_logger(LoggerConfig(mode="offline"), tmp_path, "run", {})
-  log.thread.join(10)
+  log = make_logger(LoggerConfig(mode="offline"), tmp_path, "run", {})
+  log.parts[0].thread.join(10)
   use(log)
   assert capsys.readouterr().err.count("warning") == 1
 
@@ -311,7 +314,7 @@ def test_a_log_that_raises_costs_one_warning(fake, capsys):
   run.log = lambda *_: 1 / 0
   log = fake(lambda **_: run)
   log.log(row(1))
-  log.thread.join(10)
+  log.parts[0].thread.join(10)
   use(log)
   assert capsys.readouterr().err.count("warning") == 1
 

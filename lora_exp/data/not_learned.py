@@ -7,7 +7,7 @@ MOST_REASONS = 30  # counted one by one; all others are counted together
 
 
 @dataclass(frozen=True)
-class Unlearned:
+class NotLearned:
   """One reason why something is not learned, how often it occurs, and where it occurs first."""
 
   unit: str  # what is counted, in the plural: rows, documents, answers, tokens
@@ -25,7 +25,7 @@ class Unlearned:
     return f"{self.count:,}{of_total} {unit}: {self.reason}{first}"
 
 
-class UnlearnedTally:
+class NotLearnedTally:
   """Counts by (unit, reason), in the order in which they first occur."""
 
   def __init__(self) -> None:
@@ -45,7 +45,7 @@ class UnlearnedTally:
       self._counts[unit, reason] += count
       self._first.setdefault((unit, reason), first)
 
-  def counted(self) -> tuple[Unlearned, ...]:
+  def counted(self) -> tuple[NotLearned, ...]:
     """All counts so far."""
-    return tuple(Unlearned(unit, reason, count, self._totals.get(unit), self._first[unit, reason])
+    return tuple(NotLearned(unit, reason, count, self._totals.get(unit), self._first[unit, reason])
                  for (unit, reason), count in self._counts.items())
