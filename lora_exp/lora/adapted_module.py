@@ -14,7 +14,16 @@ class AdaptedModule:
   alpha: float
   scale: float
   parameters: int = 0  # number of trained parameters
+  kernels: tuple[int, ...] | None = None  # numbers of the adapted kernels of a stack, such as experts; None: all
   has_bias: bool = field(default=False, compare=False)  # a property of the model, not of the adapter
+
+  @property
+  def label(self) -> str:
+    """The path, with the numbers of the adapted kernels if these are not all: `mlp.experts[0,3].down_proj`."""
+    if self.kernels is None:
+      return self.path
+    parent, _, name = self.path.rpartition(".")
+    return f"{parent}[{','.join(map(str, self.kernels))}].{name}"
 
   def sizes(self) -> dict[str, int]:
     """The sizes of the axes I, O and R."""

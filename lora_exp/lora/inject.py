@@ -105,7 +105,17 @@ def draw(
   kind = methods.variant(method, init)
   if kind.init_of is None and init not in DISTRIBUTIONS:
     raise InputError(f"lora.init={init}: choose {', '.join(DISTRIBUTIONS)}")
-  return kind.init_all(Modules(table, fans, kernels_IO), key, InitSettings(init, std, dict(options or {})), done)
+  settings = InitSettings(init, std, dict(options or {}))
+  leaves = kind.init_all(Modules(table, fans, kernels_IO), key, settings, done)
+  return {row.path: _of_kernels(leaves[row.path], row.kernels) for row in table}
+
+
+def _of_kernels(leaves: Mapping[str, jax.Array], numbers: Sequence[int] | None) -> dict[str, jax.Array]:
+  """The leaves of a stack with zeros for the kernels that are not adapted, which then stay zero in training."""
+  if numbers is None:
+    return dict(leaves)
+  index = jnp.asarray(numbers)
+  return {name: jnp.zeros_like(x).at[index].set(x[index]) for name, x in leaves.items()}
 
 
 def inject(

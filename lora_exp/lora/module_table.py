@@ -1,7 +1,7 @@
 """The table of modules to adapt: target patterns resolved to modules, each with its rank, alpha and scale."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,20 +56,25 @@ def resolve(
 ) -> list[AdaptedModule]:
   """Returns the table of modules that these settings adapt.
 
-  `alpha=None` is twice the rank of each module. The first matching entry of `rank_pattern` and of `alpha_pattern`
-  overrides the value for all modules. A method without alpha (VeRA) has scale 1. `options` are settings of the method.
+  A path of a stack of kernels with a number before its last segment, such as `mlp.experts.3.down_proj`, is that of a
+  single kernel. `alpha=None` is twice the rank of each module. The first matching entry of `rank_pattern` and of
+  `alpha_pattern` overrides the value for all modules. A method without alpha (VeRA) has scale 1. `options` are settings
+  of the method.
 
   Raises InputError that lists every pattern without a matching module, with the nearest paths, and every pattern that
   an earlier one makes ineffective.
   """
   presets = presets or {}
   candidates = {path: module for path, module in modules(model).items() if layers.adaptable(module)}
-  targeted = select_paths(list(candidates), targets, exclude, layers_, presets)
+  kernel_paths = {path: _kernel_paths(path, module) for path, module in candidates.items()}
+  selected = set(select_paths(list(candidates), targets, exclude, layers_, presets, kernel_paths))
+  targeted = [path for path in candidates if not selected.isdisjoint(kernel_paths[path])]
+  chosen = {path: _chosen(kernel_paths[path], selected) for path in targeted}
   kind = methods.get(method)
   problems = [
     *_ineffective_patterns("rank_pattern", rank_pattern, targeted, list(candidates), presets),
     *_ineffective_patterns("alpha_pattern", alpha_pattern, targeted, list(candidates), presets),
-    *_unsupported(kind, {path: candidates[path] for path in targeted}, rank_pattern),
+    *_unsupported(kind, {path: candidates[path] for path in targeted}, chosen, rank_pattern),
   ]
   if problems:
     raise InputError(problems)
@@ -81,13 +86,29 @@ def resolve(
     a = float(_first_match(alpha_pattern, path, presets, default_alpha)) if kind.uses_alpha else float(r)
     scale = scale_of(a, r, scaling) if kind.uses_alpha else 1.0
     has_bias = getattr(module, "bias", None) is not None
-    row = AdaptedModule(path, *kernels.shape(module), r, a, scale, has_bias=has_bias)
+    row = AdaptedModule(path, *kernels.shape(module), r, a, scale, kernels=chosen[path], has_bias=has_bias)
     per_kernel = kind.trained_size(kind.leaf_names(path, options or {}), row)
-    table.append(replace(row, parameters=math.prod(kernels.lead(module)) * per_kernel))
+    count = math.prod(kernels.lead(module)) if row.kernels is None else len(row.kernels)
+    table.append(replace(row, parameters=count * per_kernel))
   return table
 
 
-def _unsupported(kind: Method, targeted: Mapping[str, Any], rank_pattern: Mapping | None) -> list[str]:
+def _kernel_paths(path: str, module: Any) -> list[str]:
+  """The paths of the single kernels of a stack with one axis; [path] for any other module."""
+  lead = kernels.lead(module)
+  parent, _, name = path.rpartition(".")
+  return [f"{parent}.{i}.{name}" for i in range(lead[0])] if len(lead) == 1 and parent else [path]
+
+
+def _chosen(kernel_paths: Sequence[str], selected: Collection[str]) -> tuple[int, ...] | None:
+  """The numbers of the selected kernels of a module; None for all."""
+  numbers = tuple(i for i, path in enumerate(kernel_paths) if path in selected)
+  return None if len(numbers) == len(kernel_paths) else numbers
+
+
+def _unsupported(
+  kind: Method, targeted: Mapping[str, Any], chosen: Mapping[str, Sequence[int] | None], rank_pattern: Mapping | None
+) -> list[str]:
   """Problems with settings and modules that the method does not support."""
   problems = []
   if kind.one_rank and rank_pattern:
@@ -95,6 +116,10 @@ def _unsupported(kind: Method, targeted: Mapping[str, Any], rank_pattern: Mappin
   stacked = [path for path, module in targeted.items() if kernels.lead(module)]
   if not kind.stackable and stacked:
     problems.append(f"lora.method={kind.name}: {stacked[0]} is a stack of kernels, which {kind.title} cannot adapt")
+  single = [path for path in targeted if chosen[path] is not None]
+  if not kind.zeros_stay_zero and single:
+    problems.append(f"lora.method={kind.name}: lora.targets selects some of the kernels of {single[0]}, which only "
+                    f"methods with low-rank factors support; adapt all of them, or use lora=lora")
   return problems
 
 

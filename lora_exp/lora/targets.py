@@ -37,32 +37,37 @@ def select_paths(
   exclude: str | Sequence[str] | None = None,
   layers: Sequence[int] | None = None,
   presets: Mapping[str, Sequence[str]] | None = None,
+  parts: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
   """Returns the `paths` that match `targets`, are in one of `layers` and do not match `exclude`, in the given order.
 
-  `targets` and `exclude` are patterns or names of `presets`. The layer of a path is its first number.
+  `targets` and `exclude` are patterns or names of `presets`. The layer of a path is its first number. A path with
+  `parts` (paths of its single kernels) is replaced by those that are selected; a pattern that matches it selects all.
 
   Raises InputError that lists every pattern without a match, with the nearest paths.
   """
-  presets = presets or {}
+  presets, parts = presets or {}, parts or {}
   problems: list[str] = []
+  selectable = {path: parts.get(path, [path]) for path in paths}
+  leaves = [leaf for path in paths for leaf in selectable[path]]
+  selectable |= {leaf: [leaf] for leaf in leaves}
 
   def matching(field: str, patterns: list[str]) -> set[str]:
     """The paths that match any of `patterns`; a pattern without a match is a problem."""
     selected: set[str] = set()
     for pattern in patterns:
       expanded = presets.get(pattern, [pattern])
-      matching_paths = {path for path in paths if any(matches(p, path) for p in expanded)}
+      matching_paths = [path for path in selectable if any(matches(p, path) for p in expanded)]
       if not matching_paths:
-        problems.append(f"{field}={pattern} matches no module; {advice(pattern, paths, presets)}")
-      selected |= matching_paths
+        problems.append(f"{field}={pattern} matches no module; {advice(pattern, list(selectable), presets)}")
+      selected.update(leaf for path in matching_paths for leaf in selectable[path])
     return selected
 
   selected = matching("lora.targets", as_list(targets))
   if not as_list(targets):
     problems.append("lora.targets is empty: name a preset or a path, or set lora=frozen to train nothing")
   if layers is not None:
-    numbers = {path: _layer(path) for path in paths}
+    numbers = {leaf: _layer(leaf) for leaf in leaves}
     problems += [
       f"lora.layers={n}: the model's blocks are numbered {_span(numbers.values())}"
       for n in layers
@@ -74,7 +79,7 @@ def select_paths(
     problems.append(f"lora.targets={targets} with exclude={exclude} and layers={layers} leaves no module to adapt")
   if problems:
     raise InputError(problems)
-  return [path for path in paths if path in selected]
+  return [leaf for leaf in leaves if leaf in selected]
 
 
 def _layer(path: str) -> int | None:

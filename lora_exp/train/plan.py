@@ -75,14 +75,22 @@ class Plan:
     shapes, method = self.shapes, methods.of(self.cfg.lora)
     base = sum(x.size for x in shapes.values())
     trained = [leaf.axes for leaf in method.leaves.values() if leaf.trained]
-    a_count = sum(r.rank * r.fan_in for r in self.table) * trained.count("IR")
-    b_count = sum(r.rank * r.fan_out for r in self.table) * trained.count("RO")
+    counts = {row.path: self._kernel_count(row) for row in self.table}
+    a_count = sum(counts[r.path] * r.rank * r.fan_in for r in self.table) * trained.count("IR")
+    b_count = sum(counts[r.path] * r.rank * r.fan_out for r in self.table) * trained.count("RO")
     full = base if method.trains_everything else sum(shapes[path].size for path in self.full)
     adapters = sum(row.parameters for row in self.table)
     total, frozen, trainable = base + adapters, base - full, full + adapters
     percent = 100 * trainable / total
     names = ("total", "frozen", "trainable", "lora_a", "lora_b", "percent")
     return dict(zip(names, (total, frozen, trainable, a_count, b_count, percent), strict=True))
+
+  def _kernel_count(self, row: lora.AdaptedModule) -> int:
+    """The number of adapted kernels of a module: that of the experts, or 1."""
+    if row.kernels is not None:
+      return len(row.kernels)
+    kernel = self.shapes.get(f"{row.path}.kernel")
+    return math.prod(kernel.shape) // (row.fan_in * row.fan_out) if kernel is not None else 1
 
 
 def make_plan(cfg: Config) -> Plan:

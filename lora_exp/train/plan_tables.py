@@ -37,7 +37,7 @@ def show_parameters(plan: Plan) -> None:
   """Shows the adapted modules, the parameter counts and, with several devices, the shardings."""
   if plan.table:
     columns = ("module", "kernel", "rank", "alpha", "scale", "trainable")
-    rows = [(r.path, f"{r.fan_in}×{r.fan_out}", r.rank, r.alpha, r.scale, r.parameters) for r in plan.table]
+    rows = [(r.label, f"{r.fan_in}×{r.fan_out}", r.rank, r.alpha, r.scale, r.parameters) for r in plan.table]
     console.show_table(f"Adapted modules ({len(rows)})", columns, _folded(rows))
   counts = plan.parameters()
   absent = [name for name in ("lora_a", "lora_b") if not counts[name]]  # the method has no such leaf

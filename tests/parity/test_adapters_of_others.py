@@ -1,6 +1,7 @@
 """Adapters as people have them, made by PEFT: our program computes PEFT's logits from each, and PEFT from ours."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -298,5 +299,25 @@ def test_experts_with_a_module_each_are_read(tmp_path):
   agrees("mixtral", tmp_path / "ours", in_peft("mixtral", tmp_path / "ours"))
   tensors = load_file(tmp_path / WEIGHTS)
   save_file({name: x for name, x in tensors.items() if "experts.3.w2" not in name}, tmp_path / WEIGHTS)
-  with pytest.raises(InputError, match="3 of 4 experts have tensors"):
+  with pytest.raises(InputError, match="3 of 4 experts have tensors, although target_modules names 4"):
     planned("mixtral", tmp_path)
+
+
+def test_single_experts_are_read_and_written(tmp_path):
+  """PEFT has tensors of all experts, which are zero for those that are not adapted."""
+  made("mixtral", tmp_path)
+  single_experts(tmp_path, ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3",
+                             "block_sparse_moe.experts.{}.w2"), 4)  # fmt: skip
+  tensors = load_file(tmp_path / WEIGHTS)
+  others = [name for name in tensors if re.search(r"experts\.[02]\.", name)]
+  save_file(tensors | {name: np.zeros_like(tensors[name]) for name in others}, tmp_path / WEIGHTS)
+  want = in_peft("mixtral", tmp_path)
+  save_file({name: x for name, x in tensors.items() if name not in others}, tmp_path / WEIGHTS)
+  edit_config(tmp_path, target_modules=r".*(q_proj|v_proj|experts\.[13]\.w[123])")
+  run = agrees("mixtral", tmp_path, want)
+  assert {row.kernels for row in run.plan.table} == {None, (1, 3)}
+  down = [row for row in run.plan.start.rows if "gate_up" not in row.path]
+  part = replace(run.plan.start, rows=tuple(down), leaves={row.path: run.plan.start.leaves[row.path] for row in down})
+  assert lora.save_adapter(tmp_path / "ours", part, run.plan.naming(), {})
+  again = agrees("mixtral", tmp_path / "ours", in_peft("mixtral", tmp_path / "ours"))
+  assert set(again.plan.table) == set(down)

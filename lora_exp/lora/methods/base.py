@@ -109,6 +109,11 @@ class Method:
     return any(not leaf.trained for leaf in self.leaves.values())
 
   @property
+  def zeros_stay_zero(self) -> bool:
+    """Whether a kernel of a stack whose leaves are all zero is unchanged, and its leaves get no gradient."""
+    return all("R" in leaf.axes and not leaf.shared for leaf in self.leaves.values()) and self.additive
+
+  @property
   def split_axes(self) -> dict[str, str]:
     """The axes of the trained factors by name, which are sharded like the axes of the kernel."""
     return {name: leaf.axes for name, leaf in self.leaves.items() if leaf.trained and leaf.axes in ("IR", "RO")}

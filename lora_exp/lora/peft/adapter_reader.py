@@ -58,8 +58,20 @@ def load_adapter(
   leaves = {row.path: _leaves(row, by_module, check.method, config.start) for row in rows}
   if check.experts is not None:
     leaves |= {row.path: check.experts.leaves(row, experts) for row in check.expert_rows}
-  base = _base_changes(check, arrays)
-  return Adapter(_method_name(config, check), (*rows, *check.expert_rows), leaves, full, base)
+  adapted = tuple(_with_kernels(row, leaves[row.path], check.method) for row in (*rows, *check.expert_rows))
+  return Adapter(_method_name(config, check), adapted, leaves, full, _base_changes(check, arrays))
+
+
+def _with_kernels(row: AdaptedModule, leaves: Mapping[str, np.ndarray], method: Method) -> AdaptedModule:
+  """`row` with the numbers of the adapted kernels of a stack: those whose leaves are not zero."""
+  lead = method.lead_of(leaves)
+  if len(lead) != 1 or not method.zeros_stay_zero:
+    return row
+  used = np.any([np.any(x.reshape(lead[0], -1) != 0, axis=1) for x in leaves.values()], axis=0)
+  if used.all() or not used.any():
+    return row
+  numbers = tuple(int(i) for i in np.flatnonzero(used))
+  return replace(row, kernels=numbers, parameters=row.parameters // lead[0] * len(numbers))
 
 
 def _checked(

@@ -119,14 +119,24 @@ class ExpertTensors:
       for pair in pairs:
         self._check(path, pair)
       for part in parts:
-        present = {pair.expert for pair in pairs if pair.part == part}
-        if present != {None} and present != set(range(count)):
-          self.problems.append(f"{path}: {len(present)} of {count} experts have tensors")
+        self._check_absent(path, [pair for pair in pairs if pair.part == part])
       rank = sum(max(self._rank(pair) for pair in pairs if pair.part == part) for part in parts)
       scale = self._scale(pairs[0])
       alpha = scale * (rank**0.5 if self.config.rslora else rank)
       rows.append(AdaptedModule(path, fan_in, fan_out, rank, alpha, scale, count * rank * (fan_in + fan_out)))
     return rows
+
+  def _check_absent(self, path: str, pairs: Sequence[Factors]) -> None:
+    """Adds a problem if the config adapts experts that have no tensors. `pairs` are those of one stored module."""
+    present = {pair.expert for pair in pairs}
+    if present == {None}:
+      return
+    count, stored = self.shapes[path][0], self._row(path).stored[pairs[0].part]
+    prefix = pairs[0].module.removesuffix(stored.format(pairs[0].expert))
+    named = {i for i in range(count) if self.config.adapts(prefix + stored.format(i))}
+    if not present.issuperset(named):
+      self.problems.append(f"{path}: {len(present)} of {count} experts have tensors, although target_modules names "
+                           f"{len(named)}")
 
   def leaves(self, row: AdaptedModule, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns A (E, I, R) and B (E, R, O) of one module; `arrays` are the tensors by name in the file."""
@@ -186,7 +196,10 @@ class ExpertTensors:
 
   def _parts(self, path: str) -> int:
     """The number of stored modules of one expert whose outputs are concatenated."""
-    return next(len(row.stored) for row in self.naming.experts if path.endswith(row.ours))
+    return len(self._row(path).stored)
+
+  def _row(self, path: str) -> ExpertNames:
+    return next(row for row in self.naming.experts if path.endswith(row.ours))
 
   def _rank(self, pair: Factors) -> int:
     return self.config.rank_of([pair.module])
