@@ -177,7 +177,7 @@ def extract_adapter(model: nnx.Module) -> Adapter:
     scale: Any = first if isinstance(first, jax.core.Tracer) else float(first)
     count = sum(x.size for name, x in arrays.items() if kind.leaves[name].trained)
     has_bias = getattr(module, "bias", None) is not None
-    rows.append(AdaptedModule(path, *kernels.shape(module), rank, scale * rank, scale, count, has_bias))
+    rows.append(AdaptedModule(path, *kernels.shape(module), rank, scale * rank, scale, count, has_bias=has_bias))
   full = {path: getattr(owner, name)[...] for path, (owner, name) in trained_in_full(model).items()}
   return Adapter(method, tuple(rows), leaves, full)
 
