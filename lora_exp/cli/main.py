@@ -11,13 +11,18 @@ from lora_exp.cli.error_report import report_error
 from lora_exp.cli.session import INTERRUPTED, Session
 from lora_exp.config.errors import DONE, LoraExpError
 from lora_exp.runtime.console import show
+from lora_exp.runtime.output_stream import open_closed_descriptors, tolerant_output
 
 logging.getLogger("lora_exp").addHandler(logging.NullHandler())  # tasks without a log file do not print log lines
+logging.raiseExceptions = False  # a log that cannot be written does not print a traceback for each line
 
 
 def main() -> None:
   """`python -m lora_exp` and `lora-exp`: ends the process with its exit code."""
-  sys.exit(run(sys.argv[1:]))
+  open_closed_descriptors()
+  with tolerant_output():
+    code = run(sys.argv[1:])
+  sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:

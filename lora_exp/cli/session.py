@@ -7,9 +7,10 @@ and the process exits with the code of the error.
 import logging
 import sys
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, chdir
+from contextlib import ExitStack, chdir, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -24,17 +25,20 @@ from lora_exp.cli.command_line import CommandLine
 from lora_exp.cli.error_report import report_error
 from lora_exp.cli.hydra_environment import hydra_arguments, inherited_files_hidden, raising_hydra_errors
 from lora_exp.cli.job_config import job_config
-from lora_exp.cli.tasks import run_task
+from lora_exp.cli.tasks import run_task, task_descriptions
 from lora_exp.config.errors import BUG, DONE, InputError, LoraExpError, ReachedError, StoppedError
-from lora_exp.config.override_grammar import parse
+from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config, ReportConfig
-from lora_exp.runtime.console import share, show, show_warning
+from lora_exp.runtime.console import log_opened, share, show, show_warning
+from lora_exp.runtime.output_stream import without_waiting
 from lora_exp.runtime.run_files import LEDGER, SAMPLES
+from lora_exp.runtime.run_log import log_file
 from lora_exp.runtime.saved_config import require_same_configs
 from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
+HELP_WIDTH = 110  # columns of the list of tasks in --help
 PLUGINS_PATH = Path(__file__).parent / "hydra_plugins_path"
 if str(PLUGINS_PATH) not in sys.path:
   sys.path.append(str(PLUGINS_PATH))  # where Hydra finds our sweepers and launchers
@@ -59,11 +63,16 @@ class Session:
     share()
 
   def run(self) -> int:
-    """Claims the directory, starts Hydra, and returns the exit code."""
+    """Claims the directory, starts Hydra, and returns the exit code. Training waits for no reader of its output."""
+    trains = self.line.directory is not None or self.line.resumed
+    with without_waiting() if trains else nullcontext():
+      return self._run()
+
+  def _run(self) -> int:
     line = self.line
     hydra_main = hydra.main(version_base="1.3", config_path=str(line.conf), config_name=line.config_name)(self.run_job)
     if line.shows_only:
-      with hydra_arguments(line.hydra_argv(None)), inherited_files_hidden():
+      with hydra_arguments([*line.hydra_argv(None), *_help_overrides(line)]), inherited_files_hidden():
         hydra_main()
       return DONE
     for warning in line.warnings:
@@ -73,6 +82,8 @@ class Session:
       directory = claim.path if claim else None
       if directory is None and line.multirun:  # Hydra writes multirun.yaml, which other tasks must not leave behind
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+      elif line.multirun and directory is not None:
+        stack.enter_context(log_file(directory))
       try:
         stack.enter_context(hydra_arguments(line.hydra_argv(directory)))
         stack.enter_context(raising_hydra_errors())
@@ -141,6 +152,8 @@ class Session:
       job = job_config(cfg, parse(texts)[0], Path(node.sweep.dir))
       jobs.append(SweepRun(cfg.hydra.job.num, job, run_dir, " ".join(texts)))
     sweep = PackedSweep(Path(node.sweep.dir), width, bool(node.sweeper.get("repeat_failed")))
+    if not self.outcomes:  # the first jobs of the sweep
+      import_module("lora_exp.runtime.device").start_jax(jobs[0].cfg.cache)
     if make_launcher is None:
       packed_sweep = import_module("lora_exp.sweep.packed_sweep")
       stopped = packed_sweep.train_packed(packed_sweep.plan_sweep(jobs, sweep), sweep)
@@ -172,6 +185,7 @@ class Session:
     """Runs one job, unless a sweep has finished it before. Errors become outcomes and are written to the ledger."""
     directory, ledger = Path(node.runtime.output_dir), None
     _keep_log_off_stderr()
+    log_opened()
     try:
       sweep = Path(node.sweep.dir) if self.line.multirun else None
       cfg = job_config(composed, parse(node.overrides.task)[0], sweep)
@@ -196,6 +210,19 @@ class Session:
     if ledger is not None:
       ledger.end(run)
     return run
+
+
+def _help_overrides(line: CommandLine) -> list[str]:
+  """The override with the list of tasks, which the text of --help contains."""
+  if "--help" not in line.flags:
+    return []
+  descriptions = task_descriptions()
+  width = max(map(len, descriptions)) + 2
+  lines = []
+  for name, text in descriptions.items():
+    first, *more = textwrap.wrap(text, HELP_WIDTH - width - 4)
+    lines += [f"  {name:{width}}{first}", *(" " * (width + 2) + part for part in more)]
+  return ["hydra.help.header=" + quoted("\n".join(lines).strip())]
 
 
 def _keep_log_off_stderr() -> None:

@@ -2,60 +2,108 @@
 
 Text from users and models is printed literally: markup is not interpreted, and control characters are escaped, so that
 a sample of a byte-level model cannot move the cursor. In a pipe or a file, tables have at most 100 columns, and
-progress bars become a few plain lines.
+progress bars become lines. All that is printed is also logged as plain text, and so is in lora_exp.log of a run.
 """
 
-import numbers
-import re
+import io
+import logging
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, nullcontext
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from lora_exp.config.errors import LoraExpError
+from lora_exp.runtime.console_text import cell, is_number, printable
+from lora_exp.runtime.output_stream import TolerantStream
+from lora_exp.runtime.progress_bars import Bar, DrawnBar, LineBar, new_display
+
+__all__ = ["Bar", "cell", "printable"]
 
 WIDTH = 100  # columns of a table, and of all output that is not a terminal
-QUIET_SECONDS = 2.0  # in a pipe, shorter work prints no progress lines
+MOST_UNLOGGED = 1000  # texts that are kept for a log that is opened later
+_log = logging.getLogger("lora_exp.console")
 
-console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
-_stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+def _new_console(**settings: object) -> Console:
+  return Console(markup=False, highlight=False, emoji=False, **settings)  # type: ignore[arg-type]
+
+
+console = _new_console(width=None if TolerantStream(sys.stdout).isatty() else WIDTH)
+_stderr = _new_console(stderr=True)
+_status_on_stderr = False  # whether everything but the result of a task goes to standard error
 _display: Progress | None = None  # shared by nested progress bars, because a terminal can draw only one display
+_lines: LineBar | None = None  # of the innermost progress bar
+_unlogged: list[tuple[int, str]] | None = []  # printed before a log was opened; None: it is open
 
 
 def share() -> None:
   """From now on prints only plain lines, even in a terminal, because other processes write to it too."""
   global console
-  console = Console(markup=False, highlight=False, emoji=False, width=WIDTH, force_terminal=False)
+  console = _new_console(width=WIDTH, force_terminal=False)
 
 
-def printable(value: object) -> str:
-  r"""`value` as text; control characters other than newline and tab are escaped, as in `\x1b`."""
-  return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", _escape, str(value))
+@contextmanager
+def status_on_stderr() -> Iterator[None]:
+  """Context in which only `write` goes to standard output, so that it holds nothing but a task's result."""
+  global _status_on_stderr
+  before, _status_on_stderr = _status_on_stderr, True
+  try:
+    yield
+  finally:
+    _status_on_stderr = before
 
 
-def _escape(match: re.Match[str]) -> str:
-  return f"\\x{ord(match[0]):02x}"
+def log_opened() -> None:
+  """Logs what was printed before the log was opened. From now on, text is logged when it is printed."""
+  global _unlogged
+  texts, _unlogged = _unlogged or [], None
+  for level, text in texts:
+    _log.log(level, "%s", text)
+
+
+def _record(text: str, level: int = logging.INFO) -> None:
+  """Logs a text that was printed."""
+  if _unlogged is None:
+    _log.log(level, "%s", text)
+  elif len(_unlogged) < MOST_UNLOGGED:
+    _unlogged.append((level, text))
+
+
+def _out() -> Console:
+  return _stderr if _status_on_stderr else console
+
+
+def _print(out: Console, text: Text, level: int = logging.INFO) -> None:
+  """Prints a text: broken between words in a terminal, in one line in a file. Words are never broken, so that paths
+  can be copied."""
+  if out.is_terminal:
+    out.print(text, overflow="ignore", no_wrap=False, crop=False)
+  else:
+    out.print(text, soft_wrap=True)
+  _record(text.plain, level)
 
 
 def show(*values: object, style: str | None = None) -> None:
-  """Prints plain text; the terminal wraps long lines."""
-  console.print(*map(printable, values), style=style, soft_wrap=True)
+  """Prints plain text. In a terminal, long lines are broken between words."""
+  _print(_out(), Text(" ".join(map(printable, values)), style=style or ""))
 
 
-def show_paragraph(text: str) -> None:
-  """Prints prose: in lines that are wrapped between words in a terminal, as one line in a file."""
-  console.print(printable(text), soft_wrap=not console.is_terminal)
+def show_command(title: str, command: str) -> None:
+  """Prints a title and a command, which is not broken into lines, so that it can be copied."""
+  text = Text(f"{printable(title)} {printable(command)}")
+  if _out().is_terminal and text.cell_len > _out().width:
+    text = Text(f"{printable(title)}\n  {printable(command)}")
+  _out().print(text, soft_wrap=True)
+  _record(text.plain)
 
 
 def write(text: str) -> None:
-  """Prints `text` immediately and without a newline, for streamed output."""
+  """Writes `text` to standard output immediately and without a newline, for streamed output."""
   console.file.write(printable(text))
   console.file.flush()
 
@@ -63,32 +111,12 @@ def write(text: str) -> None:
 def show_error(error: LoraExpError) -> None:
   """Prints `error: …` on standard error, one line per problem, without a traceback."""
   for problem in getattr(error, "problems", None) or [str(error) or type(error).__name__]:
-    _stderr.print(Text("error: ", style="bold red") + Text(printable(problem)), soft_wrap=True)
+    _print(_stderr, Text.assemble(("error: ", "bold red"), printable(problem)), logging.ERROR)
 
 
 def show_warning(message: str) -> None:
   """Prints `warning: …` on standard error."""
-  _stderr.print(Text("warning: ", style="bold yellow") + Text(printable(message)), soft_wrap=True)
-
-
-def cell(value: object) -> str:
-  """Formats `value` for a table: 1,234,567, 0.01234, yes, and a dash for None."""
-  if value is None:
-    return "-"
-  if isinstance(value, bool):
-    return "yes" if value else "no"
-  if isinstance(value, numbers.Integral):
-    return f"{int(value):,}"
-  if isinstance(value, numbers.Real):
-    number = float(value)
-    return f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.4g}"
-  if isinstance(value, list):
-    return ", ".join(map(cell, value))
-  return printable(value)
-
-
-def _is_number(value: object) -> bool:
-  return isinstance(value, numbers.Real) and not isinstance(value, bool)
+  _print(_stderr, Text.assemble(("warning: ", "bold yellow"), printable(message)), logging.WARNING)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
@@ -97,7 +125,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
   table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
   for i, name in enumerate(columns):
     values = [row[i] for row in rows if row[i] is not None]
-    to_right = name in right or (bool(values) and all(map(_is_number, values)))
+    to_right = name in right or (bool(values) and all(map(is_number, values)))
     table.add_column(Text(printable(name)), justify="right" if to_right else "left", overflow="fold", no_wrap=to_right)
   for row in rows:
     table.add_row(*(Text(cell(value)) for value in row))
@@ -125,115 +153,66 @@ def show_labelled(title: str, lines: Iterable[tuple[str, str, str]]) -> None:
 
 
 def _print_table(title: str, table: Table) -> None:
-  console.print()
-  console.print(Text(printable(title), style="bold"))
-  console.print(table, width=min(console.width, WIDTH))
-
-
-class Bar(Protocol):
-  """A progress bar."""
-
-  def advance(self, n: int = 1, **fields: object) -> None:
-    """Advances by `n`; `fields` (loss=…) are shown next to the bar until they change."""
-
-  def print(self, *values: object) -> None:
-    """Prints a line above the bar."""
+  out = _out()
+  out.print()
+  out.print(Text(printable(title), style="bold"))
+  out.print(table, width=min(out.width, WIDTH))
+  file = io.StringIO()
+  _new_console(width=WIDTH, file=file, force_terminal=False).print(table)
+  _record("\n".join(["", printable(title), *(line.rstrip() for line in file.getvalue().splitlines())]))
 
 
 @contextmanager
 def progress(title: str, total: int | None, unit: str = "", start: int = 0) -> Iterator[Bar]:
-  """A bar that counts `unit`s from `start` to `total` (None: unknown); in a pipe, a line for about every 10 %.
+  """A bar that counts `unit`s from `start` to `total` (None: unknown); lines in a pipe. `bytes` are shown in MB.
 
   Bars can be nested: an inner one appears under the outer one and disappears when it is finished.
   """
-  if not console.is_terminal:
-    lines = LineBar(title, total, unit, start)
-    yield lines
-    lines.finish()
-    return
-  global _display
-  outer = _display
+  with _bar(title, total, unit, start, transient=False) as bar:
+    yield bar
+
+
+@contextmanager
+def phase(title: str) -> Iterator[Bar]:
+  """A bar without a count for work such as `compile the step`. After two seconds or more its duration is printed."""
+  with _bar(title, None, "", 0, transient=True) as bar:
+    yield bar
+
+
+@contextmanager
+def _bar(title: str, total: int | None, unit: str, start: int, transient: bool) -> Iterator[Bar]:
+  """A bar in a terminal, and its lines in the log; or its lines."""
+  global _lines
+  out, outer = _out(), _lines
+  drawn = out.is_terminal
+  lines = LineBar(title, total, unit, start, _record if drawn else show, show if transient or not drawn else _record)
   if outer is not None:
-    bar = DrawnBar(outer, title, total, unit, start)
+    outer.paused = True
+  _lines = lines
+  try:
+    with _drawn_bar(out, lines, transient) if drawn else nullcontext(lines) as bar:
+      yield bar
+    lines.finish()
+  finally:
+    lines.stop()
+    _lines = outer
+    if outer is not None:
+      outer.paused = False
+
+
+@contextmanager
+def _drawn_bar(out: Console, lines: LineBar, transient: bool) -> Iterator[Bar]:
+  """A bar in the display of a terminal, which the outermost bar starts and stops."""
+  global _display
+  if _display is not None:
+    bar = DrawnBar(_display, lines, show)
     try:
       yield bar
     finally:
-      outer.remove_task(bar.task)
+      _display.remove_task(bar.task)
     return
-  with _new_display() as _display:
+  with new_display(out, transient) as _display:
     try:
-      yield DrawnBar(_display, title, total, unit, start)
+      yield DrawnBar(_display, lines, show)
     finally:
       _display = None
-
-
-def _new_display() -> Progress:
-  columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-             TextColumn("{task.fields[unit]}", markup=False), TimeRemainingColumn(), FieldsColumn())
-  return Progress(*columns, console=console, refresh_per_second=4)
-
-
-class FieldsColumn(ProgressColumn):
-  """The latest fields of a bar, as in `loss 1.234`."""
-
-  def render(self, task: Task) -> Text:
-    return Text(_fields_text(task.fields["fields"]), style="dim")
-
-
-def _fields_text(fields: Mapping[str, object]) -> str:
-  return "  ".join(f"{name} {cell(value)}" for name, value in fields.items())
-
-
-class DrawnBar:
-  """A bar drawn in place in a terminal."""
-
-  def __init__(self, display: Progress, title: str, total: int | None, unit: str, start: int):
-    self.display, self.fields = display, dict[str, object]()
-    self.task = display.add_task(printable(title), total=total, completed=start, unit=unit, fields=self.fields)
-
-  def advance(self, n: int = 1, **fields: object) -> None:
-    self.fields.update(fields)  # read by the display a few times per second
-    self.display.advance(self.task, n)
-
-  def print(self, *values: object) -> None:
-    show(*values)
-
-
-class LineBar:
-  """A bar as lines for a pipe or a file: after each tenth of the work, or at doubling times if the total is unknown."""
-
-  def __init__(self, title: str, total: int | None, unit: str, start: int):
-    self.title, self.total, self.unit, self.done = title, total, unit, start
-    self.fields: dict[str, object] = {}
-    self.tenth = max(1, -(-(total - start) // 10)) if total is not None else 0
-    self.start_time = time.monotonic()
-    self.next_done, self.next_time = start + self.tenth, self.start_time + QUIET_SECONDS
-    self.printed: int | None = None  # count on the last printed line
-
-  def advance(self, n: int = 1, **fields: object) -> None:
-    self.done += n
-    self.fields.update(fields)
-    now = time.monotonic()
-    if now < self.next_time or self.done < self.next_done:
-      return
-    self._print_line(now)
-    if self.total is None:
-      self.next_time = now + (now - self.start_time)
-    else:
-      self.next_done = self.done + self.tenth
-
-  def print(self, *values: object) -> None:
-    show(*values)
-
-  def finish(self) -> None:
-    """Prints the last line, unless it was printed already or the work was short."""
-    now = time.monotonic()
-    if self.printed != self.done and now - self.start_time >= QUIET_SECONDS:
-      self._print_line(now)
-
-  def _print_line(self, now: float) -> None:
-    self.printed = self.done
-    of_total = "" if self.total is None else f"/{self.total:,}"
-    count = f"{self.title}: {self.done:,}{of_total} {self.unit}".rstrip()
-    fields = f"  {_fields_text(self.fields)}" if self.fields else ""
-    show(f"{count}, {now - self.start_time:,.0f} s{fields}")

@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from lora_exp.config import Config
 from lora_exp.runtime import console
+from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.files import write_text_atomically
-from lora_exp.runtime.mesh import keep_programs
 from lora_exp.train.advice import (
   ADVISED_PARAMETERS,
   ADVISED_REGRET,
@@ -40,7 +40,7 @@ def run(cfg: Config) -> Advice:
 
   Raises InputError as `measure` does.
   """
-  keep_programs(cfg.cache)
+  start_jax(cfg.cache)
   probe = measure(cfg)
   advice = advise(probe)
   _show_modules(probe)

@@ -16,7 +16,7 @@ from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.runtime import console
-from lora_exp.runtime.mesh import keep_programs
+from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.run_files import EVALUATIONS
 from lora_exp.train.answer_evaluation import answer_evaluator
 from lora_exp.train.evaluation import (
@@ -40,7 +40,7 @@ def run(cfg: Config) -> None:
 
   The metrics of a run are appended to its evaluations.jsonl, one line for each split and model.
   """
-  keep_programs(cfg.cache)
+  start_jax(cfg.cache)
   loaded = open_run(cfg, with_base=True)
   method = methods.of(loaded.plan.cfg.lora if cfg.lora.init_from else cfg.lora)
   is_run = (cfg.run is not None and not method.trains_nothing) or cfg.lora.init_from is not None

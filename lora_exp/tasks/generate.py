@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_exp.config import Config, InputError
 from lora_exp.runtime import console
-from lora_exp.runtime.mesh import keep_programs
+from lora_exp.runtime.device import start_jax
 from lora_exp.train.loaded_run import open_run
 from lora_exp.train.merged_run import open_merged
 from lora_exp.train.sampler import make_sampler
@@ -15,7 +15,7 @@ from lora_exp.train.sampler import make_sampler
 def run(cfg: Config) -> None:
   """Prints a completion of each prompt by the run `cfg.run`, or by the base if there is none."""
   prompts = prompts_of(cfg)
-  keep_programs(cfg.cache)
+  start_jax(cfg.cache, show_device=False)
   loaded = open_merged(cfg).run if cfg.sample.merged else open_run(cfg)
   sampler = make_sampler(loaded.job.program, cfg, loaded.plan.tokenizer)
   ids, model = sampler.encode(prompts), (*loaded.single(), loaded.frozen)

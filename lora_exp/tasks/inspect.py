@@ -14,8 +14,8 @@ from lora_exp.report.plots.update_spectrum import spectrum_figure
 from lora_exp.report.reading.inspect_file import INSPECT_FILE, mean_spectrum, write_inspection
 from lora_exp.report.sweep_report import make_report
 from lora_exp.runtime import console
+from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.display_paths import display_path
-from lora_exp.runtime.mesh import keep_programs
 from lora_exp.runtime.run_directory import is_sweep
 from lora_exp.runtime.run_files import CONFIG
 from lora_exp.runtime.saved_config import load_config
@@ -31,7 +31,7 @@ MOST_LINES = 12  # maximum number of lines in the plot
 
 def run(cfg: Config) -> None:
   """Inspects the run, or each run of the sweep, in `cfg.run`; writes and prints inspect.json."""
-  keep_programs(cfg.cache)
+  start_jax(cfg.cache)
   directory = Path(str(cfg.run))
   if is_sweep(str(directory)):
     _inspect_sweep(directory, cfg)

@@ -2,11 +2,11 @@
 
 from lora_exp.config import Config
 from lora_exp.config.checks import export_directory
-from lora_exp.runtime.mesh import keep_programs
+from lora_exp.runtime.device import start_jax
 from lora_exp.train.exports import export_merged
 
 
 def run(cfg: Config) -> None:
   """Writes the merged model of `cfg.run`. Raises LoraExpError if its predictions differ from the run's."""
-  keep_programs(cfg.cache)
+  start_jax(cfg.cache)
   export_merged(cfg, export_directory(cfg))

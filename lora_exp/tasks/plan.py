@@ -2,7 +2,8 @@
 
 from lora_exp.config import Config
 from lora_exp.runtime import console
-from lora_exp.runtime.mesh import flatten, keep_programs
+from lora_exp.runtime.device import start_jax
+from lora_exp.runtime.mesh import flatten
 from lora_exp.train.compiled_step import compile_abstract
 from lora_exp.train.memory import MemoryEstimate, device_memory, estimate, nbytes
 from lora_exp.train.plan import make_plan
@@ -11,7 +12,7 @@ from lora_exp.train.plan_tables import show_parameters
 
 def run(cfg: Config) -> None:
   """Prints the plan of `cfg`: parameters, memory and FLOPs of the step from XLA's analysis, and the largest pack."""
-  keep_programs(cfg.cache)
+  start_jax(cfg.cache)
   plan = make_plan(cfg)
   show_parameters(plan)
   solo, memory = compile_abstract(plan, 1), device_memory()

@@ -5,6 +5,7 @@ from pathlib import Path
 from lora_exp.config import Config, InputError
 from lora_exp.report.page.terminal import show
 from lora_exp.report.sweep_report import make_report
+from lora_exp.runtime.console import phase
 
 
 def run(cfg: Config) -> Path:
@@ -12,6 +13,7 @@ def run(cfg: Config) -> Path:
   if cfg.run is None:
     raise InputError("run=null: task=report needs the directory of a sweep, such as outputs/sweeps/DAY/TIME-NAME")
   page = Path(cfg.run) / "report.html"
-  report = make_report(page.parent, cfg.report.metric, cfg.report.margin, cfg.cache)
+  with phase("write the report"):
+    report = make_report(page.parent, cfg.report.metric, cfg.report.margin, cfg.cache)
   show(report, page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page)
   return page

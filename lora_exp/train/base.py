@@ -136,7 +136,8 @@ def random_base(plan: Plan) -> Tree:
   def make() -> Tree:
     return nnx.to_pure_dict(nnx.state(build_model(plan.cfg.model, plan.vocab_size), nnx.Param))
 
-  return jax.jit(make, out_shardings=plan.layout.shardings(plan.base))()
+  with console.phase("make the random base"):
+    return jax.block_until_ready(jax.jit(make, out_shardings=plan.layout.shardings(plan.base))())
 
 
 def loaded_base(plan: Plan, source: Path) -> Tree:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from lora_exp.data.sources import source_class
+from lora_exp.runtime import console
 from lora_exp.runtime.flops import count_flops
 from lora_exp.train.job import Job, abstract_job
 from lora_exp.train.plan import Plan
@@ -47,9 +48,10 @@ class CompiledStep:
 def compile_step(job: Job, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> CompiledStep:
   """Compiles the training step of `job` for batches with the shapes of `batch`."""
   start = time.monotonic()
-  traced = _trace_step(job, batch)
-  flops = count_flops(traced.jaxpr.jaxpr)
-  compiled = traced.lower().compile()
+  with console.phase("compile the training step"):
+    traced = _trace_step(job, batch)
+    flops = count_flops(traced.jaxpr.jaxpr)
+    compiled = traced.lower().compile()
   return CompiledStep(job, compiled, time.monotonic() - start, flops)
 
 

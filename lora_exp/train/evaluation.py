@@ -16,7 +16,7 @@ logits of a batch are never in memory all at once.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from lora_exp.config.metrics import Metric, metric_values
 from lora_exp.data.sources import is_numeric
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
+from lora_exp.runtime import console
 from lora_exp.runtime.fusion import apart
 from lora_exp.runtime.segments import segment_sums
 from lora_exp.train.hyperparameters import Hyperparameters
@@ -213,18 +214,25 @@ def held_out(
   frozen: Tree,
   batches: Iterable[EvalBatch],
   document_sums: DocumentSums | None = None,
+  title: str = "evaluate",
 ) -> list[Evaluation]:
   """Evaluates N trials on K batches. Every target has the same weight.
 
   `evaluate` is the compiled `eval_step`. The arrays of `params` and `trials` have a leading axis N. `document_sums`
-  makes the sums (D,) of documents from those of the segments (B, S) of each batch.
+  makes the sums (D,) of documents from those of the segments (B, S) of each batch. `title` is that of the bar.
   """
   device_sums, device_segments, counts = [], [], []
-  for batch in batches:
-    sums = evaluate(params, trials, frozen, batch.arrays)
-    device_segments.append(sums.pop(SEGMENTS, {}))
-    device_sums.append(sums)
-    counts.append(batch.counts)
+  with console.progress(title, len(batches) if isinstance(batches, Sized) else None, "batches") as bar:
+    for batch in batches:
+      sums = evaluate(params, trials, frozen, batch.arrays)
+      device_segments.append(sums.pop(SEGMENTS, {}))
+      device_sums.append(sums)
+      counts.append(batch.counts)
+      if len(device_sums) > 1:  # the bar counts finished batches, and the device has one more to do
+        jax.block_until_ready(device_sums[-2])
+        bar.advance()
+    jax.block_until_ready(device_sums[-1])
+    bar.advance()
   sums_KN = {name: np.array([np.asarray(sums[name], np.float64) for sums in device_sums]) for name in device_sums[0]}
   counts_K = {name: np.array([batch_counts[name] for batch_counts in counts]) for name in counts[0]}
   totals_N = {name: values_KN.sum(axis=0) for name, values_KN in sums_KN.items()}

@@ -39,7 +39,8 @@ def train_pack(pack: Pack) -> list[TrialResult]:
     return [TrialResult(trial, "done", summary=read_summary(trial.run_dir)) for trial in pack.trials]
   if pack.resumed:
     console.show(f"Resumed at step {int(pack.job.state.step)} of {pack.job.steps}.")
-  base_digest = frozen_digest(pack.job)
+  with console.phase("checksum of the base"):
+    base_digest = frozen_digest(pack.job)
   writers = [TrialWriter(pack, trial, base_digest) for trial in pack.trials if trial.active]
   costs: list[TrialCost | None] = [None] * len(pack.trials)
   end: LoraExpError | None = None
@@ -48,13 +49,14 @@ def train_pack(pack: Pack) -> list[TrialResult]:
       first = next(batches, None)
       step = _compile(pack, first)
       if step is not None:
-        costs = [*trial_costs(pack.job, pack.table, pack.trials, step)]
+        with console.phase("cost of each trial"):
+          costs = [*trial_costs(pack.job, pack.table, pack.trials, step)]
       state = _train(pack, step, chain(() if first is None else (first,), batches), writers)
-    check_frozen(pack.job, base_digest)
+    with console.phase("check that the base is unchanged"):
+      check_frozen(pack.job, base_digest)
     exports = [(writer, *writer.state_to_export(state)) for writer in _live(writers)]
     _score_best(pack, state, exports)
-    for writer, step_number, params in exports:
-      writer.export(step_number, params)
+    _export(pack, exports)
   except ReachedError as error:
     end = error
   except LoraExpError as error:
@@ -62,7 +64,8 @@ def train_pack(pack: Pack) -> list[TrialResult]:
     raise
   finally:
     results = {writer.trial.index: writer.close(costs[writer.trial.index], end) for writer in writers}
-    wait_for([writer.logger for writer in writers])
+    with console.phase("finish logging"):
+      wait_for([writer.logger for writer in writers])
   return [results.get(trial.index) or TrialResult(trial, "inactive") for trial in pack.trials]
 
 
@@ -92,6 +95,15 @@ def _compile(pack: Pack, first: Batch | None) -> CompiledStep | None:
   if first is not None and len(pack.trials) > 1:  # a narrower pack may fit
     check_fits(step)
   return step
+
+
+def _export(pack: Pack, exports: Sequence[tuple[TrialWriter, int, Tree]]) -> None:
+  """Writes the trained weights and the plots of every trial: (writer, step, params)."""
+  title = "export and draw plots"
+  with console.phase(title) if pack.solo else console.progress(title, len(exports), "trials") as bar:
+    for writer, step, params in exports:
+      writer.export(step, params)
+      bar.advance()
 
 
 def _live(writers: Sequence[TrialWriter]) -> list[TrialWriter]:
@@ -131,8 +143,11 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
   def evaluate(step: int, params: Tree) -> bool:
     scores = _evaluate(pack, params, pack.held_out, pack.documents.sum)
     if pack.answers is not None and (step in (0, job.steps) or is_due(step, pack.plan.cfg.eval.every)):
-      scores = pack.answers(params, job.trials, job.frozen, scores, strict=step == 0)
-    retained = _evaluate(pack, params, pack.retained) if pack.retained else [None] * len(scores)
+      with console.phase("score generated answers"):
+        scores = pack.answers(params, job.trials, job.frozen, scores, strict=step == 0)
+    retained: Sequence[Evaluation | None] = [None] * len(scores)
+    if pack.retained:
+      retained = _evaluate(pack, params, pack.retained, title="evaluate on retain")
     improved = [
       writer.log_evaluation(step, scores[writer.trial.index], retained[writer.trial.index])
       for writer in _live(writers)
@@ -140,21 +155,23 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
     return any(improved)
 
   def save(step: int, state: State) -> None:
-    if len(pack.trials) > 1:
-      state = jax.device_get(state)  # one transfer instead of one per trial and array
-    for writer in _live(writers):
-      writer.save(step, state)
+    with console.phase("save a checkpoint" if pack.solo else "save checkpoints"):
+      if len(pack.trials) > 1:
+        state = jax.device_get(state)  # one transfer instead of one per trial and array
+      for writer in _live(writers):
+        writer.save(step, state)
 
   def sample(step: int, params: Tree) -> None:
     if not prompts or is_numeric(pack.plan.cfg.data):
       return
     texts: list[str] = []
-    for writer in _live(writers):
-      trial = writer.trial
-      if not texts or step > 0 or trial.plan.start is not None:  # at step 0, trials without `init_from` equal the base
-        trial_params, hyperparameters = jax.tree.map(_first, trial.select((params, job.trials)))
-        texts = pack.sampler(trial_params, hyperparameters, job.frozen, prompts)
-      writer.log_samples(step, prompts, texts)
+    with console.phase("generate samples"):
+      for writer in _live(writers):
+        trial = writer.trial
+        if not texts or step > 0 or trial.plan.start is not None:  # at step 0, trials without `init_from` are the base
+          trial_params, hyperparameters = jax.tree.map(_first, trial.select((params, job.trials)))
+          texts = pack.sampler(trial_params, hyperparameters, job.frozen, prompts)
+        writer.log_samples(step, prompts, texts)
 
   return Hooks(log, evaluate, save, sample)
 
@@ -188,9 +205,9 @@ def _first(x: jax.Array) -> jax.Array:
 
 
 def _evaluate(
-  pack: Pack, params: Tree, batches: list[EvalBatch], document_sums: DocumentSums | None = None
+  pack: Pack, params: Tree, batches: list[EvalBatch], document_sums: DocumentSums | None = None, title: str = "evaluate"
 ) -> list[Evaluation]:
   """The evaluation of each trial on `batches`, with `document_sums` also of each document."""
   # Retained batches have no documents, but share the program of the held-out ones.
   evaluate = partial(pack.job.evaluate, segments=pack.documents.segments)
-  return held_out(evaluate, params, pack.job.trials, pack.job.frozen, batches, document_sums)
+  return held_out(evaluate, params, pack.job.trials, pack.job.frozen, batches, document_sums, title)

@@ -104,7 +104,7 @@ def show_result(summary: dict, run_dir: Path, data: DataConfig, prompt: str) -> 
   console.show_facts("Result", facts)
   run = f"run={display_path(run_dir)}"
   use = f"task=generate {run} 'prompt=\"{prompt}\"'" if text else f"task=evaluate {run}"
-  console.show(f"Use it: python -m lora_exp {use}")
+  console.show_command("Use it:", f"python -m lora_exp {use}")
 
 
 def _loss_facts(summary: dict, data: DataConfig) -> dict[str, str]:

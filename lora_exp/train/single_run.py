@@ -5,7 +5,6 @@ from pathlib import Path
 
 from lora_exp.config import StoppedError
 from lora_exp.runtime.display_paths import display_path
-from lora_exp.runtime.mesh import keep_programs
 from lora_exp.train import expectations
 from lora_exp.train.memory import memory_errors
 from lora_exp.train.pack import Pack, make_pack, restore_pack
@@ -20,7 +19,6 @@ from lora_exp.train.trial_writer import TrialResult
 def train_run(plan: Plan, run_dir: Path) -> None:
   """Trains the adapter of `plan` and writes `run_dir`, or resumes that run if `train.resume` is set."""
   started = time.monotonic()
-  keep_programs(plan.cfg.cache)
   show_config(plan.saved_cfg, run_dir)
   show_parameters(plan)
   with memory_errors(plan):

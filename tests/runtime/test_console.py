@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lora_exp.config.errors import InputError
-from lora_exp.runtime import console
+from lora_exp.runtime import console, progress_bars
 
 
 def test_every_problem_of_an_error_is_a_line_without_markup(capsys):
@@ -38,7 +38,7 @@ def test_a_table_aligns_numbers_and_fits_a_hundred_columns(capsys):
 
 def test_progress_in_a_pipe_is_a_few_lines_of_long_work(capsys, monkeypatch):
   clock = [0.0]
-  monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+  monkeypatch.setattr(progress_bars.time, "monotonic", lambda: clock[0])
   for seconds in (0.001, 1.0):
     for total in (1000, None, 7):
       with console.progress("train", total, "steps", start=2) as bar:
@@ -49,5 +49,5 @@ def test_progress_in_a_pipe_is_a_few_lines_of_long_work(capsys, monkeypatch):
       if seconds < 0.01:
         assert lines == []
       else:
-        assert 2 <= len(lines) <= 12
+        assert 2 <= len(lines) <= 25
         assert f"train: {total or 1000:,}" in lines[-1] and "loss 0.5" in lines[-1]

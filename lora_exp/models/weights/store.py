@@ -63,18 +63,27 @@ def load(
   _show_precision(source, checkpoint)
   not_finite: list[str] = []
 
-  def read(key_path: Sequence[Any], leaf: Any, sharding: Any) -> jax.Array:
-    path = ".".join(str(key.key) for key in key_path)
-    parts = names.parts(path, shapes)
-    arrays = _read_slices(checkpoint, parts, leaf, sharding)
-    if not all(map(all_finite, arrays.values())):
-      not_finite.append(parts[0].name)
-    return _placed(arrays, leaf, sharding)
+  with console.progress("load the base", sum(map(_nbytes, leaves.values())), "bytes") as bar:
 
-  tree = jax.tree_util.tree_map_with_path(read, abstract, shardings)
+    def read(key_path: Sequence[Any], leaf: Any, sharding: Any) -> jax.Array:
+      path = ".".join(str(key.key) for key in key_path)
+      parts = names.parts(path, shapes)
+      arrays = _read_slices(checkpoint, parts, leaf, sharding)
+      if not all(map(all_finite, arrays.values())):
+        not_finite.append(parts[0].name)
+      array = _placed(arrays, leaf, sharding)
+      bar.advance(_nbytes(leaf))
+      return array
+
+    tree = jax.tree_util.tree_map_with_path(read, abstract, shardings)
   if not_finite:
     raise InputError(_not_finite_problem(source, not_finite, leaves))
   return tree
+
+
+def _nbytes(leaf: Any) -> int:
+  """The bytes of an array with the shape and dtype of `leaf`."""
+  return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
 def _show_precision(source: Path, checkpoint: Checkpoint) -> None:

@@ -16,11 +16,11 @@ def show(report: Report, page: Path) -> None:
   console.show(report.question)
   for section in report.sections:
     answer = section.headline.answer
-    console.show_paragraph(f"{section.heading}: {answer}" if section.heading else answer)
+    console.show(f"{section.heading}: {answer}" if section.heading else answer)
   for section in report.sections:
     _show_settings(report, section)
     for finding in section.findings:
-      console.show_paragraph(f"{finding.topic}: {finding.text}")
+      console.show(f"{finding.topic}: {finding.text}")
   for text in report.warnings:
     console.show_warning(text)
   for number, _, status, reason in report.not_counted:
@@ -37,7 +37,7 @@ def show_updates(report: Report, page: str) -> None:
     _show_updates(section.heading or report.title, section.updates)
     for finding in section.findings:
       if finding.topic == USED_RANK:
-        console.show_paragraph(f"{finding.topic}: {finding.text}")
+        console.show(f"{finding.topic}: {finding.text}")
     for text in section.updates.unread:
       console.show_warning(text)
   console.show(f"Report: {page}")
