@@ -19,6 +19,7 @@
     row_writer     packs documents into rows (sequence packing), or pads them
     row_counts     sizes of the written rows
     duplicates     counts of documents that occur more than once
+    text_checks    signs in texts that something went wrong before
     best_fit       which documents share a row
     split_writer   the file of records of a split
     truncation     counts of what is cut off at the end of a row

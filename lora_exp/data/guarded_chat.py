@@ -74,11 +74,6 @@ class GuardedChat:
         text += part
     return text, spans
 
-  def has_text(self, rendered: str, content: str) -> bool:
-    """Whether `rendered` contains `content`, as it is or as a JSON string. Guards and outer spaces are ignored."""
-    text, content = self._unguarded(rendered), self._unguarded(content).strip()
-    return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text or json.dumps(content)[1:-1] in text
-
   def segments(self, text: str, start: bool, begin: int = 0) -> list[Segment]:
     """Splits `text`, guards included, from the character `begin` on at the control tokens that the template wrote.
 
@@ -107,7 +102,7 @@ class GuardedChat:
     if strip_right:
       part = part.rstrip()
       end = begin + len(part)
-    plain = self._unguarded(part)
+    plain = self.without_guards(part)
     return [Segment(begin, end, None, plain, start)] if plain else []
 
   def _guarded(self, value: Any) -> Any:
@@ -121,7 +116,7 @@ class GuardedChat:
   def _interrupted(self, match: re.Match[str]) -> str:
     return match[0] + self.guard
 
-  def _unguarded(self, text: str) -> str:
+  def without_guards(self, text: str) -> str:
     """`text` without guards, including those that a template has escaped as JSON."""
     return text.replace(self.guard, "").replace(json.dumps(self.guard)[1:-1], "")
 

@@ -28,6 +28,7 @@ from lora_exp.data.sources import TextSource
 from lora_exp.data.sources.file_source import FileSource
 from lora_exp.data.sources.source import Document
 from lora_exp.data.split_writer import SplitWriter, write_document_numbers
+from lora_exp.data.text_checks import suspicions
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.data.truncation import TruncationCounter
 
@@ -52,6 +53,7 @@ class RowWriter:
     self.truncation = TruncationCounter(cfg.seq_len)
     self.lengths = array("i")  # tokens of each document
     self.duplicates = DuplicateCounter() if isinstance(source, FileSource) else None  # other sources repeat on purpose
+    self.suspicions = NotLearnedTally()
     self.columns = Counter[str]()  # documents by the columns that they were read from
     self.train, self.eval = (SplitWriter(directory / f"{split}.array_record", cfg.seq_len, tokenizer)
                              for split in ("train", "eval"))
@@ -77,6 +79,9 @@ class RowWriter:
     self.columns[" and ".join(map(repr, source.columns)) or "no columns (plain text)"] += 1
     if self.duplicates is not None:
       self.duplicates.add(document, split)
+      self.suspicions.add_total("documents")
+      for suspicion in suspicions(source):
+        self.suspicions.add("documents", suspicion, first=source.where)
     for unit, count in document.totals.items():
       self.not_learned.add_total(unit, count)
     for (unit, reason), count in document.problems.items():
@@ -164,6 +169,7 @@ class RowWriter:
       yield f"documents are read from different columns: {mixed}"
     if self.duplicates is not None:
       yield from self.duplicates.notes()
+    yield from (count.sentence for count in self.suspicions.counted())
 
   def close(self) -> None:
     """Closes both files."""

@@ -4,6 +4,7 @@ A text that stands in the rendering may come from another message. So each part 
 message contains, and everything is rendered once more: the template leaves out a part whose tag is missing.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ class TemplateCheck:
   """Compares the messages, tools and variables of `chat` with `text`, their rendering."""
 
   def __init__(self, chat: GuardedChat, text: str):
-    self.chat, self.text = chat, text
+    self.chat, self.text = chat, chat.without_guards(text)
     self.tags: dict[str, list[str]] = {}  # what is tagged, such as "text 2" -> its tags
     self.rendered = self._rendered()
 
@@ -41,7 +42,7 @@ class TemplateCheck:
     """The problem of the texts of message number `turn`, or None."""
     message = self.chat.messages[turn]
     texts = [message[name] for name in ("content", *REASONING) if isinstance(message.get(name), str)]
-    if self._is_written(f"text {turn}") and all(self.chat.has_text(self.text, text) for text in texts):
+    if self._is_written(f"text {turn}") and all(has_text(self.text, self.chat.without_guards(text)) for text in texts):
       return None
     return TURNS, f"the chat template changes the text of the {message.get('role')}, or leaves it out"
 
@@ -59,7 +60,7 @@ class TemplateCheck:
 
   def _is_written(self, part: str) -> bool:
     """Whether all tags of `part` are in the rendering. True if it has none, or if the template refuses tags."""
-    return self.rendered is None or all(self.chat.has_text(self.rendered, tag) for tag in self.tags.get(part, ()))
+    return self.rendered is None or all(has_text(self.rendered, tag) for tag in self.tags.get(part, ()))
 
   def _rendered(self) -> str | None:
     """The rendering of all parts with their tags; None if the template refuses them."""
@@ -78,7 +79,7 @@ class TemplateCheck:
         tag = self._new_tag(f"text {turn}")
         tagged |= {name: _with_tag(text, tag) for name, text in texts.items()}
     for key in CHECKED_KEYS:
-      if _has_text(message.get(key)):
+      if _has_strings(message.get(key)):
         tagged[key] = _with_tags(message[key], self._new_tag(f"{key} {turn}"))
     if message.get("tool_calls"):
       tagged["tool_calls"] = [renamed_call(call, self._new_tag(f"tool_calls {turn}")) for call in message["tool_calls"]]
@@ -90,6 +91,13 @@ class TemplateCheck:
     return tag
 
 
+def has_text(rendered: str, content: str) -> bool:
+  """Whether `rendered` contains `content`, as it is or as a JSON string, without the spaces around it."""
+  content = content.strip()
+  return (content in rendered or json.dumps(content, ensure_ascii=False)[1:-1] in rendered
+          or json.dumps(content)[1:-1] in rendered)
+
+
 def _with_tag(text: str, tag: str) -> str:
   """`text` with `tag` after its last word, before closing marks such as `</tool_response>`, which templates search."""
   end = len(text.rstrip())
@@ -99,12 +107,12 @@ def _with_tag(text: str, tag: str) -> str:
   return text[:end] + tag + text[end:]
 
 
-def _has_text(value: Any) -> bool:
+def _has_strings(value: Any) -> bool:
   """Whether `value` contains a string."""
   if isinstance(value, str):
     return bool(value)
   values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-  return any(map(_has_text, values))
+  return any(map(_has_strings, values))
 
 
 def _with_tags(value: Any, tag: str) -> Any:

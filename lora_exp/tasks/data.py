@@ -42,7 +42,7 @@ def run(cfg: Config) -> None:
 def _facts(cfg: Config, rows: Rows) -> dict[str, str]:
   """Sizes of the data, for the table."""
   batches = math.ceil(rows.train_rows / cfg.train.batch_size)
-  epoch = f"{batches:,} steps of {cfg.train.batch_size} rows"
+  epoch = f"{batches:,} step{'s' if batches > 1 else ''} of {cfg.train.batch_size} rows"
   if is_numeric(cfg.data):
     return {"examples": f"{rows.train_rows:,}", "an epoch": epoch}
   positions = rows.train_rows * rows.seq_len

@@ -87,7 +87,7 @@ def test_paths_may_be_patterns_lists_and_directories(tmp_path):
   half = len(PAIRS) // 2
   first = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, PAIRS[:half])))
   second = write(tmp_path / "deep" / "b.csv", "prompt,response\n" + "".join(f"{a},{b}\n" for a, b in TEXTS[half:]))
-  write(tmp_path / ".hidden.jsonl", "{}")
+  write(tmp_path / ".cache" / "hidden.jsonl", "{}")
   for path in ([first, second], tmp_path, tmp_path / "**/[ab].*"):
     found = documents(path)
     assert [(d.prompt, d.text) for d in found] == TEXTS and [d.key for d in found] == list(range(len(PAIRS)))

@@ -113,7 +113,7 @@ def test_calls_of_functions_are_objects():
   ({"chosen": "b", "rejected": "c"}, "data.columns={text: chosen} learns the chosen one"),
   ({"prompt": "a", "chosen": [USER], "rejected": [USER]}, "data.columns={messages: chosen} learns the chosen one"),
   ({"prompt": "a"}, "there is no column 'response'; the columns are 'prompt'"),
-  ({"q": "a", "a": "b"}, "data.columns={prompt: NAME, response: NAME} names them"), ({}, "the columns are none"),
+  ({"q": "a", "a": "b"}, "data.columns={prompt: NAME, response: NAME} or"), ({}, "the columns are none"),
   ({"prompt": 3, "response": "b"}, "the prompt has type int"), ({"text": ""}, "the text is empty"),
   ({"prompt": "a", "completion": [USER]}, "no turn of the assistant"),
   ({"messages": [USER, ANSWER], "tools": 3}, "the tools are not a list of objects"),

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from lora_exp.config.errors import did_you_mean
+from lora_exp.config.errors import did_you_mean, nearest
 from lora_exp.data.formats.row import RowProblem
 
 # role -> possible names of its column; the first that a row has is used. Case is ignored.
 NAMES: dict[str, tuple[str, ...]] = {
-  "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
+  "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "contents"),
   "prompt": ("prompt", "instruction", "question", "query", "problem", "input", "user"),
   "input": ("input", "context"),
   "response": ("response", "completion", "output", "answer", "solution", "target", "assistant"),
@@ -27,7 +27,7 @@ LAYOUTS: dict[str, Mapping[str, str]] = {  # data.format -> columns by role
   "question_answer": {"prompt": "question", "response": "answer"},
 }
 
-NAME_COLUMNS = " (data.columns={prompt: NAME, response: NAME} names them)"
+NAME_COLUMNS = " (data.columns={prompt: NAME, response: NAME} or {messages: NAME} names them)"
 
 
 @lru_cache(maxsize=1024)
@@ -61,6 +61,7 @@ def found_roles(
   if "response" in found and "prompt" in found:
     return {role: name for role, name in found.items() if role not in ("messages", "text")}
   if "text" in found and "response" not in found:
+    _check_not_a_message(names)
     return {"text": found["text"]}
   if {"chosen", "rejected"} <= set(names):
     columns = "text: chosen" if "prompt" not in found else f"prompt: {found['prompt']}, response: chosen"
@@ -68,6 +69,14 @@ def found_roles(
     raise RowProblem("chosen and rejected are a preference pair and not an example; "
                      f"data.columns={{{columns}}} learns the chosen one")
   raise RowProblem(_no_column(prompt_field if "response" in found else response_field, names))
+
+
+def _check_not_a_message(names: Sequence[str]) -> None:
+  """Raises RowProblem if a row with a text is one message, as in the files of OpenAssistant."""
+  role = next((name for name in names if name.lower() == "role"), None)
+  if role is not None:
+    raise RowProblem(f"a row is one message, with its {role!r}, and not a conversation; write one row for each "
+                     "conversation, with a list 'messages' (data.columns={text: NAME} reads each message as a text)")
 
 
 def column_of(role: str, names: Sequence[str]) -> str | None:
@@ -80,5 +89,10 @@ def _no_column(column: str, names: Sequence[str], advice: str = NAME_COLUMNS) ->
   """The message for a row without `column`. `names`: the columns that it has."""
   shown = ", ".join(map(repr, names)) or "none"
   same = next((name for name in names if name.lower() == column.lower()), None)
-  hint = did_you_mean(column, names) if same is None else f"; did you mean {same}?"
+  usual = NAMES.get(column, ())  # its other usual names: `answers` is near to `answer`, and so a response
+  near = next((name for name in names if nearest(name.lower(), usual, similarity=0.8)), None)
+  if same is not None or near is not None:
+    hint = f"; did you mean {same or near}?"
+  else:
+    hint = did_you_mean(column, names)
   return f"there is no column {column!r}; the columns are {shown}{hint}{advice}"

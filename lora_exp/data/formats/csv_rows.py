@@ -12,6 +12,8 @@ from lora_exp.data.formats.row import Row
 
 DELIMITERS = ("\t", ",", ";", "|")
 LONGEST_FIELD = 2**30  # characters; the default of the module csv is 131,072
+OTHER_DELIMITERS = "\t,;|^~:"
+SWALLOWED = "a quoted cell contains lines that look like rows; perhaps the end of a quote is missing"
 SAMPLE = 2**13  # characters, from whose rows the delimiter is found
 
 
@@ -98,7 +100,25 @@ def _check_header(names: list[str], where: str) -> None:
 
 
 def _row(names: list[str], cells: list[str], where: str, read: int, delimiter: str) -> Row:
-  hint = f"; the delimiter is {delimiter!r} (data.options.delimiter names another)"
   if len(cells) != len(names):
+    hint = _delimiter_hint(names, delimiter)
     return Row(where, {}, read, f"{len(cells)} cells under the {len(names)} columns of the header{hint}")
-  return Row(where, {name: cell or None for name, cell in zip(names, cells, strict=True)}, read, hint=hint)
+  doubts = (SWALLOWED,) if any(_has_rows(cell, len(names), delimiter) for cell in cells) else ()
+  fields = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+  return Row(where, fields, read, doubts=doubts, hint=_delimiter_hint(names, delimiter))
+
+
+def _delimiter_hint(names: list[str], delimiter: str) -> str:
+  """About the delimiter, if a name contains what may be another one."""
+  others = OTHER_DELIMITERS.replace(delimiter, "")
+  if len(names) > 1 and not any(character in name for name in names for character in others):
+    return ""
+  return f"; the delimiter is {delimiter!r} (data.options.delimiter names another)"
+
+
+def _has_rows(cell: str, columns: int, delimiter: str) -> bool:
+  """Whether a cell contains lines that look like rows, as it does if the end of a quote is missing."""
+  if columns == 1 or "\n" not in cell:
+    return False
+  inner = [line for line in cell.splitlines()[1:-1] if line.strip()]
+  return bool(inner) and all(line.count(delimiter) == columns - 1 for line in inner)

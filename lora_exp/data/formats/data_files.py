@@ -104,10 +104,22 @@ def _files_of_directory(setting: str, directory: Path, split: str | None, text_o
     raise InputError(f"{setting}={directory}: contains no data files ({wanted})")
   by_split = _by_split(directory, chosen)
   name = _split_to_read(setting, directory, list(by_split), split)
-  left_out = [(file, "not a data file") for file in everything if file not in chosen]
+  left_out = [(file, _reason_to_leave_out(file)) for file in everything if file not in chosen]
+  left_out += [(file, "hidden") for file in _hidden_files(directory)]
   unread = [other for other in by_split if other != name and split is None]
   left_out += [(file, split_not_read(other)) for other in unread for file in by_split[other]]
   return DataFiles(tuple(by_split[name]), tuple(left_out))
+
+
+def _reason_to_leave_out(file: Path) -> str:
+  is_text = plain_suffix(file) in TEXT_SUFFIXES and not NOT_DATA.search(file.name)
+  return "plain text beside files of rows; a list of files reads both" if is_text else "not a data file"
+
+
+def _hidden_files(directory: Path) -> list[Path]:
+  """The hidden files in `directory` that would be read otherwise."""
+  suffixes = (*ROW_SUFFIXES, *TEXT_SUFFIXES)
+  return [file for file in sorted(directory.glob(".*")) if file.is_file() and plain_suffix(file) in suffixes]
 
 
 def split_not_read(name: str) -> str:

@@ -13,7 +13,8 @@ from lora_exp.data.formats.data_files import split_not_read
 from lora_exp.data.formats.file_content import DataStream, decoded
 from lora_exp.data.formats.row import Row, RowProblem
 
-ROW_COLUMNS = {"messages", "conversations", "prompt", "completion"}  # an object with one of these keys is a row
+# An object with one of these keys is a row, or contains columns.
+ROW_COLUMNS = {"messages", "conversations", *NAMES["prompt"], *NAMES["response"]}
 KNOWN_COLUMNS = {name for names in NAMES.values() for name in names}
 SPACES = re.compile(r"[ \t\r\n]*")
 PROBED_LINES = 20  # if one of these lines is an object, each line of the file is a row
@@ -76,7 +77,7 @@ def line_rows(data: DataStream, label: str) -> Iterator[Row]:
       too_long = f"the line has more than {LONGEST_LINE:,} bytes; divide the row"
       yield Row(where, {}, data.read, too_long, f"{size:,} bytes")
       continue
-    text = decoded(line, label, number, start)
+    text = decoded(line, label, number, start).removeprefix("\ufeff")  # files with byte order marks may be joined
     try:
       yield _row(json.loads(without_comma(text), object_pairs_hook=_unique), where, data.read)
     except RowProblem as error:
@@ -191,6 +192,9 @@ def _rows_of_object(value: Mapping[str, Any], label: str, read: int, split: str 
   lists = {name: rows for name, rows in value.items() if _are_rows(rows)}
   if lists and not ROW_COLUMNS & value.keys():
     yield from _rows_of_splits(lists, label, read, split)
+    for name, other in value.items():
+      if isinstance(other, list) and other and name not in lists:
+        yield Row(f"{label}, {name}", {}, read, f"the list {name!r} has no objects, and is not read")
     return
   for number, fields in enumerate(_rows_of_columns(value) or (value,), 1):
     yield Row(f"{label}, row {number}", fields, read)
@@ -204,11 +208,12 @@ def _are_rows_by_name(value: Mapping[str, Any]) -> bool:
 
 
 def _are_rows(value: Any) -> bool:
-  return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+  """Whether `value` is a list of rows; single ones may be of another type."""
+  return isinstance(value, list) and sum(isinstance(row, dict) for row in value) > len(value) / 2
 
 
 def _rows_of_splits(
-  lists: Mapping[str, Sequence[Mapping[str, Any]]], label: str, read: int, split: str | None
+  lists: Mapping[str, Sequence[Any]], label: str, read: int, split: str | None
 ) -> Iterator[Row]:
   wanted = split or ("train" if len(lists) > 1 else next(iter(lists)))
   if wanted not in lists:
@@ -217,7 +222,7 @@ def _rows_of_splits(
     for number, fields in enumerate(rows, 1):
       where = f"{label}, {name}, row {number}"
       if name == wanted:
-        yield Row(where, fields, read)
+        yield _row(fields, where, read)
       elif split is None:
         yield Row(where, {}, read, split_not_read(name))
 

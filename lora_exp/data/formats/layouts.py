@@ -60,11 +60,11 @@ class Layout:
     cells = {role: row.fields[column] for role, column in roles.items()}
     read = set(roles.values())
     others = [name for name, value in row.fields.items() if name not in read and _is_filled(value)]
-    unread = [f"the column {name!r} is not read" for name in others]
+    unread = [f"the column {name!r} is not read" for name in others] + list(row.doubts)
     if "messages" in cells or _is_conversation(cells):
       text, prompt, conversation = "", "", _conversation(cells, roles, unread)
     else:
-      (text, prompt), conversation = _texts(cells), None
+      (text, prompt), conversation = _texts(cells, unread), None
       unread += [*_blank("text" if "text" in cells else "response", text), *_blank("prompt", prompt, "prompt" in cells)]
     columns = tuple(roles[role] for role in LEARNED_ROLES if role in roles)
     document = Document(
@@ -115,13 +115,24 @@ def _is_conversation(cells: Mapping[str, Any]) -> bool:
     _is_filled(cells.get(role)) for role in ("system", "history", "tools"))
 
 
-def _texts(cells: Mapping[str, Any]) -> tuple[str, str]:
-  """(text, prompt) of a row of texts."""
+def _texts(cells: Mapping[str, Any], unread: list[str]) -> tuple[str, str]:
+  """(text, prompt) of a row of texts. Appends a message to `unread` if there are other responses."""
   if "text" in cells:
     if cells["text"] in (None, ""):
       raise RowProblem("the text is empty")
     return text_of(cells["text"], "the text"), ""
+  texts = _several_texts(cells["response"])
+  if texts and len(set(texts)) > 1:
+    unread.append("the response is a list of texts, and only the first is read")
   return _response_text(cells), _prompt_text(cells)
+
+
+def _several_texts(value: Any) -> list[str] | None:
+  """The texts in a list, or in SQuAD's {"text": [text, …]}; None for any other value."""
+  texts = value.get("text") if isinstance(value, dict) else value
+  if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+    return texts
+  return None
 
 
 def _prompt_text(cells: Mapping[str, Any]) -> str:
@@ -133,8 +144,11 @@ def _prompt_text(cells: Mapping[str, Any]) -> str:
 
 
 def _response_text(cells: Mapping[str, Any]) -> str:
-  if cells["response"] is None:
+  texts = _several_texts(cells["response"])
+  if cells["response"] is None or texts == []:
     raise RowProblem("there is no response")
+  if texts:
+    return text_of(texts[0], "the response")
   return text_of(cells["response"], "the response")
 
 
@@ -158,9 +172,13 @@ def _conversation(cells: Mapping[str, Any], roles: Mapping[str, str], unread: li
   unread += dict.fromkeys(filter(None, map(_empty_turn, turns.messages)))
   if _has_two_system_prompts(cells.get("system"), turns.messages[0]):
     unread.append(f"the column {roles['system']!r} is not read, because the messages begin with a system turn")
+  if turns.messages[-1]["role"] == "user":
+    unread.append("the last turn is one of the user, without an answer")
   variables = parsed(cells.get("variables")) or {}
+  if not isinstance(variables, dict):
+    raise RowProblem(f"the column {roles['variables']!r} is not an object")
   return Conversation(tuple(turns.messages), prompt_messages, frozenset(turns.zero_weight),
-                      tools_of(cells.get("tools")), variables if isinstance(variables, dict) else {})
+                      tools_of(cells.get("tools")), variables)
 
 
 def _add_system(turns: Turns, system: Any) -> bool:

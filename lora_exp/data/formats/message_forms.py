@@ -17,8 +17,9 @@ ROLES = {
 }  # fmt: skip
 KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
 CALLS = ("function_call", "tool_call")  # roles of ShareGPT's turns that call a function
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
-QUESTION_KEYS, ANSWER_KEYS = ("human", "user"), ("assistant", "gpt", "bot")  # of objects without a role
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "parts")
+QUESTION_KEYS = ("human", "user", "input", "question", "prompt")  # of objects without a role
+ANSWER_KEYS = ("assistant", "gpt", "bot", "output", "answer", "response")
 WEIGHT_KEYS = ("weight", "train", "training")  # a turn is not learned if one is 0, as in OpenAI's files, or false
 REASONING = ("reasoning_content", "reasoning", "thinking")
 READ_KEYS = ("name", "tool_calls", "tool_call_id", *REASONING, "documents")
@@ -37,10 +38,17 @@ class Turns:
     self.messages.append({"role": role, "content": text_of(text, f"the {role} turn")})
 
   def add_all(self, value: Any) -> None:
-    """Adds the messages in the cell `value`: a list, or a string that contains one. Raises RowProblem."""
+    """Adds the messages in the cell `value`: a list, or a string that contains one. Raises RowProblem.
+
+    Strings in a list are turns of the user and the assistant alternately.
+    """
     messages = parsed(value)
     if not isinstance(messages, list):
       raise RowProblem("the messages are not a list")
+    if len(messages) > 1 and all(isinstance(text, str) for text in messages):  # as in LIMA: the user begins
+      for number, text in enumerate(messages):
+        self.add_text("assistant" if number % 2 else "user", text)
+      return
     for raw in messages:
       self._add(raw)
 

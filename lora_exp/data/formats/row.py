@@ -17,6 +17,7 @@ class Row:
   read: int = 0  # bytes of the file read so far
   problem: str = ""  # why the row has no fields
   detail: str = ""  # about the problem in this row; rows are counted by `problem` alone
+  doubts: tuple[str, ...] = ()  # messages about a row that is read, but perhaps not as it was meant
   hint: str = ""  # added to the message about missing columns
 
 
