@@ -12,7 +12,7 @@ from lora_exp.data.source_checks import source_problems
 from lora_exp.models.registry import model_problems
 from lora_exp.train import loggers
 
-TASKS_WITHOUT_JAX = ("report", "dashboard", "list")  # they only read files
+TASKS_WITHOUT_JAX = ("report", "dashboard", "list", "compare", "clean")  # they only read files
 
 
 def all_problems(cfg: Config) -> list[str]:

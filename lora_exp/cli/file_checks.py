@@ -58,10 +58,23 @@ def _task_problems(cfg: Config) -> Iterator[str]:
     yield from _inspect_problems(cfg, cfg.run)
   if cfg.task == "report" and cfg.run is not None and not Path(cfg.run).is_dir():
     yield f"run={cfg.run}: no such directory; give the directory of a sweep, such as outputs/sweeps/DAY/TIME-NAME"
+  if cfg.task in ("list", "clean") and cfg.run is not None and not Path(cfg.run).is_dir():
+    yield f"run={cfg.run}: no such directory; give one with runs, such as outputs"
+  if cfg.task == "compare":
+    yield from _comparison_problems(cfg)
   if cfg.task == "generate" and cfg.prompt_file is not None:
     problem = file_problem("prompt_file", cfg.prompt_file)
     if problem is not None:
       yield problem
+
+
+def _comparison_problems(cfg: Config) -> Iterator[str]:
+  directories = cfg.runs if isinstance(cfg.runs, list) else [cfg.runs] if cfg.runs else []
+  if not directories:
+    yield "runs=null: task=compare needs runs or sweeps; add runs='[outputs/DAY/TIME-NAME,outputs/DAY/TIME-NAME]'"
+  for directory in directories:
+    if not Path(str(directory)).is_dir():
+      yield f"runs: {directory}: no such directory; task=list shows the runs"
 
 
 def _output_problems(cfg: Config, run: Path) -> Iterator[str]:

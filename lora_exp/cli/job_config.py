@@ -18,6 +18,8 @@ from lora_exp.config.schema import Config
 from lora_exp.runtime.run_directory import is_sweep
 from lora_exp.runtime.saved_config import changed_settings, load_config, with_old_defaults
 
+DIRECTORY_TASKS = ("report", "dashboard", "list", "clean")  # run= is a directory of runs, which has no config
+
 
 def job_config(composed: DictConfig, overrides: Sequence[Override], sweep: Path | None = None) -> Config:
   """Returns the config of the job that was composed from `overrides`; `sweep` is the directory of its sweep, if any.
@@ -27,7 +29,7 @@ def job_config(composed: DictConfig, overrides: Sequence[Override], sweep: Path 
   cfg = _typed(composed)
   if cfg.train.resume is not None:
     return _resumed(load_config(cfg.train.resume, "train.resume"), composed, overrides, cfg.train.resume)
-  reads_sweep = cfg.task in ("report", "dashboard") or (cfg.task == "inspect" and is_sweep(str(cfg.run)))
+  reads_sweep = cfg.task in DIRECTORY_TASKS or (cfg.task == "inspect" and is_sweep(str(cfg.run)))
   if cfg.run is not None and cfg.task != "train" and not reads_sweep:  # a sweep has no config of its own
     return _typed_over_saved(load_config(cfg.run), composed, overrides)
   if sweep is not None:

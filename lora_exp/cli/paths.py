@@ -12,7 +12,7 @@ def with_absolute_paths(cfg: Config) -> Config:
   """Returns `cfg` with every path absolute and `~` expanded. Symbolic links are not resolved."""
   return replace(
     cfg,
-    run=_absolute_or_none(cfg.run), cache=absolute(cfg.cache) if cfg.cache else cfg.cache,
+    run=_absolute_or_none(cfg.run), runs=_data_path(cfg.runs), cache=absolute(cfg.cache) if cfg.cache else cfg.cache,
     prompt_file=_absolute_or_none(cfg.prompt_file), out=_absolute_or_none(cfg.out),
     eval=replace(cfg.eval, metric_file=_absolute_or_none(cfg.eval.metric_file)),
     train=replace(cfg.train, resume=_absolute_or_none(cfg.train.resume)),

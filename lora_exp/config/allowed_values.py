@@ -82,6 +82,7 @@ RANGES: dict[str, Range] = {
   "eval.items": COUNT, "eval.max_tokens": COUNT, "eval.every": NOT_NEGATIVE,
   "sample.every": NOT_NEGATIVE, "sample.max_tokens": COUNT, "sample.temperature": NOT_NEGATIVE, "sample.top_k": COUNT,
   "sample.top_p": PROBABILITY, "sample.seed": SEED,
+  "filter.days": NOT_NEGATIVE, "filter.rank": COUNT, "clean.days": NOT_NEGATIVE,
   "merge.bound": NOT_NEGATIVE, "report.margin": FRACTION,
 }
 

@@ -21,6 +21,7 @@ TASKS_OF_A_RUN = ("merge", "export")  # tasks that need a run
 EXPECTATIONS = ("trainable", "total", "adapter_bytes", "loss_falls", "behind_best", "base_changed", "merged_differs",
                 "off_differs")
 MOST_NAME_BYTES = 100
+SIZE = re.compile(r"\d+(\.\d+)? ?([KMGT]?B)?", re.IGNORECASE)
 
 
 def check(cfg: Config) -> list[str]:
@@ -43,6 +44,8 @@ def _task_problems(cfg: Config) -> Iterator[str]:
     yield "run=null: task=dashboard needs a sweep or a run; add run=outputs/sweeps/DAY/TIME-NAME"
   if cfg.task == "inspect" and cfg.run is None:
     yield "run=null: task=inspect needs a run or a sweep to inspect; add run=outputs/DAY/TIME-NAME"
+  if cfg.task == "clean":
+    yield from _size_problems(cfg)
   if cfg.task == "advise":
     yield from _advise_problems(cfg)
   if cfg.task == "train" and cfg.run:
@@ -54,6 +57,12 @@ def _task_problems(cfg: Config) -> Iterator[str]:
       yield "prompt, prompt_file: both are given; remove one"
     if cfg.prompt == "":
       yield "prompt: is empty; give a text to continue, such as 'prompt=\"Once upon a time\"'"
+
+
+def _size_problems(cfg: Config) -> Iterator[str]:
+  for name, value in (("cache_limit", cfg.cache_limit), ("clean.min_size", cfg.clean.min_size)):
+    if value is not None and SIZE.fullmatch(str(value)) is None:
+      yield f"{name}={shown(value)}: must be a number of bytes, or a size such as 100MB or 20GB"
 
 
 def _advise_problems(cfg: Config) -> Iterator[str]:

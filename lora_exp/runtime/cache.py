@@ -8,9 +8,10 @@ removed.
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora_exp.config.errors import DiskError, InputError
@@ -18,6 +19,7 @@ from lora_exp.runtime.disk_errors import is_disk_error
 from lora_exp.runtime.files import sync_path, sync_tree, temporary_path
 from lora_exp.runtime.locks import file_lock
 
+PROGRAMS = "programs"  # directory of JAX's compilation cache, whose entries are files
 NAME_DIGITS = 32  # hex digits of the key in a directory's name: 128 bits
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -40,14 +42,21 @@ def get_or_make(root: str | Path, kind: str, key: str, make: Callable[[Path], No
   folder = Path(root).expanduser() / kind
   final = folder / key[:NAME_DIGITS]
   if final.is_dir():
+    _mark_as_used(final)
     return final
   with _cache_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    with file_lock(_lock_path(final)):
+    with file_lock(lock_path(final)):
       if not final.is_dir():
         _remove_abandoned(folder)
         _make(final, make)
   return final
+
+
+def _mark_as_used(final: Path) -> None:
+  """Sets the time of the directory, by which `task=clean` finds old entries."""
+  with suppress(OSError):  # a shared cache may be read-only
+    os.utime(final)
 
 
 def _make(final: Path, make: Callable[[Path], None]) -> None:
@@ -63,7 +72,8 @@ def _make(final: Path, make: Callable[[Path], None]) -> None:
   sync_path(final.parent)
 
 
-def _lock_path(final: Path) -> Path:
+def lock_path(final: Path) -> Path:
+  """The lock of an entry, which is never deleted."""
   return final.with_name(f".{final.name}.lock")
 
 
@@ -71,7 +81,7 @@ def _remove_abandoned(folder: Path) -> None:
   """Removes temporary directories of processes that died."""
   for temporary in folder.glob(".*.tmp"):
     final = folder / temporary.name.removeprefix(".").removesuffix(".tmp")
-    with file_lock(_lock_path(final), wait=False) as abandoned:
+    with file_lock(lock_path(final), wait=False) as abandoned:
       if abandoned:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -29,6 +29,15 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
     lock.release()
 
 
+def is_locked(directory: Path) -> bool:
+  """Whether a process holds the lock of a run or sweep directory. Creates no file."""
+  path = directory / LOCK
+  if not path.is_file():
+    return False
+  with file_lock(path, wait=False) as acquired:
+    return not acquired
+
+
 @contextmanager
 def run_lock(directory: Path) -> Iterator[None]:
   """Holds the lock of a run or sweep directory; raises InUseError if another process holds it."""

@@ -12,5 +12,7 @@ HYDRA = ".hydra"  # directory with Hydra's files
 OVERRIDES = "overrides.yaml"  # in HYDRA: the overrides of this run
 LOCK = ".lock"  # locked while a process writes to the directory
 
+OUTPUTS = "outputs"  # directory of all runs and sweeps
+
 LEDGER = "sweep.jsonl"  # of a sweep: the events of its trials
 MULTIRUN = "multirun.yaml"  # of a sweep: the composed config with the node `hydra`

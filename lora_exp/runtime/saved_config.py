@@ -16,10 +16,12 @@ from lora_exp.runtime.run_files import CONFIG
 
 # Settings of a command, not of the run. They are reset when a saved config is loaded.
 COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "format": "peft",
-                                    "out": None, "merge": {}, "report": {}, "fallback": []}
+                                    "out": None, "merge": {}, "report": {}, "fallback": [], "runs": None,
+                                    "filter": {}, "clean": {}, "cache_limit": None}
 # Settings that may change when a run is resumed.
 CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "eval.metric_file", "expectations",
-              "report", "train.resume", "train.stop_at", "train.log_every", "train.eval_every", "train.save_every")
+              "report", "runs", "filter", "clean", "cache_limit", "train.resume", "train.stop_at", "train.log_every",
+              "train.eval_every", "train.save_every")
 # Families that version 0.1.0 called llama and distinguished by `model.arch`.
 ONCE_LLAMA = ("mistral", "qwen2", "qwen3", "gemma", "gemma3")
 

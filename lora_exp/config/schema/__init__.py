@@ -16,7 +16,7 @@ from lora_exp.config.schema.model_settings import (
   ModelConfig,
   PretrainConfig,
 )
-from lora_exp.config.schema.task_settings import MergeConfig, ReportConfig, SampleConfig
+from lora_exp.config.schema.task_settings import CleanConfig, FilterConfig, MergeConfig, ReportConfig, SampleConfig
 from lora_exp.config.schema.train_settings import LoggerConfig, MeshConfig, OptimConfig, TrainConfig
 
 __all__ = [
@@ -24,9 +24,11 @@ __all__ = [
   "SMOLLM2",
   "TOKENIZERS",
   "ArchConfig",
+  "CleanConfig",
   "Config",
   "DataConfig",
   "EvalConfig",
+  "FilterConfig",
   "LoggerConfig",
   "LoraConfig",
   "MergeConfig",

@@ -1,12 +1,13 @@
 """All settings of one run."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from lora_exp.config.schema.data_settings import DataConfig
 from lora_exp.config.schema.eval_settings import EvalConfig
 from lora_exp.config.schema.lora_settings import LoraConfig
 from lora_exp.config.schema.model_settings import ModelConfig
-from lora_exp.config.schema.task_settings import MergeConfig, ReportConfig, SampleConfig
+from lora_exp.config.schema.task_settings import CleanConfig, FilterConfig, MergeConfig, ReportConfig, SampleConfig
 from lora_exp.config.schema.train_settings import LoggerConfig, MeshConfig, OptimConfig, TrainConfig
 
 
@@ -19,6 +20,8 @@ class Config:
   seed: int = 0  # of a repetition: for adapter init and dropout (train.seed) and the order of rows (data.seed)
   run: str | None = None  # directory of the run (or sweep) that a task works on; null: the base without an adapter
   cache: str = "~/.cache/lora_exp"  # directory of tokenised rows, pretrained bases and compiled programs
+  cache_limit: Any = None  # with task=clean: size of the cache above which the oldest entries are removed: 20GB
+  runs: Any = None  # with task=compare: directories of runs or sweeps
   prompt: str | None = None  # with task=generate
   prompt_file: str | None = None  # with task=generate: a file with one prompt per line
   format: str = "peft"  # with task=export: peft (the adapter) | merged (base and adapter) | base
@@ -35,6 +38,8 @@ class Config:
   sample: SampleConfig = field(default_factory=SampleConfig)
   merge: MergeConfig = field(default_factory=MergeConfig)
   report: ReportConfig = field(default_factory=ReportConfig)
+  filter: FilterConfig = field(default_factory=FilterConfig)
+  clean: CleanConfig = field(default_factory=CleanConfig)
   logger: LoggerConfig = field(default_factory=LoggerConfig)
   fallback: list[str] = field(default_factory=list)  # overrides for where model.weights is not available
   expectations: dict[str, float] | None = None  # {name: number}, checked after training; see train/expectations.py

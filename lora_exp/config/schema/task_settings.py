@@ -1,6 +1,7 @@
 """Settings of the tasks other than training."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -25,6 +26,29 @@ class MergeConfig:
 
   dtype: str | None = None  # of the written tensors: float32 | bfloat16 | float16; null: model.param_dtype
   bound: float | None = None  # maximum change of a logit by merging; null: depends on the dtype, see tasks/export.py
+
+
+@dataclass
+class FilterConfig:
+  """Which runs task=list shows, and of which runs task=clean removes checkpoints. Texts match a part of the value."""
+
+  name: str | None = None  # the name of the directory; * and ? are wildcards, as in the other texts
+  model: str | None = None  # family, or name of the weights
+  data: str | None = None  # source, view, and name of the file
+  method: str | None = None
+  rank: int | None = None
+  status: str | None = None  # done | stopped | failed | diverged | unfinished | training | …
+  days: float | None = None  # runs that ended within this many days
+
+
+@dataclass
+class CleanConfig:
+  """What task=clean deletes."""
+
+  days: float = 30.0  # cache entries that were not used, and checkpoints of runs that ended, for this many days
+  min_size: Any = 0  # smallest entry or directory of checkpoints, in bytes or as in 100MB
+  checkpoints: bool = True  # also checkpoints of finished runs, which are then no longer resumable
+  delete: bool = False  # delete; otherwise only show what would be deleted
 
 
 @dataclass

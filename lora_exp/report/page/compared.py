@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_exp.report.reading.data_labels import last_part, source_label
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.report.reading.sweep_command import sweep_command, sweep_day
 
@@ -56,24 +57,15 @@ def _base(run: RunRecord) -> str:
   if kind == "random":
     return f"random weights (model.seed={run.config.get('model.seed')}), not a trained model"
   if kind == "weights":
-    return f"weights of {_last_part(run.config.get('model.weights'))}"
+    return f"weights of {last_part(run.config.get('model.weights'))}"
   steps, loss = run.config.get("model.pretrain.steps"), run.base_loss
   known = f"; its held-out loss here is {loss:.4f}" if loss is not None and run.method.trains_nothing else ""
-  return f"pretrained for {steps} steps on {_source(run, 'pretrain_data')}{known}"
+  return f"pretrained for {steps} steps on {source_label(run, 'pretrain_data')}{known}"
 
 
 def _data(run: RunRecord) -> str:
-  retained = _source(run, "retain")
-  return f"{_source(run, 'data')}{f'; retained text: {retained}' if retained else ''}"
-
-
-def _source(run: RunRecord, node: str) -> str:
-  """The source of a data node with its view or file, such as `stdlib (docs)`; empty if the node is null."""
-  source = run.config.get(f"{node}.source")
-  if not source:
-    return ""
-  detail = run.config.get(f"{node}.view") or _last_part(run.config.get(f"{node}.path"))
-  return f"{source} ({detail})" if detail else str(source)
+  retained = source_label(run, "retain")
+  return f"{source_label(run, 'data')}{f'; retained text: {retained}' if retained else ''}"
 
 
 def _held_out(run: RunRecord) -> str:
@@ -111,14 +103,6 @@ def _versions(run: RunRecord) -> str:
 def _day(run: RunRecord) -> str:
   """YYYY-MM-DD, UTC."""
   return str(run.summary.get("finished") or "")[:10]
-
-
-def _last_part(path: Any) -> str:
-  """The last part of each path, without directories of the machine; a hub id unchanged; empty for None."""
-  if isinstance(path, list):
-    return ", ".join(map(_last_part, path))
-  text = str(path or "")
-  return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text
 
 
 FACTS: dict[str, Callable[[RunRecord], str]] = {

@@ -11,7 +11,7 @@ TOO_WIDE = ("stable rank", "largest", "‖ΔW‖", "inputs shared")  # omitted c
 MOST_ROWS = 30  # maximum number of settings in a table; the page shows all
 
 
-def show(report: Report, page: Path) -> None:
+def show(report: Report, page: Path | None = None) -> None:
   """Shows the question and its answer, each group's settings and findings, the warnings, and the path of the page."""
   console.show(report.question)
   for section in report.sections:
@@ -26,7 +26,8 @@ def show(report: Report, page: Path) -> None:
   for number, _, status, reason in report.not_counted:
     if status != "pruned":  # a pruned trial is no failure
       console.show_warning(f"trial {number}: {status}: {reason}")
-  console.show(f"Report: {page}")
+  if page is not None:
+    console.show(f"Report: {page}")
 
 
 def show_updates(report: Report, page: str) -> None:

@@ -30,7 +30,8 @@ def read_sweep(directory: Path) -> list[RunRecord]:
   folders = trial_folders(directory, ledger)
   if not folders.numbered and not folders.named:
     if is_run(directory):
-      problem = "is one run, and its plot is plots/loss.png; give the directory of a sweep"
+      problem = ("is one run, and its plot is plots/loss.png; give the directory of a sweep, or compare it with "
+                 "others: task=compare runs='[DIR,DIR]'")
     else:
       problem = "contains no runs (no folder 0, 1, …); give a sweep directory, such as outputs/sweeps/DAY/TIME-NAME"
     raise InputError(f"run={directory}: {problem}")

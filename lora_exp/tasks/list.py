@@ -1,0 +1,42 @@
+"""`task=list`: the runs and sweeps under outputs/, or under run=DIR, that match the group `filter`."""
+
+from pathlib import Path
+
+from lora_exp.config import Config, InputError
+from lora_exp.report.reading.run_index import IndexedRun, find_runs, last_change, matching
+from lora_exp.runtime import console
+from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.run_files import OUTPUTS
+
+
+def run(cfg: Config) -> list[IndexedRun]:
+  """Prints each run and sweep, the newest last, and returns them. Raises InputError if there is none."""
+  root = Path(cfg.run or OUTPUTS)
+  entries = find_runs(root) if root.is_dir() else []
+  if not entries:
+    raise InputError(f"run={display_path(root)}: contains no run and no sweep; give another directory")
+  found = sorted(matching(entries, cfg.filter), key=_changed)
+  if not found:
+    raise InputError(f"filter: none of the {len(entries)} runs and sweeps in {display_path(root)} matches")
+  console.show(f"{len(found)} of {len(entries)} runs and sweeps in {display_path(root)}")
+  facts = [_facts(entry) for entry in found]
+  widths = [max(map(len, column)) for column in zip(*facts, strict=True)]
+  for entry, texts in zip(found, facts, strict=True):
+    console.show(f"{entry.path.relative_to(root)}{'/' * entry.is_sweep}", style="bold")
+    columns = [text.ljust(width) for text, width in zip(texts, widths, strict=True)]
+    console.show(f"  {'  '.join(columns)}".rstrip())
+  newest = display_path(found[-1].path)
+  console.show(f"Compare some of them: python -m lora_exp task=compare runs='[{newest},…]'")
+  return found
+
+
+def _changed(entry: IndexedRun) -> float:
+  return max(last_change(Path(run.path)) for run in entry.runs)
+
+
+def _facts(entry: IndexedRun) -> list[str]:
+  """Model, data, method, rank, steps, held-out loss and status, in words."""
+  loss = "-" if entry.loss is None else f"loss {entry.loss:.4f}"
+  rank, steps = entry.values("rank"), entry.values("steps")
+  return [*map(entry.values, ("model", "data", "method")), "-" if rank in ("-", "") else f"rank {rank}",
+          f"{steps} steps", loss, entry.status]
