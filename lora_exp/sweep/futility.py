@@ -23,38 +23,45 @@ def chance_of_answer(
   """The share of draws in which the smallest setting that is not insufficient is sufficient.
 
   `gains`: setting -> seed -> gain; `most`: seeds of each setting at the last look, which tests at `level`; `text`: the
-  covariance of the means over held-out documents, which no seed reduces. 1 if the error of a trial is not known.
+  covariance (S, S) of the means over held-out documents, which no seed reduces. 1 if the error of a trial is not known.
   """
-  order = sorted((n for n in gains if math.isfinite(judgement.verdicts[str(n)].gain)), key=sizes.__getitem__)
+  verdicts = {n: judgement.verdicts[str(n)] for n in gains}
+  order = sorted((n for n in gains if math.isfinite(verdicts[n].gain)), key=sizes.__getitem__)
   if not judgement.error > 0 or len(order) < 2:
     return 1.0
-  means = np.array([judgement.verdicts[str(n)].gain for n in order])
-  seeds = np.array([min(max(len(gains[n]), 1), most) for n in order])
-  steady = np.array([judgement.verdicts[str(n)].diverged == 0 and seeds[i] >= SEEDS_NEEDED
-                     for i, n in enumerate(order)])
-  moves = judgement.error * np.sqrt(1 / seeds - 1 / most)
-  finals = means + moves * np.random.default_rng(0).standard_normal((DRAWS, len(order)))
-  z = _z_values(finals, judgement, most, text, [list(gains).index(n) for n in order])
-  ordered_pairs = len(order) * (len(order) - 1)
-  insufficient = (z < ndtri(level / 2 / ordered_pairs)).any(2) & steady
-  sufficient = (z > -ndtri(level)).all(2) & steady
-  first = np.argmax(~insufficient & steady, axis=1)  # only steady settings can be the answer: see `looks`
-  rows = np.arange(DRAWS)
-  return float(np.mean(sufficient[rows, first] & ~insufficient[rows, first]))
+  positions = [list(gains).index(n) for n in order]
+  errors = _contrast_errors(judgement, most, None if text is None else text[np.ix_(positions, positions)], len(order))
+  finals = _draw_finals(judgement, [verdicts[n].gain for n in order], [len(gains[n]) for n in order], most)
+  steady = np.array([verdicts[n].diverged == 0 and len(gains[n]) >= SEEDS_NEEDED for n in order])
+  return _answered(finals, errors, judgement.margin, level, steady)
 
 
-def _z_values(
-  finals: np.ndarray, judgement: Judgement, most: int, text: np.ndarray | None, positions: Sequence[int]
-) -> np.ndarray:
-  """(draw, i, j) -> g_i − (1 − m) · g_j in standard errors. It is infinity for i = j, so that every test passes."""
+def _draw_finals(judgement: Judgement, means: Sequence[float], seeds: Sequence[int], most: int) -> np.ndarray:
+  """Means (DRAWS, S) of the settings when each has `most` seeds."""
+  seeds_so_far = np.clip(seeds, 1, most)
+  moves = judgement.error * np.sqrt(1 / seeds_so_far - 1 / most)
+  draws = np.random.default_rng(0).standard_normal((DRAWS, len(means)))
+  return np.array(means) + moves * draws
+
+
+def _contrast_errors(judgement: Judgement, most: int, text: np.ndarray | None, settings: int) -> np.ndarray:
+  """The standard errors (S, S) of g_i − (1 − m) · g_j with `most` seeds."""
   weight = 1 - judgement.margin
-  variance = np.full((len(positions),) * 2, judgement.error**2 * (1 + weight**2) / most)
+  variance = np.full((settings, settings), judgement.error**2 * (1 + weight**2) / most)
   if text is not None:
-    covariance = text[np.ix_(positions, positions)]
-    diagonal_terms = np.diag(covariance)
-    text_variance = diagonal_terms[:, None] - 2 * weight * covariance + weight**2 * diagonal_terms[None, :]
-    variance = variance + np.maximum(text_variance, 0.0)
-  z: np.ndarray = (finals[:, :, None] - weight * finals[:, None, :]) / np.sqrt(variance)
-  diagonal = np.arange(len(positions))
-  z[:, diagonal, diagonal] = np.inf
-  return z
+    of_mean = np.diag(text)
+    variance += np.maximum(of_mean[:, None] - 2 * weight * text + weight**2 * of_mean[None, :], 0.0)
+  return np.sqrt(variance)
+
+
+def _answered(finals: np.ndarray, errors: np.ndarray, margin: float, level: float, steady: np.ndarray) -> float:
+  """The share of the draws `finals` (DRAWS, S), settings by size, that have an answer. Only steady settings can be it.
+  """
+  z = (finals[:, :, None] - (1 - margin) * finals[:, None, :]) / errors  # (DRAWS, i, j)
+  others = ~np.eye(len(errors), dtype=bool)
+  shown_worse = (z < ndtri(level / 2 / others.sum())) & others
+  shown_close = (z > -ndtri(level)) | ~others
+  insufficient, sufficient = shown_worse.any(2) & steady, shown_close.all(2) & steady
+  candidates = ~insufficient & steady
+  rows, first = np.arange(len(finals)), candidates.argmax(1)
+  return float(np.mean(candidates[rows, first] & sufficient[rows, first]))

@@ -4,6 +4,9 @@ After a share t of the seeds, t^SPENDING_POWER of the level is spent. The means 
 have the correlation sqrt(n / m), so errors at different looks often coincide. The nominal level of a look takes this
 into account, and is higher than the part of the level that the look spends.
 
+The sum of a standard normal number for each seed is followed from look to look, as probabilities of cells between
+`edges`. What lies above the boundary of a look is rejected there, and does not reach the next look.
+
 References: Lan and DeMets (1983), Discrete sequential boundaries for clinical trials; Armitage, McPherson and Rowe
 (1969), Repeated significance tests on accumulating data (the recursion); Kim and DeMets (1987), Design and analysis of
 group sequential tests based on the type I error spending rate function (power family).
@@ -16,32 +19,44 @@ import numpy as np
 from scipy.special import ndtr
 
 SPENDING_POWER = 1.4  # a lower power stops earlier, a higher one agrees with the full grid more (tests/bench/decide.py)
-GRID = 801  # points of the numerical integration; the relative error of levels is below 1e-3
+CELLS = 801  # odd, so that one is centred at 0; the relative error of levels is below 1e-3
 WIDTH = 8.0  # standard deviations on each side
 
 
 def look_levels(looks: Sequence[int], level: float) -> list[float]:
   """The one-sided nominal level of each look. `looks`: numbers of seeds, ascending; `level`: of all looks together."""
-  return list(_nominal_levels(tuple(looks), level))
+  return list(_cached_levels(tuple(looks), level))
 
 
 @cache
-def _nominal_levels(looks: tuple[int, ...], level: float) -> tuple[float, ...]:
+def _cached_levels(looks: tuple[int, ...], level: float) -> tuple[float, ...]:
   spent = level * (np.array(looks) / looks[-1]) ** SPENDING_POWER
-  sums, step = np.linspace(-WIDTH * looks[-1] ** 0.5, WIDTH * looks[-1] ** 0.5, GRID, retstep=True)
-  edges = np.append(sums - step / 2, sums[-1] + step / 2)
-  mass = np.diff(ndtr(edges / looks[0] ** 0.5))  # probability of each cell, for the sum over the first seeds
+  widest = WIDTH * looks[-1] ** 0.5
+  edges = np.linspace(-widest, widest, CELLS + 1)
+  probabilities = np.zeros(CELLS)
+  probabilities[CELLS // 2] = 1.0  # before the first seed the sum is 0
   levels = []
-  for number, part in enumerate(np.diff(spent, prepend=0.0)):
-    above = np.append(mass[::-1].cumsum()[::-1], 0.0)  # probability of a sum above each edge
-    boundary = float(np.interp(-part, -above, edges))
-    levels.append(float(ndtr(-boundary / looks[number] ** 0.5)))
-    if number + 1 < len(looks):
-      continuing = mass * np.clip((boundary - edges[:-1]) / step, 0.0, 1.0)  # sums below the boundary
-      mass = _spread(continuing, edges, sums, (looks[number + 1] - looks[number]) ** 0.5)
+  for before, seeds, part in zip((0, *looks[:-1]), looks, np.diff(spent, prepend=0.0), strict=True):
+    probabilities = _add_seeds(probabilities, edges, seeds - before)
+    boundary = _boundary(probabilities, edges, part)
+    levels.append(float(ndtr(-boundary / seeds**0.5)))
+    probabilities = _below(probabilities, edges, boundary)
   return tuple(levels)
 
 
-def _spread(mass: np.ndarray, edges: np.ndarray, sums: np.ndarray, deviation: float) -> np.ndarray:
-  """The probabilities `mass` of the cells around `sums` after a normal step with this standard deviation."""
-  return np.diff(ndtr((edges[:, None] - sums[None, :]) / deviation) @ mass)
+def _add_seeds(probabilities: np.ndarray, edges: np.ndarray, seeds: int) -> np.ndarray:
+  """The probabilities of the cells after further seeds."""
+  centres = (edges[:-1] + edges[1:]) / 2
+  below_edges = ndtr((edges[:, None] - centres[None, :]) / seeds**0.5) @ probabilities
+  return np.diff(below_edges)
+
+
+def _boundary(probabilities: np.ndarray, edges: np.ndarray, part: float) -> float:
+  """The sum above which there is the probability `part`."""
+  above_edges = np.append(probabilities[::-1].cumsum()[::-1], 0.0)
+  return float(np.interp(-part, -above_edges, edges))
+
+
+def _below(probabilities: np.ndarray, edges: np.ndarray, boundary: float) -> np.ndarray:
+  """The probabilities of the parts of the cells below `boundary`."""
+  return probabilities * np.clip((boundary - edges[:-1]) / np.diff(edges), 0.0, 1.0)

@@ -3,8 +3,8 @@
     look -> stop if there is an answer, or if one is improbable; else add seeds where it is open -> look -> …
 
 The candidate is the setting with the fewest trainable parameters of those that are not insufficient. It is the answer
-if it is sufficient. Further seeds go to the settings that may become the answer, and to those with which their
-comparison is open; the others cannot change the answer. A setting with a diverged seed, or with seeds that repeat each
+if it is sufficient. Further seeds go to the settings that may become the answer, and to those that a comparison needs
+which is open; the others cannot change the answer. A setting with a diverged seed, or with seeds that repeat each
 other, gets no further seeds and is compared with those that it has. A setting that was dropped during training is not
 judged.
 
@@ -24,7 +24,7 @@ from lora_exp.sweep.futility import chance_of_answer
 from lora_exp.sweep.look_levels import look_levels
 from lora_exp.sweep.round_plan import SCORE, Decision, RoundPlan, RoundResult, RoundTrial
 
-FUTILE = 0.05  # probability of an answer below which no further seeds are trained
+FUTILE = 0.1  # probability of an answer, times the share of the seeds so far, below which no more seeds are trained
 
 Gains = dict[int, dict[int, float]]  # setting -> seed -> gain
 
@@ -40,17 +40,8 @@ class Look:
   insufficient: list[int]
   unjudged: list[int]  # settings that were dropped during training
   answer: int | None  # the sufficient setting with the fewest parameters of those that are not insufficient
-  chance: float = 1.0  # probability of an answer if all seeds of the last look were trained
-
-  @property
-  def decided(self) -> bool:
-    return self.answer is not None
-
-  @property
-  def futile(self) -> bool:
-    """Whether the probability that further seeds give an answer is below FUTILE."""
-    return bool(self.open_settings) and self.chance < FUTILE
-
+  chance: float  # probability of an answer if all seeds of the last look were trained
+  futile: bool  # whether this is too low for further seeds
 
 @dataclass(frozen=True)
 class Scores:
@@ -101,27 +92,32 @@ def _look(count: int, level: float, last_level: float, most: int, margin: float,
   steady = [n for n in by_size if not judgement.verdicts[str(n)].diverged]
   answer = next((n for n in steady[:1] if judgement.state(str(n)) == SUFFICIENT), None)
   unknown = any(scores.repeats(n) and len(gains[n]) < SEEDS_NEEDED for n in gains)  # a setting can never be compared
-  open_settings = [] if answer is not None or unknown or count == most else _open_settings(steady, judgement, margin)
+  open_settings = [] if answer is not None or unknown or count == most else _open_settings(steady, judgement)
   open_settings = [n for n in open_settings if not scores.repeats(n)]
   chance = float(answer is not None)
   if open_settings:
     chance = chance_of_answer(judgement, gains, scores.sizes, most, last_level, text)
-  return Look(count, level, judgement, open_settings, insufficient, scores.dropped, answer, chance)
+  futile = bool(open_settings) and chance < FUTILE * count / most  # early means are the least certain
+  return Look(count, level, judgement, open_settings, insufficient, scores.dropped, answer, chance, futile)
 
 
-def _open_settings(steady: Sequence[int], judgement: Judgement, margin: float) -> list[int]:
+def _open_settings(steady: Sequence[int], judgement: Judgement) -> list[int]:
   """The settings that get further seeds. `steady`: those that may be the answer, by number of parameters.
 
   The first setting whose mean is within the margin gets seeds together with those with which its comparison is open.
-  Smaller settings get seeds because they must be shown insufficient, for which one comparison is enough.
+  Smaller settings get seeds because they must be shown insufficient, and so does the best setting, against which that
+  is shown with the fewest seeds.
   """
   verdicts = [judgement.verdicts[str(n)] for n in steady]
-  likely = next((i for i, verdict in enumerate(verdicts) if not verdict.short > margin), len(steady) - 1)
+  gains = [verdict.gain for verdict in verdicts]
+  likely = next((i for i, verdict in enumerate(verdicts) if not verdict.short > judgement.margin), len(steady) - 1)
   if likely < 0:
     return []
   chosen = {*steady[: likely + 1]}
   if verdicts[likely].state != SUFFICIENT:
     chosen |= {int(name) for name in verdicts[likely].open_against if not judgement.verdicts[name].diverged}
+  if likely > 0:
+    chosen.add(steady[gains.index(max(gains))])
   return sorted(chosen)
 
 

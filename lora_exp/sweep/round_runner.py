@@ -1,26 +1,24 @@
 """A sweep in rounds: trains a round, decides the next one from the results, until there is none.
 
-The ledger has a row for each round with the overrides of its trials. A sweep that is continued trains the recorded
-rounds as they are, and decides only those after them.
+A sweep that is continued trains the recorded rounds as they are (`RoundLedger`), and decides only those after them.
 """
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
-from lora_exp.config.errors import DONE, DivergedError, InputError
+from lora_exp.config.errors import DONE, DivergedError
 from lora_exp.config.metrics import Metric
-from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
 from lora_exp.runtime.locks import run_lock
 from lora_exp.sweep.early_drop import drops, gain_curve, predict
 from lora_exp.sweep.launched_runs import LaunchedRuns
 from lora_exp.sweep.ledger import Outcome
-from lora_exp.sweep.looks import Look
 from lora_exp.sweep.next_round import Results, RoundMaker
-from lora_exp.sweep.round_plan import SCORE, TUNE, Round, RoundPlan, RoundResult, RoundTrial
+from lora_exp.sweep.round_ledger import RoundLedger
+from lora_exp.sweep.round_plan import SCORE, TUNE, Round, RoundPlan, RoundTrial
+from lora_exp.sweep.round_results import round_result
 from lora_exp.sweep.round_table import show_answer, show_costs, show_look, show_round, show_tuning
 
 
@@ -32,6 +30,7 @@ class RoundRunner:
   ):
     self.plan, self.metric, self.runs = plan, metric, runs
     self.maker = RoundMaker(plan, defaults, margin)
+    self.rounds = RoundLedger(plan, runs)
 
   def train(self) -> dict[int, Outcome]:
     """Trains the sweep, or the rest of it. Returns how each run ended, by number.
@@ -39,8 +38,8 @@ class RoundRunner:
     Raises InputError if the directory contains a sweep with other settings, InUseError if another process works on it.
     """
     with run_lock(self.runs.directory):
-      self._check_plan()
-      rounds = self._recorded()
+      self.rounds.check_plan()
+      rounds = self.rounds.recorded()
       for number, recorded in enumerate(rounds):
         self._train_round(number, recorded)
       spent = ""
@@ -51,7 +50,7 @@ class RoundRunner:
         spent = self._over_budget(_trials(rounds), following)
         if spent:
           break
-        self._record(len(rounds), following)
+        self.rounds.add(len(rounds), following)
         rounds.append(following)
         self._train_round(len(rounds) - 1, following)
       if not self.runs.stopped():
@@ -61,37 +60,9 @@ class RoundRunner:
   def examples(self) -> dict[int, list[str]]:
     """The overrides of a recorded trial of each setting, by number; {} for a new sweep."""
     first: dict[int, RoundTrial] = {}
-    for trial in _trials(self._recorded()):
+    for trial in _trials(self.rounds.recorded()):
       first.setdefault(trial.setting, trial)
     return {trial.number: trial.overrides for trial in first.values()}
-
-  def _check_plan(self) -> None:
-    """Records what the sweep compares. Raises InputError if the ledger has a sweep with another plan."""
-    ledger, plan = self.runs.ledger, self.plan.fixed()
-    before = next((row for row in ledger.rows if row["event"] == "rounds"), None)
-    if before is None:
-      if ledger.rows:
-        raise InputError(f"hydra.sweep.dir={self.runs.directory}: contains a sweep that is not in "
-                         "rounds; use another directory")
-      ledger.add("rounds", **plan)
-      return
-    differing = [key for key, value in plan.items() if _with_early(before.get(key)) != _with_early(value)]
-    if differing:
-      names = {"jobs": "settings or seeds", "tune": "hydra.sweeper.tune", "decide": "hydra.sweeper.decide"}
-      raise InputError(f"hydra.sweep.dir={self.runs.directory}: the sweep was started with other "
-                       f"{' and '.join(names.get(key, key) for key in differing)}; use the same command, or another "
-                       "directory")
-
-  def _recorded(self) -> list[Round]:
-    """The rounds in the ledger."""
-    rows = [row for row in self.runs.ledger.rows if row["event"] == "round"]
-    return [Round(row["why"], [RoundTrial(**trial) for trial in row["jobs"]]) for row in rows]
-
-  def _record(self, number: int, following: Round) -> None:
-    """Adds a round to the ledger; `tuning` has the trials that score nothing."""
-    tuning = [trial.number for trial in following.trials if trial.purpose == TUNE]
-    jobs = [asdict(trial) for trial in following.trials]
-    self.runs.ledger.add("round", round=number, why=following.why, tuning=tuning, jobs=jobs)
 
   def _train_round(self, number: int, current: Round) -> None:
     """Trains a round and shows what it found. Does nothing if a signal stopped the sweep."""
@@ -100,7 +71,7 @@ class RoundRunner:
     show_round(number, current)
     jobs = {trial.number: trial.overrides for trial in current.trials}
     started, ended = time.monotonic(), {trial for trial in jobs if self.runs.ledger.ended(trial)}
-    earlier = _trials(self._recorded()[:number])
+    earlier = _trials(self.rounds.recorded()[:number])
     self._train_to_prediction(earlier, current)
     if self.runs.stopped():
       return
@@ -108,14 +79,14 @@ class RoundRunner:
     if self.runs.stopped():
       return
     if len(ended) < len(jobs):
-      self.runs.ledger.add("round_done", round=number, seconds=round(time.monotonic() - started, 1))
+      self.rounds.add_seconds(number, time.monotonic() - started)
     trials = [*earlier, *current.trials]
     results = self._results(trials)
     if any(trial.purpose == TUNE for trial in current.trials):
       show_tuning(self.plan, trials, results, self.metric)
     looks = self.maker.looks(trials, results)
     if looks:
-      self._record_looks(looks)
+      self.rounds.add_looks(looks)
       show_look(self.plan, looks[-1])
 
   def _train_to_prediction(self, earlier: Sequence[RoundTrial], current: Round) -> None:
@@ -150,8 +121,7 @@ class RoundRunner:
     for number in numbers:
       self.runs.prune(self.runs.read(number), reason)
     label = self.plan.settings[setting].label
-    if not any(row["event"] == "dropped" and row["setting"] == label for row in self.runs.ledger.rows):
-      self.runs.ledger.add("dropped", setting=label, trials=numbers, reason=reason)
+    self.rounds.add_drop(label, numbers, reason)
     console.show(f"Dropped {label}: {reason}.")
 
   def _remaining(self, current: Round) -> list[int]:
@@ -159,26 +129,13 @@ class RoundRunner:
     ledger = self.runs.ledger
     return [trial.number for trial in current.trials if ledger.state(trial.number) != "pruned"]
 
-  def _record_looks(self, looks: Sequence[Look]) -> None:
-    """Adds the looks that the ledger does not have."""
-    assert self.plan.decision is not None, "there are looks"
-    recorded = [row for row in self.runs.ledger.rows if row["event"] == "look"]
-    names = [setting.label for setting in self.plan.settings]
-    for look in looks[len(recorded) :]:
-      self.runs.ledger.add(
-        "look", seeds=look.seeds, level=look.level, of_level=self.plan.decision.level,
-        answer=None if look.answer is None else names[look.answer], chance=look.chance,
-        insufficient=[names[n] for n in look.insufficient], unjudged=[names[n] for n in look.unjudged],
-      )  # fmt: skip
-
   def _over_budget(self, trials: Sequence[RoundTrial], following: Round) -> str:
     """Which limit of the budget the next round would exceed, in words; empty for none."""
     budget, results = self.plan.budget, self._results(trials)
     count = len(trials) + len(following.trials)
     longest = max((result.steps for result in results.values()), default=0)
     steps = sum(result.steps for result in results.values()) + longest * len(following.trials)
-    seconds = sum(row["seconds"] for row in self.runs.ledger.rows if row["event"] == "round_done")
-    minutes = seconds / 60 * (1 + len(following.trials) / max(len(trials), 1))
+    minutes = self.rounds.seconds() / 60 * (1 + len(following.trials) / max(len(trials), 1))
     needs = (("trials", budget.trials, count), ("steps", budget.steps, steps), ("minutes", budget.minutes, minutes))
     return "; ".join(f"the next round would need {need:,.0f} {name} in all, and the budget is {limit:,g}"
                      for name, limit, need in needs if limit is not None and need > limit)
@@ -210,25 +167,6 @@ class RoundRunner:
       diverged = outcome.code == DivergedError.code or self.runs.read(trial.number).status == "diverged"
       outcomes[trial.number] = replace(outcome, code=DONE) if diverged and trial.purpose == TUNE else outcome
     return outcomes
-
-
-def round_result(run: RunRecord, metric: Metric) -> RoundResult:
-  """The results of a run that decisions use."""
-  if run.status == "diverged":
-    return RoundResult(math.inf, math.nan, run.trainable, run.last_step)
-  if run.status == "pruned":
-    return RoundResult(trainable=run.trainable, steps=run.last_step, dropped=True)
-  tuning, base, result = run.tuning_result(metric.name), run.base(metric.name), run.result(metric.name)
-  return RoundResult(
-    None if tuning is None else metric.sign * tuning,
-    None if base is None or result is None else metric.sign * (base - result),
-    run.trainable, run.last_step, run.documents.get(metric.name), run.result("loss"),
-  )  # fmt: skip
-
-
-def _with_early(value: Any) -> Any:
-  """A value of a recorded plan, with the key `early` that decisions in older ledgers lack."""
-  return {"early": None, **value} if isinstance(value, dict) and "looks" in value else value
 
 
 def _trials(rounds: Sequence[Round]) -> list[RoundTrial]:

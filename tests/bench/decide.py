@@ -7,10 +7,10 @@ rounds are decided by the program's own code; the full grid gives every rank all
     python tests/bench/decide.py [repetitions]
     python tests/bench/decide.py [repetitions] --grid SWEEP …
 
-With --grid, trials are those of real sweeps: each has every rank with ten seeds at one rate, for example
+With --grid, trials are those of real sweeps: each has every rank with 16 seeds or fewer at one rate, for example
 
     python -m lora_exp sweep=rank model=minigpt_tiny data=planted hydra.sweeper.tune.setting=null \
-      seed=0,1,2,3,4,5,6,7,8,9 hydra.sweep.dir=SWEEP
+      seed=0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15 hydra.sweep.dir=SWEEP
 
 The order of their seeds is drawn for each repetition, which changes what the rounds see, but not what the grid says.
 """
@@ -31,12 +31,13 @@ from lora_exp.sweep.next_round import RoundMaker
 from lora_exp.sweep.round_plan import ComparedSetting, Decision, RoundPlan, RoundResult, RoundTrial
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-LOOKS, LEVEL, MARGIN, EARLY = (3, 4, 5, 6, 8, 10), 0.05, 0.05, 0.5
+LOOKS, LEVEL, MARGIN, EARLY = (3, 4, 5, 6, 8, 10, 12, 14, 16), 0.05, 0.05, 0.5
 WORLDS = {  # gain of each rank, as a share of the best
   "planted rank 2": (0.62, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
   "planted rank 4": (0.40, 0.71, 1.0, 1.0, 1.0, 1.0, 1.0),
   "planted rank 8": (0.22, 0.42, 0.72, 1.0, 1.0, 0.99, 0.99),
   "planted rank 16": (0.12, 0.24, 0.45, 0.74, 1.0, 1.0, 0.99),
+  "rising": (0.76, 0.86, 0.93, 0.97, 0.99, 1.0, 1.0),
   "slow rise": (0.90, 0.93, 0.95, 0.97, 0.98, 0.99, 1.0),
   "all equal": (1.0,) * 7,
 }
@@ -93,7 +94,8 @@ def decided(grid: Grid) -> Outcome:
   """The rounds on a grid."""
   count, seeds = grid.final.shape
   settings = [ComparedSetting([f"lora.rank={n}"], [[f"seed={k}"] for k in range(seeds)], f"{n}") for n in range(count)]
-  plan = RoundPlan(settings, None, decision=Decision(list(LOOKS), LEVEL, EARLY))
+  looks = [*(n for n in LOOKS if n < seeds), seeds]
+  plan = RoundPlan(settings, None, decision=Decision(looks, LEVEL, EARLY))
   maker, trials, results = RoundMaker(plan, [None] * count, MARGIN), list[RoundTrial](), dict[int, RoundResult]()
   steps = 0.0
   while (following := maker.next_round(trials, results)) is not None:
@@ -139,7 +141,7 @@ def row(name: str, noise: str, grids: Iterator[Grid], truth: np.ndarray | None) 
     wrong.append(least is not None and outcome.answer not in (None, least))
     ends[outcome.seeds] += 1
   shares = (f"{np.mean(values):7.1%}" for values in (same, decides, steps, wrong))
-  return f"{name:16} {noise:>6} {' '.join(shares)}   {', '.join(f'{n}: {ends[n]}' for n in LOOKS)}"
+  return f"{name:16} {noise:>6} {' '.join(shares)}   {', '.join(f'{n}: {ends[n]}' for n in sorted(ends))}"
 
 
 def main() -> None:

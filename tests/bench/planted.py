@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("pairs", nargs="*", default=PAIRS, help="TARGETS:RANK of a teacher")
   parser.add_argument("--sweeps", type=Path, help="directory of the sweeps that are kept")
+  parser.add_argument("--with", dest="further", nargs="+", default=[], metavar="OVERRIDE", help="further overrides")
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as scratch:
     folder = options.sweeps or Path(scratch)
@@ -44,7 +46,7 @@ def main() -> int:
     for pair in options.pairs:
       targets, rank = pair.rpartition(":")[0], int(pair.rpartition(":")[2])
       right_rank, right_targets = min(r for r in RANKS if r >= rank), TEACHER_TARGETS[targets]
-      named_rank, named_targets = named(folder / f"{targets}-{rank}", targets, rank, right_rank)
+      named_rank, named_targets = named(folder / f"{targets}-{rank}", targets, rank, right_rank, options.further)
       verdicts[verdict(named_rank, right_rank)] += 1
       verdicts[verdict(named_targets, right_targets)] += 1
       print(f"{pair:16} {named_rank or '-':>12} {right_rank:>8}   {named_targets or '-':14} {right_targets:>10}",
@@ -59,9 +61,11 @@ def verdict(answer: object, right: object) -> str:
   return "none" if answer is None else "right" if answer == right else "wrong"
 
 
-def named(folder: Path, targets: str, rank: int, enough: int) -> tuple[int | None, str | None]:
+def named(
+  folder: Path, targets: str, rank: int, enough: int, further: Sequence[str]
+) -> tuple[int | None, str | None]:
   """The rank and the targets that the reports of a teacher's two sweeps name; `enough`: a rank that is large enough."""
-  teacher = [f"data.teacher.targets={targets}", f"data.teacher.rank={rank}"]
+  teacher = [f"data.teacher.targets={targets}", f"data.teacher.rank={rank}", *further]
   ranks = [f"lora.targets={targets}", f"lora.rank={','.join(map(str, RANKS))}"]
   places = [f"lora.rank={enough}", f"lora.targets={','.join(TARGETS)}"]
   return (answer(folder / "ranks", [*teacher, *ranks], "Rank", "rank"),

@@ -18,6 +18,7 @@ from scipy.stats import norm
 
 from lora_exp.cli import main as entry
 from lora_exp.cli.compose import composer
+from lora_exp.config.errors import InputError
 from lora_exp.config.metrics import METRICS
 from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.page.compared import compared
@@ -28,8 +29,8 @@ from lora_exp.sweep.config_snapshot import read_files_once
 from lora_exp.sweep.early_drop import drops, fit_prediction
 from lora_exp.sweep.launched_runs import LaunchedRuns
 from lora_exp.sweep.look_levels import look_levels
+from lora_exp.sweep.round_ledger import RoundLedger
 from lora_exp.sweep.round_plan import RoundPlan
-from lora_exp.sweep.round_runner import RoundRunner
 
 LOOKS = [3, 5, 7, 10]
 SHORT = [*TINY, "train.steps=4", "train.eval_every=2", "train.save_every=4", "train.eval_tokens=256"]
@@ -90,6 +91,17 @@ def test_hopeless_noise_ends_the_sweep_early(tmp_path, capfd):
   assert sum(map(len, overrides_of(tmp_path))) < 40
 
 
+def test_the_best_rank_shows_that_smaller_ones_are_short(tmp_path):
+  """Rank 2 is 7 % short of rank 8, but not of rank 4, which is the answer."""
+  losses = {1: 2.7, 2: 2.07, 4: 2.035, 8: 2.0}
+  noise = noisy(0.02)
+  runs = MadeRuns(tmp_path, lambda *trial: losses[trial[1]] + noise(*trial) - LOSSES[trial[1]])
+  train_made(tmp_path, runs, deciding())
+  assert {f"lora.rank={rank}" for rank in (2, 8)} <= {rank for rank, _ in jobs_of(runs, 1)}
+  look = ledger_rows(tmp_path, "look")[-1]
+  assert look["answer"] == "lora.rank=4" and "lora.rank=2" in look["insufficient"]
+
+
 def test_a_diverged_setting_gets_no_further_seeds(tmp_path):
   noise = noisy(0.06)
   runs = MadeRuns(tmp_path, lambda *trial: None if (trial[1], trial[3]) == (2, 1) else noise(*trial))
@@ -112,6 +124,16 @@ def test_all_looks_together_have_the_level(looks):
   draws = np.random.default_rng(0).standard_normal((200_000, looks[-1])).cumsum(1)
   z = draws[:, np.array(looks) - 1] / np.sqrt(looks)
   assert np.mean((z > norm.isf(look_levels(looks, 0.05))).any(1)) == pytest.approx(0.05, abs=0.002)
+
+
+def test_other_looks_are_refused_with_the_flags_to_continue(tmp_path):
+  train_made(tmp_path, MadeRuns(tmp_path, noisy(0.004)), deciding())
+  other = planned(params={"lora.rank": "1,2,4,8", "seed": "0,1,2"}, extra=[], tune=None,
+                  decide={"looks": [3, 4, 16], "level": 0.05, "early": 0.5})  # fmt: skip
+  with pytest.raises(InputError) as error:
+    train_made(tmp_path, MadeRuns(tmp_path, noisy(0.004)), other)
+  assert ("add hydra.sweeper.decide.looks=[3,5,7,10] hydra.sweeper.decide.early=null to continue it"
+          in str(error.value))  # fmt: skip
 
 
 # ---- dropped during training
@@ -251,12 +273,12 @@ def test_ctrl_c_leaves_a_sweep_to_be_continued(tmp_path, monkeypatch):
   argv = ["sweep=decide", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT, *on_stories(tmp_path), "lora.rank=1,2,4",
           "hydra.sweeper.decide.looks=[3]", "hydra.sweeper.tune.factors=[1,2]", "hydra.sweeper.tune.extend=0",
           "hydra.sweeper.extra=null", "train.steps=100", "train.eval_every=50"]  # fmt: skip
-  recorded, trained = RoundRunner._record, LaunchedRuns.train
+  recorded, trained = RoundLedger.add, LaunchedRuns.train
 
-  def interrupted(runner, number, following):
+  def interrupted(ledger, number, following):
     if number == 1:  # Ctrl-C between two rounds
       raise KeyboardInterrupt
-    recorded(runner, number, following)
+    recorded(ledger, number, following)
 
   def signalled(runs, jobs, *args, **kwargs):
     stop = threading.Thread(target=send_sigint, args=(tmp_path / "sweep" / str(max(jobs)) / "metrics.jsonl",))
@@ -266,9 +288,9 @@ def test_ctrl_c_leaves_a_sweep_to_be_continued(tmp_path, monkeypatch):
 
   # A shell that starts pytest in the background ignores SIGINT, and so would this process.
   previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-  monkeypatch.setattr(RoundRunner, "_record", interrupted)
+  monkeypatch.setattr(RoundLedger, "add", interrupted)
   assert entry.run(argv) == 75
-  monkeypatch.setattr(RoundRunner, "_record", recorded)
+  monkeypatch.setattr(RoundLedger, "add", recorded)
   monkeypatch.setattr(LaunchedRuns, "train", signalled)
   assert entry.run([*argv, "logger=none"]) == 75
   assert ledger_rows(tmp_path / "sweep", "failed") == [] and len(ledger_rows(tmp_path / "sweep", "done")) < 15
@@ -309,13 +331,13 @@ def test_an_edited_conf_does_not_reach_later_rounds(tmp_path, monkeypatch, capfd
   argv = [f"--config-path={conf}", "sweep=decide", f"hydra.sweep.dir={tmp_path / 'sweep'}", *SHORT,
           *on_stories(tmp_path), "lora.rank=1,2", "hydra.sweeper.decide.looks=[3]", "hydra.sweeper.tune.factors=[1,2]",
           "hydra.sweeper.tune.extend=0", "hydra.sweeper.extra=null"]  # fmt: skip
-  recorded = RoundRunner._record
+  recorded = RoundLedger.add
 
-  def edited(runner, number, following):
-    recorded(runner, number, following)
+  def edited(ledger, number, following):
+    recorded(ledger, number, following)
     default.write_text("weight_decay: [")
 
-  monkeypatch.setattr(RoundRunner, "_record", edited)
+  monkeypatch.setattr(RoundLedger, "add", edited)
   assert entry.run(argv) == 0
   assert len(overrides_of(tmp_path / "sweep")) == 2
   default.write_text(text.replace("weight_decay: ", "weight_decay: 0.1  # "))
