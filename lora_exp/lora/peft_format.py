@@ -15,7 +15,9 @@ class PeftFormat:
   shared_keys: Mapping[str, str] = field(default_factory=dict)  # shared leaf -> full name of its tensor
   select: Mapping[str, Any] = field(default_factory=dict)  # config values that distinguish methods of one peft_type
   alpha_key: str | None = "lora_alpha"  # config field of alpha; None: the scale is 1
-  has_ranks: bool = True  # the config has r and rank_pattern
+  has_ranks: bool = True  # the config has a rank and rank_pattern
+  rank_key: str = "r"  # config field of the rank
+  masks_ranks: bool = False  # rank_pattern has a mask of the ranks in the file; the scale is alpha/(rank + 1e-5)
   dropout_key: str | None = None  # config field of the dropout rate
   bias_word: str | None = None  # value of `bias` for the biases of adapted modules; None: PEFT trains no biases
   rslora: bool = False  # PEFT supports use_rslora

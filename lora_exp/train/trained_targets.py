@@ -31,6 +31,9 @@ def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
   """Resolves the targets of `cfg` for the abstract base `model`. Raises InputError that lists every problem."""
   if cfg.lora.init_from is not None:
     adapter = _initial_adapter(cfg, model, family)
+    if cfg.task == "train" and not adapter.rows and not adapter.full:
+      raise InputError(f"lora.init_from={cfg.lora.init_from}: it has no trained module, so there is nothing to train "
+                       "further; use it with task=generate or task=evaluate")
     settings = replace(cfg.lora, method=adapter.method, init=LoraConfig.init, alpha=None)
     resolved = replace(cfg, model=changed_model(cfg.model, adapter.base), lora=settings)
     return Targets(resolved, cfg, list(adapter.rows), list(adapter.full), adapter)

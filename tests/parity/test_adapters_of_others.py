@@ -220,6 +220,45 @@ def test_the_part_that_peft_subtracts_is_computed_from_the_base(tmp_path, init):
   assert run.plan.cfg.lora.method == init
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_adalora_of_peft_is_read_as_lora(tmp_path, pruned):
+  """PEFT divides by the rank before pruning, also for modules that lost ranks, or all of them."""
+  model = base_of("qwen2").copy()
+  settings = {"init_r": 4, "target_r": 2, "lora_alpha": 5, "total_step": 10, "target_modules": ["q_proj", "down_proj"]}
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    theirs = peft.get_peft_model(model, peft.AdaLoraConfig(task_type="CAUSAL_LM", **settings))
+    draw = torch.Generator().manual_seed(2)
+    for x in theirs.parameters():
+      if x.requires_grad:
+        x.data = 0.5 * torch.randn(x.shape, generator=draw)
+    if pruned:
+      names = [name for name, _ in theirs.base_model.model.named_parameters() if "lora_E" in name]
+      masks = [[True, False, True, False], [False] * 4, [True] * 4, [False, False, False, True]]
+      theirs.peft_config["default"].rank_pattern = dict(zip(names, masks, strict=True))
+    theirs.save_pretrained(str(tmp_path))
+  run = agrees("qwen2", tmp_path, in_peft("qwen2", tmp_path))
+  assert run.plan.start.method == "lora"
+  assert sorted(row.rank for row in run.plan.table) == ([1, 2, 4] if pruned else [4] * 4)
+
+
+@pytest.mark.parametrize(("base", "targets"), [("llama", None), ("tied", ["embed_tokens"])])
+def test_trainable_tokens_of_peft_are_read(tmp_path, base, targets):
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    tokens = [int(TOKENS[0, 3]), 7]
+    settings = peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=tokens, target_modules=targets)
+    theirs = peft.get_peft_model(base_of(base).copy(), settings)
+    for x in theirs.parameters():
+      if x.requires_grad:
+        x.data = x.data + torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    theirs.save_pretrained(str(tmp_path))
+  run = agrees(base, tmp_path, in_peft(base, tmp_path))
+  assert not run.plan.table and list(run.plan.start.base.token_rows) == ["embed_tokens"]
+  with pytest.raises(InputError, match="it has no trained module, so there is nothing to train further"):
+    make_plan(replace(config_of(base, tmp_path), task="train"))
+
+
 @pytest.mark.parametrize(("name", "said"), [
   ("tokens", "2 token rows of embed_tokens (32 values) are used as the file has them, and are not trained further"),
   ("output biases", "5 output biases (327 values) are used"),

@@ -24,13 +24,27 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lora_exp.config import InputError, LoraConfig
 from lora_exp.lora.methods.base import Array, Factors, InitSettings, Leaf, Leaves, Modules
-from lora_exp.lora.methods.lora import LoRA
+from lora_exp.lora.methods.lora import FORMAT, LoRA
+from lora_exp.lora.peft_format import PeftFormat
 from lora_exp.runtime.dropout import path_key
 
 STD = 0.02  # initial standard deviation of A and B (section 3.1 of the paper), as in PEFT
 Tree = Any  # nested dicts of arrays
 AdapterLeaves = dict[tuple, dict[str, Array]]  # key path of a module -> the leaves of its adapter
 LEAVES = ("lora_a", "lora_b", "lora_e")  # (…, I, R), (…, R, O) and (…, R)
+
+
+PEFT = PeftFormat(
+  "ADALORA",
+  keys={"lora_a": "lora_A", "lora_b": "lora_B", "lora_e": "lora_E"},
+  rank_key="init_r",
+  masks_ranks=True,
+  dropout_key="lora_dropout",
+  bias_word="lora_only",
+  column_axes={"lora_e": 0},
+  harmless=frozenset({"beta1", "beta2", "deltaT", "init_r", "orth_reg_weight", "target_r", "tfinal", "tinit",
+                      "total_step", *FORMAT.harmless}),
+)  # fmt: skip
 
 
 class AdaLoRA(LoRA):
@@ -43,6 +57,7 @@ class AdaLoRA(LoRA):
   leaves = LoRA.leaves | {"lora_e": Leaf("R")}
   uses_budget = True
   peft = None
+  peft_reads = PEFT
 
   def init_all(
     self, modules: Modules, key: jax.Array, settings: InitSettings, done: Callable[[], Any]

@@ -84,7 +84,8 @@ class Method:
   inspect_note: ClassVar[str | None] = None  # a sentence that task=inspect prints below its table
 
   peft: ClassVar[PeftFormat | None] = None  # the file format in PEFT; None: see `peft_name` and `peft_leaves`
-  peft_name: ClassVar[str] = "lora"  # if `peft` is None: the method in whose format files are written
+  peft_reads: ClassVar[PeftFormat | None] = None  # if `peft` is None: PEFT's format, which is only read
+  peft_name: ClassVar[str] = "lora"  # if `peft` is None: the method as which files are written and read
 
   # Sizes
 
@@ -275,7 +276,8 @@ class Method:
 
   def peft_leaf_names(self, name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the leaves in a file for the module with PEFT's name `name`; `values` is adapter_config.json."""
-    return tuple(self.peft.keys) if self.peft else ()
+    form = self.peft or self.peft_reads
+    return tuple(form.keys) if form else ()
 
   def peft_reason(self, modules: tuple[AdaptedModule, ...], leaves: Mapping[str, Leaves]) -> str | None:
     """Returns a reason, specific to the method, why PEFT computes something else for this adapter, or None."""

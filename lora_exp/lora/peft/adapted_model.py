@@ -9,7 +9,7 @@ import numpy as np
 from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.names import BASE, PREFIX, Naming, module_name
 from lora_exp.lora.peft.stored_names import PeftNames
-from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays
+from lora_exp.runtime.safetensors_reader import DTYPES, TensorEntry, read_arrays
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class AdapterFile:
     return {stored[raw]: x for raw, x in read_arrays(self.path, entries, stored).items()}
 
   def differ(self, one: str, other: str, transposed: bool = False) -> bool:
-    """Whether two tensors have different values."""
+    """Whether two tensors have different values, or one cannot be read."""
+    if any(self.entries[name].dtype not in DTYPES for name in (one, other)):
+      return True
     arrays = self.arrays((one, other))
     return not np.array_equal(arrays[one].T if transposed else arrays[one], arrays[other])
 

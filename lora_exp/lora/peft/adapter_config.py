@@ -45,6 +45,8 @@ class PeftConfig:
   patterns: list[tuple[str, Pattern]] = field(default_factory=list)  # every pattern, with the name of its field
 
   def __post_init__(self):
+    if self.values.get("peft_type") == "TRAINABLE_TOKENS":
+      self.values = with_token_rows(self.values)
     self.method = self._method()
     form = self.form = format_of(self.method)
     supported = READ | HARMLESS | form.harmless | {form.alpha_key, form.dropout_key}
@@ -69,9 +71,9 @@ class PeftConfig:
     if form.shared_keys and self.values.get("save_projection", True) is not True:
       self.problem(f"save_projection=false: the file lacks {self.method.title}'s random arrays; load it with its "
                    "base in PEFT, set save_projection of its peft_config to True, and save it again")
-    self.rank = self._rank("r", self.values.get("r")) if form.has_ranks else 1
+    self.rank = self._rank(form.rank_key, self.values.get(form.rank_key)) if form.has_ranks else 1
     self.alpha = 1.0 if form.alpha_key is None else self._alpha(form.alpha_key, self.values.get(form.alpha_key))
-    self.ranks = self._patterns("rank_pattern", self._rank)
+    self.ranks = self._patterns("rank_pattern", self._masked_rank if form.masks_ranks else self._rank)
     self.alphas = self._patterns("alpha_pattern", self._alpha)
     if self.method.one_rank and self.peft_names and self.ranks:
       self.problem(f"rank_pattern: PEFT's {self.method.title} has one rank for all modules")
@@ -87,10 +89,10 @@ class PeftConfig:
   def _method(self) -> Method:
     """The method whose format the config has; LoRA, and a problem, if there is none."""
     peft_type = self.values.get("peft_type")
-    formats = {method: method.peft for method in methods.every() if method.peft is not None}
-    candidates = [method for method, form in formats.items() if form.peft_type == peft_type]
+    formats = {method: method.peft or method.peft_reads for method in methods.every()}
+    candidates = [method for method, form in formats.items() if form is not None and form.peft_type == peft_type]
     if not candidates:
-      types = sorted({form.peft_type for form in formats.values()})
+      types = sorted({"TRAINABLE_TOKENS", *(form.peft_type for form in formats.values() if form is not None)})
       self.problem(f"peft_type={shortened(peft_type)}: not supported; choose {', '.join(types)}")
       return methods.get("lora")
     return next((method for method in candidates if self._selects(method)), candidates[0])
@@ -138,6 +140,13 @@ class PeftConfig:
       return 1
     return value
 
+  def _masked_rank(self, name: str, mask: Any) -> int:
+    """The number of ranks that remain of a mask; 0 if the module was pruned."""
+    if not isinstance(mask, list) or not all(isinstance(x, bool) for x in mask):
+      self.problem(f"{name}={shortened(mask)}: must be a list of true and false")
+      return 1
+    return sum(mask)
+
   def _alpha(self, name: str, value: Any) -> float:
     """A valid alpha."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1e30:
@@ -154,7 +163,8 @@ class PeftConfig:
       return []
     patterns = []
     for key, value in value_by_key.items():
-      pattern = self._compiled(name, rf"(.*\.)?({key})", key)
+      module = re.sub(r"\.lora_E(\.\w+)?$", "", key) if self.form.masks_ranks else key
+      pattern = self._compiled(name, rf"(.*\.)?({module})", key)
       if pattern is not None:
         patterns.append((pattern, read(f"{name}.{shortened(key)}", value)))
     return patterns
@@ -218,7 +228,12 @@ class PeftConfig:
     return _first_match(self.alphas, names, self.alpha)
 
   def scale(self, alpha: float, rank: int) -> float:
-    """Returns alpha/rank, or alpha/sqrt(rank) with use_rslora, or 1 for a method without alpha."""
+    """Returns alpha/rank, or alpha/sqrt(rank) with use_rslora, or 1 for a method without alpha.
+
+    If ranks are pruned, as in AdaLoRA, `rank` is replaced by that before pruning, and PEFT adds 1e-5 to it.
+    """
+    if self.form.masks_ranks:
+      return alpha / (self.rank + 1e-5)
     return 1.0 if self.form.alpha_key is None else alpha / (math.sqrt(rank) if self.rslora else rank)
 
   def scaled(self, names: Sequence[str], rank: int) -> tuple[float, float, int]:
@@ -288,6 +303,16 @@ def _is_target(targets: Targets, name: str) -> bool:
     parts = name.split(".")
     return any(".".join(parts[i:]) in targets for i in range(len(parts)))
   return isinstance(targets, Pattern) and targets.fullmatch(name)
+
+
+def with_token_rows(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the config of an adapter of type TRAINABLE_TOKENS as that of a LoRA without modules, with token rows."""
+  targets, ids = values.get("target_modules"), values.get("token_indices")
+  rows = dict.fromkeys(targets, ids) if isinstance(targets, list) and targets else ids
+  others = {name: x for name, x in values.items() if name not in ("token_indices", "init_weights")}
+  return others | {
+    "peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [], "trainable_token_indices": rows
+  }  # fmt: skip
 
 
 def _is_token_list(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Loads adapters from files in PEFT's format. Anything that does not fit the model is an error."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,22 @@ def load_adapter(
   leaves = {row.path: _leaves(row, by_module, check.method, config.start) for row in rows}
   if check.experts is not None:
     leaves |= {row.path: check.experts.leaves(row, experts) for row in check.expert_rows}
+  if check.method.peft is None:  # loaded as another method
+    rows, leaves = _converted(rows, leaves, check.method)
   adapted = tuple(_with_kernels(row, leaves[row.path], check.method) for row in (*rows, *check.expert_rows))
   return Adapter(_method_name(config, check), adapted, leaves, full, _base_changes(check, arrays))
+
+
+def _converted(
+  rows: Sequence[AdaptedModule], leaves: Mapping[str, Mapping[str, np.ndarray]], method: Method
+) -> tuple[list[AdaptedModule], dict[str, dict[str, np.ndarray]]]:
+  """The rows and leaves of `method` (AdaLoRA) as those of `method.peft_name`, without modules of rank 0."""
+  converted = {row.path: method.peft_leaves(leaves[row.path], True) for row in rows if row.rank}
+  target = methods.get(method.peft_name)
+  ranks = {path: target.rank_of(arrays) for path, arrays in converted.items()}
+  new_rows = [replace(row, rank=ranks[row.path], alpha=row.scale * ranks[row.path]) for row in rows if row.rank]
+  counts = {row.path: target.trained_size(tuple(target.leaves), row) for row in new_rows}
+  return [replace(row, parameters=counts[row.path]) for row in new_rows], converted
 
 
 def _with_kernels(row: AdaptedModule, leaves: Mapping[str, np.ndarray], method: Method) -> AdaptedModule:
@@ -124,7 +138,8 @@ def _method_name(config: PeftConfig, check: AdapterFileCheck) -> str:
   """The method of the adapter; one with A₀ and B₀ if the file holds them, or if PEFT computes them from the base."""
   if config.start:
     return _init_method(config.extra.get("method"))
-  return (config.init_method or check.method).name
+  method = config.init_method or check.method
+  return method.name if method.peft is not None or method.init_of else method.peft_name
 
 
 def _init_method(method: Any) -> str:

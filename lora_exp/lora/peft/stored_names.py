@@ -13,6 +13,7 @@ from lora_exp.lora.peft_format import PeftFormat
 
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # anywhere in a name
 PREFIXES = {"base_model", "model", "module", "transformer", "language_model", "text_model"}  # before a module's path
+TOKEN_DELTA = TOKEN_ROWS.rpartition(".")[2]  # new rows of an embedding
 SAVED = "modules_to_save"  # PEFT's wrapper of a module that is trained in full
 PARAMETERS = ("weight", "bias")
 
@@ -98,8 +99,11 @@ class PeftNames:
         return self._located(name, segments[:i], self._leaf_suffix(segment, segments[i + 1 :]))
       if segment == "token_adapter":
         self.adapters.update(segments[i + 2 :])
-        suffix = TOKEN_ROWS if segments[i + 1 : i + 2] == ["trainable_tokens_delta"] and len(segments) < i + 4 else None
+        suffix = TOKEN_ROWS if segments[i + 1 : i + 2] == [TOKEN_DELTA] and len(segments) < i + 4 else None
         return self._located(name, segments[:i], suffix)
+      if segment == TOKEN_DELTA:  # an adapter of type TRAINABLE_TOKENS
+        self.adapters.update(segments[i + 1 :])
+        return self._located(name, segments[:i], TOKEN_ROWS if len(segments) < i + 3 else None)
       if segment == SAVED:
         return self._saved(name, segments[:i], segments[i + 1 :])
     if len(segments) > 2 and segments[-2] == BASE:

@@ -119,10 +119,11 @@ def largest_sizes(rows: Sequence[AdaptedModule]) -> dict[str, int]:
 
 
 def format_of(method: Method) -> PeftFormat:
-  """Returns the file format of `method`. Raises ValueError for a method that is written in another one's format."""
-  if method.peft is None:
+  """Returns the file format of `method`. Raises ValueError for a method that has none of its own."""
+  form = method.peft or method.peft_reads
+  if form is None:
     raise ValueError(f"{method.name} has no file format of its own; it is written as {method.peft_name}")
-  return method.peft
+  return form
 
 
 def _full_tensors(

@@ -218,10 +218,18 @@ class AdapterFileCheck:
     return found
 
   def _token_tables(self) -> dict[str, tuple[str, list[int], int]]:
-    """(path of the table, token ids, features) of the tensors with rows of `trainable_token_indices`, by name."""
+    """(path of the table, token ids, features) of the tensors with rows of `trainable_token_indices`, by name.
+
+    PEFT may also store the rows of the table as those of the head that is tied to it.
+    """
     found, used = {}, set()
-    for standard, tensor in self.file.names.tensors.items():
-      if tensor.suffix != TOKEN_ROWS or tensor.path not in self.model.shapes:
+    tensors = {name: tensor for name, tensor in self.file.names.tensors.items() if tensor.suffix == TOKEN_ROWS}
+    for standard, tensor in tensors.items():
+      if self.model.tied is not None and tensor.path == self.model.tied[2]:
+        original = f"{PREFIX}{self.model.tied[1]}.{TOKEN_ROWS}"
+        if original in tensors and not self.file.differ(original, standard):
+          tensor = tensors[original]
+      if tensor.path not in self.model.shapes:
         continue
       keys = [key for key in self.config.token_rows if not key or f".{tensor.module}".endswith(f".{key}")]
       if keys:
