@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import lora_exp
 from lora_exp.cli.command_line import check_command_line
+from lora_exp.cli.tasks import task_names
 from lora_exp.config import Config
 from lora_exp.config.setting_names import is_setting
 from lora_exp.models.registry import all_families, get_family
@@ -156,6 +157,11 @@ def test_the_table_of_groups_names_what_is_in_conf():
   found.pop("hydra")
   assert stated.keys() == found.keys()
   assert [name for group, names in stated.items() for name in names if name not in found[group]] == []
+
+
+def test_every_task_is_named():
+  tasks = README.split("| `task` |")[1].split(" |")[0]
+  assert set(re.findall(r"`(\w+)`", tasks)) == set(task_names())
 
 
 def test_the_presets_are_those_of_every_family():

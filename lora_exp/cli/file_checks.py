@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lora_exp.cli.tasks import task_names
 from lora_exp.config.allowed_values import choice_problem
@@ -11,7 +12,7 @@ from lora_exp.config.conversion import shown
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.schema import TOKENIZERS, Config, EvalConfig, ModelConfig
 from lora_exp.models.weights import locate
-from lora_exp.runtime.files import file_problem
+from lora_exp.runtime.files import file_problem, path_problem
 from lora_exp.runtime.run_directory import is_sweep, run_directory_problem
 from lora_exp.runtime.run_files import ADAPTER
 
@@ -48,7 +49,7 @@ def _run_problems(setting: str, directory: str) -> Iterator[str]:
 def _task_problems(cfg: Config) -> Iterator[str]:
   if cfg.task not in task_names():
     yield choice_problem("task", cfg.task, task_names())
-  if cfg.task in (*TASKS_OF_A_RUN, "generate", "evaluate") and cfg.run is not None:
+  if cfg.task in (*TASKS_OF_A_RUN, "generate", "chat", "evaluate") and cfg.run is not None:
     yield from _run_problems("run", cfg.run)
   if cfg.task in TASKS_OF_A_RUN and cfg.run is not None:
     yield from _output_problems(cfg, Path(cfg.run))
@@ -63,9 +64,16 @@ def _task_problems(cfg: Config) -> Iterator[str]:
   if cfg.task == "compare":
     yield from _comparison_problems(cfg)
   if cfg.task == "generate" and cfg.prompt_file is not None:
-    problem = file_problem("prompt_file", cfg.prompt_file)
-    if problem is not None:
-      yield problem
+    yield from _prompt_problems(cfg.prompt_file)
+
+
+def _prompt_problems(given: Any) -> Iterator[str]:
+  """Why `prompt_file` is no file or directory, and no list of them."""
+  paths = given if isinstance(given, list) else [given]
+  if not paths or not all(isinstance(path, str) for path in paths):
+    yield f"prompt_file={shown(given)}: give a file, a directory, or a list of files"
+    return
+  yield from filter(None, (path_problem("prompt_file", path) for path in paths))
 
 
 def _comparison_problems(cfg: Config) -> Iterator[str]:

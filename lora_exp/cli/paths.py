@@ -13,7 +13,7 @@ def with_absolute_paths(cfg: Config) -> Config:
   return replace(
     cfg,
     run=_absolute_or_none(cfg.run), runs=_data_path(cfg.runs), cache=absolute(cfg.cache) if cfg.cache else cfg.cache,
-    prompt_file=_absolute_or_none(cfg.prompt_file), out=_absolute_or_none(cfg.out),
+    prompt_file=_absolute_list(cfg.prompt_file), out=_absolute_or_none(cfg.out),
     eval=replace(cfg.eval, metric_file=_absolute_or_none(cfg.eval.metric_file)),
     train=replace(cfg.train, resume=_absolute_or_none(cfg.train.resume)),
     model=_model(cfg.model), data=_data(cfg.data),
@@ -31,6 +31,13 @@ def absolute(path: str) -> str:
 
 def _absolute_or_none(path: str | None) -> str | None:
   return absolute(path) if path else path
+
+
+def _absolute_list(value: Any) -> Any:
+  """`absolute` for a path or each path of a list; other values are unchanged."""
+  if isinstance(value, list):
+    return [_absolute_list(path) for path in value]
+  return absolute(value) if value and isinstance(value, str) else value
 
 
 def _model(model: ModelConfig) -> ModelConfig:

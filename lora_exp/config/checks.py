@@ -52,6 +52,8 @@ def _task_problems(cfg: Config) -> Iterator[str]:
     yield f"run={cfg.run}: task=train starts a new run; to continue this one, use train.resume={cfg.run}"
   if cfg.task in TASKS_OF_A_RUN:
     yield from _export_problems(cfg)
+  if cfg.task == "chat" and (cfg.prompt is not None or cfg.prompt_file is not None or cfg.sample.merged):
+    yield "task=chat: reads messages from the terminal; remove prompt=, prompt_file= and sample.merged="
   if cfg.task == "generate":
     if cfg.prompt is not None and cfg.prompt_file is not None:
       yield "prompt, prompt_file: both are given; remove one"
@@ -132,8 +134,8 @@ def _model_problems(cfg: Config) -> Iterator[str]:
 
 
 def _mlp_problems(cfg: Config) -> Iterator[str]:
-  if cfg.model.family == "mlp" and cfg.task == "generate":
-    yield "task=generate: model.family=mlp generates no text; use task=evaluate"
+  if cfg.model.family == "mlp" and cfg.task in ("generate", "chat"):
+    yield f"task={cfg.task}: model.family=mlp generates no text; use task=evaluate"
 
 
 def _optim_problems(cfg: Config) -> Iterator[str]:

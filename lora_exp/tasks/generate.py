@@ -1,10 +1,10 @@
 """`task=generate`: completions of prompts by a run or a base. A single completion is streamed."""
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from contextlib import ExitStack
 
 from lora_exp.config import Config, InputError
+from lora_exp.data.prompts import Prompt, lines_of, read_prompts, shown_prompt, text_of
 from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.train.loaded_run import open_run
@@ -16,43 +16,54 @@ def run(cfg: Config) -> None:
   """Prints a completion of each prompt by the run `cfg.run`, or by the base if there is none."""
   prompts = prompts_of(cfg)
   start_jax(cfg.cache, show_device=False)
-  loaded = open_merged(cfg).run if cfg.sample.merged else open_run(cfg)
+  with console.phase("load the model"):
+    loaded = open_merged(cfg).run if cfg.sample.merged else open_run(cfg)
   sampler = make_sampler(loaded.job.program, cfg, loaded.plan.tokenizer)
   ids, model = sampler.encode(prompts), (*loaded.single(), loaded.frozen)
   end = "\n" if sampler.format.chat else sampler.format.separator
   if len(prompts) == 1:
-    console.write(prompts[0] + end)
-    sampler.decode(*model, ids, console.write)
+    with ExitStack() as waiting:  # until the first token
+      waiting.enter_context(console.phase("read the prompt"))
+      begun: list[str] = []
+
+      def show(piece: str) -> None:
+        waiting.close()
+        console.write(piece if begun else f"{shown_prompt(prompts[0])}{end}{piece}")
+        begun.append(piece)
+
+      sampler.decode(*model, ids, show)
     console.write("\n")
     return
-  for n, (prompt, text) in enumerate(zip(prompts, sampler.decode(*model, ids), strict=True)):
-    console.write(f"{'' if n == 0 else chr(10)}{prompt}{end}{text}\n")
+  with console.phase("generate"):
+    texts = sampler.decode(*model, ids)
+  for n, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+    console.write(f"{'' if n == 0 else chr(10)}{shown_prompt(prompt)}{end}{text}\n")
 
 
-def prompts_of(cfg: Config) -> list[str]:
-  """Returns `prompt`, or the lines of `prompt_file` or standard input, or `sample.prompts`.
+def prompts_of(cfg: Config) -> list[Prompt]:
+  """Returns `prompt`, or the prompts of `prompt_file`, or the lines of standard input.
 
-  Raises InputError if there is no prompt, or the text is not UTF-8.
+  A terminal is asked for one prompt; without any input, `sample.prompts` are used. Raises InputError if there is no
+  prompt, or the text is not UTF-8.
   """
   if cfg.prompt is not None:
     return [cfg.prompt.encode(errors="replace").decode()]
   if cfg.prompt_file is not None:
-    text, where = _read(Path(cfg.prompt_file).read_bytes, f"prompt_file={cfg.prompt_file}")
-  elif sys.stdin is not None and not sys.stdin.isatty():
-    text, where = _read(sys.stdin.buffer.read, "standard input")
+    return read_prompts(cfg.prompt_file)
+  if sys.stdin is not None and sys.stdin.isatty():
+    prompts = _asked_for()
   else:
-    text, where = "", ""
-  if not text.strip() and cfg.prompt_file is None:
-    text, where = "\n".join(cfg.sample.prompts), "sample.prompts"
-  prompts = [line for line in text.splitlines() if line.strip()]
+    text = "" if sys.stdin is None else text_of(sys.stdin.buffer.read(), "standard input")
+    prompts = lines_of(text) or [prompt for prompt in cfg.sample.prompts if prompt.strip()]
   if not prompts:
-    raise InputError(f"{where} contains no prompt; give 'prompt=\"Once upon a time\"', prompt_file= or standard input")
+    raise InputError("no prompt is given; give 'prompt=\"Once upon a time\"', prompt_file= or standard input")
   return prompts
 
 
-def _read(read: Callable[[], bytes], where: str) -> tuple[str, str]:
-  """Returns the text from `read`, and where it is from. Raises InputError if it is not UTF-8."""
+def _asked_for() -> list[Prompt]:
+  """The prompt that is typed in the terminal; none if it is empty."""
   try:
-    return read().decode(), where
-  except UnicodeDecodeError as error:
-    raise InputError(f"{where} is not UTF-8 text: byte {error.start} cannot be read") from None
+    return lines_of(input("Prompt: "))
+  except EOFError:
+    console.write("\n")
+    return []

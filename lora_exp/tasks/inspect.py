@@ -1,4 +1,4 @@
-"""`task=inspect`: spectra of the trained updates of a run or of all runs of a sweep, and their relation to the base."""
+"""`task=inspect`: spectra of the trained updates of a run, or of all runs of a sweep, beside the base."""
 
 import math
 from collections.abc import Iterator, Sequence

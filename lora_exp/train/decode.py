@@ -20,7 +20,7 @@ from lora_exp.runtime.mesh import BATCH, Layout
 from lora_exp.train.program import Tree
 
 Array = jax.Array
-BLOCK = 16  # tokens decoded per call; text is shown after each block
+BLOCK = 16  # tokens decoded per call, by default; text is shown after each block
 PREFILL = 256  # prompt positions processed per call
 NOTHING = -1  # fills a row after its last token
 NOT_FINITE = -2  # ends a row whose logits are NaN or infinite
@@ -125,7 +125,9 @@ class Decoder:
     vocab_size: int,
     max_len: int,
     layout: Layout,
+    block: int = BLOCK,
   ):
+    self.block_tokens = block
     self.model_of, self.cfg, self.layout, self.max_len = model_of, cfg, layout, max_len
     self.stops, self.vocab_size = tuple(stops), vocab_size
     self._prefill = jax.jit(self._prefill_chunk, static_argnames="slots", donate_argnames="cache")
@@ -142,7 +144,7 @@ class Decoder:
   def block(
     self, weights: Tree, rows: PromptRows, state: DecodeState, ended_B: np.ndarray
   ) -> tuple[DecodeState, Array]:
-    """Generates up to BLOCK tokens (B, BLOCK), fewer if every row is done, and none for rows in `ended_B`.
+    """Generates up to a block of tokens (B, block), fewer if every row is done, and none for rows in `ended_B`.
 
     Donates the arrays of `state`.
     """
@@ -175,7 +177,7 @@ class Decoder:
 
   def _decode_block(self, weights, rows: PromptRows, ended_B, state: DecodeState) -> tuple[DecodeState, Array]:
     state = state._replace(done_B=state.done_B | ended_B)
-    state, tokens_BN = self._decode_tokens(self.model_of(weights), rows, state, BLOCK)
+    state, tokens_BN = self._decode_tokens(self.model_of(weights), rows, state, self.block_tokens)
     return self._with_shardings(state), tokens_BN
 
   def _decode_tokens(self, model, rows: PromptRows, state: DecodeState, count: int) -> tuple[DecodeState, Array]:

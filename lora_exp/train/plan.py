@@ -27,7 +27,7 @@ from lora_exp.train.trained_targets import Targets, peft_naming, resolve_targets
 from lora_exp.train.trial_padding import Table
 
 Tree = Any  # nested dicts
-TASKS_WITHOUT_STEPS = ("generate", "evaluate", "merge", "export", "inspect")  # the batch size is not checked
+TASKS_WITHOUT_STEPS = ("generate", "chat", "evaluate", "merge", "export", "inspect")  # the batch size is not checked
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import numpy as np
 
 from lora_exp.config import Config, InputError, SampleConfig
 from lora_exp.config.conversion import shown
-from lora_exp.data.chat import encode_chat
+from lora_exp.data.chat import Message, encode_chat
+from lora_exp.data.prompts import Prompt, shown_prompt
 from lora_exp.data.sources import prompt_separator
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime import console
 from lora_exp.runtime.dropout import stream_key
-from lora_exp.train.decode import NOT_FINITE, Decoder, PromptRows, pad_left, power_of_two
+from lora_exp.train.decode import BLOCK, NOT_FINITE, Decoder, PromptRows, pad_left, power_of_two
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.program import Program, Tree, assemble
 
@@ -58,8 +59,9 @@ class Sampler:
   """Samples completions of prompts in one format, for any state of one program."""
 
   def __init__(
-    self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int, format: PromptFormat = PLAIN
-  ):
+    self, program: Program, cfg: SampleConfig, tokenizer: Tokenizer, max_len: int, format: PromptFormat = PLAIN,
+    block: int = BLOCK,
+  ):  # fmt: skip
     self.cfg, self.tokenizer, self.max_len, self.layout = cfg, tokenizer, max_len, program.layout
     self.format = format
 
@@ -67,31 +69,52 @@ class Sampler:
       params, trial, frozen = weights
       return assemble(program, params, trial, frozen, None)
 
-    self.decoder = Decoder(build_model, cfg, tokenizer.stops, tokenizer.vocab_size, max_len, program.layout)
+    self.decoder = Decoder(build_model, cfg, tokenizer.stops, tokenizer.vocab_size, max_len, program.layout, block)
 
   def __call__(self, params: Tree, trial: Hyperparameters, frozen: Tree, prompts: Sequence[str]) -> list[str]:
     """Completions of `prompts`, without the prompts, up to a stop token or a stop string."""
     return self.decode(params, trial, frozen, self.encode(prompts))
 
-  def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+  def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
     """The token ids of each prompt. Raises InputError if a prompt is as long as `model.max_len` or longer."""
     ids = [self._encode_prompt(prompt) for prompt in prompts]
-    problems = [
-      f"the prompt {shown(prompt)!r} has {len(row):,} tokens, and model.max_len={self.max_len} leaves no room for "
-      "another: shorten it"
-      for prompt, row in zip(prompts, ids, strict=True)
-      if len(row) >= self.max_len
-    ]
-    if problems:
-      raise InputError(problems)
+    problems = [self._length_problem(prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
+    if any(problems):
+      raise InputError([problem for problem in problems if problem])
     return ids
 
-  def _encode_prompt(self, prompt: str) -> list[int]:
-    """The token ids of a prompt in the sampler's format; never empty."""
+  def check_length(self, prompt: str, ids: Sequence[int]) -> None:
+    """Raises InputError if the prompt leaves no room for an answer."""
+    problem = self._length_problem(prompt, ids)
+    if problem:
+      raise InputError(problem)
+
+  def _length_problem(self, prompt: Prompt, ids: Sequence[int]) -> str | None:
+    if len(ids) < self.max_len:
+      return None
+    return (f"the prompt {shown(shown_prompt(prompt))!r} has {len(ids):,} tokens, and model.max_len={self.max_len} "
+            "leaves no room for another: shorten it")
+
+  def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+    """The token ids of messages by the chat template. Raises InputError if there is none, or if it refuses them."""
+    return encode_chat(self.tokenizer, messages)
+
+  def _encode_prompt(self, prompt: Prompt) -> list[int]:
+    """The token ids of a prompt in the sampler's format, or of messages by the chat template; never empty."""
+    if not isinstance(prompt, str):
+      return self.encode_messages(prompt)
     if self.format.chat:
       return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
     start = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
     return start + self.tokenizer.encode(prompt + self.format.separator) or [self.tokenizer.eot]
+
+  def stream(
+    self, weights: tuple[Tree, Hyperparameters, Tree], prompt: Sequence[int], show: Callable[[str], None]
+  ) -> "StreamedText":
+    """The completion of one prompt, given as token ids. `show` is called with its text, piece by piece."""
+    text = StreamedText(self.tokenizer, prompt, self.cfg.stop)
+    self._decode(weights, [prompt], [0], [text], show)
+    return text
 
   def decode(
     self,
@@ -151,9 +174,9 @@ class Sampler:
                            "the model diverged in training, or its activations overflow in model.dtype")
 
 
-def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer) -> Sampler:
-  """The sampler of a run, with the settings in `cfg.sample`."""
-  return Sampler(program, cfg.sample, tokenizer, cfg.model.max_len, prompt_format(cfg, tokenizer))
+def make_sampler(program: Program, cfg: Config, tokenizer: Tokenizer, block: int = BLOCK) -> Sampler:
+  """The sampler of a run, with the settings in `cfg.sample`. A streamed text is shown after each `block` of tokens."""
+  return Sampler(program, cfg.sample, tokenizer, cfg.model.max_len, prompt_format(cfg, tokenizer), block)
 
 
 class StreamedText:

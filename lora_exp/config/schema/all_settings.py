@@ -23,7 +23,7 @@ class Config:
   cache_limit: Any = None  # with task=clean: size of the cache above which the oldest entries are removed: 20GB
   runs: Any = None  # with task=compare: directories of runs or sweeps
   prompt: str | None = None  # with task=generate
-  prompt_file: str | None = None  # with task=generate: a file with one prompt per line
+  prompt_file: Any = None  # with task=generate: a file, a directory or a list of files with prompts
   format: str = "peft"  # with task=export: peft (the adapter) | merged (base and adapter) | base
   out: str | None = None  # output directory of merge and export (null: RUN/export/FORMAT) and of advise (null: none)
   model: ModelConfig = field(default_factory=ModelConfig)
