@@ -169,4 +169,4 @@ def damage_explained(rows: Rows) -> Iterator[None]:
 
 
 def _damaged(path: Path) -> InputError:
-  return InputError(f"{path} is damaged: delete that directory, and it will be rebuilt")
+  return InputError(f"{path} is damaged: start again, and it is made again; if that does not help, delete it")

@@ -12,7 +12,7 @@ import jax
 
 from lora_exp.config import InputError
 from lora_exp.runtime import console
-from lora_exp.runtime.mesh import keep_programs
+from lora_exp.runtime.program_cache import keep_programs
 
 
 def start_jax(cache: str, show_device: bool = True) -> None:

@@ -8,7 +8,6 @@ shows; only the batch must divide.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,16 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lora_exp.config import InputError, MeshConfig
-from lora_exp.runtime.cache import PROGRAMS
 
 LOGICAL = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
 BATCH = ("data", "fsdp")
-
-
-def keep_programs(cache: str) -> None:
-  """Enables JAX's persistent compilation cache in `cache`/programs, for programs of any size."""
-  jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser() / PROGRAMS))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def make_mesh(cfg: MeshConfig) -> Mesh:

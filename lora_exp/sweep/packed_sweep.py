@@ -9,7 +9,7 @@ from lora_exp.config.errors import STOPPED
 from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.locks import run_lock
-from lora_exp.runtime.mesh import keep_programs
+from lora_exp.runtime.program_cache import keep_programs
 from lora_exp.runtime.run_files import SAMPLES
 from lora_exp.runtime.saved_config import require_same_configs, save_config
 from lora_exp.sweep.ledger import Ledger, Outcome

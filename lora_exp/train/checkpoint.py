@@ -9,7 +9,6 @@ comparison with the expected shapes and dtypes catch both. `pack.py` also checks
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -24,10 +23,11 @@ import numpy as np
 
 from lora_exp.config.errors import DiskError, InputError, NoCheckpointError
 from lora_exp.runtime import console
+from lora_exp.runtime.checksums import SUMS, damage, write_sums
 from lora_exp.runtime.files import sync_path
 from lora_exp.runtime.run_files import CHECKPOINTS
 
-SUMS, META, STATE = "SHA256SUMS", "meta.json", "state"
+META, STATE = "meta.json", "state"
 TEMPORARY = "tmp."  # prefix of a checkpoint that is being written or deleted
 
 
@@ -51,9 +51,7 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
         with _orbax().StandardCheckpointer() as checkpointer:
           checkpointer.save(temporary.absolute() / STATE, arrays)
       (temporary / META).write_text(json.dumps(meta, indent=1) + "\n")
-      (temporary / SUMS).write_text(_sums(_digests(temporary, sync=True)))
-      sync_path(temporary / SUMS)
-      sync_path(temporary)
+      write_sums(temporary, sync=True)
     except BaseException:
       shutil.rmtree(temporary, ignore_errors=True)
       raise
@@ -87,11 +85,11 @@ def restore(run_dir: Path, abstract: Any, step: int | None = None) -> tuple[int,
     raise NoCheckpointError(f"{run_dir}: has no checkpoint of step {step}, only of {', '.join(map(str, committed))}")
   for candidate in [step] if step is not None else reversed(committed):
     folder = run_dir / CHECKPOINTS / str(candidate)
-    damage = _damage(folder)
-    if not damage:
+    reason = damage(folder)
+    if not reason:
       content = json.loads((folder / META).read_text())
       return candidate, _restore_arrays(folder, content["arrays"], abstract), content["meta"]
-    console.show_warning(f"checkpoint {folder} is damaged and is skipped: {damage}")
+    console.show_warning(f"checkpoint {folder} is damaged and is skipped: {reason}")
   raise NoCheckpointError(f"{run_dir}: all checkpoints are damaged; restore one from a backup, or start a new run")
 
 
@@ -137,41 +135,6 @@ def _differences(stored: dict[str, dict], expected: dict[str, dict]) -> list[str
         stored_value, expected_value = stored[name][key], expected[name][key]
         problems.append(f"{name} has {key} {stored_value} in the checkpoint and {expected_value} in this run")
   return problems
-
-
-def _damage(folder: Path) -> str:
-  """How the files differ from their checksums; '' if they do not."""
-  try:
-    digests = _digests(folder)
-    recorded = (folder / SUMS).read_bytes().decode(errors="replace")
-  except OSError as error:
-    return str(error)
-  if recorded == _sums(digests):
-    return ""
-  sums = {name: digest for digest, _, name in (line.partition("  ") for line in recorded.splitlines())}
-  changed = [name for name in sums if name in digests and sums[name] != digests[name]]
-  missing = [name for name in sums if name not in digests]
-  added = [name for name in digests if name not in sums]
-  groups = (("changed:", changed), ("missing:", missing), (f"not in {SUMS}:", added))
-  parts = [f"{label} {', '.join(names)}" for label, names in groups if names]
-  return "; ".join(parts) or f"changed: {SUMS}"
-
-
-def _sums(digests: dict[str, str]) -> str:
-  """The content of SHA256SUMS."""
-  return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-
-
-def _digests(folder: Path, sync: bool = False) -> dict[str, str]:
-  """SHA-256 of every file below `folder` except SHA256SUMS. With `sync`, each file is flushed to disk first."""
-  digests = {}
-  for path in sorted(folder.rglob("*")):
-    if sync:
-      sync_path(path)
-    if path.is_file() and path != folder / SUMS:
-      with open(path, "rb") as file:
-        digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-  return digests
 
 
 def _delete_old(root: Path, step: int, keep: int, best_step: int | None) -> None:

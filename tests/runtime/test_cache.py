@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from lora_exp.config.errors import DiskError, InputError
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 KEY = fingerprint(a=1)
+ENTRY = [KEY[:32], *(f"{KEY[:32]}/{name}" for name in ("KEY", "SHA256SUMS", "file"))]
 
 
 def write(directory: Path) -> None:
@@ -38,7 +40,7 @@ def test_made_once_then_found(tmp_path):
   made = [get_or_make(tmp_path, "rows", KEY, write) for _ in range(2)]
   assert made[0] == made[1] == tmp_path / "rows" / KEY[:32]
   assert (made[0] / "file").read_text() == "content"
-  assert files(tmp_path / "rows") == [KEY[:32], f"{KEY[:32]}/file"]
+  assert files(tmp_path / "rows") == ENTRY
   get_or_make(tmp_path, "rows", KEY, lambda directory: pytest.fail("rebuilt"))
 
 
@@ -101,7 +103,7 @@ def test_a_killed_maker_is_replaced_and_its_temporary_removed(tmp_path):
   dead.kill()
   assert waiting.communicate()[0] == "making\n"
   assert waiting.returncode == 0
-  assert files(tmp_path / "rows") == [KEY[:32], f"{KEY[:32]}/file"]
+  assert files(tmp_path / "rows") == ENTRY
   dead.communicate()
 
 
@@ -132,3 +134,74 @@ def test_a_root_that_is_a_file_is_an_input_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file/rows cannot be written to: Not a directory; set cache="):
     get_or_make(tmp_path / "file", "rows", KEY, write)
+
+
+# ---- damage
+
+
+def flip(file: Path) -> None:
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 4
+  file.write_bytes(content)
+
+
+def renamed(entry: Path) -> None:
+  """Puts the entry of another key in the place of `entry`."""
+  other = get_or_make(entry.parents[1], "rows", fingerprint(a=2), write)
+  shutil.rmtree(entry)
+  other.rename(entry)
+
+
+DAMAGES = {
+  "flip": (lambda entry: flip(entry / "file"), "changed: file"),
+  "flip in the sums": (lambda entry: flip(entry / "SHA256SUMS"), ""),
+  "flip in the key": (lambda entry: flip(entry / "KEY"), "changed: KEY"),
+  "truncated": (lambda entry: (entry / "file").write_text("cont"), "changed: file"),
+  "deleted": (lambda entry: (entry / "file").unlink(), "missing: file"),
+  "added": (lambda entry: (entry / "more").write_text("x"), "not in SHA256SUMS: more"),
+  "renamed": (renamed, "it was renamed"),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_damaged_entry_is_set_aside_and_made_again(damage, tmp_path, capfd):
+  entry = get_or_make(tmp_path, "rows", KEY, write)
+  break_entry, reason = DAMAGES[damage]
+  break_entry(entry)
+  assert (get_or_make(tmp_path, "rows", KEY, write) / "file").read_text() == "content"
+  said = capfd.readouterr().err
+  assert f"is damaged ({reason}" in said and f"is now {entry.name}.damaged, and is made again" in said
+  assert entry.with_name(f"{entry.name}.damaged").is_dir()
+  get_or_make(tmp_path, "rows", KEY, lambda directory: pytest.fail("rebuilt"))
+
+
+def test_an_entry_without_sums_gets_them_when_it_is_opened(tmp_path, capfd):
+  entry = get_or_make(tmp_path, "rows", KEY, write)
+  for name in ("SHA256SUMS", "KEY"):  # an older version wrote neither
+    (entry / name).unlink()
+  get_or_make(tmp_path, "rows", KEY, lambda directory: pytest.fail("rebuilt"))
+  flip(entry / "file")
+  get_or_make(tmp_path, "rows", KEY, write)
+  assert "changed: file" in capfd.readouterr().err
+
+
+COMPILE = """
+import sys
+import jax
+from lora_exp.runtime.program_cache import keep_programs
+keep_programs(sys.argv[1])
+print(jax.jit(lambda x: x * 3 + 1)(2.0))
+"""
+
+
+def test_a_damaged_program_is_told_and_compiled_again(tmp_path):
+  compiled = lambda: subprocess.run([sys.executable, "-c", COMPILE, str(tmp_path)], capture_output=True, text=True)
+  assert compiled().stdout == "7.0\n"
+  before = {file: file.read_bytes() for file in (tmp_path / "programs").iterdir()}
+  assert before and all(content.endswith(b"SHA256") for content in before.values())
+  for file in before:
+    flip(file)
+  done = compiled()
+  assert done.stdout == "7.0\n" and done.stderr.count("is damaged: it is removed, and compiled again") == len(before)
+  done = compiled()
+  assert (done.stdout, done.stderr) == ("7.0\n", "")

@@ -118,10 +118,10 @@ def test_every_bit_of_the_sums_file_matters(tmp_path):
   checkpoint.save(tmp_path, 1, state, {})
   folder = tmp_path / "checkpoints" / "1"
   sums = (folder / checkpoint.SUMS).read_bytes()
-  assert checkpoint._damage(folder) == ""
+  assert checkpoint.damage(folder) == ""
   for at in range(0, len(sums), 3):
     (folder / checkpoint.SUMS).write_bytes(sums[:at] + bytes([sums[at] ^ 1 << at % 8]) + sums[at + 1:])
-    assert checkpoint._damage(folder), f"bit {at % 8} of byte {at}"
+    assert checkpoint.damage(folder), f"bit {at % 8} of byte {at}"
 
 
 @pytest.mark.parametrize("harm", ["truncate", "delete", "add"])

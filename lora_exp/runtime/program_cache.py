@@ -1,0 +1,75 @@
+"""The cache of compiled programs: JAX's persistent compilation cache, with a checksum in every file.
+
+JAX writes a program without a checksum, and not atomically. With the `zstandard` package installed, a flipped bit would
+load as another program. Here each file ends with the SHA-256 of its content. A file that does not match is removed and
+the program is compiled again. A file that JAX wrote itself is read if zlib, which has a checksum, can read it.
+"""
+
+import hashlib
+import zlib
+from pathlib import Path
+
+import jax
+from jax._src import compilation_cache  # no public interface replaces the reading and writing of programs
+from jax._src.compilation_cache_interface import CacheInterface
+
+from lora_exp.runtime.cache import PROGRAMS
+from lora_exp.runtime.console import show_warning
+
+MARK = b"SHA256"  # at the end of a file, after the digest
+DIGEST = hashlib.sha256().digest_size  # bytes
+_jax_file_cache = compilation_cache.get_file_cache
+
+
+def keep_programs(cache: str) -> None:
+  """Enables JAX's persistent compilation cache in `cache`/programs, for programs of any size."""
+  directory = str(Path(cache).expanduser() / PROGRAMS)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  is_checked = compilation_cache.get_file_cache is _checked_file_cache
+  if is_checked and jax.config.values["jax_compilation_cache_dir"] == directory:
+    return
+  compilation_cache.get_file_cache = _checked_file_cache
+  jax.config.update("jax_compilation_cache_dir", directory)
+  compilation_cache.reset_cache()  # JAX opens the cache once, perhaps before this call
+
+
+def _checked_file_cache(path: str) -> tuple[CacheInterface, str] | None:
+  """JAX's cache of files at `path`, with checksums."""
+  found = _jax_file_cache(path)
+  return None if found is None else (CheckedPrograms(found[0], Path(path)), found[1])
+
+
+class CheckedPrograms(CacheInterface):
+  """Adds a checksum to what `files` stores in `directory`, and compares it when a program is read."""
+
+  def __init__(self, files: CacheInterface, directory: Path):
+    self.files, self._path = files, directory
+
+  def get(self, key: str) -> bytes | None:
+    """The program of `key`; None if there is none, or if its file is damaged."""
+    content = self.files.get(key)
+    if content is None:
+      return None
+    program = _verified(content)
+    if program is not None:
+      return program
+    file = self._path / f"{key}-cache"
+    show_warning(f"the compiled program {file} is damaged: it is removed, and compiled again")
+    file.unlink(missing_ok=True)
+    return None
+
+  def put(self, key: str, value: bytes) -> None:
+    """Stores the program of `key`, with its checksum."""
+    self.files.put(key, value + hashlib.sha256(value).digest() + MARK)
+
+
+def _verified(content: bytes) -> bytes | None:
+  """The program in the `content` of a file, or None if it does not match its checksum or has none."""
+  if content.endswith(MARK):
+    content, digest = content[: -len(MARK) - DIGEST], content[-len(MARK) - DIGEST : -len(MARK)]
+    return content if hashlib.sha256(content).digest() == digest else None
+  try:
+    zlib.decompress(content)
+  except zlib.error:
+    return None
+  return content
