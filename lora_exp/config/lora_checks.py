@@ -1,11 +1,11 @@
 """Problems of the group `lora` that do not depend on the method; lora/method_checks.py has the others."""
 
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from lora_exp.config.conversion import shown
+from lora_exp.config.number_ranges import POSITIVE, RANK
 from lora_exp.config.schema import Config
 
 
@@ -21,12 +21,12 @@ def lora_problems(cfg: Config) -> Iterator[str]:
   if lora.layers is not None:
     mlp = cfg.model.mlp if cfg.model.family == "mlp" else None
     yield from _layers(lora.layers, len(mlp.hidden) if mlp else cfg.model.layers)
-  for name, table, words, smallest in (("rank_pattern", lora.rank_pattern, "at least 1", 1),
-                                       ("alpha_pattern", lora.alpha_pattern, "above 0", math.ulp(0.0))):
+  patterns = (("rank_pattern", lora.rank_pattern, RANK), ("alpha_pattern", lora.alpha_pattern, POSITIVE))
+  for name, table, allowed in patterns:
     for pattern, value in (table or {}).items():
       yield from pattern_problems(f"lora.{name}", pattern)
-      if value < smallest:
-        yield f"lora.{name}.{pattern}={value}: must be {words}"
+      if value not in allowed:
+        yield f"lora.{name}.{pattern}={value}: must be {allowed.words(value)}"
   if lora.quant and lora.compute == "merged":
     yield "lora.compute=merged: would keep a dense copy of each quantised kernel; use auto or factored"
 

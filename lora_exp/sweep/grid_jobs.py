@@ -12,6 +12,7 @@ single seed applies to those too.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from lora_exp.config.old_names import rename_override
 from lora_exp.config.setting_names import opened
 
 SEEDS = ("seed", "train.seed", "data.seed", "model.seed")  # settings that repeat a trial and do not change what it is
+MOST_JOBS = 10_000
+FEWER = f"give fewer values, for at most {MOST_JOBS:,} jobs, or search them with hydra/sweeper=study"
 Parse = Callable[[list[str]], Sequence[Override]]  # overrides as text -> parsed
 Dimension = list[tuple[str, ...]]  # one dimension of the product: the overrides at each position
 
@@ -29,7 +32,7 @@ Dimension = list[tuple[str, ...]]  # one dimension of the product: the overrides
 def grid_jobs(sweeper: Mapping[str, Any], typed: Sequence[Override], parse: Parse) -> list[list[str]]:
   """The overrides of each job, in order, without duplicates. `sweeper` is the node hydra.sweeper.
 
-  Raises InputError for zipped lists of different lengths and for intervals.
+  Raises InputError for zipped lists of different lengths, for intervals, and for more than MOST_JOBS jobs.
   """
   lists, single = typed_values(typed)
   jobs = _product(sweeper, lists, single, parse)
@@ -62,6 +65,9 @@ def _product(
   for key, override in {**params, **lists}.items():
     if key not in single:
       dimensions.append([(text,) for text in expanded(override)])
+  count = math.prod(map(len, dimensions))
+  if count > MOST_JOBS:
+    raise InputError(f"the sweep has {count:,} jobs; {FEWER}")
   return [list(itertools.chain(*choice)) for choice in itertools.product(*dimensions)]
 
 
@@ -103,7 +109,10 @@ def expanded(override: Override) -> list[str]:
   if not override.is_discrete_sweep():
     raise InputError(f"{override.input_line}: this sweeper takes lists such as {key}=1,2,3; to search an interval, use "
                      "hydra/sweeper=study")
-  return [f"{key}={value}" for value in override.sweep_string_iterator()]
+  values = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+  if len(values) > MOST_JOBS:
+    raise InputError(f"{override.input_line}: has more than {MOST_JOBS:,} values; {FEWER}")
+  return [f"{key}={value}" for value in values]
 
 
 def single_override(override: Override) -> str:

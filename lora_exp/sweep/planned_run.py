@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lora_exp.config import InputError
 from lora_exp.sweep.sweep_run import SweepRun
+from lora_exp.train.memory import require_memory
 from lora_exp.train.plan import Plan, make_plan
 
 
@@ -19,11 +20,13 @@ class PlannedRun:
 
 
 def plan_runs(jobs: Sequence[SweepRun]) -> tuple[list[PlannedRun], dict[int, InputError]]:
-  """The jobs with their plans, and the errors of jobs with an invalid config, by number."""
+  """The jobs with their plans, and the errors of jobs that are invalid or too large, by number."""
   runs, problems = [], {}
   for job in jobs:
     try:
-      runs.append(PlannedRun(job.number, make_plan(job.cfg), job.run_dir))
+      plan = make_plan(job.cfg)
+      require_memory(plan)
+      runs.append(PlannedRun(job.number, plan, job.run_dir))
     except InputError as error:
       problems[job.number] = error
   return runs, problems

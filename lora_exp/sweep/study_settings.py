@@ -29,7 +29,7 @@ from lora_exp.sweep.study_space import Choice, Interval, Study
 SAMPLERS = ("tpe", "nsga2", "random")
 COSTS = ("trainable", "forgetting")  # objectives that are not metrics; both are minimised
 EXAMPLES = "as lora.rank=choice(1,2,4,8) or 'optim.lr=tag(log, interval(1e-4, 1e-2))'"
-SMALLEST = {"n_trials": 1, "width": 1, "seed": 0}
+INTEGERS = {"n_trials": (1, 10**6), "width": (1, 10**6), "seed": (0, 2**32 - 1)}  # smallest and largest value
 
 
 def read_study(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse) -> Study:
@@ -100,9 +100,11 @@ def _parameter(override: Override) -> Choice | Interval:
 def _setting_problems(node: Mapping[str, Any]) -> Iterator[str]:
   if importlib.util.find_spec("optuna") is None:
     yield "hydra/sweeper=study: needs optuna: pip install 'lora_exp[study]'"
-  for key, smallest in SMALLEST.items():
+  for key, (smallest, largest) in INTEGERS.items():
     if not _is_integer(node.get(key)) or node[key] < smallest:
       yield f"{_typed(node, key)}: give an integer of at least {smallest}"
+    elif node[key] > largest:
+      yield f"{_typed(node, key)}: give at most {largest:,}"
   if node.get("sampler") not in SAMPLERS:
     yield (f"{_typed(node, 'sampler')}: choose {', '.join(SAMPLERS)}"
            f"{did_you_mean(str(node.get('sampler')), SAMPLERS)}")

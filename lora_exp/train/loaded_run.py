@@ -17,6 +17,7 @@ from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.base import make_base
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.job import Job, make_job
+from lora_exp.train.memory import require_memory
 from lora_exp.train.plan import Plan, make_plan
 from lora_exp.train.program import Tree, assemble
 from lora_exp.train.sampler import make_sampler
@@ -79,6 +80,7 @@ def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> 
   """
   full = cfg.run is not None and methods.of(cfg.lora).trains_everything
   plan = plan_of(cfg)
+  require_memory(plan, trains=False)
   shardings = plan.layout.shardings(plan.base)
   trained = store.load(Path(str(cfg.run)) / store.FILE, plan.base, shardings) if full else None
   base = make_base(plan)[0] if with_base or trained is None else trained

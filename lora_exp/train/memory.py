@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding
 
-from lora_exp.config import MemoryFullError
+from lora_exp.config import InputError, MemoryFullError
 from lora_exp.data.sources import is_numeric
+from lora_exp.lora import methods
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.job import mapping_of
 from lora_exp.train.loss import CHUNK_LOGITS
@@ -53,12 +54,44 @@ def estimate(plan: Plan) -> MemoryEstimate:
   A loop over trials holds the state of all trials twice, as its input and its output, and the temporaries of one. Under
   vmap, each trial has temporaries.
   """
+  base, state, work = _parts(plan)
+  further = 2 * state + (work if mapping_of(plan.layout) == "vmap" else 0)
+  return MemoryEstimate(base + state + work, further, plan.layout.mesh.shape["trial"])
+
+
+def _parts(plan: Plan) -> tuple[int, int, int]:
+  """(base, state, work) of one trial, in bytes on one device: `work` is the gradient and the temporaries."""
   cfg, trained = plan.cfg, 4 * int(plan.parameters()["trainable"])
   moments = (cfg.optim.momentum > 0) if cfg.optim.name == "sgd" else 2
-  state, work = trained * (1 + moments), trained + _working(plan)  # work: the gradient and the temporaries
-  further = 2 * state + (work if mapping_of(plan.layout) == "vmap" else 0)
   base = sum(_local(plan, path, x) for path, x in plan.shapes.items())
-  return MemoryEstimate(base + state + work, further, plan.layout.mesh.shape["trial"])
+  return base, trained * (1 + moments), trained + _working(plan)
+
+
+def require_memory(plan: Plan, trains: bool = True) -> None:
+  """Raises InputError if a run of `plan` cannot fit in the memory of its devices; allocates nothing.
+
+  The estimate of temporaries may be twice too large, so only half of it counts. Without `trains`, only the base counts.
+  """
+  base, state, work = _parts(plan)
+  if not trains:
+    state = work = 0
+  if methods.of(plan.cfg.lora).trains_everything:
+    base = 0  # the trained parameters are those of the base
+  available = _device_bytes()
+  if base + state + work // 2 <= available:
+    return
+  cfg = plan.cfg
+  kinds = {
+    "the base": (base, f"a smaller model (model.width={cfg.model.width}, model.layers={cfg.model.layers}), "
+                       "model.param_dtype=bfloat16, or mesh.fsdp over more devices"),
+    "the trained parameters with their optimizer state": (state, f"lora.rank={cfg.lora.rank} or the number of targets"),
+    "a step": (work, f"train.batch_size={cfg.train.batch_size} or data.seq_len={cfg.data.seq_len}"),
+  }  # fmt: skip
+  largest = max(kinds, key=lambda kind: kinds[kind][0])
+  size, advised = kinds[largest]
+  advised = f"use {advised}" if largest == "the base" else f"lower {advised}"
+  raise InputError(f"the run needs about {nbytes(base + state + work)} of memory on each device, of which {largest} "
+                   f"takes {nbytes(size)}, and {nbytes(available)} are available; {advised}")
 
 
 def _local(plan: Plan, path: str, x) -> int:
@@ -98,7 +131,15 @@ def device_memory() -> int:
   stats = jax.local_devices()[0].memory_stats() or {}
   if "bytes_limit" in stats:
     return int(ACCELERATOR * stats["bytes_limit"]) - stats.get("bytes_in_use", 0)
-  return int(HOST * min(_available(), _allowed())) // jax.local_device_count()
+  return int(HOST * _device_bytes())
+
+
+def _device_bytes() -> int:
+  """The bytes that are free on one device."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "bytes_limit" in stats:
+    return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+  return int(min(_available(), _allowed())) // jax.local_device_count()
 
 
 def _available() -> int:

@@ -18,6 +18,7 @@ from lora_exp.train.evaluation import EvalBatch, byte_lengths, put_eval_batches
 from lora_exp.train.held_out_documents import HeldOutDocuments, held_out_documents
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, steps_of
+from lora_exp.train.plan_warnings import plan_warnings
 from lora_exp.train.sampler import Sampler, make_sampler
 from lora_exp.train.training_record import TrainingRecord
 from lora_exp.train.trial import Trial, common_steps, restore_trial
@@ -64,8 +65,11 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
   for warning in retain.warnings if retain is not None else ():
     console.show_warning(f"data@retain: {warning}")
+  steps = steps_of(cfg, rows.train_rows)
+  for warning in plan_warnings([trial.plan for trial in trials], steps):
+    console.show_warning(warning)
   base, base_facts = make_base(plan)
-  job = make_job(plan, base, steps_of(cfg, rows.train_rows), _fill_mesh([trial.plan for trial in trials]))
+  job = make_job(plan, base, steps, _fill_mesh([trial.plan for trial in trials]))
   held_out = list(eval_batches(rows, cfg.train.batch_size, cfg.train.eval_tokens))
   lengths = byte_lengths(cfg.data, plan.tokenizer)
   documents = held_out_documents(plan, rows, held_out, lengths)

@@ -15,6 +15,7 @@ from flax import nnx
 
 from lora_exp import lora
 from lora_exp.config import Config, InputError, ModelConfig
+from lora_exp.config.number_ranges import STEPS
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
 from lora_exp.data.tokenizers.limited_tokenizer import LimitedTokenizer
 from lora_exp.data.tokenizers.tokenizer_files import FROM_WEIGHTS
@@ -206,7 +207,14 @@ def _batch_problems(cfg: Config, ways: int) -> list[str]:
 
 
 def steps_of(cfg: Config, train_rows: int) -> int:
-  """The optimizer steps of a run: `train.steps`, or `train.epochs` passes over the rows; 0 if nothing is trained."""
+  """The optimizer steps of a run: `train.steps`, or `train.epochs` passes over the rows; 0 if nothing is trained.
+
+  Raises InputError if there are more than a counter in int32 can hold.
+  """
   if methods.of(cfg.lora).trains_nothing:
     return 0
-  return cfg.train.steps or max(1, math.ceil((cfg.train.epochs or 0) * train_rows / cfg.train.batch_size))
+  steps = cfg.train.steps or max(1, math.ceil((cfg.train.epochs or 0) * train_rows / cfg.train.batch_size))
+  if steps not in STEPS:
+    raise InputError(f"train.epochs={cfg.train.epochs:g}: are {steps:,} steps of {cfg.train.batch_size} rows; give "
+                     f"{STEPS.words(steps)} steps")
+  return steps

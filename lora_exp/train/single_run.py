@@ -6,7 +6,7 @@ from pathlib import Path
 from lora_exp.config import StoppedError
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.train import expectations
-from lora_exp.train.memory import memory_errors
+from lora_exp.train.memory import memory_errors, require_memory
 from lora_exp.train.pack import Pack, make_pack, restore_pack
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.plan import Plan
@@ -21,6 +21,7 @@ def train_run(plan: Plan, run_dir: Path) -> None:
   started = time.monotonic()
   show_config(plan.saved_cfg, run_dir)
   show_parameters(plan)
+  require_memory(plan)
   with memory_errors(plan):
     pack = make_pack([Trial(0, plan, run_dir)], started, solo=True)
     if plan.cfg.train.resume is not None:

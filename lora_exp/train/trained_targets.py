@@ -15,6 +15,8 @@ from lora_exp.models.family import Family
 from lora_exp.runtime.mesh import flatten
 from lora_exp.train.trial_padding import Table
 
+MOST_SIDES = 16  # a rank above this many times the larger side of its kernel is refused
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -43,6 +45,7 @@ def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
     table = table_of(model, cfg, family.presets)
   except InputError as error:
     problems += error.problems
+  problems += rank_problems(table, methods.of(cfg.lora))
   try:
     full = full_of(model, table, cfg)
   except InputError as error:
@@ -105,6 +108,15 @@ def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str
       "or fewer targets"
     )
   return with_lora_rank(1 + round((target - least) / step))
+
+
+def rank_problems(table: Table, method: methods.Method) -> list[str]:
+  """A problem if a rank is many times both sides of its kernel. Factors that all modules share may have any rank."""
+  row = next((row for row in table if row.rank > MOST_SIDES * max(row.fan_in, row.fan_out)), None)
+  if row is None or method.shared_leaves:
+    return []
+  return [f"rank {row.rank:,} of {row.path}: its kernel is {row.fan_in}×{row.fan_out}, and no update of it has a rank "
+          f"above {min(row.fan_in, row.fan_out)}; lower lora.rank, lora.rank_pattern or lora.parameters"]
 
 
 def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:

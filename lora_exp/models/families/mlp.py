@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from lora_exp.config.conversion import shown
+from lora_exp.config.number_ranges import MOST_LAYERS, WIDTH
 from lora_exp.config.schema import ModelConfig
 from lora_exp.models.arch_checks import one_of
 from lora_exp.models.family import Family
@@ -18,8 +20,10 @@ def check_sizes(model: ModelConfig) -> Iterator[str]:
   for name, size in (("inputs", mlp.inputs), ("outputs", mlp.outputs)):
     if size < 1:
       yield f"model.mlp.{name}={size}: must be at least 1"
-  if not all(width >= 1 for width in mlp.hidden):
-    yield f"model.mlp.hidden={mlp.hidden}: each must be at least 1"
+  if wrong := [width for width in mlp.hidden if width not in WIDTH]:
+    yield f"model.mlp.hidden={shown(mlp.hidden)}: each must be {WIDTH.words(wrong[0])}"
+  if len(mlp.hidden) > MOST_LAYERS:
+    yield f"model.mlp.hidden={shown(mlp.hidden)}: {len(mlp.hidden):,} layers; give at most {MOST_LAYERS:,}"
   for name, choices in CHOICES.items():
     yield from one_of(f"model.mlp.{name}", getattr(mlp, name), choices)
 
