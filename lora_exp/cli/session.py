@@ -36,6 +36,7 @@ from lora_exp.runtime.run_log import log_file
 from lora_exp.runtime.saved_config import require_same_configs
 from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
+from lora_exp.train.stop_signals import stop_signals
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
 HELP_WIDTH = 110  # columns of the list of tasks in --help
@@ -96,7 +97,8 @@ class Session:
         again = f"; repeat the command with hydra.sweep.dir={directory}" if claim and line.multirun else ""
         show(f"interrupted{again}")
       finally:
-        if claim and all(outcome.code == InputError.code for outcome in self.outcomes.values()):
+        without_results = (InputError.code,) if line.multirun else (InputError.code, StoppedError.code)
+        if claim and all(outcome.code in without_results for outcome in self.outcomes.values()):
           claim.undo()
     if line.multirun:
       show_failures(list(self.outcomes.values()), directory)
@@ -198,7 +200,12 @@ class Session:
           return past
         cfg = _begin_trial(run.number, cfg, directory, sweep_ledger)
         ledger = sweep_ledger
-      run_task(cfg, directory)
+      if cfg.task == "train":
+        with stop_signals() as stop:
+          run_task(cfg, directory)
+        self.stopped = stop.requested  # the run has ended, but no other one is to start
+      else:
+        run_task(cfg, directory)
     except (LoraExpError, OSError) as error:
       logging.getLogger("lora_exp").error("%s", error, exc_info=True)
       run = replace(run, code=report_error(error, self.full_error), reason=str(error))

@@ -19,6 +19,7 @@ from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 from lora_exp.train.memory import memory_errors
 from lora_exp.train.pack import make_pack, restore_pack
 from lora_exp.train.pack_training import train_pack
+from lora_exp.train.stop_signals import StopRequest, stop_signals
 from lora_exp.train.trial import Trial, common_steps
 from lora_exp.train.trial_writer import TrialResult
 
@@ -66,11 +67,20 @@ def sweep_outcomes(jobs: Sequence[SweepRun], sweep: PackedSweep, stopped: Stoppe
 
 
 def _train_packs(packs: Sequence[SweepPack], ledger: Ledger) -> None:
-  """Trains packs one after another and skips those that have ended."""
+  """Trains packs one after another and skips those that have ended. Raises StoppedError on a signal."""
+  with stop_signals() as stop:
+    _train_until(stop, packs, ledger)
+
+
+def _train_until(stop: StopRequest, packs: Sequence[SweepPack], ledger: Ledger) -> None:
+  """`_train_packs` until `stop` is requested."""
   if packs:
     keep_programs(packs[0].runs[0].plan.cfg.cache)
     show_packs(packs)
   for number, pack in enumerate(packs):
+    if stop.requested:
+      raise StoppedError(f"stopped after pack {number - 1}; continue with the same command and hydra.sweep.dir="
+                         f"{display_path(pack.runs[0].run_dir.parent)}")
     count, remaining = len(pack.runs), sum(not ledger.ended(run) for run in pack.numbers)
     if remaining == 0:
       console.show(f"pack {number} of {len(packs)}: already done")

@@ -1,9 +1,7 @@
 """The training loop, for pretraining a base and for training adapters."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +15,7 @@ from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.evaluation import count_batch
 from lora_exp.train.job import Job
 from lora_exp.train.program import State, Tree
+from lora_exp.train.stop_signals import stop_signals
 
 
 @dataclass(frozen=True)
@@ -158,32 +157,3 @@ class _LateLog:
       if step == 1:
         advice = "before anything is learned, so the weights, or the activations in model.dtype, are not finite"
       raise DivergedError(f"the loss is {loss} at step {step}{', ' if step == 1 else ': '}{advice}")
-
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # schedulers warn with the last two
-
-
-class StopRequest:
-  """Set when a signal requests a stop."""
-
-  requested = False
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-  """SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C request a stop after the current step; a second Ctrl-C stops at once."""
-  stop, previous = StopRequest(), {}
-
-  def request(number: int, frame: Any) -> None:
-    if stop.requested and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    stop.requested = True
-    console.show("Stopping after this step. Press Ctrl-C again to stop now and lose the step.")
-
-  with suppress(ValueError):  # only the main thread can set handlers; in others, the caller handles signals
-    previous = {number: signal.signal(number, request) for number in STOP_SIGNALS}
-  try:
-    yield stop
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)

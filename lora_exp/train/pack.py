@@ -20,6 +20,7 @@ from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.plan_warnings import plan_warnings
 from lora_exp.train.sampler import Sampler, make_sampler
+from lora_exp.train.stop_signals import stop_signals
 from lora_exp.train.training_record import TrainingRecord
 from lora_exp.train.trial import Trial, common_steps, restore_trial
 from lora_exp.train.trial_padding import Table, union
@@ -52,6 +53,7 @@ class Pack:
     return self.trials[0].plan
 
 
+@stop_signals(at_once="stopped before training, with nothing to save; start the command again")
 def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   """Builds the pack of `trials` at step 0. Makes the rows and the base, which may require pretraining."""
   plan = trials[0].plan

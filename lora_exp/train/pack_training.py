@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_exp.config import LoraExpError, ReachedError
+from lora_exp.config import LoraExpError, ReachedError, StoppedError
 from lora_exp.data.pipeline import train_batches
 from lora_exp.data.records import Batch
 from lora_exp.data.sources import is_numeric
@@ -23,6 +23,7 @@ from lora_exp.train.memory import check_fits
 from lora_exp.train.pack import Pack
 from lora_exp.train.program import State, Tree
 from lora_exp.train.run_summary import read_summary
+from lora_exp.train.stop_signals import StopRequest, stop_signals
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
 from lora_exp.train.trial_cost import TrialCost, trial_costs
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
@@ -39,6 +40,12 @@ def train_pack(pack: Pack) -> list[TrialResult]:
     return [TrialResult(trial, "done", summary=read_summary(trial.run_dir)) for trial in pack.trials]
   if pack.resumed:
     console.show(f"Resumed at step {int(pack.job.state.step)} of {pack.job.steps}.")
+  with stop_signals() as stop:
+    return _train_and_write(pack, stop)
+
+
+def _train_and_write(pack: Pack, stop: StopRequest) -> list[TrialResult]:
+  """`train_pack` for a pack with steps or files left."""
   with console.phase("checksum of the base"):
     base_digest = frozen_digest(pack.job)
   writers = [TrialWriter(pack, trial, base_digest) for trial in pack.trials if trial.active]
@@ -51,7 +58,7 @@ def train_pack(pack: Pack) -> list[TrialResult]:
       if step is not None:
         with console.phase("cost of each trial"):
           costs = [*trial_costs(pack.job, pack.table, pack.trials, step)]
-      state = _train(pack, step, chain(() if first is None else (first,), batches), writers)
+      state = _train(pack, step, chain(() if first is None else (first,), batches), writers, stop)
     with console.phase("check that the base is unchanged"):
       check_frozen(pack.job, base_digest)
     exports = [(writer, *writer.state_to_export(state)) for writer in _live(writers)]
@@ -111,8 +118,13 @@ def _live(writers: Sequence[TrialWriter]) -> list[TrialWriter]:
   return [writer for writer in writers if writer.failure is None]
 
 
-def _train(pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], writers: Sequence[TrialWriter]) -> State:
-  """Evaluates the base, trains to the last step, evaluates and saves. Returns the last state."""
+def _train(
+  pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], writers: Sequence[TrialWriter], stop: StopRequest
+) -> State:
+  """Evaluates the base, trains to the last step, evaluates and saves. Returns the last state.
+
+  Raises StoppedError if `stop` is requested, after the last step too.
+  """
   job, cfg = pack.job, pack.plan.cfg
   state, start = job.state, int(job.state.step)
   hooks = _hooks(pack, writers)
@@ -128,6 +140,8 @@ def _train(pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], writ
   state = train_loop(step, batches, cadence, hooks, "train")
   hooks.evaluate(job.steps, state.params)
   hooks.save(job.steps, state)
+  if stop.requested:
+    raise StoppedError("stopped after the last step; its checkpoint is saved, and the results are not written yet")
   hooks.sample(job.steps, state.params)
   return state
 
