@@ -29,6 +29,7 @@ from lora_exp.config.old_names import old_name_warning, rename_override
 from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config
 from lora_exp.config.setting_names import opened
+from lora_exp.runtime.saved_config import MOVABLE
 from lora_exp.sweep.launcher_plugins import launcher_problems
 
 METRIC_FILE = re.compile(r"\+*eval(\.metric_file=|=.*metric_file)")
@@ -180,7 +181,17 @@ def _add_job(
   except InputError as error:
     return composing.with_file_names(error.problems, composed)
   jobs.append(cfg)
-  return [*all_problems(cfg), *_trial_axis_problems(cfg, str(composed.hydra.launcher.get("_target_")))]
+  problems = all_problems(cfg)
+  if cfg.train.resume:
+    problems = [f"{problem}{_moved_advice(problem)}" for problem in problems]
+  return [*problems, *_trial_axis_problems(cfg, str(composed.hydra.launcher.get("_target_")))]
+
+
+def _moved_advice(problem: str) -> str:
+  """What to do if the file of a resumed run is missing, or ''."""
+  setting = problem.partition("=")[0]
+  missing = setting in MOVABLE and ("no such" in problem or "matches no file" in problem)
+  return f"; if it moved, add {setting}=PATH: a run goes on with equal content" if missing else ""
 
 
 def _trial_axis_problems(cfg: Config, launcher: str) -> list[str]:

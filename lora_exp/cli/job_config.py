@@ -16,7 +16,7 @@ from lora_exp.config.conversion import shown, to_config
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import Config
 from lora_exp.runtime.run_directory import is_sweep
-from lora_exp.runtime.saved_config import changed_settings, load_config, with_old_defaults
+from lora_exp.runtime.saved_config import MOVABLE, changed_settings, load_config, with_old_defaults
 
 DIRECTORY_TASKS = ("report", "dashboard", "list", "clean")  # run= is a directory of runs, which has no config
 
@@ -89,6 +89,8 @@ def _resumed(saved: Config, composed: DictConfig, overrides: Sequence[Override],
   cfg = _typed_over_saved(saved, composed, overrides)
   problems = []
   for path, old, new in changed_settings(saved, cfg):
+    if path in MOVABLE and None not in (old, new):
+      continue  # files that moved: their content is compared when the checkpoint is restored
     if path != "train.steps":
       problems.append(f"{path}={shown(new)}: the run in {directory} has {shown(old)}, which a resumed run keeps; "
                       "remove it, or start a new run")

@@ -22,6 +22,9 @@ COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None
 CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "eval.metric_file", "expectations",
               "report", "runs", "filter", "clean", "cache_limit", "train.resume", "train.stop_at", "train.log_every",
               "train.eval_every", "train.save_every")
+# Settings that name files. They may change when a run is resumed, if the content is equal (train/resume_checks.py).
+MOVABLE = ("data.path", "data.eval_path", "retain.path", "retain.eval_path", "pretrain_data.path",
+           "pretrain_data.eval_path", "model.weights", "model.tokenizer", "lora.init_from")
 # Families that version 0.1.0 called llama and distinguished by `model.arch`.
 ONCE_LLAMA = ("mistral", "qwen2", "qwen3", "gemma", "gemma3")
 
@@ -66,9 +69,10 @@ def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> None:
     if not (directory / CONFIG).is_file():
       continue
     if paths := [path for path, _, _ in changed_settings(load_config(str(directory)), cfg)]:
+      moved = ", or link the old path to the new one" if set(paths) <= set(MOVABLE) else ""
       problems.append(
         f"hydra.sweep.dir={directory.parent}: run {number} was started with another {', '.join(paths)}; give the same "
-        "command again, or another directory"
+        f"command again{moved}, or another directory"
       )
   if problems:
     raise InputError(problems)

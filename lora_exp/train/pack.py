@@ -19,6 +19,7 @@ from lora_exp.train.held_out_documents import HeldOutDocuments, held_out_documen
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.plan_warnings import plan_warnings
+from lora_exp.train.resume_checks import adapter_digest, changed_sources
 from lora_exp.train.sampler import Sampler, make_sampler
 from lora_exp.train.stop_signals import stop_signals
 from lora_exp.train.training_record import TrainingRecord
@@ -45,12 +46,18 @@ class Pack:
   sampler: Sampler
   started: float  # time.monotonic() when the run began
   solo: bool  # a single run, which shows its samples and results
+  retained_data: str | None = None  # fingerprint of the rows of `data@retain`
   resumed: bool = False
 
   @property
   def plan(self) -> Plan:
     """The plan of the first trial, for settings that all trials share."""
     return self.trials[0].plan
+
+  def sources_of(self, trial: Trial) -> dict[str, str | None]:
+    """Fingerprints of what `trial` is trained on, for its checkpoints."""
+    adapter = adapter_digest(trial.plan.saved_cfg.lora.init_from)
+    return {"fingerprint": self.rows.fingerprint, "retain": self.retained_data, "init_from": adapter}
 
 
 @stop_signals(at_once="stopped before training, with nothing to save; start the command again")
@@ -88,6 +95,7 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
     sampler=make_sampler(job.program, cfg, plan.tokenizer),
     started=started,
     solo=solo,
+    retained_data=None if retain is None else retain.fingerprint,
   )
 
 
@@ -148,10 +156,9 @@ def _join(name: str, first: dict[str, jax.Array], arrays: Sequence[dict[str, jax
 
 
 def _restored_record(trial: Trial, meta: dict, pack: Pack) -> TrainingRecord:
-  """The record in a checkpoint's metadata. Raises InputError if the data has changed."""
-  if meta["data"]["fingerprint"] != pack.rows.fingerprint:
-    raise InputError(
-      f"train.resume={trial.run_dir}: the data has changed since the run started (another file, or another version of "
-      "the standard library); start a new run"
-    )
-  return TrainingRecord(**{**meta["record"], "steps": pack.job.steps})
+  """The record in a checkpoint's metadata. Raises InputError if the data or the base has changed."""
+  base = pack.records[trial.index].base
+  changed = changed_sources(meta["data"], pack.sources_of(trial), meta["record"].get("base", {}), base)
+  if changed:
+    raise InputError([f"train.resume={trial.run_dir}: {change}; start a new run" for change in changed])
+  return TrainingRecord(**{**meta["record"], "steps": pack.job.steps, "base": base})

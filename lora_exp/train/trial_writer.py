@@ -56,6 +56,7 @@ class TrialWriter:
     self.documents = open_document_loss_file(trial.run_dir, pack.documents, step if pack.resumed else None)
     rows = read_metrics(trial.run_dir) if pack.resumed else []
     self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg), rows)
+    self.sources = pack.sources_of(trial)
     self.failure: DivergedError | None = None
     self.adapter: Adapter | None = None
     self.exported: Tree = None
@@ -114,7 +115,7 @@ class TrialWriter:
 
   def save(self, step: int, state: State) -> None:
     """Saves a checkpoint of this trial at its ranks: trained leaves, optimizer state, step, position in the data."""
-    data = {"fingerprint": self.pack.rows.fingerprint, "position": step}
+    data = {**self.sources, "position": step}
     meta = {"data": data, "record": asdict(self.record)}
     best = self.record.best_step if self.cfg.train.export == "best" else None
     if self.documents is not None:

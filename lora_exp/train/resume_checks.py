@@ -1,0 +1,52 @@
+"""What a run was started from, by content. A resumed run compares it, so that files may move but not change.
+
+The checkpoint's metadata has the fingerprint of the rows, of those of `data@retain`, of the adapter in
+`lora.init_from`, and what the base is.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+BASE_FACTS = ("kind", "digest", "seed", "data", "loss", "tokens")  # facts that another base differs in
+
+
+def adapter_digest(directory: str | None) -> str | None:
+  """SHA-256 (hex) over the files of the adapter in `directory`; None without one."""
+  if directory is None:
+    return None
+  total = hashlib.sha256()
+  for name in ADAPTER_FILES:
+    file = Path(directory) / name
+    total.update(hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b"-")
+  return total.hexdigest()
+
+
+def changed_sources(
+  stored: Mapping[str, Any], current: Mapping[str, Any], stored_base: Mapping[str, Any], base: Mapping[str, Any]
+) -> list[str]:
+  """One message for each source of the run whose content has changed. Skips what an older version did not store."""
+  changed = []
+  if stored["fingerprint"] != current["fingerprint"]:
+    changed.append("the data has changed since the run started (another file, or another version of the standard "
+                   "library)")
+  if stored.get("retain") not in (None, current["retain"]):
+    changed.append("the data of data@retain has changed since the run started")
+  if stored.get("init_from") not in (None, current["init_from"]):
+    changed.append("the adapter in lora.init_from has changed since the run started")
+  differing = [name for name in BASE_FACTS if name in stored_base and stored_base[name] != base.get(name)]
+  if differing:
+    changed.append(_base_change(differing[0], stored_base, base))
+  return changed
+
+
+def _base_change(fact: str, stored: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+  """How the base differs from the one that the run was started on, by the first fact that differs."""
+  if fact == "digest":
+    return "the weights in model.weights have changed since the run started: the files have another content"
+  if stored.get("kind") == "pretrain" == base.get("kind"):
+    return (f"the pretrained base is another one than the run was started on ({fact} {stored[fact]} then, "
+            f"{base.get(fact)} now): it was made again, by another version or machine")
+  return f"the base has changed since the run started: its {fact} was {stored[fact]} and is {base.get(fact)}"
