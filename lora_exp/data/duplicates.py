@@ -6,24 +6,34 @@ import numpy as np
 
 from lora_exp.data.encode import EncodedDocument
 
+LEAST = 10  # documents, from which equal answers are told
+
 
 class DuplicateCounter:
-  """Compares documents by a 64-bit hash of their tokens and mask, of which it stores one for each document."""
+  """Compares documents by a 64-bit hash of their tokens and mask, which is all that it stores of them."""
 
   def __init__(self) -> None:
     self.hashes = {"train": array("q"), "eval": array("q")}
+    self.answers: set[int] = set()  # hashes of what is learned of prompts with answers; at most two
 
   def add(self, document: EncodedDocument, split: str) -> None:
     """Adds a document of `split`, train or eval."""
-    learned = b"" if document.learned is None else document.learned.tobytes()
-    self.hashes[split].append(hash((array("i", document.ids).tobytes(), learned)))
+    ids = np.array(document.ids, np.int32)
+    if document.learned is None:
+      self.hashes[split].append(hash(ids.tobytes()))
+      return
+    self.hashes[split].append(hash((ids.tobytes(), document.learned.tobytes())))
+    if len(self.answers) < 2:
+      self.answers.add(hash(ids[document.learned].tobytes()))
 
   def notes(self) -> list[str]:
-    """A sentence about repeated training documents, and one about held-out documents that are also trained on."""
+    """Sentences about equal answers, repeated training documents, and held-out documents that are also trained on."""
     train, held_out = (np.frombuffer(self.hashes[split], np.int64) for split in ("train", "eval"))
     distinct = np.unique(train)
     repeated, both = len(train) - len(distinct), int(np.isin(held_out, distinct).sum())
     notes = []
+    if len(self.answers) == 1 and len(train) + len(held_out) >= LEAST:
+      notes.append("all answers are the same text")
     if repeated:
       notes.append(f"{repeated:,} of {len(train):,} training documents are copies of others, and count more than once")
     if both:

@@ -80,7 +80,7 @@ class RowWriter:
     if self.duplicates is not None:
       self.duplicates.add(document, split)
       self.suspicions.add_total("documents")
-      for suspicion in suspicions(source):
+      for suspicion in suspicions(source, self.tokenizer.special_tokens):
         self.suspicions.add("documents", suspicion, first=source.where)
     for unit, count in document.totals.items():
       self.not_learned.add_total(unit, count)

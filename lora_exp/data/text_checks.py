@@ -1,6 +1,6 @@
 """Signs in the texts of documents that something went wrong before, or that more is learned than was meant."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lora_exp.data.sources.source import Document
@@ -10,29 +10,51 @@ ANSWER_MARKS = ("### Assistant", "### Response", "<|im_start|>assistant", "[/INS
                 "<start_of_turn>model", "\nAssistant:", "\nASSISTANT:")
 # UTF-8 that was read as Windows-1252: é, ä, ö, ü, ß, ’, “, –
 MISREAD = ("Ã©", "Ã¤", "Ã¶", "Ã¼", "ÃŸ", "â€™", "â€œ", "â€“")
+END_MARKS = ("</s>", "<|endoftext|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
+ENTITIES = ("&amp;", "&lt;", "&gt;", "&quot;", "&#39;", "&nbsp;")
+INVISIBLE = ("\x00", "\ufeff", "\u200b")
 MISSING_VALUES = ("nan", "null", "none", "n/a", "#n/a", "<na>", "undefined")  # as programs write them; case is ignored
 
 
-def suspicions(document: Document) -> Iterator[str]:
-  """What is suspicious about the texts of `document`, as in 'they contain …'."""
+# What texts contain -> why it is suspicious.
+SIGNS: dict[tuple[str, ...], str] = {
+  ("\ufffd",): "they contain {}, which stands for characters that were lost before",
+  MISREAD: "they contain {}, as text in UTF-8 does that was read in another encoding",
+  ENTITIES: "they contain {}, as HTML does",
+  INVISIBLE: "they contain the invisible character {}",
+  ("\r\n",): "their lines end in {}, and the '\\r' is learned too",
+}
+
+
+def suspicions(document: Document, control_tokens: Collection[str] = ()) -> Iterator[str]:
+  """What is suspicious about the texts of `document`, as in 'they contain …'.
+
+  `control_tokens`: those of the tokenizer, whose names in texts are counted elsewhere.
+  """
   texts = list(_texts(document))
-  is_plain = document.conversation is None and not document.prompt
   mark = _first_in(ANSWER_MARKS, texts)
-  if mark is not None and is_plain:
+  if mark is not None and document.conversation is None and not document.prompt:
     yield f"they contain a chat as one text ({mark.strip()!r}), so the turns of the user are learned too"
   elif mark is not None:
     yield f"they contain marks of a chat format ({mark.strip()!r}) in their texts"
-  if _first_in(("\ufffd",), texts) is not None:
-    yield "they contain '\ufffd', which stands for characters that were lost before"
-  misread = _first_in(MISREAD, texts)
-  if misread is not None:
-    yield f"they contain {misread!r}, as text in UTF-8 does that was read in another encoding"
-  if _first_in(("\r\n",), texts) is not None:
-    yield r"their lines end in '\r\n', and the '\r' is learned too"
+  for marks, words in SIGNS.items():
+    sign = _first_in(marks, texts)
+    if sign is not None:
+      yield words.format(_shown(sign))
+  end = _first_in(END_MARKS, texts)
+  if end is not None and end not in control_tokens:
+    yield f"they contain {end!r}, which this tokenizer reads as ordinary text"
+  if any(text.count("\\n") > 1 and "\n" not in text for text in texts):
+    yield r"they contain '\n' as two characters instead of line breaks"
   for answer in _answers(document):
     if answer.strip().lower() in MISSING_VALUES:
       yield f"an answer is {answer.strip()!r}, perhaps a missing value"
       return
+
+
+def _shown(sign: str) -> str:
+  """`sign` in quotes, with escapes for what cannot be seen."""
+  return f"'{sign}'" if sign.isprintable() else repr(sign)
 
 
 def _first_in(marks: tuple[str, ...], texts: list[str]) -> str | None:

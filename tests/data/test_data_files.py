@@ -143,7 +143,7 @@ def tarred(content: str) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-  ("a.zip", zipped(LINES), "is a zip archive .*; unpack it"),
+  ("a.zip", zipped(LINES), "is a zip archive; unpack it"),
   ("a.tar.gz", tarred(LINES), "is a tar archive; unpack it"),
   ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer .*git lfs pull"),
   ("a.jsonl", b"<!DOCTYPE html><html>404</html>", "is an HTML page"),

@@ -1,6 +1,7 @@
 """Files that hide something: what is suspicious is said, and unusual forms of rows are read or named."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def first(path: object, **settings) -> Document:
   ({"messages": [USER, {**ANSWER, "content": "donâ€™t"}]}, "they contain 'â€™'"),
   ({"prompt": "a", "response": "b\r\nc"}, r"their lines end in '\r\n', and the '\r' is learned too"),
   ({"prompt": "a", "response": "NaN"}, "an answer is 'NaN', perhaps a missing value"),
+  ({"prompt": "a &amp; b", "response": "c"}, "they contain '&amp;', as HTML does"),
+  ({"prompt": "a", "response": "b\u200b"}, r"they contain the invisible character '\u200b'"),
+  ({"prompt": "a", "response": "b</s>"}, "they contain '</s>', which this tokenizer reads as ordinary text"),
+  ({"prompt": "a", "response": r"b\n\nc"}, r"they contain '\n' as two characters instead of line breaks"),
   ({"messages": [USER, {**ANSWER, "content": "None"}]}, "an answer is 'None', perhaps a missing value"),
 ])
 def test_suspicious_texts_are_counted(tmp_path, row, suspicion):
@@ -126,3 +131,26 @@ def test_the_first_of_several_responses_is_read(tmp_path, answers, text, unread)
 def test_rows_of_another_form_say_what_to_do(tmp_path, row, message):
   with pytest.raises(InputError, match=message):
     open_source(config(jsonl_file(tmp_path, [row])))
+
+
+def test_equal_answers_are_told(tmp_path):
+  rows = [{"prompt": str(n), "response": "yes"} for n in range(10)]
+  assert said(tmp_path, jsonl_file(tmp_path, rows)) == "all answers are the same text"
+  rows[3]["response"] = "no"
+  assert said(tmp_path, jsonl_file(tmp_path, rows)) == ""
+
+
+def test_quotes_between_tabs_may_be_part_of_the_cells(tmp_path):
+  path = tmp_path / "x.tsv"
+  path.write_text('question\tanswer\n"Oh" no\t5" wide\n' + "".join(f'"{n}" a\tb\n' for n in range(4)))
+  assert (first(path).prompt, first(path).text) == ('"Oh" no', '5" wide')
+  path.write_text('question\tanswer\n"Oh\n""no"""\tb\n' + "a\tb\n" * 4)
+  assert first(path).prompt == 'Oh\n"no"'
+
+
+def test_office_documents_are_called_what_they_are(tmp_path):
+  path = tmp_path / "x.xlsx"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("[Content_Types].xml", "<Types/>")
+  with pytest.raises(InputError, match="is an Office document .*; export it as CSV or text"):
+    open_source(config(path))

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Literal
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.formats.columns import NAMES, column_of
@@ -45,7 +46,8 @@ def csv_rows(data: DataStream, label: str, delimiter: str | None = None) -> Iter
     names = [name.strip() for name in _cells(header, delimiter)]
     _check_header(names, f"{label}, line {last}")
     header_line = last
-    reader = csv.reader(chain(io.StringIO(sample, newline=""), text), delimiter=delimiter, strict=True)
+    lines = chain(io.StringIO(sample, newline=""), text)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=_quoting(sample, delimiter))
     for cells in reader:
       first, last = last + 1, header_line + reader.line_num
       if any(cells):
@@ -83,6 +85,16 @@ def _score(header: str, sample: str, delimiter: str) -> tuple[int, float, int]:
   return len(_known_roles(names)), rows.count(len(names)) / max(1, len(rows)), header.count(delimiter)
 
 
+def _quoting(sample: str, delimiter: str) -> Literal[0, 3]:
+  """Whether quotes are part of the cells, as they are in many files with tabs, in whose cells no tab can stand."""
+  try:
+    list(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter, strict=True))
+  except csv.Error as error:
+    if delimiter == "\t" and "unexpected end" not in str(error):
+      return csv.QUOTE_NONE
+  return csv.QUOTE_MINIMAL
+
+
 def _cells(line: str, delimiter: str) -> list[str]:
   """The cells of a single line."""
   return next(csv.reader([line], delimiter=delimiter), [])
@@ -109,10 +121,10 @@ def _row(names: list[str], cells: list[str], where: str, read: int, delimiter: s
 
 
 def _delimiter_hint(names: list[str], delimiter: str) -> str:
-  """About the delimiter, if a name contains what may be another one."""
+  """About the delimiter, if a name contains what may be another one; else about the header."""
   others = OTHER_DELIMITERS.replace(delimiter, "")
   if len(names) > 1 and not any(character in name for name in names for character in others):
-    return ""
+    return "; the first line of a table must be its header"
   return f"; the delimiter is {delimiter!r} (data.options.delimiter names another)"
 
 

@@ -20,7 +20,9 @@ UNPACK = "unpack it and give the files"
 MODEL = "give it as model.weights"
 # Kinds of files that are not read: (offset, bytes at the offset, what the file is, what to do).
 FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
-  (0, b"PK\x03\x04", "a zip archive (or a document in one, such as .xlsx)", UNPACK),
+  (30, b"[Content_Types].xml", "an Office document (.xlsx, .docx)", "export it as CSV or text"),
+  (30, b"mimetype", "an OpenDocument file or an e-book", "export it as CSV or text"),
+  (0, b"PK\x03\x04", "a zip archive", UNPACK),
   (0, b"PK\x05\x06", "an empty zip archive", UNPACK),
   (257, b"ustar", "a tar archive", UNPACK),
   (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
