@@ -53,6 +53,7 @@ class Session:
     self.outcomes: dict[int, Outcome] = {}  # outcomes of finished jobs by number
     self.interrupted = False
     self.stopped = False  # a signal arrived: no further job is started
+    self.disk_shown = False
 
   def __getstate__(self) -> dict[str, object]:
     """The state of a copy that runs one job in another process, without the configs of all jobs."""
@@ -157,6 +158,7 @@ class Session:
     if not self.outcomes:  # the first jobs of the sweep
       import_module("lora_exp.runtime.device").start_jax(jobs[0].cfg.cache)
     if make_launcher is None:
+      self._show_disk_use(sweep.directory)
       packed_sweep = import_module("lora_exp.sweep.packed_sweep")
       stopped = packed_sweep.train_packed(packed_sweep.plan_sweep(jobs, sweep), sweep)
       outcomes = packed_sweep.sweep_outcomes(jobs, sweep, stopped)
@@ -168,6 +170,13 @@ class Session:
       show_warning(str(stopped))
     self.outcomes |= {outcome.number: outcome for outcome in outcomes}
     return outcomes
+
+  def _show_disk_use(self, directory: Path) -> None:
+    """Shows once what the sweep takes on disk. Copies in other processes have no jobs and show nothing."""
+    jobs = [cfg for cfg in self.line.jobs if cfg.task == "train"]
+    if jobs and not self.disk_shown:
+      self.disk_shown = True
+      import_module("lora_exp.sweep.disk_use").show_disk_use(jobs, directory)
 
   # ---- one job
 
@@ -198,6 +207,7 @@ class Session:
         if past and not (past.code and node.sweeper.get("repeat_failed")):
           show(f"run {run.number}: ended before")
           return past
+        self._show_disk_use(Path(node.sweep.dir))
         cfg = _begin_trial(run.number, cfg, directory, sweep_ledger)
         ledger = sweep_ledger
       if cfg.task == "train":
