@@ -43,7 +43,7 @@ class ConfigFile:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= largest:
       return value
     if name in self.values:
-      self.problems.append(f"{name}={shortened(value)}: must be a whole number from 1 to {largest:,}")
+      self.problems.append(f"{name}={quoted(value)}: must be a whole number from 1 to {largest:,}")
     return 1
 
   def number(self, name: str) -> float | None:
@@ -53,7 +53,7 @@ class ConfigFile:
       return None
     if is_positive(value):
       return float(value)
-    self.problems.append(f"{name}={shortened(value)}: must be a number above 0")
+    self.problems.append(f"{name}={quoted(value)}: must be a number above 0")
     return None
 
   def numbers(self, name: str, length: int) -> list[float]:
@@ -62,14 +62,14 @@ class ConfigFile:
     if isinstance(value, list) and len(value) == length and all(map(is_positive, value)):
       return [float(x) for x in value]
     if name in self.values:
-      self.problems.append(f"{name}={shortened(value)}: must be a list of {length} numbers above 0")
+      self.problems.append(f"{name}={quoted(value)}: must be a list of {length} numbers above 0")
     return [1.0] * length
 
   def flag(self, name: str) -> bool:
     """Reads a boolean; null is false."""
     value = self.get(name)
     if value not in (None, True, False):
-      self.problems.append(f"{name}={shortened(value)}: must be true or false")
+      self.problems.append(f"{name}={quoted(value)}: must be true or false")
     return value is True
 
   def activation(self, name: str, value: Any) -> str:
@@ -84,7 +84,7 @@ class ConfigFile:
     value = self.get(name)
     if value is None or isinstance(value, dict):
       return value or {}
-    self.problems.append(f"{name}={shortened(value)}: must be a mapping")
+    self.problems.append(f"{name}={quoted(value)}: must be a mapping")
     return {}
 
   def refuse(self, name: str, supported: str) -> None:
@@ -95,6 +95,11 @@ class ConfigFile:
 def is_positive(value: Any) -> bool:
   """Whether `value` is a number from above 0 to 1e300."""
   return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e300
+
+
+def quoted(value: Any) -> str:
+  """`value` as text of at most 60 characters, with quotes around a string, which may look like a number."""
+  return f'"{shortened(value)}"' if isinstance(value, str) else shortened(value)
 
 
 def shortened(value: Any) -> str:

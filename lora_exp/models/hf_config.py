@@ -65,8 +65,6 @@ def published_families() -> dict[str, tuple[Family, PublishedConfig]]:
 def _family(config: Mapping[str, Any]) -> tuple[Family, PublishedConfig]:
   known = published_families()
   name = _architecture(config, known)
-  if name not in known:
-    raise InputError(f"architectures={shortened(name)}: not supported; choose {', '.join(known)}")
   _check_model_type(config, name, known[name][1])
   return known[name]
 
@@ -82,16 +80,23 @@ def _check_model_type(config: Mapping[str, Any], name: str, published: Published
 
 
 def _architecture(config: Mapping[str, Any], known: Mapping[str, tuple[Family, PublishedConfig]]) -> str:
-  """The class named in the file, or the class of its `model_type`."""
-  named = config.get("architectures")
-  if named:
-    return str(named[0] if isinstance(named, list) else named)
-  model_type = str(config.get("model_type"))
+  """The class named in the file, or the class of its `model_type`. Raises InputError if it is not supported."""
+  model_type, named = config.get("model_type"), config.get("architectures")
+  by_type: dict[str, str] = {}
   for _, published in known.values():
-    classes = {published.model_type: published.architecture, **published.wrappers}
-    if model_type in classes:
-      return classes[model_type]
-  return model_type
+    by_type |= {published.model_type: published.architecture, **published.wrappers}
+  if not named and model_type is None:
+    raise InputError("neither architectures nor model_type names the kind of model; copy config.json again")
+  if not named:
+    if model_type not in by_type:
+      raise InputError(f"model_type={shortened(model_type)}: not supported; choose {', '.join(by_type)}")
+    return by_type[model_type]
+  name = str(named[0] if isinstance(named, list) else named)
+  if name not in known:
+    of_type = by_type.get(str(model_type))
+    hint = f"of model_type={model_type}, only {of_type} is read" if of_type else f"choose {', '.join(known)}"
+    raise InputError(f"architectures={shortened(name)}: not supported; {hint}")
+  return name
 
 
 def _read(config: Mapping[str, Any], published: PublishedConfig) -> Settings:

@@ -20,6 +20,7 @@ from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.lora import BaseChanges
+from lora_exp.lora.peft.adapter_files import read_config_json
 from lora_exp.models.factory import build_model
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights import store
@@ -73,6 +74,8 @@ def _show_changes(plan: Plan, vocab_size: int) -> None:
   if plan.start is None:
     return
   changes, name = plan.start.base, f"lora.init_from={plan.cfg.lora.init_from}"
+  if plan.cfg.run is None and plan.cfg.task in ("train", "evaluate"):
+    _show_origin(plan, name)
   if changes.vocab_size:
     console.show(f"{name}: its vocabulary has {changes.vocab_size:,} tokens and that of the base {vocab_size:,}; the "
                  "new rows are added to the base")
@@ -84,6 +87,14 @@ def _show_changes(plan: Plan, vocab_size: int) -> None:
   if ignored:
     given = ", ".join(f"lora.{field}={shown(getattr(plan.cfg.lora, field))}" for field in ignored)
     console.show_warning(f"{name}: the adapter sets its modules, ranks and alphas; {given} has no effect")
+
+
+def _show_origin(plan: Plan, name: str) -> None:
+  """Shows the base that the adapter was trained on, if its file names another than model.weights."""
+  trained_on = read_config_json(Path(str(plan.cfg.lora.init_from))).get("base_model_name_or_path")
+  here = plan.cfg.model.weights if plan.cfg.model.base == "weights" else f"model.base={plan.cfg.model.base}"
+  if isinstance(trained_on, str) and trained_on and Path(trained_on) != Path(str(here)):
+    console.show(f"{name}: it was trained on {trained_on}, and is applied to {here}")
 
 
 def _untrained(changes: BaseChanges) -> str:

@@ -86,7 +86,7 @@ FAULTS = {
   "layers": ["it has 2 layers, but model.layers=1; correct num_hidden_layers in its config.json",
              "model.extra.weight is not in the model"],
   "architecture": ["config.json: architectures=PhiForCausalLM: not supported; choose Gemma.*Phi3ForCausalLM"],
-  "fields": ["config.json: num_hidden_layers=2: must be a whole number from 1 to 10,000",
+  "fields": ["config.json: num_hidden_layers=\"2\": must be a whole number from 1 to 10,000",
              "config.json: hidden_act=quick_gelu: not supported; choose",
              "config.json: rope_scaling.rope_type=axial: not supported; choose default, linear, llama3, yarn"],
   "json": ["config.json: cannot be read as JSON"],

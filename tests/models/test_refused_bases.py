@@ -109,6 +109,27 @@ def test_two_names_of_different_models_are_refused(tmp_path, architecture, model
     resolve_architecture(str(tmp_path))
 
 
+@pytest.mark.parametrize(("names", "said"), [
+  ({"architectures": None, "model_type": "bloom"}, "model_type=bloom: not supported; choose gemma, gemma2"),
+  ({"architectures": [], "model_type": None}, "neither architectures nor model_type names the kind of model"),
+  ({"architectures": ["LlamaModel"], "model_type": "llama"}, "of model_type=llama, only LlamaForCausalLM is read"),
+])  # fmt: skip
+def test_a_model_that_is_not_supported_is_said(tmp_path, names, said):
+  write_checkpoint(tmp_path, **names)
+  with pytest.raises(InputError, match=said):
+    resolve_architecture(str(tmp_path))
+
+
+def test_a_missing_head_comes_with_advice(tmp_path):
+  arrays = published_arrays(random_arrays())
+  save_file({name: x for name, x in arrays.items() if "lm_head" not in name}, tmp_path / "model.safetensors")
+  with pytest.raises(InputError, match="lm_head.weight is missing; if the head is the embedding table, set") as raised:
+    load_arrays(tmp_path)
+  assert len(raised.value.problems) == 1
+  tied = replace(LLAMA, arch=replace(LLAMA.arch, tied=True))
+  assert "lm_head.kernel" not in load_arrays(tmp_path, tied)
+
+
 def test_the_text_model_of_a_wrapper_must_be_its_own(tmp_path):
   text = {"model_type": "qwen3"}
   write_checkpoint(tmp_path, architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text)

@@ -267,9 +267,12 @@ def test_trainable_tokens_of_peft_are_read(tmp_path, base, targets):
 def test_what_further_training_leaves_out_is_said(tmp_path, capfd, name, said):
   base, settings = KINDS[name]
   made(base, tmp_path, **settings)
+  edit_config(tmp_path, base_model_name_or_path="another/base")
   cfg = replace(config_of(base, tmp_path), task="train")
   make_base(make_plan(replace(cfg, lora=replace(cfg.lora, bias="all", layers=[0]))))
-  shown = " ".join(capfd.readouterr().err.split())
+  output = capfd.readouterr()
+  shown = " ".join((output.out + output.err).split())
+  assert f"it was trained on another/base, and is applied to {base_of(base).directory}" in shown
   assert said in shown and "lora.layers=[0], lora.bias=all has no effect" in shown
 
 

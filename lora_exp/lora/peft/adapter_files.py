@@ -57,6 +57,11 @@ def _read_json(path: Path) -> dict[str, Any]:
   return parse_json_object(path.read_bytes(), path)
 
 
+def read_config_json(directory: Path) -> dict[str, Any]:
+  """Reads adapter_config.json in `directory`."""
+  return _read_json(directory / CONFIG)
+
+
 def read_metadata(directory: Path) -> dict[str, Any]:
   """Reads the metadata that `save_adapter` wrote; {} for an adapter of another program."""
   if (directory / METADATA).is_file():

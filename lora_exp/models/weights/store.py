@@ -149,7 +149,7 @@ def _check_tensors(
   for ours, shape in shapes.items():
     for part in names.parts(ours, shapes):
       used.add(part.name)
-      problems += _tensor_problems(part.name, stored.get(part.name), part.stored_shape(shape))
+      problems += _tensor_problems(part.name, stored.get(part.name), part.stored_shape(shape), names.is_head(part.name))
   problems += unused_problems(checkpoint, [name for name in stored if name not in used], names)
   if problems:
     read = [name for name in stored if not names.is_of_another_part(name)]
@@ -167,9 +167,11 @@ def _with_layer_problem(problems: list[str], stored: Iterable[str], wanted: Iter
           "config.json, or copy the checkpoint again", *others]
 
 
-def _tensor_problems(name: str, tensor: StoredTensor | None, shape: tuple[int, ...]) -> list[str]:
+def _tensor_problems(name: str, tensor: StoredTensor | None, shape: tuple[int, ...], is_head: bool) -> list[str]:
+  """The problem with a stored tensor that should have `shape`, in a list."""
   if tensor is None:
-    return [f"{name} is missing"]
+    hint = "; if the head is the embedding table, set model.arch.tied=true" if is_head else ""
+    return [f"{name} is missing{hint}"]
   padded = tensor.padded and tensor.shape[0] > shape[0] and tensor.shape[1:] == shape[1:]
   if tensor.shape != shape and not padded:
     return [f"{name} is {tensor.shape}, the model's is {shape}"]
