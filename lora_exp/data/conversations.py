@@ -4,15 +4,17 @@ If a template marks what the model generates, the mask is that of transformers (
 Otherwise turns are found by rendering the messages before them (`turn_spans`).
 """
 
+import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lora_exp.config.errors import InputError
 from lora_exp.data.chat import OPENINGS, missing_reason
 from lora_exp.data.control_names import ControlNames, control_name_reason
-from lora_exp.data.guarded_chat import GuardedChat, encode_texts
+from lora_exp.data.guarded_chat import GuardedChat, Message, encode_texts
 from lora_exp.data.rendered_text import RenderedText, Span
 from lora_exp.data.sources.source import Conversation
 from lora_exp.data.template_checks import TURNS, Problem, Problems, TemplateCheck
@@ -60,9 +62,16 @@ class _RenderedConversation:
     variables = dict(conversation.variables)
     if template is not None:
       variables = _plain_variables(tokenizer) | variables
-    self.chat = GuardedChat(tokenizer, conversation.messages, conversation.tools, variables, template)
     self.tokenizer, self.loss = tokenizer, loss
-    text, self.marks = self.chat.marked()
+    self.chat = GuardedChat(tokenizer, conversation.messages, conversation.tools, variables, template)
+    try:
+      text, self.marks = self.chat.marked()
+    except InputError:
+      messages = _with_argument_texts(conversation.messages)
+      if messages is None:
+        raise
+      self.chat = GuardedChat(tokenizer, messages, conversation.tools, variables, template)
+      text, self.marks = self.chat.marked()
     self.rendered = RenderedText(self.chat, text)
     self.turns = TurnFinder(self.chat, self.rendered)
     self.learned_turns, self.other_turns = _assistant_turns(conversation, loss)
@@ -125,6 +134,21 @@ def _assistant_turns(conversation: Conversation, loss: str) -> tuple[list[int], 
   if loss == "last":
     learned = [turn for turn in learned if turn == turns[-1]]
   return learned, [turn for turn in turns if turn not in learned]
+
+
+def _with_argument_texts(messages: Sequence[Message]) -> list[Message] | None:
+  """`messages` with the arguments of tool calls as JSON strings, which some templates expect; None without calls."""
+  if not any(message.get("tool_calls") for message in messages):
+    return None
+  return [{**message, "tool_calls": [_with_argument_text(call) for call in message["tool_calls"]]}
+          if message.get("tool_calls") else message for message in messages]
+
+
+def _with_argument_text(call: Mapping[str, Any]) -> Mapping[str, Any]:
+  function = call["function"]
+  arguments = function.get("arguments")
+  text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+  return {**call, "function": {**function, "arguments": text}}
 
 
 def _plain_variables(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lora_exp.data.guarded_chat import GuardedChat, Message, renamed_call
 
 TURNS, CONVERSATIONS = "turns", "conversations"  # units of problems
 CHECKED_KEYS = ("name", "documents")  # keys of messages besides their texts; ids only link a tool call and its result
+TEXTS = {"text": ("content",), "reasoning": REASONING}  # keys of messages
 Problem = tuple[str, str]  # (unit, what is wrong with it)
 Problems = dict[Problem, int]  # how many have it
 
@@ -25,12 +26,14 @@ class TemplateCheck:
   def __init__(self, chat: GuardedChat, text: str):
     self.chat, self.text = chat, chat.without_guards(text)
     self.tags: dict[str, list[str]] = {}  # what is tagged, such as "text 2" -> its tags
+    self.called = _called_functions(chat)
     self.rendered = self._rendered()
 
   def problems(self) -> Problems:
     """How many turns and conversations are changed, or not written as a whole."""
-    found = Counter(filter(None, (self._text_problem(turn) for turn in range(len(self.chat.messages)))))
+    found = Counter[Problem]()
     for turn, message in enumerate(self.chat.messages):
+      found.update(self._text_problems(turn, message))
       found.update(self._key_problems(turn, message))
     if not self._is_written("tools"):
       found[CONVERSATIONS, self._left_out("their tools")] += 1
@@ -38,13 +41,13 @@ class TemplateCheck:
       found[CONVERSATIONS, self._left_out(f"the variable {name!r} of chat_template_kwargs")] += 1
     return dict(found)
 
-  def _text_problem(self, turn: int) -> Problem | None:
-    """The problem of the texts of message number `turn`, or None."""
-    message = self.chat.messages[turn]
-    texts = [message[name] for name in ("content", *REASONING) if isinstance(message.get(name), str)]
-    if self._is_written(f"text {turn}") and all(has_text(self.text, self.chat.without_guards(text)) for text in texts):
-      return None
-    return TURNS, f"the chat template changes the text of the {message.get('role')}, or leaves it out"
+  def _text_problems(self, turn: int, message: Message) -> Iterator[Problem]:
+    """The problems of the text, and of the reasoning, of message number `turn`."""
+    for kind, names in TEXTS.items():
+      texts = [message[name] for name in names if isinstance(message.get(name), str)]
+      is_whole = all(has_text(self.text, self.chat.without_guards(text)) for text in texts)
+      if not is_whole or not self._is_written(f"{kind} {turn}"):
+        yield TURNS, f"the chat template changes the {kind} of the {message.get('role')}, or leaves it out"
 
   def _key_problems(self, turn: int, message: Message) -> Iterator[Problem]:
     """The problems of the tool calls and other keys of message number `turn`."""
@@ -73,13 +76,14 @@ class TemplateCheck:
 
   def _tagged_message(self, turn: int, message: Message) -> Message:
     tagged = dict(message)
-    for names in (("content",), REASONING):
+    for kind, names in TEXTS.items():
       texts = {name: message[name] for name in names if isinstance(message.get(name), str) and message[name].strip()}
       if texts:
-        tag = self._new_tag(f"text {turn}")
+        tag = self._new_tag(f"{kind} {turn}")
         tagged |= {name: _with_tag(text, tag) for name, text in texts.items()}
     for key in CHECKED_KEYS:
-      if _has_strings(message.get(key)):
+      repeats_call = key == "name" and message.get("role") == "tool" and message.get(key) in self.called
+      if _has_strings(message.get(key)) and not repeats_call:
         tagged[key] = _with_tags(message[key], self._new_tag(f"{key} {turn}"))
     if message.get("tool_calls"):
       tagged["tool_calls"] = [renamed_call(call, self._new_tag(f"tool_calls {turn}")) for call in message["tool_calls"]]
@@ -89,6 +93,12 @@ class TemplateCheck:
     tag = next(self.chat.unused_characters, self.chat.sentinel)
     self.tags.setdefault(part, []).append(tag)
     return tag
+
+
+def _called_functions(chat: GuardedChat) -> set[Any]:
+  """The names of the functions that the messages call."""
+  calls = [call for message in chat.messages for call in message.get("tool_calls") or ()]
+  return {call["function"].get("name") for call in calls if isinstance(call, Mapping) and "function" in call}
 
 
 def has_text(rendered: str, content: str) -> bool:

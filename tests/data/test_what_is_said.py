@@ -87,6 +87,37 @@ def test_without_a_template_nothing_is_blamed_on_one(tmp_path):
                    ("conversations", f"{subject} their tools"): 1}
 
 
+def test_the_name_of_a_called_tool_may_be_left_out(tmp_path):
+  call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+  calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+  turns = (TURNS[0], calling, {"role": "tool", "content": "5"}, TURNS[1])
+  template = CHATML.replace("message['content']", "(message.content or message.tool_calls | tojson)")
+  for name, count in {"f": 0, "g": 1}.items():
+    named = (*turns[:2], {**turns[2], "name": name}, turns[3])
+    reason = "the chat template leaves out the key 'name' in messages of the tool"
+    assert problems(tmp_path / name, template, Conversation(named)) == ({("turns", reason): 1} if count else {})
+
+
+def test_reasoning_and_text_are_told_apart(tmp_path):
+  turns = (TURNS[0], {**TURNS[1], "reasoning_content": "It is tired."})
+  reason = "the chat template changes the reasoning of the assistant, or leaves it out"
+  assert problems(tmp_path / "a", CHATML, Conversation(turns)) == {("turns", reason): 1}
+  written = CHATML.replace("message['content']", "(message.reasoning_content or '') + message['content']")
+  assert problems(tmp_path / "b", written, Conversation(turns)) == {}
+
+
+def test_templates_that_expect_arguments_as_text_get_it(tmp_path):
+  call = {"type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
+  turns = (TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]})
+  joined = "message.content + (message.tool_calls[0].function.name + ' ' + message.tool_calls[0].function.arguments)"
+  template = CHATML.replace("message['content']", f"({joined} if message.tool_calls else message.content)")
+  tokenizer = get_tokenizer(str(byte_level(tmp_path, chat_template=template)))
+  [one] = encode_conversations(tokenizer, [Conversation(turns)], "assistant", plain=False)
+  assert 'f {"x": "é"}<|im_end|>' in tokenizer.decode(one.ids) and one.problems == {}
+  with pytest.raises(InputError, match="the chat template of .* fails"):
+    encode_conversations(tokenizer, [Conversation(({"role": "user", "content": None}, TURNS[1]))], "last", plain=False)
+
+
 # ---- copies
 
 
