@@ -30,6 +30,7 @@ from lora_exp.config.errors import BUG, DONE, InputError, LoraExpError, ReachedE
 from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config, ReportConfig
 from lora_exp.runtime.console import log_opened, share, show, show_warning
+from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.output_stream import without_waiting
 from lora_exp.runtime.run_files import LEDGER, SAMPLES
 from lora_exp.runtime.run_log import log_file
@@ -95,7 +96,9 @@ class Session:
           _report_sweep(claim.path, line.jobs[0].report if line.jobs else ReportConfig())
       except KeyboardInterrupt:
         self.interrupted = True
-        again = f"; repeat the command with hydra.sweep.dir={directory}" if claim and line.multirun else ""
+        again = ""
+        if claim and line.multirun:
+          again = f"; repeat the command with {typed_path('hydra.sweep.dir', claim.path)}"
         show(f"interrupted{again}")
       finally:
         without_results = (InputError.code,) if line.multirun else (InputError.code, StoppedError.code)

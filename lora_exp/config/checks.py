@@ -14,6 +14,7 @@ from lora_exp.config.errors import did_you_mean
 from lora_exp.config.eval_checks import eval_problems
 from lora_exp.config.lora_checks import lora_problems
 from lora_exp.config.metrics import METRICS
+from lora_exp.config.override_grammar import typed
 from lora_exp.config.schema import TOKENIZERS, Config
 
 TASKS_OF_A_RUN = ("merge", "export")  # tasks that need a run
@@ -49,7 +50,7 @@ def _task_problems(cfg: Config) -> Iterator[str]:
   if cfg.task == "advise":
     yield from _advise_problems(cfg)
   if cfg.task == "train" and cfg.run:
-    yield f"run={cfg.run}: task=train starts a new run; to continue this one, use train.resume={cfg.run}"
+    yield f"run={cfg.run}: task=train starts a new run; to continue this one, use {typed('train.resume', cfg.run)}"
   if cfg.task in TASKS_OF_A_RUN:
     yield from _export_problems(cfg)
   if cfg.task == "chat" and (cfg.prompt is not None or cfg.prompt_file is not None or cfg.sample.merged):

@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+WORDS = ("null", "true", "false", "nan", "inf")  # which the grammar does not read as text
+
 
 def parse(texts: Sequence[str], loader: ConfigLoader | None = None) -> tuple[list[Override], list[str]]:
   """Returns the parsed overrides, and a problem for each one that cannot be parsed.
@@ -70,6 +72,25 @@ def _quoted_candidates(key: str, value: str) -> list[str]:
     words = [item if re.fullmatch(r"[\w.*]+", item) else quoted(item.strip("'\"")) for item in items]
     candidates.insert(0, f"{key}=[{','.join(words)}]")
   return candidates
+
+
+def typed(key: str, value: str) -> str:
+  """The override `key=value` as typed in a shell: quoted for Hydra's grammar and for the shell where they need it.
+
+  >>> typed("run", "outputs/day/0-x"), typed("run", "my runs/lr=0.1")
+  ('run=outputs/day/0-x', '\'run="my runs/lr=0.1"\'')
+  """
+  return shlex.quote(f"{key}={_plain_or_quoted(value)}")
+
+
+def typed_list(key: str, values: Sequence[str]) -> str:
+  """The override `key=[value,…]` as typed in a shell."""
+  return shlex.quote(f"{key}=[{','.join(map(_plain_or_quoted, values))}]")
+
+
+def _plain_or_quoted(value: str) -> str:
+  plain = re.fullmatch(r"[A-Za-z/.][\w/.+@-]*", value) and value.lower() not in WORDS
+  return value if plain else quoted(value)
 
 
 def escaped(key: str) -> str:

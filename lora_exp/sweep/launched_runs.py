@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_exp.config.errors import StoppedError
 from lora_exp.report.reading.run_reader import read_run
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.run_files import SUMMARY
 from lora_exp.sweep.ledger import Ledger
@@ -70,7 +70,7 @@ class LaunchedRuns:
       if run.status == "done":
         ledger.add("done", trial=run.number)
       elif run.status == "stopped" and not has_reached(run, ledger, step):  # a signal to another process
-        again = f"continue with the same command and hydra.sweep.dir={display_path(self.directory)}"
+        again = f"continue with the same command and {typed_path('hydra.sweep.dir', self.directory)}"
         raise StoppedError(f"run {run.number}: {run.reason}; {again}")
       elif not has_reached(run, ledger, step):
         ledger.add("failed", trial=run.number, reason=run.reason or "it left no reason")

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED, LoraExpError
 from lora_exp.runtime.console import show_error, show_warning
+from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.json_lines import read_ledger
 from lora_exp.runtime.run_files import LEDGER
 
@@ -121,5 +122,5 @@ def show_failures(outcomes: Sequence[Outcome], directory: Path | None) -> None:
   if stopped:
     show_warning(
       f"{stopped} of {len(outcomes)} runs stopped before the end; continue with the same command and "
-      f"hydra.sweep.dir={directory}"
+      f"{'hydra.sweep.dir=…' if directory is None else typed_path('hydra.sweep.dir', directory)}"
     )

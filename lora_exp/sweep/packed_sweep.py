@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from lora_exp.config import LoraExpError, MemoryFullError, ReachedError, StoppedError
 from lora_exp.config.errors import STOPPED
 from lora_exp.runtime import console
-from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.locks import run_lock
 from lora_exp.runtime.program_cache import keep_programs
 from lora_exp.runtime.run_files import SAMPLES
@@ -79,8 +79,8 @@ def _train_until(stop: StopRequest, packs: Sequence[SweepPack], ledger: Ledger) 
     show_packs(packs)
   for number, pack in enumerate(packs):
     if stop.requested:
-      raise StoppedError(f"stopped after pack {number - 1}; continue with the same command and hydra.sweep.dir="
-                         f"{display_path(pack.runs[0].run_dir.parent)}")
+      raise StoppedError(f"stopped after pack {number - 1}; continue with the same command and "
+                         f"{typed_path('hydra.sweep.dir', pack.runs[0].run_dir.parent)}")
     count, remaining = len(pack.runs), sum(not ledger.ended(run) for run in pack.numbers)
     if remaining == 0:
       console.show(f"pack {number} of {len(packs)}: already done")
@@ -129,7 +129,7 @@ def _train_together(runs: list[PlannedRun], ledger: Ledger) -> None:
         _record_starts(trials, numbers, resumed, ledger)
         results = train_pack(restore_pack(pack) if resumed else pack)
     except StoppedError as error:
-      again = f"continue with the same command and hydra.sweep.dir={display_path(trials[0].run_dir.parent)}"
+      again = f"continue with the same command and {typed_path('hydra.sweep.dir', trials[0].run_dir.parent)}"
       raise StoppedError(f"{error}; {again}") from None
     except LoraExpError as error:
       if isinstance(error, MemoryFullError) and len(trials) > 1:

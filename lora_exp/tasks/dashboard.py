@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from lora_exp.config import Config, InputError, LoraExpError
 from lora_exp.report.wandb_workspace import WorkspaceContents, build_workspace, workspace_contents
 from lora_exp.runtime import console
-from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.display_paths import display_path, typed_path
 from lora_exp.train.loggers.wandb import wandb_mode
 
 SPEC = Path("wandb") / "dashboard.json"
@@ -27,9 +28,9 @@ def run(cfg: Config) -> None:
   content = {"name": contents.name, "project": contents.project, "spec": json.loads(spec)}
   path.write_text(json.dumps(content, indent=2) + "\n")
   console.show(f"Workspace of {contents.name}: {display_path(path)}")
-  sync = f"wandb sync {display_path(contents.home)}/wandb/offline-run-*"
+  sync = f"wandb sync {shlex.quote(display_path(contents.home))}/wandb/offline-run-*"
   if wandb_mode(cfg.logger.mode) != "online":
-    again = f"python -m lora_exp task=dashboard run={display_path(directory)}"
+    again = f"python -m lora_exp task=dashboard {typed_path('run', directory)}"
     console.show("The workspace is not saved online, because wandb has no API key or is set to offline. To save it "
                  f"later, set WANDB_API_KEY or run `wandb login`, then\n  {sync}\n  {again}")
     return

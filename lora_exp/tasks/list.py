@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lora_exp.config import Config, InputError
+from lora_exp.config.override_grammar import typed_list
 from lora_exp.report.reading.run_index import IndexedRun, find_runs, last_change, matching
 from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import display_path
@@ -25,8 +26,8 @@ def run(cfg: Config) -> list[IndexedRun]:
     console.show(f"{entry.path.relative_to(root)}{'/' * entry.is_sweep}", style="bold")
     columns = [text.ljust(width) for text, width in zip(texts, widths, strict=True)]
     console.show(f"  {'  '.join(columns)}".rstrip())
-  newest = display_path(found[-1].path)
-  console.show(f"Compare some of them: python -m lora_exp task=compare runs='[{newest},…]'")
+  newest = typed_list("runs", [display_path(entry.path) for entry in found[-2:]])
+  console.show_command("Compare some of them:", f"python -m lora_exp task=compare {newest}")
   return found
 
 

@@ -12,6 +12,7 @@ from lora_exp.config import Config, InputError, LoraConfig
 from lora_exp.lora import methods
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.models.weights import store
+from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.base import make_base
@@ -108,5 +109,6 @@ def _check_finished(directory: Path, method: methods.Method) -> None:
   expected = store.FILE if method.trains_everything else ADAPTER
   if not method.trains_nothing and not (directory / expected).exists():
     raise InputError(
-      f"run={directory}: has no {expected}, because the run did not finish; resume it with train.resume={directory}"
+      f"run={directory}: has no {expected}, because the run did not finish; resume it with "
+      f"{typed_path('train.resume', directory)}"
     )

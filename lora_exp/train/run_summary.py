@@ -16,7 +16,7 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.runtime import console
-from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.display_paths import display_path, typed_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.run_files import SUMMARY
 from lora_exp.train.memory import nbytes
@@ -102,7 +102,7 @@ def show_result(summary: dict, run_dir: Path, data: DataConfig, prompt: str) -> 
     "run directory": display_path(run_dir),
   }
   console.show_facts("Result", facts)
-  run = f"run={display_path(run_dir)}"
+  run = typed_path("run", run_dir)
   use = f"task=generate {run} 'prompt=\"{prompt}\"'" if text else f"task=evaluate {run}"
   console.show_command("Use it:", f"python -m lora_exp {use}")
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from lora_exp.config import StoppedError
-from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.display_paths import typed_path
 from lora_exp.train import expectations
 from lora_exp.train.memory import memory_errors, require_memory
 from lora_exp.train.pack import Pack, make_pack, restore_pack
@@ -31,7 +31,7 @@ def train_run(plan: Plan, run_dir: Path) -> None:
       if result.error is not None:
         raise result.error
     except StoppedError as error:
-      raise type(error)(f"{error}; resume with train.resume={display_path(run_dir)}") from None
+      raise type(error)(f"{error}; resume with {typed_path('train.resume', run_dir)}") from None
     if result.params is not None:
       _show_result(pack, result)
 

@@ -5,10 +5,12 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 
 import pytest
 from runs import TINY, command, environment, on_stories
 
+NAME = "my run, a=1"
 SMALL_PIPE = 4096  # bytes
 STEPS = ["train.steps=3", "train.batch_size=4", "train.eval_every=3", "train.save_every=3", "data.seq_len=32"]
 
@@ -23,11 +25,11 @@ def shell(line: str, directory, **variables: str) -> subprocess.CompletedProcess
 def run_dir(tmp_path_factory):
   """A run whose output goes to `head -1`, in an encoding with 128 characters."""
   directory = tmp_path_factory.mktemp("lost")
-  argv = command("hydra.run.dir=run", *TINY, *on_stories(directory), *STEPS)
+  argv = command(f'hydra.run.dir="{NAME}"', *TINY, *on_stories(directory), *STEPS)
   done = shell(f"{shlex.join(argv)} 2>&1 | head -1", directory, PYTHONIOENCODING="ascii")
   assert done.returncode == 0, done
   assert done.stdout.startswith("Device: ") and len(done.stdout.splitlines()) == 1
-  return directory / "run"
+  return directory / NAME
 
 
 def test_a_run_whose_reader_leaves_is_complete(run_dir):
@@ -44,8 +46,10 @@ def test_the_log_of_a_run_has_what_the_terminal_shows(run_dir):
 
 
 def test_generation_whose_reader_leaves_ends_quietly(run_dir):
-  argv = command("task=generate", "run=run", "prompt=Tom", "sample.max_tokens=3")
-  done = shell(f"{shlex.join(argv)} | true", run_dir.parent)
+  """The command is the one that the run advises, as it is pasted."""
+  advised = (run_dir / "lora_exp.log").read_text(encoding="utf-8").split("Use it: python ")[1].splitlines()[0]
+  assert "'run=\"" in advised
+  done = shell(f"{sys.executable} {advised} sample.max_tokens=3 | true", run_dir.parent)
   assert (done.returncode, done.stdout) == (0, "")
   assert "Traceback" not in done.stderr and "Error" not in done.stderr
 
