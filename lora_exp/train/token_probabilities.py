@@ -54,7 +54,7 @@ def draw(
     positions = np.flatnonzero(weights_BT[row])[:MAX_TOKENS]
     texts.append([_token_text(tokenizer, token) for token in targets_BT[row][positions].tolist()])
     values.append(values_BT[row][positions])
-  from lora_exp.report.plots.run_plots import plot_token_probabilities  # matplotlib takes half a second to import
+  from lora_exp.report.plots.run_plots import plot_token_probabilities  # Altair takes half a second to import
 
   plot_token_probabilities(run_dir, texts, values)
 

@@ -127,7 +127,7 @@ class TrialWriter:
     """Writes the trained weights of the state of `state_to_export`, and the plots."""
     self.record = replace(self.record, exported_step=step)
     self.adapter = export_trained(self.trial.run_dir, self.trial.plan, params, step, self.base_digest)
-    from lora_exp.report.plots.run_plots import plot_loss  # imports matplotlib, which takes half a second
+    from lora_exp.report.plots.run_plots import plot_loss  # Altair takes half a second to import
 
     plot_loss(self.trial.run_dir)
     if self.pack.rows.eval_examples:

@@ -50,6 +50,7 @@ class Figure:
   panels: tuple[alt.LayerChart, ...]
   note: str = ""  # how to read it, in a sentence or two
   entries: tuple[str, ...] = ()  # of the legends; the longest decides how many fit beside each other
+  width: int = WIDTH  # pixels of all panels
 
   @property
   def heading(self) -> str:
@@ -83,7 +84,7 @@ class Figure:
 
   @property
   def _panel_width(self) -> int:
-    return (WIDTH - GAP * (len(self.panels) - 1)) // len(self.panels)
+    return (self.width - GAP * (len(self.panels) - 1)) // len(self.panels)
 
 
 def _renumber_clips(svg: str) -> str:
