@@ -25,6 +25,7 @@ from lora_exp.config.schema import (
   Config,
   DataConfig,
   EvalConfig,
+  ExportConfig,
   LoggerConfig,
   LoraConfig,
   MergeConfig,
@@ -37,6 +38,7 @@ from lora_exp.config.schema import (
   SampleConfig,
   TeacherConfig,
   TrainConfig,
+  VerifyConfig,
 )
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
   "DiskError",
   "DivergedError",
   "EvalConfig",
+  "ExportConfig",
   "InUseError",
   "InputError",
   "LoggerConfig",
@@ -65,6 +68,7 @@ __all__ = [
   "StoppedError",
   "TeacherConfig",
   "TrainConfig",
+  "VerifyConfig",
   "check",
   "did_you_mean",
   "nearest",

@@ -12,7 +12,7 @@ from lora_exp.config.schema import Config
 
 NULLABLE = ("report.metric",)  # settings that may be null though their choices are a registry
 CHOICES: dict[str, Collection[str | None]] = {
-  "format": ("peft", "merged", "base"),
+  "format": ("peft", "gguf", "mlx", "merged", "gguf_merged", "base", "gguf_base"),
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.base": ("random", "pretrain", "weights"),
@@ -30,6 +30,8 @@ CHOICES: dict[str, Collection[str | None]] = {
   "sample.chat": ("auto", "always", "none"),
   "report.metric": METRICS,
   "merge.dtype": (None, "float32", "bfloat16", "float16"),
+  "export.gguf_type": ("f32", "f16", "q8_0"),
+  "verify.backend": ("peft", "transformers", "llama_cpp", "url", "file"),
   "logger.mode": ("auto", "online", "offline"),
 }
 

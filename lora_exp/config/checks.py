@@ -18,6 +18,8 @@ from lora_exp.config.override_grammar import typed
 from lora_exp.config.schema import TOKENIZERS, Config
 
 TASKS_OF_A_RUN = ("merge", "export")  # tasks that need a run
+ADAPTER_FORMATS, BASE_FORMATS = ("peft", "gguf", "mlx"), ("base", "gguf_base")  # values of `format`
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 # Expectations of an experiment for a finished run, in addition to the metrics.
 EXPECTATIONS = ("trainable", "total", "adapter_bytes", "loss_falls", "behind_best", "base_changed", "merged_differs",
                 "off_differs")
@@ -55,6 +57,8 @@ def _task_problems(cfg: Config) -> Iterator[str]:
     yield from _export_problems(cfg)
   if cfg.task == "chat" and (cfg.prompt is not None or cfg.prompt_file is not None or cfg.sample.merged):
     yield "task=chat: reads messages from the terminal; remove prompt=, prompt_file= and sample.merged="
+  if cfg.task == "verify":
+    yield from _verify_problems(cfg)
   if cfg.task == "generate":
     if cfg.prompt is not None and cfg.prompt_file is not None:
       yield "prompt, prompt_file: both are given; remove one"
@@ -81,11 +85,26 @@ def _export_problems(cfg: Config) -> Iterator[str]:
   if cfg.run is None:
     yield f"run=null: task={cfg.task} needs a run to work on; add run=outputs/DAY/TIME-NAME"
     return
-  if cfg.task == "merge" and cfg.format == "base":
-    yield "format=base: task=merge writes the merged model; use task=export format=base"
+  if cfg.task == "merge" and cfg.format in BASE_FORMATS:
+    yield f"format={cfg.format}: task=merge writes the merged model; use task=export format={cfg.format}"
+  if cfg.export.rank is not None and cfg.format not in ADAPTER_FORMATS:
+    yield f"export.rank={cfg.export.rank}: converts an adapter; use format={', '.join(ADAPTER_FORMATS)}"
+  if cfg.push is not None and not HUB_NAME.fullmatch(cfg.push):
+    yield f"push={shown(cfg.push)}: must be a repository on the Hugging Face Hub, as OWNER/NAME"
   out = export_directory(cfg)
   if lies_in_run_files(out, Path(cfg.run)):
     yield f"out={out}: is inside the run's own files; choose another directory, or omit it for {cfg.run}/export"
+
+
+def _verify_problems(cfg: Config) -> Iterator[str]:
+  verify = cfg.verify
+  if verify.adapter is None:
+    yield "verify.adapter=null: task=verify needs an exported adapter; add verify.adapter=RUN/export/peft"
+  for backend, name in (("url", "url"), ("file", "file")):
+    if verify.backend == backend and getattr(verify, name) is None:
+      yield f"verify.{name}=null: verify.backend={backend} needs it"
+  if verify.url is not None and not verify.url.startswith(("http://", "https://")):
+    yield f"verify.url={shown(verify.url)}: must begin with http:// or https://"
 
 
 def lies_in_run_files(out: Path, run: Path) -> bool:

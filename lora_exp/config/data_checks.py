@@ -19,8 +19,9 @@ def sources(cfg: Config) -> dict[str, DataConfig]:
 
 
 def merges(cfg: Config) -> bool:
-  """Whether the task merges an adapter, which needs the run's data."""
-  return cfg.task == "merge" or (cfg.task == "export" and cfg.format == "merged")
+  """Whether the task merges or converts an adapter, and compares the result on the run's data."""
+  exports = cfg.format in ("merged", "gguf_merged") or cfg.export.rank is not None
+  return cfg.task == "merge" or (cfg.task == "export" and exports)
 
 
 def data_problems(cfg: Config) -> Iterator[str]:

@@ -92,5 +92,5 @@ RANGES: dict[str, Range] = {
   "sample.every": STEPS_OR_0, "sample.max_tokens": count(2**24), "sample.temperature": NOT_NEGATIVE,
   "sample.top_k": count(2**24), "sample.top_p": PROBABILITY, "sample.seed": SEED,
   "filter.days": NOT_NEGATIVE, "filter.rank": RANK, "clean.days": NOT_NEGATIVE,
-  "merge.bound": NOT_NEGATIVE, "report.margin": FRACTION,
+  "merge.bound": NOT_NEGATIVE, "export.rank": RANK, "verify.tolerance": POSITIVE, "report.margin": FRACTION,
 }

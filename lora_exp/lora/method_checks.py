@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from lora_exp.config import Config, InputError, LoraConfig, did_you_mean
+from lora_exp.config.checks import ADAPTER_FORMATS, BASE_FORMATS
 from lora_exp.config.conversion import shown
 from lora_exp.lora import methods
 from lora_exp.lora.methods import Method
@@ -93,7 +94,10 @@ def _task_problems(cfg: Config, method: Method) -> Iterator[str]:
   if cfg.task == "inspect" and not method.changes_kernels:
     trained = "nothing" if method.trains_nothing else "no kernel"
     yield f"run={cfg.run}: lora={method.name} trained {trained}; there is no ΔW to inspect"
-  if cfg.task in ("merge", "export") and method.trains_nothing and cfg.format != "base":
+  if cfg.task in ("merge", "export") and method.trains_nothing and cfg.format not in BASE_FORMATS:
     yield f"run={cfg.run}: lora={method.name} trained nothing; export the base with task=export format=base"
-  if cfg.task == "export" and method.trains_everything and cfg.format == "peft":
-    yield f"format=peft: lora={method.name} trains the model itself and has no adapter; use format=merged"
+  if cfg.task != "export" or cfg.format not in ADAPTER_FORMATS or cfg.export.rank is not None:
+    return
+  if method.trains_everything:
+    yield (f"format={cfg.format}: lora={method.name} trains the model itself and has no adapter; use format=merged, or "
+           "export.rank=R for the LoRA of rank R that is nearest to it")

@@ -15,15 +15,27 @@ def temporary_path(path: Path) -> Path:
   return path.with_name(f".{path.name}.tmp")
 
 
+def _umask() -> int:
+  """The permissions that this process withholds from new files, which can only be read by setting them."""
+  mask = os.umask(0o077)
+  os.umask(mask)
+  return mask
+
+
+MODE = 0o666 & ~_umask()  # of new files; read once, because setting the mask would affect other threads
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = False) -> None:
   """Calls `write(temporary)` and renames the temporary file to `path`, so that readers never see a partial file.
 
+  The file has the permissions that the umask allows, although some libraries write files that only the owner may read.
   With `durable`, content and directory entry are synced to disk before it returns. If `write` fails, `path` is
   unchanged and the temporary file is removed.
   """
   temporary = temporary_path(path)
   try:
     write(temporary)
+    temporary.chmod(MODE)
     if durable:
       sync_path(temporary)
     temporary.replace(path)

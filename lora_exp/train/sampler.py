@@ -129,6 +129,19 @@ class Sampler:
     A completion ends where the logits are NaN or infinite, with a warning. The sample of a prompt depends on
     `sample.seed` and on the number of earlier equal prompts, not on other prompts.
     """
+    return [text.text for text in self._streams(params, trial, frozen, prompts, show)]
+
+  def continuations(
+    self, params: Tree, trial: Hyperparameters, frozen: Tree, prompts: Sequence[Sequence[int]]
+  ) -> list[list[int]]:
+    """The completions of `decode` as token ids, without the stop token."""
+    return [text.ids for text in self._streams(params, trial, frozen, prompts, None)]
+
+  def _streams(
+    self, params: Tree, trial: Hyperparameters, frozen: Tree, prompts: Sequence[Sequence[int]],
+    show: Callable[[str], None] | None
+  ) -> list["StreamedText"]:
+    """Decodes all prompts, MOST_ROWS at a time."""
     texts = [StreamedText(self.tokenizer, prompt, self.cfg.stop) for prompt in prompts]
     counts: Counter[tuple[int, ...]] = Counter()
     repeats = []
@@ -138,7 +151,7 @@ class Sampler:
     for first in range(0, len(texts), MOST_ROWS):
       part = slice(first, first + MOST_ROWS)
       self._decode((params, trial, frozen), prompts[part], repeats[part], texts[part], show)
-    return [text.text for text in texts]
+    return texts
 
   def _decode(self, weights, prompts, repeats, texts: list["StreamedText"], show) -> None:
     """Decodes one batch of prompts into `texts`."""

@@ -9,6 +9,7 @@ from lora_exp import lora
 from lora_exp.config import LoraExpError
 from lora_exp.lora import methods
 from lora_exp.models.weights import store
+from lora_exp.models.weights.locate import base_name
 from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.job import Job
 from lora_exp.train.plan import Plan
@@ -47,8 +48,6 @@ def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_dige
   }
   adapter = take_trial(jax.device_get(params), plan.table, plan.full, method.name, 0)
   adapter = replace(adapter, base=plan.start.base) if plan.start is not None else adapter
-  weights = cfg.model.weights if cfg.model.base == "weights" else None
-  lora.save_adapter(
-    run_dir / ADAPTER, adapter, plan.naming(), metadata, base=weights, dropout=cfg.lora.dropout
-  )
+  base = base_name(cfg.model.weights) if cfg.model.base == "weights" and cfg.model.weights else None
+  lora.save_adapter(run_dir / ADAPTER, adapter, plan.naming(), metadata, base=base, dropout=cfg.lora.dropout)
   return adapter

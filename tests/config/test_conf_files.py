@@ -51,7 +51,7 @@ def test_every_file_of_a_group_has_every_setting(group):
 @pytest.mark.parametrize("group", [*GROUPS, "task"])
 def test_every_choice_composes_and_passes_the_checks(group, text_file, tmp_path):
   """Sources need their file or model, model=hf a checkpoint (test_weights.py), four tasks a run (test_export.py,
-  test_dashboard.py, test_inspect.py), SmolLM2 its package (below); no more is missing."""
+  test_dashboard.py, test_inspect.py) or an adapter, SmolLM2 its package (below); no more is missing."""
   needs = {"mlp": ["data@retain=none", "data=xor"]}
   lines = tmp_path / "lines.jsonl"
   lines.write_text('{"prompt": "a", "response": "b"}\n')
@@ -61,7 +61,7 @@ def test_every_choice_composes_and_passes_the_checks(group, text_file, tmp_path)
     elif issubclass(source, NumericSource):
       sizes = [f"model.mlp.inputs={source.inputs}", f"model.mlp.outputs={source.outputs}"]
       needs[source.name] = ["data@retain=none", "model=mlp", *sizes]
-  others = ("hf", "smollm2_135m", "merge", "export", "dashboard", "inspect", "compare")
+  others = ("hf", "smollm2_135m", "merge", "export", "verify", "dashboard", "inspect", "compare")
   for path in (path for path in files(group) if path.stem not in others):
     assert check(config(f"{group}={path.stem}", *needs.get(path.stem, ()))) == [], path
 

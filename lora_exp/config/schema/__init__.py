@@ -16,6 +16,7 @@ from lora_exp.config.schema.model_settings import (
   ModelConfig,
   PretrainConfig,
 )
+from lora_exp.config.schema.serving_settings import ExportConfig, VerifyConfig
 from lora_exp.config.schema.task_settings import CleanConfig, FilterConfig, MergeConfig, ReportConfig, SampleConfig
 from lora_exp.config.schema.train_settings import LoggerConfig, MeshConfig, OptimConfig, TrainConfig
 
@@ -28,6 +29,7 @@ __all__ = [
   "Config",
   "DataConfig",
   "EvalConfig",
+  "ExportConfig",
   "FilterConfig",
   "LoggerConfig",
   "LoraConfig",
@@ -41,4 +43,5 @@ __all__ = [
   "SampleConfig",
   "TeacherConfig",
   "TrainConfig",
+  "VerifyConfig",
 ]

@@ -7,6 +7,7 @@ from lora_exp.config.schema.data_settings import DataConfig
 from lora_exp.config.schema.eval_settings import EvalConfig
 from lora_exp.config.schema.lora_settings import LoraConfig
 from lora_exp.config.schema.model_settings import ModelConfig
+from lora_exp.config.schema.serving_settings import ExportConfig, VerifyConfig
 from lora_exp.config.schema.task_settings import CleanConfig, FilterConfig, MergeConfig, ReportConfig, SampleConfig
 from lora_exp.config.schema.train_settings import LoggerConfig, MeshConfig, OptimConfig, TrainConfig
 
@@ -24,8 +25,9 @@ class Config:
   runs: Any = None  # with task=compare: directories of runs or sweeps
   prompt: str | None = None  # with task=generate
   prompt_file: Any = None  # with task=generate: a file, a directory or a list of files with prompts
-  format: str = "peft"  # with task=export: peft (the adapter) | merged (base and adapter) | base
+  format: str = "peft"  # with task=export: peft | gguf | mlx (the adapter), merged | gguf_merged, base | gguf_base
   out: str | None = None  # output directory of merge and export (null: RUN/export/FORMAT) and of advise (null: none)
+  push: str | None = None  # with task=export: OWNER/NAME on the Hugging Face Hub to upload the files to; null: none
   model: ModelConfig = field(default_factory=ModelConfig)
   data: DataConfig = field(default_factory=DataConfig)
   pretrain_data: DataConfig | None = None  # what a base is pretrained on
@@ -37,6 +39,8 @@ class Config:
   eval: EvalConfig = field(default_factory=EvalConfig)
   sample: SampleConfig = field(default_factory=SampleConfig)
   merge: MergeConfig = field(default_factory=MergeConfig)
+  export: ExportConfig = field(default_factory=ExportConfig)
+  verify: VerifyConfig = field(default_factory=VerifyConfig)
   report: ReportConfig = field(default_factory=ReportConfig)
   filter: FilterConfig = field(default_factory=FilterConfig)
   clean: CleanConfig = field(default_factory=CleanConfig)

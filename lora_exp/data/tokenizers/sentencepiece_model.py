@@ -76,6 +76,14 @@ def model_of(rows: Sequence[tuple[str, float, int]], adds_space: bool) -> bytes:
   return bytes(model.SerializeToString())
 
 
+def read_pieces(file: Path) -> tuple[list[tuple[str, float, int]], bool]:
+  """The pieces of the model in `file` as rows of `model_of`, and whether a space is prepended to a text."""
+  model = _message_class().FromString(file.read_bytes())
+  rows = [(piece.piece, piece.score, piece.type or 1) for piece in model.pieces]
+  normalizer = model.normalizer_spec
+  return rows, normalizer.add_dummy_prefix if normalizer.HasField("add_dummy_prefix") else True
+
+
 class SentencePieceTokenizer(PieceTokenizer):
   """A sentencepiece model. Its control pieces and chat turn markers are never matched in text."""
 

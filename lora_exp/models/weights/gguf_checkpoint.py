@@ -113,3 +113,8 @@ def _expert(values: Callable[[], np.ndarray], expert: int, count: int) -> np.nda
 def halves_from_neighbours(w: np.ndarray, heads: int) -> np.ndarray:
   """Permutes rows (O, I) of q or k from ggml's order (rotated pairs are adjacent) to rotated halves (i, i + h/2)."""
   return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def neighbours_from_halves(w: np.ndarray, heads: int) -> np.ndarray:
+  """The inverse of `halves_from_neighbours`."""
+  return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)

@@ -46,7 +46,7 @@ def save_hf(
 
   Without `names`, tensors keep our paths and only `store.load` can read them. `done` is called after each tensor.
   """
-  tensors = list(_tensors(arrays, names or StoredNames(), done))
+  tensors = list(stored_tensors(arrays, names or StoredNames(), done))
   files = list(_files(tensors, DTYPES[CODES[dtype]].itemsize, largest))
   if len(files) == 1:
     write_safetensors(directory / SINGLE, files[0], CODES[dtype])
@@ -62,8 +62,8 @@ def save_hf(
   (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _tensors(
-  arrays: Mapping[str, Any], names: StoredNames, done: Callable[[], object]
+def stored_tensors(
+  arrays: Mapping[str, Any], names: StoredNames, done: Callable[[], object] = _count_nothing
 ) -> Iterator[TensorToWrite]:
   """The tensors to write: one for each stored name, with all of our arrays that it consists of."""
   shapes = {path: tuple(x.shape) for path, x in arrays.items()}

