@@ -13,6 +13,8 @@ MISREAD = ("Ã©", "Ã¤", "Ã¶", "Ã¼", "ÃŸ", "â€™", "â€œ", "â€
 END_MARKS = ("</s>", "<|endoftext|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
 ENTITIES = ("&amp;", "&lt;", "&gt;", "&quot;", "&#39;", "&nbsp;")
 INVISIBLE = ("\x00", "\ufeff", "\u200b")
+PLACEHOLDERS = ("{instruction}", "{input}", "{question}", "{context}", "{prompt}")
+LEAST_ECHO = 20  # characters of a prompt with which an answer begins
 MISSING_VALUES = ("nan", "null", "none", "n/a", "#n/a", "<na>", "undefined")  # as programs write them; case is ignored
 
 
@@ -22,6 +24,7 @@ SIGNS: dict[tuple[str, ...], str] = {
   MISREAD: "they contain {}, as text in UTF-8 does that was read in another encoding",
   ENTITIES: "they contain {}, as HTML does",
   INVISIBLE: "they contain the invisible character {}",
+  PLACEHOLDERS: "they contain the placeholder {}, which nothing has filled in",
   ("\r\n",): "their lines end in {}, and the '\\r' is learned too",
 }
 
@@ -46,6 +49,10 @@ def suspicions(document: Document, control_tokens: Collection[str] = ()) -> Iter
     yield f"they contain {end!r}, which this tokenizer reads as ordinary text"
   if any(text.count("\\n") > 1 and "\n" not in text for text in texts):
     yield r"they contain '\n' as two characters instead of line breaks"
+  if document.prompt.strip() and document.text.strip() == document.prompt.strip():
+    yield "the answer is the prompt"
+  elif len(document.prompt) >= LEAST_ECHO and document.text.startswith(document.prompt):
+    yield "the answer begins with the prompt"
   for answer in _answers(document):
     if answer.strip().lower() in MISSING_VALUES:
       yield f"an answer is {answer.strip()!r}, perhaps a missing value"

@@ -42,6 +42,9 @@ def first(path: object, **settings) -> Document:
   ({"prompt": "a", "response": "NaN"}, "an answer is 'NaN', perhaps a missing value"),
   ({"prompt": "a &amp; b", "response": "c"}, "they contain '&amp;', as HTML does"),
   ({"prompt": "a", "response": "b\u200b"}, r"they contain the invisible character '\u200b'"),
+  ({"prompt": "Do {input}.", "response": "b"}, "they contain the placeholder '{input}', which nothing has filled in"),
+  ({"prompt": "a", "response": "a"}, "the answer is the prompt"),
+  ({"prompt": "What is the capital?", "response": "What is the capital? It is."}, "the answer begins with the prompt"),
   ({"prompt": "a", "response": "b</s>"}, "they contain '</s>', which this tokenizer reads as ordinary text"),
   ({"prompt": "a", "response": r"b\n\nc"}, r"they contain '\n' as two characters instead of line breaks"),
   ({"messages": [USER, {**ANSWER, "content": "None"}]}, "an answer is 'None', perhaps a missing value"),
@@ -98,6 +101,7 @@ def test_a_last_turn_of_the_user_is_counted(tmp_path):
 
 @pytest.mark.parametrize(("row", "turns"), [
   ({"conversations": ["q", "a", "r", "b"]}, "q a r b"),
+  ({"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}}, "q a"),
   ({"conversation": [{"input": "q", "output": "a"}, {"input": "r", "output": "b"}]}, "q a r b"),
   ({"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]}, "q a"),
 ])
@@ -106,6 +110,18 @@ def test_unusual_forms_of_conversations_are_read(tmp_path, row, turns):
   assert conversation is not None
   assert [message["content"] for message in conversation.messages] == turns.split()
   assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * (len(turns.split()) // 2)
+
+
+def test_rows_of_other_splits_in_one_file_are_counted(tmp_path):
+  rows = [{**pair, "split": "train" if n < 7 else "test"} for n, pair in enumerate(PAIRS)]
+  told = said(tmp_path, jsonl_file(tmp_path, rows))
+  assert "7 of 10 rows: the column 'split' is not read (first: corpus.jsonl, line 1)" in told
+  assert "3 of 10 rows: the column 'split' is not read, so its rows of the split 'test' are not held out" in told
+
+
+def test_other_keys_of_a_pair_of_turns_are_named(tmp_path):
+  document = first(jsonl_file(tmp_path, [{"conversation": [{"system": "Be brief.", "human": "q", "bot": "a"}]}]))
+  assert document.unread == ("the key 'system' of messages is not read",)
 
 
 @pytest.mark.parametrize(("answers", "text", "unread"), [

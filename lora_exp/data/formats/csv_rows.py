@@ -86,7 +86,7 @@ def _score(header: str, sample: str, delimiter: str) -> tuple[int, float, int]:
 
 
 def _quoting(sample: str, delimiter: str) -> Literal[0, 3]:
-  """Whether quotes are part of the cells, as they are in many files with tabs, in whose cells no tab can stand."""
+  """The quoting of a table for the module csv: none if quotes are part of its cells, as in many files with tabs."""
   try:
     list(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter, strict=True))
   except csv.Error as error:

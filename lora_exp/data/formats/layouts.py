@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_exp.data.formats.columns import column_of, found_roles, given_roles
+from lora_exp.data.formats.data_files import SPLITS
 from lora_exp.data.formats.message_forms import REASONING, Turns, history_of, messages_in, parsed, text_of, tools_of
 from lora_exp.data.formats.row import Row, RowProblem, excerpt
 from lora_exp.data.sources.source import Conversation, Document, Skipped
 
 LONGEST = 2**25  # characters of a row; a longer one is skipped, because it would need gigabytes of memory
+SPLIT_COLUMNS = ("split", "set", "partition", "subset")
+HELD_OUT_SPLITS = {word for word, split in SPLITS.items() if split != "train"}
 LEARNED_ROLES = ("messages", "prompt", "response", "text")
 
 
@@ -59,8 +62,8 @@ class Layout:
       raise RowProblem(f"{problem}{row.hint}") from problem
     cells = {role: row.fields[column] for role, column in roles.items()}
     read = set(roles.values())
-    others = [name for name, value in row.fields.items() if name not in read and _is_filled(value)]
-    unread = [f"the column {name!r} is not read" for name in others] + list(row.doubts)
+    others = {name: value for name, value in row.fields.items() if name not in read and _is_filled(value)}
+    unread = [_unread_column(name, value) for name, value in others.items()] + list(row.doubts)
     if "messages" in cells or _is_conversation(cells):
       text, prompt, conversation = "", "", _conversation(cells, roles, unread)
     else:
@@ -72,6 +75,14 @@ class Layout:
     if document.characters > LONGEST:
       raise RowProblem(f"the row has more than {LONGEST:,} characters; divide it")
     return document
+
+
+def _unread_column(name: str, value: Any) -> str:
+  """The message about a column that is not read, which may say that its row belongs to another split."""
+  message = f"the column {name!r} is not read"
+  if name.strip().lower() in SPLIT_COLUMNS and str(value).strip().lower() in HELD_OUT_SPLITS:
+    message += f", so its rows of the split {value!r} are not held out"
+  return message
 
 
 def _blank(name: str, text: str, expected: bool = True) -> Iterator[str]:

@@ -42,7 +42,7 @@ class Turns:
 
     Strings in a list are turns of the user and the assistant alternately.
     """
-    messages = parsed(value)
+    messages = _messages_of_columns(parsed(value))
     if not isinstance(messages, list):
       raise RowProblem("the messages are not a list")
     if len(messages) > 1 and all(isinstance(text, str) for text in messages):  # as in LIMA: the user begins
@@ -55,10 +55,11 @@ class Turns:
   def _add(self, raw: Any) -> None:
     if not isinstance(raw, Mapping):
       raise RowProblem("a message is not an object")
-    pair = _pair(raw)
-    if pair is not None:
-      self.add_text("user", pair[0])
-      self.add_text("assistant", pair[1])
+    keys = _pair_keys(raw)
+    if keys is not None:
+      self.add_text("user", raw[keys[0]])
+      self.add_text("assistant", raw[keys[1]])
+      self._add_unread(raw, set(keys))
       return
     role_key, role = _first(raw, ROLE_KEYS)
     content_key, content = _first(raw, CONTENT_KEYS)
@@ -69,14 +70,28 @@ class Turns:
     self.messages.append(_message(role, content, raw))
     read = {role_key, content_key, "function_call", *READ_KEYS, *WEIGHT_KEYS}
     read -= {key for key in WEIGHT_KEYS if raw.get(key) not in (0, 1, None)}  # other weights count as 1
+    self._add_unread(raw, read)
+
+  def _add_unread(self, raw: Mapping[str, Any], read: set[str]) -> None:
+    """Remembers the keys of `raw` that have a value and are not among `read`."""
     filled = [key for key, value in raw.items() if value not in (None, "", [], {})]
     self.unread |= dict.fromkeys(key for key in filled if key not in read)
 
 
-def _pair(raw: Mapping[str, Any]) -> tuple[Any, Any] | None:
-  """The question and answer in an object such as {"human": …, "assistant": …}; None for any other message."""
-  question, answer = (next((raw[key] for key in keys if key in raw), None) for keys in (QUESTION_KEYS, ANSWER_KEYS))
+def _pair_keys(raw: Mapping[str, Any]) -> tuple[str, str] | None:
+  """The keys of question and answer in an object such as {"human": …, "assistant": …}; None for any other message."""
+  question, answer = (next((key for key in keys if raw.get(key) is not None), None)
+                      for keys in (QUESTION_KEYS, ANSWER_KEYS))
   return None if question is None or answer is None or _first(raw, ROLE_KEYS)[0] in raw else (question, answer)
+
+
+def _messages_of_columns(value: Any) -> Any:
+  """The messages of {"from": [role, …], "value": [text, …]}, a sequence of objects of `datasets`; else `value`."""
+  if not isinstance(value, Mapping) or not value or not all(isinstance(cells, list) for cells in value.values()):
+    return value
+  if len({len(cells) for cells in value.values()}) > 1:
+    return value
+  return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
 
 
 def _first(raw: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, Any]:
