@@ -8,6 +8,7 @@ import logging
 import sys
 import tempfile
 import textwrap
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, chdir, nullcontext
@@ -22,6 +23,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora_exp.cli.command_line import CommandLine
+from lora_exp.cli.compose import MOST_CHECKED
 from lora_exp.cli.error_report import report_error
 from lora_exp.cli.hydra_environment import hydra_arguments, inherited_files_hidden, raising_hydra_errors
 from lora_exp.cli.job_config import job_config
@@ -30,10 +32,11 @@ from lora_exp.config.errors import BUG, DONE, InputError, LoraExpError, ReachedE
 from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config, ReportConfig
 from lora_exp.runtime.console import log_opened, share, show, show_warning
+from lora_exp.runtime.console_text import time_left
 from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.output_stream import without_waiting
 from lora_exp.runtime.run_files import LEDGER, SAMPLES
-from lora_exp.runtime.run_log import log_file
+from lora_exp.runtime.run_log import keep_log_off_stderr, log_file
 from lora_exp.runtime.saved_config import require_same_configs
 from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
@@ -53,6 +56,7 @@ class Session:
     self.line, self.full_error = line, full_error
     self.outcomes: dict[int, Outcome] = {}  # outcomes of finished jobs by number
     self.interrupted = False
+    self.began = time.monotonic()
     self.stopped = False  # a signal arrived: no further job is started
     self.disk_shown = False
 
@@ -151,6 +155,7 @@ class Session:
 
     `make_launcher` creates a launcher that runs each pack in another process; without it packs train in this process.
     """
+    keep_log_off_stderr()
     jobs = []
     node = composed[0][0].hydra
     for cfg, run_dir in composed:
@@ -190,15 +195,22 @@ class Session:
     if self.stopped:
       return replace(run, code=StoppedError.code, reason="not begun")
     if self.line.multirun:
-      show(f"run {run.number}: {run.overrides}")
+      show(f"run {run.number}{self._progress(node)}: {_with_seed(run.overrides, composed)}")
     with chdir(node.runtime.cwd):  # the directory of the command, also in processes with another one
       outcome = self.outcomes[run.number] = self._attempt(composed, node, run)
     return outcome
 
+  def _progress(self, node: HydraConf) -> str:
+    """' of 12, about 3 min left', if the number of jobs is known."""
+    if not str(node.sweeper.get("_target_")).endswith(".GridSweeper") or not 0 < len(self.line.jobs) < MOST_CHECKED:
+      return ""
+    left = time_left(time.monotonic() - self.began, len(self.outcomes), len(self.line.jobs))
+    return f" of {len(self.line.jobs)}{left}"
+
   def _attempt(self, composed: DictConfig, node: HydraConf, run: Outcome) -> Outcome:
     """Runs one job, unless a sweep has finished it before. Errors become outcomes and are written to the ledger."""
     directory, ledger = Path(node.runtime.output_dir), None
-    _keep_log_off_stderr()
+    keep_log_off_stderr()
     log_opened()
     try:
       sweep = Path(node.sweep.dir) if self.line.multirun else None
@@ -232,6 +244,12 @@ class Session:
     return run
 
 
+def _with_seed(overrides: str, composed: DictConfig) -> str:
+  """The overrides of a run, and its seed if they do not set it."""
+  is_set = any(text.startswith("seed=") for text in overrides.split())
+  return overrides if is_set else f"{overrides} (seed {composed.get('seed')})".strip()
+
+
 def _help_overrides(line: CommandLine) -> list[str]:
   """The override with the list of tasks, which the text of --help contains."""
   if "--help" not in line.flags:
@@ -243,13 +261,6 @@ def _help_overrides(line: CommandLine) -> list[str]:
     first, *more = textwrap.wrap(text, HELP_WIDTH - width - 4)
     lines += [f"  {name:{width}}{first}", *(" " * (width + 2) + part for part in more)]
   return ["hydra.help.header=" + quoted("\n".join(lines).strip())]
-
-
-def _keep_log_off_stderr() -> None:
-  """Adds a handler that does nothing if there is no handler, because absl, which orbax imports, would log to stderr."""
-  root = logging.getLogger()
-  if not root.handlers:
-    root.addHandler(logging.NullHandler())
 
 
 def _begin_trial(number: int, cfg: Config, directory: Path, ledger: Ledger) -> Config:

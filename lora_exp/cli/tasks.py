@@ -41,6 +41,6 @@ def run_task(cfg: Config, run_dir: Path) -> object:
     stack.enter_context(tolerant_output())
     if cfg.task in WRITES_TEXT:
       stack.enter_context(status_on_stderr())
-    with phase("import jax"):
+    with phase("load the program"):
       run = import_module(f"lora_exp.tasks.{cfg.task}").run
     return run(cfg, run_dir) if cfg.task == "train" else run(cfg)

@@ -205,7 +205,7 @@ def _drawn_bar(out: Console, lines: LineBar, transient: bool) -> Iterator[Bar]:
   """A bar in the display of a terminal, which the outermost bar starts and stops."""
   global _display
   if _display is not None:
-    bar = DrawnBar(_display, lines, show)
+    bar = DrawnBar(_display, lines, show, inner=True)
     try:
       yield bar
     finally:

@@ -58,3 +58,8 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
   minutes, rest = divmod(whole, 60)
   return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def time_left(elapsed: float, done: float, total: float) -> str:
+  """`, about 3 min 5 s left` if part of the work is done, else ''. `elapsed` is in seconds."""
+  return f", about {duration(elapsed * (total - done) / done)} left" if 0 < done < total else ""

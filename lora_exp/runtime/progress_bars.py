@@ -1,5 +1,6 @@
 """Progress of work: bars that are drawn in place in a terminal, and lines for a pipe, a file and the log."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from lora_exp.runtime.console_text import duration, fields_text, printable, progress_text
+from lora_exp.runtime.console_text import duration, fields_text, printable, progress_text, time_left
 
 QUIET_SECONDS = 2.0  # shorter work prints no lines
+REVEALED_SECONDS = 0.7  # shorter work inside other work is not drawn, because the bars would jump
 MOST_SILENCE = 60.0  # seconds between two lines
 NARROW = 100  # columns of a terminal in which bars are short
 
@@ -41,7 +43,7 @@ class WorkColumn(ProgressColumn):
     parts = [progress_text(task.completed, task.total, task.fields["unit"]), duration(task.elapsed or 0)]
     remaining = task.time_remaining
     if remaining is not None and not task.finished:
-      parts.append(f"about {duration(remaining)} left")
+      parts.append(f"{duration(remaining)} left")
     return Text(", ".join(part for part in parts if part))
 
 
@@ -60,7 +62,8 @@ def new_display(console: Console, transient: bool) -> Progress:
 class LineBar:
   """A bar as lines: the first after two seconds, then after twice the time, at most a minute apart.
 
-  A thread prints them, so that they also come while a step or a compilation takes long.
+  A thread prints them, so that they also come while a step or a compilation takes long. `reveal` is called once the
+  work takes long enough to be shown inside other work.
   """
 
   def __init__(
@@ -69,6 +72,7 @@ class LineBar:
   ):  # fmt: skip
     self.title, self.total, self.unit, self.show, self.show_last = title, total, unit, show, show_last
     self.start = self.done = start
+    self.reveal: Callable[[], None] | None = None
     self.paused = False  # whether the work inside shows its own progress
     self.fields: dict[str, object] = {}
     self.began = time.monotonic()
@@ -101,6 +105,9 @@ class LineBar:
   def _watch(self) -> None:
     """Prints lines that are due while `advance` is not called."""
     while not self.ended.wait(0.25):
+      if self.reveal is not None and time.monotonic() - self.began > REVEALED_SECONDS:
+        reveal, self.reveal = self.reveal, None
+        reveal()
       self._print_if_due()
 
   def _print_if_due(self) -> None:
@@ -123,20 +130,26 @@ class LineBar:
     parts = [progress_text(self.done, self.total, self.unit), duration(elapsed)]
     if not self._counts():
       parts = [f"{'done in' if ended else ''} {duration(elapsed)}".strip()]
-    elif self.total is not None and self.start < self.done < self.total:
-      parts.append(f"about {duration(elapsed * (self.total - self.done) / (self.done - self.start))} left")
+    left = time_left(elapsed, self.done - self.start, self.total - self.start) if self.total is not None else ""
     fields = f"  {fields_text(self.fields)}" if self.fields else ""
-    return f"{self.title}: {', '.join(parts)}{fields}"
+    return f"{self.title}: {', '.join(parts)}{left}{fields}"
 
 
 class DrawnBar:
-  """A bar drawn in place in a terminal. `lines` writes to the log."""
+  """A bar drawn in place in a terminal. `lines` writes to the log. One that is `inner` appears after a moment."""
 
-  def __init__(self, display: Progress, lines: LineBar, show: Callable[..., None]):
+  def __init__(self, display: Progress, lines: LineBar, show: Callable[..., None], inner: bool = False):
     self.display, self.lines, self.show, self.fields = display, lines, show, dict[str, object]()
     self.task = display.add_task(
-      printable(lines.title), total=lines.total, completed=lines.start, unit=lines.unit, fields=self.fields
-    )
+      printable(lines.title), total=lines.total, completed=lines.start, unit=lines.unit, fields=self.fields,
+      visible=not inner,
+    )  # fmt: skip
+    if inner:
+      lines.reveal = self._reveal
+
+  def _reveal(self) -> None:
+    with contextlib.suppress(KeyError):  # it has ended in the meantime
+      self.display.update(self.task, visible=True)
 
   def advance(self, n: int = 1, **fields: object) -> None:
     self.fields.update(fields)  # read by the display a few times per second

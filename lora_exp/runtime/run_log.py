@@ -11,6 +11,13 @@ LOG_FILE = "lora_exp.log"
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in conf/hydra/job_logging/file.yaml
 
 
+def keep_log_off_stderr() -> None:
+  """Adds a handler that does nothing if there is no handler, because absl, which orbax imports, would log to stderr."""
+  root = logging.getLogger()
+  if not root.handlers:
+    root.addHandler(logging.NullHandler())
+
+
 @contextmanager
 def log_file(directory: Path) -> Iterator[None]:
   """Context in which the program's log lines are appended to lora_exp.log in `directory`."""
@@ -20,6 +27,7 @@ def log_file(directory: Path) -> Iterator[None]:
   level = logger.level
   logger.addHandler(handler)
   logger.setLevel(logging.INFO)
+  keep_log_off_stderr()
   try:
     log_opened()
     yield

@@ -37,6 +37,12 @@ class RoundMaker:
     seeds = "its first seed" if self.plan.first_seeds == 1 else "each of its first seeds"
     return Round(f"trains every setting with {seeds}", self._trials(SCORE, jobs, 0))
 
+  def known_trials(self, trials: Sequence[RoundTrial]) -> int:
+    """The number of trials that will follow the `trials` of the earlier rounds, as far as it is known."""
+    if any(trial.purpose == SCORE and self.plan.settings[trial.setting].seeds for trial in trials):
+      return 0
+    return sum(self._first_seeds(n) for n in range(len(self.plan.settings)))
+
   def _first_seeds(self, index: int) -> int:
     """The number of seeds with which a setting is scored first; 0 for a reference."""
     setting = self.plan.settings[index]

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from lora_exp.config import LoraExpError, MemoryFullError, ReachedError, StoppedError
 from lora_exp.config.errors import STOPPED
 from lora_exp.runtime import console
+from lora_exp.runtime.console_text import time_left
 from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.locks import run_lock
 from lora_exp.runtime.program_cache import keep_programs
@@ -77,17 +78,25 @@ def _train_until(stop: StopRequest, packs: Sequence[SweepPack], ledger: Ledger) 
   if packs:
     keep_programs(packs[0].runs[0].plan.cfg.cache)
     show_packs(packs)
+  began, all_trials, trained = time.monotonic(), sum(_remaining(pack, ledger) for pack in packs), 0
   for number, pack in enumerate(packs):
     if stop.requested:
       raise StoppedError(f"stopped after pack {number - 1}; continue with the same command and "
                          f"{typed_path('hydra.sweep.dir', pack.runs[0].run_dir.parent)}")
-    count, remaining = len(pack.runs), sum(not ledger.ended(run) for run in pack.numbers)
+    count, remaining = len(pack.runs), _remaining(pack, ledger)
     if remaining == 0:
       console.show(f"pack {number} of {len(packs)}: already done")
       continue
     ended = f", {count - remaining} of them already ended" if remaining < count else ""
-    console.show(f"\npack {number} of {len(packs)}: {count} trial{'s' if count > 1 else ''}{ended}")
+    left = time_left(time.monotonic() - began, trained, all_trials)
+    console.show(f"\npack {number} of {len(packs)}: {count} trial{'s' if count > 1 else ''}{ended}{left}")
     _train_or_split(pack.runs, number, ledger)
+    trained += remaining
+
+
+def _remaining(pack: SweepPack, ledger: Ledger) -> int:
+  """The number of trials of a pack that have not ended."""
+  return sum(not ledger.ended(run) for run in pack.numbers)
 
 
 def _train_or_split(runs: list[PlannedRun], pack: int, ledger: Ledger) -> None:
@@ -160,4 +169,5 @@ def _record_end(number: int, result: TrialResult, ledger: Ledger) -> None:
     ledger.add("done", trial=number)
     losses = result.summary["losses"]
     loss = losses["best"] or losses["final"]
-    console.show(f"run {number}: {result.summary['name']}  held-out loss {loss:.4f}")
+    seed = result.trial.plan.saved_cfg.seed
+    console.show(f"run {number}: {result.summary['name']}, seed {seed}  held-out loss {loss:.4f}")

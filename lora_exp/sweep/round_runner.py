@@ -19,7 +19,7 @@ from lora_exp.sweep.next_round import Results, RoundMaker
 from lora_exp.sweep.round_ledger import RoundLedger
 from lora_exp.sweep.round_plan import SCORE, TUNE, Round, RoundPlan, RoundTrial
 from lora_exp.sweep.round_results import round_result
-from lora_exp.sweep.round_table import show_answer, show_costs, show_look, show_round, show_tuning
+from lora_exp.sweep.round_table import show_answer, show_costs, show_look, show_round, show_time, show_tuning
 
 
 class RoundRunner:
@@ -81,6 +81,7 @@ class RoundRunner:
     if len(ended) < len(jobs):
       self.rounds.add_seconds(number, time.monotonic() - started)
     trials = [*earlier, *current.trials]
+    show_time(len(trials), self.rounds.seconds(), self.maker.known_trials(trials))
     results = self._results(trials)
     if any(trial.purpose == TUNE for trial in current.trials):
       show_tuning(self.plan, trials, results, self.metric)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lora_exp.config.metrics import Metric
 from lora_exp.runtime import console
+from lora_exp.runtime.console_text import duration
 from lora_exp.sweep.looks import Look
 from lora_exp.sweep.next_round import Results, tuning_penalties
 from lora_exp.sweep.round_plan import TUNE, Round, RoundPlan, RoundTrial
@@ -15,6 +16,13 @@ def show_round(number: int, current: Round) -> None:
   """Shows the trials of a round and the reason for it."""
   count = len(current.trials)
   console.show(f"\nround {number}: {current.why} ({count} trial{'' if count == 1 else 's'})")
+
+
+def show_time(trained: int, seconds: float, following: int) -> None:
+  """Shows the time of the trials so far, and an estimate for those that are known to follow."""
+  if following:
+    console.show(f"{trained} trials took {duration(seconds)}; at least {following} more, about "
+                 f"{duration(seconds / trained * following)}.")
 
 
 def show_tuning(plan: RoundPlan, trials: Sequence[RoundTrial], results: Results, metric: Metric) -> None:

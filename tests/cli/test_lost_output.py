@@ -64,6 +64,7 @@ def test_a_sweep_whose_reader_never_reads_ends(tmp_path):
   for descriptor in (reader, writer):
     os.close(descriptor)
   assert done.returncode == 0, done.stderr
+  assert b"INFO" not in done.stderr  # the log is not printed too
   events = [json.loads(line)["event"] for line in (tmp_path / "sweep" / "sweep.jsonl").read_text().splitlines()]
   assert events.count("done") == 2
   log = (tmp_path / "sweep" / "lora_exp.log").read_text()
