@@ -27,7 +27,7 @@ class DuplicateCounter:
       self.answers.add(hash(ids[document.learned].tobytes()))
 
   def notes(self) -> list[str]:
-    """Sentences about equal answers, repeated training documents, and held-out documents that are also trained on."""
+    """Sentences about equal answers, copies of training documents, and copies of them that are held out."""
     train, held_out = (np.frombuffer(self.hashes[split], np.int64) for split in ("train", "eval"))
     distinct = np.unique(train)
     repeated, both = len(train) - len(distinct), int(np.isin(held_out, distinct).sum())
@@ -37,6 +37,6 @@ class DuplicateCounter:
     if repeated:
       notes.append(f"{repeated:,} of {len(train):,} training documents are copies of others, and count more than once")
     if both:
-      notes.append(f"{both:,} of {len(held_out):,} held-out documents are also trained on, so the held-out loss is too "
-                   "low; remove the duplicates from the data")
+      notes.append(f"{both:,} of {len(held_out):,} held-out documents are training documents too, and their loss is "
+                   "not a held-out loss; remove the duplicates from the data")
     return notes

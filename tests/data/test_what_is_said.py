@@ -125,15 +125,15 @@ def test_documents_that_occur_twice_are_counted(tmp_path):
   rows = [*PAIRS[:4], PAIRS[0], PAIRS[1], PAIRS[2], PAIRS[0]]  # one of two rows is held out
   told = said(tmp_path, rows)
   assert "2 of 4 training documents are copies of others" in told
-  assert "1 of 4 held-out documents are also trained on" in told
-  assert "also trained on" not in said(tmp_path, PAIRS)
+  assert "1 of 4 held-out documents are training documents too" in told
+  assert "training documents" not in said(tmp_path, PAIRS)
 
 
 def test_a_held_out_file_with_rows_of_the_training_file(tmp_path):
   learned = jsonl_file(tmp_path, PAIRS[:6], "a.jsonl")
   (tmp_path / "b.csv").write_text("question,answer\n" + "".join(f"{p['prompt']},{p['response']}\n" for p in PAIRS[4:]))
   told = "\n".join(rows_of(tmp_path, learned, eval_path=str(tmp_path / "b.csv")).warnings)
-  assert "2 of 6 held-out documents are also trained on" in told
+  assert "2 of 6 held-out documents are training documents too" in told
 
 
 def test_files_with_the_same_content_are_named(tmp_path):
