@@ -24,6 +24,7 @@ from lora_exp.cli.flags import SHOW_ONLY, existing_directory, hydra_flags, parse
 from lora_exp.cli.hydra_errors import hydra_errors
 from lora_exp.cli.job_config import job_config
 from lora_exp.cli.override_names import credential_problems, several_values_problems
+from lora_exp.config.allowed_values import value_at
 from lora_exp.config.errors import InputError
 from lora_exp.config.old_names import old_name_warning, rename_override
 from lora_exp.config.override_grammar import parse, quoted
@@ -32,7 +33,11 @@ from lora_exp.config.setting_names import opened
 from lora_exp.runtime.saved_config import MOVABLE
 from lora_exp.sweep.launcher_plugins import launcher_problems
 
-METRIC_FILE = re.compile(r"\+*eval(\.metric_file=|=.*metric_file)")
+EXECUTED = {  # settings whose files are run as Python -> the overrides that set them
+  "eval.metric_file": re.compile(r"\+*eval(\.metric_file=|=.*metric_file)"),
+  "harness_tasks": re.compile(r"\+*harness_tasks="),
+}
+HARNESS = re.compile(r"^harness=([^\[\"',]+(?:,[^\[\"',]+)+)$")
 MAY_SWEEP = ("sweep=", "experiment=", "hydra.mode=")  # overrides that may start a multirun without -m
 
 
@@ -133,6 +138,8 @@ def _compose_request(composing: Composer, args: argparse.Namespace) -> _Request:
   """Composes the overrides in `args`, after those of the experiment's fallback if it applies."""
   texts = [opened(rename_override(text)) for text in args.overrides]
   may_sweep = args.multirun or any(text.startswith(MAY_SWEEP) for text in texts)
+  if not may_sweep:  # several tasks are one value
+    texts = [HARNESS.sub(r"harness=[\1]", text) for text in texts]
   overrides = composing.parse(texts, several=may_sweep)
   master = composing.compose(texts, multirun=True)
   multirun = args.cfg is None and (args.multirun or master.hydra.mode == RunMode.MULTIRUN)
@@ -163,8 +170,9 @@ def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
   else:
     problems += _add_job(jobs, composing, request.master, task_overrides)
   problems += _directory_problems(request, jobs)
-  if any(cfg.eval.metric_file for cfg in jobs) and not any(METRIC_FILE.match(text) for text in request.typed):
-    problems.append("eval.metric_file: is executed, so only the command line can set it, and no config file")
+  for name, pattern in EXECUTED.items():
+    if any(value_at(cfg, name) for cfg in jobs) and not any(pattern.match(text) for text in request.typed):
+      problems.append(f"{name}: is executed, so only the command line can set it, and no config file")
   if problems:
     reason = [request.fallback_reason] if request.fallback_reason else []
     raise InputError([*reason, *dict.fromkeys(problems)])

@@ -24,10 +24,18 @@ def file_problems(cfg: Config) -> Iterator[str]:
   yield from _task_problems(cfg)
   yield from _model_problems(cfg.model)
   yield from _eval_problems(cfg.eval)
+  yield from _harness_problems(cfg)
   if cfg.train.resume:
     yield from _run_problems("train.resume", cfg.train.resume)
   if cfg.lora.init_from is not None:
     yield from _adapter_problems(cfg.lora.init_from)
+
+
+def _harness_problems(cfg: Config) -> Iterator[str]:
+  if cfg.harness is not None and importlib.util.find_spec("lm_eval") is None:
+    yield f"harness={shown(cfg.harness)}: needs lm-eval: pip install 'lora_exp[harness]'"
+  if cfg.harness_tasks is not None and not Path(cfg.harness_tasks).is_dir():
+    yield f"harness_tasks={cfg.harness_tasks}: no such directory; give one with task files of lm-eval"
 
 
 def _eval_problems(settings: EvalConfig) -> Iterator[str]:

@@ -44,8 +44,8 @@ def unsafe_hydra_settings(hydra: DictConfig) -> list[str]:
   for path, value in leaves(node, "hydra"):
     if _loads_foreign_class(path, value):
       problems.append(f"{path}={value}: a config file names a class to load; remove it")
-    if path.startswith("hydra.sweeper.") and "metric_file" in f"{path}={value}":
-      problems.append(f"{path}: eval.metric_file is executed, so only the command line can set it; remove it")
+    if path.startswith("hydra.sweeper.") and re.search("metric_file|harness_tasks", f"{path}={value}"):
+      problems.append(f"{path}: names files that are executed, so only the command line can set it; remove it")
     if path.startswith("hydra.job.env_set."):
       problems += credential_problem(path, str(value))
   return problems

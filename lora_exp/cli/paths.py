@@ -14,6 +14,7 @@ def with_absolute_paths(cfg: Config) -> Config:
     cfg,
     run=_absolute_or_none(cfg.run), runs=_data_path(cfg.runs), cache=absolute(cfg.cache) if cfg.cache else cfg.cache,
     prompt_file=_absolute_list(cfg.prompt_file), out=_absolute_or_none(cfg.out),
+    harness_tasks=_absolute_or_none(cfg.harness_tasks),
     eval=replace(cfg.eval, metric_file=_absolute_or_none(cfg.eval.metric_file)),
     train=replace(cfg.train, resume=_absolute_or_none(cfg.train.resume)),
     model=_model(cfg.model), data=_data(cfg.data),

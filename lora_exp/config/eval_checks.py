@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from lora_exp.config.conversion import shown
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.metrics import METRICS, REQUESTED
 from lora_exp.config.schema import Config
@@ -31,6 +32,24 @@ def eval_problems(cfg: Config) -> Iterator[str]:
     yield f"eval.every={cfg.eval.every}: must be a multiple of train.eval_every={every}"
   if cfg.task == "train":
     yield from _missing_metrics(cfg)
+  yield from _harness_problems(cfg)
+
+
+def harness_tasks(cfg: Config) -> list[str]:
+  """The tasks of lm-eval that task=evaluate runs."""
+  tasks = cfg.harness if isinstance(cfg.harness, list) else [cfg.harness]
+  return [name for name in tasks if name]
+
+
+def _harness_problems(cfg: Config) -> Iterator[str]:
+  if cfg.harness is None:
+    return
+  if not harness_tasks(cfg) or not all(isinstance(name, str) for name in harness_tasks(cfg)):
+    yield f"harness={shown(cfg.harness)}: give one or several tasks of lm-eval, such as harness=hellaswag,gsm8k"
+  elif cfg.task != "evaluate":
+    yield f"harness={shown(cfg.harness)}: is for task=evaluate; add it, or remove harness"
+  elif cfg.model.family == "mlp":
+    yield f"harness={shown(cfg.harness)}: model.family=mlp has no text"
 
 
 def _missing_metrics(cfg: Config) -> Iterator[str]:

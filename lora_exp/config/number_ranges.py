@@ -88,6 +88,7 @@ RANGES: dict[str, Range] = {
   "train.batch_size": BATCH, "train.log_every": STEPS,
   "train.eval_every": STEPS_OR_0, "train.eval_tokens": TOKENS, "train.retain_tokens": TOKENS,
   "train.save_every": STEPS_OR_0, "train.seed": SEED, "train.stop_at": STEPS,
+  "harness_limit": TOKENS, "harness_shots": STEPS_OR_0,
   "eval.items": TOKENS, "eval.max_tokens": count(2**24), "eval.every": STEPS_OR_0,
   "sample.every": STEPS_OR_0, "sample.max_tokens": count(2**24), "sample.temperature": NOT_NEGATIVE,
   "sample.top_k": count(2**24), "sample.top_p": PROBABILITY, "sample.seed": SEED,

@@ -6,6 +6,7 @@ HELD_OUT_FILE = "held_out.npz"  # losses of each held-out document
 SUMMARY = "summary.json"  # status, losses, parameters, costs
 SAMPLES = "samples.jsonl"  # text sampled during training
 EVALUATIONS = "evaluations.jsonl"  # results of task=evaluate
+HARNESS = "harness.jsonl"  # results of task=evaluate harness=TASK
 ADAPTER = "adapter"  # directory with the adapter in PEFT's format
 CHECKPOINTS = "checkpoints"  # directory with orbax checkpoints
 HYDRA = ".hydra"  # directory with Hydra's files

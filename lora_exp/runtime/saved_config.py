@@ -17,7 +17,8 @@ from lora_exp.runtime.run_files import CONFIG
 # Settings of a command, not of the run. They are reset when a saved config is loaded.
 COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "format": "peft",
                                     "out": None, "merge": {}, "report": {}, "fallback": [], "runs": None,
-                                    "filter": {}, "clean": {}, "cache_limit": None}
+                                    "filter": {}, "clean": {}, "cache_limit": None, "harness": None,
+                                    "harness_tasks": None, "harness_limit": None, "harness_shots": None}
 # Settings that may change when a run is resumed.
 CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "eval.metric_file", "expectations",
               "report", "runs", "filter", "clean", "cache_limit", "train.resume", "train.stop_at", "train.log_every",

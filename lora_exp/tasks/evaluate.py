@@ -18,7 +18,6 @@ from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.run_files import EVALUATIONS
-from lora_exp.train.answer_evaluation import answer_evaluator
 from lora_exp.train.evaluation import (
   Evaluation,
   byte_lengths,
@@ -27,10 +26,12 @@ from lora_exp.train.evaluation import (
   put_eval_batches,
   standard_error,
 )
+from lora_exp.train.harness import run_harness
 from lora_exp.train.held_out_documents import held_out_documents
 from lora_exp.train.hyperparameters import Hyperparameters
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.program import Tree
+from lora_exp.train.requested_metrics import Evaluator, make_evaluators
 
 Change = tuple[float, float | None]  # difference from the base, and its standard error
 
@@ -44,6 +45,9 @@ def run(cfg: Config) -> None:
   loaded = open_run(cfg, with_base=True)
   method = methods.of(loaded.plan.cfg.lora if cfg.lora.init_from else cfg.lora)
   is_run = (cfg.run is not None and not method.trains_nothing) or cfg.lora.init_from is not None
+  if cfg.harness is not None:
+    run_harness(cfg, loaded, is_run)
+    return
   lines: list[dict] = []
   facts: dict[str, str] = {}
   for split, source, max_tokens in (
@@ -78,10 +82,11 @@ def evaluations(
     console.show_warning(warning)
   batch_size = -(-plan.cfg.train.batch_size // ways) * ways  # a run can be evaluated on another mesh
   batches = list(eval_batches(rows, batch_size, max_tokens))
-  documents, answers, document_sums, evaluate = None, None, None, job.evaluate
+  evaluators: tuple[Evaluator, ...] = ()
+  document_sums, evaluate = None, job.evaluate
   if source is plan.cfg.data and requested_metrics(plan.cfg):
     documents = held_out_documents(plan, rows, batches, None)
-    answers = answer_evaluator(plan.cfg, job.program, plan.tokenizer, rows, documents, batch_size)
+    evaluators = make_evaluators(plan.cfg, job, plan.tokenizer, rows, documents, batch_size)
     document_sums, evaluate = documents.sum, partial(job.evaluate, segments=documents.segments)
   put = plan.layout.put_batch if source.teacher is None else job.put
   models: list[tuple[Tree, Hyperparameters, Tree]] = [loaded.base()]
@@ -90,8 +95,8 @@ def evaluations(
   for params, trials, frozen in models:
     placed = put_eval_batches(batches, put, byte_lengths(source, plan.tokenizer))
     results = held_out(evaluate, params, trials, frozen, placed, document_sums)
-    if answers is not None:
-      results = answers(params, trials, frozen, results, strict=True)
+    for evaluator in evaluators:
+      results = evaluator(params, trials, frozen, results, strict=True)
     yield results[0]
 
 

@@ -2,30 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from lora_exp.config import Config, InputError
-from lora_exp.config.eval_checks import requested_metrics
-from lora_exp.config.metrics import GENERATED, METRICS
-from lora_exp.data.pipeline import eval_batches
-from lora_exp.data.rows import Rows
+from lora_exp.config import InputError
+from lora_exp.config.metrics import GENERATED
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime import console
 from lora_exp.train.answer_decoder import AnswerDecoder
-from lora_exp.train.answer_items import AnswerItem, answer_items, chosen_items
-from lora_exp.train.answer_scores import Answer, Score, scores_of
+from lora_exp.train.answer_items import AnswerItem
+from lora_exp.train.answer_scores import Answer, Score
 from lora_exp.train.evaluation import Evaluation
 from lora_exp.train.held_out_documents import HeldOutDocuments
 from lora_exp.train.hyperparameters import Hyperparameters
-from lora_exp.train.program import Program, Tree
-
-ItemScores = Mapping[str, np.ndarray]  # name of a score -> its value for each item, (I,) float64
+from lora_exp.train.program import Tree
 
 
 @dataclass(frozen=True)
 class AnswerEvaluator:
   """Generates and scores the answers of N trials to the same held-out prompts."""
+
+  title: ClassVar[str] = "score generated answers"  # on the console
 
   items: Sequence[AnswerItem]
   index: np.ndarray  # (I,) the document of each item
@@ -86,33 +84,3 @@ class AnswerEvaluator:
     start = self.tokenizer.start_after_control and item.prompt[-1] in self.tokenizer.special_tokens.values()
     decode = self.tokenizer.decode
     return Answer(decode(item.prompt), decode(item.answer, start), decode(ids, start))
-
-
-def answer_evaluator(
-  cfg: Config, program: Program, tokenizer: Tokenizer, rows: Rows, documents: HeldOutDocuments, batch_size: int
-) -> AnswerEvaluator | None:
-  """The evaluator of the answers in the held-out `rows`; None if `eval.metrics` names no metric of answers.
-
-  `documents`: those of the same rows in batches of `batch_size`.
-  Raises InputError if there are no answers, or `eval.metric_file` cannot be loaded.
-  """
-  names = [METRICS[name].sums[0] for name in requested_metrics(cfg) if METRICS[name].sums[1] == GENERATED]
-  if not names:
-    return None
-  scores = scores_of(names, cfg.eval.metric_file)
-  batches = eval_batches(rows, batch_size, cfg.train.eval_tokens, with_answers=not rows.features)
-  items = answer_items(list(batches), cfg.data, tokenizer)
-  if not items:
-    raise InputError(f"eval.metrics=[{','.join(cfg.eval.metrics)}]: the held-out rows of data={cfg.data.source} "
-                     "have no whole answer to a prompt; choose data with prompts, raise data.seq_len, or set "
-                     "eval.metrics=[]")
-  numbers = [int(documents.index[batch][row, segment]) for batch, row, segment in (item.place for item in items)]
-  chosen = chosen_items(items, documents.half[numbers].tolist(), cfg.eval.items)
-  numbers = [int(documents.index[batch][row, segment]) for batch, row, segment in (item.place for item in chosen)]
-  longer = sum(len(item.answer) > cfg.eval.max_tokens for item in chosen)
-  if longer:
-    of_all = f"{longer} of {len(chosen)} held-out answers"
-    console.show_warning(f"eval.max_tokens={cfg.eval.max_tokens}: {of_all} are longer, and cannot be matched")
-  decoder = AnswerDecoder(
-    program, tokenizer, cfg.model.max_len, [item.prompt for item in chosen], cfg.eval.max_tokens)
-  return AnswerEvaluator(chosen, np.array(numbers), documents, scores, decoder, tokenizer)

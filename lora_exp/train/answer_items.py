@@ -44,10 +44,10 @@ def _batch_items(number: int, batch: Batch, may_cut: bool, stops: Sequence[int])
       yield AnswerItem((number, row, segment), tuple(prompt), tuple(targets[:end]), alone)
 
 
-def chosen_items(items: Sequence[AnswerItem], halves: Sequence[int], most: int) -> list[AnswerItem]:
-  """At most `most` evenly spaced `items`, about equally many of each half. `halves`: the half of each item's document.
+def chosen_items(halves: Sequence[int], most: int) -> list[int]:
+  """The indices of at most `most` evenly spaced items, about equally many of each half, in order.
 
-  The order of the items is kept.
+  `halves`: the half of each item's document.
   """
   numbers = sorted(set(halves))
   chosen: list[int] = []
@@ -55,4 +55,4 @@ def chosen_items(items: Sequence[AnswerItem], halves: Sequence[int], most: int) 
     of_half = [index for index, value in enumerate(halves) if value == half]
     count = min(len(of_half), most // len(numbers) + (n < most % len(numbers)))
     chosen += [of_half[k * len(of_half) // count] for k in range(count)]
-  return [items[index] for index in sorted(chosen)]
+  return sorted(chosen)

@@ -12,13 +12,13 @@ from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import data_facts
 from lora_exp.runtime import console
 from lora_exp.train import checkpoint
-from lora_exp.train.answer_evaluation import AnswerEvaluator, answer_evaluator
 from lora_exp.train.base import make_base
 from lora_exp.train.evaluation import EvalBatch, byte_lengths, put_eval_batches
 from lora_exp.train.held_out_documents import HeldOutDocuments, held_out_documents
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.plan_warnings import plan_warnings
+from lora_exp.train.requested_metrics import Evaluator, make_evaluators
 from lora_exp.train.resume_checks import adapter_digest, changed_sources
 from lora_exp.train.sampler import Sampler, make_sampler
 from lora_exp.train.stop_signals import stop_signals
@@ -41,7 +41,7 @@ class Pack:
   rows: Rows
   held_out: list[EvalBatch]
   documents: HeldOutDocuments  # of `held_out`
-  answers: AnswerEvaluator | None  # of generated answers to held-out prompts; None if no metric needs them
+  evaluators: tuple[Evaluator, ...]  # of the metrics that `eval.metrics` names
   retained: list[EvalBatch]  # of `data@retain`; [] if it is not set
   sampler: Sampler
   started: float  # time.monotonic() when the run began
@@ -90,7 +90,7 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
     rows=rows,
     held_out=list(put_eval_batches(held_out, job.put, lengths)),
     documents=documents,
-    answers=answer_evaluator(cfg, job.program, plan.tokenizer, rows, documents, cfg.train.batch_size),
+    evaluators=make_evaluators(cfg, job, plan.tokenizer, rows, documents, cfg.train.batch_size),
     retained=[] if cfg.retain is None or retain is None else _retained_batches(cfg.retain, retain, plan),
     sampler=make_sampler(job.program, cfg, plan.tokenizer),
     started=started,

@@ -156,9 +156,10 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
 
   def evaluate(step: int, params: Tree) -> bool:
     scores = _evaluate(pack, params, pack.held_out, pack.documents.sum)
-    if pack.answers is not None and (step in (0, job.steps) or is_due(step, pack.plan.cfg.eval.every)):
-      with console.phase("score generated answers"):
-        scores = pack.answers(params, job.trials, job.frozen, scores, strict=step == 0)
+    if step in (0, job.steps) or is_due(step, pack.plan.cfg.eval.every):
+      for evaluator in pack.evaluators:
+        with console.phase(evaluator.title):
+          scores = evaluator(params, job.trials, job.frozen, scores, strict=step == 0)
     retained: Sequence[Evaluation | None] = [None] * len(scores)
     if pack.retained:
       retained = _evaluate(pack, params, pack.retained, title="evaluate on retain")
@@ -191,15 +192,17 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
 
 
 def _score_best(pack: Pack, state: State, exports: Sequence[tuple[TrialWriter, int, Tree]]) -> None:
-  """Generates the answers of the exported states (writer, step, params) that were not generated during training."""
+  """Computes the requested metrics of the exported states (writer, step, params) that lack them."""
   best = [(writer, params) for writer, step, params in exports if writer.lacks_answers(step)]
-  if pack.answers is None or not best:
+  if not pack.evaluators or not best:
     return
   by_trial = {writer.trial.index: params for writer, params in best}
   trials = [by_trial.get(n, jax.tree.map(partial(_part, n), state.params)) for n in range(len(pack.job.keys))]
   params = jax.tree.map(_concatenated, state.params, *trials)
   evaluations = _evaluate(pack, params, pack.held_out, pack.documents.sum)
-  evaluations = pack.answers(params, pack.job.trials, pack.job.frozen, evaluations, strict=False)
+  for evaluator in pack.evaluators:
+    with console.phase(evaluator.title):
+      evaluations = evaluator(params, pack.job.trials, pack.job.frozen, evaluations, strict=False)
   for writer, _ in best:
     writer.log_best(evaluations[writer.trial.index])
 

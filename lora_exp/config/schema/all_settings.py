@@ -28,6 +28,10 @@ class Config:
   format: str = "peft"  # with task=export: peft | gguf | mlx (the adapter), merged | gguf_merged, base | gguf_base
   out: str | None = None  # output directory of merge and export (null: RUN/export/FORMAT) and of advise (null: none)
   push: str | None = None  # with task=export: OWNER/NAME on the Hugging Face Hub to upload the files to; null: none
+  harness: Any = None  # with task=evaluate: one or several tasks of lm-eval, instead of `data`
+  harness_tasks: str | None = None  # a directory with further tasks of lm-eval; only the command line can set it
+  harness_limit: int | None = None  # items of each task, at most
+  harness_shots: int | None = None  # examples before each question; null: those of the task
   model: ModelConfig = field(default_factory=ModelConfig)
   data: DataConfig = field(default_factory=DataConfig)
   pretrain_data: DataConfig | None = None  # what a base is pretrained on

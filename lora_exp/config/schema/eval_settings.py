@@ -11,7 +11,7 @@ class EvalConfig:
   """
 
   metrics: list[str] = field(default_factory=list)  # exact_match | f1 | numeric_match | rouge_l | chrf | choice | …
-  items: int = 128  # held-out prompts that are answered, the same for all runs; half of them score the report
+  items: int = 32  # held-out prompts that are answered, the same for all runs; half of them score the report
   max_tokens: int = 64  # tokens of an answer at most
   every: int = 0  # steps between their evaluations during training, rounded up to train.eval_every; 0: none
   metric_file: str | None = None  # a Python file with score(prediction, reference, prompt): the metric `custom`. Only

@@ -12,6 +12,7 @@ NAMES: dict[str, tuple[str, ...]] = {
   "prompt": ("prompt", "instruction", "question", "query", "problem", "input", "user"),
   "input": ("input", "context"),
   "response": ("response", "completion", "output", "answer", "solution", "target", "assistant"),
+  "choices": ("choices", "options", "endings"),
   "system": ("system", "system_prompt"),
   "history": ("history",),
   "tools": ("tools", "functions"),
@@ -25,6 +26,7 @@ LAYOUTS: dict[str, Mapping[str, str]] = {  # data.format -> columns by role
   "prompt_response": {"prompt": "prompt", "response": "response"},
   "prompt_completion": {"prompt": "prompt", "response": "completion", "tools": "tools"},
   "question_answer": {"prompt": "question", "response": "answer"},
+  "multiple_choice": {"prompt": "question", "choices": "choices", "response": "answer"},
 }
 
 NAME_COLUMNS = " (data.columns={prompt: NAME, response: NAME} or {messages: NAME} names them)"

@@ -69,9 +69,13 @@ class Layout:
     else:
       (text, prompt), conversation = _texts(cells, unread), None
       unread += [*_blank("text" if "text" in cells else "response", text), *_blank("prompt", prompt, "prompt" in cells)]
+    choices = _choices(cells)
+    if choices and text not in choices:
+      unread.append("the answer is none of the choices, which are not read")
     columns = tuple(roles[role] for role in LEARNED_ROLES if role in roles)
     document = Document(
-      key, text, prompt, row.read, conversation, tuple(unread), _without_directory(row.where), columns)
+      key, text, prompt, row.read, conversation, tuple(unread), _without_directory(row.where),
+      choices if text in choices else (), columns)
     if document.characters > LONGEST:
       raise RowProblem(f"the row has more than {LONGEST:,} characters; divide it")
     return document
@@ -146,6 +150,12 @@ def _several_texts(value: Any) -> list[str] | None:
   return None
 
 
+def _choices(cells: Mapping[str, Any]) -> tuple[str, ...]:
+  """The choices of a multiple-choice question: a list of texts, or {"text": [text, …]}; () if there are none."""
+  texts = _several_texts(parsed(cells.get("choices")))
+  return tuple(texts) if texts and len(texts) > 1 else ()
+
+
 def _prompt_text(cells: Mapping[str, Any]) -> str:
   """The prompt, and on the next line its input, if there is one."""
   prompt = "" if cells.get("prompt") is None else text_of(cells["prompt"], "the prompt")
@@ -155,8 +165,13 @@ def _prompt_text(cells: Mapping[str, Any]) -> str:
 
 
 def _response_text(cells: Mapping[str, Any]) -> str:
-  texts = _several_texts(cells["response"])
-  if cells["response"] is None or texts == []:
+  answer, choices = cells["response"], _choices(cells)
+  if choices and isinstance(answer, int) and not isinstance(answer, bool):
+    if not 0 <= answer < len(choices):
+      raise RowProblem(f"the answer is {answer}, and the choices are 0 to {len(choices) - 1}")
+    return choices[answer]
+  texts = _several_texts(answer)
+  if answer is None or texts == []:
     raise RowProblem("there is no response")
   if texts:
     return text_of(texts[0], "the response")

@@ -29,8 +29,8 @@ CHECKED_ROWS = 20  # the first rows, from which `_is_plain` decides
 OPTIONAL = frozenset(NAMES) - {"messages", "prompt", "response", "text"}
 # role -> roles that are not read in a row that has it
 UNREAD_BESIDE = {
-  "messages": ("prompt", "input", "response", "history", "text"),
-  "text": ("prompt", "input", "response", "history", "system", "tools", "variables"),
+  "messages": ("prompt", "input", "response", "choices", "history", "text"),
+  "text": ("prompt", "input", "response", "choices", "history", "system", "tools", "variables"),
 }
 # part of the identity only if they are set
 NEW_SETTINGS = ("format", "columns", "train_split", "eval_split", "subset", "delimiter")

@@ -45,6 +45,7 @@ class Document:
   conversation: Conversation | None = None  # then `text` and `prompt` are empty
   unread: tuple[str, ...] = ()  # messages about parts of the row: "the column 'id' is not read"
   where: str = ""  # its place in the source, for messages: "pairs.jsonl, line 7"
+  choices: tuple[str, ...] = ()  # the possible answers of a multiple-choice question, one of which is `text`
   columns: tuple[str, ...] = ()  # of its row: those with the messages, the prompt and response, or the text
 
   @property

@@ -8,6 +8,7 @@ from lora_exp.report.findings.finding import Finding, confidence
 from lora_exp.report.findings.phrases import percent
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
+from lora_exp.report.statistics.held_out_text import mean_gains_covariance
 from lora_exp.report.verdicts.judgement import Judgement, judge
 
 FUNCTIONS_OF_LOSS = ("perplexity", "bits_per_byte")  # they order settings as the loss does
@@ -39,4 +40,6 @@ def _other_metrics(group: Group) -> list[Metric]:
 
 def _judge(settings: Sequence[Setting], metric: Metric, margin: float) -> Judgement:
   by_metric = [replace(setting, metric=metric) for setting in settings]
-  return judge({setting.label: setting.gains for setting in by_metric if setting.seeds}, margin)
+  scored = [setting for setting in by_metric if setting.seeds]
+  documents = [[run.documents.get(metric.name) for run in setting.counted.values()] for setting in scored]
+  return judge({setting.label: setting.gains for setting in scored}, margin, added=mean_gains_covariance(documents))

@@ -189,7 +189,7 @@ class Contrasts:
     """(S, S): whether the residuals of two settings are larger or smaller than those of the rest, by an F test."""
     pair, pair_df = self.squares[:, None] + self.squares, self.dfs[:, None] + self.dfs
     rest, rest_df = self.squares.sum() - pair, self.df - pair_df
-    if self.count < 3 or self.df < 1 or pair_df.min() <= 0.5 or rest_df.min() <= 0.5:
+    if self.count < 3 or self.df < 1 or self.variance == 0 or pair_df.min() <= 0.5 or rest_df.min() <= 0.5:
       return np.zeros((self.count, self.count), dtype=bool)
     ratio = pair / pair_df / np.maximum(rest / rest_df, 1e-6 * self.variance)
     return (fdtrc(pair_df, rest_df, ratio) < SCATTERS_MORE) | (fdtr(pair_df, rest_df, ratio) < SCATTERS_LESS)
