@@ -56,7 +56,7 @@ from lora_exp.lora.inject import (
 from lora_exp.lora.kernels import shape as kernel_shape
 from lora_exp.lora.layers import FROZEN_PREFIX, AdapterLayer, Constant, Hyper, LoRALinear, Trained
 from lora_exp.lora.merging import MergeUndo, disabled, merge, merged, unmerge
-from lora_exp.lora.methods.adalora import kept_ranks
+from lora_exp.lora.methods.rank_allocation import kept_ranks
 from lora_exp.lora.module_table import adapted_modules, modules, resolve, scale_of
 from lora_exp.lora.multi_adapter import Adapters
 from lora_exp.lora.peft.adapter_reader import load_adapter

@@ -17,7 +17,7 @@ class PeftFormat:
   alpha_key: str | None = "lora_alpha"  # config field of alpha; None: the scale is 1
   has_ranks: bool = True  # the config has a rank and rank_pattern
   rank_key: str = "r"  # config field of the rank
-  masks_ranks: bool = False  # rank_pattern has a mask of the ranks in the file; the scale is alpha/(rank + 1e-5)
+  mask_suffix: str = ""  # of the keys of rank_pattern, if it masks pruned ranks; the scale is alpha/(rank + 1e-5)
   dropout_key: str | None = None  # config field of the dropout rate
   bias_word: str | None = None  # value of `bias` for the biases of adapted modules; None: PEFT trains no biases
   rslora: bool = False  # PEFT supports use_rslora

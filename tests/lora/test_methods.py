@@ -19,7 +19,7 @@ from lora_exp.config import ArchConfig, Config, MlpConfig
 from lora_exp.config.lora_checks import lora_problems
 from lora_exp.lora import methods
 from lora_exp.lora.method_checks import method_problems
-from lora_exp.lora.methods import adalora
+from lora_exp.lora.methods import rank_allocation
 from lora_exp.lora.quantization import dense, is_quantised
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train import checkpoint, loss
@@ -522,7 +522,7 @@ def allocation():
 
 def test_adalora_ends_with_the_ranks_of_its_budget_and_no_more():
   of, after = allocation()
-  left = adalora.kept_ranks(only(after.params))
+  left = rank_allocation.kept_ranks(only(after.params))
   assert len(left) == 3 and sum(left.values()) == round(2.2 * 3) < 3 * 4
 
 

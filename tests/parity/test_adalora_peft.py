@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lora_exp.lora import methods
-from lora_exp.lora.methods import adalora
+from lora_exp.lora.methods import rank_allocation
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -92,7 +92,7 @@ def test_the_regulariser_and_its_gradient_are_pefts(orthogonal):
   x, y = next(batches())
   out = theirs.base_model(torch.tensor(x), torch.tensor(y))
   out.loss.backward()
-  penalty = lambda p: orthogonal * adalora.orthogonality(adalora.adapters(p))
+  penalty = lambda p: orthogonal * rank_allocation.orthogonality(rank_allocation.adapters(p))
   whole = lambda p: ours_loss(p, kernels, jnp.asarray(x), jnp.asarray(y)) + penalty(p)
   value, grads = jax.jit(jax.value_and_grad(whole))(params)
   np.testing.assert_allclose(value, out.loss.item(), rtol=1e-5)
@@ -121,7 +121,7 @@ def test_a_run_prunes_what_peft_prunes(optimizer, target):
     "sgd": lambda: torch.optim.SGD(trained, lr=0.1),
     "adamw": lambda: torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01),
   }[optimizer]()
-  rule = adalora.allocate(inner, steps=STEPS, budget=target, every=EVERY, begin=BEGIN / STEPS, end=END / STEPS)
+  rule = rank_allocation.allocate(inner, steps=STEPS, budget=target, every=EVERY, begin=BEGIN / STEPS, end=END / STEPS)
   state = rule.init(params)
 
   @jax.jit
@@ -149,8 +149,8 @@ def test_a_run_prunes_what_peft_prunes(optimizer, target):
       assert ((params[name]["lora_e"] != 0) == (want["lora_e"] != 0)).all(), f"step {i}: {name}"
       for leaf in NAMES:
         close(params[name][leaf], want[leaf], f"step {i}: {name}.{leaf}")
-    pruned.add(sum(adalora.kept_ranks(params).values()))
-  assert sum(adalora.kept_ranks(params).values()) == target * len(SIZES)
+    pruned.add(sum(rank_allocation.kept_ranks(params).values()))
+  assert sum(rank_allocation.kept_ranks(params).values()) == target * len(SIZES)
   assert len(pruned) > 3, "the run pruned in several goes"
 
 
@@ -166,11 +166,11 @@ def test_importance_is_pefts():
   means, spreads = (
     {(name,): as_leaves(name, part) for name in SIZES} for part in (allocator.exp_avg_ipt, allocator.exp_avg_unc)
   )
-  scores = adalora.importance(means, spreads)
+  scores = rank_allocation.importance(means, spreads)
   real = {path: jnp.ones(RANK, bool) for path in scores}
   for budget in range(len(SIZES) * RANK - 1, 0, -1):
     pattern = allocator.mask_to_budget(theirs.base_model.model, budget)
-    chosen = adalora.choose(scores, real, budget / len(SIZES), STEPS, BEGIN, STEPS - END)
+    chosen = rank_allocation.choose(scores, real, budget / len(SIZES), STEPS, BEGIN, STEPS - END)
     for name in SIZES:
       assert list(np.asarray(chosen[(name,)])) == pattern[f"{name}.lora_E.default"], budget
 
@@ -181,4 +181,4 @@ def test_the_schedule_is_pefts():
   total, target = RANK * len(SIZES), 2 * len(SIZES)
   for t in range(STEPS + 1):
     want, _ = allocator.budget_schedule(t)
-    assert int(adalora.budget_at(t, BEGIN, STEPS - END, total, target)) == want, t
+    assert int(rank_allocation.budget_at(t, BEGIN, STEPS - END, total, target)) == want, t

@@ -70,7 +70,8 @@ users set them as `lora.options.NAME=VALUE`.
 
 **PEFT.** `peft` is a `PeftFormat`: names of tensors and fields of the config. If it is None, the method is written in
 the format of `peft_name` with the arrays of `peft_leaves`. A method that PEFT cannot compute at all defines its keys in
-a `PeftFormat` and returns the reason in `peft_reason`; its files are marked `"peft": false`.
+a `PeftFormat` and returns the reason in `peft_reason`; its files are marked `"peft": false`. `peft_reads` is a format
+that is only read, and converted to `peft_name`.
 '''
 
 import pkgutil
@@ -96,11 +97,13 @@ __all__ = [
   "variant",
 ]
 
+OTHER_FILES = ("base", "rank_allocation")  # the interface, and the optimizer of AdaLoRA
+
 
 @cache
 def names() -> tuple[str, ...]:
-  """Returns the names of all methods: the files of this folder except `base`."""
-  return tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name != "base"))
+  """Returns the names of all methods: the files of this folder except OTHER_FILES."""
+  return tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name not in OTHER_FILES))
 
 
 @cache

@@ -17,6 +17,7 @@ from lora_exp.lora.peft.adapter_config import PeftConfig
 from lora_exp.lora.peft.adapter_files import WEIGHTS, raise_problems, read_files
 from lora_exp.lora.peft.names import Naming
 from lora_exp.lora.peft.stored_names import PeftNames
+from lora_exp.lora.peft.tensor_comparison import compare
 from lora_exp.lora.peft.tensors import FileTensor
 from lora_exp.lora.peft.validation import AdapterFileCheck, trained_size
 from lora_exp.runtime import console
@@ -100,7 +101,7 @@ def _checked(
   model = fitted(model, config, file, problems)
   raise_problems(problems)
   check = AdapterFileCheck(config, file, model)
-  check.compare()
+  compare(check)
   return check
 
 

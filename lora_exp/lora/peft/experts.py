@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_exp.lora.adapted_module import AdaptedModule
-from lora_exp.lora.peft.adapter_config import PeftConfig, shortened
+from lora_exp.lora.peft.adapter_config import PeftConfig
+from lora_exp.lora.peft.config_fields import shortened
 from lora_exp.lora.peft.names import BASE, ExpertNames, Naming, module_name
 from lora_exp.lora.peft_format import LORA_KEYS
 from lora_exp.runtime.safetensors_reader import TensorEntry

@@ -1,11 +1,10 @@
-"""Compares an adapter file with a model and with its config.
+"""Determines which modules and parameters of a model an adapter file and its config adapt, train or replace.
 
-The adapted modules are those that have tensors in the file; the config must name the same. A problem that many tensors
-share is reported once.
+The adapted modules are those that have tensors in the file; the config must name the same.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,15 +12,12 @@ from lora_exp.config import did_you_mean
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.methods import Method
 from lora_exp.lora.peft.adapted_model import AdaptedModel, AdapterFile
-from lora_exp.lora.peft.adapter_config import PeftConfig, shortened
+from lora_exp.lora.peft.adapter_config import PeftConfig
+from lora_exp.lora.peft.config_fields import shortened
 from lora_exp.lora.peft.experts import ExpertTensors, expert_kernels
 from lora_exp.lora.peft.names import BASE, OUTPUT_BIAS, PREFIX, TOKEN_ROWS, module_name, parameter_name
 from lora_exp.lora.peft.tensors import FileTensor, layout
 from lora_exp.lora.peft_format import LORA_KEYS
-from lora_exp.runtime.safetensors_reader import DTYPES
-
-MOST_GROUPS = 4  # problems with tensors that are listed
-VISION = ("vision", "visual", "image", "audio", "multi_modal_projector")  # parts of the names of modules without text
 
 
 @dataclass
@@ -90,19 +86,19 @@ class AdapterFileCheck:
       adapted = [path for path in self.names if path in self.stored or path == tied[0]]
     unnamed = [path for path in adapted if not any(self._is_named(path, name) for name in self.names_of(path))]
     if any(pattern.too_slow for _, pattern in config.patterns):
-      return adapted  # `compare` reports it
+      return adapted  # `tensor_comparison` reports it
     if unnamed and config.names_modules:
       given = shortened(self._target_text())
       first, choices = given.split(", ")[0], self._name_suffixes()
       near = did_you_mean(first, choices) if len(unnamed) == len(adapted) and first not in choices else ""
       layers = config.values.get("layers_to_transform")
       within = "" if layers is None else f" within layers_to_transform={shortened(layers)}"
-      self.config_problem(f"target_modules={given}{within} does not name {_count(unnamed, 'module')} whose tensors are "
-                          f"in the file, such as {unnamed[0]}{near}")
+      self.config_problem(f"target_modules={given}{within} does not name {counted(unnamed, 'module')} whose tensors "
+                          f"are in the file, such as {unnamed[0]}{near}")
     is_other = not adapted and bool(self.file.names.unknown)  # the adapter of another model
     absent = [path for path in self.names if path not in adapted and self._is_expected(path)] if not is_other else []
     if absent:
-      self.file_problem(f"the tensors of {_count(absent, 'module')} are missing, such as {absent[0]}, which "
+      self.file_problem(f"the tensors of {counted(absent, 'module')} are missing, such as {absent[0]}, which "
                         f"target_modules={shortened(self._target_text())} names")
     return adapted
 
@@ -252,77 +248,9 @@ class AdapterFileCheck:
     rows = [row for row in self.rows if row.path not in tables] if self.config.output_bias else []
     return {f"{PREFIX}{self.names[row.path]}.{OUTPUT_BIAS}": row for row in rows}
 
-  # Tensors
 
-  def compare(self) -> None:
-    """Adds a problem for tensors that are missing, are unknown, or have the wrong shape or dtype."""
-    expected = {name: (tensor.shape, tensor) for name, tensor in {**self.file_tensors, **self.parameters}.items()}
-    shapes = {name: shape for name, (shape, _) in expected.items()}
-    shapes |= {name: (len(ids), features) for name, (_, ids, features) in self.token_tables.items()}
-    shapes |= {name: (row.fan_out,) for name, row in self.output_biases.items()}
-    missing = [name for name in shapes if name not in self.file.entries]
-    self._group((name, "is missing") for name in missing)
-    wrong = [name for name, shape in shapes.items() if name not in missing and self.file.entries[name].shape != shape]
-    self._group((name, self._shape_text(name, shapes[name])) for name in wrong)
-    self._unknown_problems([name for name in self.file.entries if name not in shapes], missing)
-    self._group(
-      (name, f"has dtype {shortened(entry.dtype)}; supported are {', '.join(DTYPES)}")
-      for name, entry in self.file.entries.items() if entry.dtype not in DTYPES
-    )  # fmt: skip
-    for name, pattern in self.config.patterns:
-      if pattern.too_slow:
-        self.config_problem(f"{name}: matching {shortened(pattern.text)} takes too long")
-
-  def _shape_text(self, name: str, shape: Sequence[int]) -> str:
-    """The problem with the shape of a tensor, with the rank in the config if it is a leaf of the adapter."""
-    tensor = self.file_tensors.get(name)
-    hint = ""
-    if tensor is not None and tensor.leaf and tensor.path:
-      hint = f" (r is {self.config.rank_of(self.names_of(tensor.path))} in {self.config.where})"
-    return f"is {self.file.entries[name].shape}, expected {tuple(shape)}{hint}"
-
-  def _unknown_problems(self, names: Sequence[str], missing: Sequence[str]) -> None:
-    """Adds a problem for tensors that belong to no module of this model, or are not part of the config's adapter."""
-    used = self.experts.used if self.experts is not None else set()
-    unknown = [name for name in self.file.names.unknown if name not in used]
-    vision = [name for name in unknown if any(part in name for part in VISION)]
-    rest = [name for name in unknown if name not in vision]
-    kind = f"{self.naming.model_type} " if self.naming is not None and self.naming.model_type else ""
-    if not self.file.entries and not unknown:
-      self.file_problem("contains no tensors")
-    if vision:
-      self.file_problem(f"{_count(vision, 'tensor')} adapt the part of the model that reads images or sound, such as "
-                        f"{shortened(vision[0], 150)}; only text models are supported")
-    if rest:
-      near = did_you_mean(rest[0], missing or self.file_tensors) if len(rest[0]) < 1000 else ""
-      other = "; is the adapter of another model?" if not self.rows and not self.expert_rows else ""
-      belong = "belongs" if len(rest) == 1 else "belong"
-      self.file_problem(f"{_count(rest, 'tensor')} {belong} to no module of this {kind}model, such as "
-                        f"{shortened(rest[0], 200)}{near}{other}")
-    raw = [self.file.names.tensors[name].name for name in names]
-    self._group((name, f"is not part of the adapter that {self.config.where} describes") for name in raw)
-
-  def _group(self, problems: Iterable[tuple[str, str]]) -> None:
-    """Adds (tensor, text) as problems. Tensors that differ only in the layer become one problem.
-
-    With more than MOST_GROUPS such problems, only the first is named.
-    """
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, text in problems:
-      layerless = ".".join(segment for segment in name.split(".") if not segment.isdigit())
-      groups.setdefault((layerless, text), []).append(name)
-    if len(groups) > MOST_GROUPS:
-      (_, text), names = next(iter(groups.items()))
-      total = sum(len(names) for names in groups.values())
-      self.file_problem(f"{total} tensors do not fit the model, such as {shortened(names[0], 200)}, which {text}")
-      return
-    for (_, text), names in groups.items():
-      more = f" (and so in {_count(names[1:], 'other layer')})" if len(names) > 1 else ""
-      self.file_problem(f"{shortened(names[0], 200)} {text}{more}")
-
-
-def _count(names: Sequence[str], noun: str) -> str:
-  """The number of `names` with its noun: "1 module", "3 modules"."""
+def counted(names: Sequence[str], noun: str) -> str:
+  """Returns the number of `names` with its noun: "1 module", "3 modules"."""
   return f"{len(names):,} {noun}{'s' if len(names) > 1 else ''}"
 
 
