@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from lora_exp.config import Config, DataConfig, InputError
+from lora_exp.config import Config, InputError
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import data_facts
@@ -20,6 +20,7 @@ from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.plan_warnings import plan_warnings
 from lora_exp.train.requested_metrics import Evaluator, make_evaluators
 from lora_exp.train.resume_checks import adapter_digest, changed_sources
+from lora_exp.train.retention import retain_limit, retained_batches
 from lora_exp.train.sampler import Sampler, make_sampler
 from lora_exp.train.stop_signals import stop_signals
 from lora_exp.train.training_record import TrainingRecord
@@ -77,6 +78,7 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   steps = steps_of(cfg, rows.train_rows)
   for warning in plan_warnings([trial.plan for trial in trials], steps):
     console.show_warning(warning)
+  limit = retain_limit(plan, steps)
   base, base_facts = make_base(plan)
   job = make_job(plan, base, steps, _fill_mesh([trial.plan for trial in trials]))
   held_out = list(eval_batches(rows, cfg.train.batch_size, cfg.train.eval_tokens))
@@ -84,14 +86,14 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   documents = held_out_documents(plan, rows, held_out, lengths)
   return Pack(
     trials=tuple(trials),
-    records=(TrainingRecord(steps=job.steps, data=rows.fingerprint, base=base_facts),) * len(trials),
+    records=(TrainingRecord(job.steps, rows.fingerprint, base_facts, retain_limit=limit),) * len(trials),
     table=union([trial.plan.table for trial in trials]),
     job=job,
     rows=rows,
     held_out=list(put_eval_batches(held_out, job.put, lengths)),
     documents=documents,
     evaluators=make_evaluators(cfg, job, plan.tokenizer, rows, documents, cfg.train.batch_size),
-    retained=[] if cfg.retain is None or retain is None else _retained_batches(cfg.retain, retain, plan),
+    retained=retained_batches(plan, retain, limit),
     sampler=make_sampler(job.program, cfg, plan.tokenizer),
     started=started,
     solo=solo,
@@ -105,13 +107,6 @@ def _amounts(cfg: Config, rows: Rows) -> dict[str, object]:
   epochs = steps * cfg.train.batch_size / max(rows.train_rows, 1)
   return {"documents": f"{rows.documents:,}, of which {rows.eval_documents:,} are held out",
           "training": f"{steps} steps of {cfg.train.batch_size} rows: {epochs:.3g} epochs of {rows.train_rows:,} rows"}
-
-
-def _retained_batches(source: DataConfig, rows: Rows, plan: Plan) -> list[EvalBatch]:
-  """The held-out batches of `data@retain` on the devices."""
-  train = plan.cfg.train
-  batches = eval_batches(rows, train.batch_size, train.retain_tokens)
-  return list(put_eval_batches(batches, plan.layout.put_batch, byte_lengths(source, plan.tokenizer)))
 
 
 def _fill_mesh(plans: list[Plan]) -> list[Plan]:
@@ -139,7 +134,18 @@ def restore_pack(pack: Pack) -> Pack:
   leaves = [_join(name, first, arrays) for name in template]
   state = jax.tree.unflatten(jax.tree.structure(job.state), leaves)
   state = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), state, job.state)
-  return replace(pack, job=replace(job, state=state), records=tuple(records), resumed=True)
+  pack = replace(pack, job=replace(job, state=state), records=tuple(records), resumed=True)
+  return _with_recorded_limit(pack, records[next(trial.index for trial in pack.trials if trial.active)])
+
+
+def _with_recorded_limit(pack: Pack, record: TrainingRecord) -> Pack:
+  """The pack with the evaluations on `data@retain` that its trials had so far."""
+  plan = pack.plan
+  limit = plan.cfg.train.retain_tokens if record.retain_limit == 0 else record.retain_limit
+  if plan.cfg.retain is None or limit == retain_limit(plan, pack.job.steps):
+    return pack
+  rows = make_rows(plan.cfg.retain, plan.tokenizer, plan.cfg.cache)
+  return replace(pack, retained=retained_batches(plan, rows, limit))
 
 
 def _one_trial(named: dict[str, jax.Array], n: int) -> dict[str, jax.Array]:

@@ -1,5 +1,6 @@
 """Training of a pack: evaluation, training, and a complete run directory for every trial."""
 
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -14,6 +15,7 @@ from lora_exp.data.pipeline import train_batches
 from lora_exp.data.records import Batch
 from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
+from lora_exp.runtime.console_text import duration
 from lora_exp.train.background_logger import wait_for
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
 from lora_exp.train.evaluation import DocumentSums, EvalBatch, Evaluation, held_out
@@ -22,11 +24,14 @@ from lora_exp.train.loop import Cadence, Hooks, is_due, train_loop
 from lora_exp.train.memory import check_fits
 from lora_exp.train.pack import Pack
 from lora_exp.train.program import State, Tree
+from lora_exp.train.retention import show_limit
 from lora_exp.train.run_summary import read_summary
 from lora_exp.train.stop_signals import StopRequest, stop_signals
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
 from lora_exp.train.trial_cost import TrialCost, trial_costs
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
+
+SLOW_SECONDS, SLOW_SHARE = 20.0, 0.1  # of an evaluation, and of the batches of training
 
 
 def train_pack(pack: Pack) -> list[TrialResult]:
@@ -129,7 +134,10 @@ def _train(
   state, start = job.state, int(job.state.step)
   hooks = _hooks(pack, writers)
   if not pack.resumed:
+    show_limit(pack.plan, pack.records[0].retain_limit)
+    began = time.monotonic()
     hooks.evaluate(0, state.params)
+    _show_slow_evaluation(pack, time.monotonic() - began)
     hooks.sample(0, state.params)
   if step is None or start >= job.steps:
     return state
@@ -144,6 +152,15 @@ def _train(
     raise StoppedError("stopped after the last step; its checkpoint is saved, and the results are not written yet")
   hooks.sample(job.steps, state.params)
   return state
+
+
+def _show_slow_evaluation(pack: Pack, seconds: float) -> None:
+  """Tells how long an evaluation takes, and what shortens it, if it reads more than a tenth of the training tokens."""
+  cfg, batches = pack.plan.cfg, len(pack.held_out) + len(pack.retained)
+  if seconds > SLOW_SECONDS and batches > SLOW_SHARE * pack.job.steps:
+    console.show(f"An evaluation takes about {duration(seconds)} and reads as much as {batches} of the "
+                 f"{pack.job.steps} steps: train.eval_tokens={cfg.train.eval_tokens} and "
+                 f"train.eval_every={cfg.train.eval_every} set how much and how often.")
 
 
 def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:

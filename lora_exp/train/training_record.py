@@ -21,6 +21,7 @@ class TrainingRecord:
   held_out_tokens: int = 0
   scores: dict = field(default_factory=dict)  # held-out metrics: {base: {loss, …}, final: {…}, best: {…}}
   halves: dict = field(default_factory=dict)  # the same on each half: {base: {tuning: {loss, …}, report: {…}}, …}
+  retain_limit: int | None = 0  # tokens of an evaluation on retain; None: all; 0: train.retain_tokens, in older runs
   retain_base: float | None = None
   retain_final: float | None = None
   retain_best: float | None = None  # at best_step
