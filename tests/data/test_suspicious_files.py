@@ -73,7 +73,7 @@ def test_files_of_a_directory_that_are_not_read_are_named(tmp_path):
   (data / "notes.txt").write_text("More text.")
   (data / ".gitattributes").write_text("*")
   told = said(tmp_path, data)
-  assert "1 files: hidden" in told.replace("1 file:", "1 files:") and ".b.jsonl" in told and "gitattributes" not in told
+  assert "1 file: hidden files are not read" in told and ".b.jsonl" in told and "gitattributes" not in told
   assert "plain text beside files of rows; a list of files reads both" in told
 
 

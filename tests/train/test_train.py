@@ -252,7 +252,8 @@ def test_weights_that_do_not_fit_are_listed_at_once(full, data, in_tmp_path, cap
 def test_of_json_lines_only_the_responses_are_learned(tmp_path, capfd):
   pairs = [(f"Say number {i}:", "It is " + "one " * (i % 5 + 1)) for i in range(40)]
   file = tmp_path / "pairs.jsonl"
-  file.write_text("".join(json.dumps({"question": p, "answer": r}) + "\n" for p, r in pairs))
+  rows_of_file = [{"question": p, "answer": r, "id": n} for n, (p, r) in enumerate(pairs)]
+  file.write_text("".join(json.dumps(row) + "\n" for row in [*rows_of_file, {"question": "Unanswered"}]))
   settings = ["data=jsonl", f"data.path={file}", "data.prompt_field=question", "data.response_field=answer"]
   run_dir = train(tmp_path / "run", *TINY, *settings, "train.steps=null", "train.epochs=1", "train.eval_every=0",
                   "train.eval_tokens=null", "train.batch_size=1", "train.save_every=0")
@@ -260,6 +261,9 @@ def test_of_json_lines_only_the_responses_are_learned(tmp_path, capfd):
   held = counted[9::10]  # each tenth document
   assert rows(run_dir, "eval")[0]["counted"] == sum(held)
   assert summary(run_dir)["tokens"] == sum(counted) - sum(held)
+  counts = {count["reason"].split(";")[0]: count["count"] for count in summary(run_dir)["not_learned"]}
+  assert counts == {"the column 'id' is not read": 40, "there is no column 'answer'": 1}
+  assert summary(run_dir)["data_notes"] == []
   capfd.readouterr()
   assert entry.run(["task=evaluate", f"run={run_dir}"]) == 0
   assert f"{summary(run_dir)['losses']['best']:.4g}" in capfd.readouterr().out

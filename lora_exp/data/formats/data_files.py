@@ -105,7 +105,7 @@ def _files_of_directory(setting: str, directory: Path, split: str | None, text_o
   by_split = _by_split(directory, chosen)
   name = _split_to_read(setting, directory, list(by_split), split)
   left_out = [(file, _reason_to_leave_out(file)) for file in everything if file not in chosen]
-  left_out += [(file, "hidden") for file in _hidden_files(directory)]
+  left_out += [(file, "hidden files are not read") for file in _hidden_files(directory)]
   unread = [other for other in by_split if other != name and split is None]
   left_out += [(file, split_not_read(other)) for other in unread for file in by_split[other]]
   return DataFiles(tuple(by_split[name]), tuple(left_out))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -135,7 +135,7 @@ def split_documents(file: IO[bytes], block: int = 2**20) -> Iterator[tuple[bytes
   Memory holds one document and one block, whatever the size of the file.
   """
   rest = b""
-  while read := file.read(block):
+  for read in iter(partial(file.read, block), b""):
     *complete, rest = (rest + read).split(SEPARATOR)
     for document in complete:
       *pieces, last = _cut(document, LONGEST)
