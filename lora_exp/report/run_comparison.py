@@ -47,7 +47,7 @@ def compare_runs(runs: Sequence[RunRecord], metric: str, margin: float) -> Repor
 def setting_differences(runs: Sequence[RunRecord]) -> dict[str, str]:
   """The settings whose values differ, each with its values and their runs: {"lora.rank": "8: runs 0-2; 16: run 3"}.
 
-  A setting that a run's method does not use is left out for that run.
+  A run whose config or method does not have a setting is not named with it.
   """
   tables = {run.number: effective_settings(run) for run in runs if run.config}
   differences = {}
@@ -56,5 +56,7 @@ def setting_differences(runs: Sequence[RunRecord]) -> dict[str, str]:
     for number, settings in tables.items():
       if key in settings:
         numbers.setdefault(value_text(settings[key]), []).append(number)
-    differences[key] = "; ".join(f"{value}: run{'s' * (len(n) > 1)} {number_ranges(n)}" for value, n in numbers.items())
+    if len(numbers) > 1:
+      texts = [f"{value}: run{'s' * (len(n) > 1)} {number_ranges(n)}" for value, n in numbers.items()]
+      differences[key] = "; ".join(texts)
   return differences

@@ -47,8 +47,13 @@ def cache_entries(root: Path) -> list[CacheEntry]:
 def _is_entry(path: Path) -> bool:
   """Whether the cache wrote `path`, so that nothing else is deleted if `cache` is a directory with other files."""
   if path.is_dir():
-    return re.fullmatch(f"[0-9a-f]{{{NAME_DIGITS}}}", path.name) is not None and lock_path(path).is_file()
+    return re.fullmatch(rf"[0-9a-f]{{{NAME_DIGITS}}}(\.damaged)?", path.name) is not None and _lock(path).is_file()
   return path.parent.name == PROGRAMS and path.name.startswith("jit") and path.name.endswith(("-cache", "-atime"))
+
+
+def _lock(path: Path) -> Path:
+  """The lock of an entry; a damaged entry that was set aside has that of its replacement."""
+  return lock_path(path.with_name(path.name.removesuffix(".damaged")))
 
 
 def _used(entry: CacheEntry) -> float:
@@ -75,7 +80,7 @@ def remove_entry(entry: CacheEntry) -> bool:
   if not entry.path.is_dir():
     entry.path.unlink(missing_ok=True)
     return True
-  with file_lock(lock_path(entry.path), wait=False) as acquired:
+  with file_lock(_lock(entry.path), wait=False) as acquired:
     if not acquired:
       return False
     temporary = temporary_path(entry.path)

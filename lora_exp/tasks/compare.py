@@ -8,6 +8,8 @@ from lora_exp.report.page.terminal import show
 from lora_exp.report.run_comparison import compare_runs, read_runs, setting_differences
 from lora_exp.runtime import console
 
+MOST_DIFFERENCES = 20  # settings that are shown with their values
+
 
 def run(cfg: Config) -> Report:
   """Prints the runs, their differences, the table of settings and the findings. Returns the report."""
@@ -17,7 +19,10 @@ def run(cfg: Config) -> Report:
   rows = [[run.number, run.path, _digits(run.exported(metric.name), metric.digits), run.status] for run in runs]
   console.show_table("Runs", ["run", "directory", f"held-out {metric.label}", "status"], rows)
   differences = setting_differences(runs)
-  console.show_facts("Differences in settings", differences or {"none": "the runs differ in no setting that matters"})
+  shown = dict(list(differences.items())[:MOST_DIFFERENCES])
+  if len(differences) > len(shown):
+    shown[f"and {len(differences) - len(shown)} more"] = ", ".join(list(differences)[len(shown):])
+  console.show_facts("Differences in settings", shown or {"none": "the runs differ in no setting that matters"})
   show(report)
   return report
 

@@ -9,6 +9,7 @@ import pytest
 import sweeps
 from lora_exp.cli import main as entry
 from lora_exp.config.schema import CleanConfig, Config, FilterConfig
+from lora_exp.runtime.byte_sizes import size_of, size_text
 from lora_exp.runtime.cache import get_or_make
 from lora_exp.runtime.cache_entries import cache_entries
 from lora_exp.runtime.locks import run_lock
@@ -16,6 +17,7 @@ from lora_exp.tasks import clean, compare
 from lora_exp.tasks import list as list_task
 
 DAY = 86400
+OLD = 5000  # bytes of the old entries of `cache`
 
 
 @pytest.fixture
@@ -114,9 +116,10 @@ def cache(in_tmp_path: Path) -> Path:
   """A cache with entries of 40, 20 and 0 days, and files that the cache did not write."""
   root = in_tmp_path / "cache"
   for key, days in (("a", 40), ("b", 20), ("c", 0)):
-    age(get_or_make(root, "rows", key * 64, fill), days)
+    entry = get_or_make(root, "rows", key * 64, fill)
+    age(entry, days)
   (root / "programs").mkdir()
-  (root / "programs" / "jit_step-1234-cache").write_bytes(b"x" * 500)
+  (root / "programs" / "jit_step-1234-cache").write_bytes(b"x" * (OLD - size_of(entry)))
   age(root / "programs" / "jit_step-1234-cache", 40)
   (root / "mine").mkdir()
   (root / "mine" / "thesis.txt").write_text("text")
@@ -129,16 +132,23 @@ def config(cache: Path, limit: str | None = None, **settings) -> Config:
 
 
 def test_clean_shows_and_deletes_nothing_by_default(cache, capsys):
-  assert clean.run(config(cache)) == 1500
-  assert "Nothing was deleted. 1.5 KB would be" in capsys.readouterr().out
+  assert clean.run(config(cache)) == OLD
+  assert f"Nothing was deleted. {size_text(OLD)} would be" in capsys.readouterr().out
   assert len(cache_entries(cache)) == 4
 
 
 def test_clean_deletes_old_entries_and_nothing_else(cache, capsys):
   clean.run(config(cache, delete=True))
-  assert "Deleted 1.5 KB" in capsys.readouterr().out
+  assert f"Deleted {size_text(OLD)}" in capsys.readouterr().out
   assert sorted(item.path.name[:1] for item in cache_entries(cache)) == ["b", "c"]
   assert (cache / "mine" / "thesis.txt").is_file()
+
+
+def test_a_damaged_entry_that_was_set_aside_is_deleted(cache):
+  entry = get_or_make(cache, "rows", "c" * 64, fill)
+  entry.rename(entry.with_name(f"{entry.name}.damaged"))
+  clean.run(config(cache, days=0, delete=True))
+  assert cache_entries(cache) == [] and not list((cache / "rows").glob("c*"))
 
 
 def test_an_entry_that_is_used_stays(cache):
@@ -148,7 +158,7 @@ def test_an_entry_that_is_used_stays(cache):
 
 
 def test_the_limit_removes_the_least_recently_used(cache):
-  clean.run(config(cache, limit="1KB", days=1000, delete=True))
+  clean.run(config(cache, limit="1500", days=1000, delete=True))
   assert [item.path.name[:1] for item in cache_entries(cache)] == ["c"]
 
 
@@ -159,8 +169,8 @@ def test_clean_deletes_checkpoints_of_old_finished_runs(outputs, cache):
     fill(folder)
     age(folder.parent, 50)
   assert clean.run(config(cache, days=60, delete=True)) == 0
-  assert clean.run(config(cache, min_size="2KB", delete=True)) == 0
-  assert clean.run(config(cache, delete=True)) == 2500
+  assert clean.run(config(cache, min_size="1MB", delete=True)) == 0
+  assert clean.run(config(cache, delete=True)) == OLD + 1000
   left = sorted(path.parent.name for path in outputs.rglob("checkpoints"))
   assert left == ["09-00-00-b"], "a stopped run can be resumed"
   assert (outputs / "2026-11-27" / "08-00-00-a" / "summary.json").is_file()
