@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-
 from lora_exp.config import Config
+from lora_exp.config.typed_command import PROGRAM, typed_overrides
 from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.display_paths import display_path
@@ -48,8 +47,8 @@ def run(cfg: Config) -> Advice:
   for sentence in _sentences(cfg, probe, advice):
     console.show(sentence)
   commands = _commands(cfg, advice)
-  console.show(f"\nTrain with it:\n  {commands['train']}")
-  console.show(f"Compare it with its neighbours:\n  {commands['sweep']}")
+  console.show_command("\nTrain with it:", commands["train"])
+  console.show_command("Compare it with its neighbours:", commands["sweep"])
   if cfg.out is not None:
     _write(Path(cfg.out) / FILE, probe, advice, commands)
   return advice
@@ -110,26 +109,17 @@ def _sentences(cfg: Config, probe: Probe, advice: Advice) -> Iterator[str]:
 
 def _commands(cfg: Config, advice: Advice) -> dict[str, str]:
   """The commands that train with the advice, and with its neighbours in rate and rank on three seeds."""
-  typed = [text for text in _typed_overrides() if text.split("=")[0].lstrip("+") not in REPLACED]
+  typed = [text for text in typed_overrides("advise") if text.split("=")[0].lstrip("+") not in REPLACED]
   settings = {"optim.lr": f"{advice.lr:g}", "lora.targets": advice.targets, "lora.rank": str(advice.rank)}
   settings["lora.alpha"] = f"{advice.alpha:g}"
   rates = ",".join(f"{factor * advice.lr:g}" for factor in (0.5, 1, 2))
   ranks = ",".join(map(str, sorted({max(1, advice.rank // 2), advice.rank, 2 * advice.rank})))
   around = settings | {"optim.lr": rates, "lora.rank": ranks, "seed": "0,1,2", "hydra/launcher": "packed"}
-  program = ["python", "-m", "lora_exp"]
   typed_without_seed = [text for text in typed if not text.startswith("seed=")]
   return {
-    "train": shlex.join([*program, *typed, *(f"{key}={value}" for key, value in settings.items())]),
-    "sweep": shlex.join([*program, "-m", *typed_without_seed, *(f"{key}={value}" for key, value in around.items())]),
+    "train": shlex.join([*PROGRAM, *typed, *(f"{key}={value}" for key, value in settings.items())]),
+    "sweep": shlex.join([*PROGRAM, "-m", *typed_without_seed, *(f"{key}={value}" for key, value in around.items())]),
   }
-
-
-def _typed_overrides() -> list[str]:
-  """The overrides of the command line that runs; [] if the task was called from Python."""
-  if not HydraConfig.initialized():
-    return []
-  typed = list(HydraConfig.get().overrides.task)
-  return typed if any(text == "task=advise" for text in typed) else []
 
 
 def _write(path: Path, probe: Probe, advice: Advice, commands: dict[str, str]) -> None:

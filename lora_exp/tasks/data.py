@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lora_exp.config import Config
+from lora_exp.config.typed_command import training_command
 from lora_exp.data.pipeline import train_rows
 from lora_exp.data.records import Batch
 from lora_exp.data.rows import Rows, make_rows
@@ -37,6 +38,9 @@ def run(cfg: Config) -> None:
     title = f"Row {number + 1:,} of {rows.train_rows:,}: {filled:,} of {rows.seq_len:,} positions, {learned:,} learned"
     spans = _spans(row, tokenizer, padded=cfg.data.packing == "pad")
     console.show_labelled(title, [(kind, text, STYLES[kind]) for kind, text in spans])
+  command = training_command("data")
+  if command is not None:
+    console.show_command("\nTrain on it:", command)
 
 
 def _facts(cfg: Config, rows: Rows) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
+from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.run_files import EVALUATIONS
 from lora_exp.train.evaluation import (
   Evaluation,
@@ -158,5 +159,6 @@ def _keep(path: Path, cfg: Config, lines: list[dict]) -> None:
       for line in lines:
         data = {k: v for k, v in settings[line["split"]].items() if v is not None}
         file.write(json.dumps({**about, **line, "data": data}, ensure_ascii=False) + "\n")
+    console.show(f"Written: {display_path(path)}. Another run beside it: task=compare; its text: task=generate.")
   except PermissionError:
     console.show_warning(f"{path} cannot be written; the results are only shown here")

@@ -1,6 +1,7 @@
 """`task=plan`: parameters, bytes and FLOPs of a config, without allocating arrays."""
 
 from lora_exp.config import Config
+from lora_exp.config.typed_command import training_command
 from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.mesh import flatten
@@ -37,3 +38,6 @@ def run(cfg: Config) -> None:
       "largest pack that fits": f"{trials:,} trials" if trials else "none: try optim.accumulate, or a larger mesh",
     },
   )
+  command = training_command("plan")
+  if command is not None:
+    console.show_command("Train it:", command)

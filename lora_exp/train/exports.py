@@ -1,5 +1,6 @@
 """Export of a run for other programs: the adapter in PEFT's format, the merged model, or the base."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from lora_exp.lora import methods
 from lora_exp.lora.peft.adapter_files import read_metadata
 from lora_exp.models.weights.locate import base_name, is_path
 from lora_exp.runtime import console
-from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.display_paths import display_path, typed_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.output_directory import new_directory
 from lora_exp.train.base import make_base
@@ -70,15 +71,15 @@ def export_adapter(cfg: Config, out: Path) -> None:
       _write_sidecars(directory, cfg, served, "peft", [_peft_note(base)])
   if not for_peft:
     path = display_path(out)
-    console.show_warning(f"PEFT cannot load {path}: {reason}. Use it with lora.init_from={path}")
+    console.show_warning(f"PEFT cannot load {path}: {reason}. Use it with {typed_path('lora.init_from', out)}")
     return
   console.show(f"{display_path(out)}: the adapter, for PEFT")
   if problems := served.problems():
     console.show_warning(f"vLLM and llama.cpp take plain LoRA only, and of this adapter {'; '.join(problems)}. "
                          f"export.rank={served.suggested_rank()} converts it, and format=merged serves it exactly")
   if not loadable:
-    run = display_path(Path(str(cfg.run)))
-    console.show(f"Export the base for it with: python -m lora_exp task=export run={run} format=base")
+    run = typed_path("run", Path(str(cfg.run)))
+    console.show_command("Export the base for it with:", f"python -m lora_exp task=export {run} format=base")
   _show_verify(cfg, out)
 
 
@@ -94,11 +95,12 @@ def export_gguf(cfg: Config, out: Path) -> None:
     write_modelfile(directory, modelfile(served.plan.tokenizer, model, f"./{ADAPTER_FILE}", chat))
     _write_sidecars(directory, cfg, served, "llama.cpp", [_gguf_note(base)])
   console.show(f"{display_path(out)}: the adapter, for llama.cpp and Ollama")
-  run, file = display_path(Path(str(cfg.run))), display_path(out / ADAPTER_FILE)
-  where = display_path(base) if base is not None else "BASE/model.gguf"
+  run, file = typed_path("run", Path(str(cfg.run))), shlex.quote(display_path(out / ADAPTER_FILE))
+  where = shlex.quote(display_path(base)) if base is not None else "BASE/model.gguf"
   if base is None:
-    console.show(f"Export the base for it with: python -m lora_exp task=export run={run} format=gguf_base out=BASE")
-  console.show(f"Use it: llama-server -m {where} --lora {file}")
+    command = f"python -m lora_exp task=export {run} format=gguf_base out=BASE"
+    console.show_command("Export the base for it with:", command)
+  console.show_command("Use it:", f"llama-server -m {where} --lora {file}")
   _show_verify(cfg, out)
 
 
@@ -110,7 +112,8 @@ def export_mlx(cfg: Config, out: Path) -> None:
     mlx_export.write_adapter(directory, served, base)
     _write_sidecars(directory, cfg, served, "mlx", [_mlx_note(base)])
   console.show(f"{display_path(out)}: the adapter, for mlx-lm")
-  console.show(f"Use it: mlx_lm.generate --model {base or 'BASE'} --adapter-path {display_path(out)}")
+  path = shlex.quote(display_path(out))
+  console.show_command("Use it:", f"mlx_lm.generate --model {shlex.quote(base or 'BASE')} --adapter-path {path}")
 
 
 def export_gguf_merged(cfg: Config, out: Path) -> None:
@@ -151,8 +154,9 @@ def _write_gguf_model(
 
 def _show_gguf_model(out: Path, description: str) -> None:
   console.show(f"{display_path(out)}: {description}, for llama.cpp and Ollama")
-  console.show(f"Use it: llama-server -m {display_path(out / MODEL_FILE)}, or model=hf "
-               f"model.weights={display_path(out / MODEL_FILE)}")
+  file = out / MODEL_FILE
+  console.show(f"Use it in this program: model=hf {typed_path('model.weights', file)}")
+  console.show_command("Use it:", f"llama-server -m {shlex.quote(display_path(file))}")
 
 
 def _write_sidecars(
@@ -183,8 +187,8 @@ def _show_verify(cfg: Config, out: Path) -> None:
   """Shows how to check what a server computes."""
   if cfg.export.answers:
     backend = "llama_cpp" if (out / ADAPTER_FILE).is_file() else "peft"
-    console.show(f"Check it: python -m lora_exp task=verify verify.adapter={display_path(out)} "
-                 f"verify.backend={backend}")
+    command = f"python -m lora_exp task=verify {typed_path('verify.adapter', out)} verify.backend={backend}"
+    console.show_command("Check it:", command)
 
 
 def base_for_peft(cfg: Config) -> tuple[str | None, bool]:
@@ -207,9 +211,9 @@ def _show_model(out: Path, cfg: Config, description: str, for_transformers: bool
   """Shows the path of the model and how to load it."""
   console.show(f"{display_path(out)}: {description}")
   if for_transformers:
-    console.show(f"Use it: {LOAD}({str(out)!r}), or model=hf model.weights={display_path(out)}")
+    console.show(f"Use it: {LOAD}({str(out)!r}), or model=hf {typed_path('model.weights', out)}")
     return
   console.show_warning(
     f"transformers has no such model (model.family={cfg.model.family}), so the tensors have lora_exp's names; load "
-    f"them with the model settings of the run and model.weights={display_path(out)}"
+    f"them with the model settings of the run and {typed_path('model.weights', out)}"
   )

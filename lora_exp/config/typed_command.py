@@ -1,0 +1,21 @@
+"""The command line that runs, as the next command for the user."""
+
+import shlex
+
+from hydra.core.hydra_config import HydraConfig
+
+PROGRAM = ("python", "-m", "lora_exp")
+
+
+def typed_overrides(task: str) -> list[str]:
+  """The overrides of the command line that runs `task`; [] if the task was called from Python."""
+  if not HydraConfig.initialized():
+    return []
+  typed = list(HydraConfig.get().overrides.task)
+  return typed if f"task={task}" in typed else []
+
+
+def training_command(task: str) -> str | None:
+  """The command that trains with the settings of the command line that runs `task`; None from Python."""
+  typed = typed_overrides(task)
+  return shlex.join([*PROGRAM, *(text for text in typed if text != f"task={task}")]) if typed else None
