@@ -55,6 +55,8 @@ def files(in_tmp_path, monkeypatch):
 def test_every_command_is_accepted(files, command, request):
   if "smollm2" in command or "experiment=" in command:
     request.getfixturevalue("smollm2_package")
+  if "harness=" in command:
+    pytest.importorskip("lm_eval")
   if "launcher=ray" in command:
     pytest.importorskip("ray")
   if "submitit_slurm" in command and not shutil.which("srun"):

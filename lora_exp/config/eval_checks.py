@@ -25,6 +25,8 @@ def eval_problems(cfg: Config) -> Iterator[str]:
       yield f"eval.metrics: {name} is always computed where it applies; remove it"
     elif name not in choices:
       yield f"eval.metrics: no such metric {name}; choose {', '.join(choices)}{did_you_mean(name, choices)}"
+  if cfg.eval.metric_file and not cfg.eval.metric_file.endswith(".py"):
+    yield f"eval.metric_file={cfg.eval.metric_file}: must be a Python file, whose name ends in .py"
   if requested_metrics(cfg) and cfg.model.family == "mlp":
     yield "eval.metrics: model.family=mlp generates no text; set eval.metrics=[]"
   every = cfg.train.eval_every

@@ -139,15 +139,21 @@ def _facts(split: str, source: DataConfig, changes: Mapping[str, Change]) -> dic
     margin = "" if error is None else f" ± {error:.2g}"
     side = "above" if change > 0 else "below"
     key = "forgetting" if (split, name) == ("retain", "loss") else f"{split} {metric.label}"
-    facts[key] = f"{abs(change):.4f}{margin} {unit}{side} the base"
+    facts[key] = f"{abs(change):.4f}{margin} {unit}{side} the base" if change else f"equal to the base{margin}"
   return facts
 
 
 def _show_table(lines: list[dict], unit: str) -> None:
-  names = [name for name in METRICS if any(line[name] is not None for line in lines)]
-  columns = ("data", "model", *(METRICS[name].label for name in names), unit)
-  rows = [(line["split"], line["model"], *(line[name] for name in names), line["tokens"]) for line in lines]
-  console.show_table("Evaluation", columns, rows)
+  """A row for each metric of each split, and a column for each model."""
+  models = list(dict.fromkeys(line["model"] for line in lines))
+  rows = []
+  for split in dict.fromkeys(line["split"] for line in lines):
+    by_model = {line["model"]: line for line in lines if line["split"] == split}
+    for name in (*METRICS, "tokens"):
+      values = [by_model[model].get(name) if model in by_model else None for model in models]
+      if any(value is not None for value in values):
+        rows.append((split, unit if name == "tokens" else METRICS[name].label, *values))
+  console.show_table("Evaluation", ("data", "metric", *models), rows)
 
 
 def _keep(path: Path, cfg: Config, lines: list[dict]) -> None:

@@ -45,6 +45,9 @@ def train_pack(pack: Pack) -> list[TrialResult]:
     return [TrialResult(trial, "done", summary=read_summary(trial.run_dir)) for trial in pack.trials]
   if pack.resumed:
     console.show(f"Resumed at step {int(pack.job.state.step)} of {pack.job.steps}.")
+    if pack.plan.cfg.eval.metric_file is None and any("custom" in r.scores.get("base", {}) for r in pack.records):
+      console.show_warning("the run began with eval.metric_file=FILE.py, which only the command line can name; without "
+                           "it, the custom metric is no longer computed")
   with stop_signals() as stop:
     return _train_and_write(pack, stop)
 

@@ -52,11 +52,13 @@ def minigpt(tmp_path_factory) -> Path:
 
 
 def scores(capfd, *argv: str) -> list[str]:
-  """The words of the rows that task=evaluate prints: of the base, and of the run if there is one."""
+  """The columns that task=evaluate prints: of the base, and of the run if there is one, each with its name first."""
   capfd.readouterr()
   assert entry.run(["task=evaluate", *argv]) == 0
-  words = [line.split()[1:] for line in capfd.readouterr().out.splitlines() if line.startswith("held-out")]
-  return [row for row in words if row[0] in ("base", "lora")]
+  lines = capfd.readouterr().out.partition("Trained against base")[0].splitlines()
+  models = next(line.split()[2:] for line in lines if line.startswith("data "))
+  rows = [line.split()[-len(models) :] for line in lines if line.startswith("held-out")]
+  return [[model, *(row[n] for row in rows)] for n, model in enumerate(models)]
 
 
 # ---- a merged model
