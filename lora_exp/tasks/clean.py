@@ -1,7 +1,8 @@
 """`task=clean`: deletes old entries of the cache and old checkpoints of finished runs.
 
 Without clean.delete=true, it only shows what would be deleted. A finished run keeps its adapter and all results, but
-can no longer be made longer with train.resume.
+can no longer be made longer with train.resume. Entries of the cache are made again when they are needed; a pretrained
+base takes the time of its training.
 """
 
 import shutil
