@@ -5,7 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import load_arrays, published_arrays, random_arrays
+from checkpoints import load_arrays, published_arrays, random_arrays, write_checkpoint
+
+from lora_exp.cli.command_line import check_command_line
+from lora_exp.train.model_directory import hf_config
+from lora_exp.train.plan import make_plan
 
 torch = pytest.importorskip("torch")
 st = pytest.importorskip("safetensors.torch")
@@ -90,8 +94,9 @@ def test_four_bits_of_bitsandbytes(tmp_path, kind, dtype, storage, nested):
   assert (found == expected.to(getattr(torch, dtype)).float().reshape(SHAPE).numpy()).all()
 
 
-def test_a_model_with_float8_layers_is_loaded(tmp_path):
-  """Embeddings and norms stay in floating point; the scales are of rows."""
+def test_a_model_with_float8_layers_is_loaded(tmp_path, capfd):
+  """Embeddings and norms stay in floating point; the scales are of rows. An export says nothing of float8."""
+  write_checkpoint(tmp_path, quantization_config={"quant_method": "fbgemm_fp8"})
   arrays = random_arrays()
   tensors = {name: torch.tensor(x) for name, x in published_arrays(arrays).items()}
   for name in [name for name in tensors if name.endswith("_proj.weight")]:
@@ -102,3 +107,7 @@ def test_a_model_with_float8_layers_is_loaded(tmp_path):
   for path, x in load_arrays(tmp_path).items():
     error = np.abs(np.asarray(x) - arrays[path]).max() / np.abs(arrays[path]).max()
     assert error < 0.04 if path.endswith("_proj.kernel") else error == 0, path
+  assert "14 of 29 tensors are quantised; they are dequantised here" in capfd.readouterr().out
+  [cfg] = check_command_line(["model=hf", f"model.weights={tmp_path}", "model.tokenizer=bytes"]).jobs
+  config = hf_config(make_plan(cfg))
+  assert config is not None and config["hidden_size"] == 32 and "quantization_config" not in config

@@ -99,6 +99,7 @@ def parsed_state(content: np.ndarray) -> dict[str, Any] | None:
     return None
   if "nested_blocksize" in state:
     offset = state.get("nested_offset")
-    if not is_count(state["nested_blocksize"]) or not isinstance(offset, float) or not math.isfinite(offset):
+    is_number = isinstance(offset, int | float) and not isinstance(offset, bool) and math.isfinite(offset)
+    if not is_count(state["nested_blocksize"]) or not is_number:
       return None
   return state
