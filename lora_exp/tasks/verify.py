@@ -44,20 +44,23 @@ def _llama_cpp(cfg: Config, directory: Path, card: dict[str, Any]) -> Measured:
   with llama_server(_gguf_model(cfg, directory), adapter if adapter.is_file() else None) as url:
     client = CompletionsClient(url, None)
     bare = CompletionsClient(url, None, {"lora": [{"id": 0, "scale": 0.0}]}) if adapter.is_file() else None
-    return _asked(client, bare, card)
+    return _asked(client, bare, card, cfg.verify.tolerance)
 
 
 def _url(cfg: Config, directory: Path, card: dict[str, Any]) -> Measured:
   url, name = str(cfg.verify.url), cfg.verify.base
   bare = CompletionsClient(url, name) if name is not None else None
-  return _asked(CompletionsClient(url, cfg.verify.model), bare, card)
+  return _asked(CompletionsClient(url, cfg.verify.model), bare, card, cfg.verify.tolerance)
 
 
-def _asked(client: CompletionsClient, bare: CompletionsClient | None, card: dict[str, Any]) -> Measured:
+def _asked(
+  client: CompletionsClient, bare: CompletionsClient | None, card: dict[str, Any], tolerance: float
+) -> Measured:
   """What a server computes, and its base if that can be asked for."""
   rows, texts = card_rows(card), [prompt["tokens"] for prompt in card["prompts"]]
   adapted = client.logprobs(rows, texts)
-  base = None if bare is None else bare.logprobs(rows, texts)
+  right = diagnose(card, Measured(adapted), tolerance).largest <= tolerance
+  base = None if bare is None or right else bare.logprobs(rows, texts)  # tells a wrong base from a wrong adapter
   return Measured(adapted, base, template_problem(client, card))
 
 

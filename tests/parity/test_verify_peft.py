@@ -129,6 +129,7 @@ def test_merged_model_has_no_fault(exported, capfd):
   assert code == 0, said
 
 
+@pytest.mark.slow
 def test_converted_dora_is_plain_lora(tmp_path, capfd):
   run = chat_run(tmp_path, "lora=dora", "lora.targets=qv")
   assert entry.run(["task=export", f"run={run}", f"out={tmp_path / 'peft'}"]) == 0

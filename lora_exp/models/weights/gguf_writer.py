@@ -6,6 +6,7 @@ alpha: llama.cpp adds alpha/R · B·A, with the R of each tensor.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,9 +71,9 @@ def write_gguf_adapter(
 ) -> None:
   """Writes an adapter in float32.
 
-  alpha is that of the first tensor; where another tensor's alpha/R is not its scale, B contains the difference.
+  alpha is the most common one; where alpha/R is not the scale of a tensor, B contains the difference.
   """
-  alpha = tensors[0].scale * tensors[0].a_IR.shape[1]
+  [(alpha, _)] = Counter(tensor.scale * tensor.a_IR.shape[1] for tensor in tensors).most_common(1)
   entries = []
   for tensor in tensors:
     name = names.tensor_name(tensor.hf_name)

@@ -18,9 +18,10 @@ PROGRAM, PACKAGE = "llama-server", "xllamacpp"
 START = 300  # seconds until the model is loaded
 CONTEXT = 512  # tokens
 STARTER = """
-import sys, time, xllamacpp
+import os, sys, time, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.port, params.n_ctx, params.n_parallel = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 1
+params.cpuparams.n_threads = max(1, (os.cpu_count() or 1) // 2)
 if len(sys.argv) > 4:
   params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path=sys.argv[4], scale=1.0)]
 server = xllamacpp.Server(params)
