@@ -83,6 +83,16 @@ def test_fault_of_a_server_is_named(card, capfd, scale, base, words):
   assert code == 1 and words in said, said
 
 
+def test_base_in_fewer_bits_is_told_from_another_one(card, capfd):
+  numbers = json.loads((card / "answers.json").read_text())["logprobs"]
+  noise = np.random.default_rng(0).normal(size=(2, 6)) * 0.1
+  content = {name: (np.array(numbers[name]) + noise).tolist() for name in ("adapted", "base")}
+  file = card / "numbers.json"
+  file.write_text(json.dumps(content))
+  assert entry.run(["task=verify", f"verify.adapter={card}", "verify.backend=file", f"verify.file={file}"]) == 1
+  assert "may be the same base in fewer bits" in " ".join(capfd.readouterr().err.split())
+
+
 def test_another_template_is_named(card, capfd):
   code, said = verified(card, capfd, 1.0, encode=lambda text, chat: [11, 12, *TEXT[text][:1]])
   assert code == 1 and "another chat template" in said, said

@@ -12,6 +12,7 @@ from lora_exp.train.serving.card_file import ADAPTED, BASE, scale_of
 
 EXPLAINED = 0.15  # a cause is accepted if it leaves at most this share of the difference
 FACTORS = 1000  # factors between the smallest and the largest of the card that are tried
+QUANTISED = 0.5  # largest share by which the adapter's effect differs on a quantised base
 NEAR = 0.5  # with a measured base: share of the difference from the card's base that must be the same
 
 
@@ -67,8 +68,14 @@ def _fault(
   """(kind, sentence) of the fault that explains the difference best."""
   own_base = None if measured.base is None else _flat(measured.base)[np.isfinite(_flat(measured.adapted))]
   if own_base is not None and _worst(own_base, models[BASE]) > max(tolerance, NEAR * _worst(given, models[ADAPTED])):
-    return "base", (f"another base: without the adapter, its log-probabilities differ by up to "
-                    f"{_worst(own_base, models[BASE]):.2g} nats from those of the base that was trained on")
+    text = (f"another base: without the adapter, its log-probabilities differ by up to "
+            f"{_worst(own_base, models[BASE]):.2g} nats from those of the base that was trained on")
+    effect = models[ADAPTED] - models[BASE]
+    both = np.isfinite(own_base)
+    if both.any() and _rms((given - own_base - effect)[both]) <= QUANTISED * _rms(effect[both]):
+      text += (". The adapter changes them as it should, so this may be the same base in fewer bits: serve it as f16, "
+               f"or allow verify.tolerance={2 * _worst(given, models[ADAPTED]):.1g}")
+    return "base", text
   total = _rms(given - models[ADAPTED])
   allowed = max(tolerance, EXPLAINED * total)
   not_applied = _rms(given - models[BASE])
