@@ -203,6 +203,10 @@ def _moved_advice(problem: str) -> str:
 
 
 def _trial_axis_problems(cfg: Config, launcher: str) -> list[str]:
+  """Problems of settings that depend on whether several trials train together."""
+  if cfg.train.on_nan == "rewind" and launcher.endswith(".PackedLauncher"):
+    return ["train.on_nan=rewind: the trials of a pack share their batches; use train.on_nan=skip, or "
+            "hydra/launcher=basic"]
   if cfg.mesh.trial == 1 or cfg.task != "train" or cfg.train.resume or launcher.endswith(".PackedLauncher"):
     return []
   return [f"mesh.trial={cfg.mesh.trial}: must be 1, because only hydra/launcher=packed trains several trials at once"]

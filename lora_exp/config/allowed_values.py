@@ -27,6 +27,7 @@ CHOICES: dict[str, Collection[str | None]] = {
   "optim.name": ("adamw", "adam", "sgd"),
   "optim.schedule": ("constant", "linear", "cosine"),
   "train.export": ("best", "last"),
+  "train.on_nan": ("stop", "skip", "rewind"),
   "sample.chat": ("auto", "always", "none"),
   "report.metric": METRICS,
   "merge.dtype": (None, "float32", "bfloat16", "float16"),

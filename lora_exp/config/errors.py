@@ -44,6 +44,14 @@ class DivergedError(LoraExpError):
   code = DIVERGED
 
 
+class RewindError(DivergedError):
+  """A step is not finite, and the run is to go back to its last checkpoint (`train.on_nan=rewind`)."""
+
+  def __init__(self, message: str, step: int):
+    super().__init__(message)
+    self.step = step  # the step that is not finite
+
+
 class MemoryFullError(LoraExpError):
   """A program needs more memory than is available: exit code 1."""
 

@@ -44,6 +44,14 @@ def train_batches(
     batches.close()
 
 
+def batch_rows(rows: Rows, cfg: DataConfig, batch_size: int, number: int, seed: int) -> list[int]:
+  """The indices of the training rows in batch `number` (from 0) of `train_batches`, in order."""
+  order = grain.MapDataset.range(rows.train_rows).seed(seed)
+  order = order.shuffle() if cfg.shuffle else order
+  batch: np.ndarray = order.repeat().batch(batch_size, drop_remainder=True)[number]
+  return batch.tolist()
+
+
 def train_rows(rows: Rows, chosen: Sequence[int]) -> Batch:
   """The `chosen` training rows, in the order in which they were written, as a batch. Raises InputError for damage."""
   with damage_explained(rows):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_exp.config import DivergedError, ReachedError, StoppedError
+from lora_exp.config import DivergedError, ReachedError, RewindError, StoppedError
 from lora_exp.config.metrics import metric_values
 from lora_exp.data.records import Batch
 from lora_exp.runtime import console
@@ -26,6 +26,7 @@ class Cadence:
   save: int
   sample: int
   stop_at: int | None = None
+  on_nan: str = "stop"  # train.on_nan
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Hooks:
   evaluate: Callable[[int, Tree], bool]  # returns whether to save a checkpoint
   save: Callable[[int, State], None]
   sample: Callable[[int, Tree], None]
+  explain: Callable[[int, Tree, np.ndarray], str]  # why the step of the trials (N,) bool is not finite; '' if unknown
 
 
 def _no_checkpoint(step: int, params: Tree) -> bool:
@@ -46,7 +48,12 @@ def _ignore(*_: Any) -> None:
   """A hook that does nothing."""
 
 
-NO_HOOKS = Hooks(log=_ignore, evaluate=_no_checkpoint, save=_ignore, sample=_ignore)
+def _unexplained(step: int, params: Tree, trials: np.ndarray) -> str:
+  return ""
+
+
+NO_HOOKS = Hooks(log=_ignore, evaluate=_no_checkpoint, save=_ignore, sample=_ignore, explain=_unexplained)
+MOST_SKIPPED = 10  # steps in a row that train.on_nan=skip skips
 
 
 def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, hooks: Hooks, title: str) -> State:
@@ -54,29 +61,29 @@ def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, h
 
   The metrics of a step are read after the next step is dispatched, so that the device does not wait for the host.
   Raises StoppedError on a signal and ReachedError at `cadence.stop_at`, both after saving a checkpoint, and
-  DivergedError if no trial has a finite loss.
+  DivergedError if the step of no trial is finite, after MOST_SKIPPED such steps with `cadence.on_nan=skip`.
   """
   job = step.job
   state, steps, start = job.state, job.steps, int(job.state.step)
   with stop_signals() as stop, console.progress(title, steps, "steps", start=start) as bar:
     arrays, counts = _next_batch(job, batches) if start < steps else ({}, [])
-    log = _LateLog(job, hooks, bar, "examples" if "x" in arrays else "tokens")
+    log = _LateLog(job, hooks, bar, "examples" if "x" in arrays else "tokens", cadence.on_nan)
     for number in range(start + 1, steps + 1):
       state, outputs = step(state, arrays)
       step_counts = counts
       if number < steps:
         arrays, counts = _next_batch(job, batches)
-      log.flush()
+      log.flush(state.params)
       log.hold(number, outputs, step_counts)
       stopping = number < steps and (stop.requested or number == cadence.stop_at)
       if number < steps and (stopping or _pauses(number, cadence)):
-        log.flush()
+        log.flush(state.params)
         _run_hooks(number, state, cadence, hooks, save=stopping)
         if stopping:
           error = StoppedError if stop.requested else ReachedError
           raise error(f"stopped after step {number} of {steps}; its checkpoint is saved")
         log.restart_clock()
-    log.flush()
+    log.flush(state.params)
   return state
 
 
@@ -128,8 +135,9 @@ def is_due(step: int, every: int) -> bool:
 class _LateLog:
   """Holds the metrics of the latest step until `flush` reads and logs them."""
 
-  def __init__(self, job: Job, hooks: Hooks, bar: Any, unit: str):
-    self.job, self.hooks, self.bar, self.unit = job, hooks, bar, unit
+  def __init__(self, job: Job, hooks: Hooks, bar: Any, unit: str, on_nan: str):
+    self.job, self.hooks, self.bar, self.unit, self.on_nan = job, hooks, bar, unit, on_nan
+    self.skipped = 0  # steps in a row that were finite for no trial
     self.pending: tuple[int, dict[str, Any], list[dict[str, float]]] | None = None
     self.clock = time.monotonic()
 
@@ -140,8 +148,8 @@ class _LateLog:
     """Excludes the time since the previous step from the seconds of the next one."""
     self.clock = time.monotonic()
 
-  def flush(self) -> None:
-    """Logs the held metrics. Raises DivergedError if no trial has a finite loss."""
+  def flush(self, params: Tree) -> None:
+    """Logs the held metrics. `params` are newer ones, for an explanation. Raises DivergedError as `train_loop` does."""
     if self.pending is None:
       return
     step, outputs, counts = self.pending
@@ -149,11 +157,33 @@ class _LateLog:
     now = time.monotonic()
     seconds, self.clock, self.pending = now - self.clock, now, None
     self.hooks.log(step, metrics, seconds)
-    loss, count = float(metrics["loss"][0]), float(metrics["tokens"][0])
+    loss, count = float(metrics["loss"][0]), float(np.nan_to_num(metrics["tokens"][0]))
     self.bar.advance(loss=loss, **{f"{self.unit}/s": round(count / max(seconds, 1e-9))})
-    if not np.isfinite(metrics["loss"]).any():
-      advice = (f"lower optim.lr (now {self.job.program.optim.lr:g}) or lora.alpha, or set optim.clip; "
-                "earlier checkpoints remain")
-      if step == 1:
-        advice = "before anything is learned, so the weights, or the activations in model.dtype, are not finite"
-      raise DivergedError(f"the loss is {loss} at step {step}{', ' if step == 1 else ': '}{advice}")
+    finite = metrics["finite"]
+    self.skipped = 0 if finite.any() else self.skipped + 1
+    if finite.all():
+      return
+    why = self.hooks.explain(step, params, ~finite)
+    if self.on_nan == "rewind":
+      raise RewindError(f"{_not_finite(metrics, ~finite)} at step {step}{why}", step)
+    if self.on_nan == "skip" and self.skipped <= MOST_SKIPPED:
+      names = "" if len(finite) == 1 else f" of trials {', '.join(map(str, np.flatnonzero(~finite)))}"
+      console.show_warning(f"step {step}{names} is skipped: {_not_finite(metrics, ~finite)}{why}")
+    elif not finite.any():
+      raise DivergedError(f"{_not_finite(metrics, ~finite)} at step {step}{why}{self._advice(step)}")
+
+  def _advice(self, step: int) -> str:
+    """What to do about a step that is not finite."""
+    if step == 1:
+      return ", before anything is learned, so the weights, or the activations in model.dtype, are not finite"
+    return (f": lower optim.lr (now {self.job.program.optim.lr:g}) or lora.alpha, or set optim.clip; earlier "
+            "checkpoints remain")
+
+
+def _not_finite(metrics: Mapping[str, np.ndarray], trials: np.ndarray) -> str:
+  """What is not finite in the first of `trials`, (N,) bool."""
+  first = int(np.flatnonzero(trials)[0])
+  loss, norm = float(metrics["loss"][first]), float(metrics["grad_norm"][first])
+  if not np.isfinite(loss):
+    return f"the loss is {loss}"
+  return f"the norm of the gradient is {norm}" if not np.isfinite(norm) else "an update is not finite"

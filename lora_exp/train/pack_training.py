@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_exp.config import LoraExpError, ReachedError, StoppedError
+from lora_exp.config import DivergedError, LoraExpError, ReachedError, StoppedError
 from lora_exp.data.pipeline import train_batches
 from lora_exp.data.records import Batch
 from lora_exp.data.sources import is_numeric
@@ -22,6 +22,7 @@ from lora_exp.train.evaluation import DocumentSums, EvalBatch, Evaluation, held_
 from lora_exp.train.hyperparameters import data_orders
 from lora_exp.train.loop import Cadence, Hooks, is_due, train_loop
 from lora_exp.train.memory import check_fits
+from lora_exp.train.nan_source import nan_source
 from lora_exp.train.pack import Pack
 from lora_exp.train.program import State, Tree
 from lora_exp.train.retention import show_limit
@@ -96,6 +97,7 @@ def _batches(pack: Pack) -> Generator[Batch, None, None]:
   cfg, start = pack.plan.cfg, int(pack.job.state.step)
   if start < pack.job.steps:
     seeds, _ = data_orders([trial.plan.cfg for trial in pack.trials])
+    start += pack.records[0].passed_batches  # 0 in a pack of several trials
     with closing(train_batches(pack.rows, cfg.data, cfg.train.batch_size, start, seeds)) as batches:
       yield from batches
 
@@ -147,7 +149,7 @@ def _train(
   stop_at = cfg.train.stop_at
   if pack.resumed and stop_at is not None and start >= stop_at:
     raise ReachedError(f"the run has already reached train.stop_at={stop_at}: it is at step {start} of {job.steps}")
-  cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, stop_at)
+  cadence = Cadence(cfg.train.eval_every, cfg.train.save_every, cfg.sample.every, stop_at, cfg.train.on_nan)
   state = train_loop(step, batches, cadence, hooks, "train")
   hooks.evaluate(job.steps, state.params)
   hooks.save(job.steps, state)
@@ -208,7 +210,17 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
           texts = pack.sampler(trial_params, hyperparameters, job.frozen, prompts)
         writer.log_samples(step, prompts, texts)
 
-  return Hooks(log, evaluate, save, sample)
+  def explain(step: int, params: Tree, trials: np.ndarray) -> str:
+    failed = [writer for writer in writers if trials[writer.trial.index] and writer.not_finite_at == step]
+    if not failed or job.teacher is not None:
+      return ""
+    why = nan_source(pack, failed[0].trial, step, params, failed[0].record.passed_batches)
+    for writer in failed:
+      if writer.failure is not None:
+        writer.failure = DivergedError(f"{writer.failure}{why}")
+    return why
+
+  return Hooks(log, evaluate, save, sample, explain)
 
 
 def _score_best(pack: Pack, state: State, exports: Sequence[tuple[TrialWriter, int, Tree]]) -> None:

@@ -1,19 +1,24 @@
 """Training of a single run, which is a pack of one trial."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from lora_exp.config import StoppedError
+from lora_exp.config import DivergedError, RewindError, StoppedError
+from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import typed_path
-from lora_exp.train import expectations
+from lora_exp.train import checkpoint, expectations
 from lora_exp.train.memory import memory_errors, require_memory
 from lora_exp.train.pack import Pack, make_pack, restore_pack
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.plan import Plan
 from lora_exp.train.plan_tables import show_config, show_parameters
 from lora_exp.train.run_summary import show_result, write_summary
+from lora_exp.train.training_record import TrainingRecord
 from lora_exp.train.trial import Trial
 from lora_exp.train.trial_writer import TrialResult
+
+MOST_REWINDS = 10  # of one run
 
 
 def train_run(plan: Plan, run_dir: Path) -> None:
@@ -23,17 +28,45 @@ def train_run(plan: Plan, run_dir: Path) -> None:
   show_parameters(plan)
   require_memory(plan)
   with memory_errors(plan):
-    pack = make_pack([Trial(0, plan, run_dir)], started, solo=True)
-    if plan.cfg.train.resume is not None:
-      pack = restore_pack(pack)
     try:
-      [result] = train_pack(pack)
+      pack, result = _train(plan, run_dir, started)
       if result.error is not None:
         raise result.error
     except StoppedError as error:
       raise type(error)(f"{error}; resume with {typed_path('train.resume', run_dir)}") from None
     if result.params is not None:
       _show_result(pack, result)
+
+
+def _train(plan: Plan, run_dir: Path, started: float) -> tuple[Pack, TrialResult]:
+  """Trains the run of `plan`. With train.on_nan=rewind, a step that is not finite goes back to the last checkpoint.
+
+  Raises DivergedError after MOST_REWINDS such steps.
+  """
+  resumes, passed = plan.cfg.train.resume is not None, None
+  for rewinds in range(MOST_REWINDS + 1):
+    pack = make_pack([Trial(0, plan, run_dir)], started, solo=True)
+    if resumes:
+      pack = restore_pack(pack)
+    if passed is not None:
+      pack = _passing(pack, *passed)
+    try:
+      [result] = train_pack(pack)
+      return pack, result
+    except RewindError as error:
+      if rewinds == MOST_REWINDS:
+        raise DivergedError(f"{error}; {MOST_REWINDS} times before, the run went back to a checkpoint") from None
+      resumes, passed = bool(checkpoint.steps(run_dir)), (error.step, pack.records[0])
+      console.show_warning(f"{error}; going back to the last checkpoint, and on with the batch after this one")
+  raise AssertionError("the last attempt returns or raises")
+
+
+def _passing(pack: Pack, bad_step: int, before: TrainingRecord) -> Pack:
+  """`pack`, going on with the batch after that of `bad_step`, which was trained from the record `before`."""
+  start = int(pack.job.state.step)
+  steps = bad_step - start
+  record = replace(pack.records[0], passed_batches=before.passed_batches + steps, skipped=before.skipped + steps)
+  return replace(pack, records=(record,))
 
 
 def _show_result(pack: Pack, result: TrialResult) -> None:

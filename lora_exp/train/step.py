@@ -150,10 +150,26 @@ def batch_of_order(batch: Batch, order: jax.Array) -> Batch:
   return shared | {name: apart(x[order]) for name, x in batch.items() if name not in shared}
 
 
+def all_finite(tree: Tree) -> jax.Array:
+  """Whether no array of `tree` has a NaN or an infinite value."""
+  return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+
+
+def where(condition: jax.Array, tree: Tree, other: Tree) -> Tree:
+  """`tree` if `condition` holds, else `other`."""
+
+  def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.where(condition, x, y)
+
+  return jax.tree.map(choose, tree, other)
+
+
 def train_step(
   program: Program, state: State, trials: Hyperparameters, frozen: Tree, batch: Batch, seed_keys: jax.Array
 ) -> tuple[State, dict[str, Any]]:
-  """One optimizer step of N trials. Returns the new state and loss, sums, tokens, grad_norm and lr, each (N,).
+  """One optimizer step of N trials. Returns the new state and loss, sums, tokens, grad_norm, lr and finite, each (N,).
+
+  A trial whose loss, gradient, rate or new parameters are not all `finite` keeps its parameters and optimizer state.
 
   `seed_keys` (N,): dropout keys. Trials with the same key use the same dropout masks, which are those of their single
   runs. With several orders of rows, the arrays of `batch` have a leading axis K, and each trial takes its own part.
@@ -165,16 +181,22 @@ def train_step(
     trial_batch = batch if program.orders == 1 else batch_of_order(batch, trial.order)
     grads, sums, tokens = gradient(program, params, trial, frozen, trial_batch, key)
     trained, constants = split_constants(program, params)
-    updates, opt = make_optimizer(program, trial, trial.lr * factor).update(grads, opt, trained)
+    updates, new_opt = make_optimizer(program, trial, trial.lr * factor).update(grads, opt, trained)
+    new_trained, norm = optax.apply_updates(trained, updates), optax.tree.norm(grads)
+    finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & jnp.isfinite(trial.lr * factor)
+    if not methods.get(program.method).trains_everything:  # it would need a second copy of the whole state
+      finite &= all_finite(new_trained)
+    trained, opt = where(finite, (new_trained, new_opt), (trained, opt))
     count = jnp.maximum(tokens, 1)
     metrics = {
       "loss": sums.loss / count,
       "sums": loss_sums(trial_batch, sums) | {"count": count},
       "tokens": tokens,
-      "grad_norm": optax.tree.norm(grads),
+      "grad_norm": norm,
       "lr": trial.lr * factor,
+      "finite": finite,
     }
-    return join_constants(optax.apply_updates(trained, updates), constants), opt, metrics
+    return join_constants(trained, constants), opt, metrics
 
   def with_first_key(trial: Hyperparameters, params: Tree, opt: Tree):
     return one_trial(trial, params, opt, keys[0])

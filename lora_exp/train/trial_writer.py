@@ -19,7 +19,7 @@ from lora_exp.train import checkpoint, token_probabilities
 from lora_exp.train.background_logger import make_logger
 from lora_exp.train.document_loss_file import open_document_loss_file
 from lora_exp.train.evaluation import Evaluation
-from lora_exp.train.loop import is_due
+from lora_exp.train.loop import MOST_SKIPPED, is_due
 from lora_exp.train.metrics_file import MetricsFile
 from lora_exp.train.pack import Pack
 from lora_exp.train.program import State, Tree
@@ -58,19 +58,25 @@ class TrialWriter:
     self.logger = make_logger(self.cfg.logger, trial.run_dir, trial.run_dir.name, asdict(self.cfg), rows)
     self.sources = pack.sources_of(trial)
     self.failure: DivergedError | None = None
+    self.skipped = 0  # steps in a row that were not finite
+    self.not_finite_at = 0  # the latest of them
     self.adapter: Adapter | None = None
     self.exported: Tree = None
 
   def log_step(self, step: int, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
     """Logs a training step if it is due. `seconds` is the trial's share of the duration of the pack's step."""
     values = {name: float(x[self.trial.index]) for name, x in metrics.items()}
-    count, loss = values.pop("tokens"), values["loss"]
-    self.record = self.record.after_step(loss, int(count), seconds)
-    if step == 1 or is_due(step, self.cfg.train.log_every) or not math.isfinite(loss):
+    count, loss, finite = values.pop("tokens"), values["loss"], bool(values.pop("finite"))
+    if finite:
+      self.record, self.skipped = self.record.after_step(loss, int(count), seconds), 0
+    else:
+      self.record, self.skipped = replace(self.record, skipped=self.record.skipped + 1), self.skipped + 1
+      self.not_finite_at = step
+    if step == 1 or is_due(step, self.cfg.train.log_every) or not finite:
       self._log(step, "train", **values, tokens_per_s=round(count / max(seconds, 1e-9), 1))
-    if not self.pack.solo and not math.isfinite(loss):
-      rate = self.cfg.optim.lr
-      self.failure = DivergedError(f"the loss is {loss} at step {step}: lower optim.lr (now {rate:g})")
+    if not self.pack.solo and self.skipped > (MOST_SKIPPED if self.cfg.train.on_nan == "skip" else 0):
+      rate, what = self.cfg.optim.lr, "gradient is not finite" if math.isfinite(loss) else f"loss is {loss}"
+      self.failure = DivergedError(f"the {what} at step {step}: lower optim.lr (now {rate:g})")
 
   def log_evaluation(self, step: int, held_out: Evaluation, retained: Evaluation | None) -> bool:
     """Logs an evaluation. Returns whether the held-out loss (of the tuning half) is the best so far."""
@@ -158,6 +164,8 @@ class TrialWriter:
     summary = run_summary(status, self.trial.plan, cost, self.record, self.base_digest, seconds)
     summary["data_notes"] = list(self.pack.rows.notes)
     summary["not_learned"] = [asdict(count) for count in self.pack.rows.not_learned]
+    if self.record.skipped:
+      summary["skipped_steps"] = self.record.skipped
     if self.adapter is not None:
       summary |= self.adapter.kind.summary(self.adapter.leaves)
     self.metrics.close()

@@ -45,6 +45,8 @@ class TrainConfig:
   export: str = "best"  # which state is written to adapter/: best (lowest held-out loss) | last
   seed: int = 0  # for the adapter's initialisation and for dropout; null: `seed`
   resume: str | None = None  # run directory of the run to resume
+  on_nan: str = "stop"  # a step with NaN or infinity never changes the weights. stop: end the run, with exit code 5 |
+  # skip: go on with the next batch | rewind: go back to the last checkpoint, and go on with the batch after this one
   stop_at: int | None = None  # stop after this step with a checkpoint, as on a signal (exit code 75)
 
 
