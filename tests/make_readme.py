@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / ".readme"
+OTHER_PROGRESS = re.compile(r"(?!train:)[a-z ]+: .*\d s\b.*")  # lines of compilation and the like, which depend on the load
 
 
 def output_of(arguments: Sequence[str], directory: Path) -> list[str]:
@@ -35,13 +36,14 @@ def replace_block(name: str, lines: Sequence[str]) -> None:
 
 
 def write_default() -> None:
-  """The transcript and the picture of the default run."""
+  """The transcript of the default run, with the progress of training alone, and its picture."""
   with tempfile.TemporaryDirectory() as scratch:
     lines = output_of([], Path(scratch))
     [run] = Path(scratch).glob("outputs/*/*")
     shutil.copy(run / "plots" / "loss.png", PICTURES / "loss.png")
   start = next(n for n, line in enumerate(lines) if line.startswith("Adapted modules"))
-  replace_block("transcript", ["$ python -m lora_exp", "…", *lines[start:]])
+  shown = [line for line in lines[start:] if not OTHER_PROGRESS.fullmatch(line)]
+  replace_block("transcript", ["$ python -m lora_exp", "…", *shown])
 
 
 def write_rank(sweep: Path) -> None:

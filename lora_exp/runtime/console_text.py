@@ -62,4 +62,5 @@ def duration(seconds: float) -> str:
 
 def time_left(elapsed: float, done: float, total: float) -> str:
   """`, about 3 min 5 s left` if part of the work is done, else ''. `elapsed` is in seconds."""
-  return f", about {duration(elapsed * (total - done) / done)} left" if 0 < done < total else ""
+  seconds = elapsed * (total - done) / done if 0 < done < total else 0
+  return f", about {duration(seconds)} left" if seconds >= 0.5 else ""
