@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / ".readme"
-OTHER_PROGRESS = re.compile(r"(?!train:)[a-z ]+: .*\d s\b.*")  # lines of compilation and the like, which depend on the load
+OTHER_PROGRESS = re.compile(r"(?!train:)[a-z ]+: .*\d s\b.*")  # lines that depend on the load
 
 
 def output_of(arguments: Sequence[str], directory: Path) -> list[str]:
