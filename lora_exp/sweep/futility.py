@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import ndtri
 
-from lora_exp.report.verdicts.judgement import SEEDS_NEEDED, Judgement
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
+from lora_exp.report.verdicts.judgement import Judgement
 
 DRAWS = 2000
 

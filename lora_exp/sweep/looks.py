@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 from lora_exp.report.reading.document_losses import DocumentLosses
 from lora_exp.report.statistics.held_out_text import mean_gains_covariance
-from lora_exp.report.verdicts.judgement import INSUFFICIENT, SEEDS_NEEDED, SUFFICIENT, Judgement, judge
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
+from lora_exp.report.verdicts.judgement import INSUFFICIENT, ONE, SUFFICIENT, Judgement, judge
 from lora_exp.sweep.futility import chance_of_answer
 from lora_exp.sweep.look_levels import look_levels
 from lora_exp.sweep.round_plan import SCORE, Decision, RoundPlan, RoundResult, RoundTrial
@@ -86,7 +87,7 @@ def _look(count: int, level: float, last_level: float, most: int, margin: float,
   """The look at the first `count` seeds of each setting. `most`, `last_level`: seeds and level of the last look."""
   gains = scores.until(count)
   text = mean_gains_covariance(scores.documents_of(gains))
-  judgement = judge({str(n): by_seed for n, by_seed in gains.items()}, margin, level, text)
+  judgement = judge({str(n): by_seed for n, by_seed in gains.items()}, margin, level, text, ONE)
   insufficient = [int(name) for name in judgement.names(INSUFFICIENT)]
   by_size = sorted((n for n in gains if n not in insufficient), key=scores.sizes.__getitem__)
   steady = [n for n in by_size if not judgement.verdicts[str(n)].diverged]

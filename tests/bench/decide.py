@@ -25,7 +25,7 @@ import numpy as np
 
 from lora_exp.config.metrics import METRICS
 from lora_exp.report.reading.run_reader import read_sweep
-from lora_exp.report.verdicts.judgement import INSUFFICIENT, SUFFICIENT, judge
+from lora_exp.report.verdicts.judgement import INSUFFICIENT, ONE, SUFFICIENT, judge
 from lora_exp.sweep.early_drop import drops, fit_prediction, gain_curve
 from lora_exp.sweep.next_round import RoundMaker
 from lora_exp.sweep.round_plan import ComparedSetting, Decision, RoundPlan, RoundResult, RoundTrial
@@ -123,7 +123,7 @@ def _dropped(grid: Grid, finished: list[RoundTrial], trials: list[RoundTrial]) -
 
 def grid_answer(grid: Grid) -> int | None:
   """The smallest sufficient rank if all smaller ones are insufficient, by all seeds at once."""
-  judgement = judge({str(n): dict(enumerate(row)) for n, row in enumerate(grid.final)}, MARGIN, LEVEL)
+  judgement = judge({str(n): dict(enumerate(row)) for n, row in enumerate(grid.final)}, MARGIN, LEVEL, claims=ONE)
   states = [judgement.state(str(n)) for n in range(len(grid.final))]
   first = next((n for n, state in enumerate(states) if state != INSUFFICIENT), None)
   return first if first is not None and states[first] == SUFFICIENT else None

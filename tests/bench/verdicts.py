@@ -25,7 +25,7 @@ from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.report.verdicts.judgement import INSUFFICIENT, MARGIN, SUFFICIENT, Gains, Judgement, judge
+from lora_exp.report.verdicts.judgement import ANY, IN_ORDER, INSUFFICIENT, MARGIN, SUFFICIENT, Gains, Judgement, judge
 from lora_exp.report.verdicts.tuning import make_level
 
 SEEDS = (1, 2, 3, 5, 10)
@@ -47,6 +47,7 @@ class World:
   missing: float = 0.0  # share of trials that are lost
   diverges: tuple[int, float] = (-1, 0.0)  # a setting, and the share of its seeds that diverge
   rates: tuple[float, ...] = ()  # gain lost at each learning rate, if each setting is tuned
+  claims: str = IN_ORDER  # as for ranks; ANY: as for targets and methods
 
   @property
   def enough(self) -> list[bool]:
@@ -84,11 +85,17 @@ WORLDS = (
   World("four are 6 % short", (0.94, 0.94, 0.94, 0.94, 1)),
   World("nine are 6 % short", (0.94,) * 9 + (1,)),
   World("four are 5.2 % short", (0.948, 0.948, 0.948, 0.948, 1)),
+  World("four are 5.2 % short, settings without an order", (0.948, 0.948, 0.948, 0.948, 1), claims=ANY),
+  World("plateau, settings without an order", (0.3, 0.6, 1, 1, 1), claims=ANY),
   World("U-shaped", (0.8, 0.94, 1, 0.93, 0.8)),
   World("U-shaped, none of the variance shared", (0.8, 0.94, 1, 0.93, 0.8), shared=0.0),
   World("U-shaped, incomplete", (0.8, 0.94, 1, 0.93, 0.8), missing=0.2),
   World("U-shaped, heavy tails", (0.8, 0.94, 1, 0.93, 0.8), tails=2.5),
   World("two settings 10 % apart", (0.9, 1)),
+  World("a third is just inside the margin, another just outside", (0.7, 0.955, 0.945, 1)),
+  World("two cross: 5.5 % short, and it scatters 3-fold, heavy tails", (0.8, 0.945, 1, 0.99), (1, 3, 1, 1), tails=2.5),
+  World("every doubling gains 2 %, 40 % of the trials lost", DOUBLINGS, missing=0.4),
+  World("six are 5.5 % short, spreads differ, heavy tails", (0.945,) * 6 + (1,), (1, 2, 0.5, 1, 2, 0.5, 1), tails=2.5),
   World("plateau, rates flat around the best", (0.3, 0.6, 1, 1, 1), rates=(0.01, 0, 0.01)),
   World("every doubling gains 2 %, rates tuned", DOUBLINGS, rates=(0.1, 0.02, 0, 0.02, 0.1)),
   World("all equal, rates tuned", (1, 1, 1, 1, 1), rates=(0, 0, 0, 0, 0)),
@@ -143,10 +150,10 @@ def judge_world(world: World, gains: np.ndarray) -> Judgement:
   if not world.rates:
     by_setting: Gains = {str(i): {k: g for k, g in enumerate(by_rate[0]) if not np.isinf(g)}
                          for i, by_rate in enumerate(gains)}
-    return judge(by_setting)
+    return judge(by_setting, claims=world.claims)
   levels = [make_level(i, make_settings(by_rate, str(i))) for i, by_rate in enumerate(gains)]
   added = np.diag([level.choice_variance for level in levels])
-  return judge({str(level.value): level.gains for level in levels}, added=added)
+  return judge({str(level.value): level.gains for level in levels}, added=added, claims=world.claims)
 
 
 def is_wrong(world: World, judged: Judgement) -> bool:

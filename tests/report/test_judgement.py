@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lora_exp.report.verdicts.judgement import INSUFFICIENT, SUFFICIENT, UNDECIDED, judge
+from lora_exp.report.verdicts.judgement import ANY, IN_ORDER, INSUFFICIENT, ONE, SUFFICIENT, UNDECIDED, judge
 
 SEEDS = range(3)
 SCATTER = (-0.004, 0.001, 0.003)
@@ -37,6 +37,24 @@ def test_the_bound_is_where_the_verdict_changes():
   assert states(found, margin=bound + 1e-3)["a"] == SUFFICIENT
   assert states(found, margin=bound - 1e-3)["a"] != SUFFICIENT
   assert judge(found).verdicts["a"].short == pytest.approx(0.07, abs=0.005)
+
+
+def test_settings_in_order_are_tested_from_the_best():
+  """a is close to the best and b, which lies between, is not shown to be: a is left open with the bound of b."""
+  found = gains(0.995, 0.955, 1.0)
+  assert states(found, claims=ONE) == {"a": SUFFICIENT, "b": UNDECIDED, "c": SUFFICIENT}
+  in_order = judge(found, claims=IN_ORDER)
+  assert in_order.names(SUFFICIENT) == ["c"] and in_order.names(UNDECIDED) == ["a", "b"]
+  assert in_order.verdicts["b"].at_most >= in_order.verdicts["a"].at_most > 0.05
+  dip = gains(0.995, 0.5, 1.0)  # b is resolved
+  assert states(dip, claims=IN_ORDER) == {"a": SUFFICIENT, "b": INSUFFICIENT, "c": SUFFICIENT}
+
+
+def test_several_claims_without_an_order_share_the_level():
+  bounds = [judge(gains(0.97, 0.97, 1.0), claims=claims).verdicts["a"].at_most for claims in (ONE, ANY)]
+  assert bounds[0] < bounds[1]
+  two = [judge(gains(0.97, 1.0), claims=claims).verdicts["a"].at_most for claims in (ONE, ANY)]
+  assert two[0] == two[1]
 
 
 def test_a_diverged_seed_is_never_sufficient():

@@ -18,7 +18,7 @@ from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import ALPHA, METHOD, RANK, RATE, key_value
 from lora_exp.report.statistics.fits import fit_parabola
-from lora_exp.report.verdicts.judgement import SEEDS_NEEDED
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
 from lora_exp.report.verdicts.tuning import at_edges, best_by, best_of, contexts, is_tuned, levels_of
 from lora_exp.report.verdicts.verdict import Verdict, judge_levels
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_exp.report.verdicts.judgement import LEVEL
+from lora_exp.report.verdicts.judgement import ANY, IN_ORDER, LEVEL, ONE
 from lora_exp.report.verdicts.tuning import Level
 from lora_exp.report.verdicts.verdict import Verdict
 
@@ -61,8 +61,9 @@ def evidence(verdict: Verdict) -> str:
   covers = "seeds and held-out text" if verdict.covers_text else "seeds"
   tuned = any(len(level.candidates) > 1 for level in verdict.levels)
   choice = " Tuned values are chosen without the seed that they are scored on." if tuned else ""
+  correction = {IN_ORDER: ", from the best outwards", ANY: ", divided by the number of candidates", ONE: ""}
   return (f"{rows}. Intervals (95 %) cover {covers}.{choice} Test: one-sided at {_level(verdict)} or less against "
-          f"every other, {variance}; insufficient: Holm over all pairs.")
+          f"every other{correction[verdict.judgement.claims]}, {variance}; insufficient: Holm over all pairs.")
 
 
 def _level(verdict: Verdict) -> str:

@@ -6,7 +6,7 @@ from lora_exp.report.findings.finding import Finding, capital, joined
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK, RATE
-from lora_exp.report.verdicts.judgement import SEEDS_NEEDED
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
 from lora_exp.report.verdicts.tuning import at_edges, best_by, best_of, levels_of, uneven_tuning
 from lora_exp.report.verdicts.verdict import is_better_than_each
 

@@ -19,7 +19,8 @@ from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, s
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK, TARGETS
-from lora_exp.report.verdicts.judgement import INSUFFICIENT, SEEDS_NEEDED, SUFFICIENT, judge
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
+from lora_exp.report.verdicts.judgement import INSUFFICIENT, SUFFICIENT, judge
 from lora_exp.report.verdicts.tuning import Level, best_of, contexts, levels_of
 from lora_exp.report.verdicts.verdict import Verdict, is_better_than_each, judge_levels
 

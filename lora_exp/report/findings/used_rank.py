@@ -8,7 +8,7 @@ from lora_exp.report.grouping.learned_updates import LearnedUpdates
 from lora_exp.report.grouping.seed_overlap import SeedOverlap
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK
-from lora_exp.report.verdicts.judgement import SEEDS_NEEDED
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
 from lora_exp.report.verdicts.tuning import best_by, contexts
 from lora_exp.runtime.spectrum import ENERGY
 

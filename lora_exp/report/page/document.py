@@ -27,9 +27,10 @@ METHOD = (
   "and model.seed alone are one setting: its mean, ± the half width of the 95 % interval (Student's t).",
   "The margin is a share of the best setting's gain over the base (report.margin). A setting is sufficient if it is "
   "shown to be less than the margin worse than every other one compared (one-sided tests, each at "
-  f"{LEVEL * 100:g} % or less), insufficient if it is shown to be more than the margin worse than one of them (Holm's "
-  "correction over all pairs), and undecided otherwise. Tuned values are chosen without the seed that they are scored "
-  "on. A diverged seed counts against its setting; fewer than three seeds decide nothing.",
+  f"{LEVEL * 100:g} % or less; ranks and alphas from the best outwards, other settings with Bonferroni's correction), "
+  "insufficient if it is shown to be more than the margin worse than one of them (Holm's correction over all pairs), "
+  "and undecided otherwise. Tuned values are chosen without the seed that they are scored on. A diverged seed counts "
+  "against its setting; fewer than three seeds decide nothing.",
   "Gain is the improvement over the base. The share of full fine-tuning is 0 % at the base and 100 % at "
   "lora=full. results.csv has a row for each trial, and every number here follows from it.",
 )

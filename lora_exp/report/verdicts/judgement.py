@@ -9,48 +9,45 @@ The margin m is a share of the best setting's gain, fixed beforehand. A setting 
                    of `level`, because a sweep that claims both kinds has both chances to be wrong.
     undecided      otherwise.
 
-Each test of sufficiency may be wrong, and a sweep has several. The larger the noise is relative to the margin, the more
-settings may be called sufficient by error. Therefore the level of these tests falls, down to half, if the noise exceeds
-CLOSE of the margin. With more than MANY settings that are not insufficient, it is divided among them.
+Each test of sufficiency may be wrong, and a sweep has several: each of several settings just outside the margin has its
+own chance to be called sufficient by error. What keeps these chances together below `level` depends on the claims:
 
-The contrast g_i − (1 − m) · g_j is tested as it stands, so that the error of the margin itself is in the test.
+    IN_ORDER   settings in an order, such as ranks, are tested from the best outwards: one is sufficient only if those
+               between it and the best pass the test too, apart from those shown to be insufficient. This is a fixed
+               sequence, but with BETWEEN times the level for those between, which costs less power
+    ANY        the level is divided by the number of settings besides the best that are not insufficient (Bonferroni)
+    ONE        only one of the settings is in question, so that nothing is corrected
 
-Gains are modelled as setting + seed + error and fitted by least squares, which for a complete design takes the seeds'
-common effect out of every difference. The variance of the error is pooled over settings. Because a setting may scatter
-more than the others, each test must also hold with the spread of its own two settings, at RELAXED times the level. With
-more seeds this second test is relaxed less, because the spread of two settings is then known better. If an F test finds
-that the two scatter more or less than the rest, only their own spread is used. The constants are measured by
-tests/bench/verdicts.py.
+The larger the noise is relative to the margin, the more settings may be called sufficient by error. Therefore the level
+of these tests falls, down to half, if the noise exceeds CLOSE of the margin. With more than MANY settings that are not
+insufficient, it is divided among them.
+
+The contrast g_i − (1 − m) · g_j is tested as it stands, so that the error of the margin itself is in the test
+(`lora_exp.report.verdicts.contrasts`). The constants are measured by tests/bench/verdicts.py.
 
 References: Berger (1982), Multiparameter hypothesis testing and acceptance sampling (intersection-union);
-Holm (1979), A simple sequentially rejective multiple test procedure.
+Holm (1979), A simple sequentially rejective multiple test procedure; Maurer, Hothorn and Lehmacher (1995), Multiple
+comparisons in drug clinical trials and preclinical assays: a-priori ordered hypotheses (fixed sequence).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from scipy.special import fdtr, fdtrc, stdtr, stdtrit
 
 from lora_exp.config.schema import ReportConfig
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED, Contrasts
 
 SUFFICIENT, INSUFFICIENT, UNDECIDED = "sufficient", "insufficient", "undecided"
-SEEDS_NEEDED = 3
+ANY, IN_ORDER, ONE = "any", "in_order", "one"  # claims of sufficiency that a sweep may make
 MARGIN = ReportConfig.margin  # default share of the best setting's gain
 LEVEL = 0.05
-CLOSE = 0.45  # standard error of a difference, as a share of the margin, above which the level falls
+BETWEEN = 2  # factor of the level for settings between the tested one and the best
 MANY = 5  # settings besides the tested one that are not insufficient; with more of them the level falls
-RELAXED = 3.4  # factor of the level of the second test, with three seeds
-RELAXED_LESS = 0.5  # decrease of this factor with each further seed
-SCATTERS_MORE, SCATTERS_LESS = 0.025, 0.005  # p-values of the F test below which the spread of a pair is not pooled
-POWER_FACTOR = 22.0  # 2 · (z_0.95 + z_0.95)²: seeds to show a difference δ with error s are about 22 · (s / δ)²
-MOST_SEEDS = 1000
-MOST_SHORT = 16.0  # times the best gain; nothing is known beyond
 
-Terms = tuple[float, float, float]  # variance of x_i, covariance, variance of x_j
 Gains = Mapping[str, Mapping[Any, float]]  # setting -> seed -> gain over the base; NaN where it diverged
 
 
@@ -86,6 +83,7 @@ class Judgement:
   error: float  # standard deviation of a trial after removing settings and seeds; NaN if unknown
   pooled: bool  # whether one variance serves all settings
   gains_shown: bool  # whether the best setting is shown to be better than the base
+  claims: str  # ANY, IN_ORDER or ONE
 
   def state(self, name: str) -> str:
     return self.verdicts[name].state
@@ -95,8 +93,10 @@ class Judgement:
     return [name for name, verdict in self.verdicts.items() if verdict.state == state]
 
 
-def judge(gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.ndarray | None = None) -> Judgement:
-  """The verdicts on settings by their gains.
+def judge(
+  gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.ndarray | None = None, claims: str = ANY
+) -> Judgement:
+  """The verdicts on settings by their gains. `claims`: ANY, IN_ORDER or ONE, see the top of the file.
 
   `added` is the covariance (S, S) of errors of the settings' means that seeds do not show, such as that of the held-out
   text; it is added in quadrature. Nothing is concluded about, or against, a setting with fewer than SEEDS_NEEDED seeds.
@@ -112,7 +112,8 @@ def judge(gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.
   eligible = {i for i, name in enumerate(fitted) if diverged[name] == 0 and len(finite[name]) >= SEEDS_NEEDED}
   gains_shown = contrasts.any_gain(level, eligible)
   insufficient = contrasts.insufficient(margin, level / 2, eligible) if gains_shown else {}
-  chance = level * min(1.0, MANY / max(len(fitted) - len(insufficient) - 1, 1))
+  others = max(len(fitted) - len(insufficient) - 1, 1)  # that may be called sufficient besides the best
+  chance = level / others if claims == ANY else level * min(1.0, MANY / others)
   best = max(range(len(fitted)), key=lambda i: contrasts.means[i], default=None)
   verdicts = {}
   for name in names:
@@ -123,10 +124,13 @@ def judge(gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.
     worse_than = tuple(fitted[j] for j in insufficient.get(i, ()))
     testable = gains_shown and i in eligible and len(fitted) > 1
     comparable = testable and all(diverged[other] or len(finite[other]) >= SEEDS_NEEDED for other in fitted)
+    levels = {i: chance}
+    if claims == IN_ORDER:
+      levels |= dict.fromkeys(_between(i, best, eligible - insufficient.keys()), BETWEEN * chance)
     state = UNDECIDED
     if worse_than:
       state = INSUFFICIENT
-    elif comparable and contrasts.sufficient(i, margin, chance):
+    elif comparable and all(contrasts.sufficient(k, margin, at) for k, at in levels.items()):
       state = SUFFICIENT
     top = contrasts.means[best]
     verdicts[name] = SettingVerdict(
@@ -135,215 +139,20 @@ def judge(gains: Gains, margin: float = MARGIN, level: float = LEVEL, added: np.
       worse_than,
       contrasts.more_seeds(i, margin) if testable and state == UNDECIDED else None,
       tuple(fitted[j] for j in contrasts.open_against(i, margin, chance)),
-      partial(contrasts.at_most, i, chance) if testable else None,
+      partial(_bound, contrasts, levels) if testable else None,
     )
   return Judgement(verdicts, None if best is None else fitted[best], margin, level, contrasts.error, contrasts.pooled,
-                   gains_shown)
+                   gains_shown, claims)
 
 
-class Contrasts:
-  """Least squares of gain = setting + seed + error, and tests of g_i − (1 − m) · g_j."""
-
-  def __init__(self, gains: Sequence[Mapping[Any, float]], added: np.ndarray | None = None):
-    self.gains = gains
-    self.count = len(gains)
-    self.added = np.zeros((self.count, self.count)) if added is None else np.asarray(added, dtype=float)
-    seeds = list(dict.fromkeys(seed for by_seed in gains for seed in by_seed))
-    cells = [(i, seeds.index(seed), g) for i, by_seed in enumerate(gains) for seed, g in by_seed.items()]
-    self._fit(cells, len(seeds))
-
-  def _fit(self, cells: Sequence[tuple[int, int, float]], n_seeds: int) -> None:
-    """`means` at the average seed, their covariance `unit` in units of the error variance, residuals, `df`."""
-    y = np.array([g for _, _, g in cells])
-    settings = np.zeros((len(cells), self.count))
-    seeds = np.zeros((len(cells), max(n_seeds - 1, 0)))  # effects that sum to zero over seeds
-    for row, (i, k, _) in enumerate(cells):
-      settings[row, i] = 1
-      if k < n_seeds - 1:
-        seeds[row, k] = 1
-      else:
-        seeds[row] = -1
-    design = np.hstack([settings, seeds])
-    self.seeds_removed = np.linalg.matrix_rank(design) == design.shape[1] < len(cells)
-    if not self.seeds_removed:
-      design = settings
-    inverse = np.linalg.pinv(design.T @ design)
-    effects = inverse @ design.T @ y
-    residuals = y - design @ effects
-    self.means = effects[: self.count]
-    self.unit = inverse[: self.count, : self.count]
-    self.df = len(cells) - design.shape[1]
-    self.variance = float(residuals @ residuals / self.df) if self.df > 0 else math.nan
-    scale = float(np.abs(y).max(initial=0.0))
-    self.variance = max(self.variance, (1e-9 * scale) ** 2)  # identical numbers: rounding, not certainty
-    setting_of_cell = np.array([setting for setting, _, _ in cells], dtype=int)
-    self.squares = np.array([float((residuals[setting_of_cell == n] ** 2).sum()) for n in range(self.count)])
-    # The seed effects take an equal share of each setting's degrees of freedom.
-    self.dfs = self.df * np.array([len(by_seed) for by_seed in self.gains]) / max(len(cells), 1)
-    seed_effects = effects[self.count :]
-    every = np.append(seed_effects, -seed_effects.sum()) if self.seeds_removed and n_seeds > 1 else np.zeros(1)
-    self.seed_variance = float((every**2).sum() / max(len(every) - 1, 1) / len(every))  # of the mean over seeds
-
-  @cached_property
-  def _apart(self) -> np.ndarray:
-    """(S, S): whether the residuals of two settings are larger or smaller than those of the rest, by an F test."""
-    pair, pair_df = self.squares[:, None] + self.squares, self.dfs[:, None] + self.dfs
-    rest, rest_df = self.squares.sum() - pair, self.df - pair_df
-    if self.count < 3 or self.df < 1 or self.variance == 0 or pair_df.min() <= 0.5 or rest_df.min() <= 0.5:
-      return np.zeros((self.count, self.count), dtype=bool)
-    ratio = pair / pair_df / np.maximum(rest / rest_df, 1e-6 * self.variance)
-    return (fdtrc(pair_df, rest_df, ratio) < SCATTERS_MORE) | (fdtr(pair_df, rest_df, ratio) < SCATTERS_LESS)
-
-  @property
-  def pooled(self) -> bool:
-    """Whether one variance serves all pairs."""
-    return not self._apart[~np.eye(self.count, dtype=bool)].any()
-
-  @property
-  def error(self) -> float:
-    """Standard deviation of a trial after removing settings and seeds."""
-    return math.sqrt(self.variance) if self.df > 0 else math.nan
-
-  def any_gain(self, level: float, eligible: set[int]) -> bool:
-    """Whether a setting's mean gain is shown to be above 0, by the spread of its own seeds."""
-    for i in eligible:
-      g = np.array(list(self.gains[i].values()))
-      error = math.sqrt(float(g.var(ddof=1)) / len(g) + self.added[i, i])
-      if g.mean() > stdtrit(len(g) - 1, 1 - level) * error:
-        return True
-    return False
-
-  def estimate(self, i: int, j: int, margin: float) -> float:
-    """g_i − (1 − margin) · g_j."""
-    return float(self.means[i] - (1 - margin) * self.means[j])
-
-  def p_pooled(self, i: int, j: int) -> float:
-    """One-sided p of g_i > g_j by the pooled variance."""
-    return _p(self.estimate(i, j, 0.0), self.variance * _quadratic(self._unit[i][j], 1.0), self.df, 0.0)
-
-  def p_value(self, i: int, j: int, margin: float, sign: int = 1) -> float:
-    """One-sided p of sign · (g_i − (1 − margin) · g_j) > 0: the larger of the pooled and the relaxed own test."""
-    value, weight = sign * self.estimate(i, j, margin), 1 - margin
-    extra = _quadratic(self._added[i][j], weight)
-    own_terms, own_df = self._own[i, j]
-    own = _p(value, _quadratic(own_terms, weight), own_df, extra)
-    if self._apart[i, j]:
-      return own
-    if self.df < 1:
-      return 1.0
-    n = min(len(self.gains[i]), len(self.gains[j]))
-    relaxed = max(1.0, RELAXED - RELAXED_LESS * (n - SEEDS_NEEDED))
-    by_seeds = self.variance * _quadratic(self._unit[i][j], weight) + margin**2 * self.seed_variance
-    return max(_p(value, by_seeds, self.df, extra), own / relaxed)
-
-  @cached_property
-  def _unit(self) -> list[list[Terms]]:
-    return _all_terms(self.unit)
-
-  @cached_property
-  def _added(self) -> list[list[Terms]]:
-    return _all_terms(self.added)
-
-  @cached_property
-  def _own(self) -> dict[tuple[int, int], tuple[Terms, float]]:
-    """(i, j) -> variances and covariance of the two means by their own spread alone, and degrees of freedom."""
-    pairs = [(i, j) for i in range(self.count) for j in range(self.count) if i != j]
-    seeds = list(self.gains[0]) if self.gains else []
-    if len(seeds) >= SEEDS_NEEDED and all(by_seed.keys() == self.gains[0].keys() for by_seed in self.gains):
-      terms = _all_terms(np.cov([[by_seed[seed] for seed in seeds] for by_seed in self.gains]) / len(seeds))
-      return {(i, j): (terms[i][j], len(seeds) - 1) for i, j in pairs}
-    return {(i, j): _own_terms(self.gains[i], self.gains[j]) for i, j in pairs}
-
-  def sufficient(self, i: int, margin: float, level: float) -> bool:
-    """Whether every test of i against another setting holds."""
-    return all(self.p_value(i, j, margin) < self._level(i, j, margin, level) for j in range(self.count) if j != i)
-
-  def open_against(self, i: int, margin: float, level: float) -> list[int]:
-    """The settings than which i is not shown to be less than the margin worse."""
-    return [j for j in range(self.count) if j != i and self.p_value(i, j, margin) >= self._level(i, j, margin, level)]
-
-  def _level(self, i: int, j: int, margin: float, level: float) -> float:
-    """`level`, or less where the standard error is more than CLOSE of the margin; at least half of it."""
-    reach = margin * float(self.means.max())
-    if self.df < 1 or reach <= 0:
-      return level / 2
-    pooled = self.variance * _quadratic(self._unit[i][j], 1 - margin)
-    spread = float(self.squares[[i, j]].sum() / self.dfs[[i, j]].sum()) / self.variance
-    error = math.sqrt(pooled * max(1.0, (1 + spread) / 2))
-    return level * min(1.0, max(0.5, (CLOSE * reach / error) ** 2)) if error > 0 else level
-
-  def insufficient(self, margin: float, level: float, eligible: set[int]) -> dict[int, list[int]]:
-    """i -> the settings than which it is shown to be more than the margin worse: Holm over all ordered pairs."""
-    pairs = [(self.p_value(i, j, margin, -1), i, j) for i in eligible for j in eligible if i != j]
-    shown: dict[int, list[int]] = {}
-    for rank, (p, i, j) in enumerate(sorted(pairs)):
-      if p > level / (len(pairs) - rank):
-        break
-      shown.setdefault(i, []).append(j)
-    return shown
-
-  def at_most(self, i: int, level: float) -> float:
-    """The smallest margin at which i would be sufficient: an upper bound of how far it is short of the best."""
-    low, high = 0.0, 1.0
-    while not self.sufficient(i, high, level):
-      low, high = high, 4 * high
-      if high > MOST_SHORT:
-        return math.inf
-    for _ in range(16):
-      middle = (low + high) / 2
-      low, high = (low, middle) if self.sufficient(i, middle, level) else (middle, high)
-    return high
-
-  def more_seeds(self, i: int, margin: float) -> int | None:
-    """Further seeds of each setting that would probably bring i across the margin or away from it."""
-    if not self.error > 0:
-      return None
-    closest = min((self.estimate(i, j, margin) for j in range(self.count) if j != i), default=0.0)
-    delta = max(abs(closest), margin * float(self.means.max()) / 2)
-    have = min(len(by_seed) for by_seed in self.gains)
-    if POWER_FACTOR * self.variance >= (have + MOST_SEEDS) * delta**2:
-      return MOST_SEEDS
-    return max(math.ceil(POWER_FACTOR * self.variance / delta**2) - have, 1)
 
 
-def _own_terms(a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[Terms, float]:
-  """By seed where the two share enough of them; otherwise Welch's, with the smaller degrees of freedom."""
-  shared = [seed for seed in a if seed in b]
-  if len(shared) >= SEEDS_NEEDED:
-    x, y = ([values[seed] for seed in shared] for values in (a, b))
-    return (_covariance(x, x), _covariance(x, y), _covariance(y, y)), len(shared) - 1
-  if min(len(a), len(b)) < 2:
-    return (math.inf, 0.0, math.inf), 1
-  u, v = (_covariance(list(values.values()), list(values.values())) for values in (a, b))
-  return (u, 0.0, v), min(len(a), len(b)) - 1
+def _between(i: int, best: int | None, settings: Collection[int]) -> list[int]:
+  """Those of `settings` between i and the best."""
+  low, high = sorted((i, i if best is None else best))
+  return [k for k in range(low + 1, high) if k in settings]
 
 
-def _covariance(x: Sequence[float], y: Sequence[float]) -> float:
-  """The covariance of two means by n paired numbers."""
-  n = len(x)
-  mean_x, mean_y = math.fsum(x) / n, math.fsum(y) / n
-  return math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / (n - 1) / n
-
-
-def _all_terms(covariance: np.ndarray) -> list[list[Terms]]:
-  c, indices = covariance.tolist(), range(len(covariance))
-  return [[(c[i][i], c[i][j], c[j][j]) for j in indices] for i in indices]
-
-
-def _quadratic(terms: Terms, weight: float) -> float:
-  """The variance of x_i − weight · x_j."""
-  u, c, v = terms
-  return max(u - 2 * weight * c + weight**2 * v, 0.0)
-
-
-def _p(value: float, by_seeds: float, df: float, extra: float) -> float:
-  """One-sided p of `value` > 0. `by_seeds`: its variance, known with `df`; `extra`: a variance that is known well.
-
-  The degrees of freedom of the sum are Satterthwaite's.
-  """
-  total = by_seeds + extra
-  if total == 0:
-    return 0.0 if value > 0 else 1.0
-  if by_seeds > 0:
-    df *= (total / by_seeds) ** 2
-  return float(stdtr(min(df, 1e6), -value / math.sqrt(total)))
+def _bound(contrasts: Contrasts, levels: Mapping[int, float]) -> float:
+  """The largest of the upper bounds of how far settings are short of the best, each at its level."""
+  return max(contrasts.at_most(k, level) for k, level in levels.items())

@@ -12,7 +12,8 @@ from lora_exp.report.grouping.group import Group, sort_key
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import key_value, short_name, value_text
 from lora_exp.report.statistics.estimates import Estimate, estimate, t_quantile
-from lora_exp.report.verdicts.judgement import LEVEL, SEEDS_NEEDED, Contrasts
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED, Contrasts
+from lora_exp.report.verdicts.judgement import LEVEL
 
 VALUES_NEEDED = 3  # of a tuned key, where each setting was tried at its own values
 CONTENDS = 0.02  # one-sided p below which a value is no longer taken for one that may be the best

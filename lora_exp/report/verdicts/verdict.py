@@ -13,20 +13,25 @@ import numpy as np
 
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
+from lora_exp.report.grouping.setting_keys import ALPHA, RANK
 from lora_exp.report.reading.sweep_ledger import LookLevel
 from lora_exp.report.statistics.held_out_text import mean_gains_covariance
+from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED, Contrasts
 from lora_exp.report.verdicts.judgement import (
+  ANY,
+  IN_ORDER,
   INSUFFICIENT,
   LEVEL,
-  SEEDS_NEEDED,
+  ONE,
   SUFFICIENT,
   UNDECIDED,
-  Contrasts,
   Judgement,
   SettingVerdict,
   judge,
 )
 from lora_exp.report.verdicts.tuning import Level, at_edges, uneven_tuning
+
+ORDERED = (RANK, ALPHA)  # keys whose values are in an order
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,10 @@ def judge_levels(group: Group, levels: Sequence[Level], key: str) -> Verdict:
   level = LEVEL if look is None else look.level
   text = text_error(levels)
   added = np.diag([lev.choice_variance for lev in levels]) + (0.0 if text is None else text)
-  judgement = judge({lev.label: lev.gains for lev in levels}, group.margin, level, added)
+  claims = ANY if key not in ORDERED else IN_ORDER
+  if look is not None:
+    claims = ONE  # a look has one answer, and seeds are added for it alone
+  judgement = judge({lev.label: lev.gains for lev in levels}, group.margin, level, added, claims)
   doubts = [*_few_seeds(levels), *_divergence(levels)]
   if not doubts and not judgement.gains_shown:
     doubts.append(_no_gain(judgement))
@@ -137,7 +145,7 @@ def shown_front(settings: Sequence[Setting]) -> list[Setting]:
 def is_better_than_each(gains: Sequence[Mapping[Any, float]]) -> bool:
   """Whether the last of the settings is shown to gain more than each of the others."""
   names = [str(i) for i in range(len(gains))]
-  judged = judge(dict(zip(names, gains, strict=True)), margin=0.0)
+  judged = judge(dict(zip(names, gains, strict=True)), margin=0.0, claims=ONE)
   return judged.state(names[-1]) == SUFFICIENT
 
 
