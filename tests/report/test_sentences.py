@@ -187,8 +187,18 @@ def test_an_edited_table_disagrees(kind, tmp_path):
   assert [problem for finding in findings for problem in disagreements(finding, results)]
 
 
+def test_one_seed_of_each_is_said(tmp_path):
+  for n, (alpha, rate) in enumerate((a, r) for a in (4.0, 16.0, 64.0) for r in (0.001, 0.004, 0.016)):
+    loss = 2.0 + 0.1 * abs(math.log2(rate / 0.004)) + 0.1 * abs(math.log2(alpha / 16))
+    trial(tmp_path, n, loss, lora__alpha=alpha, optim__lr=rate)
+  findings, _ = findings_and_rows(tmp_path)
+  said = {finding.topic: finding.text for finding in findings if not finding.concluded}
+  assert "have 1 seed, and three are needed" in said["Alpha"]
+  assert said["Rate"].endswith("Fewer than three seeds: no order is concluded.")
+
+
 def test_states_follow_from_the_table(tmp_path):
-  """Two seeds' noise apart: what is called short is short in the means, and the named rank is not."""
+  """What is called short is short in the means, and the named rank is the smallest that is not."""
   of_ranks(tmp_path)
   findings, rows = findings_and_rows(tmp_path)
   results = Results(rows)

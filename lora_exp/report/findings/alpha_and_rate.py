@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_exp.report.findings.finding import (
+  FEW_SEEDS,
   MOST_CONTEXTS,
   MOST_LINES,
   Finding,
@@ -84,13 +85,13 @@ def best_rate(group: Group) -> Iterator[Finding]:
 
 def _scored_rates(group: Group, scored: Sequence[tuple[str, Sequence[Setting], dict[float, Setting]]]) -> Finding:
   """The rates with the best means, and whether the others are shown to be worse."""
-  lines, problems, trials, settled = [], [], [], True
+  lines, problems, trials, settled, fewest = [], [], [], True, SEEDS_NEEDED
   for name, settings, by_rate in scored:
     best = best_of(by_rate.values())
     verdict = judge_levels(group, levels_of(settings, RATE), RATE)
     others = [level for level in verdict.levels if level.chosen is not best]
     shown = not verdict.doubts and all(level in verdict.insufficient for level in others)
-    settled = settled and shown
+    settled, fewest = settled and shown, min(fewest, best.seeds)
     lines.append(f"{name}{best.values[RATE]:g}{_fitted(by_rate)}{_divergences(by_rate, best)}")
     problems += at_edges(group, best)
     trials.append(", ".join(str(run) for run in best.runs))
@@ -98,6 +99,8 @@ def _scored_rates(group: Group, scored: Sequence[tuple[str, Sequence[Setting], d
   text = f"Learning rate with the {metric.best_word} mean held-out {metric.label}: {_first_lines(lines)}."
   if problems:
     text += f" Not settled: {joined(list(dict.fromkeys(problems)))}."
+  elif fewest < SEEDS_NEEDED:
+    text += FEW_SEEDS
   elif not settled:
     text += f" Not every other rate is shown to be more than {group.margin * 100:g} % of the gain worse."
   return Finding("Rate", text, f"trials {joined(trials)}", settled and not problems)
