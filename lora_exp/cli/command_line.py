@@ -6,9 +6,9 @@
 """
 
 import argparse
-import itertools
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.cli.all_checks import all_problems
 from lora_exp.cli.claim import Claim, claim_directory
-from lora_exp.cli.compose import MOST_CHECKED, Composer, composer, conf_directory
+from lora_exp.cli.compose import Composer, composer, conf_directory
 from lora_exp.cli.fallback import find_fallback
 from lora_exp.cli.flags import SHOW_ONLY, existing_directory, hydra_flags, parse_flags
 from lora_exp.cli.hydra_errors import hydra_errors
 from lora_exp.cli.job_config import job_config
+from lora_exp.cli.job_directories import job_directory_problems
 from lora_exp.cli.override_names import credential_problems, several_values_problems
 from lora_exp.config.allowed_values import value_at
 from lora_exp.config.errors import InputError
@@ -30,6 +31,7 @@ from lora_exp.config.old_names import old_name_warning, rename_override
 from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config
 from lora_exp.config.setting_names import opened
+from lora_exp.runtime.console import progress
 from lora_exp.runtime.saved_config import MOVABLE
 from lora_exp.sweep.launcher_plugins import launcher_problems
 
@@ -38,6 +40,7 @@ EXECUTED = {  # settings whose files are run as Python -> the overrides that set
   "harness_tasks": re.compile(r"\+*harness_tasks="),
 }
 HARNESS = re.compile(r"^harness=([^\[\"',]+(?:,[^\[\"',]+)+)$")
+MANY = 200  # jobs whose checks take some seconds
 MAY_SWEEP = ("sweep=", "experiment=", "hydra.mode=")  # overrides that may start a multirun without -m
 
 
@@ -54,7 +57,7 @@ class CommandLine:
   directory: Path | None = None  # requested directory of the run or sweep; None: no directory is created
   typed_directory: bool = False  # whether the directory was given on the command line
   warnings: list[str] = field(default_factory=list)
-  jobs: list[Config] = field(default_factory=list)  # one per run; at most the first MOST_CHECKED of a multirun
+  jobs: list[Config] = field(default_factory=list)  # one per run
 
   @property
   def resumed(self) -> str | None:
@@ -163,9 +166,14 @@ def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
     typed_directory = request.types(request.directory_key)
     sweep = Path(str(OmegaConf.select(request.master, request.directory_key))) if typed_directory else None
     hydra = [str(override.input_line) for override in request.overrides if override.is_hydra_override()]
-    for texts in itertools.islice(composing.job_overrides(request.master, task_overrides), MOST_CHECKED):
-      overrides = parse(texts, composing.loader)[0]
-      problems += _add_job(jobs, composing, composing.compose_job(hydra, overrides), overrides, sweep)
+    all_texts = composing.job_overrides(request.master, task_overrides)
+    with progress("check the jobs", len(all_texts), "jobs") if len(all_texts) > MANY else nullcontext() as bar:
+      for texts in all_texts:
+        overrides = parse(texts, composing.loader)[0]
+        problems += _add_job(jobs, composing, composing.compose_job(hydra, overrides), overrides, sweep)
+        if bar is not None:
+          bar.advance()
+    problems += job_directory_problems(request.master, all_texts)
     problems += composing.sweep_problems(request.master, task_overrides, jobs)
   else:
     problems += _add_job(jobs, composing, request.master, task_overrides)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import yaml
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
@@ -17,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_exp.cli.hydra_errors import hydra_errors, leaves, unsafe_hydra_settings
 from lora_exp.cli.override_names import OverrideNames, several_values_problems
 from lora_exp.config.errors import InputError
-from lora_exp.config.override_grammar import parse, quoted
+from lora_exp.config.override_grammar import parse
 from lora_exp.config.schema import Config
 from lora_exp.runtime.cache_directory import default_cache
 from lora_exp.sweep.grid_jobs import grid_jobs
@@ -27,8 +30,6 @@ from lora_exp.sweep.study_settings import read_study, study_run_problems
 from lora_exp.sweep.study_space import Study
 
 OmegaConf.register_new_resolver("default_cache", default_cache, replace=True)
-MOST_CHECKED = 256  # maximum number of jobs composed before the first one starts, about 0.05 s each
-
 
 def conf_directory() -> Path:
   """`conf/` of the checkout, or its copy in an installed package."""
@@ -43,6 +44,11 @@ def conf_directory() -> Path:
 def composer(conf: Path, config_name: str = "config", extra: Path | None = None) -> Iterator["Composer"]:
   """Context with a `Composer`. Restores Hydra's process-wide state afterwards."""
   with initialize_config_dir(str(conf), version_base="1.3", job_name="lora_exp"):
+    if extra is not None:  # as `hydra.main` does, so that the primary config may be there too
+      search_path = create_config_search_path(search_path_dir=str(conf))
+      search_path.prepend("command-line", f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+      GlobalHydra.instance().clear()
+      Hydra.create_main_hydra2("lora_exp", search_path)
     yield Composer(conf, config_name, extra)
 
 
@@ -53,10 +59,9 @@ class Composer:
     self.directories = [directory for directory in (extra, conf) if directory is not None]
     self.loader = GlobalHydra.instance().config_loader()
     self.config_name = config_name
-    self.searchpath = [] if extra is None else [f"hydra.searchpath=[{quoted(f'file://{extra}')}]"]
     self._composed: dict[tuple[str, ...], DictConfig] = {}  # by the overrides that choose files
     with hydra_errors():
-      self.names = OverrideNames(self.loader, self.searchpath)
+      self.names = OverrideNames(self.loader)
 
   def parse(self, texts: Sequence[str], several: bool) -> list[Override]:
     """The overrides in `texts`.
@@ -78,7 +83,7 @@ class Composer:
     mode = RunMode.MULTIRUN if multirun else RunMode.RUN
     with hydra_errors():
       cfg = self.loader.load_configuration(
-        self.config_name, [*self.searchpath, *texts], run_mode=mode, from_shell=False,
+        self.config_name, list(texts), run_mode=mode, from_shell=False,
         validate_sweep_overrides=not multirun,
       )  # fmt: skip
     if problems := unsafe_hydra_settings(cfg.hydra):

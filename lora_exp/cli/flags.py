@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser
 
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.config.setting_names import all_settings, suggestion
 
 SHOW_ONLY = ("help", "hydra_help", "info", "shell_completion")  # flags that only print something
 EXCLUSIVE = ("run", "cfg", "multirun", "shell_completion", "info")
@@ -37,6 +38,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def _flag_advice(arg: str, flags: list[str]) -> str:
   if "=" in arg or "." in arg:
     return f"settings have no dashes: {arg.lstrip('-')}"
+  word = arg.lstrip("-").replace("-", "_")
+  if any(name.rpartition(".")[2] == word for name, _ in all_settings()):
+    return f"no such flag; settings are written key=value, without dashes{suggestion(word)}"
   return f"no such flag; settings are written key=value, and --help shows how{did_you_mean(arg, flags)}"
 
 

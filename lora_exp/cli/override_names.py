@@ -40,10 +40,10 @@ def several_values_problems(overrides: Sequence[Override]) -> list[str]:
 
 
 class OverrideNames:
-  """The groups and choices of Hydra's `loader`; `searchpath` are overrides that add directories."""
+  """The groups and choices of Hydra's `loader`."""
 
-  def __init__(self, loader: ConfigLoader, searchpath: list[str]):
-    self.loader, self.searchpath = loader, searchpath
+  def __init__(self, loader: ConfigLoader):
+    self.loader = loader
     hydra_groups = [f"hydra/{name}" for name in self._options("hydra", ObjectType.GROUP)]
     self.groups = [name for name in self._options("", ObjectType.GROUP) if name != "hydra"] + hydra_groups
 
@@ -64,7 +64,7 @@ class OverrideNames:
 
   def _options(self, group: str, kind: ObjectType) -> list[str]:
     """The subgroups or files of `group`, without base files, whose names begin with _."""
-    options = self.loader.get_group_options(group, kind, config_name="config", overrides=self.searchpath)
+    options = self.loader.get_group_options(group, kind, config_name="config", overrides=[])
     return [name for name in options if not name.startswith("_")]
 
   def _choices(self, group: str) -> list[str]:

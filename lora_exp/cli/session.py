@@ -23,7 +23,6 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from lora_exp.cli.command_line import CommandLine
-from lora_exp.cli.compose import MOST_CHECKED
 from lora_exp.cli.error_report import report_error
 from lora_exp.cli.hydra_environment import hydra_arguments, inherited_files_hidden, raising_hydra_errors
 from lora_exp.cli.job_config import job_config
@@ -202,7 +201,7 @@ class Session:
 
   def _progress(self, node: HydraConf) -> str:
     """' of 12, about 3 min left', if the number of jobs is known."""
-    if not str(node.sweeper.get("_target_")).endswith(".GridSweeper") or not 0 < len(self.line.jobs) < MOST_CHECKED:
+    if not str(node.sweeper.get("_target_")).endswith(".GridSweeper") or not self.line.jobs:
       return ""
     left = time_left(time.monotonic() - self.began, len(self.outcomes), len(self.line.jobs))
     return f" of {len(self.line.jobs)}{left}"

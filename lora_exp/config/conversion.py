@@ -1,6 +1,7 @@
 """Conversion of plain values to `Config`. All unknown settings and values of a wrong type are reported at once."""
 
 import math
+import re
 import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -44,7 +45,10 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(container, dict)
     return {str(key): _resolved(cfg, str(key)) for key in container if key != "hydra"}
   except OmegaConfBaseException as error:
-    raise InputError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+    message = str(error).splitlines()[0]
+    missing = re.search(r"Interpolation key '(\w+)\.[\w.]+' not found", message)
+    advice = f"; a file of the group {missing[1]} inherits its settings with defaults: [NAME]" if missing else ""
+    raise InputError(f"{error.full_key or 'config'}: {message}{advice}") from error
 
 
 def _resolved(cfg: DictConfig, key: str) -> Any:

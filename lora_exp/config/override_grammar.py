@@ -51,6 +51,8 @@ def quoting_advice(text: str) -> str:
   ; its value needs quotes: 'lora.targets="re:(q|v)_proj"'
   """
   key, equals, value = text.partition("=")
+  if re.fullmatch(r"[\w.@/]+=\S*( +[\w.@/]+=\S*)+", text):
+    return f"; several overrides are in one pair of quotes, give them one by one: {' '.join(text.split())}"
   if value.startswith("[") and "]" not in value:
     return "; a list ends with ]"
   for candidate in _quoted_candidates(key, value) if equals else []:

@@ -18,5 +18,8 @@ def write_error(error: OSError, path: Path, setting: str = RUN_DIRECTORY_SETTING
   """The error to raise instead of `error`, which occurred while writing to `path`; `setting` says how to move it."""
   if is_disk_error(error):
     return DiskError(f"{path}: {os.strerror(error.errno or 0)}; free some space, or use another disk")
+  if path.is_symlink() and not path.exists():
+    return InputError(f"{path}: is a link to {os.readlink(path)}, which does not exist; remove the link, or create "
+                      f"that directory ({setting})")
   reason = "a file is in the way" if error.errno in (errno.EEXIST, errno.ENOTDIR) else error.strerror
   return InputError(f"{path}: {reason}; give another path ({setting})")
