@@ -3,6 +3,7 @@
     python tests/bench/planted.py                      # 30 pairs of rank and targets, about two hours of CPU time
     python tests/bench/planted.py attention:4 mlp:2    # some pairs
     python tests/bench/planted.py --sweeps DIR         # keeps the sweeps in DIR and reads those that are there
+    python tests/bench/planted.py mlp:2 --with train.eval_tokens=8192    # with further overrides
 
 A teacher is the base plus an update of known rank on known targets, with equal singular values. For each pair, one
 sweep trains five ranks on the teacher's targets, another four targets at a rank that is large enough, three seeds each.
