@@ -152,7 +152,10 @@ def batch_of_order(batch: Batch, order: jax.Array) -> Batch:
 
 def all_finite(tree: Tree) -> jax.Array:
   """Whether no array of `tree` has a NaN or an infinite value."""
-  return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+  finite = jnp.bool_(True)
+  for x in jax.tree.leaves(tree):
+    finite &= jnp.isfinite(x).all()
+  return finite
 
 
 def where(condition: jax.Array, tree: Tree, other: Tree) -> Tree:
