@@ -18,11 +18,12 @@ from lora_exp.runtime.run_files import CONFIG
 COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None, "prompt_file": None, "format": "peft",
                                     "out": None, "merge": {}, "report": {}, "fallback": [], "runs": None,
                                     "filter": {}, "clean": {}, "cache_limit": None, "harness": None,
-                                    "harness_tasks": None, "harness_limit": None, "harness_shots": None}
+                                    "harness_tasks": None, "harness_limit": None, "harness_shots": None,
+                                    "export": {}, "verify": {}, "push": None}
 # Settings that may change when a run is resumed.
-CHANGEABLE = ("run", "cache", "prompt", "prompt_file", "logger", "sample", "mesh", "eval.metric_file", "expectations",
-              "report", "runs", "filter", "clean", "cache_limit", "train.resume", "train.stop_at", "train.on_nan",
-              "train.log_every", "train.eval_every", "train.save_every")
+CHANGEABLE = (*COMMAND_SETTINGS, "cache", "logger", "sample", "mesh", "expectations", "eval.metric_file",
+              "train.resume", "train.stop_at", "train.on_nan", "train.log_every", "train.eval_every",
+              "train.save_every")
 # Settings that name files. They may change when a run is resumed, if the content is equal (train/resume_checks.py).
 MOVABLE = ("data.path", "data.eval_path", "retain.path", "retain.eval_path", "pretrain_data.path",
            "pretrain_data.eval_path", "model.weights", "model.tokenizer", "lora.init_from")

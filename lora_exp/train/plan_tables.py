@@ -8,12 +8,18 @@ from typing import Any
 from lora_exp.config import Config
 from lora_exp.config.conversion import shown
 from lora_exp.runtime import console
+from lora_exp.runtime.saved_config import COMMAND_SETTINGS
 from lora_exp.train.plan import Plan
 
 
 def show_config(cfg: Config, run_dir: Path) -> None:
-  """Shows all settings that are not null, one line per group. Other data groups show only differences to `data`."""
-  node = {name: value for name, value in asdict(cfg).items() if name not in ("format", "out", "merge")}
+  """Shows the settings of a run that are not null, one line per group. Settings of other tasks are left out.
+
+  Other data groups show only differences to `data`.
+  """
+  node = {name: value for name, value in asdict(cfg).items() if name not in COMMAND_SETTINGS}
+  if not cfg.eval.metrics:
+    node["eval"] = None
   if cfg.model.base != "pretrain":
     node["pretrain_data"], node["model"]["pretrain"] = None, None
   for name in ("pretrain_data", "retain"):
