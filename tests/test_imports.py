@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,21 @@ def test_no_module_imports_itself_indirectly():
     visit(module, ())
 
 
+def folder_of(module: str) -> str:
+  """The folder inside a package that `module` is in; a file directly in the package is a folder of its own."""
+  parts = module.split(".")
+  is_folder = (PACKAGE.parent / "/".join(parts)).is_dir()
+  folder = parts if is_folder else parts[:-1]
+  return ".".join(folder[:3]) if len(folder) > 2 else module
+
+
+def test_folders_of_a_package_import_in_one_direction():
+  between: dict[str, set[str]] = {}
+  for module, targets in import_graph().items():
+    between.setdefault(folder_of(module), set()).update(map(folder_of, targets))
+  list(TopologicalSorter({folder: targets - {folder} for folder, targets in between.items()}).static_order())
+
+
 def test_files_and_functions_are_short():
   too_long = []
   for file in python_files():
@@ -120,7 +136,7 @@ def test_files_and_functions_are_short():
 def test_config_uses_no_file_system():
   forbidden = {"exists", "is_dir", "is_file", "iterdir", "glob", "open", "read_text", "write_text", "find_spec"}
   calls = set()
-  for file in (PACKAGE / "config").glob("*.py"):
+  for file in (PACKAGE / "config").rglob("*.py"):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
       if isinstance(node, ast.Call):
         function = node.func

@@ -33,7 +33,7 @@ from lora_exp.config.schema import Config
 from lora_exp.config.setting_names import opened
 from lora_exp.runtime.console import progress
 from lora_exp.runtime.saved_config import MOVABLE
-from lora_exp.sweep.launcher_plugins import launcher_problems
+from lora_exp.sweep.remote.launcher_plugins import launcher_problems
 
 EXECUTED = {  # settings whose files are run as Python -> the overrides that set them
   "eval.metric_file": re.compile(r"\+*eval(\.metric_file=|=.*metric_file)"),

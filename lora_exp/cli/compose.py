@@ -23,11 +23,11 @@ from lora_exp.config.errors import InputError
 from lora_exp.config.override_grammar import parse
 from lora_exp.config.schema import Config
 from lora_exp.runtime.cache_directory import default_cache
-from lora_exp.sweep.grid_jobs import grid_jobs
-from lora_exp.sweep.round_plan import RoundPlan
-from lora_exp.sweep.round_settings import read_rounds, round_run_problems
-from lora_exp.sweep.study_settings import read_study, study_run_problems
-from lora_exp.sweep.study_space import Study
+from lora_exp.sweep.packs.grid_jobs import grid_jobs
+from lora_exp.sweep.rounds.round_plan import RoundPlan
+from lora_exp.sweep.rounds.round_settings import read_rounds, round_run_problems
+from lora_exp.sweep.study.study_settings import read_study, study_run_problems
+from lora_exp.sweep.study.study_space import Study
 
 OmegaConf.register_new_resolver("default_cache", default_cache, replace=True)
 

@@ -138,7 +138,7 @@ class Session:
     self, launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, directory: Path
   ) -> list[Outcome]:
     """Runs the jobs of the sweep in `directory` with `launcher`, numbered from `first`; returns their outcomes."""
-    remote_jobs = import_module("lora_exp.sweep.remote_jobs")
+    remote_jobs = import_module("lora_exp.sweep.remote.remote_jobs")
     runs = [Outcome(n, overrides=" ".join(texts)) for n, texts in enumerate(jobs, first)]
     outcomes: list[Outcome] = remote_jobs.launch(launcher, jobs, first, [[run] for run in runs], directory)
     self.outcomes |= {outcome.number: outcome for outcome in outcomes}
@@ -166,11 +166,11 @@ class Session:
       import_module("lora_exp.runtime.device").start_jax(jobs[0].cfg.cache)
     if make_launcher is None:
       self._show_disk_use(sweep.directory)
-      packed_sweep = import_module("lora_exp.sweep.packed_sweep")
+      packed_sweep = import_module("lora_exp.sweep.packs.packed_sweep")
       stopped = packed_sweep.train_packed(packed_sweep.plan_sweep(jobs, sweep), sweep)
       outcomes = packed_sweep.sweep_outcomes(jobs, sweep, stopped)
     else:
-      run_remote_packs = import_module("lora_exp.sweep.remote_packs").run_remote_packs
+      run_remote_packs = import_module("lora_exp.sweep.remote.remote_packs").run_remote_packs
       outcomes, stopped = run_remote_packs(jobs, sweep, make_launcher), None
     if stopped is not None:
       self.stopped = True
@@ -264,7 +264,7 @@ def _help_overrides(line: CommandLine) -> list[str]:
 
 def _begin_trial(number: int, cfg: Config, directory: Path, ledger: Ledger) -> Config:
   """Writes the start of a trial to the ledger. Returns its config, which resumes from a checkpoint if there is one."""
-  checkpoint = import_module("lora_exp.train.checkpoint")
+  checkpoint = import_module("lora_exp.train.records.checkpoint")
   if checkpoint.steps(directory):
     cfg = replace(cfg, train=replace(cfg.train, resume=str(directory)))
   else:

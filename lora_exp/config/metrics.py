@@ -1,7 +1,7 @@
 """The metrics of a run. Each is declared once, in `METRICS`, and then appears wherever metrics appear.
 
 A metric is a function of *sums*: numbers that are added up over the tokens, rows and batches of a split, such as the
-nats of the loss (`nats`) or the number of target tokens (`count`). `train/evaluation.py` computes the sums and
+nats of the loss (`nats`) or the number of target tokens (`count`). `train/evaluate/evaluation.py` computes the sums and
 describes each of them. A metric applies to a split if all of its sums exist there: a regression has no `correct`, so
 it has no accuracy, and the KL divergence from a teacher gives no `nats`, so it has no perplexity.
 
@@ -20,9 +20,10 @@ it has a formula:
 
 If it needs a new sum, add that under the name that the metric uses:
 
-- to `SCORES` of `train/answer_scores.py` if it is a score of a generated answer. The metric's second sum is GENERATED.
-- to `SUMS` of `train/evaluation.py` if it comes from the logits. Top-5 accuracy, for example, needs the number of
-  targets among the five most likely tokens:
+- to `SCORES` of `train/answers/answer_scores.py` if it is a score of a generated answer. The metric's second sum is
+  GENERATED.
+- to `SUMS` of `train/evaluate/evaluation.py` if it comes from the logits. Top-5 accuracy, for example, needs the
+  number of targets among the five most likely tokens:
 
     def _in_top_five(logits_BV: jax.Array, targets_B: jax.Array) -> jax.Array:
       target_B1 = jnp.take_along_axis(logits_BV, targets_B[:, None], axis=-1)
@@ -125,7 +126,7 @@ METRICS: dict[str, Metric] = _by_name([
   Metric("accuracy", "accuracy", sums=("correct", "count"), higher_is_better=True),
   # The fraction of rows with responses in which every token of a response, including the end, is the most likely one.
   Metric("exact", "exact match", sums=("exact", "responses"), higher_is_better=True),
-  # Means over generated answers; see `train/answer_scores.py`.
+  # Means over generated answers; see `train/answers/answer_scores.py`.
   Metric("exact_match", "generated exact match", sums=("exact_match", GENERATED), higher_is_better=True),
   Metric("f1", "token F1", sums=("f1", GENERATED), higher_is_better=True),
   Metric("numeric_match", "numeric match", sums=("numeric_match", GENERATED), higher_is_better=True),

@@ -1,66 +1,54 @@
-"""The documents of each held-out row, and the two halves of the held-out documents.
+"""What a data source yields: documents, conversations, and rows that cannot be used."""
 
-Records do not store document numbers. With packing=pad, each row is a document, as is each numeric example. Where rows
-are cut from a stream, a row starts with the rest of a document if the previous row does not end with an end-of-text
-token. Where rows hold whole documents, the numbers are in a file of their own.
-"""
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-
-from lora_exp.config.schema import DataConfig
-from lora_exp.data.records import decode
-from lora_exp.data.rows import Rows, damage_explained, reader
-from lora_exp.data.split_writer import NUMBERS
-
-TUNING, REPORT = 0, 1  # values of a document's half
-HALVES = ("tuning", "report")  # their names
-READ = 4096  # rows decoded at once
+Message = Mapping[str, Any]  # a turn as chat templates read it: role, content, tool_calls, name, …
 
 
-def document_numbers(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int, segments: int) -> np.ndarray:
-  """The number of the document of each segment in the `chosen` held-out rows (n,), (n, S) int64; S = `segments`.
+@dataclass(frozen=True)
+class Conversation:
+  """The turns of a conversation, in the form that chat templates read.
 
-  The numbers of segments that a row does not have are arbitrary. `end` and errors are as in `first_documents`.
+  Every message has a `role` and a `content` (a string, or None if it has `tool_calls`). Roles are system, user,
+  assistant, tool, and others that the template accepts.
   """
-  file = rows.path / NUMBERS
-  if not file.is_file():
-    return first_documents(rows, cfg, chosen, end)[:, None] + np.arange(segments)
-  table = np.load(file)[chosen][:, :segments].astype(np.int64)
-  return np.pad(table, ((0, 0), (0, segments - table.shape[1])), constant_values=-1)
+
+  messages: tuple[Message, ...]
+  prompt_messages: int = 0  # the number of first messages that are the prompt of the others, and are not learned
+  zero_weight: frozenset[int] = frozenset()  # indices of messages of weight 0, which are never learned
+  tools: tuple[Mapping[str, Any], ...] = ()  # the functions that may be called, as JSON schemas
+  variables: Mapping[str, Any] = field(default_factory=dict)  # other variables of the template: enable_thinking
 
 
-def first_documents(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int) -> np.ndarray:
-  """The number of the first document in each of the `chosen` held-out rows (n,), (n,) int64.
+@dataclass(frozen=True)
+class Document:
+  """A text to learn, with a prompt that has no loss (unless data.prompt_in_loss=true); or a conversation."""
 
-  The other segments of a row have the numbers that follow. `end`: the token that ends a document. A chat template may
-  end documents with other tokens; these are found where a document ends inside a row. Raises InputError for damaged
-  rows.
-  """
-  if rows.features or cfg.packing == "pad":
-    return chosen
-  last = int(chosen.max()) + 1
-  segments_R, targets_R, ends = np.zeros(last, np.int64), np.zeros(last, np.int64), {end}
-  records_reader = reader(rows, "eval")
-  for start in range(0, last, READ):
-    part = range(start, min(start + READ, last))
-    with damage_explained(rows):
-      batch = decode(records_reader.read(list(part)), rows.seq_len, rows.vocab_size)
-    segments, targets = batch["segments"], batch["targets"]
-    segments_R[part.start : part.stop], targets_R[part.start : part.stop] = segments.max(1), targets[:, -1]
-    ends |= set(targets[:, :-1][segments[:, 1:] > segments[:, :-1]].tolist())
-  continued_R = np.append(False, ~np.isin(targets_R[:-1], list(ends)))
-  first_R = np.cumsum(np.append(0, segments_R[:-1]) - continued_R)
-  return first_R[chosen]
+  key: int  # determines whether it is held out: index of the document, or of its file or question
+  text: str
+  prompt: str = ""
+  read: int = 0  # bytes of the source read so far
+  conversation: Conversation | None = None  # then `text` and `prompt` are empty
+  unread: tuple[str, ...] = ()  # messages about parts of the row: "the column 'id' is not read"
+  where: str = ""  # its place in the source, for messages: "pairs.jsonl, line 7"
+  choices: tuple[str, ...] = ()  # the possible answers of a multiple-choice question, one of which is `text`
+  columns: tuple[str, ...] = ()  # of its row: those with the messages, the prompt and response, or the text
+
+  @property
+  def characters(self) -> int:
+    """The approximate number of characters."""
+    if self.conversation is None:
+      return len(self.prompt) + len(self.text)
+    return sum(len(str(message.get("content"))) for message in self.conversation.messages)
 
 
-def halves(tokens_D: np.ndarray) -> np.ndarray:
-  """The half of each of D documents with `tokens_D` tokens: TUNING or REPORT, (D,) uint8.
+@dataclass(frozen=True)
+class Skipped:
+  """A row of a source that cannot be used, or a file that is left out."""
 
-  Documents are paired by length, and a fixed coin decides which of a pair goes to which half. The halves have similar
-  numbers of tokens and documents, and depend only on the documents.
-  """
-  by_length = np.argsort(-tokens_D, kind="stable")
-  coins = np.random.default_rng(0).integers(2, size=(len(tokens_D) + 1) // 2, dtype=np.uint8)
-  half_D = np.zeros(len(tokens_D), np.uint8)
-  half_D[by_length] = np.stack([coins, 1 - coins], axis=1).ravel()[: len(tokens_D)]
-  return half_D
+  reason: str  # "the response is empty"
+  where: str  # "pairs.jsonl, line 7"
+  read: int = 0  # bytes of the source read so far
+  unit: str = "rows"  # what is counted: rows, files or splits

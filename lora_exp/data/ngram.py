@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lora_exp.data.records import decode
+from lora_exp.data.encoding.records import decode
 from lora_exp.data.rows import Rows, damage_explained, reader
 
 BLOCK = 4096  # rows that are counted at once

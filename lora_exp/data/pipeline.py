@@ -12,8 +12,8 @@ import grain
 import numpy as np
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import examples
-from lora_exp.data.records import Batch, decode
+from lora_exp.data.encoding import examples
+from lora_exp.data.encoding.records import Batch, decode
 from lora_exp.data.rows import Rows, damage_explained, reader
 
 THREADS = 2

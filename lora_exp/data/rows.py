@@ -17,12 +17,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import examples
-from lora_exp.data.encode import chat_template
+from lora_exp.data.encoding import examples
+from lora_exp.data.encoding.encode import chat_template
+from lora_exp.data.encoding.row_counts import RowCounts
+from lora_exp.data.encoding.row_writer import keeps_documents_whole
+from lora_exp.data.encoding.source_writer import held_out_every, write_examples, write_rows
 from lora_exp.data.not_learned import NotLearned
-from lora_exp.data.row_counts import RowCounts
-from lora_exp.data.row_writer import keeps_documents_whole
-from lora_exp.data.source_writer import held_out_every, write_examples, write_rows
 from lora_exp.data.sources import NumericSource, Source, TextSource, open_source
 from lora_exp.data.tokenizers import Tokenizer
 from lora_exp.runtime.cache import fingerprint, get_or_make

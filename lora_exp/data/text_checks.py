@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from lora_exp.data.sources.source import Document
+from lora_exp.data.documents import Document
 
 # What other formats put before the answers in a chat that is a single text.
 ANSWER_MARKS = ("### Assistant", "### Response", "<|im_start|>assistant", "[/INST]", "<|start_header_id|>assistant",

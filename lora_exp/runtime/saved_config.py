@@ -24,7 +24,8 @@ COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None
 CHANGEABLE = (*COMMAND_SETTINGS, "cache", "logger", "sample", "mesh", "expectations", "eval.metric_file",
               "train.resume", "train.stop_at", "train.on_nan", "train.log_every", "train.eval_every",
               "train.save_every")
-# Settings that name files. They may change when a run is resumed, if the content is equal (train/resume_checks.py).
+# Settings that name files. They may change when a run is resumed, if the content is equal
+# (train/records/resume_checks.py).
 MOVABLE = ("data.path", "data.eval_path", "retain.path", "retain.eval_path", "pretrain_data.path",
            "pretrain_data.eval_path", "model.weights", "model.tokenizer", "lora.init_from")
 # Families that version 0.1.0 called llama and distinguished by `model.arch`.

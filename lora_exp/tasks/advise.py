@@ -15,7 +15,8 @@ from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.files import write_text_atomically
-from lora_exp.train.advice import (
+from lora_exp.train.costs.plan_tables import folded
+from lora_exp.train.probing.advice import (
   ADVISED_PARAMETERS,
   ADVISED_REGRET,
   DEFAULT_REGRET,
@@ -27,8 +28,7 @@ from lora_exp.train.advice import (
   advise,
   width_rule,
 )
-from lora_exp.train.plan_tables import folded
-from lora_exp.train.probe import Probe, measure
+from lora_exp.train.probing.probe import Probe, measure
 
 FILE = "advice.json"  # in the directory `out`
 REPLACED = ("task", "out", "optim.lr", "lora.targets", "lora.rank", "lora.alpha")  # overrides that the advice replaces

@@ -10,9 +10,9 @@ from lora_exp.config import Config, InputError
 from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.output_stream import output_lost
-from lora_exp.train.conversation import Conversation, Reply
 from lora_exp.train.loaded_run import LoadedRun, open_run
-from lora_exp.train.sampler import PromptFormat, Sampler, make_sampler
+from lora_exp.train.sampling.chat_session import ChatSession, Reply
+from lora_exp.train.sampling.sampler import PromptFormat, Sampler, make_sampler
 
 STREAMED = 1  # tokens that are decoded before they are shown
 HELP = "/base: the base's answer to the last message. /reset: start again. /quit: end. Ctrl-C: stop the answer."
@@ -24,13 +24,13 @@ def run(cfg: Config) -> None:
   start_jax(cfg.cache, show_device=False)
   with console.phase("load the model"):
     loaded = open_run(cfg, with_base=cfg.run is not None)
-  conversation = Conversation(_sampler(loaded, cfg), (*loaded.single(), loaded.frozen), _base(loaded, cfg))
-  console.show(f"Chat with {cfg.run or cfg.model.weights or cfg.name}. {_turns(conversation.sampler)}\n{HELP}")
+  session = ChatSession(_sampler(loaded, cfg), (*loaded.single(), loaded.frozen), _base(loaded, cfg))
+  console.show(f"Chat with {cfg.run or cfg.model.weights or cfg.name}. {_turns(session.sampler)}\n{HELP}")
   for line in _lines():
     if output_lost() or line == "/quit":
       break
     try:
-      _answer(conversation, line)
+      _answer(session, line)
     except KeyboardInterrupt:  # of /base; that of an answer is kept in part
       console.write("\n")
     except InputError as error:  # a message that is too long
@@ -94,24 +94,24 @@ def _piped_line() -> str:
   return line
 
 
-def _answer(conversation: Conversation, line: str) -> None:
+def _answer(session: ChatSession, line: str) -> None:
   """Answers a message, or carries out a command."""
   if line == "/reset":
-    conversation.reset()
+    session.reset()
     console.show("A new conversation.")
-  elif line == "/base" and conversation.base is None:
+  elif line == "/base" and session.base is None:
     console.show("This is the base: there is no other answer.")
-  elif line == "/base" and not conversation.messages:
+  elif line == "/base" and not session.messages:
     console.show("/base shows the base's answer to the last message, and there is none yet.")
   elif line == "/base":
-    _stream(conversation, conversation.base_answer, "base: ")
+    _stream(session, session.base_answer, "base: ")
   elif line.startswith("/"):
     console.show(HELP)
   else:
-    _stream(conversation, lambda show: conversation.answer(line, show), "")
+    _stream(session, lambda show: session.answer(line, show), "")
 
 
-def _stream(conversation: Conversation, answer: Callable[[Callable[[str], None]], Reply], label: str) -> None:
+def _stream(session: ChatSession, answer: Callable[[Callable[[str], None]], Reply], label: str) -> None:
   """Shows an answer while it is generated, and what is not seen in it."""
   with ExitStack() as waiting:  # until the first token
     waiting.enter_context(console.phase("read the conversation"))
@@ -127,6 +127,6 @@ def _stream(conversation: Conversation, answer: Callable[[Callable[[str], None]]
     reply = answer(show)
   console.write("\n")
   if reply.forgotten:
-    console.show(f"({reply.forgotten} earlier messages no longer fit in model.max_len={conversation.sampler.max_len})")
+    console.show(f"({reply.forgotten} earlier messages no longer fit in model.max_len={session.sampler.max_len})")
   if reply.cut_off:
-    console.show(f"(cut off at sample.max_tokens={conversation.sampler.cfg.max_tokens})")
+    console.show(f"(cut off at sample.max_tokens={session.sampler.cfg.max_tokens})")

@@ -7,8 +7,8 @@ import numpy as np
 
 from lora_exp.config import Config
 from lora_exp.config.typed_command import training_command
+from lora_exp.data.encoding.records import Batch
 from lora_exp.data.pipeline import train_rows
-from lora_exp.data.records import Batch
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import data_facts, is_numeric
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer

@@ -19,7 +19,10 @@ from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.run_files import EVALUATIONS
-from lora_exp.train.evaluation import (
+from lora_exp.train.answers.requested_metrics import Evaluator, make_evaluators
+from lora_exp.train.compute.hyperparameters import Hyperparameters
+from lora_exp.train.compute.program import Tree
+from lora_exp.train.evaluate.evaluation import (
   Evaluation,
   byte_lengths,
   difference,
@@ -27,12 +30,9 @@ from lora_exp.train.evaluation import (
   put_eval_batches,
   standard_error,
 )
-from lora_exp.train.harness import run_harness
-from lora_exp.train.held_out_documents import held_out_documents
-from lora_exp.train.hyperparameters import Hyperparameters
+from lora_exp.train.evaluate.held_out_documents import held_out_documents
+from lora_exp.train.lm_eval.harness import run_harness
 from lora_exp.train.loaded_run import LoadedRun, open_run
-from lora_exp.train.program import Tree
-from lora_exp.train.requested_metrics import Evaluator, make_evaluators
 
 Change = tuple[float, float | None]  # difference from the base, and its standard error
 

@@ -3,7 +3,7 @@
 from lora_exp.config import Config
 from lora_exp.config.checks import export_directory
 from lora_exp.runtime.device import start_jax
-from lora_exp.train import exports
+from lora_exp.train.serving import exports
 from lora_exp.train.serving.hub_upload import upload
 
 FORMATS = {

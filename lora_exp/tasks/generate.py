@@ -8,8 +8,8 @@ from lora_exp.data.prompts import Prompt, lines_of, read_prompts, shown_prompt, 
 from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.train.loaded_run import open_run
-from lora_exp.train.merged_run import open_merged
-from lora_exp.train.sampler import make_sampler
+from lora_exp.train.merging.merged_run import open_merged
+from lora_exp.train.sampling.sampler import make_sampler
 
 
 def run(cfg: Config) -> None:

@@ -20,8 +20,8 @@ from lora_exp.runtime.run_directory import is_sweep
 from lora_exp.runtime.run_files import CONFIG
 from lora_exp.runtime.saved_config import load_config
 from lora_exp.runtime.spectrum import ENERGY, EXAMINED, UpdateSpectrum
+from lora_exp.train.costs.plan_tables import folded
 from lora_exp.train.inspection import TrainedKernels, inspect_runs, trained_kernels
-from lora_exp.train.plan_tables import folded
 
 MOST = f"{ENERGY * 100:.0f} %"
 COLUMNS = {"rank": "rank", "effective_rank": "used", "stable_rank": "stable", "directions": f"{MOST} in",

@@ -3,7 +3,7 @@
 from lora_exp.config import Config
 from lora_exp.config.checks import export_directory
 from lora_exp.runtime.device import start_jax
-from lora_exp.train.exports import export_merged
+from lora_exp.train.serving.exports import export_merged
 
 
 def run(cfg: Config) -> None:

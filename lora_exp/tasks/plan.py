@@ -6,9 +6,9 @@ from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.mesh import flatten
 from lora_exp.train.compiled_step import compile_abstract
-from lora_exp.train.memory import MemoryEstimate, device_memory, estimate, nbytes
+from lora_exp.train.costs.memory import MemoryEstimate, device_memory, estimate, nbytes
+from lora_exp.train.costs.plan_tables import show_parameters
 from lora_exp.train.plan import make_plan
-from lora_exp.train.plan_tables import show_parameters
 
 
 def run(cfg: Config) -> None:

@@ -28,11 +28,11 @@ from lora_exp.models.weights.locate import find_weights
 from lora_exp.runtime import cache, console
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step
-from lora_exp.train.evaluation import held_out, put_eval_batches
+from lora_exp.train.compute.program import Tree
+from lora_exp.train.evaluate.evaluation import held_out, put_eval_batches
 from lora_exp.train.job import make_job
 from lora_exp.train.loop import NO_HOOKS, Cadence, train_loop
 from lora_exp.train.plan import Plan
-from lora_exp.train.program import Tree
 
 FORMAT = 1  # part of the cache key; increase it when the same settings train a different base
 IRRELEVANT = ("base", "weights", "dropout", "remat", "adapter_lr")  # model settings without effect on its weights

@@ -10,10 +10,10 @@ import jax
 from lora_exp.data.sources import source_class
 from lora_exp.runtime import console
 from lora_exp.runtime.flops import count_flops
+from lora_exp.train.compute.program import State
+from lora_exp.train.compute.step import state_shardings, train_step
 from lora_exp.train.job import Job, abstract_job
 from lora_exp.train.plan import Plan
-from lora_exp.train.program import State
-from lora_exp.train.step import state_shardings, train_step
 
 
 @dataclass(frozen=True)

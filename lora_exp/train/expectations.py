@@ -24,10 +24,10 @@ from lora_exp.config.metrics import METRICS
 from lora_exp.lora.peft.adapter_files import WEIGHTS
 from lora_exp.runtime import console
 from lora_exp.runtime.run_files import ADAPTER
-from lora_exp.train.hyperparameters import Hyperparameters
+from lora_exp.train.compute.hyperparameters import Hyperparameters
+from lora_exp.train.compute.program import Tree, assemble
+from lora_exp.train.compute.step import outputs
 from lora_exp.train.job import Job
-from lora_exp.train.program import Tree, assemble
-from lora_exp.train.step import outputs
 from lora_exp.train.trained_weights import frozen_digest
 
 

@@ -15,14 +15,14 @@ from lora_exp import lora
 from lora_exp.lora import methods
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.mesh import Layout, dotted, flatten
-from lora_exp.train.evaluation import byte_lengths, eval_step
-from lora_exp.train.hyperparameters import Hyperparameters, data_orders, make_hyperparameters
-from lora_exp.train.packed_adapters import initial_leaves, inject_trials
+from lora_exp.train.compute.hyperparameters import Hyperparameters, data_orders, make_hyperparameters
+from lora_exp.train.compute.packed_adapters import initial_leaves, inject_trials
+from lora_exp.train.compute.program import Program, State, Tree, split_model
+from lora_exp.train.compute.step import init_state, state_shardings
+from lora_exp.train.compute.teacher import Teacher, make_teacher
+from lora_exp.train.compute.trial_padding import union
+from lora_exp.train.evaluate.evaluation import byte_lengths, eval_step
 from lora_exp.train.plan import Plan, steps_of
-from lora_exp.train.program import Program, State, Tree, split_model
-from lora_exp.train.step import init_state, state_shardings
-from lora_exp.train.teacher import Teacher, make_teacher
-from lora_exp.train.trial_padding import union
 
 
 @dataclass(frozen=True)

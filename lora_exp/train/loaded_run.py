@@ -16,13 +16,13 @@ from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.base import make_base
-from lora_exp.train.hyperparameters import Hyperparameters
+from lora_exp.train.compute.hyperparameters import Hyperparameters
+from lora_exp.train.compute.program import Tree, assemble
+from lora_exp.train.compute.trial_padding import take_trial
+from lora_exp.train.costs.memory import require_memory
 from lora_exp.train.job import Job, make_job
-from lora_exp.train.memory import require_memory
 from lora_exp.train.plan import Plan, make_plan
-from lora_exp.train.program import Tree, assemble
-from lora_exp.train.sampler import make_sampler
-from lora_exp.train.trial_padding import take_trial
+from lora_exp.train.sampling.sampler import make_sampler
 
 
 @dataclass

@@ -9,12 +9,12 @@ import numpy as np
 
 from lora_exp.config import DivergedError, ReachedError, RewindError, StoppedError
 from lora_exp.config.metrics import metric_values
-from lora_exp.data.records import Batch
+from lora_exp.data.encoding.records import Batch
 from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep
-from lora_exp.train.evaluation import count_batch
+from lora_exp.train.compute.program import State, Tree
+from lora_exp.train.evaluate.evaluation import count_batch
 from lora_exp.train.job import Job
-from lora_exp.train.program import State, Tree
 from lora_exp.train.stop_signals import stop_signals
 
 

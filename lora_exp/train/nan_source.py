@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_exp.data.encoding.records import Batch
 from lora_exp.data.pipeline import batch_rows, train_rows
-from lora_exp.data.records import Batch
-from lora_exp.train.hyperparameters import data_orders
+from lora_exp.train.compute.hyperparameters import data_orders
+from lora_exp.train.compute.program import Tree
 from lora_exp.train.pack import Pack
-from lora_exp.train.program import Tree
 from lora_exp.train.trial import Trial
 
 MOST_NAMED = 8  # rows named in a message

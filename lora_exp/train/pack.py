@@ -11,21 +11,21 @@ from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import data_facts
 from lora_exp.runtime import console
-from lora_exp.train import checkpoint
+from lora_exp.train.answers.requested_metrics import Evaluator, make_evaluators
 from lora_exp.train.base import make_base
-from lora_exp.train.evaluation import EvalBatch, byte_lengths, put_eval_batches
-from lora_exp.train.held_out_documents import HeldOutDocuments, held_out_documents
+from lora_exp.train.compute.trial_padding import Table, union
+from lora_exp.train.evaluate.evaluation import EvalBatch, byte_lengths, put_eval_batches
+from lora_exp.train.evaluate.held_out_documents import HeldOutDocuments, held_out_documents
+from lora_exp.train.evaluate.retention import retain_limit, retained_batches
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.plan_warnings import plan_warnings
-from lora_exp.train.requested_metrics import Evaluator, make_evaluators
-from lora_exp.train.resume_checks import adapter_digest, changed_sources
-from lora_exp.train.retention import retain_limit, retained_batches
-from lora_exp.train.sampler import Sampler, make_sampler
+from lora_exp.train.records import checkpoint
+from lora_exp.train.records.resume_checks import adapter_digest, changed_sources
+from lora_exp.train.records.training_record import TrainingRecord
+from lora_exp.train.sampling.sampler import Sampler, make_sampler
 from lora_exp.train.stop_signals import stop_signals
-from lora_exp.train.training_record import TrainingRecord
 from lora_exp.train.trial import Trial, common_steps, restore_trial
-from lora_exp.train.trial_padding import Table, union
 
 
 @dataclass(frozen=True)

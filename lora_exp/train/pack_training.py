@@ -11,25 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import DivergedError, LoraExpError, ReachedError, StoppedError
+from lora_exp.data.encoding.records import Batch
 from lora_exp.data.pipeline import train_batches
-from lora_exp.data.records import Batch
 from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
 from lora_exp.runtime.console_text import duration
 from lora_exp.train.background_logger import wait_for
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
-from lora_exp.train.evaluation import DocumentSums, EvalBatch, Evaluation, held_out
-from lora_exp.train.hyperparameters import data_orders
+from lora_exp.train.compute.hyperparameters import data_orders
+from lora_exp.train.compute.program import State, Tree
+from lora_exp.train.costs.memory import check_fits
+from lora_exp.train.costs.trial_cost import TrialCost, trial_costs
+from lora_exp.train.evaluate.evaluation import DocumentSums, EvalBatch, Evaluation, held_out
+from lora_exp.train.evaluate.retention import show_limit
 from lora_exp.train.loop import Cadence, Hooks, is_due, train_loop
-from lora_exp.train.memory import check_fits
 from lora_exp.train.nan_source import nan_source
 from lora_exp.train.pack import Pack
-from lora_exp.train.program import State, Tree
-from lora_exp.train.retention import show_limit
 from lora_exp.train.run_summary import read_summary
 from lora_exp.train.stop_signals import StopRequest, stop_signals
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
-from lora_exp.train.trial_cost import TrialCost, trial_costs
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
 
 SLOW_SECONDS, SLOW_SHARE = 20.0, 0.1  # of an evaluation, and of the batches of training

@@ -23,9 +23,9 @@ from lora_exp.lora import methods
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
-from lora_exp.train.teacher import table_of as teacher_table
-from lora_exp.train.trained_targets import Targets, peft_naming, resolve_targets
-from lora_exp.train.trial_padding import Table
+from lora_exp.train.compute.teacher import table_of as teacher_table
+from lora_exp.train.compute.trained_targets import Targets, peft_naming, resolve_targets
+from lora_exp.train.compute.trial_padding import Table
 
 Tree = Any  # nested dicts
 TASKS_WITHOUT_STEPS = ("generate", "chat", "evaluate", "merge", "export", "inspect")  # the batch size is not checked

@@ -19,10 +19,10 @@ from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import display_path, typed_path
 from lora_exp.runtime.files import write_json
 from lora_exp.runtime.run_files import SUMMARY
-from lora_exp.train.memory import nbytes
+from lora_exp.train.costs.memory import nbytes
+from lora_exp.train.costs.trial_cost import TrialCost
 from lora_exp.train.plan import Plan
-from lora_exp.train.training_record import TrainingRecord
-from lora_exp.train.trial_cost import TrialCost
+from lora_exp.train.records.training_record import TrainingRecord
 
 VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from lora_exp.config import DivergedError, RewindError, StoppedError
 from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import typed_path
-from lora_exp.train import checkpoint, expectations
-from lora_exp.train.memory import memory_errors, require_memory
+from lora_exp.train import expectations
+from lora_exp.train.costs.memory import memory_errors, require_memory
+from lora_exp.train.costs.plan_tables import show_config, show_parameters
 from lora_exp.train.pack import Pack, make_pack, restore_pack
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.plan import Plan
-from lora_exp.train.plan_tables import show_config, show_parameters
+from lora_exp.train.records import checkpoint
+from lora_exp.train.records.training_record import TrainingRecord
 from lora_exp.train.run_summary import show_result, write_summary
-from lora_exp.train.training_record import TrainingRecord
 from lora_exp.train.trial import Trial
 from lora_exp.train.trial_writer import TrialResult
 

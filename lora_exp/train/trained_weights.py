@@ -11,10 +11,10 @@ from lora_exp.lora import methods
 from lora_exp.models.weights import store
 from lora_exp.models.weights.locate import base_name
 from lora_exp.runtime.run_files import ADAPTER
+from lora_exp.train.compute.program import Tree
+from lora_exp.train.compute.trial_padding import take_trial
 from lora_exp.train.job import Job
 from lora_exp.train.plan import Plan
-from lora_exp.train.program import Tree
-from lora_exp.train.trial_padding import take_trial
 
 
 def frozen_digest(job: Job) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from lora_exp.train import checkpoint
+from lora_exp.train.compute.program import State, Tree
+from lora_exp.train.compute.trial_padding import Table, padded_trial, solo_trial
 from lora_exp.train.plan import Plan
-from lora_exp.train.program import State, Tree
-from lora_exp.train.trial_padding import Table, padded_trial, solo_trial
+from lora_exp.train.records import checkpoint
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,20 @@ from lora_exp.config.metrics import REQUESTED
 from lora_exp.lora import Adapter
 from lora_exp.runtime import console
 from lora_exp.runtime.json_lines import read_metrics
-from lora_exp.train import checkpoint, token_probabilities
 from lora_exp.train.background_logger import make_logger
-from lora_exp.train.document_loss_file import open_document_loss_file
-from lora_exp.train.evaluation import Evaluation
+from lora_exp.train.compute.program import State, Tree
+from lora_exp.train.costs.trial_cost import TrialCost
+from lora_exp.train.evaluate.document_loss_file import open_document_loss_file
+from lora_exp.train.evaluate.evaluation import Evaluation
+from lora_exp.train.evaluate.metrics_file import MetricsFile
 from lora_exp.train.loop import MOST_SKIPPED, is_due
-from lora_exp.train.metrics_file import MetricsFile
 from lora_exp.train.pack import Pack
-from lora_exp.train.program import State, Tree
+from lora_exp.train.probing import token_probabilities
+from lora_exp.train.records import checkpoint
 from lora_exp.train.run_summary import run_summary, write_summary
-from lora_exp.train.samples import append_samples, show_samples
+from lora_exp.train.sampling.samples import append_samples, show_samples
 from lora_exp.train.trained_weights import export_trained
 from lora_exp.train.trial import Trial, restore_trial, solo_state
-from lora_exp.train.trial_cost import TrialCost
 
 
 @dataclass(frozen=True)

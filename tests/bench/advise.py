@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import lora_exp
 from lora_exp.config import Config
 from lora_exp.data.rows import make_rows
-from lora_exp.train.advice import Advice, advise, width_rule
 from lora_exp.train.base import make_base
 from lora_exp.train.plan import make_plan
-from lora_exp.train.probe import measure
-from lora_exp.train.short_runs import ShortRunner
+from lora_exp.train.probing.advice import Advice, advise, width_rule
+from lora_exp.train.probing.probe import measure
+from lora_exp.train.probing.short_runs import ShortRunner
 
 RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 TARGETS = ("qv", "attention", "mlp", "all_linear")

@@ -26,9 +26,9 @@ import numpy as np
 from lora_exp.config.metrics import METRICS
 from lora_exp.report.reading.run_reader import read_sweep
 from lora_exp.report.verdicts.judgement import INSUFFICIENT, ONE, SUFFICIENT, judge
-from lora_exp.sweep.early_drop import drops, fit_prediction, gain_curve
-from lora_exp.sweep.next_round import RoundMaker
-from lora_exp.sweep.round_plan import ComparedSetting, Decision, RoundPlan, RoundResult, RoundTrial
+from lora_exp.sweep.rounds.early_drop import drops, fit_prediction, gain_curve
+from lora_exp.sweep.rounds.next_round import RoundMaker
+from lora_exp.sweep.rounds.round_plan import ComparedSetting, Decision, RoundPlan, RoundResult, RoundTrial
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 LOOKS, LEVEL, MARGIN, EARLY = (3, 4, 5, 6, 8, 10, 12, 14, 16), 0.05, 0.05, 0.5

@@ -24,7 +24,7 @@ from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.train.base import random_base
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan
-from lora_exp.train.sampler import Sampler
+from lora_exp.train.sampling.sampler import Sampler
 
 LENGTH, VOCAB, WIDTH, HEADS, BLOCKS, TOP_K = 256, 50_257, 256, 8, 4, 10
 PROMPT = "Once upon a time there was a little dog"

@@ -6,7 +6,7 @@ import pytest
 from tokenizer_files import CHATML, LINES, byte_level, gpt2_files, sentencepiece_model, user
 
 from lora_exp.config import InputError
-from lora_exp.data.chat import encode_chat
+from lora_exp.data.chats.chat import encode_chat
 from lora_exp.data.tokenizers import get_tokenizer
 
 TURNS = ("<|im_start|>", "<|im_end|>")

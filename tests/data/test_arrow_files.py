@@ -13,10 +13,10 @@ from corpora import BYTES, PAIRS
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
+from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.hf_datasets import HubName
 from lora_exp.data.rows import make_rows, rows_key
 from lora_exp.data.sources import data_facts, open_source
-from lora_exp.data.sources.source import Document, Skipped
 
 TEXTS = [(pair["prompt"], pair["response"]) for pair in PAIRS]
 TABLE = pyarrow.Table.from_pylist(PAIRS)

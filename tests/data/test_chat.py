@@ -8,7 +8,7 @@ from tokenizer_files import CHATML, ODD, byte_level, library_ids, sentencepiece_
 
 from lora_exp.config import InputError
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.chat import encode_answers, encode_chat
+from lora_exp.data.chats.chat import encode_answers, encode_chat
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.data.tokenizers import get_tokenizer

@@ -10,10 +10,11 @@ from corpora import BYTES
 from tokenizer_files import CHATML, byte_level
 
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import source_writer
-from lora_exp.data.conversations import EncodedConversation, encode_conversations
-from lora_exp.data.encode import encode_documents
-from lora_exp.data.sources.source import Conversation, Document, TextSource
+from lora_exp.data.chats.conversations import EncodedConversation, encode_conversations
+from lora_exp.data.documents import Conversation, Document
+from lora_exp.data.encoding import source_writer
+from lora_exp.data.encoding.encode import encode_documents
+from lora_exp.data.sources.source import TextSource
 from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
 
 TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "The cat"},

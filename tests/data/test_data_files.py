@@ -17,10 +17,10 @@ from tokenizer_files import CHATML, byte_level
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
+from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.data_files import find_files
 from lora_exp.data.rows import make_rows, rows_key
 from lora_exp.data.sources import data_facts, open_source, prompt_separator
-from lora_exp.data.sources.source import Document, Skipped
 from lora_exp.data.tokenizers import get_tokenizer
 
 TEXTS = [(pair["prompt"], pair["response"]) for pair in PAIRS]

@@ -6,10 +6,10 @@ import pytest
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
+from lora_exp.data.documents import Conversation, Document, Skipped
 from lora_exp.data.formats.layouts import Layout
 from lora_exp.data.formats.row import Row
 from lora_exp.data.sources import open_source
-from lora_exp.data.sources.source import Conversation, Document, Skipped
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be short."}

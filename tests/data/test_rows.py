@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import source_writer
-from lora_exp.data.documents import document_numbers
+from lora_exp.data.document_rows import document_numbers
+from lora_exp.data.encoding import source_writer
 from lora_exp.data.rows import make_rows
 from lora_exp.data.tokenizers.tokenizer import ControlTokens, PieceTokenizer
 

@@ -16,9 +16,9 @@ from corpora import (
 
 from lora_exp.config.schema import DataConfig
 from lora_exp.data import python_text
+from lora_exp.data.documents import Document
 from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import stdlib
-from lora_exp.data.sources.source import Document
 
 
 def first_files(view: str, count: int) -> list[Document]:

@@ -9,9 +9,9 @@ from corpora import BYTES, PAIRS, jsonl_file
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
+from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import open_source
-from lora_exp.data.sources.source import Document, Skipped
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 

@@ -15,7 +15,7 @@ from corpora import (
   text_file,
 )
 
-from lora_exp.data import source_writer
+from lora_exp.data.encoding import source_writer
 from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import text
 

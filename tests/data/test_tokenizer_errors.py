@@ -11,7 +11,7 @@ from lora_exp.cli.all_checks import all_problems
 from lora_exp.cli.paths import with_absolute_paths
 from lora_exp.config import InputError
 from lora_exp.config.schema import Config, ModelConfig
-from lora_exp.data.chat import encode_chat
+from lora_exp.data.chats.chat import encode_chat
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.train.plan import make_plan
 

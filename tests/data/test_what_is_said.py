@@ -9,15 +9,15 @@ from tokenizer_files import CHATML, byte_level
 
 from lora_exp.config.errors import InputError
 from lora_exp.config.schema import DataConfig
-from lora_exp.data import source_writer
-from lora_exp.data.conversations import encode_conversations
-from lora_exp.data.encode import encode_documents
+from lora_exp.data.chats.conversations import encode_conversations
+from lora_exp.data.documents import Conversation, Document
+from lora_exp.data.encoding import source_writer
+from lora_exp.data.encoding.encode import encode_documents
+from lora_exp.data.encoding.row_counts import RowCounts
 from lora_exp.data.formats import json_rows, layouts
 from lora_exp.data.formats.csv_rows import find_delimiter
-from lora_exp.data.row_counts import RowCounts
 from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import data_facts, open_source
-from lora_exp.data.sources.source import Conversation, Document
 from lora_exp.data.tokenizers import get_tokenizer
 
 TURNS = ({"role": "user", "content": "cat"}, {"role": "assistant", "content": "The cat sat."},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from saver import save_forever, state_of
 
-from lora_exp.train import checkpoint
+from lora_exp.train.records import checkpoint
 
 
 def last_acknowledged(run_dir: Path, die_at: int | None, kill_after: float = 0.0) -> int:

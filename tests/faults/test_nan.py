@@ -9,8 +9,9 @@ from safetensors.numpy import load_file
 
 from lora_exp.cli import main as entry
 from lora_exp.data import pipeline
-from lora_exp.train import checkpoint, compiled_step, pack_training
-from lora_exp.train import step as step_module
+from lora_exp.train import compiled_step, pack_training
+from lora_exp.train.compute import step as step_module
+from lora_exp.train.records import checkpoint
 
 STEPS = 8
 SHORT = [*TINY, f"train.steps={STEPS}", "optim.warmup=3", "train.eval_every=0", "train.save_every=2",

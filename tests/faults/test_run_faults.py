@@ -8,7 +8,7 @@ import yaml
 from runs import TINY, cache, everything, on_stories, process, rows, stories, summary, train
 
 from lora_exp.cli import main as entry
-from lora_exp.train import checkpoint
+from lora_exp.train.records import checkpoint
 
 TEXT = ["data=text", "data.path=stories.txt"]
 

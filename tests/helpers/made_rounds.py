@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.override_grammar import parse
-from lora_exp.sweep.launched_runs import LaunchedRuns
-from lora_exp.sweep.round_plan import RoundPlan
-from lora_exp.sweep.round_runner import RoundRunner
-from lora_exp.sweep.round_settings import read_rounds
+from lora_exp.sweep.packs.launched_runs import LaunchedRuns
+from lora_exp.sweep.rounds.round_plan import RoundPlan
+from lora_exp.sweep.rounds.round_runner import RoundRunner
+from lora_exp.sweep.rounds.round_settings import read_rounds
 from sweeps import BASE, trial
 
 TUNE = {"setting": "optim.lr", "factors": [0.5, 1, 2], "seed": 100, "extend": 2, "neighbour": True}

@@ -12,9 +12,9 @@ from transformers_models import LENGTH
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.models.weights.locate import find_weights
 from lora_exp.train.base import loaded_base
+from lora_exp.train.compute.program import assemble
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import make_plan
-from lora_exp.train.program import assemble
 
 OURS = ["model=hf", "model.tokenizer=bytes", "logger=none", "sample=none", "data@retain=none", "lora=frozen"]
 

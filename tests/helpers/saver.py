@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_exp.train import checkpoint
+from lora_exp.train.records import checkpoint
 
 FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 

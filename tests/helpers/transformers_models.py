@@ -10,8 +10,8 @@ import pytest
 
 from lora_exp.cli import main as entry
 from lora_exp.runtime.saved_config import load_config
+from lora_exp.train.compute.program import assemble
 from lora_exp.train.loaded_run import open_run
-from lora_exp.train.program import assemble
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -174,7 +174,7 @@ methods.__path__.append(sys.argv[1])
 methods.names.cache_clear()
 from lora_exp import lora
 from lora_exp.lora.peft_format import PeftFormat
-from lora_exp.train.trial_padding import take_trial
+from lora_exp.train.compute.trial_padding import take_trial
 method = methods.get("halves")
 type(method).peft = PeftFormat("HALVES", keys={"half": "half"}, alpha_key=None)
 model = nnx.Sequential(nnx.Linear(6, 8, rngs=nnx.Rngs(0)))

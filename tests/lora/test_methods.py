@@ -22,13 +22,14 @@ from lora_exp.lora.method_checks import method_problems
 from lora_exp.lora.methods import rank_allocation
 from lora_exp.lora.quantization import dense, is_quantised
 from lora_exp.runtime.mesh import dotted, flatten
-from lora_exp.train import checkpoint, loss
 from lora_exp.train.compiled_step import CompiledStep, compile_step
+from lora_exp.train.compute import loss
+from lora_exp.train.compute.program import assemble, join_constants, split_constants
+from lora_exp.train.compute.step import gradient, outputs, over_trials
+from lora_exp.train.compute.trial_padding import take_trial
 from lora_exp.train.job import Job
 from lora_exp.train.plan import make_plan
-from lora_exp.train.program import assemble, join_constants, split_constants
-from lora_exp.train.step import gradient, outputs, over_trials
-from lora_exp.train.trial_padding import take_trial
+from lora_exp.train.records import checkpoint
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "lora"
 METHODS = sorted({file.stem for file in CONF.glob("[!_]*.yaml")} - {"full", "frozen"})

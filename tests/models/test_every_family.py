@@ -13,8 +13,8 @@ from tiny_models import GEMMA, MIXTRAL, OLMO2, PHI3
 from lora_exp.config import ArchConfig, Config
 from lora_exp.lora import eject
 from lora_exp.runtime.mesh import flatten
-from lora_exp.train.program import assemble
-from lora_exp.train.step import batch_loss, gradient
+from lora_exp.train.compute.program import assemble
+from lora_exp.train.compute.step import batch_loss, gradient
 
 BFLOAT16 = ("model__dtype", "model__param_dtype")
 FAMILIES = {

@@ -17,13 +17,13 @@ from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError, MlpConfig, ModelConfig
 from lora_exp.config.metrics import METRICS
-from lora_exp.data.examples import decode, encode
+from lora_exp.data.encoding.examples import decode, encode
 from lora_exp.data.sources import registry
 from lora_exp.data.sources.regression import Regression
 from lora_exp.data.sources.xor import Xor
 from lora_exp.models.factory import build_model
 from lora_exp.models.modules.multilayer_perceptron import MultilayerPerceptron
-from lora_exp.train.loss import example_loss
+from lora_exp.train.compute.loss import example_loss
 
 QUIET = ["logger=none"]
 BLOX = ["experiment=blox_mlp", *QUIET]

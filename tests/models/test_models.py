@@ -15,8 +15,8 @@ from lora_exp.models.factory import build_model
 from lora_exp.models.modules.attention import attend, causal_mask
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.mesh import flatten
-from lora_exp.train.program import assemble
-from lora_exp.train.step import batch_loss
+from lora_exp.train.compute.program import assemble
+from lora_exp.train.compute.step import batch_loss
 
 VOCAB = 97
 LLAMA = {"family": "llama", "dropout": 0.0}

@@ -21,9 +21,9 @@ from transformers_models import headless, reference, sizes, their_logits, tokens
 from lora_exp import compose, lora
 from lora_exp.config import Config, InputError
 from lora_exp.train.base import make_base
+from lora_exp.train.compute.program import assemble
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.plan import Plan, make_plan
-from lora_exp.train.program import assemble
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tokenizer_files import byte_level, spaced
 
-from lora_exp.data.chat import encode_answers
-from lora_exp.data.conversations import encode_conversations
-from lora_exp.data.sources.source import Conversation
+from lora_exp.data.chats.chat import encode_answers
+from lora_exp.data.chats.conversations import encode_conversations
+from lora_exp.data.documents import Conversation
 from lora_exp.data.tokenizers import get_tokenizer
 
 transformers = pytest.importorskip("transformers")

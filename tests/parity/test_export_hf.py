@@ -10,7 +10,7 @@ from runs import QUIET, on_stories, train
 from transformers_models import CASES, exported, reference, run_logits, their_logits, tokens_of
 
 from lora_exp.config import ArchConfig, ModelConfig
-from lora_exp.data.chat import encode_chat
+from lora_exp.data.chats.chat import encode_chat
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import to_hf

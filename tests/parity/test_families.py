@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from transformers_models import CASES, VOCAB, reference, their_logits, tokens_of
 
 from lora_exp.config import SampleConfig
-from lora_exp.train.sampler import Sampler
+from lora_exp.train.sampling.sampler import Sampler
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -8,7 +8,7 @@ import pytest
 from checkpoints import load_arrays, published_arrays, random_arrays, write_checkpoint
 
 from lora_exp.cli.command_line import check_command_line
-from lora_exp.train.model_directory import hf_config
+from lora_exp.train.merging.model_directory import hf_config
 from lora_exp.train.plan import make_plan
 
 torch = pytest.importorskip("torch")

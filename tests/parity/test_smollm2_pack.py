@@ -15,9 +15,9 @@ from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.base import make_base
+from lora_exp.train.compute.step import gradient, over_trials
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan
-from lora_exp.train.step import gradient, over_trials
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizer_files import CHATML, LINES, byte_level, gpt2_files, spaced, user
 
-from lora_exp.data.chat import encode_chat
+from lora_exp.data.chats.chat import encode_chat
 from lora_exp.data.tokenizers import get_tokenizer
 
 transformers = pytest.importorskip("transformers")

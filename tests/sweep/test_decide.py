@@ -26,11 +26,11 @@ from lora_exp.report.page.document import GroupSection, Report
 from lora_exp.report.reading.sweep_ledger import LookLevel, read_sweep_ledger
 from lora_exp.report.sweep_report import make_table
 from lora_exp.sweep.config_snapshot import read_files_once
-from lora_exp.sweep.early_drop import drops, fit_prediction
-from lora_exp.sweep.launched_runs import LaunchedRuns
-from lora_exp.sweep.look_levels import look_levels
-from lora_exp.sweep.round_ledger import RoundLedger
-from lora_exp.sweep.round_plan import RoundPlan
+from lora_exp.sweep.packs.launched_runs import LaunchedRuns
+from lora_exp.sweep.rounds.early_drop import drops, fit_prediction
+from lora_exp.sweep.rounds.look_levels import look_levels
+from lora_exp.sweep.rounds.round_ledger import RoundLedger
+from lora_exp.sweep.rounds.round_plan import RoundPlan
 
 LOOKS = [3, 5, 7, 10]
 SHORT = [*TINY, "train.steps=4", "train.eval_every=2", "train.save_every=4", "train.eval_tokens=256"]

@@ -12,8 +12,8 @@ from lora_exp.cli import main as entry
 from lora_exp.config import InputError
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.run_reader import read_sweep
-from lora_exp.sweep.round_plan import Tuning
-from lora_exp.sweep.tuning_rounds import better_neighbour, further_factor, scored_factors
+from lora_exp.sweep.rounds.round_plan import Tuning
+from lora_exp.sweep.rounds.tuning_rounds import better_neighbour, further_factor, scored_factors
 
 TUNING = Tuning("optim.lr", [0.5, 1, 2], 100, extend=2, neighbour=True)
 SHORT = [*TINY, "train.steps=4", "train.eval_every=2", "train.save_every=4", "train.eval_tokens=256"]

@@ -21,11 +21,11 @@ from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.plots.trial_history import trial_history
 from lora_exp.report.reading.run_reader import read_sweep
-from lora_exp.sweep import packed_sweep
 from lora_exp.sweep.ledger import Ledger
-from lora_exp.sweep.study_journal import JOURNAL, NAME, StudyJournal
-from lora_exp.sweep.study_settings import read_study
-from lora_exp.sweep.study_space import Choice, Interval
+from lora_exp.sweep.packs import packed_sweep
+from lora_exp.sweep.study.study_journal import JOURNAL, NAME, StudyJournal
+from lora_exp.sweep.study.study_settings import read_study
+from lora_exp.sweep.study.study_space import Choice, Interval
 from sweeps import ranks, trial
 
 SHORT = [*TINY, "model.dropout=0", "train.steps=12", "train.eval_every=4", "train.eval_tokens=512", "optim.warmup=2"]

@@ -17,10 +17,10 @@ from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError
 from lora_exp.config.override_grammar import parse
 from lora_exp.runtime.saved_config import load_config
-from lora_exp.sweep.grid_jobs import grid_jobs
 from lora_exp.sweep.ledger import Ledger
-from lora_exp.sweep.packing import group_runs
-from lora_exp.sweep.planned_run import plan_runs
+from lora_exp.sweep.packs.grid_jobs import grid_jobs
+from lora_exp.sweep.packs.packing import group_runs
+from lora_exp.sweep.packs.planned_run import plan_runs
 from lora_exp.sweep.sweep_run import SweepRun
 
 SHORT = [*TINY, "train.steps=12", "train.eval_every=4", "train.save_every=4", "train.eval_tokens=512"]

@@ -13,9 +13,9 @@ import lora_exp
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.runtime.mesh import flatten
-from lora_exp.train.advice import best_rate, fewest_parameters, smallest_rank, width_rule
-from lora_exp.train.kernel_gradients import kernel_gradients
-from lora_exp.train.step import gradient
+from lora_exp.train.compute.step import gradient
+from lora_exp.train.probing.advice import best_rate, fewest_parameters, smallest_rank, width_rule
+from lora_exp.train.probing.kernel_gradients import kernel_gradients
 
 SHORT = ["task=advise", *TINY, "train.steps=6", "train.batch_size=4"]
 

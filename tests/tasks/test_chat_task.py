@@ -10,8 +10,8 @@ from lora_exp.cli import main as entry
 from lora_exp.cli.python_api import compose
 from lora_exp.config.errors import InputError
 from lora_exp.tasks.chat import _sampler
-from lora_exp.train.conversation import Conversation
 from lora_exp.train.loaded_run import open_run
+from lora_exp.train.sampling.chat_session import ChatSession
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def conversation(overrides):
   cfg = compose(overrides)
   loaded = open_run(cfg)
   weights = (*loaded.single(), loaded.frozen)
-  return Conversation(_sampler(loaded, cfg), weights, weights)
+  return ChatSession(_sampler(loaded, cfg), weights, weights)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import Config, InputError
 from lora_exp.lora.methods.lora import LoRA
-from lora_exp.train import model_directory
+from lora_exp.train.merging import model_directory
 
 FEW = ["train.steps=3", "optim.lr=0.05", "optim.warmup=0", "train.eval_every=0", "train.save_every=0",
        "train.export=last", "train.batch_size=4", "data.seq_len=32"]

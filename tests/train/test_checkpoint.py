@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from lora_exp.config.errors import InputError, NoCheckpointError
-from lora_exp.train import checkpoint
+from lora_exp.train.records import checkpoint
 
 REPOSITORY = Path(checkpoint.__file__).parents[2]
 
@@ -188,7 +188,7 @@ DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from lora_exp.train import checkpoint
+from lora_exp.train.records import checkpoint
 from lora_exp.config.errors import DiskError
 run = Path(sys.argv[1])
 checkpoint.save(run, 1, {"x": np.ones(9)}, {})
@@ -213,7 +213,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from lora_exp.train import checkpoint
+from lora_exp.train.records import checkpoint
 mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 split = NamedSharding(mesh, P("data", "tensor"))
 target = {"x": jax.ShapeDtypeStruct((8, 6), np.float32, sharding=split)}

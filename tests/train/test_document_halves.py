@@ -12,12 +12,12 @@ from runs import QUIET, TINY, resume, rows, story, summary, train
 
 from lora_exp import load
 from lora_exp.config.schema import DataConfig
-from lora_exp.data.documents import first_documents, halves
+from lora_exp.data.document_rows import first_documents, halves
 from lora_exp.data.rows import make_rows
 from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.train.program import assemble
-from lora_exp.train.step import outputs
-from lora_exp.train.training_record import TrainingRecord
+from lora_exp.train.compute.program import assemble
+from lora_exp.train.compute.step import outputs
+from lora_exp.train.records.training_record import TrainingRecord
 
 LENGTH = 64  # T
 ARGV = [*TINY, "data=text", f"data.seq_len={LENGTH}", "train.batch_size=4", "train.steps=6", "train.eval_every=3",

@@ -21,16 +21,23 @@ from lora_exp.data.rows import make_rows
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.run_reader import read_run, read_sweep
 from lora_exp.report.verdicts.tuning import best_of
-from lora_exp.sweep.study_journal import StudyJournal
-from lora_exp.sweep.study_runner import objective_value
-from lora_exp.sweep.study_settings import read_study
-from lora_exp.train import evaluation
+from lora_exp.sweep.study.study_journal import StudyJournal
+from lora_exp.sweep.study.study_runner import objective_value
+from lora_exp.sweep.study.study_settings import read_study
 from lora_exp.train.base import make_base
-from lora_exp.train.evaluation import Evaluation, byte_lengths, difference, held_out, put_eval_batches, standard_error
+from lora_exp.train.compute.program import assemble
+from lora_exp.train.compute.step import features
+from lora_exp.train.evaluate import evaluation
+from lora_exp.train.evaluate.evaluation import (
+  Evaluation,
+  byte_lengths,
+  difference,
+  held_out,
+  put_eval_batches,
+  standard_error,
+)
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan
-from lora_exp.train.program import assemble
-from lora_exp.train.step import features
 
 BYTES = 256  # ids below it are a byte each; the others are control tokens
 

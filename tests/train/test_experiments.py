@@ -11,12 +11,12 @@ from lora_exp.cli.command_line import CommandLine, check_command_line
 from lora_exp.config import Config, InputError
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
-from lora_exp.train import token_probabilities
 from lora_exp.train.base import make_base
+from lora_exp.train.compute.program import assemble
+from lora_exp.train.compute.step import features
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan
-from lora_exp.train.program import assemble
-from lora_exp.train.step import features
+from lora_exp.train.probing import token_probabilities
 
 ON_GPT2 = {"gpt2_sentences": ["c_attn"], "lora_guide": ["c_attn", "attn.c_proj"]}
 ABSENT = "was not found on this machine, and the hub cannot be reached"

@@ -15,8 +15,8 @@ from packs import quickly
 
 from lora_exp.lora.layers import attach
 from lora_exp.runtime.dropout import dropout
-from lora_exp.train import loss as loss_module
-from lora_exp.train.loss import head_loss
+from lora_exp.train.compute import loss as loss_module
+from lora_exp.train.compute.loss import head_loss
 
 B, T, D, V, R = 3, 7, 12, 37, 4
 SCALE, RATE = 1.5, 0.3

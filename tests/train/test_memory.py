@@ -11,14 +11,14 @@ from runs import TINY, curve, environment, on_stories, summary
 
 from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
-from lora_exp.sweep import packing
 from lora_exp.sweep.ledger import Ledger
-from lora_exp.sweep.packing import group_runs, split_evenly
-from lora_exp.sweep.planned_run import plan_runs
+from lora_exp.sweep.packs import packing
+from lora_exp.sweep.packs.packing import group_runs, split_evenly
+from lora_exp.sweep.packs.planned_run import plan_runs
 from lora_exp.sweep.sweep_run import SweepRun
-from lora_exp.train import memory
 from lora_exp.train.compiled_step import compile_abstract
-from lora_exp.train.memory import MemoryEstimate, estimate
+from lora_exp.train.costs import memory
+from lora_exp.train.costs.memory import MemoryEstimate, estimate
 from lora_exp.train.plan import make_plan
 
 
@@ -75,7 +75,7 @@ def test_a_width_that_is_no_number_of_trials_is_refused(tmp_path, capfd):
 BOUNDED = """
 import resource, sys
 from lora_exp.cli import main as entry
-from lora_exp.sweep import packed_sweep
+from lora_exp.sweep.packs import packed_sweep
 from lora_exp.train import pack_training
 from lora_exp.train.trial_writer import TrialWriter
 

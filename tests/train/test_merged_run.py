@@ -15,12 +15,12 @@ from lora_exp.lora import methods
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights.hf_writer import save_hf
 from lora_exp.runtime.mesh import flatten
+from lora_exp.train.compute.program import assemble
+from lora_exp.train.compute.trial_padding import take_trial
 from lora_exp.train.loaded_run import LoadedRun
-from lora_exp.train.merge_check import ModelOutputs, compare_outputs, model_outputs
-from lora_exp.train.merged_run import merge
+from lora_exp.train.merging.merge_check import ModelOutputs, compare_outputs, model_outputs
+from lora_exp.train.merging.merged_run import merge
 from lora_exp.train.plan import make_plan
-from lora_exp.train.program import assemble
-from lora_exp.train.trial_padding import take_trial
 
 MAX_LEN = 64
 WINDOW = {"kv_heads": 2, "head_dim": 6, "window": 5, "full_layers": [1], "logit_softcap": 9.0}

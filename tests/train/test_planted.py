@@ -16,10 +16,10 @@ from lora_exp.cli import main as entry
 from lora_exp.config import ArchConfig, TeacherConfig
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step
-from lora_exp.train.evaluation import held_out, put_eval_batches
-from lora_exp.train.loss import Head, TeacherTargets, head_loss
-from lora_exp.train.program import assemble
-from lora_exp.train.step import gradient, outputs
+from lora_exp.train.compute.loss import Head, TeacherTargets, head_loss
+from lora_exp.train.compute.program import assemble
+from lora_exp.train.compute.step import gradient, outputs
+from lora_exp.train.evaluate.evaluation import held_out, put_eval_batches
 
 TEACHER = TeacherConfig(rank=3, targets="attention", strength=0.5)
 
@@ -97,7 +97,7 @@ def test_the_divergence_is_the_same_in_one_chunk_and_in_many(monkeypatch):
   weights = jnp.ones((3, 8)).at[1, 5:].set(0)
   loss = lambda x: head_loss(module, x, targets, weights).loss
   whole = jax.value_and_grad(loss)(x)
-  monkeypatch.setattr("lora_exp.train.loss.CHUNK_LOGITS", 3 * 37 * 2)
+  monkeypatch.setattr("lora_exp.train.compute.loss.CHUNK_LOGITS", 3 * 37 * 2)
   for found, wanted in zip(jax.value_and_grad(loss)(x), whole, strict=True):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(whole[1][1, 5:], 0)

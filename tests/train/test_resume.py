@@ -11,9 +11,9 @@ import pytest
 from runs import TINY, command, curve, environment, on_stories, resume, stories, story, summary, train
 
 from lora_exp.runtime.saved_config import load_config
-from lora_exp.train import checkpoint
 from lora_exp.train import job as training_job
 from lora_exp.train import pack_training as training
+from lora_exp.train.records import checkpoint
 
 # Everything that remembers or draws: dropout in the base and on A, the order of rows, decay, clipping, the schedule.
 FULL = [*TINY, "lora.dropout=0.1", "model.dropout=0.1", "data.shuffle=true", "optim.weight_decay=0.1", "optim.clip=0.5",

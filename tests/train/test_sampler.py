@@ -15,9 +15,9 @@ from packs import bent, job_of, quickly, small
 from lora_exp.config import ArchConfig, InputError, SampleConfig
 from lora_exp.data.tokenizers import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2
-from lora_exp.train.decode import BLOCK, PromptRows, draw_token, nucleus, pad_left
-from lora_exp.train.program import assemble
-from lora_exp.train.sampler import Sampler, StreamedText, prompt_format
+from lora_exp.train.compute.program import assemble
+from lora_exp.train.sampling.decode import BLOCK, PromptRows, draw_token, nucleus, pad_left
+from lora_exp.train.sampling.sampler import Sampler, StreamedText, prompt_format
 
 MAX_LEN = 64
 TOKENIZER = get_tokenizer("bytes")
@@ -118,7 +118,7 @@ def test_prompt_gives_the_same_text_in_any_batch():
 
 
 def test_more_prompts_than_one_batch_are_all_completed(monkeypatch):
-  monkeypatch.setattr("lora_exp.train.sampler.MOST_ROWS", 4)
+  monkeypatch.setattr("lora_exp.train.sampling.sampler.MOST_ROWS", 4)
   prompts = [f"number {i}" for i in range(5)]
   found = sample(prompts, temperature=1.0)
   assert found == sample(prompts[:4], temperature=1.0) + sample(prompts[4:], temperature=1.0) and len(set(found)) == 5
@@ -188,7 +188,7 @@ def test_nucleus_is_the_smallest_set_with_its_share(weights, share):
 def test_long_prompts_are_processed_in_parts(monkeypatch):
   prompts = ["a", "Once upon a time there was"]
   at_once = sample(prompts)
-  monkeypatch.setattr("lora_exp.train.decode.PREFILL", 8)
+  monkeypatch.setattr("lora_exp.train.sampling.decode.PREFILL", 8)
   job, params, trial = made("minigpt")
   with quickly():
     parts = Sampler(job.program, SampleConfig(**GREEDY), TOKENIZER, MAX_LEN)(params, trial, job.frozen, prompts)

@@ -10,8 +10,8 @@ from packs import Training, job_of, quickly, small
 from lora_exp import lora
 from lora_exp.config import ArchConfig, InputError
 from lora_exp.runtime.mesh import flatten
+from lora_exp.train.compute.trial_padding import take_trial
 from lora_exp.train.plan import make_plan
-from lora_exp.train.trial_padding import take_trial
 
 OPTIONS = {"num_experts": 3, "num_experts_per_tok": 2, "norm_topk_prob": True, "dense_layers": [], "dense_ff": 20}
 

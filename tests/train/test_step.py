@@ -14,10 +14,10 @@ from lora_exp.config import ArchConfig
 from lora_exp.models.modules.minigpt_decoder import MiniGPT
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step
-from lora_exp.train.optimizer import schedule
+from lora_exp.train.compute.optimizer import schedule
+from lora_exp.train.compute.step import gradient, over_trials
+from lora_exp.train.compute.trial_padding import take_trial
 from lora_exp.train.plan import make_plan
-from lora_exp.train.step import gradient, over_trials
-from lora_exp.train.trial_padding import take_trial
 
 TRIALS = (
   {"rank": 2, "alpha": 2.0, "targets": "attention", "dropout": 0.1},

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.models.families import llama
-from lora_exp.train.trained_targets import peft_naming
+from lora_exp.train.compute.trained_targets import peft_naming
 
 NAMES = replace(llama.FAMILY.names, prefix="gpt_neox.", unprefixed=("embed_out",))
 FAMILY = replace(llama.FAMILY, names=NAMES, presets=llama.FAMILY.presets | {"embeddings": ["embed_in"]})

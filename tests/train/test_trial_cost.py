@@ -6,11 +6,11 @@ import pytest
 from packs import job_of, quickly, small
 
 from lora_exp.train.compiled_step import abstract_batch, compile_step
+from lora_exp.train.compute.trial_padding import union
+from lora_exp.train.costs.trial_cost import TrialCost, trial_costs
 from lora_exp.train.plan import make_plan
-from lora_exp.train.training_record import TrainingRecord
+from lora_exp.train.records.training_record import TrainingRecord
 from lora_exp.train.trial import Trial
-from lora_exp.train.trial_cost import TrialCost, trial_costs
-from lora_exp.train.trial_padding import union
 
 SHAPE = {"data__seq_len": 16, "train__batch_size": 4}
 

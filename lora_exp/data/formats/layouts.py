@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_exp.data.documents import Conversation, Document, Skipped
 from lora_exp.data.formats.columns import column_of, found_roles, given_roles
 from lora_exp.data.formats.data_files import SPLITS
 from lora_exp.data.formats.message_forms import REASONING, Turns, history_of, messages_in, parsed, text_of, tools_of
 from lora_exp.data.formats.row import Row, RowProblem, excerpt
-from lora_exp.data.sources.source import Conversation, Document, Skipped
 
 LONGEST = 2**25  # characters of a row; a longer one is skipped, because it would need gigabytes of memory
 SPLIT_COLUMNS = ("split", "set", "partition", "subset")

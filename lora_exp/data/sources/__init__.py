@@ -15,7 +15,7 @@ are separated by blank lines. `data/sources/poems.py`:
     from dataclasses import dataclass
 
     from lora_exp.data.sources.file_source import FileSource
-    from lora_exp.data.sources.source import Document
+    from lora_exp.data.documents import Document
 
 
     @dataclass(frozen=True)

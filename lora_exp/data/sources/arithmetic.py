@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_exp.data.sources.source import Document, TextSource, covered_by_digest
+from lora_exp.data.documents import Document
+from lora_exp.data.sources.source import TextSource, covered_by_digest
 
 if TYPE_CHECKING:
   import numpy as np

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from lora_exp.config.errors import InputError
-from lora_exp.data.sources.source import Document, TextSource
+from lora_exp.data.documents import Document
+from lora_exp.data.sources.source import TextSource
 
 INSTALL = "pip install chatterbot-corpus==1.3.3"
 

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lora_exp.data.documents import Skipped
 from lora_exp.data.formats import hf_datasets
 from lora_exp.data.formats.data_files import split_not_read
 from lora_exp.data.formats.row import Row
 from lora_exp.data.sources.file_source import files_digest
 from lora_exp.data.sources.row_reader import RowReader
-from lora_exp.data.sources.source import Skipped
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.data_files import DataFiles, split_name, split_not_read
 from lora_exp.data.formats.row import Row
 from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT, file_rows, find_format
 from lora_exp.data.sources.file_source import files_digest, left_out_files
 from lora_exp.data.sources.row_reader import RowReader
-from lora_exp.data.sources.source import Document, Skipped
 from lora_exp.data.sources.text import TextFiles
 
 

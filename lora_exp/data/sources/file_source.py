@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from lora_exp.config.errors import InputError
+from lora_exp.data.documents import Skipped
 from lora_exp.data.formats.data_files import DataFiles, find_files
 from lora_exp.data.formats.file_content import content_problem, decoded, open_data
-from lora_exp.data.sources.source import Skipped, TextSource, covered_by_digest
+from lora_exp.data.sources.source import TextSource, covered_by_digest
 from lora_exp.runtime.cache import fingerprint
 
 

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import ClassVar
 
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.columns import LAYOUTS, NAMES
 from lora_exp.data.formats.data_files import path_list
 from lora_exp.data.formats.hf_datasets import import_datasets, is_dataset, is_hub
@@ -19,7 +20,7 @@ from lora_exp.data.sources.dataset_reader import DatasetReader
 from lora_exp.data.sources.file_reader import FileReader
 from lora_exp.data.sources.file_source import FileSource
 from lora_exp.data.sources.row_reader import RowReader
-from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, example_facts
+from lora_exp.data.sources.source import covered_by_digest, example_facts
 from lora_exp.data.sources.text import held_out_share
 from lora_exp.runtime.cache import fingerprint
 

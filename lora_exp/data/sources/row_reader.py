@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
+from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.row import Row
-from lora_exp.data.sources.source import Document, Skipped
 
 
 class RowReader(ABC):

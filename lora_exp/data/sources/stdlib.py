@@ -15,7 +15,8 @@ from typing import IO
 
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.data import python_text
-from lora_exp.data.sources.source import Document, TextSource
+from lora_exp.data.documents import Document
+from lora_exp.data.sources.source import TextSource
 
 VIEWS = ("code", "docs")
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}

@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.file_content import decoded, open_data
 from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT, find_format
 from lora_exp.data.sources.file_source import FileSource, left_out_files
-from lora_exp.data.sources.source import Document, Skipped, covered_by_digest, example_facts
+from lora_exp.data.sources.source import covered_by_digest, example_facts
 
 SEPARATOR = b"<|endoftext|>"
 LONGEST = 2**20  # bytes of a document; a longer one is cut at a newline

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import Config, InputError
-from lora_exp.data.chat import GuardedChat
+from lora_exp.data.chats.chat import GuardedChat
 from lora_exp.models.tensor_names import layer_of
 from lora_exp.runtime import console
-from lora_exp.train.hyperparameters import Hyperparameters
+from lora_exp.train.compute.hyperparameters import Hyperparameters
+from lora_exp.train.compute.program import Tree, assemble
+from lora_exp.train.compute.step import features
 from lora_exp.train.loaded_run import LoadedRun
-from lora_exp.train.program import Tree, assemble
-from lora_exp.train.sampler import Sampler, prompt_format
+from lora_exp.train.sampling.sampler import Sampler, prompt_format
 from lora_exp.train.serving.card_file import ADAPTED, BASE, VERSION, Row, scale_name
-from lora_exp.train.step import features
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.", "Once upon a time",
            "List three colors:")  # in addition to those of the run

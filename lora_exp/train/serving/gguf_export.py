@@ -17,8 +17,8 @@ from lora_exp.models.weights.hf_writer import stored_tensors
 from lora_exp.models.weights.locate import base_name, find_weights, gguf_file, is_path
 from lora_exp.runtime import console
 from lora_exp.runtime.mesh import flatten
+from lora_exp.train.compute.program import Tree
 from lora_exp.train.plan import Plan
-from lora_exp.train.program import Tree
 from lora_exp.train.serving.served_adapter import ServedAdapter
 
 ADAPTER_FILE, MODEL_FILE = "adapter.gguf", "model.gguf"

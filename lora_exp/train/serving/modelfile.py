@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lora_exp.config import InputError
-from lora_exp.data.chat import GuardedChat
+from lora_exp.data.chats.chat import GuardedChat
 from lora_exp.data.tokenizers import Tokenizer
 
 MODELFILE = "Modelfile"

@@ -19,8 +19,8 @@ from lora_exp.runtime.mesh import flatten
 from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.base import make_base
 from lora_exp.train.loaded_run import LoadedRun, open_run, plan_of
-from lora_exp.train.merge_check import compare_outputs, held_out_batches, model_outputs
-from lora_exp.train.merged_run import merge
+from lora_exp.train.merging.merge_check import compare_outputs, held_out_batches, model_outputs
+from lora_exp.train.merging.merged_run import merge
 from lora_exp.train.plan import Plan
 
 DTYPE = "float32"  # of activations, for answers and comparisons

@@ -56,7 +56,7 @@ class Local(ExternalLauncher):
 
 def plugin_launcher(context: HydraContext, task: TaskFunction, config: DictConfig, node: DictConfig) -> Launcher:
   """The plugin's launcher for the settings `node`, set up to call `task`."""
-  from lora_exp.sweep.launcher_plugins import PLUGINS
+  from lora_exp.sweep.remote.launcher_plugins import PLUGINS
 
   config = copy.deepcopy(config)
   config.hydra.launcher = copy.deepcopy(node)

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=grid`, the default; see lora_exp/sweep/grid_jobs.py."""
+"""`hydra/sweeper=grid`, the default; see lora_exp/sweep/packs/grid_jobs.py."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class GridSweeper(LaunchingSweeper):
 
   def sweep(self, arguments: list[str]) -> Any:
     """Runs every job; `arguments` are the typed overrides."""
-    from lora_exp.sweep.grid_jobs import grid_jobs
+    from lora_exp.sweep.packs.grid_jobs import grid_jobs
 
     parse = self.parser.parse_overrides
     node = {key: self.node[key] for key in ("params", "zip", "extra")}

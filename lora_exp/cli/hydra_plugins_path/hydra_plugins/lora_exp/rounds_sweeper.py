@@ -1,4 +1,4 @@
-"""`hydra/sweeper=rounds`, which tunes each setting before it is scored; see lora_exp/sweep/round_runner.py."""
+"""`hydra/sweeper=rounds`, which tunes each setting before it is scored; see lora_exp/sweep/rounds/round_runner.py."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ from hydra_plugins.lora_exp.launching_sweeper import LaunchingSweeper
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-  from lora_exp.sweep.round_plan import RoundPlan
+  from lora_exp.sweep.rounds.round_plan import RoundPlan
 
 
 class RoundsSweeper(LaunchingSweeper):
@@ -14,7 +14,7 @@ class RoundsSweeper(LaunchingSweeper):
 
   def sweep(self, arguments: list[str]) -> None:
     """Trains the rounds and sets the session's outcomes to those of the runs; `arguments` are the typed overrides."""
-    from lora_exp.sweep.round_settings import read_rounds
+    from lora_exp.sweep.rounds.round_settings import read_rounds
 
     assert self.config is not None, "Hydra calls `setup` first"
     parse = self.parser.parse_overrides
@@ -24,8 +24,8 @@ class RoundsSweeper(LaunchingSweeper):
       return
     from lora_exp.config.metrics import METRICS
     from lora_exp.sweep.config_snapshot import read_files_once
-    from lora_exp.sweep.launched_runs import LaunchedRuns
-    from lora_exp.sweep.round_runner import RoundRunner
+    from lora_exp.sweep.packs.launched_runs import LaunchedRuns
+    from lora_exp.sweep.rounds.round_runner import RoundRunner
 
     assert self.hydra_context is not None, "Hydra calls `setup` first"
     read_files_once(self.hydra_context.config_loader)  # later rounds use the same configs as the first

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=study`, which chooses settings from earlier results; see lora_exp/sweep/study_runner.py."""
+"""`hydra/sweeper=study`, which chooses settings from earlier results; see lora_exp/sweep/study/study_runner.py."""
 
 from hydra_plugins.lora_exp.launching_sweeper import LaunchingSweeper
 
@@ -8,8 +8,8 @@ class StudySweeper(LaunchingSweeper):
 
   def sweep(self, arguments: list[str]) -> None:
     """Runs the study and sets the session's outcomes to those of its trials; `arguments` are the typed overrides."""
-    from lora_exp.sweep import study_runner
-    from lora_exp.sweep.study_settings import read_study
+    from lora_exp.sweep.study import study_runner
+    from lora_exp.sweep.study.study_settings import read_study
 
     parse = self.parser.parse_overrides
     study = read_study(self.node, parse(arguments), parse)

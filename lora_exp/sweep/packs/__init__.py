@@ -1,0 +1,1 @@
+"""Grids of jobs, and which of their trials train as one program."""

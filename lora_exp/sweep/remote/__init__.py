@@ -1,0 +1,1 @@
+"""Runs and packs as jobs of joblib, Ray and SLURM."""

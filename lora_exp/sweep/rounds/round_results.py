@@ -1,0 +1,21 @@
+"""What decisions in a sweep in rounds use of a run's files."""
+
+import math
+
+from lora_exp.config.metrics import Metric
+from lora_exp.report.reading.run_record import RunRecord
+from lora_exp.sweep.rounds.round_plan import RoundResult
+
+
+def round_result(run: RunRecord, metric: Metric) -> RoundResult:
+  """The results of a run that decisions use."""
+  if run.status == "diverged":
+    return RoundResult(math.inf, math.nan, run.trainable, run.last_step)
+  if run.status == "pruned":
+    return RoundResult(trainable=run.trainable, steps=run.last_step, dropped=True)
+  tuning, base, result = run.tuning_result(metric.name), run.base(metric.name), run.result(metric.name)
+  return RoundResult(
+    None if tuning is None else metric.sign * tuning,
+    None if base is None or result is None else metric.sign * (base - result),
+    run.trainable, run.last_step, run.documents.get(metric.name), run.result("loss"),
+  )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Studies, in which Optuna chooses the settings: `hydra/sweeper=study`."""

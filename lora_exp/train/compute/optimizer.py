@@ -1,0 +1,47 @@
+"""The learning rate schedule and the optimizer of one trial. Rates may be traced arrays."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lora_exp.config import OptimConfig
+from lora_exp.lora import methods
+from lora_exp.train.compute.hyperparameters import Hyperparameters
+from lora_exp.train.compute.program import Program, Tree
+
+
+def schedule(cfg: OptimConfig, steps: jax.Array, step: jax.Array) -> jax.Array:
+  """The factor on the peak learning rate at `step` (from 0): linear warmup, then constant, linear or cosine decay."""
+  step_f32 = jnp.asarray(step, jnp.float32)
+  progress = jnp.clip((step_f32 - cfg.warmup) / jnp.maximum(1, steps - cfg.warmup), 0, 1)
+  if cfg.schedule == "linear":
+    decay = 1 - progress
+  elif cfg.schedule == "cosine":
+    decay = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+  else:
+    decay = jnp.ones(())
+  return jnp.minimum(1, (step_f32 + 1) / max(1, cfg.warmup)) * decay
+
+
+def make_optimizer(program: Program, trial: Hyperparameters, lr: jax.Array) -> optax.GradientTransformation:
+  """The optax transformation of one trial. Weight decay is decoupled (arXiv 1711.05101) and applies only to matrices.
+
+  The method may scale some updates (LoRA+) or wrap the optimizer (AdaLoRA).
+  """
+  cfg, method = program.optim, methods.get(program.method)
+  b1, b2 = cfg.betas
+  if cfg.name == "sgd":
+    rule = optax.sgd(lr, momentum=cfg.momentum or None)
+  elif cfg.name == "adam":
+    rule = optax.adam(lr, b1=b1, b2=b2, eps=cfg.eps)
+  else:
+    rule = optax.adamw(lr, b1=b1, b2=b2, eps=cfg.eps, weight_decay=trial.weight_decay, mask=_is_matrix)
+  rule = optax.chain(rule, method.update_factors(trial))
+  if cfg.clip is not None:
+    rule = optax.chain(optax.clip_by_global_norm(trial.clip), rule)
+  return method.wrap_optimizer(rule, trial)
+
+
+def _is_matrix(params: Tree) -> Tree:
+  """A mask of the arrays with more than one axis."""
+  return jax.tree.map(lambda x: x.ndim > 1, params)

@@ -1,0 +1,1 @@
+"""Memory, FLOPs and parameters of a trial, estimated before training."""

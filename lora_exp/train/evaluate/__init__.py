@@ -1,0 +1,1 @@
+"""Held-out losses: sums by metric, losses of each document, and their files."""

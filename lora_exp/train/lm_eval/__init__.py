@@ -1,0 +1,1 @@
+"""A run as a model of lm-eval, the evaluation harness of EleutherAI."""
