@@ -83,9 +83,9 @@ def _hub_is_reachable() -> bool:
   """Whether the hub responds; huggingface_hub itself would retry for half a minute."""
   if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
     return False
-  request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
+  request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")  # noqa: S310 - the user's hub
   try:
-    urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)  # noqa: S310 - the reply is not read
   except urllib.error.HTTPError:
     return True
   except (OSError, ValueError):

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_exp.config.override_grammar import parse
 from lora_exp.runtime.run_files import HYDRA, MULTIRUN, OVERRIDES
+from lora_exp.runtime.yaml_text import safe_load
 
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 SHORT_NAMES = {
   "lora.rank": "r", "lora.targets": "", "seed": "s", "train.seed": "s", "data.seed": "data", "model.seed": "base"
 }  # fmt: skip
@@ -46,7 +44,7 @@ def sweep_trial(run_dir: Path) -> SweepTrial | None:
 
 
 def _read_yaml(file: Path) -> Any:
-  return yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER)
+  return safe_load(file.read_text(encoding="utf-8"))
 
 
 def _single_values(texts: list[str]) -> dict[str, str]:

@@ -87,8 +87,9 @@ def parsed(paths: Sequence[Path], view: str, workers: int | None = None) -> Iter
   with ExitStack() as stack:
     pool = []
     for n in range(workers):
-      worker = stack.enter_context(subprocess.Popen(
-        [sys.executable, "-I", "-S", python_text.__file__, view], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+      command = [sys.executable, "-I", "-S", python_text.__file__, view]
+      worker = stack.enter_context(
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))  # noqa: S603 - Python and our file
       stack.callback(worker.kill)  # before Popen's wait, so that no worker survives a consumer that stops early
       assert worker.stdin is not None
       worker.stdin.write(b"\n".join(map(os.fsencode, paths[n::workers])))

@@ -17,10 +17,10 @@ import yaml
 
 from lora_exp.config.conversion import TypeConverter, shown
 from lora_exp.config.schema import Config
+from lora_exp.runtime.yaml_text import safe_load
 
 LARGEST = 2**63  # larger integers are invalid in every file
 MOST_NAMED = 3  # maximum number of problems listed for one file
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast with libyaml
 NUMBER, TEXT, ANY = "a number", "a text", "a value"
 NUMBERS = {"*": NUMBER}  # any names with a number, or null, each
 # The shape of summary.json. Fields that are not listed may be anything, and any may be missing or null.
@@ -53,7 +53,7 @@ def _parse_integer(text: str) -> int | float:
 def parse_yaml(text: str) -> Any:
   """Parses YAML. Raises ValueError or yaml.YAMLError."""
   try:
-    return yaml.load(text, Loader=LOADER)
+    return safe_load(text)
   except (RecursionError, TypeError) as error:  # TypeError: a mapping as a key
     raise ValueError(str(error)) from None
 

@@ -88,7 +88,8 @@ class StudyJournal:
       chosen = copy.trials[-1]
       if _key(chosen.params) not in tried:
         return chosen
-    draw = random.Random(f"{self.cfg.seed} {number}")  # the space is finite and almost exhausted
+    # The space is finite and almost exhausted.
+    draw = random.Random(f"{self.cfg.seed} {number}")  # noqa: S311 - not for cryptography
     while _key(params := {k: draw.choice(_values(d)) for k, d in self.space.items()}) in tried:
       pass
     return create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)

@@ -102,9 +102,10 @@ class CompletionsClient:
     body = {**self.extra, **fields}
     if self.model is not None:
       body["model"] = self.model
-    request = urllib.request.Request(self.root + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    content_type = {"Content-Type": "application/json"}
+    request = urllib.request.Request(self.root + path, json.dumps(body).encode(), content_type)  # noqa: S310
     try:
-      with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+      with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:  # noqa: S310 - checks.py allows http and https
         content = json.loads(reply.read())
     except urllib.error.HTTPError as error:
       said = error.read(300).decode(errors="replace").strip()
