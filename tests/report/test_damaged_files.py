@@ -166,3 +166,13 @@ def test_a_single_finished_run_is_not_a_sweep(tmp_path, capsys):
   assert "is one run" in capsys.readouterr().err and not (path / "report.html").exists()
   make_table(tmp_path)
   assert len(read_results(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(0)", "+1", "-1+cmd", "@SUM(A1)", "\t=1"])
+def test_results_csv_holds_no_formula(tmp_path, name):
+  ranks(tmp_path, {2: 2.5, 4: 2.4})
+  trial(tmp_path, 9, 2.3, name=name, lora__rank=8)
+  make_report(tmp_path)
+  [row] = [row for row in read_results(tmp_path) if row["number"] == "9"]
+  assert row["name"] == f"'{name}"
+  assert float(row["gain"]) == pytest.approx(0.7)

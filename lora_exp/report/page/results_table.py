@@ -14,6 +14,7 @@ from lora_exp.report.reading.run_record import SEEDS, RunRecord
 # Means over a run's modules (fields of UpdateSpectrum); the last three require task=inspect.
 SPECTRUM = ("effective_rank", "stable_rank", "directions", "energy_first", "norm", "relative_norm", "amplification",
             "intruders")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 Row = dict[str, Any]  # column -> value, None where there is none
 
 
@@ -85,8 +86,16 @@ def _scale(run: RunRecord) -> float | None:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-  """Writes the rows; floats in their shortest exact form, None as an empty cell."""
+  """Writes the rows; floats in their shortest exact form, None as an empty cell.
+
+  Texts come from run directories of others. One that a spreadsheet would run as a formula gets an apostrophe before it.
+  """
   with open(path, "w", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: _without_formula(value) for column, value in row.items()} for row in rows)
+
+
+def _without_formula(value: Any) -> Any:
+  """`value`, with an apostrophe before a text that begins as a formula of a spreadsheet does."""
+  return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
