@@ -128,6 +128,7 @@ class TrialWriter:
     if self.documents is not None:
       self.documents.write()
     arrays = solo_state(self.trial, self.pack.job.program.method, self.pack.table, state)
+    self.metrics.sync()  # a resumed run has the rows of all steps before its checkpoint
     checkpoint.save(self.trial.run_dir, step, arrays, meta, best_step=best)
 
   def export(self, step: int, params: Tree) -> None:

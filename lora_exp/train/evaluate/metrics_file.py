@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ class MetricsFile:
     try:
       self.file.write(json.dumps({key: _json_value(value) for key, value in row.items()}) + "\n")
       self.file.flush()
+    except OSError as error:
+      raise DiskError(f"{self.path}: cannot be written ({error.strerror}); free disk space and resume") from error
+
+  def sync(self) -> None:
+    """Syncs the rows to disk, so that a power loss after the next checkpoint keeps them. Raises DiskError."""
+    try:
+      os.fsync(self.file.fileno())
     except OSError as error:
       raise DiskError(f"{self.path}: cannot be written ({error.strerror}); free disk space and resume") from error
 
