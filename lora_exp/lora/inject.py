@@ -127,7 +127,7 @@ def inject(
   method: str = "lora",
   scaling: str = "standard",
   exclude: str | Sequence[str] | None = None,
-  layers_: Sequence[int] | None = None,
+  blocks: Sequence[int] | None = None,
   rank_pattern: Mapping[str, int] | None = None,
   alpha_pattern: Mapping[str, float] | None = None,
   presets: Presets | None = None,
@@ -154,7 +154,7 @@ def inject(
   """
   method = methods.variant(method, init).name
   table = resolve(
-    model, targets, method=method, rank=rank, alpha=alpha, scaling=scaling, exclude=exclude, layers_=layers_,
+    model, targets, method=method, rank=rank, alpha=alpha, scaling=scaling, exclude=exclude, blocks=blocks,
     rank_pattern=rank_pattern, alpha_pattern=alpha_pattern, presets=presets, options=options,
   )  # fmt: skip
   full = full_paths(model, table, bias, train_modules)

@@ -48,7 +48,7 @@ def resolve(
   alpha: float | None = 16.0,
   scaling: str = "standard",
   exclude: str | Sequence[str] | None = None,
-  layers_: Sequence[int] | None = None,
+  blocks: Sequence[int] | None = None,
   rank_pattern: Mapping[str, int] | None = None,
   alpha_pattern: Mapping[str, float] | None = None,
   presets: Presets | None = None,
@@ -67,7 +67,7 @@ def resolve(
   presets = presets or {}
   candidates = {path: module for path, module in modules(model).items() if layers.adaptable(module)}
   kernel_paths = {path: _kernel_paths(path, module) for path, module in candidates.items()}
-  selected = set(select_paths(list(candidates), targets, exclude, layers_, presets, kernel_paths))
+  selected = set(select_paths(list(candidates), targets, exclude, blocks, presets, kernel_paths))
   targeted = [path for path in candidates if not selected.isdisjoint(kernel_paths[path])]
   chosen = {path: _chosen(kernel_paths[path], selected) for path in targeted}
   kind = methods.get(method)

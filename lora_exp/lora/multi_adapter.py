@@ -35,7 +35,7 @@ class InjectSettings(TypedDict, total=False):
   method: str
   scaling: str
   exclude: str | Sequence[str] | None
-  layers_: Sequence[int] | None
+  blocks: Sequence[int] | None
   rank_pattern: Mapping[str, int] | None
   alpha_pattern: Mapping[str, float] | None
   presets: Presets | None

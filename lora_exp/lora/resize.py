@@ -68,14 +68,14 @@ def extract(
   targets: str | Sequence[str] = "re:.*",
   *,
   exclude: str | Sequence[str] | None = None,
-  layers_: Sequence[int] | None = None,
+  blocks: Sequence[int] | None = None,
   presets: Mapping[str, Sequence[str]] | None = None,
   keep_rest: bool = False,
 ) -> Extracted:
   """Computes the LoRA (rank `rank`, scale 1) that best approximates `tuned` − `base` in every target.
 
   Both checkpoints are {dotted parameter path: array}, with kernels (I, O) and embedding tables (V, D). `targets`,
-  `exclude`, `layers_` and `presets` select modules as in `select_paths`. Kernels with more than two axes are skipped,
+  `exclude`, `blocks` and `presets` select modules as in `select_paths`. Kernels with more than two axes are skipped,
   as only their modules know which axes are inputs.
 
   `rest` of the result lists the parameters that differ but that the LoRA does not change (norms, biases, other modules,
@@ -88,7 +88,7 @@ def extract(
   if problems:
     raise InputError(problems)
   owners = {p.rpartition(".")[0]: p for p in base if p.rpartition(".")[2] in KERNELS and np.ndim(base[p]) >= 2}
-  targeted = select_paths(list(owners), targets, exclude, layers_, presets)
+  targeted = select_paths(list(owners), targets, exclude, blocks, presets)
   two_axes = [path for path in targeted if np.ndim(base[owners[path]]) == 2]
   if not two_axes:
     example = f"{owners[targeted[0]]} {np.shape(base[owners[targeted[0]]])}"

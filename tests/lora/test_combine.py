@@ -364,7 +364,7 @@ def test_extract_takes_targets_as_inject_does():
   base, tuned = flat(net()), tuned_flat()
   pick = lambda *args, **kw: [row.path for row in extract(base, tuned, 1, *args, **kw).adapter.rows]
   assert pick("all", presets={"all": ["layers.*"]}, exclude="layers.0") == ["layers.1"]
-  assert pick(layers_=[0]) == ["layers.0"]
+  assert pick(blocks=[0]) == ["layers.0"]
   assert "layers.1.kernel" in extract(base, tuned, 1, "layers.0").rest
   with pytest.raises(InputError, match=r"lora\.targets=layer\.0 matches no module; nearest: layers\.0"):
     extract(base, tuned, 1, "layer.0")

@@ -120,7 +120,7 @@ def test_ranks_alphas_and_scales_go_by_pattern():
   model = abstract_model(ModelConfig(**SIZES), 97)
   rows = lora.resolve(
     model, "all_linear", rank=8, rank_pattern={"blocks.1.linear1": 2, "linear1": 4}, alpha_pattern={"query": 3.0},
-    presets=PRESETS, layers_=[1],
+    presets=PRESETS, blocks=[1],
   )  # fmt: skip
   found = {row.path.removeprefix("blocks.1."): (row.rank, row.alpha, row.scale) for row in rows}
   assert found["linear1"] == (2, 16.0, 8.0)  # the first match wins; alpha is the same for every rank
@@ -136,7 +136,7 @@ def test_ranks_alphas_and_scales_go_by_pattern():
                                                  ({"alpha": None}, [(2, 4.0, 2.0), (32, 64.0, 2.0)])])  # fmt: skip
 def test_default_alpha_is_constant_and_none_twice_the_rank(alpha, expected):
   model = abstract_model(ModelConfig(**SIZES), 97)
-  rows = lora.resolve(model, ["mha.query", "linear1"], rank=32, rank_pattern={"linear1": 2}, layers_=[0], **alpha)
+  rows = lora.resolve(model, ["mha.query", "linear1"], rank=32, rank_pattern={"linear1": 2}, blocks=[0], **alpha)
   assert sorted((row.rank, row.alpha, row.scale) for row in rows) == expected
 
 

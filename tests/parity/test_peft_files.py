@@ -161,7 +161,7 @@ def trained(found: Pair, targets, *, method="lora", init="kaiming", bias="none",
   """An adapter with these settings as if it had been trained: every leaf at random."""
   rng = np.random.default_rng(len(repr(settings)))
   presets = get_family("gpt2" if found.naming.conv1d else "llama").presets
-  rows = lora.resolve(found.ours, targets, method=method, presets=presets, layers_=layers, **settings)
+  rows = lora.resolve(found.ours, targets, method=method, presets=presets, blocks=layers, **settings)
   known = lora.modules(found.ours)
   shared = {"vera_a": rng.normal(size=(200, 200)), "vera_b": rng.normal(size=(200, 200))}
   leaves = {}

@@ -75,7 +75,7 @@ def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]
     alpha=c.alpha,
     scaling=c.scaling,
     exclude=c.exclude,
-    layers_=c.layers,
+    blocks=c.layers,
     rank_pattern=c.rank_pattern,
     alpha_pattern=c.alpha_pattern,
     presets=presets,
