@@ -59,6 +59,7 @@ DISTRIBUTIONS: dict[str, Callable[..., jax.Array]] = {
   "gaussian": _gaussian,
   "orthogonal": _orthogonal,
 }
+DECOMPOSED = ("orthogonal",)  # drawn one after another: on CPU, two QRs of jaxlib at once can wait for ever
 RANK_FREE = ("kaiming", "he_uniform")  # distributions whose values do not depend on the rank
 RANK_MULTIPLE = 16  # these are drawn at the next multiple and cut, so that all ranks of a sweep share a program
 
@@ -94,7 +95,13 @@ def draw_all(
   for row in rows:
     drawn_rank = -(-row.rank // RANK_MULTIPLE) * RANK_MULTIPLE if init in RANK_FREE else row.rank
     groups.setdefault(_Group(leads[row.path], fans[row.path], row.fan_in, drawn_rank), []).append(row.path)
-  drawn = _draw_groups(key, tuple((group, tuple(paths)) for group, paths in groups.items()), init, std)
+  pairs = tuple((group, tuple(paths)) for group, paths in groups.items())
+  if init not in DECOMPOSED:
+    drawn = _draw_groups(key, pairs, init, std)
+  else:
+    drawn = {}
+    for pair in pairs:
+      drawn |= jax.block_until_ready(_draw_groups(key, (pair,), init, std))
   return {row.path: _first_columns(drawn[row.path], row.rank) for row in rows}
 
 

@@ -145,5 +145,8 @@ def planted(
 
 
 def _orthonormal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """A random array (…, size, k) with orthonormal columns."""
-  return jnp.linalg.qr(jax.random.normal(key, shape))[0]
+  """A random array (…, size, k) with orthonormal columns. It is finished before the next one starts.
+
+  On CPU, jaxlib's QR waits in a thread of a pool for other threads of that pool. Two at once can wait for ever.
+  """
+  return jax.block_until_ready(jnp.linalg.qr(jax.random.normal(key, shape))[0])
