@@ -20,10 +20,10 @@ COMMAND_SETTINGS: dict[str, Any] = {"task": "train", "run": None, "prompt": None
                                     "filter": {}, "clean": {}, "cache_limit": None, "harness": None,
                                     "harness_tasks": None, "harness_limit": None, "harness_shots": None,
                                     "export": {}, "verify": {}, "push": None}
-# Settings that may change when a run is resumed.
-CHANGEABLE = (*COMMAND_SETTINGS, "cache", "logger", "sample", "mesh", "expectations", "eval.metric_file",
-              "train.resume", "train.stop_at", "train.on_nan", "train.log_every", "train.eval_every",
-              "train.save_every")
+# Settings that may change when a run is resumed. Only task=train resumes one.
+CHANGEABLE = (*(COMMAND_SETTINGS.keys() - {"task"}), "cache", "logger", "sample", "mesh", "expectations",
+              "eval.metric_file", "train.resume", "train.stop_at", "train.on_nan", "train.log_every",
+              "train.eval_every", "train.save_every")
 # Settings that name files. They may change when a run is resumed, if the content is equal
 # (train/records/resume_checks.py).
 MOVABLE = ("data.path", "data.eval_path", "retain.path", "retain.eval_path", "pretrain_data.path",
