@@ -35,7 +35,7 @@ from lora_exp.runtime.console_text import time_left
 from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.output_stream import without_waiting
 from lora_exp.runtime.run_files import LEDGER, SAMPLES
-from lora_exp.runtime.run_log import keep_log_off_stderr, log_file
+from lora_exp.runtime.run_log import keep_log_off_stderr, log_file, loggers_restored
 from lora_exp.runtime.saved_config import require_same_configs
 from lora_exp.sweep.ledger import Ledger, Outcome, show_failures
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
@@ -85,6 +85,7 @@ class Session:
       show_warning(warning)
     claim = line.claim()
     with ExitStack() as stack:
+      stack.enter_context(loggers_restored())
       directory = claim.path if claim else None
       if directory is None and line.multirun:  # Hydra writes multirun.yaml, which other tasks must not leave behind
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -66,6 +66,12 @@ def log_opened() -> None:
     _log.log(level, "%s", text)
 
 
+def log_closed() -> None:
+  """Keeps what is printed from now on for the next log."""
+  global _unlogged
+  _unlogged = []
+
+
 def _record(text: str, level: int = logging.INFO) -> None:
   """Logs a text that was printed."""
   if _unlogged is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_exp.runtime.console import log_opened
+from lora_exp.runtime.console import log_closed, log_opened
 
 LOG_FILE = "lora_exp.log"
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in conf/hydra/job_logging/file.yaml
@@ -16,6 +16,26 @@ def keep_log_off_stderr() -> None:
   root = logging.getLogger()
   if not root.handlers:
     root.addHandler(logging.NullHandler())
+
+
+@contextmanager
+def loggers_restored() -> Iterator[None]:
+  """Context after which the handlers that were added in it are closed, so that the next run of a process has its own.
+
+  Hydra adds some and leaves them.
+  """
+  loggers = (logging.getLogger(), logging.getLogger("lora_exp"))
+  before = [(list(logger.handlers), logger.level) for logger in loggers]
+  try:
+    yield
+  finally:
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+      for handler in list(logger.handlers):
+        if handler not in handlers:
+          logger.removeHandler(handler)
+          handler.close()
+      logger.setLevel(level)
+    log_closed()
 
 
 @contextmanager
