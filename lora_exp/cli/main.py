@@ -10,7 +10,7 @@ from lora_exp.cli.command_line import check_command_line
 from lora_exp.cli.error_report import report_error
 from lora_exp.cli.session import INTERRUPTED, Session
 from lora_exp.config.errors import DONE, LoraExpError
-from lora_exp.runtime.console import show
+from lora_exp.runtime.console import log_later, show
 from lora_exp.runtime.output_stream import open_closed_descriptors, tolerant_output
 
 logging.getLogger("lora_exp").addHandler(logging.NullHandler())  # tasks without a log file do not print log lines
@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
   if "--version" in argv:
     show(f"lora_exp {__version__}")
     return DONE
+  log_later()
   full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
   try:
     return Session(check_command_line(argv), full_error).run()

@@ -66,8 +66,8 @@ def log_opened() -> None:
     _log.log(level, "%s", text)
 
 
-def log_closed() -> None:
-  """Keeps what is printed from now on for the next log."""
+def log_later() -> None:
+  """Begins a command: what is printed from now on is kept for its log, until that is opened."""
   global _unlogged
   _unlogged = []
 

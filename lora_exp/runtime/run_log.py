@@ -1,11 +1,13 @@
 """lora_exp.log of a directory: what the program prints and logs, as plain text."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_exp.runtime.console import log_closed, log_opened
+from lora_exp.config.errors import InputError
+from lora_exp.runtime.console import log_opened
 
 LOG_FILE = "lora_exp.log"
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in conf/hydra/job_logging/file.yaml
@@ -35,14 +37,17 @@ def loggers_restored() -> Iterator[None]:
           logger.removeHandler(handler)
           handler.close()
       logger.setLevel(level)
-    log_closed()
 
 
 @contextmanager
 def log_file(directory: Path) -> Iterator[None]:
-  """Context in which the program's log lines are appended to lora_exp.log in `directory`."""
-  logger = logging.getLogger("lora_exp")
-  handler = logging.FileHandler(directory / LOG_FILE, encoding="utf-8", delay=True)
+  """Context in which the program's log lines are appended to lora_exp.log in `directory`.
+
+  A command that is refused (InputError) leaves an existing file as it was.
+  """
+  logger, file = logging.getLogger("lora_exp"), directory / LOG_FILE
+  size = file.stat().st_size if file.is_file() else None
+  handler = logging.FileHandler(file, encoding="utf-8", delay=True)
   handler.setFormatter(logging.Formatter(FORMAT))
   level = logger.level
   logger.addHandler(handler)
@@ -51,6 +56,11 @@ def log_file(directory: Path) -> Iterator[None]:
   try:
     log_opened()
     yield
+  except InputError:
+    handler.flush()
+    if size is not None:
+      os.truncate(file, size)
+    raise
   finally:
     logger.removeHandler(handler)
     logger.setLevel(level)

@@ -24,7 +24,7 @@ def nan_source(pack: Pack, trial: Trial, step: int, params: Tree, passed: int = 
   trial_params, hyperparameters = trial.select((params, job.trials))
   if wrong := _not_finite(trial_params):
     return f", because the trial's parameter {wrong} is not finite"
-  if wrong := _not_finite(hyperparameters):
+  if wrong := _not_finite(hyperparameters._replace(clip=jnp.zeros(()))):  # an infinite clip is none
     return f", because the trial's {wrong.removeprefix('.')} is not finite"
   chosen = batch_rows(pack.rows, cfg.data, cfg.train.batch_size, step - 1 + passed, data_orders([cfg])[0][0])
   batch, bad = train_rows(pack.rows, chosen), []
