@@ -70,7 +70,8 @@ def _old_checkpoints(cfg: Config) -> list[OldCheckpoints]:
   root, smallest = Path(cfg.run or OUTPUTS), parse_size(cfg.clean.min_size)
   entries = matching(find_runs(root), cfg.filter) if root.is_dir() else []
   found = [_checkpoints(run) for entry in entries for run in entry.runs if run.status == "done"]
-  return sorted((old for old in found if old.size >= max(1, smallest) and old.days >= cfg.clean.days), key=_size)[::-1]
+  old = [entry for entry in found if entry.size >= max(1, smallest) and entry.days >= cfg.clean.days]
+  return sorted(old, key=_size, reverse=True)
 
 
 def _checkpoints(run: RunRecord) -> OldCheckpoints:

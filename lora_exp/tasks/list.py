@@ -6,7 +6,7 @@ from lora_exp.config import Config, InputError
 from lora_exp.config.override_grammar import typed_list
 from lora_exp.report.reading.run_index import IndexedRun, find_runs, last_change, matching
 from lora_exp.runtime import console
-from lora_exp.runtime.display_paths import display_path
+from lora_exp.runtime.display_paths import display_path, typed_path
 from lora_exp.runtime.run_files import OUTPUTS
 
 
@@ -23,11 +23,16 @@ def run(cfg: Config) -> list[IndexedRun]:
   facts = [_facts(entry) for entry in found]
   widths = [max(map(len, column)) for column in zip(*facts, strict=True)]
   for entry, texts in zip(found, facts, strict=True):
-    console.show(f"{entry.path.relative_to(root)}{'/' * entry.is_sweep}", style="bold")
+    mark = "/" if entry.is_sweep else ""
+    console.show(f"{entry.path.relative_to(root)}{mark}", style="bold")
     columns = [text.ljust(width) for text, width in zip(texts, widths, strict=True)]
     console.show(f"  {'  '.join(columns)}".rstrip())
-  newest = typed_list("runs", [display_path(entry.path) for entry in found[-2:]])
-  console.show_command("Compare some of them:", f"python -m lora_exp task=compare {newest}")
+  if len(found) > 1:
+    newest = typed_list("runs", [display_path(entry.path) for entry in found[-2:]])
+    console.show_command("Compare some of them:", f"python -m lora_exp task=compare {newest}")
+  else:
+    task = "report" if found[0].is_sweep else "evaluate"
+    console.show_command("Look at it:", f"python -m lora_exp task={task} {typed_path('run', found[0].path)}")
   return found
 
 
