@@ -3,7 +3,7 @@
     documents      what a source yields: a document, a conversation, or a row that cannot be used
     sources        where documents come from, one file each; its docstring is the page on adding one
     formats        files of rows in common formats, and what their columns mean
-    tokenizers     text to ids and back
+    tokenization   text to ids and back
     chats          conversations: chat templates, the tokens of each turn, and what a template leaves out
     encoding       documents to rows of tokens: encoding, packing, splitting, and the files of rows
     rows           the cache of packed rows, and the key of an entry

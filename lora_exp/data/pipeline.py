@@ -5,8 +5,9 @@ targets, segments, positions (B, T) int32 and weights (B, T) float32 of text (`r
 of numeric examples (`examples.decode`).
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,19 +22,27 @@ PREFETCHED = 4  # batches
 
 
 def train_batches(
-  rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0, seeds: Sequence[int] = ()
-) -> Generator[Batch]:
+  rows: Rows, cfg: DataConfig, batch_size: int, start: int = 0, seeds: Sequence[int] = (),
+  part: Sequence[int] | None = None,
+) -> Generator[Batch]:  # fmt: skip
   """Yields training batches endlessly, from number `start` on. A batch may extend into the next epoch.
 
   With several `seeds`, arrays have a leading axis of as many orders of the rows; by default the order is that of
-  `cfg.seed`. `close()` stops the threads. Raises InputError for damaged rows.
+  `cfg.seed`. With `part`, only these rows of each batch are read. `close()` stops the threads. Raises InputError for
+  damaged rows.
   """
-  source = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(rows.file("train"))))
+  records = grain.sources.ArrayRecordDataSource(str(rows.file("train")))
+  # In part, batches of indices are made, and then only the records of some of them are read.
+  source = grain.MapDataset.source(records) if part is None else grain.MapDataset.range(rows.train_rows)
   orders = []
   for seed in seeds or (cfg.seed,):
     order = source.seed(seed)
-    order = order.shuffle() if cfg.shuffle else order
-    orders.append(order.repeat().batch(batch_size, drop_remainder=True, batch_fn=_decoder(rows)))
+    order = (order.shuffle() if cfg.shuffle else order).repeat()
+    if part is None:
+      orders.append(order.batch(batch_size, drop_remainder=True, batch_fn=_decoder(rows)))
+    else:
+      read = partial(_read_part, records, _decoder(rows), part)
+      orders.append(order.batch(batch_size, drop_remainder=True).map(read))
   data = orders[0] if len(orders) == 1 else grain.experimental.ZipMapDataset(orders).map(_stacked)
   batches = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCHED)))
   batches.set_state({"next_index": start})
@@ -42,6 +51,11 @@ def train_batches(
       yield from batches
   finally:
     batches.close()
+
+
+def _read_part(records: Any, decoder: Callable[..., Batch], part: Sequence[int], index_B: np.ndarray) -> Batch:
+  """The rows `part` of the batch with the rows `index_B`."""
+  return decoder([records[int(index_B[row])] for row in part])
 
 
 def batch_rows(rows: Rows, cfg: DataConfig, batch_size: int, number: int, seed: int) -> list[int]:

@@ -24,7 +24,7 @@ from lora_exp.data.encoding.row_writer import keeps_documents_whole
 from lora_exp.data.encoding.source_writer import held_out_every, write_examples, write_rows
 from lora_exp.data.not_learned import NotLearned
 from lora_exp.data.sources import NumericSource, Source, TextSource, open_source
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records

@@ -1,7 +1,7 @@
 """The report of a sweep and the plots of a run, created only from their files: no jax, no network, no display.
 
     reading     reads runs and adapters from their directories
-    statistics  means, differences and fits over seeds
+    estimation  means, differences and fits over seeds
     grouping    settings (runs that differ only in their seeds), and groups of comparable settings
     verdicts    tests which settings are worse than the best
     findings    sentences, each with its evidence

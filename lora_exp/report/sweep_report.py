@@ -13,7 +13,7 @@ from lora_exp.report.grouping.setting_keys import METHOD, RANK, TARGETS
 from lora_exp.report.page import updates_table
 from lora_exp.report.page.compared import compared
 from lora_exp.report.page.document import GroupSection, Plot, Report, UpdatesSection
-from lora_exp.report.page.html import html
+from lora_exp.report.page.html_page import html
 from lora_exp.report.page.markdown import markdown
 from lora_exp.report.page.results_table import results, write_csv
 from lora_exp.report.page.settings_table import number_ranges

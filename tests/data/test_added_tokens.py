@@ -7,7 +7,7 @@ from tokenizer_files import CHATML, LINES, byte_level, gpt2_files, sentencepiece
 
 from lora_exp.config import InputError
 from lora_exp.data.chats.chat import encode_chat
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 TURNS = ("<|im_start|>", "<|im_end|>")
 

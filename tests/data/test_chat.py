@@ -11,7 +11,7 @@ from lora_exp.config.schema import DataConfig
 from lora_exp.data.chats.chat import encode_answers, encode_chat
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 
 def test_a_question_to_smollm2_is_its_chatml(smollm2):
@@ -114,7 +114,8 @@ def test_the_date_of_a_template_is_always_the_same(tmp_path):
 @pytest.mark.parametrize(("template", "message"), [
   ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
   ("{% set n = namespace() %}{% set n.__init__ = 1 %}", "must not set __init__"),
-  ("{{ messages.append(1) }}", "unsafe"), ("{{ range(10 ** 9) }}", "too big"), ("{{ 1 / 0 }}", "division by zero"),
+  ("{{ messages.append(1) }}", "unsafe"), ("{{ range(10 ** 9) }}", "more than 10,000 items"),
+  ("{{ 1 / 0 }}", "division by zero"),
   ("{{ messages[7].content.strip() }}", "has no element 7"), ("{% for %}", "is not a Jinja template"),
   ("{{ messages | tojson }}{{ add_generation_prompt }}", "does not continue its generation prompt")])
 def test_a_template_of_strangers_can_only_fail(tmp_path, template, message):

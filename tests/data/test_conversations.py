@@ -15,7 +15,7 @@ from lora_exp.data.documents import Conversation, Document
 from lora_exp.data.encoding import source_writer
 from lora_exp.data.encoding.encode import encode_documents
 from lora_exp.data.sources.source import TextSource
-from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+from lora_exp.data.tokenization import Tokenizer, get_tokenizer
 
 TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "The cat"},
          {"role": "assistant", "content": "sat"}, {"role": "user", "content": "Again"},

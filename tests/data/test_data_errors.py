@@ -105,7 +105,7 @@ FULL_DISK = """
 import resource, signal, sys
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.rows import make_rows
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 make_rows(DataConfig(source="text", path=sys.argv[1], eval_fraction=0.25), get_tokenizer("bytes"), sys.argv[2])

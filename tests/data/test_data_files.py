@@ -21,7 +21,7 @@ from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.data_files import find_files
 from lora_exp.data.rows import make_rows, rows_key
 from lora_exp.data.sources import data_facts, open_source, prompt_separator
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 TEXTS = [(pair["prompt"], pair["response"]) for pair in PAIRS]
 LINES = "\n".join(map(json.dumps, PAIRS))

@@ -6,8 +6,8 @@ import pytest
 from tokenizer_files import LINES, byte_level, gguf_file, sentencepiece_model
 
 from lora_exp.config import InputError
-from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.data.tokenizers.save import save_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
+from lora_exp.data.tokenization.save import save_tokenizer
 
 TEXTS = [*LINES[:3], "  two  spaces", "é 😀 \n\n x", "12 hats", "a<b>c", "<s> and </s>", ""]
 

@@ -1,5 +1,6 @@
 """Batches contain every row once per epoch, and are the same after a resume."""
 
+import contextlib
 import itertools
 import subprocess
 import sys
@@ -96,7 +97,7 @@ LEAVE_EARLY = """
 import sys
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.rows import make_rows
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 cfg = DataConfig(source="text", path=sys.argv[1], eval_fraction=0.25)
 rows = make_rows(cfg, get_tokenizer("bytes"), sys.argv[2])
 assert "jax" not in sys.modules, "rows need no jax"
@@ -112,3 +113,16 @@ def test_leaving_early_ends_and_starts_no_device(tmp_path):
   done = subprocess.run([sys.executable, "-c", LEAVE_EARLY, text_file(tmp_path, STORIES), tmp_path], timeout=60,
                         capture_output=True, text=True)
   assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 1)])
+def test_the_parts_of_processes_make_up_the_batches(rows, seeds):
+  parts = [train_batches(rows, DataConfig(), 4, start=3, seeds=seeds, part=part) for part in ([0, 1], [2], [3])]
+  whole = train_batches(rows, DataConfig(), 4, start=3, seeds=seeds)
+  with contextlib.ExitStack() as stack:
+    for stream in (*parts, whole):
+      stack.callback(stream.close)
+    for _ in range(2 * rows.train_rows // 4):  # two epochs
+      batch, pieces = next(whole), [next(part) for part in parts]
+      for name, x in batch.items():
+        np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces], axis=1 if seeds else 0), x)

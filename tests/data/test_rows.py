@@ -14,7 +14,7 @@ from lora_exp.config.schema import DataConfig
 from lora_exp.data.document_rows import document_numbers
 from lora_exp.data.encoding import source_writer
 from lora_exp.data.rows import make_rows
-from lora_exp.data.tokenizers.tokenizer import ControlTokens, PieceTokenizer
+from lora_exp.data.tokenization.tokenizer import ControlTokens, PieceTokenizer
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff<"), min_size=1, max_size=40).filter(str.strip)
 

@@ -9,7 +9,7 @@ from lora_exp.config.schema import DataConfig
 from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import train_batches
 from lora_exp.data.rows import make_rows
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 
 def test_rows_are_made_once(tmp_path):

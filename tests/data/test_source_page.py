@@ -14,7 +14,7 @@ from lora_exp.data import sources
 from lora_exp.data.rows import make_rows, rows_key
 from lora_exp.data.sources import open_source, registry
 from lora_exp.data.sources.settings import make_source
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
 POEMS = "\n\n".join(f"Poem {n}\nThe first line of {n}\nThe second line" for n in range(40))

@@ -20,7 +20,7 @@ from lora_exp.data.sources import chatterbot, open_source
 from lora_exp.data.sources.arithmetic import Arithmetic
 from lora_exp.data.sources.chatterbot import Chatterbot, english_files
 from lora_exp.data.sources.sentences import Sentences
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
 

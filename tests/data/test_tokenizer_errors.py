@@ -12,7 +12,7 @@ from lora_exp.cli.paths import with_absolute_paths
 from lora_exp.config import InputError
 from lora_exp.config.schema import Config, ModelConfig
 from lora_exp.data.chats.chat import encode_chat
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.train.plan import make_plan
 
 
@@ -53,7 +53,7 @@ def test_files_of_another_family_are_not_taken_for_gpt2s(tmp_path):
 @pytest.mark.parametrize(("package", "make"), [("tokenizers", byte_level), ("sentencepiece", sentencepiece_model)])
 def test_an_absent_package_comes_with_its_command(tmp_path, package, make):
   script = (f"import sys; sys.modules[{package!r}] = None\n"
-            f"from lora_exp.data.tokenizers import get_tokenizer\nget_tokenizer({str(make(tmp_path))!r})")
+            f"from lora_exp.data.tokenization import get_tokenizer\nget_tokenizer({str(make(tmp_path))!r})")
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
   assert f"InputError: tokenizer.{'json' if package == 'tokenizers' else 'model'}" in done.stderr
   assert f"pip install {package}" in done.stderr

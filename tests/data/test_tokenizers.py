@@ -12,7 +12,7 @@ from lora_exp.config import InputError
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
-from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+from lora_exp.data.tokenization import Tokenizer, get_tokenizer
 from lora_exp.runtime.gguf_header import read_header
 
 NO_TOKEN = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)}  # of SmolLM2

@@ -18,7 +18,7 @@ from lora_exp.data.formats import json_rows, layouts
 from lora_exp.data.formats.csv_rows import find_delimiter
 from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import data_facts, open_source
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 TURNS = ({"role": "user", "content": "cat"}, {"role": "assistant", "content": "The cat sat."},
          {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "To rest."})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from reports import findings_on
 
-from lora_exp.report.statistics.held_out_text import short_interval, text_covariance
+from lora_exp.report.estimation.held_out_text import short_interval, text_covariance
 from sweeps import ranks
 
 DOCUMENTS = 40

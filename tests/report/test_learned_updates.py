@@ -12,7 +12,7 @@ from adapters import KINDS, adapter
 
 import lora_exp
 from lora_exp import lora
-from lora_exp.lora.resize import update_svd
+from lora_exp.lora.resizing import update_svd
 from lora_exp.report.findings.used_rank import used_rank
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.grouping.learned_updates import learn_updates

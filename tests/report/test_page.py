@@ -12,7 +12,7 @@ from reports import Page, losses, read_results
 from runs import TINY
 
 from lora_exp.cli import main as entry
-from lora_exp.report.page.html import vega_script
+from lora_exp.report.page.html_page import vega_script
 from lora_exp.report.page.markdown import markdown
 from lora_exp.report.plots.loss_curves import _below
 from lora_exp.report.sweep_report import make_report

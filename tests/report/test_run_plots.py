@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lora_exp.config.errors import InputError
+from lora_exp.report.estimation.running_median import running_median
 from lora_exp.report.plots.run_plots import loss_figure, plot_loss
-from lora_exp.report.statistics.running_median import running_median
 
 
 def rows_of(steps: int) -> list[dict]:

@@ -6,8 +6,8 @@ import statistics
 import numpy as np
 import pytest
 
-from lora_exp.report.statistics.estimates import estimate, ratio, t_quantile
-from lora_exp.report.statistics.fits import fit_parabola
+from lora_exp.report.estimation.estimates import estimate, ratio, t_quantile
+from lora_exp.report.estimation.fits import fit_parabola
 
 T2 = 4.3027  # Student's t, 0.975, two degrees of freedom
 

@@ -8,7 +8,7 @@ from lora_exp.config.errors import InputError
 from lora_exp.data.chats.chat_template import ADVICE
 from lora_exp.data.chats.guarded_chat import GuardedChat, Message, Segment, common_prefix_length, encode_segments
 from lora_exp.data.chats.template_checks import Problems, TemplateCheck
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 OPENINGS = "openings of answers"  # the unit of `missing_reason`
 

@@ -15,13 +15,14 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import CallBlock, ContextReference, Node
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from lora_exp.config.errors import InputError
+from lora_exp.data.chats.template_limits import LimitedEnvironment
 
 DATE = datetime(2024, 7, 26)  # as in Llama 3's template; today's date would make rows depend on the day
-CODE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # of a template
+CODE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+               MemoryError)  # of a template
 ADVICE = "data.chat=none uses no template"
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 MARKS = "generation_marks"  # the variable with the two characters that are put around what the model generates
@@ -45,6 +46,7 @@ class ChatTemplate:
 
     Raises InputError if the template refuses the messages.
     """
+    _environment().rendering()
     try:
       return self.template.render(**{
         "tools": list(tools) or None, "documents": None, **variables, "messages": [_readable(m) for m in messages],
@@ -68,9 +70,11 @@ def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def _compiled(source: str) -> Template:
   """Compiles `source` with the extensions that published models rely on."""
+  environment = _environment()
   try:
-    return _environment().from_string(source)
-  except TemplateError as error:
+    code = environment.compile(environment.limited_nodes(source))
+    return Template.from_code(environment, code, environment.make_globals(None))
+  except (TemplateError, SyntaxError, *CODE_ERRORS) as error:  # SyntaxError: twenty loops inside one another
     raise InputError(f"the chat template is not a Jinja template: {error}; {ADVICE}") from error
 
 
@@ -81,12 +85,13 @@ def _variables(source: str) -> frozenset[str]:
 
 
 @cache
-def _environment() -> ImmutableSandboxedEnvironment:
-  environment = ImmutableSandboxedEnvironment(
+def _environment() -> LimitedEnvironment:
+  environment = LimitedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
   environment.globals |= {"raise_exception": _raise_exception, "strftime_now": DATE.strftime, "namespace": _Namespace,
                           "dict": _Dict()}
   environment.filters["tojson"] = _to_json
+  environment.limit_filters()
   return environment
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 
 class ControlNames:

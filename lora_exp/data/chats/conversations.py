@@ -19,7 +19,7 @@ from lora_exp.data.chats.rendered_text import RenderedText, Span
 from lora_exp.data.chats.template_checks import TURNS, Problem, Problems, TemplateCheck
 from lora_exp.data.chats.turn_spans import TurnFinder
 from lora_exp.data.documents import Conversation
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 # For tokenizers without a chat template.
 PLAIN_TEMPLATE = (

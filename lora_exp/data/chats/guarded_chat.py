@@ -18,7 +18,7 @@ from typing import Any
 
 from lora_exp.config.errors import InputError
 from lora_exp.data.chats.chat_template import ADVICE, MARKS, ChatTemplate, chat_template
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 WORD_BEGINNING = re.compile(r"<?\w*\Z")
 Message = Mapping[str, Any]  # {"role": "user", "content": "Hello"}

@@ -11,7 +11,7 @@ from lora_exp.data.chats.control_names import ControlNames, control_name_reason
 from lora_exp.data.chats.conversations import encode_conversations
 from lora_exp.data.chats.template_checks import TURNS, Problem
 from lora_exp.data.documents import Document
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from lora_exp.data.not_learned import NotLearnedTally
 from lora_exp.data.sources import TextSource
 from lora_exp.data.sources.file_source import FileSource
 from lora_exp.data.text_checks import suspicions
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 PLAIN_SOURCES = ("stdlib", "text", "sentences")  # of version 0.1.0, without prompts: their rows stay what they were
 MOST_LAYOUTS = 4  # sets of columns that are named in a message

@@ -17,7 +17,7 @@ from lora_exp.data.encoding.split_writer import OPTIONS, disk_errors
 from lora_exp.data.not_learned import NotLearnedTally
 from lora_exp.data.sources import NumericSource, TextSource
 from lora_exp.data.sources.file_source import FileSource
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 from lora_exp.runtime import console
 
 BATCH = 2**20  # characters, or positions of padded rows, per tokeniser call: bounds memory and keeps all threads busy

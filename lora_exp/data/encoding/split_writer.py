@@ -10,7 +10,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from lora_exp.config.errors import DiskError
 from lora_exp.data.encoding import records
 from lora_exp.data.encoding.best_fit import BestFit, PackedRow
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 OPTIONS = "group_size:1,uncompressed"  # records are read one at a time; compression would dominate the time
 NUMBERS = "eval_documents.npy"  # (rows, most documents in a row) int32, -1 where a row has fewer

@@ -9,7 +9,7 @@ from typing import Literal
 from lora_exp.config.errors import InputError
 from lora_exp.data.formats.columns import NAMES, column_of
 from lora_exp.data.formats.file_content import DataStream
-from lora_exp.data.formats.row import Row
+from lora_exp.data.formats.row import Row, first_duplicate
 
 DELIMITERS = ("\t", ",", ";", "|")
 LONGEST_FIELD = 2**30  # characters; the default of the module csv is 131,072
@@ -106,8 +106,8 @@ def _known_roles(names: Sequence[str]) -> set[str]:
 
 
 def _check_header(names: list[str], where: str) -> None:
-  if len(set(names)) < len(names):
-    duplicate = next(name for name in names if names.count(name) > 1)
+  duplicate = first_duplicate(names)
+  if duplicate is not None:
     raise InputError(f"{where}: duplicate column {duplicate!r}; rename one of them")
 
 

@@ -14,6 +14,8 @@ from typing import IO, Any
 
 from lora_exp.config.errors import InputError
 
+MOST_TIMES, MOST_EXPANDED = 200, 10**8  # compressed text has a tenth of its size; a smaller file may have less
+BUFFER = 2**17  # bytes decompressed at once
 HEAD = 4096  # first bytes, from which the kind of a file is found
 INSTALL = "pip install 'lora_exp[datasets]'"
 UNPACK = "unpack it and give the files"
@@ -111,6 +113,24 @@ class DataStream:
     return self.raw.tell()
 
 
+class _MeasuredStream(io.RawIOBase):
+  """What `stream` decompresses from the file `raw`. Raises InputError when it is many times the size of the file."""
+
+  def __init__(self, stream: Any, raw: IO[bytes], path: Path):
+    self.stream, self.raw, self.path, self.size = stream, raw, path, 0
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    count: int = self.stream.readinto(buffer)
+    self.size += count
+    if self.size > MOST_EXPANDED and self.size > MOST_TIMES * self.raw.tell():
+      raise InputError(f"{self.path}: more than {MOST_TIMES} times as large when it is decompressed, as a file that is "
+                       "made to fill the memory; if it is data, decompress it and give that")
+    return count
+
+
 @contextmanager
 def open_data(path: Path) -> Iterator[DataStream]:
   """Opens a file and decompresses it if necessary. Raises InputError if its compressed data is damaged or truncated."""
@@ -121,7 +141,7 @@ def open_data(path: Path) -> Iterator[DataStream]:
         yield DataStream(raw, raw)
       else:
         with _decompressor(compression)(raw) as stream:
-          yield DataStream(stream, raw)
+          yield DataStream(io.BufferedReader(_MeasuredStream(stream, raw, path), BUFFER), raw)
     except (EOFError, zlib.error, lzma.LZMAError) as error:
       raise _damaged(path, compression, error) from error
     except OSError as error:

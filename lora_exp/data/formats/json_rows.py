@@ -11,7 +11,7 @@ from lora_exp.config.errors import InputError
 from lora_exp.data.formats.columns import NAMES
 from lora_exp.data.formats.data_files import split_not_read
 from lora_exp.data.formats.file_content import DataStream, decoded
-from lora_exp.data.formats.row import Row, RowProblem
+from lora_exp.data.formats.row import Row, RowProblem, first_duplicate
 
 # An object with one of these keys is a row, or contains columns.
 ROW_COLUMNS = {"messages", "conversations", *NAMES["prompt"], *NAMES["response"]}
@@ -85,6 +85,8 @@ def line_rows(data: DataStream, label: str) -> Iterator[Row]:
     except json.JSONDecodeError as error:
       reason = "not JSON" if line.endswith(b"\n") or not _ends_early(error) else BROKEN_OFF
       yield Row(where, {}, data.read, reason, f"{error.msg.removesuffix(' at')} at column {error.colno}")
+    except ValueError as error:
+      yield Row(where, {}, data.read, "not JSON", str(error))  # such as a number of 5,000 digits
     except RecursionError:
       yield Row(where, {}, data.read, "JSON nested too deeply")
 
@@ -98,9 +100,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """The object of `pairs`. Raises RowProblem for a duplicate key, of which `json` would keep the last value."""
   value = dict(pairs)
   if len(value) < len(pairs):
-    names = [name for name, _ in pairs]
-    duplicate = next(name for name in names if names.count(name) > 1)
-    raise RowProblem(f"duplicate key {duplicate!r}")
+    raise RowProblem(f"duplicate key {first_duplicate(name for name, _ in pairs)!r}")
   return value
 
 
@@ -176,6 +176,8 @@ def _json_errors(label: str) -> Iterator[None]:
     if _ends_early(error):
       advice = "the file ends before its last value does, perhaps because a download broke off; copy it again"
     raise InputError(f"{label}, line {error.lineno}: {reason}; {advice}") from error
+  except ValueError as error:
+    raise InputError(f"{label}: not JSON: {error}") from error
   except RecursionError as error:
     raise InputError(f"{label}: JSON nested too deeply") from error
   except RowProblem as error:

@@ -149,7 +149,7 @@ def parsed(value: Any) -> Any:
     pass
   try:
     return ast.literal_eval(value.strip())
-  except (ValueError, SyntaxError, MemoryError, RecursionError):
+  except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a list as a key
     return value
 
 

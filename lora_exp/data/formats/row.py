@@ -1,7 +1,7 @@
 """A row of a file: its fields, or why it cannot be used."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,16 @@ def excerpt(value: object) -> str:
   text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
   text = " ".join(text.split())
   return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def first_duplicate(names: Iterable[str]) -> str | None:
+  """The first of `names` that came before, or None."""
+  seen: set[str] = set()
+  for name in names:
+    if name in seen:
+      return name
+    seen.add(name)
+  return None
 
 
 class RowProblem(Exception):

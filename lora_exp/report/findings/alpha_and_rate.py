@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lora_exp.report.estimation.fits import fit_parabola
 from lora_exp.report.findings.finding import (
   FEW_SEEDS,
   MOST_CONTEXTS,
@@ -18,7 +19,6 @@ from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, s
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import ALPHA, METHOD, RANK, RATE, key_value
-from lora_exp.report.statistics.fits import fit_parabola
 from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
 from lora_exp.report.verdicts.tuning import at_edges, best_by, best_of, contexts, is_tuned, levels_of
 from lora_exp.report.verdicts.verdict import Verdict, judge_levels

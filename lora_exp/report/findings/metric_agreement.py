@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lora_exp.config.metrics import METRICS, Metric
+from lora_exp.report.estimation.held_out_text import mean_gains_covariance
 from lora_exp.report.findings.finding import Finding, confidence
 from lora_exp.report.findings.phrases import percent
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.statistics.held_out_text import mean_gains_covariance
 from lora_exp.report.verdicts.judgement import Judgement, judge
 
 FUNCTIONS_OF_LOSS = ("perplexity", "bits_per_byte")  # they order settings as the loss does

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lora_exp.report.estimation.held_out_text import short_interval
 from lora_exp.report.findings.finding import capital
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting_keys import RATE, short_name, value_text
-from lora_exp.report.statistics.held_out_text import short_interval
 from lora_exp.report.verdicts.tuning import Level
 from lora_exp.report.verdicts.verdict import Verdict, text_error
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from lora_exp.report.estimation.estimates import Ratio, estimate, ratio
 from lora_exp.report.findings.finding import FEW_SEEDS, Finding, capital, confidence, joined
 from lora_exp.report.findings.phrases import percent
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK
-from lora_exp.report.statistics.estimates import Ratio, estimate, ratio
 from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
 from lora_exp.report.verdicts.tuning import Level, at_edges, best_of, contexts, levels_of, make_level, uneven_tuning
 from lora_exp.report.verdicts.verdict import judge_levels, shown_lower, text_error

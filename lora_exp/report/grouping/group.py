@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_exp.config.metrics import METRICS, Metric
 from lora_exp.config.schema import ReportConfig
+from lora_exp.report.estimation.estimates import Estimate, estimate, ratio
 from lora_exp.report.grouping.comparability import incomparable
 from lora_exp.report.grouping.setting import Setting, penalty
 from lora_exp.report.grouping.setting_keys import (
@@ -19,7 +20,6 @@ from lora_exp.report.grouping.setting_keys import (
 )
 from lora_exp.report.reading.run_record import SEEDS, RunRecord
 from lora_exp.report.reading.sweep_ledger import LookLevel
-from lora_exp.report.statistics.estimates import Estimate, estimate, ratio
 
 
 @dataclass(frozen=True)

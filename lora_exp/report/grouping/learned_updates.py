@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_exp.report.estimation.estimates import Estimate
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.seed_overlap import SeedOverlap, seed_overlap
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.reading.adapter_updates import ModuleUpdate, one_thread, read_updates
 from lora_exp.report.reading.inspect_file import read_inspection
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.report.statistics.estimates import Estimate
 from lora_exp.runtime.spectrum import UpdateSpectrum, update_spectrum
 
 MOST_SEEDS = 4  # maximum number of seeds whose directions are compared pairwise

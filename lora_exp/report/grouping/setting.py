@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from lora_exp.config.metrics import Metric
+from lora_exp.report.estimation.estimates import Estimate, estimate
 from lora_exp.report.grouping.setting_keys import effective_settings
 from lora_exp.report.reading.method_facts import MethodFacts
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.report.statistics.estimates import Estimate, estimate
 
 
 @dataclass(frozen=True)

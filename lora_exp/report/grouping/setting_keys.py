@@ -11,7 +11,7 @@ MAIN_KEYS = (METHOD, TARGETS, RANK, ALPHA, RATE)  # come first in labels, and ar
 SHORT_NAMES = {RANK: "rank", ALPHA: "alpha", RATE: "lr"}
 # Settings and groups that do not change what is trained; `otherwise` and `promises` are of version 0.1.0.
 IGNORED = ("task", "name", "seed", "run", "cache", "prompt", "prompt_file", "otherwise", "promises", "fallback",
-           "expectations", "report", "runs", "filter", "clean", "cache_limit", "logger", "sample", "eval",
+           "expectations", "report", "runs", "filter", "clean", "plan", "cache_limit", "logger", "sample", "eval",
            "retain", "train.resume", "train.stop_at", "train.log_every", "train.save_every", "train.retain_tokens",
            "model.adapter_lr")
 NOT_LOW_RANK = ("lora.method", "lora.bias", "lora.train_modules")  # settings of `lora` that every method can use

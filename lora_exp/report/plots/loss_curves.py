@@ -6,6 +6,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from lora_exp.report.estimation.running_median import running_median
 from lora_exp.report.findings.finding import capital
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import penalty
@@ -13,7 +14,6 @@ from lora_exp.report.plots.axes import axis_label, limits, linear, logarithmic, 
 from lora_exp.report.plots.colours import Colours, evenly_picked
 from lora_exp.report.plots.figure import Figure, chart, layered
 from lora_exp.report.plots.setting_marks import legend_entries, reference_lines, value_scales
-from lora_exp.report.statistics.running_median import running_median
 
 LOG_RATIO = 8.0  # of the largest to the smallest loss, from which the axis is logarithmic
 FEW_RUNS = 12  # up to this number of runs, lines are nearly opaque

@@ -6,6 +6,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from lora_exp.report.estimation.fits import fit_parabola
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import RANK, RATE
@@ -13,7 +14,6 @@ from lora_exp.report.plots.axes import and_list, axis_label, level_axis, limits,
 from lora_exp.report.plots.colours import BEST, LINES, VIRIDIS, viridis
 from lora_exp.report.plots.figure import Figure, chart, layered
 from lora_exp.report.plots.setting_marks import Row, diverged_marks, setting_row, tooltips
-from lora_exp.report.statistics.fits import fit_parabola
 from lora_exp.report.verdicts.tuning import best_of
 
 Grid = dict[int, dict[float, Setting]]  # rank -> learning rate -> the best setting

@@ -8,10 +8,10 @@ import altair as alt
 import numpy as np
 
 from lora_exp.config.errors import InputError
+from lora_exp.report.estimation.running_median import running_median
 from lora_exp.report.plots.axes import limits
 from lora_exp.report.plots.colours import PALETTE, evenly_picked
 from lora_exp.report.plots.figure import WIDTH, Figure, chart, layered
-from lora_exp.report.statistics.running_median import running_median
 from lora_exp.runtime.json_lines import read_metrics
 
 COLOURS = {"train": PALETTE[0], "eval": PALETTE[1], "retain": PALETTE[2], "base": PALETTE[7]}

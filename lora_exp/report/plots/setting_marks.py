@@ -5,12 +5,12 @@ from typing import Any
 
 import altair as alt
 
+from lora_exp.report.estimation.estimates import Estimate
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import key_value
 from lora_exp.report.plots.colours import FROZEN, FULL, MUTED, PALETTE, SHAPES, Colours, shape_key
 from lora_exp.report.plots.figure import chart
-from lora_exp.report.statistics.estimates import Estimate
 
 Row = dict[str, Any]
 NOT_JUDGED = "not the best of its kind"

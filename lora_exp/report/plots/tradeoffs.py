@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import altair as alt
 
+from lora_exp.report.estimation.estimates import Estimate
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting, penalty
 from lora_exp.report.plots.axes import axis_label, limits, linear, logarithmic, loss_label
@@ -27,7 +28,6 @@ from lora_exp.report.plots.setting_marks import (
   verdict_scales,
 )
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.report.statistics.estimates import Estimate
 from lora_exp.report.verdicts.states import States
 from lora_exp.report.verdicts.verdict import shown_front
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 
+from lora_exp.report.estimation.estimates import Estimate
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.plots.axes import axis_label, limits, linear
@@ -19,7 +20,6 @@ from lora_exp.report.plots.setting_marks import (
   value_scales,
 )
 from lora_exp.report.reading.sweep_ledger import read_sweep_ledger
-from lora_exp.report.statistics.estimates import Estimate
 
 
 def trial_history(group: Group, directory: Path) -> Figure | None:

@@ -47,7 +47,7 @@ def read_inspection(directory: Path) -> list[UpdateSpectrum]:
       return []
     names = [field.name for field in fields(UpdateSpectrum)]
     return [UpdateSpectrum(**{name: row[name] for name in names}) for row in content["modules"]]
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return []
 
 

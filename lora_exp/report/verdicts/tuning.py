@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lora_exp.report.estimation.estimates import Estimate, estimate, t_quantile
 from lora_exp.report.grouping.group import Group, sort_key
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import key_value, short_name, value_text
-from lora_exp.report.statistics.estimates import Estimate, estimate, t_quantile
 from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED, Contrasts
 from lora_exp.report.verdicts.judgement import LEVEL
 

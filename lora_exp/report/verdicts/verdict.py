@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from lora_exp.report.estimation.held_out_text import mean_gains_covariance
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
 from lora_exp.report.grouping.setting_keys import ALPHA, RANK
 from lora_exp.report.reading.sweep_ledger import LookLevel
-from lora_exp.report.statistics.held_out_text import mean_gains_covariance
 from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED, Contrasts
 from lora_exp.report.verdicts.judgement import (
   ANY,

@@ -1,4 +1,4 @@
-"""Loggers, one file each: `logger=NAME` also sends the metrics of a run to NAME's library.
+"""Loggers, one file NAME_logger.py each: `logger=NAME` also sends the metrics of a run to NAME's library.
 
 `logger.name=[wandb,tensorboard]` uses several. Each file has
 

@@ -1,0 +1,100 @@
+"""The held-out documents of a run: which segments of the batches they are, their counts, and their halves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_exp.config.metrics import METRICS
+from lora_exp.data.document_rows import HALVES, REPORT, document_numbers, halves
+from lora_exp.data.encoding.records import Batch
+from lora_exp.data.pipeline import eval_rows
+from lora_exp.data.rows import Rows
+from lora_exp.runtime.segments import segment_sums
+from lora_exp.train.evaluating.evaluation import COUNTS
+from lora_exp.train.plan import Plan
+
+Sums = Mapping[str, np.ndarray]  # name of a sum or count -> its value for each document, (D,) float64
+
+
+@dataclass(frozen=True)
+class HeldOutDocuments:
+  """The D documents that have targets in the held-out rows of an evaluation.
+
+  If only some rows of a document are evaluated, it has only their targets. If a single document has all targets, each
+  of its rows counts as a document, so that there are two halves.
+  """
+
+  segments: int  # S, at least the number of documents in any row
+  index: Sequence[np.ndarray]  # for each batch (B, S) int64: the document of each segment, D if there is none
+  counts: Sums
+  half: np.ndarray  # (D,) uint8, TUNING or REPORT
+  divided: bool  # False: everything is chosen and scored on all documents
+
+  @property
+  def tokens(self) -> np.ndarray:
+    """The number of targets of each document, (D,) int64."""
+    return self.counts["count"].astype(np.int64)
+
+  def sum(self, batch_segments: Sequence[np.ndarray]) -> np.ndarray:
+    """The sums (D,) float64 over the segments (B, S) of each batch."""
+    total_D = np.zeros(len(self.half) + 1)
+    for index_BS, values_BS in zip(self.index, batch_segments, strict=True):
+      total_D += np.bincount(index_BS.ravel(), np.asarray(values_BS, np.float64).ravel(), len(total_D))
+    return total_D[:-1]
+
+  def half_metrics(self, sums: Sums, whole: Mapping[str, float]) -> dict[str, dict[str, float]] | None:
+    """The metrics of each half by its name, from the `sums` of each document; None if there are no halves.
+
+    A metric that is not a ratio of sums over documents has its value over all held-out data, computed from `whole`.
+    """
+    if not self.divided:
+      return None
+    by_document = {**self.counts, **sums}
+    result = {}
+    for half, name in enumerate(HALVES):
+      totals = {key: float(values_D[self.half == half].sum()) for key, values_D in by_document.items()}
+      result[name] = {
+        metric.name: float(metric.value(totals if metric.applies(totals) else whole))
+        for metric in METRICS.values()
+        if metric.applies(whole)
+      }
+    return result
+
+
+def held_out_documents(
+  plan: Plan, rows: Rows, batches: Sequence[Batch], byte_lengths: np.ndarray | None
+) -> HeldOutDocuments:
+  """The documents in the held-out `batches` of the run `plan`, on the host."""
+  cfg = plan.cfg
+  segments = 1 if rows.features else max(int(batch["segments"].max()) for batch in batches)
+  chosen = eval_rows(rows, cfg.train.eval_tokens)
+  numbers_RS = document_numbers(rows, cfg.data, chosen, plan.tokenizer.eot, segments)
+  parts = [_counts(batch, segments, byte_lengths) for batch in batches]
+  counts_KBS = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+  learned = counts_KBS["count"] > 0
+  numbers = np.zeros(learned.shape, np.int64)
+  numbers.reshape(-1, segments)[: len(numbers_RS)] = numbers_RS
+  if len(np.unique(numbers[learned])) < 2:
+    batch_rows = learned.shape[0] * learned.shape[1]
+    numbers = np.broadcast_to(np.arange(batch_rows).reshape(*learned.shape[:2], 1), learned.shape)
+  found, inverse = np.unique(numbers[learned], return_inverse=True)
+  index = np.full(learned.shape, len(found))
+  index[learned] = inverse
+  unlabelled = HeldOutDocuments(_power_of_two(segments), list(index), {}, np.zeros(len(found), np.uint8), False)
+  counts = {name: unlabelled.sum(list(values)) for name, values in counts_KBS.items()}
+  divided = cfg.data.split == "halves" and len(found) > 1
+  half = halves(counts["count"]) if divided else np.full(len(found), REPORT, np.uint8)
+  padded = [np.pad(x, ((0, 0), (0, unlabelled.segments - segments)), constant_values=len(found)) for x in index]
+  return HeldOutDocuments(unlabelled.segments, padded, counts, half, divided)
+
+
+def _counts(batch: Batch, segments: int, byte_lengths: np.ndarray | None) -> dict[str, np.ndarray]:
+  """The counts of each segment of a batch, (B, S)."""
+  counts = {name: count(batch, byte_lengths) for name, count in COUNTS.items()}
+  return {name: segment_sums(x, batch.get("segments"), segments) for name, x in counts.items() if x is not None}
+
+
+def _power_of_two(n: int) -> int:
+  """The smallest power of two that is at least `n`, so that few programs are compiled."""
+  return 1 << (n - 1).bit_length()
