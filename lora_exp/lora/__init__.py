@@ -38,33 +38,62 @@ stacks of them. Kernels are viewed as (…, I, O).
 ['lora_a', 'lora_b']
 """
 
-from lora_exp.lora.adapted_module import AdaptedModule
-from lora_exp.lora.adapter import Adapter, BaseChanges
-from lora_exp.lora.combine import combine_adapters
-from lora_exp.lora.full_parameters import full_paths, train_in_full
-from lora_exp.lora.inject import (
-  attach,
-  attach_leaves,
-  completed,
-  draw,
-  eject,
-  extract_adapter,
-  fans_of,
-  inject,
-  kernels_of,
-)
-from lora_exp.lora.kernels import shape as kernel_shape
-from lora_exp.lora.layers import FROZEN_PREFIX, AdapterLayer, Constant, Hyper, LoRALinear, Trained
-from lora_exp.lora.merging import MergeUndo, disabled, merge, merged, unmerge
-from lora_exp.lora.methods.rank_allocation import kept_ranks
-from lora_exp.lora.module_table import adapted_modules, modules, resolve, scale_of
-from lora_exp.lora.multi_adapter import Adapters
-from lora_exp.lora.peft.adapter_reader import load_adapter
-from lora_exp.lora.peft.adapter_writer import save_adapter
-from lora_exp.lora.peft.names import Naming
-from lora_exp.lora.quantization import quantise
-from lora_exp.lora.resize import Extracted, extract, resize
-from lora_exp.lora.targets import matches, select_paths
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from lora_exp.lora.adapted_module import AdaptedModule
+  from lora_exp.lora.adapter import Adapter, BaseChanges
+  from lora_exp.lora.combine import combine_adapters
+  from lora_exp.lora.full_parameters import full_paths, train_in_full
+  from lora_exp.lora.injection import (
+    attach,
+    attach_leaves,
+    completed,
+    draw,
+    eject,
+    extract_adapter,
+    fans_of,
+    inject,
+    kernels_of,
+  )
+  from lora_exp.lora.kernels import shape as kernel_shape
+  from lora_exp.lora.layers import FROZEN_PREFIX, AdapterLayer, Constant, Hyper, LoRALinear, Trained
+  from lora_exp.lora.merging import MergeUndo, disabled, merge, merged, unmerge
+  from lora_exp.lora.methods.rank_allocation import kept_ranks
+  from lora_exp.lora.module_table import adapted_modules, modules, resolve
+  from lora_exp.lora.multi_adapter import Adapters
+  from lora_exp.lora.peft_files.adapter_reader import load_adapter
+  from lora_exp.lora.peft_files.adapter_writer import save_adapter
+  from lora_exp.lora.peft_files.names import Naming
+  from lora_exp.lora.quantization import quantise
+  from lora_exp.lora.resizing import Extracted, extract, resize
+  from lora_exp.lora.target_table import scale_of
+  from lora_exp.lora.targets import matches, select_paths
+
+MODULES = {  # of the names above
+  "adapted_module": ("AdaptedModule",),
+  "adapter": ("Adapter", "BaseChanges"),
+  "combine": ("combine_adapters",),
+  "full_parameters": ("full_paths", "train_in_full"),
+  "injection": (
+    "attach", "attach_leaves", "completed", "draw", "eject", "extract_adapter", "fans_of", "inject", "kernels_of",
+  ),
+  "kernels": ("shape",),
+  "layers": ("FROZEN_PREFIX", "AdapterLayer", "Constant", "Hyper", "LoRALinear", "Trained"),
+  "merging": ("MergeUndo", "disabled", "merge", "merged", "unmerge"),
+  "methods.rank_allocation": ("kept_ranks",),
+  "module_table": ("adapted_modules", "modules", "resolve"),
+  "multi_adapter": ("Adapters",),
+  "peft_files.adapter_reader": ("load_adapter",),
+  "peft_files.adapter_writer": ("save_adapter",),
+  "peft_files.names": ("Naming",),
+  "quantization": ("quantise",),
+  "resizing": ("Extracted", "extract", "resize"),
+  "target_table": ("scale_of",),
+  "targets": ("matches", "select_paths"),
+}
+RENAMED = {"kernel_shape": "shape"}  # exported under another name
 
 __all__ = [
   "FROZEN_PREFIX",
@@ -110,3 +139,12 @@ __all__ = [
   "train_in_full",
   "unmerge",
 ]
+
+
+def __getattr__(name: str) -> Any:
+  """Imports the exported names on first use (PEP 562), because most modules import jax and some do not."""
+  stored = RENAMED.get(name, name)
+  for module, names in MODULES.items():
+    if name in __all__ and stored in names:
+      return getattr(import_module(f"{__name__}.{module}"), stored)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

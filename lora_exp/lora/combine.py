@@ -8,7 +8,7 @@ from lora_exp.config import InputError
 from lora_exp.config.errors import did_you_mean
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
-from lora_exp.lora.resize import as_dtype, balanced, columns, not_finite, rank_problems, row_of, update_IO
+from lora_exp.lora.resizing import as_dtype, balanced, columns, not_finite, rank_problems, row_of, update_IO
 from lora_exp.runtime.spectrum import thin_svd, whole_svd
 
 METHODS = ("exact", "svd", "ties")

@@ -20,7 +20,7 @@ from flax import nnx
 from lora_exp.lora import kernels, layers
 from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.full_parameters import module_at, trained_in_full
-from lora_exp.lora.inject import attach, eject
+from lora_exp.lora.injection import attach, eject
 from lora_exp.lora.module_table import adapted_modules
 from lora_exp.lora.quantization import dense
 

@@ -1,19 +1,20 @@
-"""Checks of a config that need the method. They import jax, and run after the checks of `config` have passed."""
+"""Checks of a config that need the method. They run after the checks of `config` have passed."""
 
 import importlib.util
 from collections.abc import Iterator
+from importlib import import_module
 
 from lora_exp.config import Config, InputError, LoraConfig, did_you_mean
 from lora_exp.config.checks import ADAPTER_FORMATS, BASE_FORMATS
 from lora_exp.config.conversion import shown
-from lora_exp.lora import methods
-from lora_exp.lora.methods import Method
+from lora_exp.lora.declared_methods import declared_of
+from lora_exp.lora.method_declaration import MethodDeclaration
 
 
 def method_problems(cfg: Config) -> list[str]:
   """Returns the settings that are incompatible with the method of `cfg`, as one sentence each."""
   try:
-    method = methods.of(cfg.lora)
+    method = declared_of(cfg.lora)
   except InputError as error:
     return error.problems
   parts = (_unused_problems, _kernel_problems, _rank_problems, _option_problems)
@@ -21,7 +22,7 @@ def method_problems(cfg: Config) -> list[str]:
   return [*problems, *method.check(cfg.lora), *_task_problems(cfg, method)]
 
 
-def _unused_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
+def _unused_problems(lora: LoraConfig, method: MethodDeclaration) -> Iterator[str]:
   """Settings that the method does not use. They are errors, as they would be ignored silently."""
   if method.adapts_kernels and not method.uses_alpha:
     names = ("alpha_pattern", "scaling") if lora.alpha is None else ("alpha", "alpha_pattern", "scaling")
@@ -32,7 +33,8 @@ def _unused_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
     reason = f"is not used by lora.method={lora.method}; remove it"
     yield from _not_default(lora, ("bias", "train_modules"), reason)
   if lora.budget is not None and not method.uses_budget:
-    users = ", ".join(f"lora={other.name}" for other in methods.every() if other.uses_budget)
+    every = import_module("lora_exp.lora.methods").every()
+    users = ", ".join(f"lora={other.name}" for other in every if other.uses_budget)
     yield f"lora.budget={lora.budget:g}: is only used by {users}; remove it"
   if lora.lr_ratio != 1 and not method.has_lr_ratio:
     yield f"lora.lr_ratio={lora.lr_ratio:g}: lora.method={lora.method} trains no A and B; set it to 1"
@@ -47,7 +49,7 @@ def _not_default(lora: LoraConfig, names: tuple[str, ...], reason: str) -> Itera
       yield f"lora.{name}={shown(getattr(lora, name))}: {reason}"
 
 
-def _kernel_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
+def _kernel_problems(lora: LoraConfig, method: MethodDeclaration) -> Iterator[str]:
   """Settings of adapted kernels; most are errors for a method that adapts none."""
   if method.adapts_kernels and not lora.targets:
     yield "lora.targets: must name at least one module; lora=frozen trains nothing"
@@ -63,7 +65,7 @@ def _kernel_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
     yield f"lora.init_from={lora.init_from}: lora.method={lora.method} has no adapter to start from"
 
 
-def _rank_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
+def _rank_problems(lora: LoraConfig, method: MethodDeclaration) -> Iterator[str]:
   """Settings that conflict with `lora.parameters`, which chooses the rank."""
   if lora.parameters is None or not method.adapts_kernels:
     return
@@ -77,7 +79,7 @@ def _rank_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
       )
 
 
-def _option_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
+def _option_problems(lora: LoraConfig, method: MethodDeclaration) -> Iterator[str]:
   """Entries of `lora.options` that the method does not declare."""
   for name in lora.options or {}:
     if name not in method.options:
@@ -85,7 +87,7 @@ def _option_problems(lora: LoraConfig, method: Method) -> Iterator[str]:
       yield f"lora.options.{name}: {choices}{did_you_mean(name, method.options)}"
 
 
-def _task_problems(cfg: Config, method: Method) -> Iterator[str]:
+def _task_problems(cfg: Config, method: MethodDeclaration) -> Iterator[str]:
   """Tasks that are not possible with this method, or for a run of it."""
   if cfg.task == "advise" and (not method.uses_rank or method.one_rank or not method.additive):
     yield f"lora={method.name}: task=advise predicts a rank, and {method.title} has none to choose; use lora=lora"

@@ -23,8 +23,9 @@ from lora_exp.config.errors import did_you_mean
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
 from lora_exp.lora.full_parameters import trained_in_full
-from lora_exp.lora.inject import attach, eject, extract_adapter, inject
-from lora_exp.lora.module_table import Presets, adapted_modules
+from lora_exp.lora.injection import attach, eject, extract_adapter, inject
+from lora_exp.lora.module_table import adapted_modules
+from lora_exp.lora.target_table import Presets
 
 
 class InjectSettings(TypedDict, total=False):

@@ -16,9 +16,9 @@ from flax import nnx
 from lora_exp import lora
 from lora_exp.config import Config, InputError, ModelConfig
 from lora_exp.config.number_ranges import STEPS
-from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
-from lora_exp.data.tokenizers.limited_tokenizer import LimitedTokenizer
-from lora_exp.data.tokenizers.tokenizer_files import FROM_WEIGHTS
+from lora_exp.data.tokenization import Tokenizer, get_tokenizer
+from lora_exp.data.tokenization.limited_tokenizer import LimitedTokenizer
+from lora_exp.data.tokenization.tokenizer_files import FROM_WEIGHTS
 from lora_exp.lora import methods
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.registry import get_family
@@ -134,6 +134,12 @@ def make_plan(cfg: Config) -> Plan:
     given_model=given_model if changes_parameters else None,
     new_biases=new_biases,
   )
+
+
+def without_tokenizer(cfg: Config, vocab_size: int) -> Config:
+  """`cfg` for a plan of shapes only: V is given, and no file of a tokenizer is read."""
+  tokenizer = cfg.model.tokenizer if cfg.model.vocab_size is None else "bytes"
+  return replace(cfg, model=replace(cfg.model, tokenizer=tokenizer, vocab_size=vocab_size))
 
 
 def with_biases(model: nnx.Module, paths: Iterable[str]) -> nnx.Module:

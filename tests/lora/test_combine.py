@@ -13,7 +13,7 @@ from lora_exp.config import InputError
 from lora_exp.lora import methods
 from lora_exp.lora.combine import combine_adapters, ties
 from lora_exp.lora.multi_adapter import Adapters
-from lora_exp.lora.resize import extract, resize
+from lora_exp.lora.resizing import extract, resize
 
 SHAPES = {"layers.0": (7, 5), "layers.1": (5, 3)}
 METHODS = ["lora", "pissa", "adalora", "vera"]  # pissa: with A₀ and B₀ to subtract

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from lora_exp import lora
 from lora_exp.config import InputError
-from lora_exp.lora.peft.names import PREFIX
+from lora_exp.lora.peft_files.names import PREFIX
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TABLE = f"{PREFIX}model.embed_tokens.weight"

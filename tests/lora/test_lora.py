@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import re
 import sys
 from functools import cache
 
@@ -18,6 +19,7 @@ from lora_exp.config import InputError, ModelConfig
 from lora_exp.lora import inject, kernel_shape, targets
 from lora_exp.lora.initialization import draw_a
 from lora_exp.lora.layers import LoRAEmbed, LoRALinearGeneral
+from lora_exp.lora.matmul import lora_dot, merges
 from lora_exp.models.factory import abstract_model, build_model
 from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import flatten
@@ -211,6 +213,25 @@ def test_an_adapted_module_computes_with_w_plus_s_a_b(name, compute):
     assert np.abs(found[key] - g).max() <= 1e-5 * np.abs(g).max(), key
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order of operands matters on a CPU")
+@pytest.mark.parametrize("compute", ["factored", "merged"])
+def test_the_gradient_of_a_transposes_the_thin_operand(compute):
+  x, w, a, b = jnp.ones((40, 20)), jnp.ones((20, 11)), jnp.ones((20, 3)), jnp.ones((3, 11))
+
+  def loss(a):
+    return jnp.sin(lora_dot(x, w, a, b, jnp.float32(2), None, compute)).sum()
+
+  program = jax.jit(jax.grad(loss)).lower(a).compile().as_text()
+  assert re.search(r"f32\[3,20\]\S* dot\(", program) and not re.search(r"f32\[20,3\]\S* dot\(", program)
+
+
+@pytest.mark.parametrize(
+  ("rows", "kept", "merged"), [(20, True, False), (20, False, True), (100, True, True), (5, False, False)]
+)
+def test_a_kernel_is_merged_where_that_is_worth_a_copy_of_it(rows, kept, merged):
+  assert merges("auto", rows, jnp.ones((20, 30)), jnp.ones((20, 2)), kept) == merged
+
+
 def test_an_adapted_embedding_changes_lookup_and_tied_head():
   module, ids = nnx.Embed(20, 12, rngs=nnx.Rngs(0)), jnp.array([[1, 5, 19]])
   whole = nnx.clone(module)
@@ -314,7 +335,7 @@ def test_a_and_b_by_type_do_train():
   assert np.abs(before - after).max() > 1e-3
 
 
-@pytest.mark.parametrize("module", ["lora_exp.lora", "lora_exp.lora.inject"])
+@pytest.mark.parametrize("module", ["lora_exp.lora", "lora_exp.lora.injection"])
 def test_the_examples_in_the_docstrings_run(module):
   failed, ran = doctest.testmod(sys.modules[module])
   assert ran > 0 and failed == 0

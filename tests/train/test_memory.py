@@ -77,9 +77,9 @@ import resource, sys
 from lora_exp.cli import main as entry
 from lora_exp.sweep.packs import packed_sweep
 from lora_exp.train import pack_training
-from lora_exp.train.trial_writer import TrialWriter
+from lora_exp.train.records.background_saves import BackgroundSaves
 
-alone = "alone" in sys.argv
+alone, saved = "alone" in sys.argv, []
 
 def bound(most):
   resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
@@ -95,16 +95,17 @@ def tighten():
   held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
   bound(held + bound.needed // 2)
 
-def save(self, step, state, save=TrialWriter.save):
-  save(self, step, state)
-  if step == 4 and self.trial.index == 3:
+def submit(self, save):  # not in a thread, so that the next step comes after it
+  save()
+  saved.append(save)
+  if len(saved) == 4:  # step 4 of all trials
     tighten()
 
 def make_pack(*args, make_pack=packed_sweep.make_pack, **options):
   bound(resource.RLIM_INFINITY)
   return make_pack(*args, **options)
 
-pack_training.compile_step, TrialWriter.save, packed_sweep.make_pack = compile_step, save, make_pack
+pack_training.compile_step, BackgroundSaves.submit, packed_sweep.make_pack = compile_step, submit, make_pack
 sys.exit(entry.run([word for word in sys.argv[1:] if word != "alone"]))
 """
 LARGE = [*TINY, "model.width=448", "model.ff=448", "lora=full", "train.steps=8", "train.save_every=4",

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from packs import job_of, quickly, small
 
-from lora_exp.train.compiled_step import abstract_batch, compile_step
+from lora_exp.train.compiled_step import abstract_batch, compile_step, solo_flops
 from lora_exp.train.compute.trial_padding import union
+from lora_exp.train.costs import trial_cost
 from lora_exp.train.costs.trial_cost import TrialCost, trial_costs
 from lora_exp.train.plan import make_plan
 from lora_exp.train.records.training_record import TrainingRecord
@@ -36,6 +37,15 @@ def test_cost_of_a_packed_trial_is_its_own(mapping):
     assert own.flops == pytest.approx(solo.flops, rel=0.03)
     assert own.peak_memory_bytes == pytest.approx(solo.peak_memory_bytes, rel=0.15)
   assert packed[1].flops < packed[0].flops < packed[2].flops
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])  # FLOPs are linear in the rank; and are not
+def test_flops_of_each_rank_are_those_of_its_own_step(method):
+  cfgs = [small(**SHAPE, model__layers=1, lora__method=method, lora__rank=rank) for rank in (1, 3, 4, 8)]
+  plans = [make_plan(cfg) for cfg in cfgs]
+  trials = [Trial(n, plan, Path()) for n, plan in enumerate(plans)]
+  flops = trial_cost._all_flops(job_of(*cfgs), plans[-1].table, trials)
+  assert [flops[trial_cost._shapes(trial)] for trial in trials] == [solo_flops(plan) for plan in plans]
 
 
 @pytest.mark.slow

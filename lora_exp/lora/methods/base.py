@@ -11,17 +11,17 @@ everything else (merging, the loss of an adapted head, embeddings, resizing, spe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from lora_exp.config import LoraConfig
 from lora_exp.lora import matmul
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.initialization import is_abstract
+from lora_exp.lora.method_declaration import Leaf as Leaf  # methods import it from here
+from lora_exp.lora.method_declaration import MethodDeclaration
 from lora_exp.lora.peft_format import PeftFormat
 from lora_exp.lora.quantization import dense
 from lora_exp.runtime.dropout import path_key
@@ -29,14 +29,6 @@ from lora_exp.runtime.dropout import path_key
 Array = Any
 Leaves = Mapping[str, Array]  # the arrays of one adapted module by leaf name, JAX or NumPy
 Factors = tuple[Array, Array]  # A (…, I, R) and B (…, R, O)
-
-
-class Leaf(NamedTuple):
-  """An array that a method adds to a module."""
-
-  axes: str  # one letter per axis: I in, O out, R rank, or a letter of `Method.sizes`
-  trained: bool = True  # False: a constant
-  shared: bool = False  # one array for all modules, sized for the largest; each module uses the leading part it needs
 
 
 @dataclass(frozen=True)
@@ -57,31 +49,8 @@ class Modules:
   kernels: Mapping[str, Any]  # path -> W (…, I, O), which may be quantised or abstract
 
 
-class Method:
+class Method(MethodDeclaration):
   """A fine-tuning method. The object holds no arrays and no state."""
-
-  name: ClassVar[str]  # the value of lora.method, equal to the name of the file
-  title: ClassVar[str]  # the name in text and plots, spelled as in the paper
-  paper: ClassVar[str] = ""  # arXiv number
-  cost: ClassVar[str] = ""  # trained parameters per kernel (I, O) and any unusual cost, in one sentence
-
-  leaves: ClassVar[Mapping[str, Leaf]] = {}  # every array that a module may get
-  init_of: ClassVar[str | None] = None  # the lora.method that lora.init=<name> turns into this method (PiSSA: lora)
-
-  adapts_kernels: ClassVar[bool] = True  # adds leaves to the modules of lora.targets
-  trains_everything: ClassVar[bool] = False  # trains every parameter of the model; exports are complete models
-  trains_nothing: ClassVar[bool] = False
-  changes_kernels: ClassVar[bool] = True  # there is a ΔW to inspect and to merge
-  uses_alpha: ClassVar[bool] = True  # scale = alpha/rank; False: the scale is 1
-  one_rank: ClassVar[bool] = False  # all modules must have the same rank
-  stackable: ClassVar[bool] = True  # supports stacks of kernels
-  paddable: ClassVar[bool] = True  # zero-padded ranks stay zero in training, so trials of different rank can be packed
-  drops_input: ClassVar[bool] = True  # lora.dropout applies to the input of the update
-  additive: ClassVar[bool] = True  # the adapted kernel is W + ΔW, and ΔW does not depend on W
-  has_lr_ratio: ClassVar[bool] = False  # lora.lr_ratio applies
-  uses_budget: ClassVar[bool] = False  # lora.budget applies
-  options: ClassVar[Mapping[str, Any]] = {}  # the method's settings in lora.options, with their defaults
-  inspect_note: ClassVar[str | None] = None  # a sentence that task=inspect prints below its table
 
   peft: ClassVar[PeftFormat | None] = None  # the file format in PEFT; None: see `peft_name` and `peft_leaves`
   peft_reads: ClassVar[PeftFormat | None] = None  # if `peft` is None: PEFT's format, which is only read
@@ -90,48 +59,9 @@ class Method:
   # Sizes
 
   @property
-  def uses_rank(self) -> bool:
-    """Whether any leaf has an axis R."""
-    return any("R" in leaf.axes for leaf in self.leaves.values())
-
-  @property
-  def shared_leaves(self) -> tuple[str, ...]:
-    """Names of the leaves that all modules share."""
-    return tuple(name for name, leaf in self.leaves.items() if leaf.shared)
-
-  @property
   def has_thin_factors(self) -> bool:
     """Whether ΔW is a thin product, so that its rank is at most that of the module (twice that with A₀ and B₀)."""
     return type(self).factors is not Method.factors
-
-  @property
-  def has_constants(self) -> bool:
-    """Whether any leaf is a constant."""
-    return any(not leaf.trained for leaf in self.leaves.values())
-
-  @property
-  def zeros_stay_zero(self) -> bool:
-    """Whether a kernel of a stack whose leaves are all zero is unchanged, and its leaves get no gradient."""
-    return all("R" in leaf.axes and not leaf.shared for leaf in self.leaves.values()) and self.additive
-
-  @property
-  def split_axes(self) -> dict[str, str]:
-    """The axes of the trained factors by name, which are sharded like the axes of the kernel."""
-    return {name: leaf.axes for name, leaf in self.leaves.items() if leaf.trained and leaf.axes in ("IR", "RO")}
-
-  def leaf_names(self, path: str, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the names of the leaves for the module at `path`; by default all leaves."""
-    return tuple(self.leaves)
-
-  def sizes(self, module: AdaptedModule) -> dict[str, int]:
-    """Returns the length of each axis letter: I, O, R, and letters of the method, such as factors of I."""
-    return module.sizes()
-
-  def trained_size(self, names: Sequence[str], module: AdaptedModule) -> int:
-    """Returns the number of trained parameters that the leaves `names` add to one kernel."""
-    sizes = self.sizes(module)
-    shapes = [[sizes[axis] for axis in self.leaves[name].axes] for name in names if self.leaves[name].trained]
-    return sum(int(np.prod(shape)) for shape in shapes)
 
   def rank_of(self, leaves: Leaves) -> int:
     """Returns the rank of a module's leaves; 1 for a method without ranks."""
@@ -259,10 +189,6 @@ class Method:
       "uses_alpha": self.uses_alpha,
       "has_constants": self.has_constants,
     }
-
-  def check(self, config: LoraConfig) -> list[str]:
-    """Returns problems with the config group `lora` that are specific to this method, one sentence each."""
-    return []
 
   # PEFT's files
 

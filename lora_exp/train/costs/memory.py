@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from jax.sharding import NamedSharding
 
 from lora_exp.config import InputError, MemoryFullError
-from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
 from lora_exp.train.compiled_step import CompiledStep
-from lora_exp.train.compute.loss import CHUNK_LOGITS
+from lora_exp.train.costs.step_memory import StepMemory, step_memory
+from lora_exp.train.costs.workload import Workload
 from lora_exp.train.job import mapping_of
 from lora_exp.train.plan import Plan
 
 HOST, ACCELERATOR = 0.8, 0.95  # usable fractions of the memory; a process needs more than the arrays of its step
-WORKING = 1.25  # measured ratio of XLA's temporaries to the kernels' inputs and outputs and attention weights
+CERTAIN = 0.8  # of the estimated temporaries: a run is refused only if it cannot fit
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -48,74 +47,49 @@ class MemoryEstimate:
     return MemoryEstimate(max(self.solo, other.solo), max(self.further, other.further), self.ways)
 
 
+def workload_of(plan: Plan) -> Workload:
+  """The workload of a plan, from its own shapes and mesh."""
+  shapes = {path: tuple(x.shape) for path, x in plan.shapes.items()}
+  method = methods.of(plan.cfg.lora)
+  return Workload(plan.cfg, shapes, plan.table, plan.full, method, plan.vocab_size, plan.layout.rules)
+
+
 def estimate(plan: Plan) -> MemoryEstimate:
-  """Estimates the memory of a step whose trials equal `plan`, within a factor of two of XLA's analysis for one trial.
+  """Estimates the memory of a step whose trials equal `plan`, as task=plan does.
 
   A loop over trials holds the state of all trials twice, as its input and its output, and the temporaries of one. Under
   vmap, each trial has temporaries.
   """
-  base, state, work = _parts(plan)
-  further = 2 * state + (work if mapping_of(plan.layout) == "vmap" else 0)
-  return MemoryEstimate(base + state + work, further, plan.layout.mesh.shape["trial"])
+  memory = _step_memory(plan)
+  further = 2 * memory.state + (memory.work if mapping_of(plan.layout) == "vmap" else 0)
+  return MemoryEstimate(memory.total, further, plan.layout.mesh.shape["trial"])
 
 
-def _parts(plan: Plan) -> tuple[int, int, int]:
-  """(base, state, work) of one trial, in bytes on one device: `work` is the gradient and the temporaries."""
-  cfg, trained = plan.cfg, 4 * int(plan.parameters()["trainable"])
-  moments = (cfg.optim.momentum > 0) if cfg.optim.name == "sgd" else 2
-  base = sum(_local(plan, path, x) for path, x in plan.shapes.items())
-  return base, trained * (1 + moments), trained + _working(plan)
+def _step_memory(plan: Plan) -> StepMemory:
+  return step_memory(workload_of(plan), jax.default_backend())
 
 
 def require_memory(plan: Plan, trains: bool = True) -> None:
   """Raises InputError if a run of `plan` cannot fit in the memory of its devices; allocates nothing.
 
-  The estimate of temporaries may be twice too large, so only half of it counts. Without `trains`, only the base counts.
+  The estimate of temporaries may be too large, so only a part of it counts. Without `trains`, only the base counts.
   """
-  base, state, work = _parts(plan)
-  if not trains:
-    state = work = 0
-  if methods.of(plan.cfg.lora).trains_everything:
-    base = 0  # the trained parameters are those of the base
-  available = _device_bytes()
-  if base + state + work // 2 <= available:
+  memory, available, cfg = _step_memory(plan), _device_bytes(), plan.cfg
+  state, work = (memory.state, memory.work) if trains else (0, 0)
+  if memory.base + state + CERTAIN * work <= available:
     return
-  cfg = plan.cfg
   kinds = {
-    "the base": (base, f"a smaller model (model.width={cfg.model.width}, model.layers={cfg.model.layers}), "
-                       "model.param_dtype=bfloat16, or mesh.fsdp over more devices"),
+    "the base": (memory.base, f"a smaller model (model.width={cfg.model.width}, model.layers={cfg.model.layers}), "
+                              "model.param_dtype=bfloat16, or mesh.fsdp over more devices"),
     "the trained parameters with their optimizer state": (state, f"lora.rank={cfg.lora.rank} or the number of targets"),
     "a step": (work, f"train.batch_size={cfg.train.batch_size} or data.seq_len={cfg.data.seq_len}"),
   }  # fmt: skip
   largest = max(kinds, key=lambda kind: kinds[kind][0])
   size, advised = kinds[largest]
   advised = f"use {advised}" if largest == "the base" else f"lower {advised}"
-  raise InputError(f"the run needs about {nbytes(base + state + work)} of memory on each device, of which {largest} "
-                   f"takes {nbytes(size)}, and {nbytes(available)} are available; {advised}")
-
-
-def _local(plan: Plan, path: str, x) -> int:
-  """The bytes of an array of the base on one device."""
-  sharding = NamedSharding(plan.layout.mesh, plan.layout.spec(path, x.shape))
-  return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-
-def _working(plan: Plan) -> int:
-  """The bytes of temporaries of a gradient on one device.
-
-  Counts the inputs and outputs of all kernels and twice the attention weights for every token, and a chunk of logits.
-  """
-  cfg = plan.cfg
-  rows = max(1, cfg.train.batch_size // (plan.layout.batch_ways * cfg.optim.accumulate))
-  length = 1 if is_numeric(cfg.data) else cfg.data.seq_len
-  kernels = [x.shape for path, x in plan.shapes.items() if path.endswith("kernel")]
-  wide = sum(shape[-2] + shape[-1] for shape in kernels if len(shape) > 1 and plan.vocab_size not in shape)
-  attention = 0 if is_numeric(cfg.data) else 2 * cfg.model.layers * cfg.model.heads * length
-  if cfg.model.remat:
-    wide, attention = wide // cfg.model.layers, attention // cfg.model.layers
-  each = (wide + attention) * (2 if cfg.model.dtype == "bfloat16" else 4)
-  logits = 0 if is_numeric(cfg.data) else min(CHUNK_LOGITS, rows * length * plan.vocab_size)
-  return int(WORKING * rows * length * each + 1.5 * 4 * logits)
+  raise InputError(f"the run needs about {nbytes(memory.base + state + work)} of memory on each device, of which "
+                   f"{largest} takes {nbytes(size)}, and {nbytes(available)} are available; {advised}; task=plan shows "
+                   "the memory by kind")
 
 
 def widest(plans: Sequence[Plan]) -> MemoryEstimate:
