@@ -7,6 +7,7 @@ from flax import nnx
 
 from lora_exp.config import ModelConfig
 from lora_exp.models.registry import get_family
+from lora_exp.runtime.mesh import flatten
 
 _last_traced: dict[str, tuple[nnx.GraphDef, nnx.State]] = {}
 
@@ -28,3 +29,9 @@ def abstract_model(cfg: ModelConfig, vocab_size: int) -> nnx.Module:
     _last_traced[key] = nnx.split(nnx.eval_shape(partial(build_model, cfg, vocab_size)))
   model: nnx.Module = nnx.merge(*_last_traced[key])
   return model
+
+
+def built_shapes(cfg: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+  """The shapes of all parameters by dotted path, from the abstract model."""
+  parameters = nnx.to_pure_dict(nnx.state(abstract_model(cfg, vocab_size), nnx.Param))
+  return {path: tuple(x.shape) for path, x in flatten(parameters).items()}

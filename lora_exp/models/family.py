@@ -43,6 +43,8 @@ class Family:
   axes: Mapping[str, Sequence[str | None]]  # end of a parameter's path -> a logical axis for each dimension
   units: Callable[[ModelConfig], Mapping[str, int]] = no_units  # logical axis -> equal pieces that are never split
   names: TensorNames | None = None  # tensor names in published checkpoints; None if there are none
+  shapes: Callable[[ModelConfig, int], Mapping[str, tuple[int, ...]]] | None = None  # of all parameters by path, from
+  # the settings and V; None: the module is built to find them
   config: PublishedConfig | None = None  # fields of config.json; None if transformers has no such class
   check: Callable[[ModelConfig], Iterable[str]] = no_problems  # problems with the family's own settings
 
@@ -55,6 +57,12 @@ class Family:
     """The nnx module class. It is imported here because only building a model needs jax."""
     module, _, name = self.module.partition(":")
     return getattr(importlib.import_module(module), name)
+
+  def parameter_shapes(self, model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters of `model` by dotted path. Imports jax only for a family without `shapes`."""
+    if self.shapes is not None:
+      return dict(self.shapes(model, vocab_size))
+    return dict(importlib.import_module("lora_exp.models.factory").built_shapes(model, vocab_size))
 
   def stored_names(self, model: ModelConfig) -> StoredNames:
     """The names of the tensors of `model` in checkpoints."""

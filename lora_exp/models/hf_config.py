@@ -20,6 +20,7 @@ from lora_exp.models.weights.locate import (
   quantised_problem,
   read_config_json,
 )
+from lora_exp.runtime.foreign_files import damage_reported
 
 ARCH = "arch."
 UNSUPPORTED = ("use_bidirectional_attention", "add_cross_attention", "scale_attn_by_inverse_layer_idx")  # if true
@@ -45,6 +46,12 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> dict[str, 
   Raises InputError for unsupported architectures, fields and values, and for missing sizes. Each problem starts with
   the file name `where`.
   """
+  with damage_reported(where, "the settings of a model"):
+    return _checked(config, where)
+
+
+def _checked(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """`from_hf`, where a value of an unexpected kind may raise any error of Python."""
   try:
     family, published = _family(config)
     return {"family": family.name, **_nested(_read(config, published))}

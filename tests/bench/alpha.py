@@ -23,8 +23,12 @@ SHARED = ["logger=none", "sample=none", "data@retain=none", "train.eval_every=0"
 # The last six blocks and 64 tokens per step, so that 25 trials of SmolLM2 take minutes on two cores.
 SMALL_LM = ["lora.layers=[24,25,26,27,28,29]", "data.seq_len=64", "train.batch_size=1", "train.steps=16",
             "optim.warmup=4", "train.eval_tokens=512"]  # fmt: skip
+# Twice as wide as the default model, and pretrained with AdamW.
+WIDE = ["model.width=256", "model.heads=8", "model.ff=256", "model.pretrain.optimizer=adamw",
+        "model.pretrain.steps=800", "model.pretrain.batch_size=8",
+        "model.pretrain.lr=1.5e-3", "model.pretrain.warmup=40"]  # fmt: skip
 MODELS: dict[str, tuple[tuple[int, ...], list[str]]] = {  # the ranks, and settings for a measurement on two cores
-  "minigpt": ((1, 2, 8, 32, 128), ["train.eval_tokens=8192"]),
+  "minigpt": ((1, 2, 8, 32, 128), [*WIDE, "train.eval_tokens=8192"]),
   "minigpt_tiny": ((1, 2, 8, 32, 128), ["model.base=pretrain", "model.pretrain.steps=800"]),
   "smollm2_135m": ((1, 8, 128), SMALL_LM),
 }

@@ -20,7 +20,7 @@ from flax import nnx
 
 from lora_exp.cli.compose import composer, conf_directory
 from lora_exp.config import LoraConfig, to_config
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.train.base import random_base
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan

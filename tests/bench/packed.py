@@ -2,11 +2,11 @@
 machine in this minute; what a trial's step costs inside a pack; and what a pack takes of the memory.
 
     python tests/bench/packed.py            # all of it: half an hour on two quiet cores
-    python tests/bench/packed.py small      # or default, step, memory; or large (V 50,257), twenty minutes by itself
+    python tests/bench/packed.py small      # or wide, step, memory; or large (V 50,257), twenty minutes by itself
 
 Ranks 1 to 16. Rows and base are made before and shared; each side begins with an empty cache of compiled programs, and
 runs once more with the one that it filled (warm). Sides take turns, so that whatever else the machine does slows both
-alike. Exit code 1 where a floor is missed: 2 times less time for the small model, 1.2 for the default one, and a step
+alike. Exit code 1 where a floor is missed: 2 times less time for the small model, 1.2 for the wide one, and a step
 of at most 1.1 times that of a run alone at the bucket's rank.
 """
 
@@ -23,10 +23,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
-SMALL = ["model.width=128", "model.ff=128", "data.seq_len=64", "train.batch_size=4", "model.pretrain.steps=100"]
+SMALL = ["model.width=128", "model.ff=128", "model.heads=8", "data.seq_len=64", "train.batch_size=4",
+         "model.pretrain.steps=100"]  # fmt: skip
+WIDE = ["model.width=256", "model.ff=256", "model.heads=8"]
 MODELS = {  # settings, and the required ratio of times
   "small": (SMALL, 2.0),  # 256 tokens a step
-  "default": ([], 1.2),
+  "wide": (WIDE, 1.2),  # 1,024 tokens a step
   # the small one with V 50,257; held out are a fifth of the tokens, or evaluation takes most of the time
   "large": ([*SMALL, "model.tokenizer=gpt2", "train.eval_tokens=4096", "train.retain_tokens=1024"], None),
 }
@@ -101,7 +103,7 @@ def steps() -> bool:
   import numpy as np
 
   holds = True
-  for name in ("small", "default"):
+  for name in ("small", "wide"):
     sides = jobs(MODELS[name][0], [RANKS, (max(RANKS),)])
     plan = sides[0][1]
     shape = (plan.cfg.train.batch_size, plan.cfg.data.seq_len)
@@ -130,7 +132,7 @@ def memory() -> bool:
   """What packs of 2, 4 and 8 trials take, by XLA's figure: the base once, and for each trial its own state twice."""
   import jax
 
-  sides = jobs(MODELS["default"][0], [RANKS[-n:] for n in (2, 4, 8)])
+  sides = jobs(MODELS["wide"][0], [RANKS[-n:] for n in (2, 4, 8)])
   base = sum(x.nbytes for x in jax.tree.leaves(sides[0][0].job.frozen))
   own = sum(x.nbytes for x in jax.tree.leaves((sides[0][0].job.state.params, sides[0][0].job.state.opt))) / 2
   taken = [step.peak_memory_bytes for step, _ in sides]
@@ -144,7 +146,7 @@ def memory() -> bool:
 def main() -> int:
   """Runs what is asked and prints it; 1 where a promise does not hold."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("parts", nargs="*", default=["small", "default", "step", "memory"], help="some of these alone")
+  parser.add_argument("parts", nargs="*", default=["small", "wide", "step", "memory"], help="some of these alone")
   parser.add_argument("--turns", type=int, default=1, help="turns of both launchers, of which the median counts")
   parser.add_argument("--scratch", type=Path, help="where rows, bases and runs are made; kept if given")
   args = parser.parse_args()

@@ -11,7 +11,7 @@ from runs import cache
 
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import MeshConfig, ModelConfig
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.modules.llama_decoder import Llama
 from lora_exp.models.registry import get_family

@@ -59,6 +59,7 @@ sharding, packing and PEFT files work from the tables.
     names     tensor names in checkpoints: a prefix, and a `NameRow` for each name that differs, each stored tensor that
               contains several of our kernels, and each of our kernels that is stored as several tensors; an `ExpertRow`
               for the kernels of experts; and `computed`, the stored tensors whose values the model computes itself
+    shapes    the shapes of all parameters by path, so that task=plan needs no jax; without it, the module is built
     config    fields of config.json: a row for each field, transformers' defaults, fixed settings, and rules (pairs of
               read and write functions) for settings that depend on several fields
     check     yields the problems of unsupported settings, one sentence each

@@ -17,6 +17,7 @@ from lora_exp.models.config_table import (
   Settings,
 )
 from lora_exp.models.family import Family, head_units
+from lora_exp.models.parameter_shapes import gpt2_shapes
 from lora_exp.models.tensor_names import TensorNames
 
 
@@ -43,6 +44,7 @@ FEED_FORWARD = ("mlp.c_fc", "mlp.c_proj")
 FAMILY = Family(
   name="gpt2",
   module="lora_exp.models.modules.gpt2_decoder:GPT2",
+  shapes=gpt2_shapes,
   presets={
     "attention": ATTENTION,
     "qv": ("attn.c_attn",),  # one kernel for queries, keys and values: the keys are adapted too

@@ -4,6 +4,7 @@ from lora_exp.models.arch_checks import check_rotary
 from lora_exp.models.config_rules import HEAD_GROUPS, all_heads, width_by_heads
 from lora_exp.models.config_table import REQUIRED, Activation, Count, Flag, Number, PublishedConfig
 from lora_exp.models.family import Family, grouped_head_units
+from lora_exp.models.parameter_shapes import llama_shapes
 from lora_exp.models.rotation_rules import ROTATION
 from lora_exp.models.tensor_names import TensorNames
 
@@ -36,6 +37,7 @@ NAMES = TensorNames(
 FAMILY = Family(
   name="llama",
   module="lora_exp.models.modules.llama_decoder:Llama",
+  shapes=llama_shapes,
   presets={
     "attention": ATTENTION,
     "qv": ("self_attn.q_proj", "self_attn.v_proj"),

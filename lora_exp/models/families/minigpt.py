@@ -2,10 +2,12 @@
 
 from lora_exp.models.arch_checks import check_heads
 from lora_exp.models.family import Family, head_units
+from lora_exp.models.parameter_shapes import minigpt_shapes
 
 FAMILY = Family(
   name="minigpt",
   module="lora_exp.models.modules.minigpt_decoder:MiniGPT",
+  shapes=minigpt_shapes,
   presets={
     "attention": ("mha.*",),
     "qv": ("mha.query", "mha.value"),

@@ -9,6 +9,7 @@ from lora_exp.models.arch_checks import check_rotary
 from lora_exp.models.config_rules import HEAD_GROUPS, WINDOW, arch_of
 from lora_exp.models.config_table import ConfigFile, Count, PublishedConfig, Settings
 from lora_exp.models.families import llama
+from lora_exp.models.parameter_shapes import moe_shapes
 from lora_exp.models.rotation_rules import ROTATION
 from lora_exp.models.tensor_names import ExpertRow, NameRow
 
@@ -52,6 +53,7 @@ FAMILY = replace(
   llama.FAMILY,
   name="mixtral",
   module="lora_exp.models.modules.moe_decoder:MoE",
+  shapes=moe_shapes,
   presets=PRESETS,
   axes=AXES,
   names=replace(

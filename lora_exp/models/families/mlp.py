@@ -7,6 +7,7 @@ from lora_exp.config.number_ranges import MOST_LAYERS, WIDTH
 from lora_exp.config.schema import ModelConfig
 from lora_exp.models.arch_checks import one_of
 from lora_exp.models.family import Family
+from lora_exp.models.parameter_shapes import mlp_shapes
 
 CHOICES = {"activation": ("relu", "gelu", "gelu_tanh", "silu"), "init": ("lecun_normal", "xavier_uniform")}
 
@@ -31,6 +32,7 @@ def check_sizes(model: ModelConfig) -> Iterator[str]:
 FAMILY = Family(
   name="mlp",
   module="lora_exp.models.modules.multilayer_perceptron:MultilayerPerceptron",
+  shapes=mlp_shapes,
   presets={"mlp": ("layers.*",), "all_linear": ("layers.*",), "head": ("output",)},
   axes={"kernel": ("embed", "mlp"), "bias": ("mlp",)},
   check=check_sizes,

@@ -11,6 +11,7 @@ from lora_exp.models.config_rules import HEAD_GROUPS, WINDOW, arch_of
 from lora_exp.models.config_table import ConfigFile, ConfigRule, PublishedConfig, Settings, is_positive, shortened
 from lora_exp.models.families import llama
 from lora_exp.models.family import Family, grouped_head_units
+from lora_exp.models.parameter_shapes import phi3_shapes
 from lora_exp.models.rotation_rules import LENGTH, read_scaling, rotation_fields, rotation_kind, write_rotation
 
 LONGROPE = ("longrope", "su", "yarn")  # the name, and its names in earlier files of Phi-3
@@ -45,6 +46,7 @@ FEED_FORWARD = ("mlp.gate_up_proj", "mlp.down_proj")
 FAMILY = Family(
   name="phi3",
   module="lora_exp.models.modules.phi3_decoder:Phi3",
+  shapes=phi3_shapes,
   presets={
     "attention": ATTENTION,
     "qv": ("self_attn.qkv_proj",),  # one kernel for queries, keys and values: the keys are adapted too

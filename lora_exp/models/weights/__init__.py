@@ -8,5 +8,5 @@
     *_checkpoint    one file per format; each implements `stored_tensor.Checkpoint`. The dequantising one wraps another
     quantised_tensors  quantised tensors of other libraries as floating point
 
-Adapter files are in `lora.peft`, training checkpoints in `train`, tokenizer files in `data`.
+Adapter files are in `lora.peft_files`, training checkpoints in `train`, tokenizer files in `data`.
 """

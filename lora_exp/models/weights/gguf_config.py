@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.errors import InputError
+from lora_exp.runtime.foreign_files import damage_reported
 from lora_exp.runtime.gguf_header import GgufHeader, read_gguf
 
 FIELDS = {  # key without the architecture's name -> field of config.json
@@ -84,7 +85,11 @@ def model_type(header: GgufHeader) -> str:
 
 def read_gguf_config(file: Path) -> dict[str, Any]:
   """Reads the config.json of the model in `file`. Raises InputError if the architecture is not supported."""
-  header = read_gguf(file)
+  with damage_reported(file, "a GGUF model"):
+    return _config_of(read_gguf(file), file)
+
+
+def _config_of(header: GgufHeader, file: Path) -> dict[str, Any]:
   architecture, name = gguf_architecture(header), header.settings["general.architecture"]
   given = {key.removeprefix(f"{name}."): value for key, value in header.settings.items()}
   config = {field: given[key] for key, field in FIELDS.items() if key in given}

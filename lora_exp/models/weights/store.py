@@ -25,6 +25,8 @@ from lora_exp.models.weights.safetensors_checkpoint import open_safetensors
 from lora_exp.models.weights.stored_tensor import Checkpoint, StoredTensor
 from lora_exp.models.weights.unused_tensors import unused_problems
 from lora_exp.runtime import console
+from lora_exp.runtime.foreign_files import damage_reported
+from lora_exp.runtime.host_arrays import on_host
 from lora_exp.runtime.mesh import flatten
 from lora_exp.runtime.safetensors_reader import DTYPES
 
@@ -129,9 +131,10 @@ def open_source(path: Path, cache: str | Path) -> Checkpoint:
     kind = locate.checkpoint_format(path)
   except InputError as error:
     raise InputError(f"model.weights={path}: {error}") from None
-  if kind == "gguf":
-    return open_safetensors(dequantised(path if path.is_file() else locate.gguf_file(path) or path, cache))
-  return open_orbax(path) if kind == "orbax" else open_safetensors(path)
+  with damage_reported(path, "a checkpoint"):
+    if kind == "gguf":
+      return open_safetensors(dequantised(path if path.is_file() else locate.gguf_file(path) or path, cache))
+    return open_orbax(path) if kind == "orbax" else open_safetensors(path)
 
 
 def _check_tensors(
@@ -239,7 +242,7 @@ def digest(tree: Any) -> str:
   total = hashlib.sha256()
   named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
   for name, leaf in sorted(named.items()):
-    x = np.ascontiguousarray(leaf)
+    x = np.ascontiguousarray(on_host(leaf))
     total.update(f"{name} {x.shape} {x.dtype}".encode())
     total.update(x.reshape(-1).view(np.uint8).data)
   return total.hexdigest()
