@@ -93,8 +93,10 @@ def _entry_damage(entry: Path, key: str) -> str:
     files = _file_states(entry)
     if _verified.get(entry) == files:
       return ""
-    if not (entry / SUMS).is_file():  # made by a version without checksums
-      with suppress(OSError):  # a cache that can only be read
+    if not (entry / SUMS).is_file():
+      if (entry / KEY).is_file():
+        return f"missing: {SUMS}"
+      with suppress(OSError):  # made by a version without checksums; the cache may be read-only
         write_sums(entry)
       return ""
     recorded = (entry / KEY).read_bytes().decode(errors="replace") if (entry / KEY).is_file() else key

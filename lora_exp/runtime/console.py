@@ -7,6 +7,7 @@ progress bars become lines. All that is printed is also logged as plain text, an
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from lora_exp.config.credentials import without_secrets
 from lora_exp.config.errors import LoraExpError
 from lora_exp.runtime.console_text import cell, is_number, printable
 from lora_exp.runtime.output_stream import TolerantStream
@@ -35,6 +37,9 @@ def _new_console(**settings: object) -> Console:
 
 console = _new_console(width=None if TolerantStream(sys.stdout).isatty() else WIDTH)
 _stderr = _new_console(stderr=True)
+_warnings = _stderr  # where warnings go
+_error_prefix = ""
+_held_errors: list[LoraExpError] | None = None  # errors that another process may show too; None: shown at once
 _status_on_stderr = False  # whether everything but the result of a task goes to standard error
 _display: Progress | None = None  # shared by nested progress bars, because a terminal can draw only one display
 _lines: LineBar | None = None  # of the innermost progress bar
@@ -45,6 +50,22 @@ def share() -> None:
   """From now on prints only plain lines, even in a terminal, because other processes write to it too."""
   global console
   console = _new_console(width=WIDTH, force_terminal=False)
+
+
+def show_only_errors(prefix: str) -> None:
+  """From now on prints only errors, with a prefix, and only when `release_errors` is called."""
+  global console, _warnings, _error_prefix, _held_errors
+  _held_errors = []
+  console = _warnings = _new_console(width=WIDTH, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+  _error_prefix = prefix
+
+
+def release_errors(shown: bool) -> None:
+  """Prints the errors that were held, or forgets them. Later ones are printed at once."""
+  global _held_errors
+  errors, _held_errors = _held_errors or [], None
+  for error in errors if shown else ():
+    show_error(error)
 
 
 @contextmanager
@@ -116,13 +137,17 @@ def write(text: str) -> None:
 
 def show_error(error: LoraExpError) -> None:
   """Prints `error: …` on standard error, one line per problem, without a traceback."""
+  if _held_errors is not None:
+    _held_errors.append(error)
+    return
   for problem in getattr(error, "problems", None) or [str(error) or type(error).__name__]:
-    _print(_stderr, Text.assemble(("error: ", "bold red"), printable(problem)), logging.ERROR)
+    problem = without_secrets(problem)
+    _print(_stderr, Text.assemble(("error: ", "bold red"), printable(_error_prefix + problem)), logging.ERROR)
 
 
 def show_warning(message: str) -> None:
   """Prints `warning: …` on standard error."""
-  _print(_stderr, Text.assemble(("warning: ", "bold yellow"), printable(message)), logging.WARNING)
+  _print(_warnings, Text.assemble(("warning: ", "bold yellow"), printable(without_secrets(message))), logging.WARNING)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:

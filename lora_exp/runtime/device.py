@@ -26,7 +26,8 @@ def start_jax(cache: str, show_device: bool = True) -> None:
   for warning in warnings:
     console.show_warning(warning)
   if show_device:
-    console.show(f"Device: {_description(devices)}")
+    processes = jax.process_count()
+    console.show(f"Device: {_description(devices)}{f'; {processes} processes' if processes > 1 else ''}")
 
 
 def _devices() -> list[jax.Device]:
@@ -49,13 +50,13 @@ def _description(devices: list[jax.Device]) -> str:
   first = devices[0]
   times = f"{len(devices)} × " if len(devices) > 1 else ""
   if first.platform == "cpu":
-    return f"{times}cpu ({_cores()} cores), {_host_memory() / 1e9:.1f} GB of memory"
+    return f"{times}cpu ({core_count()} cores), {_host_memory() / 1e9:.1f} GB of memory"
   limit = (first.memory_stats() or {}).get("bytes_limit")
   memory = f", {limit / 1e9:.1f} GB{' each' if len(devices) > 1 else ''}" if limit else ""
   return f"{times}{first.device_kind} ({first.platform}){memory}"
 
 
-def _cores() -> int:
+def core_count() -> int:
   """The processor cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

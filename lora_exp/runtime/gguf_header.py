@@ -45,6 +45,9 @@ class GgufHeader:
     if tensor.kind != FLOAT32 or len(tensor.shape) != 1:
       raise InputError(f"{self.file}: {name} must be a vector of float32 values")
     alignment = self.settings.get("general.alignment", ALIGNMENT)
+    size = self.file.stat().st_size
+    if type(alignment) is not int or alignment < 1 or tensor.offset > size or 4 * tensor.shape[0] > size:
+      raise InputError(f"{self.file} is damaged: the place of {name} is outside of the file")
     start = math.ceil(self.end / alignment) * alignment + tensor.offset
     with self.file.open("rb") as opened:
       opened.seek(start)

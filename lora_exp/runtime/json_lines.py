@@ -41,7 +41,7 @@ def parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
   for number, line in enumerate(lines[:-1], start=1):
     try:
       row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       row = None
     if not isinstance(row, dict):
       raise InputError(f"{path}: line {number} is not a JSON object; delete that line")

@@ -1,13 +1,13 @@
 """The device mesh, and how each array is sharded over it.
 
-The dotted path of a parameter determines the logical axes of its array, so models need no annotations. `LOGICAL` maps
-logical axes to mesh axes. An array axis that the mesh axis does not divide is replicated, which the sharding table
-shows; only the batch must divide.
+The dotted path of a parameter determines the logical axes of its array, so models need no annotations; `axis_rules.py`
+has the rules.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,24 +15,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lora_exp.config import InputError, MeshConfig
-
-LOGICAL = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
-BATCH = ("data", "fsdp")
+from lora_exp.config import MeshConfig
+from lora_exp.runtime.axis_rules import BATCH, AxisRules, mesh_sizes
+from lora_exp.runtime.host_arrays import put_equal
 
 
 def make_mesh(cfg: MeshConfig) -> Mesh:
   """Creates the mesh of `cfg` over all devices. Raises InputError if the sizes do not match the number of devices."""
-  sizes = {f.name: getattr(cfg, f.name) for f in fields(cfg)}
-  devices, fixed = jax.device_count(), math.prod(n for n in sizes.values() if n != -1)
-  wanted = ", ".join(f"mesh.{k}={v}" for k, v in sizes.items() if v != 1)
-  if devices % fixed or (-1 not in sizes.values() and fixed != devices):
-    raise InputError(
-      f"{wanted} needs {'a multiple of ' if -1 in sizes.values() else ''}{fixed} devices and there are {devices}; "
-      "change the sizes (-1 takes the remaining devices), or on a CPU set "
-      f"XLA_FLAGS=--xla_force_host_platform_device_count={fixed}"
-    )
-  sizes = {k: devices // fixed if v == -1 else v for k, v in sizes.items()}
+  sizes = mesh_sizes(cfg, jax.device_count())
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
@@ -61,43 +51,16 @@ class Layout:
     With `trials` it has a leading axis of trials; with `gathered` it is not split over fsdp.
     """
     body = tuple(shape[1:]) if trials else tuple(shape)
-    axes = [axis for axis, _ in self._split(path, body, gathered)]
+    axes = [axis for axis, _ in self.rules.split(path, body, gathered)]
     if not trials:
       return P(*axes)
     ways = self.mesh.shape["trial"]
     return P("trial" if ways > 1 and shape[0] % ways == 0 else None, *axes)
 
-  def _split(self, path: str, shape: Sequence[int], gathered: bool) -> list[tuple[str | None, str]]:
-    """(mesh axis or None, reason for not splitting or '') for each axis of the array at `path`."""
-    logical = self._logical_axes(path, len(shape))
-    return [self._mesh_axis(axis, size, gathered) for axis, size in zip(logical, shape, strict=True)]
-
-  def _logical_axes(self, path: str, rank: int) -> Sequence[str | None]:
-    path = path.replace(".frozen_", ".")  # the base's value of a parameter that is trained in full
-    owner, _, leaf = path.rpartition(".")
-    for name, axes in self.axes.items():
-      module = name.rsplit(".", 1)[0]
-      letters = self.leaves.get(leaf)
-      # The factors of a stack of kernels (three axes) have its first axis too.
-      if letters is not None and rank == len(axes) - 2 + len(letters) and owner.endswith(module):
-        kernel_axes = dict(zip("IO", axes[-2:], strict=True))
-        factor_axes = [*axes[:-2], *(kernel_axes.get(letter) for letter in letters)]
-        return [axis if axis != "embed" else None for axis in factor_axes]
-      if path.endswith(name) and len(axes) == rank:
-        return axes
-    return (None,) * rank
-
-  def _mesh_axis(self, logical: str | None, size: int, gathered: bool) -> tuple[str | None, str]:
-    axis = LOGICAL.get(logical or "")
-    ways = self.mesh.shape[axis] if axis else 1
-    if ways == 1 or (gathered and axis == "fsdp"):
-      return None, ""
-    pieces = self.units.get(logical or "", size)
-    if size % ways:  # for example the scales of a quantised kernel, which has fewer scales than inputs
-      pieces = size
-    if pieces % ways:
-      return None, f"{logical} {pieces:,} does not divide over {axis} {ways}: replicated"
-    return axis, ""
+  @property
+  def rules(self) -> AxisRules:
+    """The rules by which array axes are split over the mesh."""
+    return AxisRules(self.mesh.shape, self.axes, self.units, self.leaves)
 
   def shardings(self, tree: Any, *, trials: bool = False) -> Any:
     """A NamedSharding for each leaf of nested dicts, or of an optimizer's state over them."""
@@ -138,9 +101,45 @@ class Layout:
     """The number of pieces that a batch is split into."""
     return math.prod(self.mesh.shape[axis] for axis in BATCH)
 
+  @cached_property
+  def several_processes(self) -> bool:
+    """Whether the mesh has devices of several processes."""
+    return len({device.process_index for device in self.mesh.devices.flat}) > 1
+
+  @property
+  def local(self) -> "Layout":
+    """The layout for the first device of this process alone."""
+    sizes = (1,) * len(self.mesh.axis_names)
+    devices = np.array(jax.local_devices()[:1]).reshape(sizes)
+    return replace(self, mesh=Mesh(devices, self.mesh.axis_names, axis_types=(AxisType.Auto,) * len(sizes)))
+
+  def process_rows(self, batch_size: int) -> list[int]:
+    """The rows of a batch that the devices of this process hold."""
+    return sorted(self._rows_of(batch_size, jax.process_index()))
+
+  def owned_rows(self, batch_size: int) -> list[int]:
+    """The part of `process_rows` that no earlier process has: every row belongs to one process."""
+    earlier = [self._rows_of(batch_size, process) for process in range(jax.process_index())]
+    return [row for row in self.process_rows(batch_size) if not any(row in rows for rows in earlier)]
+
+  def _rows_of(self, batch_size: int, process: int) -> set[int]:
+    indices: Mapping[Any, Any] = self.batch.devices_indices_map((batch_size,))
+    slices = [index[0] for device, index in indices.items() if device.process_index == process]
+    return {row for part in slices for row in range(batch_size)[part]}
+
+  def put_rows(self, batch: Mapping[str, np.ndarray], batch_size: int, orders: bool = False) -> dict[str, jax.Array]:
+    """`put_batch` from the `process_rows` of a batch, which is then made of those of all processes."""
+    sharding = self.order_batch if orders else self.batch
+
+    def put(x: np.ndarray) -> jax.Array:
+      shape = (x.shape[0], batch_size, *x.shape[2:]) if orders else (batch_size, *x.shape[1:])
+      return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return {name: put(x) for name, x in batch.items()}
+
   def put_batch(self, batch: Mapping[str, np.ndarray], orders: bool = False) -> dict[str, jax.Array]:
     """Transfers `batch` to the devices. `orders`: its arrays have a leading axis of orders of the rows."""
-    return jax.device_put(dict(batch), self.order_batch if orders else self.batch)
+    return put_equal(dict(batch), self.order_batch if orders else self.batch)
 
   def table(self, tree: Any) -> list[tuple[str, str, str, str]]:
     """Rows (path, shape, split, note) for the sharding table; equal blocks of a model share a row."""
@@ -149,7 +148,7 @@ class Layout:
       kind = ".".join("*" if segment.isdigit() else segment for segment in path.split("."))
       if kind in rows:
         continue
-      axes = self._split(path, x.shape, gathered=False)
+      axes = self.rules.split(path, x.shape)
       split = " × ".join(f"{axis} {self.mesh.shape[axis]}" if axis else "whole" for axis, _ in axes) or "whole"
       notes = [note for _, note in axes if note]
       rows[kind] = (kind, "×".join(map(str, x.shape)), split, notes[-1] if notes else "")

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import yaml
+
+from lora_exp.config.errors import InputError
 from lora_exp.config.override_grammar import parse
 from lora_exp.runtime.run_files import HYDRA, MULTIRUN, OVERRIDES
 from lora_exp.runtime.yaml_text import safe_load
@@ -31,20 +33,19 @@ class SweepTrial:
 
 
 def sweep_trial(run_dir: Path) -> SweepTrial | None:
-  """The trial in `run_dir`; None for a run that is not part of a sweep."""
+  """The trial in `run_dir`; None for a run that is not part of a sweep. Raises InputError if its files are damaged."""
   sweep_file, trial_file = run_dir.parent / MULTIRUN, run_dir / HYDRA / OVERRIDES
   if not (sweep_file.is_file() and trial_file.is_file()):
     return None
-  hydra = _read_yaml(sweep_file)["hydra"]
-  params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-  shared = _single_values([*params, *hydra["overrides"]["task"]])
-  trial = _single_values(_read_yaml(trial_file))
+  try:
+    hydra = safe_load(sweep_file.read_text(encoding="utf-8"))["hydra"]
+    params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+    shared = _single_values([*params, *map(str, hydra["overrides"]["task"])])
+    trial = _single_values(list(map(str, safe_load(trial_file.read_text(encoding="utf-8")))))
+  except (AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
+    raise InputError(f"{sweep_file} or {trial_file} is damaged ({error}); restore it from a backup") from error
   settings = {key: value for key, value in trial.items() if shared.get(key) != value}
   return SweepTrial(run_dir.parent, run_dir.name, settings)
-
-
-def _read_yaml(file: Path) -> Any:
-  return safe_load(file.read_text(encoding="utf-8"))
 
 
 def _single_values(texts: list[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@
     trial_writer, run_summary               the files of a run
     loaded_run, inspection                  finished runs
     compute     what is compiled: loss, step, optimizer, the arrays of packed adapters
-    evaluate    held-out losses
+    evaluating  held-out losses
     answers     metrics of the task: generated answers and choices
     sampling    text from a model
     records     checkpoints and what a resumed run needs
@@ -13,7 +13,7 @@
     loggers     wandb, tensorboard, trackio, mlflow
     merging     merged models
     serving     exports for servers, and the check of what a server answers
-    lm_eval     a run as a model of lm-eval
+    eval_harness  a run as a model of lm-eval
     probing     short measurements before a sweep
 
 A config becomes a `Plan`, then a `Job` (arrays), then a `CompiledStep`, then files; each is frozen. Methods and their

@@ -21,7 +21,7 @@ from lora_exp.runtime import console
 from lora_exp.runtime.run_files import METRICS_FILE
 from lora_exp.runtime.sweep_directory import sweep_trial
 from lora_exp.train.logged_run import LoggedRun, LogWriter
-from lora_exp.train.loggers.wandb import wandb_mode
+from lora_exp.train.loggers.wandb_logger import wandb_mode
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -139,7 +139,7 @@ class BackgroundLogger:
     # A broad except, because no error of a logger may end training.
     try:
       open_run: Callable[[LoggedRun, Callable[[str], None]], LogWriter]
-      open_run = import_module(f"lora_exp.train.loggers.{self.name}").open_run
+      open_run = import_module(f"lora_exp.train.loggers.{self.name}_logger").open_run
       writer = open_run(self.run, self._warn)
       while True:
         kind, value = self.queue.get()

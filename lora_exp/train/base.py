@@ -20,16 +20,18 @@ from lora_exp.data.ngram import bigram_loss
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.lora import BaseChanges
-from lora_exp.lora.peft.adapter_files import read_config_json
+from lora_exp.lora.peft_files.adapter_files import read_config_json
 from lora_exp.models.factory import build_model
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights import store
 from lora_exp.models.weights.locate import find_weights
 from lora_exp.runtime import cache, console
+from lora_exp.runtime.host_arrays import put_equal
 from lora_exp.runtime.mesh import dotted, flatten
+from lora_exp.runtime.process_group import first_process_first
 from lora_exp.train.compiled_step import compile_step
 from lora_exp.train.compute.program import Tree
-from lora_exp.train.evaluate.evaluation import held_out, put_eval_batches
+from lora_exp.train.evaluating.evaluation import held_out, put_eval_batches
 from lora_exp.train.job import make_job
 from lora_exp.train.loop import NO_HOOKS, Cadence, train_loop
 from lora_exp.train.plan import Plan
@@ -136,7 +138,7 @@ def _completed_base(plan: Plan, given: Tree) -> Tree:
     x = arrays[path]
     if x.shape != shape.shape:
       x = jnp.asarray(new_values[path], x.dtype).at[tuple(slice(size) for size in x.shape)].set(x)
-    return jax.device_put(x, sharding)
+    return put_equal(x, sharding)
 
   return jax.tree_util.tree_map_with_path(completed, plan.base, plan.layout.shardings(plan.base))
 
@@ -162,12 +164,18 @@ def pretrained(plan: Plan) -> Path:
   """The cache directory of the pretrained base. Trains the base if it is not cached."""
   cfg = plan.cfg
   pretraining = pretrain_config(cfg)
-  rows = make_rows(pretraining.data, plan.tokenizer, cfg.cache)
+  with first_process_first():
+    rows = make_rows(pretraining.data, plan.tokenizer, cfg.cache)
   model = {k: v for k, v in asdict(cfg.model).items() if k not in IRRELEVANT}
+  if cfg.model.pretrain.optimizer == "adamw":  # the only optimizer of earlier versions, whose keys did not contain it
+    del model["pretrain"]["optimizer"]
   order = {"seed": pretraining.data.seed, "shuffle": pretraining.data.shuffle}
   key = cache.fingerprint(format=FORMAT, model=model, rows=rows.fingerprint, order=order)
-  pretrain_plan = replace(plan, cfg=pretraining, table=[], full=[], start=None)
-  return cache.get_or_make(cfg.cache, "base", key, partial(_pretrain, pretrain_plan, rows))
+  # With several processes, the first one makes it on its own device, and the others wait for the file.
+  layout = plan.layout.local if plan.layout.several_processes else plan.layout
+  pretrain_plan = replace(plan, cfg=pretraining, layout=layout, table=[], full=[], start=None)
+  with first_process_first():
+    return cache.get_or_make(cfg.cache, "base", key, partial(_pretrain, pretrain_plan, rows))
 
 
 def pretrain_config(cfg: Config) -> Config:
@@ -181,8 +189,9 @@ def pretrain_config(cfg: Config) -> Config:
     data=data,
     lora=LoraConfig(method="full"),
     optim=OptimConfig(
-      lr=p.lr, warmup=p.warmup, weight_decay=p.weight_decay, clip=p.clip, betas=[0.9, 0.95], schedule="cosine"
-    ),
+      name=p.optimizer, lr=p.lr, warmup=p.warmup, weight_decay=p.weight_decay, clip=p.clip, betas=[0.9, 0.95],
+      schedule="cosine",
+    ),  # fmt: skip
     train=replace(cfg.train, steps=p.steps, epochs=None, batch_size=p.batch_size, seed=cfg.model.seed, stop_at=None),
   )
 

@@ -1,15 +1,18 @@
 """The training step of a job as one compiled program, with its memory and FLOPs."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 
 from lora_exp.data.sources import source_class
 from lora_exp.runtime import console
-from lora_exp.runtime.flops import count_flops
+from lora_exp.runtime.flops import MatrixProduct, count_flops, matrix_products
+from lora_exp.runtime.native_memory import release_freed_memory
 from lora_exp.train.compute.program import State
 from lora_exp.train.compute.step import state_shardings, train_step
 from lora_exp.train.job import Job, abstract_job
@@ -29,7 +32,7 @@ class CompiledStep:
     state, metrics = self.compiled(state, self.job.trials, self.job.frozen, batch, self.job.keys)
     return state, metrics
 
-  @property
+  @cached_property  # the analysis takes a tenth of a second
   def _memory(self) -> Any:
     return self.compiled.memory_analysis()
 
@@ -52,6 +55,7 @@ def compile_step(job: Job, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
     traced = _trace_step(job, batch)
     flops = count_flops(traced.jaxpr.jaxpr)
     compiled = traced.lower().compile()
+    release_freed_memory()
   return CompiledStep(job, compiled, time.monotonic() - start, flops)
 
 
@@ -69,9 +73,24 @@ def _trace_step(job: Job, batch: Mapping[str, Any]) -> jax.stages.Traced:
   )
 
 
+def lower_step(job: Job, batch: Mapping[str, Any]) -> jax.stages.Lowered:
+  """The training step of `job` before XLA's optimizations."""
+  return _trace_step(job, batch).lower()
+
+
+def count_step_flops(job: Job, batch: Mapping[str, Any]) -> int:
+  """The FLOPs of the step of `job`, whose arrays may be abstract. It is traced, and not compiled."""
+  return count_flops(_trace_step(job, batch).jaxpr.jaxpr)
+
+
 def solo_flops(plan: Plan) -> int:
   """The FLOPs of the step of `plan` in a pack of its own, without allocating weights or compiling."""
-  return count_flops(_trace_step(abstract_job(plan), abstract_batch(plan)).jaxpr.jaxpr)
+  return count_step_flops(abstract_job(plan), abstract_batch(plan))
+
+
+def step_products(plan: Plan) -> Counter[MatrixProduct]:
+  """How often the step of `plan` computes each shape of a matrix product. Allocates and compiles nothing."""
+  return matrix_products(_trace_step(abstract_job(plan), abstract_batch(plan)).jaxpr.jaxpr)
 
 
 def compile_abstract(plan: Plan, trials: int) -> CompiledStep:

@@ -21,7 +21,7 @@ from flax import nnx
 from lora_exp import lora
 from lora_exp.config import LoraExpError
 from lora_exp.config.metrics import METRICS
-from lora_exp.lora.peft.adapter_files import WEIGHTS
+from lora_exp.lora.peft_files.adapter_files import WEIGHTS
 from lora_exp.runtime import console
 from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.compute.hyperparameters import Hyperparameters

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from lora_exp import lora
 from lora_exp.config import Config
 from lora_exp.lora import methods
-from lora_exp.lora.resize import update_svd
+from lora_exp.lora.resizing import update_svd
 from lora_exp.models.weights import store
 from lora_exp.models.weights.stored_tensor import Checkpoint
 from lora_exp.runtime import console

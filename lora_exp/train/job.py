@@ -14,14 +14,16 @@ from jax.sharding import NamedSharding
 from lora_exp import lora
 from lora_exp.lora import methods
 from lora_exp.runtime.dropout import stream_key
+from lora_exp.runtime.host_arrays import put_equal
 from lora_exp.runtime.mesh import Layout, dotted, flatten
+from lora_exp.runtime.process_group import compiled_together
 from lora_exp.train.compute.hyperparameters import Hyperparameters, data_orders, make_hyperparameters
 from lora_exp.train.compute.packed_adapters import initial_leaves, inject_trials
 from lora_exp.train.compute.program import Program, State, Tree, split_model
 from lora_exp.train.compute.step import init_state, state_shardings
 from lora_exp.train.compute.teacher import Teacher, make_teacher
 from lora_exp.train.compute.trial_padding import union
-from lora_exp.train.evaluate.evaluation import byte_lengths, eval_step
+from lora_exp.train.evaluating.evaluation import byte_lengths, eval_step
 from lora_exp.train.plan import Plan, steps_of
 
 
@@ -42,11 +44,23 @@ class Job:
   byte_lengths: np.ndarray | None = None  # (V,) bytes of each token; None if the targets are not text
   trial_orders: tuple[int, ...] = (0,)  # `trials.order` on the host
   given: Mapping[str, jax.Array] = field(default_factory=dict)  # path -> value in the base, if the adapter changes it
+  batch_size: int = 0  # rows of a training batch, over all processes
 
   @cached_property
   def evaluate(self) -> Callable[..., Any]:
-    """The compiled `eval_step`: (params, trials, frozen, batch, segments=0) -> sums (N,) by name."""
-    return jax.jit(partial(eval_step, self.program), static_argnames="segments")
+    """The compiled `eval_step`: (params, trials, frozen, batch, segments=0, live=None) -> sums (N,) by name."""
+    step, replicated = partial(eval_step, self.program), self.program.layout.replicated
+    compiled = jax.jit(step, static_argnames="segments", out_shardings=replicated)
+    return compiled_together(compiled) if self.program.layout.several_processes else compiled
+
+  @cached_property
+  def owned_rows(self) -> list[int] | None:
+    """Which of the rows of a batch that this process reads no earlier process reads; None with one process."""
+    layout = self.program.layout
+    if not layout.several_processes:
+      return None
+    owned = set(layout.owned_rows(self.batch_size))
+    return [number for number, row in enumerate(layout.process_rows(self.batch_size)) if row in owned]
 
   def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Puts `batch` on the devices and adds the teacher's features if there is a teacher."""
@@ -54,11 +68,18 @@ class Job:
     return arrays if self.teacher is None else self.teacher(arrays)
 
   def put_training(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """`put` for a training batch, whose arrays have a leading axis of orders if the program has several."""
-    if self.program.orders == 1:
-      return self.put(batch)
-    arrays = self.program.layout.put_batch(batch, orders=True)
-    return arrays if self.teacher is None else self.teacher.of_orders(arrays)
+    """`put` for a training batch, whose arrays have a leading axis of orders if the program has several.
+
+    With several processes, `batch` has only the rows of this one, `layout.process_rows`.
+    """
+    layout, several = self.program.layout, self.program.orders > 1
+    if layout.several_processes:
+      arrays = layout.put_rows(batch, self.batch_size, several)
+    else:
+      arrays = layout.put_batch(batch, several)
+    if self.teacher is None:
+      return arrays
+    return self.teacher.of_orders(arrays) if several else self.teacher(arrays)
 
 
 def mapping_of(layout: Layout) -> str:
@@ -106,7 +127,7 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
     layout=layout,
     orders=len(data_orders(cfgs)[0]),
   )
-  trials = jax.device_put(make_hyperparameters(cfgs, tables, steps), layout.replicated)
+  trials = put_equal(make_hyperparameters(cfgs, tables, steps), layout.replicated)
   initial = _base_arrays(params, arrays) if method.trains_everything else adapters
 
   def initial_state(params: Tree) -> State:
@@ -114,9 +135,10 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
     return init_state(program, _repeat(params, len(cfgs)) if method.trains_everything else params, trials)
 
   state = _sharded_state(initial_state, program, initial)
-  keys = jax.device_put(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]), layout.replicated)
+  keys = put_equal(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]), layout.replicated)
   lengths, orders = byte_lengths(cfg.data, plan.tokenizer), tuple(data_orders(cfgs)[1])
-  return Job(program, steps, trials, _base_arrays(frozen, arrays), state, keys, teacher, lengths, orders, given)
+  return Job(program, steps, trials, _base_arrays(frozen, arrays), state, keys, teacher, lengths, orders, given,
+             cfg.train.batch_size)
 
 
 def _is_abstract(arrays: Mapping[str, Any]) -> bool:

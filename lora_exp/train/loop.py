@@ -13,8 +13,9 @@ from lora_exp.data.encoding.records import Batch
 from lora_exp.runtime import console
 from lora_exp.train.compiled_step import CompiledStep
 from lora_exp.train.compute.program import State, Tree
-from lora_exp.train.evaluate.evaluation import count_batch
+from lora_exp.train.evaluating.evaluation import count_batch
 from lora_exp.train.job import Job
+from lora_exp.train.step_exchange import Exchange, exchange
 from lora_exp.train.stop_signals import stop_signals
 
 
@@ -68,19 +69,21 @@ def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, h
   with stop_signals() as stop, console.progress(title, steps, "steps", start=start) as bar:
     arrays, counts = _next_batch(job, batches) if start < steps else ({}, [])
     log = _LateLog(job, hooks, bar, "examples" if "x" in arrays else "tokens", cadence.on_nan)
+    layout = job.program.layout
     for number in range(start + 1, steps + 1):
+      sent = exchange(layout, stop.requested, counts)
       state, outputs = step(state, arrays)
-      step_counts = counts
       if number < steps:
         arrays, counts = _next_batch(job, batches)
       log.flush(state.params)
-      log.hold(number, outputs, step_counts)
-      stopping = number < steps and (stop.requested or number == cadence.stop_at)
+      log.hold(number, outputs, sent)
+      stops = sent.stops if layout.several_processes else stop.requested  # all stop after the same step
+      stopping = number < steps and (stops or number == cadence.stop_at)
       if number < steps and (stopping or _pauses(number, cadence)):
         log.flush(state.params)
         _run_hooks(number, state, cadence, hooks, save=stopping)
         if stopping:
-          error = StoppedError if stop.requested else ReachedError
+          error = StoppedError if stops else ReachedError
           raise error(f"stopped after step {number} of {steps}; its checkpoint is saved")
         log.restart_clock()
     log.flush(state.params)
@@ -88,11 +91,11 @@ def train_loop(step: CompiledStep, batches: Iterator[Batch], cadence: Cadence, h
 
 
 def _next_batch(job: Job, batches: Iterator[Batch]) -> tuple[dict[str, Any], list[dict[str, float]]]:
-  """The next batch on the devices, and the counts of each trial's part of it."""
-  batch, orders = next(batches), job.program.orders
+  """The next batch on the devices, and the counts of each order of its rows, in this process."""
+  batch, orders, owned = next(batches), job.program.orders, job.owned_rows
   parts = [batch] if orders == 1 else [{name: x[k] for name, x in batch.items()} for k in range(orders)]
-  counts = [count_batch(part, job.byte_lengths) for part in parts]
-  return job.put_training(batch), [counts[order] for order in job.trial_orders]
+  counted = parts if owned is None else [{name: x[owned] for name, x in part.items()} for part in parts]
+  return job.put_training(batch), [count_batch(part, job.byte_lengths) for part in counted]
 
 
 def step_metrics(outputs: Mapping[str, Any], counts: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
@@ -138,11 +141,11 @@ class _LateLog:
   def __init__(self, job: Job, hooks: Hooks, bar: Any, unit: str, on_nan: str):
     self.job, self.hooks, self.bar, self.unit, self.on_nan = job, hooks, bar, unit, on_nan
     self.skipped = 0  # steps in a row that were finite for no trial
-    self.pending: tuple[int, dict[str, Any], list[dict[str, float]]] | None = None
+    self.pending: tuple[int, dict[str, Any], Exchange] | None = None
     self.clock = time.monotonic()
 
-  def hold(self, step: int, outputs: dict[str, Any], counts: list[dict[str, float]]) -> None:
-    self.pending = (step, outputs, counts)
+  def hold(self, step: int, outputs: dict[str, Any], sent: Exchange) -> None:
+    self.pending = (step, outputs, sent)
 
   def restart_clock(self) -> None:
     """Excludes the time since the previous step from the seconds of the next one."""
@@ -152,8 +155,9 @@ class _LateLog:
     """Logs the held metrics. `params` are newer ones, for an explanation. Raises DivergedError as `train_loop` does."""
     if self.pending is None:
       return
-    step, outputs, counts = self.pending
-    metrics = step_metrics(outputs, counts)
+    step, outputs, sent = self.pending
+    counts = sent.counts()
+    metrics = step_metrics(outputs, [counts[order] for order in self.job.trial_orders])
     now = time.monotonic()
     seconds, self.clock, self.pending = now - self.clock, now, None
     self.hooks.log(step, metrics, seconds)

@@ -1,22 +1,24 @@
 """A pack: trials that train as one program on one base and one stream of batches. A run is a pack of one trial."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
-from lora_exp.config import Config, InputError
+from lora_exp.config import Config, InputError, NoCheckpointError
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import data_facts
 from lora_exp.runtime import console
+from lora_exp.runtime.process_group import first_process_first
 from lora_exp.train.answers.requested_metrics import Evaluator, make_evaluators
 from lora_exp.train.base import make_base
 from lora_exp.train.compute.trial_padding import Table, union
-from lora_exp.train.evaluate.evaluation import EvalBatch, byte_lengths, put_eval_batches
-from lora_exp.train.evaluate.held_out_documents import HeldOutDocuments, held_out_documents
-from lora_exp.train.evaluate.retention import retain_limit, retained_batches
+from lora_exp.train.evaluating.evaluation import EvalBatch, byte_lengths, put_eval_batches
+from lora_exp.train.evaluating.held_out_documents import HeldOutDocuments, held_out_documents
+from lora_exp.train.evaluating.retention import retain_limit, retained_batches
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.plan import Plan, steps_of
 from lora_exp.train.plan_warnings import plan_warnings
@@ -66,13 +68,14 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   """Builds the pack of `trials` at step 0. Makes the rows and the base, which may require pretraining."""
   plan = trials[0].plan
   cfg = plan.cfg
-  rows = make_rows(cfg.data, plan.tokenizer, cfg.cache)
+  with first_process_first():
+    rows = make_rows(cfg.data, plan.tokenizer, cfg.cache)
+    retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
   facts = data_facts(cfg.data) if solo else {}
   if facts:
     console.show_facts("Data", facts | _amounts(cfg, rows))
   for warning in rows.warnings:
     console.show_warning(warning)
-  retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
   for warning in retain.warnings if retain is not None else ():
     console.show_warning(f"data@retain: {warning}")
   steps = steps_of(cfg, rows.train_rows)
@@ -120,14 +123,24 @@ def restore_pack(pack: Pack) -> Pack:
 
   Raises NoCheckpointError if there is none, and InputError if the data has changed.
   """
-  job, records = pack.job, list(pack.records)
+  if pack.solo:
+    return _restored_pack(pack, None)
   # A kill between the checkpoints of two trials leaves different newest steps.
-  step = None if pack.solo else max(common_steps(pack.trials))
+  *newer, oldest = sorted(common_steps(pack.trials), reverse=True)
+  for step in newer:
+    with suppress(NoCheckpointError):  # that of one trial is damaged, as a warning has said
+      return _restored_pack(pack, step)
+  return _restored_pack(pack, oldest)
+
+
+def _restored_pack(pack: Pack, step: int | None) -> Pack:
+  """`restore_pack` from the checkpoints of `step`; None for the newest one of a single run."""
+  job, records = pack.job, list(pack.records)
   template = checkpoint.named_leaves(job.state)
   arrays = [_one_trial(template, n) for n in range(len(job.keys))]
   for trial in pack.trials:
-    if not trial.active and step not in checkpoint.steps(trial.run_dir):
-      continue  # a failed trial; its values are not used
+    if not trial.active:
+      continue  # its values are not used
     step, arrays[trial.index], meta = restore_trial(trial, job.program.method, pack.table, job.state, step)
     records[trial.index] = _restored_record(trial, meta, pack)
   first = arrays[next(trial.index for trial in pack.trials if trial.active)]

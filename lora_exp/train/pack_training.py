@@ -1,6 +1,5 @@
 """Training of a pack: evaluation, training, and a complete run directory for every trial."""
 
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -15,24 +14,24 @@ from lora_exp.data.encoding.records import Batch
 from lora_exp.data.pipeline import train_batches
 from lora_exp.data.sources import is_numeric
 from lora_exp.runtime import console
-from lora_exp.runtime.console_text import duration
+from lora_exp.runtime.process_group import lost_processes, meet
 from lora_exp.train.background_logger import wait_for
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, compile_step
 from lora_exp.train.compute.hyperparameters import data_orders
 from lora_exp.train.compute.program import State, Tree
 from lora_exp.train.costs.memory import check_fits
 from lora_exp.train.costs.trial_cost import TrialCost, trial_costs
-from lora_exp.train.evaluate.evaluation import DocumentSums, EvalBatch, Evaluation, held_out
-from lora_exp.train.evaluate.retention import show_limit
-from lora_exp.train.loop import Cadence, Hooks, is_due, train_loop
+from lora_exp.train.evaluating.retention import show_limit
+from lora_exp.train.loop import Cadence, Hooks, train_loop
 from lora_exp.train.nan_source import nan_source
 from lora_exp.train.pack import Pack
+from lora_exp.train.pack_evaluation import PackEvaluation, evaluate_pack
+from lora_exp.train.records.background_saves import BackgroundSaves
 from lora_exp.train.run_summary import read_summary
+from lora_exp.train.step_exchange import any_process
 from lora_exp.train.stop_signals import StopRequest, stop_signals
 from lora_exp.train.trained_weights import check_frozen, frozen_digest
 from lora_exp.train.trial_writer import TrialResult, TrialWriter
-
-SLOW_SECONDS, SLOW_SHARE = 20.0, 0.1  # of an evaluation, and of the batches of training
 
 
 def train_pack(pack: Pack) -> list[TrialResult]:
@@ -67,7 +66,9 @@ def _train_and_write(pack: Pack, stop: StopRequest) -> list[TrialResult]:
       if step is not None:
         with console.phase("cost of each trial"):
           costs = [*trial_costs(pack.job, pack.table, pack.trials, step)]
-      state = _train(pack, step, chain(() if first is None else (first,), batches), writers, stop)
+      batches_left = chain(() if first is None else (first,), batches)
+      with BackgroundSaves() as saves:
+        state = _train(pack, step, batches_left, _hooks(pack, writers, saves), stop)
     with console.phase("check that the base is unchanged"):
       check_frozen(pack.job, base_digest)
     exports = [(writer, *writer.state_to_export(state)) for writer in _live(writers)]
@@ -89,7 +90,8 @@ def _is_finished(pack: Pack) -> bool:
   """Whether a restored pack has all its steps and files. A kill after the last step may leave files missing."""
   if not pack.resumed or int(pack.job.state.step) < pack.job.steps:
     return False
-  return all(read_summary(trial.run_dir).get("status") == "done" for trial in pack.trials)
+  done = all(read_summary(trial.run_dir).get("status") == "done" for trial in pack.trials)
+  return any_process(pack.job.program.layout, done)  # only the first process has the files
 
 
 def _batches(pack: Pack) -> Generator[Batch, None, None]:
@@ -98,7 +100,9 @@ def _batches(pack: Pack) -> Generator[Batch, None, None]:
   if start < pack.job.steps:
     seeds, _ = data_orders([trial.plan.cfg for trial in pack.trials])
     start += pack.records[0].passed_batches  # 0 in a pack of several trials
-    with closing(train_batches(pack.rows, cfg.data, cfg.train.batch_size, start, seeds)) as batches:
+    size, layout = cfg.train.batch_size, pack.job.program.layout
+    part = layout.process_rows(size) if layout.several_processes else None
+    with closing(train_batches(pack.rows, cfg.data, size, start, seeds, part)) as batches:
       yield from batches
 
 
@@ -111,6 +115,7 @@ def _compile(pack: Pack, first: Batch | None) -> CompiledStep | None:
   step = compile_step(job, abstract_batch(pack.plan, job.program.orders) if first is None else job.put_training(first))
   if first is not None and len(pack.trials) > 1:  # a narrower pack may fit
     check_fits(step)
+  meet()
   return step
 
 
@@ -128,8 +133,9 @@ def _live(writers: Sequence[TrialWriter]) -> list[TrialWriter]:
   return [writer for writer in writers if writer.failure is None]
 
 
+@lost_processes()
 def _train(
-  pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], writers: Sequence[TrialWriter], stop: StopRequest
+  pack: Pack, step: CompiledStep | None, batches: Iterator[Batch], hooks: Hooks, stop: StopRequest
 ) -> State:
   """Evaluates the base, trains to the last step, evaluates and saves. Returns the last state.
 
@@ -137,12 +143,9 @@ def _train(
   """
   job, cfg = pack.job, pack.plan.cfg
   state, start = job.state, int(job.state.step)
-  hooks = _hooks(pack, writers)
   if not pack.resumed:
     show_limit(pack.plan, pack.records[0].retain_limit)
-    began = time.monotonic()
     hooks.evaluate(0, state.params)
-    _show_slow_evaluation(pack, time.monotonic() - began)
     hooks.sample(0, state.params)
   if step is None or start >= job.steps:
     return state
@@ -153,38 +156,23 @@ def _train(
   state = train_loop(step, batches, cadence, hooks, "train")
   hooks.evaluate(job.steps, state.params)
   hooks.save(job.steps, state)
-  if stop.requested:
+  if any_process(job.program.layout, stop.requested):
     raise StoppedError("stopped after the last step; its checkpoint is saved, and the results are not written yet")
   hooks.sample(job.steps, state.params)
   return state
 
 
-def _show_slow_evaluation(pack: Pack, seconds: float) -> None:
-  """Tells how long an evaluation takes, and what shortens it, if it reads more than a tenth of the training tokens."""
-  cfg, batches = pack.plan.cfg, len(pack.held_out) + len(pack.retained)
-  if seconds > SLOW_SECONDS and batches > SLOW_SHARE * pack.job.steps > 0:
-    console.show(f"An evaluation takes about {duration(seconds)} and reads as much as {batches} of the "
-                 f"{pack.job.steps} steps: train.eval_tokens={cfg.train.eval_tokens} and "
-                 f"train.eval_every={cfg.train.eval_every} set how much and how often.")
-
-
-def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
+def _hooks(pack: Pack, writers: Sequence[TrialWriter], saves: BackgroundSaves) -> Hooks:
   """The hooks of the loop. Each computes once for the pack and writes the results of every live trial."""
   job, prompts = pack.job, pack.plan.cfg.sample.prompts
+  evaluation = PackEvaluation(pack)
 
   def log(step: int, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
     for writer in _live(writers):
       writer.log_step(step, metrics, seconds / len(pack.trials))
 
   def evaluate(step: int, params: Tree) -> bool:
-    scores = _evaluate(pack, params, pack.held_out, pack.documents.sum)
-    if step in (0, job.steps) or is_due(step, pack.plan.cfg.eval.every):
-      for evaluator in pack.evaluators:
-        with console.phase(evaluator.title):
-          scores = evaluator(params, job.trials, job.frozen, scores, strict=step == 0)
-    retained: Sequence[Evaluation | None] = [None] * len(scores)
-    if pack.retained:
-      retained = _evaluate(pack, params, pack.retained, title="evaluate on retain")
+    scores, retained = evaluation(step, params)
     improved = [
       writer.log_evaluation(step, scores[writer.trial.index], retained[writer.trial.index])
       for writer in _live(writers)
@@ -193,10 +181,16 @@ def _hooks(pack: Pack, writers: Sequence[TrialWriter]) -> Hooks:
 
   def save(step: int, state: State) -> None:
     with console.phase("save a checkpoint" if pack.solo else "save checkpoints"):
+      saves.wait()
       if len(pack.trials) > 1:
-        state = jax.device_get(state)  # one transfer instead of one per trial and array
+        # One transfer instead of one per trial and array; a copy, because the next step overwrites the buffers.
+        state = jax.tree.map(np.array, jax.device_get(state))
       for writer in _live(writers):
-        writer.save(step, state)
+        write = writer.checkpoint(step, state)
+        if len(pack.trials) == 1:  # `state` is not copied, and the next step overwrites its buffers
+          write()
+        else:
+          saves.submit(write)
 
   def sample(step: int, params: Tree) -> None:
     if not prompts or is_numeric(pack.plan.cfg.data):
@@ -231,7 +225,7 @@ def _score_best(pack: Pack, state: State, exports: Sequence[tuple[TrialWriter, i
   by_trial = {writer.trial.index: params for writer, params in best}
   trials = [by_trial.get(n, jax.tree.map(partial(_part, n), state.params)) for n in range(len(pack.job.keys))]
   params = jax.tree.map(_concatenated, state.params, *trials)
-  evaluations = _evaluate(pack, params, pack.held_out, pack.documents.sum)
+  evaluations = evaluate_pack(pack, params, pack.held_out, pack.documents.sum)
   for evaluator in pack.evaluators:
     with console.phase(evaluator.title):
       evaluations = evaluator(params, pack.job.trials, pack.job.frozen, evaluations, strict=False)
@@ -251,12 +245,3 @@ def _concatenated(template: jax.Array, *parts: jax.Array) -> jax.Array:
 
 def _first(x: jax.Array) -> jax.Array:
   return x[0]
-
-
-def _evaluate(
-  pack: Pack, params: Tree, batches: list[EvalBatch], document_sums: DocumentSums | None = None, title: str = "evaluate"
-) -> list[Evaluation]:
-  """The evaluation of each trial on `batches`, with `document_sums` also of each document."""
-  # Retained batches have no documents, but share the program of the held-out ones.
-  evaluate = partial(pack.job.evaluate, segments=pack.documents.segments)
-  return held_out(evaluate, params, pack.job.trials, pack.job.frozen, batches, document_sums, title)

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import resource
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import jax
 
-from lora_exp.config import DataConfig
+from lora_exp import __version__
+from lora_exp.config import DataConfig, InputError
 from lora_exp.config.metrics import METRICS
 from lora_exp.data.sources import is_numeric
 from lora_exp.lora import methods
@@ -24,7 +26,7 @@ from lora_exp.train.costs.trial_cost import TrialCost
 from lora_exp.train.plan import Plan
 from lora_exp.train.records.training_record import TrainingRecord
 
-VERSIONS = ("lora_exp", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "wandb")
 
 
 def run_summary(
@@ -76,8 +78,17 @@ def run_summary(
     "mesh": dict(plan.layout.mesh.shape),
     "device": jax.devices()[0].device_kind,
     "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    "versions": {"python": platform.python_version(), **{v: importlib.metadata.version(v) for v in VERSIONS}},
+    "versions": _versions(),
   }
+
+
+def _versions() -> dict[str, str]:
+  """The versions of Python, of this package and of those of `LIBRARIES` that are installed."""
+  versions = {"python": platform.python_version(), "lora_exp": __version__}
+  for name in LIBRARIES:
+    with suppress(importlib.metadata.PackageNotFoundError):
+      versions[name] = importlib.metadata.version(name)
+  return versions
 
 
 def process_bytes() -> int:
@@ -157,9 +168,17 @@ def _metric_facts(scores: dict[str, dict]) -> dict[str, str]:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-  """The content of a run's summary.json; {} if the file does not exist."""
+  """The content of a run's summary.json; {} if the file does not exist. Raises InputError if it is damaged."""
   file = run_dir / SUMMARY
-  return json.loads(file.read_text()) if file.is_file() else {}
+  if not file.is_file():
+    return {}
+  try:
+    summary = json.loads(file.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{file} is damaged ({error}); move it away, and training writes it again") from error
+  if not isinstance(summary, dict):
+    raise InputError(f"{file} does not contain an object; move it away, and training writes it again")
+  return summary
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:

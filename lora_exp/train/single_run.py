@@ -1,5 +1,6 @@
 """Training of a single run, which is a pack of one trial."""
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from lora_exp.config import DivergedError, RewindError, StoppedError
 from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import typed_path
+from lora_exp.runtime.process_group import lost_processes
+from lora_exp.runtime.run_files import CHECKPOINTS, SAMPLES
 from lora_exp.train import expectations
 from lora_exp.train.costs.memory import memory_errors, require_memory
 from lora_exp.train.costs.plan_tables import show_config, show_parameters
@@ -15,7 +18,7 @@ from lora_exp.train.pack_training import train_pack
 from lora_exp.train.plan import Plan
 from lora_exp.train.records import checkpoint
 from lora_exp.train.records.training_record import TrainingRecord
-from lora_exp.train.run_summary import show_result, write_summary
+from lora_exp.train.run_summary import read_summary, show_result, write_summary
 from lora_exp.train.trial import Trial
 from lora_exp.train.trial_writer import TrialResult
 
@@ -30,11 +33,13 @@ def train_run(plan: Plan, run_dir: Path) -> None:
   require_memory(plan)
   with memory_errors(plan):
     try:
-      pack, result = _train(plan, run_dir, started)
+      with lost_processes():
+        pack, result = _train(plan, run_dir, started)
       if result.error is not None:
         raise result.error
     except StoppedError as error:
-      raise type(error)(f"{error}; resume with {typed_path('train.resume', run_dir)}") from None
+      again = typed_path("train.resume", shared_directory(run_dir))
+      raise type(error)(f"{error}; resume with {again}") from error.__cause__  # the log has the cause
     if result.params is not None:
       _show_result(pack, result)
 
@@ -45,6 +50,10 @@ def _train(plan: Plan, run_dir: Path, started: float) -> tuple[Pack, TrialResult
   Raises DivergedError after MOST_REWINDS such steps.
   """
   resumes, passed = plan.cfg.train.resume is not None, None
+  if resumes and _never_saved(run_dir):
+    console.show("The run has no checkpoint yet: it starts again at step 0.")
+    (run_dir / SAMPLES).unlink(missing_ok=True)
+    resumes = False
   for rewinds in range(MOST_REWINDS + 1):
     pack = make_pack([Trial(0, plan, run_dir)], started, solo=True)
     if resumes:
@@ -62,12 +71,24 @@ def _train(plan: Plan, run_dir: Path, started: float) -> tuple[Pack, TrialResult
   raise AssertionError("the last attempt returns or raises")
 
 
+def _never_saved(run_dir: Path) -> bool:
+  """Whether a run ended before its first checkpoint. A finished or stopped run had one, which is then missing."""
+  status = read_summary(shared_directory(run_dir)).get("status")
+  return checkpoint.never_saved(run_dir) and status not in ("done", "stopped")
+
+
 def _passing(pack: Pack, bad_step: int, before: TrainingRecord) -> Pack:
   """`pack`, going on with the batch after that of `bad_step`, which was trained from the record `before`."""
   start = int(pack.job.state.step)
   steps = bad_step - start
   record = replace(pack.records[0], passed_batches=before.passed_batches + steps, skipped=before.skipped + steps)
   return replace(pack, records=(record,))
+
+
+def shared_directory(run_dir: Path) -> Path:
+  """The directory of the run. A process that does not write it has a directory with a link to its checkpoints."""
+  checkpoints = run_dir / CHECKPOINTS
+  return Path(os.readlink(checkpoints)).parent if checkpoints.is_symlink() else run_dir
 
 
 def _show_result(pack: Pack, result: TrialResult) -> None:

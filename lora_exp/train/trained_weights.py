@@ -10,6 +10,7 @@ from lora_exp.config import LoraExpError
 from lora_exp.lora import methods
 from lora_exp.models.weights import store
 from lora_exp.models.weights.locate import base_name
+from lora_exp.runtime.host_arrays import on_host
 from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.compute.program import Tree
 from lora_exp.train.compute.trial_padding import take_trial
@@ -36,7 +37,9 @@ def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_dige
   cfg = plan.cfg
   method = methods.of(cfg.lora)
   if method.trains_everything:
-    store.save(run_dir, jax.tree.map(lambda x: x[0], params))
+    weights = jax.tree.map(lambda x: x[0], on_host(params))
+    if jax.process_index() == 0:  # the files of other processes are not kept
+      store.save(run_dir, weights)
   if not plan.table and not plan.full:
     return None
   metadata = {
@@ -46,7 +49,7 @@ def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_dige
     "scaling": cfg.lora.scaling,
     "quant": cfg.lora.quant,
   }
-  adapter = take_trial(jax.device_get(params), plan.table, plan.full, method.name, 0)
+  adapter = take_trial(on_host(params), plan.table, plan.full, method.name, 0)
   adapter = replace(adapter, base=plan.start.base) if plan.start is not None else adapter
   base = base_name(cfg.model.weights) if cfg.model.base == "weights" and cfg.model.weights else None
   lora.save_adapter(run_dir / ADAPTER, adapter, plan.naming(), metadata, base=base, dropout=cfg.lora.dropout)

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ from lora_exp.config.metrics import REQUESTED
 from lora_exp.lora import Adapter
 from lora_exp.runtime import console
 from lora_exp.runtime.json_lines import read_metrics
+from lora_exp.runtime.saved_config import saved_settings
 from lora_exp.train.background_logger import make_logger
 from lora_exp.train.compute.program import State, Tree
 from lora_exp.train.costs.trial_cost import TrialCost
-from lora_exp.train.evaluate.document_loss_file import open_document_loss_file
-from lora_exp.train.evaluate.evaluation import Evaluation
-from lora_exp.train.evaluate.metrics_file import MetricsFile
+from lora_exp.train.evaluating.document_loss_file import open_document_loss_file
+from lora_exp.train.evaluating.evaluation import Evaluation
+from lora_exp.train.evaluating.metrics_file import MetricsFile
 from lora_exp.train.loop import MOST_SKIPPED, is_due
 from lora_exp.train.pack import Pack
 from lora_exp.train.probing import token_probabilities
@@ -120,16 +122,19 @@ class TrialWriter:
     self.metrics.log(row)
     self.logger.log(row)
 
-  def save(self, step: int, state: State) -> None:
-    """Saves a checkpoint of this trial at its ranks: trained leaves, optimizer state, step, position in the data."""
+  def checkpoint(self, step: int, state: State) -> Callable[[], None]:
+    """Returns the call that saves a checkpoint of this trial at its ranks, and writes what must be on disk before.
+
+    A checkpoint holds the trained leaves, the optimizer state, the step and the position in the data.
+    """
     data = {**self.sources, "position": step}
-    meta = {"data": data, "record": asdict(self.record)}
+    meta = {"data": data, "record": asdict(self.record), "settings": saved_settings(self.trial.plan.saved_cfg)}
     best = self.record.best_step if self.cfg.train.export == "best" else None
     if self.documents is not None:
       self.documents.write()
     arrays = solo_state(self.trial, self.pack.job.program.method, self.pack.table, state)
     self.metrics.sync()  # a resumed run has the rows of all steps before its checkpoint
-    checkpoint.save(self.trial.run_dir, step, arrays, meta, best_step=best)
+    return partial(checkpoint.save, self.trial.run_dir, step, arrays, meta, best_step=best)
 
   def export(self, step: int, params: Tree) -> None:
     """Writes the trained weights of the state of `state_to_export`, and the plots."""

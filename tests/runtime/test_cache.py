@@ -198,7 +198,7 @@ def test_a_damaged_program_is_told_and_compiled_again(tmp_path):
   compiled = lambda: subprocess.run([sys.executable, "-c", COMPILE, str(tmp_path)], capture_output=True, text=True)
   assert compiled().stdout == "7.0\n"
   before = {file: file.read_bytes() for file in (tmp_path / "programs").iterdir()}
-  assert before and all(content.endswith(b"SHA256") for content in before.values())
+  assert before and all(b"SHA256" in content for content in before.values())
   for file in before:
     flip(file)
   done = compiled()

@@ -56,9 +56,12 @@ def trained(mesh: str) -> dict:
   return trainings(math.prod(MESHES[mesh].values()))[mesh]
 
 
-def gathered(program: str) -> list[list[int]]:
-  """The shapes that the all-gathers of a compiled program give."""
-  found = re.findall(r"= (.*?) all-gather(?:-start)?\(", program)
+COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+
+
+def gathered(program: str, operations: str = "all-gather") -> list[list[int]]:
+  """The shapes that the all-gathers, or other `operations`, of a compiled program give."""
+  found = re.findall(rf"= ([^=]*?) (?:{operations})(?:-start)?\(", re.sub(r"/\*index=\d+\*/", "", program))
   return [[int(n) for n in dims.split(",") if n] for result in found for dims in re.findall(r"\w+\[([\d,]*)\]", result)]
 
 
@@ -90,6 +93,21 @@ def test_fsdp_gathers_parameters_and_no_activation(mesh):
   whole |= {(a, b // tensor) for a, b in (p for p in parameters if len(p) == 2)}
   whole |= {tuple(reversed(shape)) for shape in whole}
   assert all(tuple(shape) in whole for shape in shapes), shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp", "all"])
+def test_fsdp_gathers_each_split_parameter_once(mesh):
+  split = [path for path, (spec, _) in trained(mesh)["frozen"].items() if "fsdp" in spec]
+  assert len(gathered(trained(mesh)["program"])) == len(split) == 14  # of both directions of the step
+
+
+@pytest.mark.slow
+def test_a_split_vocabulary_exchanges_no_logits():
+  shapes = {tuple(shape) for shape in gathered(trained("tutorial")["program"], COLLECTIVES)}
+  tokens = 2 * BATCH["length"]  # of each device
+  assert (tokens,) in shapes  # the largest logit and the sum of exponentials of each token
+  assert {shape for shape in shapes if {132, 264} & {*shape}} == {(4, 132)}  # the gradient of the head's lora_b
 
 
 def test_arrays_lie_as_the_rules_say():

@@ -9,7 +9,7 @@ from packs import quickly
 
 from lora_exp import lora
 from lora_exp.lora import methods
-from lora_exp.lora.resize import update_svd
+from lora_exp.lora.resizing import update_svd
 from lora_exp.runtime import spectrum
 from lora_exp.runtime.spectrum import output_side, thin_svd, update_spectrum, whole_svd
 

@@ -303,3 +303,10 @@ def test_a_sweep_goes_on_only_as_it_began(unbroken, capfd):
   sweep(unbroken, *SHORT, *KILLED, *stories, "optim.warmup=3", code=2)
   assert "run 0 was started with another optim" in capfd.readouterr().err
   assert all(p.read_bytes() == content for p, content in before.items() if p.name in ("config.yaml", "metrics.jsonl"))
+
+
+def test_a_pack_of_one_trial_has_checkpoints_of_each_step(tmp_path):
+  settings = [*TINY, "train.steps=4", "train.eval_every=0", "train.save_every=1", "train.eval_tokens=256"]
+  run = sweep(tmp_path / "sweep", "lora.rank=2", *settings, *on_stories(tmp_path)) / "0"
+  assert summary(run)["status"] == "done" and [row["step"] for row in curve(run) if row["split"] == "train"][-1] == 4
+  assert adapter(run) == adapter(train(tmp_path / "alone", "lora.rank=2", *settings, *on_stories(tmp_path)))

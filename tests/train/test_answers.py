@@ -17,13 +17,13 @@ from lora_exp.config.metrics import CHOSEN, METRICS
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
 from lora_exp.data.sources import open_source
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.report.reading.document_losses import read_document_losses
 from lora_exp.train.answers.answer_decoder import AnswerDecoder
 from lora_exp.train.answers.answer_evaluation import AnswerEvaluator
 from lora_exp.train.answers.answer_items import answer_items, chosen_items
 from lora_exp.train.answers.answer_scores import SCORES, Answer, CustomScore
-from lora_exp.train.evaluate.evaluation import Evaluation
+from lora_exp.train.evaluating.evaluation import Evaluation
 from lora_exp.train.sampling.sampler import Sampler
 
 TOKENIZER = get_tokenizer("bytes")

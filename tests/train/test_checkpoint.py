@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from lora_exp.config.errors import InputError, NoCheckpointError
+from lora_exp.config.errors import DiskError, InputError, NoCheckpointError
 from lora_exp.train.records import checkpoint
+from lora_exp.train.records.background_saves import BackgroundSaves
 
 REPOSITORY = Path(checkpoint.__file__).parents[2]
 
@@ -246,3 +248,21 @@ def test_the_file_of_sums_is_one_that_sha256sum_reads(two):
   for line in (folder / checkpoint.SUMS).read_text().splitlines():
     digest, name = line.split("  ")
     assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_saves_in_the_background_are_complete_at_the_end(tmp_path, abstract):
+  with BackgroundSaves() as saves:
+    for step in (1, 2):
+      for run in "ab":
+        saves.submit(partial(checkpoint.save, tmp_path / run, step, trained_state(step), {"run": run}))
+  for run in "ab":
+    assert checkpoint.steps(tmp_path / run) == [1, 2]
+    assert_same_bits(checkpoint.restore(tmp_path / run, abstract)[1], trained_state(2))
+
+
+def test_an_error_of_a_save_in_the_background_is_raised(tmp_path):
+  (tmp_path / "checkpoints").write_text("a file in the way")
+  with pytest.raises(DiskError, match="could not be written"), BackgroundSaves() as saves:
+    saves.submit(partial(checkpoint.save, tmp_path, 1, {"x": np.ones(2)}, {}))
+    saves.submit(partial(checkpoint.save, tmp_path / "other", 1, {"x": np.ones(2)}, {}))
+  assert checkpoint.steps(tmp_path / "other") == [1]

@@ -16,12 +16,12 @@ from lora_exp.data.formats.layouts import Layout
 from lora_exp.data.formats.row import Row
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import make_rows
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.train.answers.answer_items import answer_items
 from lora_exp.train.answers.choice_evaluation import ChoiceEvaluator, choice_questions
 from lora_exp.train.compute.program import assemble
 from lora_exp.train.compute.step import features
-from lora_exp.train.evaluate.evaluation import Evaluation
+from lora_exp.train.evaluating.evaluation import Evaluation
 
 TOKENIZER = get_tokenizer("bytes")
 CHOICES = ("cat", "a big dog", "no")

@@ -14,7 +14,7 @@ from lora_exp import load
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.document_rows import first_documents, halves
 from lora_exp.data.rows import make_rows
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.train.compute.program import assemble
 from lora_exp.train.compute.step import outputs
 from lora_exp.train.records.training_record import TrainingRecord

@@ -27,8 +27,8 @@ from lora_exp.sweep.study.study_settings import read_study
 from lora_exp.train.base import make_base
 from lora_exp.train.compute.program import assemble
 from lora_exp.train.compute.step import features
-from lora_exp.train.evaluate import evaluation
-from lora_exp.train.evaluate.evaluation import (
+from lora_exp.train.evaluating import evaluation
+from lora_exp.train.evaluating.evaluation import (
   Evaluation,
   byte_lengths,
   difference,

@@ -19,7 +19,7 @@ from lora_exp.runtime.json_lines import read_metrics
 from lora_exp.runtime.sweep_directory import sweep_trial
 from lora_exp.train import background_logger
 from lora_exp.train.background_logger import make_logger, wait_for
-from lora_exp.train.loggers.wandb import wandb_mode
+from lora_exp.train.loggers.wandb_logger import wandb_mode
 
 REPOSITORY = Path(background_logger.__file__).parents[2]
 CREDENTIALS = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC")
@@ -77,9 +77,9 @@ RUN = """
 import sys
 from pathlib import Path
 from lora_exp.train.background_logger import make_logger, wait_for
-from lora_exp.train.loggers import wandb
+from lora_exp.train.loggers import wandb_logger
 from lora_exp.config.schema import LoggerConfig
-wandb.INIT_SECONDS = 2.0
+wandb_logger.INIT_SECONDS = 2.0
 cfg = LoggerConfig(mode=sys.argv[2], tags=["tag"], group="g")
 log = make_logger(cfg, Path(sys.argv[1]), "rank 8/demo", {"lora": {"rank": 8}})
 for step in range(1, 301):

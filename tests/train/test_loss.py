@@ -204,6 +204,19 @@ def test_correct_counts_tokens_whose_target_is_the_likeliest():
   assert ours(CASES["merged"], p | {"targets": mixed}).correct == (B - 1) * T
 
 
+def test_a_tied_head_holds_no_copy_of_its_table(monkeypatch):
+  monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 4 * 20_011)
+  head = nnx.Embed(20_011, 64, rngs=nnx.Rngs(0))
+  graph, table = nnx.split(head)
+  x, targets = jnp.ones((2, 4, 64)), jnp.zeros((2, 4), jnp.int32)
+
+  def loss(x: jax.Array, table: nnx.State) -> jax.Array:
+    return head_loss(nnx.merge(graph, table), x, targets, jnp.ones((2, 4))).loss
+
+  memory = jax.jit(jax.grad(loss)).lower(x, table).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 0.8 * head.embedding[...].nbytes
+
+
 def test_large_logits_do_not_overflow():
   p = inputs()
   big = p | {"kernel": p["kernel"] * 1e4}

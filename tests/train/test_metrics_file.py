@@ -5,7 +5,7 @@ import pytest
 
 from lora_exp.config.errors import InputError
 from lora_exp.runtime.json_lines import read_metrics
-from lora_exp.train.evaluate.metrics_file import MetricsFile
+from lora_exp.train.evaluating.metrics_file import MetricsFile
 
 
 def row(step: int, split: str = "train", loss: float = 2.0) -> dict:

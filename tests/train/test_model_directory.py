@@ -14,8 +14,8 @@ from tokenizer_files import byte_level, gguf_file
 from tokenizers import Tokenizer
 
 from lora_exp.config import ArchConfig, ModelConfig
-from lora_exp.data.tokenizers import get_tokenizer
-from lora_exp.data.tokenizers.save import save_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
+from lora_exp.data.tokenization.save import save_tokenizer
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import same_model, to_hf
 from lora_exp.models.registry import get_family

@@ -5,6 +5,8 @@ import shutil
 import pytest
 from runs import TINY, curve, resume, rows, stories, train
 
+from lora_exp.cli import main as entry
+
 SHORT = [*TINY, "train.steps=6", "train.eval_every=3", "train.save_every=3", "train.eval_tokens=300"]
 RETAIN = ["data@retain=text"]
 
@@ -54,3 +56,16 @@ def test_moved_weights_go_on_and_other_weights_are_refused(tmp_path, capfd):
   (run_dir / "summary.json").unlink()
   resume(run_dir, code=2)
   assert "the weights in model.weights have changed" in capfd.readouterr().err
+
+
+def test_a_sweep_goes_on_with_moved_data_of_equal_content(tmp_path, capfd):
+  sweep, data = tmp_path / "sweep", stories(tmp_path / "data.txt")
+  argv = ["-m", *SHORT, "train.steps=1", "train.save_every=1", "data=text", "hydra/launcher=basic",
+          f"hydra.sweep.dir={sweep}", "lora.rank=1,2"]
+  assert entry.run([*argv, f"data.path={data}"]) == 0
+  moved, other = shutil.move(data, tmp_path / "moved.txt"), stories(tmp_path / "other.txt", 59)
+  capfd.readouterr()
+  assert entry.run([*argv, f"data.path={other}"]) == 2
+  assert "run 0 of" in (said := capfd.readouterr().err) and "the data has changed since the run started" in said
+  assert entry.run([*argv, f"data.path={moved}"]) == 0
+  assert capfd.readouterr().out.count("ended before") == 2

@@ -16,10 +16,11 @@ from lora_exp.cli import main as entry
 from lora_exp.config import ArchConfig, TeacherConfig
 from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.train.compiled_step import compile_step
-from lora_exp.train.compute.loss import Head, TeacherTargets, head_loss
+from lora_exp.train.compute.loss import TeacherTargets, head_loss
 from lora_exp.train.compute.program import assemble
 from lora_exp.train.compute.step import gradient, outputs
-from lora_exp.train.evaluate.evaluation import held_out, put_eval_batches
+from lora_exp.train.compute.vocabulary_head import Head
+from lora_exp.train.evaluating.evaluation import held_out, put_eval_batches
 
 TEACHER = TeacherConfig(rank=3, targets="attention", strength=0.5)
 

@@ -5,13 +5,16 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import pytest
 from runs import TINY, command, curve, environment, on_stories, resume, stories, story, summary, train
 
 from lora_exp.runtime.saved_config import load_config
 from lora_exp.train import job as training_job
+from lora_exp.train import pack as packs
 from lora_exp.train import pack_training as training
 from lora_exp.train.records import checkpoint
 
@@ -89,19 +92,63 @@ def other_dropout(monkeypatch):
   monkeypatch.setattr(training_job, "stream_key", lambda seed, stream: whole(seed + 1, stream))
 
 
-def late_data(monkeypatch):
+def same_dropout_in_each_step(monkeypatch):
+  whole = jax.random.fold_in
+  monkeypatch.setattr(jax.random, "fold_in", lambda key, data: whole(key, 0 if isinstance(data, jax.Array) else data))
+
+
+def other_batches(monkeypatch, late: int = 0, from_the_start: bool = False, seed: int = 0):
   whole = training.train_batches
-  shifted = lambda rows, cfg, size, start, seeds: whole(rows, cfg, size, start + 1)
-  monkeypatch.setattr(training, "train_batches", shifted)
+
+  def train_batches(rows, cfg, size, start, seeds, *rest):
+    return whole(rows, cfg, size, (0 if from_the_start else start) + late, [own + seed for own in seeds], *rest)
+
+  monkeypatch.setattr(training, "train_batches", train_batches)
 
 
-@pytest.mark.parametrize("broken", [no_optimizer, rounded_params, other_dropout, late_data])
-def test_a_broken_restore_would_be_seen(broken, unbroken, copy, monkeypatch):
-  broken(monkeypatch)
-  resume(copy, "train.stop_at=13", code=75)
+def initial_adapter(monkeypatch):
+  whole = packs.restore_trial
+
+  def restore_trial(trial, method, table, state, step):
+    step, arrays, meta = whole(trial, method, table, state, step)
+    initial = checkpoint.named_leaves(state)
+    return step, {n: initial[n] if n.startswith("params.") else x for n, x in arrays.items()}, meta
+
+  monkeypatch.setattr(packs, "restore_trial", restore_trial)
+
+
+BROKEN = {
+  "no optimizer": no_optimizer,
+  "no adapter": initial_adapter,
+  "adapter through bf16": rounded_params,
+  "another dropout key": other_dropout,
+  "the same dropout in each step": same_dropout_in_each_step,
+  "one batch late": partial(other_batches, late=1),
+  "no position in the data": partial(other_batches, from_the_start=True),
+  "another data seed": partial(other_batches, seed=1),
+}
+
+
+def assert_seen(run_dir, unbroken) -> None:
+  """A run that was resumed at step 10 and stopped at 13 differs from the unbroken one, but not before step 10."""
   reached = [row for row in curve(unbroken) if row["step"] <= 13]
-  assert len(curve(copy)) == len(reached)
-  assert curve(copy) != reached and curve(copy)[:12] == reached[:12]  # of the ten steps before it nothing changed
+  assert len(curve(run_dir)) == len(reached)
+  assert curve(run_dir) != reached and curve(run_dir)[:12] == reached[:12]
+
+
+@pytest.mark.parametrize("broken", list(BROKEN))
+def test_a_broken_restore_would_be_seen(broken, unbroken, copy, monkeypatch):
+  BROKEN[broken](monkeypatch)
+  resume(copy, "train.stop_at=13", code=75)
+  assert_seen(copy, unbroken)
+
+
+def test_a_grown_data_set_is_refused_and_would_be_seen(unbroken, copy, tmp_path, monkeypatch, capfd):
+  grown = f"data.path={stories(tmp_path / 'grown.txt', 80)}"
+  assert "the data has changed since the run started" in refused(copy, grown, capfd=capfd)
+  monkeypatch.setattr(packs, "changed_sources", lambda *_: [])
+  resume(copy, grown, "train.stop_at=13", code=75)
+  assert_seen(copy, unbroken)
 
 
 # ---- real signals
@@ -157,6 +204,18 @@ def test_a_killed_run_resumes_bit_equal_from_its_checkpoint(long_settings, long_
 
 
 # ---- what is refused, and what changes nothing
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(unbroken, settings, tmp_path, capfd):
+  run_dir = shutil.copytree(unbroken, tmp_path / "run")
+  shutil.rmtree(run_dir / "checkpoints")
+  resume(run_dir, code=4)  # it is finished, so it had checkpoints, and nothing of it is trained again
+  assert "has no checkpoint" in capfd.readouterr().err
+  (run_dir / "summary.json").unlink()
+  (run_dir / "checkpoints" / "tmp.8").mkdir(parents=True)
+  resume(run_dir)
+  assert "starts again at step 0" in capfd.readouterr().out
+  assert curve(run_dir) == curve(unbroken) and summary(run_dir)["losses"] == summary(unbroken)["losses"]
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_loses_nothing(unbroken, tmp_path, capfd):

@@ -6,7 +6,7 @@ import pytest
 from packs import small
 from runs import TINY, on_stories, resume, rows, train
 
-from lora_exp.train.evaluate import retention
+from lora_exp.train.evaluating import retention
 from lora_exp.train.plan import make_plan
 
 

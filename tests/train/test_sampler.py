@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from packs import bent, job_of, quickly, small
 
 from lora_exp.config import ArchConfig, InputError, SampleConfig
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2
 from lora_exp.train.compute.program import assemble
 from lora_exp.train.sampling.decode import BLOCK, PromptRows, draw_token, nucleus, pad_left

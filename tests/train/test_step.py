@@ -299,6 +299,20 @@ def test_rate_0_in_a_dropout_pack_has_the_undropped_gradient():
       assert np.abs(found[1][path][1] - g[1]).max() > 1e-2 * np.abs(g[1]).max(), path
 
 
+@pytest.mark.parametrize("place", ["model", "lora"])
+def test_each_step_draws_other_dropout_masks(place):
+  rates = {"model__dropout": 0.0, "lora__dropout": 0.0, f"{place}__dropout": 0.3}
+  job = job_of(small(**rates, optim__lr=0.0, model__layers=1))
+  with quickly():
+    training, batch = Training(job), job.program.layout.put_batch(rows())
+    state = training.state._replace(params=bent(training.state.params))
+    losses = []
+    for _ in range(4):  # without a learning rate, only the masks differ
+      state, metrics = training.step(state, batch)
+      losses.append(float(metrics["loss"][0]))
+  assert len(set(losses)) == 4, losses
+
+
 def test_the_schedules_warm_up_and_fall_to_zero_at_the_last_step():
   share = lambda name, step: float(schedule(small(optim__schedule=name, optim__warmup=4).optim, jnp.float32(20), step))
   for name in ("constant", "linear", "cosine"):

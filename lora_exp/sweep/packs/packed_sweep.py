@@ -18,6 +18,7 @@ from lora_exp.sweep.packs.packing import SweepPack, make_packs, show_packs, with
 from lora_exp.sweep.packs.planned_run import PlannedRun, plan_runs
 from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 from lora_exp.train.costs.memory import memory_errors
+from lora_exp.train.moved_sources import require_equal_content
 from lora_exp.train.pack import make_pack, restore_pack
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.stop_signals import StopRequest, stop_signals
@@ -31,7 +32,7 @@ def plan_sweep(jobs: Sequence[SweepRun], sweep: PackedSweep) -> list[PlannedRun]
   Raises InputError if a run directory belongs to a run with other settings.
   """
   runs, problems = plan_runs(jobs)
-  require_same_configs((job.number, job.cfg, job.run_dir) for job in jobs)
+  require_equal_content(require_same_configs((job.number, job.cfg, job.run_dir) for job in jobs))
   ledger = Ledger(sweep.directory)
   for number, error in problems.items():
     ledger.fail(number, error)

@@ -17,8 +17,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lora_exp.report.estimation.held_out_text import mean_gains_covariance
 from lora_exp.report.reading.document_losses import DocumentLosses
-from lora_exp.report.statistics.held_out_text import mean_gains_covariance
 from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
 from lora_exp.report.verdicts.judgement import INSUFFICIENT, ONE, SUFFICIENT, Judgement, judge
 from lora_exp.sweep.rounds.futility import chance_of_answer

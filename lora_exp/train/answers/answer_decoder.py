@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from lora_exp.config import SampleConfig
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.dropout import stream_key
+from lora_exp.runtime.host_arrays import on_host, put_equal
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Program, Tree, assemble
 from lora_exp.train.compute.step import over_trials
@@ -43,7 +44,7 @@ class AnswerDecoder:
     batch = self._batch_size(params, trials, frozen)
     for first in range(0, len(prompts), batch):
       part = prompts[first : first + batch]
-      tokens_NBM = jax.device_get(self._decode(params, trials, frozen, part, batch))
+      tokens_NBM = on_host(self._decode(params, trials, frozen, part, batch))
       for of_trial, tokens_BM in zip(answers, tokens_NBM, strict=True):
         of_trial += [row[row >= 0].tolist() for row in tokens_BM[: len(part)]]
     return answers
@@ -73,7 +74,7 @@ class AnswerDecoder:
     room = [min(self.max_tokens, self.max_len - len(prompt)) for prompt in prompts]
     room_B = np.array([*room, *[0] * missing], np.int32)  # rows that only fill the batch end at once
     keys = jax.random.split(stream_key(0, "sample"), batch)  # not used by greedy decoding
-    key_B = jax.device_put(keys, self.program.layout.replicated)
+    key_B = put_equal(keys, self.program.layout.replicated)
     rows = PromptRows(start_B, room_B, key_B, np.int32(tokens_BP.shape[1]))
     tokens_NBM: jax.Array = self.complete(params, trials, frozen, tokens_BP, rows)
     return tokens_NBM

@@ -7,7 +7,7 @@ import numpy as np
 
 from lora_exp.config import DataConfig
 from lora_exp.data.encoding.records import Batch
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from lora_exp.config.metrics import CHOSEN
 from lora_exp.data.documents import Document
 from lora_exp.data.encoding.encode import encode_documents
 from lora_exp.data.sources import TextSource, open_source
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 from lora_exp.train.answers.answer_items import AnswerItem
 from lora_exp.train.answers.log_likelihoods import Continuation, log_likelihoods
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Tree
-from lora_exp.train.evaluate.evaluation import Evaluation
-from lora_exp.train.evaluate.held_out_documents import HeldOutDocuments
+from lora_exp.train.evaluating.evaluation import Evaluation
+from lora_exp.train.evaluating.held_out_documents import HeldOutDocuments
 from lora_exp.train.job import Job
 
 READ = 256  # documents encoded at once

@@ -10,7 +10,7 @@ from lora_exp.config import InputError
 from lora_exp.data.encoding.records import Batch
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Tree
-from lora_exp.train.evaluate.evaluation import SEGMENTS
+from lora_exp.train.evaluating.evaluation import SEGMENTS
 from lora_exp.train.job import Job
 from lora_exp.train.sampling.decode import power_of_two
 

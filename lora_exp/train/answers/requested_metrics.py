@@ -9,14 +9,14 @@ from lora_exp.config.eval_checks import requested_metrics
 from lora_exp.config.metrics import CHOSEN, GENERATED, METRICS
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import Rows
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 from lora_exp.runtime import console
 from lora_exp.train.answers.answer_decoder import AnswerDecoder
 from lora_exp.train.answers.answer_evaluation import AnswerEvaluator
 from lora_exp.train.answers.answer_items import AnswerItem, answer_items, chosen_items
 from lora_exp.train.answers.answer_scores import Score, scores_of
 from lora_exp.train.answers.choice_evaluation import ChoiceEvaluator, choice_questions
-from lora_exp.train.evaluate.held_out_documents import HeldOutDocuments
+from lora_exp.train.evaluating.held_out_documents import HeldOutDocuments
 from lora_exp.train.job import Job
 
 TOO_LONG = 16  # an answer ends when it has so many tokens more than the longest answer in the data

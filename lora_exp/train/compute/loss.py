@@ -13,26 +13,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_exp.lora import matmul
-from lora_exp.lora.layers import AdapterLayer, Trained
-from lora_exp.lora.quantization import dense
 from lora_exp.models.modules.attention import softcap
 from lora_exp.runtime.dropout import dropout
+from lora_exp.train.compute.chunk_size import CHUNK_LOGITS, chunk_positions
+from lora_exp.train.compute.vocabulary_head import (
+  Head,
+  head_of,
+  kernel_gradient,
+  logits_of,
+  merged_kernel,
+  merges,
+  project,
+  project_back,
+  trains,
+  vocabulary,
+)
 
 Array = jax.Array
-CHUNK_LOGITS = 2**25  # most logits in a chunk: 128 MiB in float32; with half as many a step takes 7 % longer
-
-
-class Head(NamedTuple):
-  """The arrays of an output projection x·(W + s·A·B) + bias; None for parts that the head does not have.
-
-  A tied head is the transposed table: for E + s·A·B with A (V, R) and B (R, D), `kernel` is Eᵀ, `a` is Bᵀ, `b` is Aᵀ.
-  """
-
-  kernel: Any  # (D, V)
-  bias: Any = None  # (V,)
-  a: Any = None  # (D, R)
-  b: Any = None  # (R, V)
-  scale: Any = None
 
 
 class TeacherTargets(NamedTuple):
@@ -86,7 +83,7 @@ def head_loss(
   if not module.deterministic and not isinstance(module, nnx.Embed):  # as in PEFT, embeddings have no dropout
     dropped = dropout(x_BTD, module.rate[...], module.key[...])
     return _vocab_loss(static, x_BTD, dropped, head, targets, weights_BT)
-  if not matmul.merges(module.compute, weights_BT.size, head.kernel, head.a):
+  if not merges(module, weights_BT, head):
     return _vocab_loss(static, x_BTD, x_BTD, head, targets, weights_BT)
   return _merged_loss(static, x_BTD, head, targets, weights_BT)
 
@@ -97,41 +94,11 @@ def head_losses(
   """The sums of `head_loss` without dropout, and the values (B, T) of which they are the sums. It has no gradient."""
   head = head_of(module, x_BTD)
   kernel, x_lora = head.kernel, None if head.a is None else x_BTD
-  if head.a is not None and matmul.merges(module.compute, weights_BT.size, head.kernel, head.a):
-    kernel, x_lora = matmul.merge_kernel(head.kernel, head.a, head.b, head.scale), None
+  if head.a is not None and merges(module, weights_BT, head):
+    kernel, x_lora = merged_kernel(head), None
   static = Static(train_kernel=False, train_bias=False, softcap=softcap)
   sums, _, by_token = _scan(static, x_BTD, x_lora, head, kernel, targets, weights_BT, gradients=False, by_token=True)
   return sums, Sums(*by_token)
-
-
-def trains(module) -> tuple[bool, bool]:
-  """Returns whether the head's kernel (or a kernel formed from it) and its bias need a gradient."""
-  kernel = module.embedding if isinstance(module, nnx.Embed) else module.kernel
-  bias = getattr(module, "bias", None)
-  return isinstance(kernel, Trained) or forms_kernel(module), isinstance(bias, Trained)
-
-
-def forms_kernel(module) -> bool:
-  """Whether the update of an adapted head is not a single product of thin factors (DoRA, PiSSA, LoHa).
-
-  The adapted kernel is then formed, and automatic differentiation propagates its gradient to the adapter.
-  """
-  return isinstance(module, AdapterLayer) and module.kind.thin_product(module.leaves()) is None
-
-
-def head_of(module, x_BTD: Array) -> Head:
-  """Returns the arrays of the head `module`, with the kernel in the dtype of computation."""
-  tied, dtype = isinstance(module, nnx.Embed), module.dtype or x_BTD.dtype
-  table = dense((module.embedding if tied else module.kernel).get_value(), dtype).astype(dtype)
-  bias = None if tied or module.bias is None else module.bias[...]
-  if forms_kernel(module):
-    table = module.adapted_kernel(table)
-  if forms_kernel(module) or not isinstance(module, AdapterLayer):
-    return Head(table.T if tied else table, bias)
-  product, scale = module.kind.thin_product(module.leaves()), module.scale[...]
-  assert product is not None
-  a, b = product
-  return Head(table.T, None, b.T, a.T, scale) if tied else Head(table, bias, a, b, scale)
 
 
 def example_losses(z_BO: Array, y: Array, weights_B: Array) -> Sums:
@@ -169,10 +136,9 @@ def _unchunk(x: Array, length: int) -> Array:
 
 
 def _chunk_count(weights_BT: Array, vocab: int) -> int:
-  """The number of chunks. A chunk has a power of two of positions, so that common lengths need no padding."""
+  """The number of chunks; see `chunk_positions`."""
   rows, length = weights_BT.shape
-  size = max(1, CHUNK_LOGITS // (vocab * rows))
-  return math.ceil(length / min(length, 2 ** (size.bit_length() - 1)))
+  return math.ceil(length / chunk_positions(rows, length, vocab, CHUNK_LOGITS))
 
 
 def _cross_entropy(z_MV: Array, targets_M: Array, weights_M: Array, cap: float | None) -> tuple[Sums, Array]:
@@ -211,12 +177,12 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
   the gradients of the head are zeros and the last result is None; or, `by_token`, the values (B, T) of `Sums`.
   """
   length, wide = weights.shape[1], jnp.float32
-  count = _chunk_count(weights, kernel.shape[1])
+  count = _chunk_count(weights, vocabulary(kernel))
   teacher_head = targets.head if isinstance(targets, TeacherTargets) else None
   target_values = targets.x_BTD if isinstance(targets, TeacherTargets) else targets  # teacher's features, or token ids
   adapted = head.a is not None
   zero = Head(
-    kernel=jnp.zeros(kernel.shape, wide) if static.train_kernel else None,
+    kernel=jax.tree.map(partial(jnp.zeros_like, dtype=wide), kernel) if static.train_kernel else None,
     bias=jnp.zeros(head.bias.shape, wide) if static.train_bias and head.bias is not None else None,
     b=jnp.zeros(head.b.shape, wide) if adapted else None,
   )
@@ -227,7 +193,7 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
     xs, target_chunk, chunk_weights = chunk[0], chunk[-2], chunk[-1].reshape(-1)
     rows = xs.reshape(-1, xs.shape[-1])
     lora_rows = chunk[1].reshape(rows.shape) if x_lora is not None else rows
-    z = jax.lax.dot(rows, kernel, preferred_element_type=wide)
+    z = project(rows, kernel)
     h: Any = lora_rows @ head.a.astype(rows.dtype) if adapted and (gradients or x_lora is not None) else None
     if x_lora is not None:
       z += head.scale * jax.lax.dot(h, head.b.astype(rows.dtype), preferred_element_type=wide)
@@ -236,19 +202,19 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
     if teacher_head is None:
       values, dz = _cross_entropy(z, target_chunk.reshape(-1), chunk_weights, static.softcap)
     else:
-      teacher_z = _logits(target_chunk.reshape(-1, target_chunk.shape[-1]), teacher_head)
+      teacher_z = logits_of(target_chunk.reshape(-1, target_chunk.shape[-1]), teacher_head)
       values, dz = _divergence(z, teacher_z, chunk_weights, static.softcap)
     chunk_sums = total(values)
     sums = Sums(sums.loss + chunk_sums.loss, sums.correct + chunk_sums.correct)
     if not gradients:
       return (sums, grads), [x.reshape(xs.shape[:2]) for x in values if x is not None] if by_token else None
     dz = dz.astype(rows.dtype)
-    out = [(dz @ kernel.T).reshape(xs.shape)]
+    out = [project_back(dz, kernel).reshape(xs.shape)]
     if adapted:
       out.append((head.scale * (dz @ head.b.astype(dz.dtype).T)).reshape(*xs.shape[:2], -1))
       grads = grads._replace(b=grads.b + head.scale * jax.lax.dot(h.T, dz, preferred_element_type=wide))
     if static.train_kernel:
-      grads = grads._replace(kernel=grads.kernel + jax.lax.dot(rows.T, dz, preferred_element_type=wide))
+      grads = grads._replace(kernel=jax.tree.map(jnp.add, grads.kernel, kernel_gradient(rows, dz, kernel)))
     if grads.bias is not None:
       grads = grads._replace(bias=grads.bias + dz.sum(0, dtype=wide))
     return (sums, grads), out
@@ -259,16 +225,9 @@ def _scan(static: Static, x, x_lora, head: Head, kernel, targets, weights, gradi
   return sums, grads, [_unchunk(o, length) for o in out] if gradients or by_token else None
 
 
-def _logits(rows: Array, head: Head) -> Array:
-  """Returns the logits (M, V) of a head without an adapter, in float32."""
-  z = jax.lax.dot(rows, head.kernel, preferred_element_type=jnp.float32)
-  return z if head.bias is None else z + head.bias
-
-
 def _grad_a(x, g, head: Head) -> Array:
   """dA = xᵀ·g, in the dtype of A."""
-  rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-  return jax.lax.dot(rows.T, g_rows.astype(x.dtype), preferred_element_type=head.a.dtype)
+  return matmul.grad_a(x, g.reshape(-1, g.shape[-1]).astype(x.dtype), head.a)
 
 
 def _scale_tree(tree, factor: Array):
@@ -307,8 +266,7 @@ def _merged_loss(static: Static, x, head: Head, targets, weights) -> Sums:
 
 
 def _merged_scan(static, x, head, targets, weights, gradients):
-  kernel = matmul.merge_kernel(head.kernel, head.a, head.b, head.scale)
-  return _scan(static, x, None, head, kernel, targets, weights, gradients)
+  return _scan(static, x, None, head, merged_kernel(head), targets, weights, gradients)
 
 
 def _merged_loss_fwd(static, x, head, targets, weights):

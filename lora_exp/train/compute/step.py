@@ -110,8 +110,12 @@ def _accumulate(
   return total
 
 
-def over_trials(function: Callable, mapping: str, *trees: Tree, inline: bool = False) -> Tree:
+def over_trials(
+  function: Callable, mapping: str, *trees: Tree, inline: bool = False, live: jax.Array | None = None
+) -> Tree:
   """Maps `function` over the leading axis of `trees`. For a single trial, it is called directly.
+
+  A loop does not call it for trials that are not `live` (N,) bool; their results are 0.
 
   In a loop, the function is compiled separately, so that a trial of a pack is bit-equal to its single run. With
   `inline`, XLA optimizes across the call and computes values that are equal for all trials only once.
@@ -121,7 +125,24 @@ def over_trials(function: Callable, mapping: str, *trees: Tree, inline: bool = F
   one_trial = function if inline else compiled_alone(function)
   if jax.tree.leaves(trees)[0].shape[0] == 1:
     return jax.tree.map(lambda x: x[None], one_trial(*jax.tree.map(lambda x: x[0], trees)))
-  return jax.lax.map(lambda trial: one_trial(*trial), trees)
+  if live is None:
+    return jax.lax.map(lambda trial: one_trial(*trial), trees)
+
+  def if_live(trial: tuple[jax.Array, tuple[Tree, ...]]) -> Tree:
+    is_live, arguments = trial
+    return jax.lax.cond(is_live, one_trial, _zeros_of(one_trial), *arguments)
+
+  return jax.lax.map(if_live, (live, trees))
+
+
+def _zeros_of(function: Callable) -> Callable:
+  """A function of the same arguments, whose results are 0."""
+
+  def zeros(*arguments: Tree) -> Tree:
+    shapes = jax.eval_shape(function, *arguments)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  return zeros
 
 
 def init_state(program: Program, params: Tree, trials: Hyperparameters) -> State:

@@ -22,9 +22,9 @@ from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.models.registry import get_family
 from lora_exp.runtime.dropout import path_key, stream_key
 from lora_exp.runtime.mesh import Layout, dotted
-from lora_exp.train.compute.loss import Head, head_of
 from lora_exp.train.compute.program import Tree
 from lora_exp.train.compute.step import Batch, features
+from lora_exp.train.compute.vocabulary_head import Head, head_of
 
 Values = Mapping[str, Any]  # a model's parameters by dotted path
 

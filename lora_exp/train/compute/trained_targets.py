@@ -8,14 +8,12 @@ from flax import nnx
 
 from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, InputError, LoraConfig, ModelConfig
-from lora_exp.config.conversion import shown
 from lora_exp.lora import methods
-from lora_exp.lora.peft.names import ExpertNames
+from lora_exp.lora.peft_files.names import ExpertNames
 from lora_exp.models.family import Family
 from lora_exp.runtime.mesh import flatten
+from lora_exp.train.compute.rank_budget import rank_of_budget, rank_problems
 from lora_exp.train.compute.trial_padding import Table
-
-MOST_SIDES = 16  # a rank above this many times the larger side of its kernel is refused
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,7 @@ def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str
 
   Returns `cfg` unchanged if `lora.parameters` is not set. Raises InputError if rank 1 has more parameters.
   """
-  budget = cfg.lora.parameters
-  if budget is None or not methods.of(cfg.lora).adapts_kernels:
+  if cfg.lora.parameters is None or not methods.of(cfg.lora).adapts_kernels:
     return cfg
 
   def with_lora_rank(rank: int) -> Config:
@@ -99,24 +96,7 @@ def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str
     return sum(row.parameters for row in table_of(model, with_lora_rank(rank), presets))
 
   base = sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
-  target = budget if budget >= 1 else budget * base
-  least, step = count(1), count(2) - count(1)  # the count is linear in the rank for every method
-  if target < least:
-    given = f"{budget:.0f}" if budget >= 1 else f"{budget} ({target:,.0f} of the base's {base:,} parameters)"
-    raise InputError(
-      f"lora.parameters={given}: rank 1 on lora.targets={shown(cfg.lora.targets)} takes {least:,}; give at least that, "
-      "or fewer targets"
-    )
-  return with_lora_rank(1 + round((target - least) / step))
-
-
-def rank_problems(table: Table, method: methods.Method) -> list[str]:
-  """A problem if a rank is many times both sides of its kernel. Factors that all modules share may have any rank."""
-  row = next((row for row in table if row.rank > MOST_SIDES * max(row.fan_in, row.fan_out)), None)
-  if row is None or method.shared_leaves:
-    return []
-  return [f"rank {row.rank:,} of {row.path}: its kernel is {row.fan_in}×{row.fan_out}, and no update of it has a rank "
-          f"above {min(row.fan_in, row.fan_out)}; lower lora.rank, lora.rank_pattern or lora.parameters"]
+  return with_lora_rank(rank_of_budget(cfg.lora, base, count))
 
 
 def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:

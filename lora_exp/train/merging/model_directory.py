@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config import InputError, ModelConfig
-from lora_exp.data.tokenizers import Tokenizer
-from lora_exp.data.tokenizers.save import save_tokenizer
+from lora_exp.data.tokenization import Tokenizer
+from lora_exp.data.tokenization.save import save_tokenizer
 from lora_exp.models.hf_export import same_model, to_hf
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights.hf_writer import save_hf

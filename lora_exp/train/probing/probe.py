@@ -12,7 +12,7 @@ from lora_exp.config import Config, InputError, StoppedError
 from lora_exp.config.override_grammar import quoted
 from lora_exp.data.pipeline import train_batches
 from lora_exp.data.rows import make_rows
-from lora_exp.lora.resize import update_svd
+from lora_exp.lora.resizing import update_svd
 from lora_exp.models.registry import get_family
 from lora_exp.runtime.spectrum import directions
 from lora_exp.train.base import make_base

@@ -14,7 +14,7 @@ from lora_exp.lora import methods
 from lora_exp.train.compiled_step import abstract_batch, compile_step
 from lora_exp.train.compute.program import Tree
 from lora_exp.train.compute.trial_padding import take_trial
-from lora_exp.train.evaluate.evaluation import byte_lengths, held_out, put_eval_batches
+from lora_exp.train.evaluating.evaluation import byte_lengths, held_out, put_eval_batches
 from lora_exp.train.job import Job, make_job
 from lora_exp.train.loop import NO_HOOKS, Cadence, train_loop
 from lora_exp.train.plan import Plan

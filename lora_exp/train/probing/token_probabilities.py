@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
+from lora_exp.runtime.host_arrays import on_host
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Tree, assemble
 from lora_exp.train.compute.step import Batch, features
-from lora_exp.train.evaluate.evaluation import map_logits
+from lora_exp.train.evaluating.evaluation import map_logits
 from lora_exp.train.job import Job
 
 MAX_EXAMPLES, MAX_TOKENS = 32, 48  # in the plot
@@ -60,7 +61,7 @@ def draw(
 
 
 def _join(arrays: Iterable[jax.Array]) -> np.ndarray:
-  return np.concatenate([np.asarray(x) for x in arrays])
+  return np.concatenate([on_host(x) for x in arrays])
 
 
 def _token_text(tokenizer: Tokenizer, token: int) -> str:

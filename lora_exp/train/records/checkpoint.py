@@ -1,11 +1,12 @@
 """Checkpoints that are written atomically and verified before they are restored.
 
     checkpoints/40/state/       the arrays in orbax's format, each under its dotted path
-    checkpoints/40/meta.json    the caller's metadata, and the shape and dtype of every array
+    checkpoints/40/meta.json    the step, the caller's metadata, and the shape and dtype of every array
     checkpoints/40/SHA256SUMS   checksums of all other files, written last; `sha256sum -c` verifies them
 
 Orbax writes atomically, but it does not detect a flipped bit and silently casts to another dtype. The checksums and the
-comparison with the expected shapes and dtypes catch both. `pack.py` also checks that a resumed run's data is the same.
+comparison with the expected shapes and dtypes catch both. `pack.py` also checks that a resumed run's data is the same,
+and that a checkpoint was not copied from another run.
 """
 
 import errno
@@ -13,13 +14,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from lora_exp.config.errors import DiskError, InputError, NoCheckpointError
 from lora_exp.runtime import console
@@ -39,26 +43,58 @@ def save(run_dir: Path, step: int, state: Any, meta: dict, keep: int = 2, best_s
   """
   root = Path(run_dir) / CHECKPOINTS
   temporary = root / f"{TEMPORARY}{step}"
-  # Orbax takes twice as long with JAX arrays.
-  arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
-  meta = {"meta": meta, "arrays": {name: _spec(leaf) for name, leaf in arrays.items()}}
+  arrays = named_leaves(state)
+  several = _several_processes(arrays)
+  if not several:  # orbax takes twice as long with JAX arrays
+    arrays = {name: np.asarray(leaf) for name, leaf in arrays.items()}
+  meta = {"step": step, "meta": meta, "arrays": {name: _spec(leaf) for name, leaf in arrays.items()}}
   with _disk_errors(root):
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(root)
-    temporary.mkdir()
-    try:
-      if arrays:  # orbax rejects an empty tree, the state of a run without trained parameters
-        with _orbax().StandardCheckpointer() as checkpointer:
-          checkpointer.save(temporary.absolute() / STATE, arrays)
-      (temporary / META).write_text(json.dumps(meta, indent=1) + "\n")
-      write_sums(temporary, sync=True)
-    except BaseException:
-      shutil.rmtree(temporary, ignore_errors=True)
-      raise
-    if (root / str(step)).exists():  # damaged, or saved before
-      _discard(root, step)
-    _move(temporary, root / str(step))
-    _delete_old(root, step, keep, best_step)
+    if not several:
+      with _committed(root, temporary, step, keep, best_step):
+        _write_arrays(temporary, arrays)
+        _write_facts(temporary, meta)
+      return
+    with _committed(root, temporary, step, keep, best_step) if jax.process_index() == 0 else nullcontext():
+      multihost_utils.sync_global_devices(f"begin checkpoint {step}")  # its directory is there
+      _write_arrays(temporary.resolve(), arrays)  # returns when all have written
+      if jax.process_index() == 0:
+        _write_facts(temporary, meta)
+    multihost_utils.sync_global_devices(f"end checkpoint {step}")  # it is committed
+
+
+def _several_processes(arrays: dict[str, Any]) -> bool:
+  """Whether the arrays are on the devices of several processes, which then save together."""
+  return any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in arrays.values())
+
+
+@contextmanager
+def _committed(root: Path, temporary: Path, step: int, keep: int, best_step: int | None) -> Iterator[None]:
+  """Context with an empty directory `temporary`, which becomes the checkpoint of `step`; the old ones are deleted."""
+  _make_root(root)
+  _remove_leftovers(root)
+  temporary.mkdir()
+  try:
+    yield
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+  if (root / str(step)).exists():  # damaged, or saved before
+    _discard(root, step)
+  _move(temporary, root / str(step))
+  _delete_old(root, step, keep, best_step)
+
+
+def _write_arrays(directory: Path, arrays: dict[str, Any]) -> None:
+  """Writes the arrays of a checkpoint. Orbax rejects an empty tree, the state of a run without trained parameters."""
+  if arrays:
+    with _orbax().StandardCheckpointer() as checkpointer:
+      checkpointer.save(directory.absolute() / STATE, arrays)
+
+
+def _write_facts(directory: Path, meta: dict) -> None:
+  """Writes the metadata of a checkpoint, and the checksums of everything in it."""
+  (directory / META).write_text(json.dumps(meta, indent=1) + "\n")
+  write_sums(directory, sync=True)
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -69,13 +105,25 @@ def steps(run_dir: Path) -> list[int]:
   return sorted(int(d.name) for d in root.iterdir() if d.name.isdecimal() and (d / SUMS).is_file())
 
 
-def restore(run_dir: Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
+def never_saved(run_dir: Path) -> bool:
+  """Whether no checkpoint was committed: neither a whole nor a damaged one is there."""
+  root = Path(run_dir) / CHECKPOINTS
+  return not root.is_dir() or all(path.name.startswith(TEMPORARY) for path in root.iterdir())
+
+
+def _belongs(meta: dict) -> str:
+  return ""
+
+
+def restore(
+  run_dir: Path, abstract: Any, step: int | None = None, problem: Callable[[dict], str] = _belongs
+) -> tuple[int, Any, dict]:
   """Restores (step, state, meta) from the newest undamaged checkpoint, or from that of `step`.
 
   `abstract` has the structure of the state, with arrays or `jax.ShapeDtypeStruct`s as leaves. Each array is restored
   with the sharding of its leaf, or on the first device if the leaf has none. Damaged checkpoints are skipped with a
-  warning. Raises NoCheckpointError if there is no undamaged one, and InputError if names, shapes or dtypes differ from
-  `abstract`; the error lists all of them.
+  warning, and so are those for whose metadata `problem` returns a reason. Raises NoCheckpointError if there is no
+  undamaged one, and InputError if names, shapes or dtypes differ from `abstract`; the error lists all of them.
   """
   run_dir = Path(run_dir)
   committed = steps(run_dir)
@@ -86,11 +134,22 @@ def restore(run_dir: Path, abstract: Any, step: int | None = None) -> tuple[int,
   for candidate in [step] if step is not None else reversed(committed):
     folder = run_dir / CHECKPOINTS / str(candidate)
     reason = damage(folder)
+    if reason:
+      console.show_warning(f"checkpoint {folder} is damaged and is skipped: {reason}")
+      continue
+    content = json.loads((folder / META).read_text())
+    reason = _step_problem(content, candidate) or problem(content["meta"])
     if not reason:
-      content = json.loads((folder / META).read_text())
       return candidate, _restore_arrays(folder, content["arrays"], abstract), content["meta"]
-    console.show_warning(f"checkpoint {folder} is damaged and is skipped: {reason}")
-  raise NoCheckpointError(f"{run_dir}: all checkpoints are damaged; restore one from a backup, or start a new run")
+    console.show_warning(f"checkpoint {folder} is skipped: {reason}")
+  which = "all checkpoints are" if step is None else f"the checkpoint of step {step} is"
+  raise NoCheckpointError(f"{run_dir}: {which} damaged; restore one from a backup, or start a new run")
+
+
+def _step_problem(content: dict, step: int) -> str:
+  """Why the content of meta.json is not that of `step`, or ''. Version 0.1.0 did not store the step."""
+  saved = content.get("step", step)
+  return "" if saved == step else f"it was saved at step {saved}, and was renamed"
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -121,7 +180,7 @@ def _restore_arrays(folder: Path, stored: dict[str, dict], abstract: Any) -> Any
   arrays = {}
   if targets:
     with _orbax().StandardCheckpointer() as checkpointer:
-      arrays = checkpointer.restore(folder.absolute() / STATE, targets)
+      arrays = checkpointer.restore(folder.resolve() / STATE, targets)
   return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in expected])
 
 
@@ -158,6 +217,14 @@ def _remove_leftovers(root: Path) -> None:
     shutil.rmtree(path)
 
 
+def _make_root(root: Path) -> None:
+  """Creates the directory of the checkpoints. It and the run directory are then on disk under their names."""
+  if not root.is_dir():
+    root.mkdir(parents=True)
+    for parent in list(root.parents)[:2]:
+      sync_path(parent)
+
+
 def _move(source: Path, target: Path) -> None:
   """Renames a directory and flushes the rename to disk."""
   source.rename(target)
@@ -170,15 +237,33 @@ def _disk_errors(root: Path) -> Iterator[None]:
   try:
     yield
   except (OSError, ValueError) as error:
-    messages = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
-    if isinstance(error, OSError) or any(message in str(error) for message in messages):
-      raise DiskError(f"{root}: the checkpoint could not be written ({error}); free disk space and resume") from error
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    reasons = [os.strerror(code) for code in codes if os.strerror(code) in str(error)]
+    if isinstance(error, OSError) or reasons:
+      reason = reasons[0] if reasons else str(error)
+      raise DiskError(f"{root}: the checkpoint could not be written ({reason}); free disk space and resume") from error
     raise
 
 
+@cache
 def _orbax():
   """Imports orbax at first use, because the import takes half a second, and silences its log messages."""
   import orbax.checkpoint
 
   logging.getLogger("absl").setLevel(logging.CRITICAL)
+  _hide_closed_loops()
   return orbax.checkpoint
+
+
+def _hide_closed_loops() -> None:
+  """Hides the traceback that tensorstore prints for each array it was still writing when a write failed.
+
+  Its threads call back into an event loop that orbax has closed. The failure itself is raised by the save.
+  """
+  show = sys.unraisablehook
+
+  def show_others(unraisable: "sys.UnraisableHookArgs") -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+      show(unraisable)
+
+  sys.unraisablehook = show_others

@@ -1,13 +1,16 @@
 """What a run was started from, by content. A resumed run compares it, so that files may move but not change.
 
 The checkpoint's metadata has the fingerprint of the rows, of those of `data@retain`, of the adapter in
-`lora.init_from`, and what the base is.
+`lora.init_from`, what the base is, and the settings of the run.
 """
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lora_exp.config import Config, InputError, to_config
+from lora_exp.runtime.saved_config import MOVABLE, changed_settings
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 BASE_FACTS = ("kind", "digest", "seed", "data", "loss", "tokens")  # facts that another base differs in
@@ -22,6 +25,20 @@ def adapter_digest(directory: str | None) -> str | None:
     file = Path(directory) / name
     total.update(hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b"-")
   return total.hexdigest()
+
+
+def settings_problem(meta: Mapping[str, Any], cfg: Config) -> str:
+  """Why a checkpoint with the metadata `meta` is not of the run with the settings `cfg`, or ''.
+
+  Version 0.1.0 stored no settings. Data and base are compared by content instead, in `changed_sources`.
+  """
+  if "settings" not in meta:
+    return ""
+  try:
+    changed = [path for path, _, _ in changed_settings(to_config(meta["settings"]), cfg) if path not in MOVABLE]
+  except InputError as error:
+    return f"its settings cannot be read ({error})"
+  return f"it is from a run with another {', '.join(changed)}" if changed else ""
 
 
 def changed_sources(

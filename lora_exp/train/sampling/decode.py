@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from lora_exp.config import SampleConfig
 from lora_exp.models.modules.language_model import LanguageModel
-from lora_exp.runtime.mesh import BATCH, Layout
+from lora_exp.runtime.axis_rules import BATCH
+from lora_exp.runtime.mesh import Layout
 from lora_exp.train.compute.program import Tree
 
 Array = jax.Array

@@ -13,10 +13,11 @@ from lora_exp.config.conversion import shown
 from lora_exp.data.chats.chat import Message, encode_chat
 from lora_exp.data.prompts import Prompt, shown_prompt
 from lora_exp.data.sources import prompt_separator
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime import console
 from lora_exp.runtime.dropout import stream_key
+from lora_exp.runtime.host_arrays import on_host, put_equal
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Program, Tree, assemble
 from lora_exp.train.sampling.decode import BLOCK, NOT_FINITE, Decoder, PromptRows, pad_left, power_of_two
@@ -163,12 +164,12 @@ class Sampler:
     numbers = jnp.array([*repeats, *[0] * (batch - count)], jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(self.cfg.seed, "sample"), numbers)
     width = tokens_BP.shape[1]
-    rows = PromptRows(start_B, room_B, jax.device_put(keys, self.layout.replicated), np.int32(width))
+    rows = PromptRows(start_B, room_B, put_equal(keys, self.layout.replicated), np.int32(width))
     slots = power_of_two(width + int(room_B.max()))
     state = self.decoder.start(weights, tokens_BP, rows, slots)
     new_BN, failed = state.token_B[:, None], 0
     while True:
-      drawn_BN, done_B = jax.device_get((new_BN, state.done_B))
+      drawn_BN, done_B = on_host((new_BN, state.done_B))
       for text, row in zip(texts, drawn_BN, strict=False):
         piece = text.add([t for t in row.tolist() if t >= 0])
         if show is not None and text is texts[0]:

@@ -9,14 +9,18 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 from lora_exp.config import InputError
 from lora_exp.runtime import console
+from lora_exp.runtime.foreign_files import damage_reported
 from lora_exp.train.serving.card_file import Row
 
 TOP = 20  # most likely tokens to ask for, vLLM's limit
+LONGEST_REPLY = 2**26  # bytes
 TIMEOUT = 300  # seconds for an answer
+ANSWERS = "answers of OpenAI's interface"
 TOKEN_ID = "token_id:"  # before the ids that vLLM gives instead of texts
 MISMATCH = 0.05  # smallest difference of the first answer's log-probability that counts as another prompt, in nats
 
@@ -64,15 +68,17 @@ class CompletionsClient:
       choice = self.completion(fields)
     except InputError:
       return None
-    values = (choice.get("logprobs") or {}).get("token_logprobs")
-    if not isinstance(values, list) or len(values) < len(ids):
-      return None
-    return [math.nan if x is None else float(x) for x in values[len(prompt) : len(ids)]]
+    with damage_reported(self.root, ANSWERS):
+      values = (choice.get("logprobs") or {}).get("token_logprobs")
+      if not isinstance(values, list) or len(values) < len(ids):
+        return None
+      return [math.nan if x is None else float(x) for x in values[len(prompt) : len(ids)]]
 
   def _token(self, prompt: list[int], token: int, text: str) -> float:
     """The log-probability of `token` after `prompt`; NaN if it is not among the most likely ones."""
     choice = self.completion({"prompt": prompt, "max_tokens": 1, "logprobs": TOP, "temperature": 0})
-    return _lookup(choice.get("logprobs") or {}, token, text)
+    with damage_reported(self.root, ANSWERS):
+      return _lookup(choice.get("logprobs") or {}, token, text)
 
   def completion(self, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The first choice of /v1/completions. Raises InputError if the server refuses or gives none."""
@@ -81,7 +87,8 @@ class CompletionsClient:
   def first_of_text(self, prompt: str) -> FirstToken | None:
     """The most likely first token after a prompt given as text, which the server tokenises."""
     choice = self.completion({"prompt": prompt, "max_tokens": 1, "logprobs": TOP, "temperature": 0})
-    return _first(choice.get("logprobs") or {})
+    with damage_reported(self.root, ANSWERS):
+      return _first(choice.get("logprobs") or {})
 
   def first_of_chat(self, prompt: str) -> FirstToken | None:
     """The most likely first token of the answer to a user's message, which the server renders with its template.
@@ -90,7 +97,9 @@ class CompletionsClient:
     """
     fields = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 1, "logprobs": True,
               "top_logprobs": 5, "temperature": 0}
-    return _first(self._first_choice(self._post("/v1/chat/completions", fields)).get("logprobs") or {})
+    choice = self._first_choice(self._post("/v1/chat/completions", fields))
+    with damage_reported(self.root, ANSWERS):
+      return _first(choice.get("logprobs") or {})
 
   def _first_choice(self, reply: Mapping[str, Any]) -> dict[str, Any]:
     choices = reply.get("choices")
@@ -106,11 +115,11 @@ class CompletionsClient:
     request = urllib.request.Request(self.root + path, json.dumps(body).encode(), content_type)  # noqa: S310
     try:
       with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:  # noqa: S310 - checks.py allows http and https
-        content = json.loads(reply.read())
+        content = json.loads(reply.read(LONGEST_REPLY))
     except urllib.error.HTTPError as error:
       said = error.read(300).decode(errors="replace").strip()
       raise InputError(f"{self.root}{path}: HTTP {error.code}: {said}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, HTTPException) as error:
       raise InputError(f"{self.root}{path}: no answer ({error}); start the server, or correct verify.url") from None
     if not isinstance(content, dict):
       raise InputError(f"{self.root}{path} answers with no JSON object")
@@ -148,7 +157,8 @@ def template_problem(client: CompletionsClient, card: Mapping[str, Any]) -> str 
   """
   for prompt in card["prompts"]:
     choice = client.completion({"prompt": prompt["ids"], "max_tokens": 1, "logprobs": TOP, "temperature": 0})
-    expected = _first(choice.get("logprobs") or {})
+    with damage_reported(client.root, ANSWERS):
+      expected = _first(choice.get("logprobs") or {})
     try:
       given = client.first_of_chat(prompt["prompt"]) if card["chat"] else client.first_of_text(prompt["rendered"])
     except InputError as error:

@@ -9,10 +9,10 @@ from typing import Any
 from lora_exp import __version__, lora
 from lora_exp.config import Config, LoraConfig
 from lora_exp.config.checks import export_directory
-from lora_exp.data.tokenizers.save import FILES as TOKENIZER_FILES
-from lora_exp.data.tokenizers.save import save_tokenizer
+from lora_exp.data.tokenization.save import FILES as TOKENIZER_FILES
+from lora_exp.data.tokenization.save import save_tokenizer
 from lora_exp.lora import methods
-from lora_exp.lora.peft.adapter_files import read_metadata
+from lora_exp.lora.peft_files.adapter_files import read_metadata
 from lora_exp.models.weights.locate import base_name, is_path
 from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import display_path, typed_path

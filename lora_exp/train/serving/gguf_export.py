@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config import InputError
-from lora_exp.data.tokenizers.gguf_settings import gguf_tokenizer
-from lora_exp.data.tokenizers.save import save_tokenizer
+from lora_exp.data.tokenization.gguf_settings import gguf_tokenizer
+from lora_exp.data.tokenization.save import save_tokenizer
 from lora_exp.models.hf_export import same_model, to_hf
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights.gguf_config import read_gguf_config

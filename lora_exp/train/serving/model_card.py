@@ -12,10 +12,11 @@ from lora_exp.config import Config
 from lora_exp.config.metrics import METRICS
 from lora_exp.lora import methods
 from lora_exp.models.weights.locate import base_name, is_path
+from lora_exp.report.estimation.held_out_text import text_covariance
 from lora_exp.report.reading.document_losses import read_document_losses
-from lora_exp.report.statistics.held_out_text import text_covariance
 from lora_exp.runtime.json_files import read_json_object
 from lora_exp.runtime.run_files import HYDRA, OVERRIDES, SUMMARY
+from lora_exp.runtime.yaml_text import safe_load
 from lora_exp.train.serving.served_adapter import ServedAdapter
 
 MODEL_CARD = "README.md"
@@ -134,7 +135,7 @@ def _command(run: Path) -> str:
   if not file.is_file():
     return ""
   try:
-    overrides = yaml.safe_load(file.read_text(encoding="utf-8"))
+    overrides = safe_load(file.read_text(encoding="utf-8"))
   except (yaml.YAMLError, UnicodeDecodeError):
     return ""
   words = [str(word) for word in overrides] if isinstance(overrides, list) else []

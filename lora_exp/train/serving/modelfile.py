@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_exp.config import InputError
 from lora_exp.data.chats.chat import GuardedChat
-from lora_exp.data.tokenizers import Tokenizer
+from lora_exp.data.tokenization import Tokenizer
 
 MODELFILE = "Modelfile"
 SYSTEM, USER, ANSWER, SECOND = "\ue001", "\ue002", "\ue003", "\ue004"  # contents, which no template has

@@ -10,8 +10,8 @@ import numpy as np
 from lora_exp import lora
 from lora_exp.config import Config, InputError, LoraConfig
 from lora_exp.lora import methods
-from lora_exp.lora.peft.adapter_files import read_metadata
-from lora_exp.lora.resize import columns
+from lora_exp.lora.peft_files.adapter_files import read_metadata
+from lora_exp.lora.resizing import columns
 from lora_exp.models.registry import get_family
 from lora_exp.models.weights.gguf_writer import AdapterTensor
 from lora_exp.runtime import console

@@ -1,0 +1,71 @@
+"""Compares the files of a sweep that moved, by content, with those that its runs were started from.
+
+A run that is resumed compares them when it restores its checkpoint. The other runs of a sweep have ended, or begin with
+the new files, so these are compared before the first one starts.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_exp.config import Config, InputError
+from lora_exp.data.rows import make_rows
+from lora_exp.models.weights.locate import find_weights
+from lora_exp.models.weights.store import file_digest
+from lora_exp.runtime.run_files import CHECKPOINTS
+from lora_exp.train.plan import make_plan
+from lora_exp.train.records.checkpoint import META, steps
+from lora_exp.train.records.resume_checks import adapter_digest, changed_sources
+from lora_exp.train.run_summary import read_summary
+
+GROUPS = ("data", "retain", "pretrain_data", "model", "lora")  # settings that name files, or say how they are read
+
+
+def require_equal_content(moved: Iterable[tuple[int, Config, Path]]) -> None:
+  """Raises InputError if a file of the begun runs (number, config with the new paths, directory) has another content.
+
+  What a run did not record, such as one that ended before its first checkpoint, is not compared.
+  """
+  problems = []
+  known: dict[str, dict[str, Any]] = {}  # what is read, by the settings that name it
+  for number, cfg, directory in moved:
+    key = repr([asdict(cfg)[name] for name in GROUPS[:-1]] + [cfg.lora.init_from])
+    if key not in known:
+      known[key] = _sources(cfg)
+    stored, base = _recorded(directory)
+    if stored["fingerprint"] is None:
+      continue
+    current = stored | {name: value for name, value in known[key].items() if name in stored}
+    found = changed_sources(stored, current, base, base | known[key]["base"])
+    problems += [f"run {number} of {directory.parent}: {change}; give the files that it was started with, or another "
+                 "directory" for change in found]
+  if problems:
+    raise InputError(problems)
+
+
+def _recorded(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """What the run in `directory` was started from: its data and its base."""
+  committed = steps(directory)
+  if committed:
+    meta = json.loads((directory / CHECKPOINTS / str(committed[-1]) / META).read_text(encoding="utf-8"))["meta"]
+    return dict(meta["data"]), dict(meta["record"].get("base", {}))
+  data = (read_summary(directory).get("fingerprints") or {}).get("data")
+  return {"fingerprint": data}, {}
+
+
+def _sources(cfg: Config) -> dict[str, Any]:
+  """The same of the files that `cfg` names now. Makes their rows, which are in the cache if the content is equal."""
+  tokenizer = make_plan(cfg).tokenizer
+  base: dict[str, Any] = {}
+  if cfg.model.base == "weights":
+    base["digest"] = file_digest(find_weights(str(cfg.model.weights)))
+  elif cfg.model.base == "pretrain" and cfg.pretrain_data is not None:
+    base["data"] = make_rows(cfg.pretrain_data, tokenizer, cfg.cache).fingerprint
+  return {
+    "fingerprint": make_rows(cfg.data, tokenizer, cfg.cache).fingerprint,
+    "retain": None if cfg.retain is None else make_rows(cfg.retain, tokenizer, cfg.cache).fingerprint,
+    "init_from": adapter_digest(cfg.lora.init_from),
+    "base": base,
+  }
