@@ -9,8 +9,10 @@ from lora_exp.config.allowed_values import choice_problem
 from lora_exp.config.checks import check
 from lora_exp.config.schema import INITS, Config
 from lora_exp.data.source_checks import source_problems
+from lora_exp.lora.method_checks import method_problems
 from lora_exp.models.registry import model_problems
 from lora_exp.train import loggers
+from lora_exp.train.costs.device_kinds import KINDS
 
 TASKS_WITHOUT_JAX = ("report", "dashboard", "list", "compare", "clean")  # they only read files
 
@@ -18,17 +20,13 @@ TASKS_WITHOUT_JAX = ("report", "dashboard", "list", "compare", "clean")  # they 
 def all_problems(cfg: Config) -> list[str]:
   """Returns every problem of a config, one line each: values first, then families, sources, files and packages.
 
-  Checks that need the method run last, and only if there is no other problem, because they import jax.
+  Checks that need the method run last, and only if there is no other problem, because some methods import jax.
   """
   problems = [
-    *check(cfg), *_method_name_problems(cfg), *_logger_name_problems(cfg), *model_problems(cfg.model),
-    *source_problems(cfg), *file_problems(cfg)
+    *check(cfg), *_method_name_problems(cfg), *_logger_name_problems(cfg), *_kind_problems(cfg),
+    *model_problems(cfg.model), *source_problems(cfg), *file_problems(cfg),
   ]  # fmt: skip
-  if problems or cfg.task in TASKS_WITHOUT_JAX:
-    return problems
-  from lora_exp.lora.method_checks import method_problems
-
-  return method_problems(cfg)
+  return problems if problems or cfg.task in TASKS_WITHOUT_JAX else method_problems(cfg)
 
 
 def method_names() -> list[str]:
@@ -38,8 +36,8 @@ def method_names() -> list[str]:
 
 
 def logger_names() -> list[str]:
-  """The names of the files in `lora_exp/train/loggers`."""
-  return sorted(module.name for module in pkgutil.iter_modules(loggers.__path__))
+  """The names of the files in `lora_exp/train/loggers`, which are called NAME_logger.py."""
+  return sorted(module.name.removesuffix("_logger") for module in pkgutil.iter_modules(loggers.__path__))
 
 
 def _logger_name_problems(cfg: Config) -> Iterator[str]:
@@ -47,6 +45,11 @@ def _logger_name_problems(cfg: Config) -> Iterator[str]:
   for name in cfg.logger.names:
     if name not in names:
       yield f"{choice_problem('logger.name', name, names)}; a list of several: logger.name=[wandb,tensorboard]"
+
+
+def _kind_problems(cfg: Config) -> Iterator[str]:
+  if cfg.plan.kind is not None and cfg.plan.kind not in KINDS:
+    yield choice_problem("plan.kind", cfg.plan.kind, [*KINDS])
 
 
 def _method_name_problems(cfg: Config) -> Iterator[str]:

@@ -23,7 +23,7 @@ from lora_exp.cli.fallback import find_fallback
 from lora_exp.cli.flags import SHOW_ONLY, existing_directory, hydra_flags, parse_flags
 from lora_exp.cli.hydra_errors import hydra_errors
 from lora_exp.cli.job_config import job_config
-from lora_exp.cli.job_directories import job_directory_problems
+from lora_exp.cli.job_directories import JobDirectories
 from lora_exp.cli.override_names import credential_problems, several_values_problems
 from lora_exp.config.allowed_values import value_at
 from lora_exp.config.errors import InputError
@@ -32,6 +32,7 @@ from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config
 from lora_exp.config.setting_names import opened
 from lora_exp.runtime.console import progress
+from lora_exp.runtime.run_files import LEDGER
 from lora_exp.runtime.saved_config import MOVABLE
 from lora_exp.sweep.remote.launcher_plugins import launcher_problems
 
@@ -40,6 +41,8 @@ EXECUTED = {  # settings whose files are run as Python -> the overrides that set
   "harness_tasks": re.compile(r"\+*harness_tasks="),
 }
 HARNESS = re.compile(r"^harness=([^\[\"',]+(?:,[^\[\"',]+)+)$")
+SET_BY_ADAPTER = ("lora.rank", "lora.alpha", "lora.targets", "lora.parameters", "lora.init", "lora.scaling",
+                  "lora.method")  # by that in lora.init_from
 MANY = 200  # jobs whose checks take some seconds
 MAY_SWEEP = ("sweep=", "experiment=", "hydra.mode=")  # overrides that may start a multirun without -m
 
@@ -72,7 +75,7 @@ class CommandLine:
     """The arguments for `hydra.main`, with the run (or sweep) in `directory`."""
     key = _directory_key(self.multirun)
     if self.resumed:
-      extra = [_directory_override(key, Path(self.resumed)), "hydra.output_subdir=null"]
+      extra = [_directory_override(key, directory or Path(self.resumed)), "hydra.output_subdir=null"]
     else:
       extra = [] if directory is None else [_directory_override(key, directory)]
     kept = [text for text in self.overrides if not (extra and text.lstrip("+").startswith(f"{key}="))]
@@ -103,6 +106,9 @@ def check_command_line(argv: Sequence[str]) -> CommandLine:
   config_name = args.config_name or "config"
   shows_only = args.cfg is not None or any(getattr(args, name) for name in SHOW_ONLY)
   if shows_only and args.cfg is None:
+    if args.info:  # it prints the composed config
+      with composer(conf, config_name, args.config_dir) as composing:
+        composing.compose([opened(rename_override(text)) for text in args.overrides], multirun=True)
     return CommandLine(hydra_flags(args), args.overrides, conf, config_name, shows_only=True)
   with composer(conf, config_name, args.config_dir) as composing:
     request = _compose_request(composing, args)
@@ -168,12 +174,16 @@ def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
     hydra = [str(override.input_line) for override in request.overrides if override.is_hydra_override()]
     all_texts = composing.job_overrides(request.master, task_overrides)
     with progress("check the jobs", len(all_texts), "jobs") if len(all_texts) > MANY else nullcontext() as bar:
-      for texts in all_texts:
+      directories = JobDirectories(request.master)
+      for number, texts in enumerate(all_texts):
         overrides = parse(texts, composing.loader)[0]
-        problems += _add_job(jobs, composing, composing.compose_job(hydra, overrides), overrides, sweep)
+        composed = composing.compose_job(hydra, overrides)
+        problems += _add_job(jobs, composing, composed, overrides, sweep)
+        problems += _pack_problems(composed)
+        directories.add(number, composed, overrides)
         if bar is not None:
           bar.advance()
-    problems += job_directory_problems(request.master, all_texts)
+    problems += directories.problems
     problems += composing.sweep_problems(request.master, task_overrides, jobs)
   else:
     problems += _add_job(jobs, composing, request.master, task_overrides)
@@ -200,14 +210,25 @@ def _add_job(
   problems = all_problems(cfg)
   if cfg.train.resume:
     problems = [f"{problem}{_moved_advice(problem)}" for problem in problems]
+  if sweep is None or not (sweep / LEDGER).is_file():  # a sweep that was begun is continued by its command
+    problems += _initial_adapter_problems(cfg, overrides)
   return [*problems, *_trial_axis_problems(cfg, str(composed.hydra.launcher.get("_target_")))]
+
+
+def _initial_adapter_problems(cfg: Config, overrides: Sequence[Override]) -> list[str]:
+  """Problems of settings that were given although the adapter in lora.init_from has its own."""
+  if cfg.lora.init_from is None or cfg.run is not None or cfg.train.resume:
+    return []
+  given = [override for override in overrides if override.key_or_group in SET_BY_ADAPTER]
+  return [f"{override.input_line}: the adapter in lora.init_from={cfg.lora.init_from} sets it; remove it"
+          for override in given]
 
 
 def _moved_advice(problem: str) -> str:
   """What to do if the file of a resumed run is missing, or ''."""
   setting = problem.partition("=")[0]
   missing = setting in MOVABLE and ("no such" in problem or "matches no file" in problem)
-  return f"; if it moved, add {setting}=PATH: a run goes on with equal content" if missing else ""
+  return f"; if it moved, add {setting}=PATH: files with equal content are accepted" if missing else ""
 
 
 def _trial_axis_problems(cfg: Config, launcher: str) -> list[str]:
@@ -220,9 +241,18 @@ def _trial_axis_problems(cfg: Config, launcher: str) -> list[str]:
   return [f"mesh.trial={cfg.mesh.trial}: must be 1, because only hydra/launcher=packed trains several trials at once"]
 
 
+def _pack_problems(composed: DictConfig) -> list[str]:
+  """Problems of a job of a sweep whose launcher trains every job that it is given."""
+  if composed.task == "train" or not str(composed.hydra.launcher.get("_target_")).endswith(".PackedLauncher"):
+    return []
+  return [f"task={composed.task}: hydra/launcher=packed only trains; add hydra/launcher=basic"]
+
+
 def _directory_problems(request: _Request, jobs: Sequence[Config]) -> list[str]:
   """Problems with the directory of the run or sweep, given its jobs."""
   resumed = [cfg.train.resume for cfg in jobs if cfg.train.resume]
+  if request.multirun and any(cfg.distributed.coordinator for cfg in jobs):
+    return ["distributed.coordinator: several processes can train a single run, but no sweep; remove it or -m"]
   if resumed and request.multirun:
     return ["train.resume: only a single run can be resumed; remove -m"]
   if resumed and request.types(request.directory_key):

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
@@ -17,12 +16,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.cli.hydra_errors import hydra_errors, leaves, unsafe_hydra_settings
+from lora_exp.cli.hydra_environment import files_measured
+from lora_exp.cli.hydra_errors import hydra_errors, leaves, secret_settings, unsafe_hydra_settings
 from lora_exp.cli.override_names import OverrideNames, several_values_problems
 from lora_exp.config.errors import InputError
 from lora_exp.config.override_grammar import parse
 from lora_exp.config.schema import Config
 from lora_exp.runtime.cache_directory import default_cache
+from lora_exp.runtime.yaml_text import safe_load
 from lora_exp.sweep.packs.grid_jobs import grid_jobs
 from lora_exp.sweep.rounds.round_plan import RoundPlan
 from lora_exp.sweep.rounds.round_settings import read_rounds, round_run_problems
@@ -43,7 +44,7 @@ def conf_directory() -> Path:
 @contextmanager
 def composer(conf: Path, config_name: str = "config", extra: Path | None = None) -> Iterator["Composer"]:
   """Context with a `Composer`. Restores Hydra's process-wide state afterwards."""
-  with initialize_config_dir(str(conf), version_base="1.3", job_name="lora_exp"):
+  with files_measured(), initialize_config_dir(str(conf), version_base="1.3", job_name="lora_exp"):
     if extra is not None:  # as `hydra.main` does, so that the primary config may be there too
       search_path = create_config_search_path(search_path_dir=str(conf))
       search_path.prepend("command-line", f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
@@ -86,7 +87,7 @@ class Composer:
         self.config_name, list(texts), run_mode=mode, from_shell=False,
         validate_sweep_overrides=not multirun,
       )  # fmt: skip
-    if problems := unsafe_hydra_settings(cfg.hydra):
+    if problems := [*unsafe_hydra_settings(cfg.hydra), *secret_settings(cfg)]:
       raise InputError(problems)
     return cfg
 
@@ -164,5 +165,5 @@ def _settings_of(file: Path, package: str) -> list[str]:
   text = file.read_text(encoding="utf-8")
   if header := re.match(r"# @package (\S+)", text):
     package = "" if header[1] == "_global_" else header[1]
-  node = yaml.safe_load(text)
+  node = safe_load(text)
   return [path for path, _ in leaves(node, package)] if isinstance(node, dict) else []

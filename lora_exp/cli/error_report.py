@@ -4,11 +4,13 @@ import os
 import traceback
 from pathlib import Path
 
-from lora_exp.config.errors import BUG, InputError, LoraExpError, StoppedError
+from lora_exp.config.errors import BUG, InputError, LoraExpError, LostProcessError, StoppedError
 from lora_exp.runtime.console import show_error, show_warning
 from lora_exp.runtime.disk_errors import is_disk_error, write_error
 
 MOST_PROBLEMS = 20  # maximum number of problems shown for one error
+MOST_LETTERS = 1200  # of all problems together: they fit on a screen of 80 columns
+LEAST_LETTERS = 160  # of one problem
 
 
 def report_error(error: LoraExpError | OSError, full_error: bool) -> int:
@@ -24,7 +26,7 @@ def report_error(error: LoraExpError | OSError, full_error: bool) -> int:
         traceback.print_exception(error)
       return BUG
     error = write_error(error, Path(os.fsdecode(error.filename or ".")))
-  if isinstance(error, StoppedError):
+  if isinstance(error, StoppedError) and not isinstance(error, LostProcessError):
     show_warning(str(error))
   else:
     show_error(_shortened(error))
@@ -32,8 +34,11 @@ def report_error(error: LoraExpError | OSError, full_error: bool) -> int:
 
 
 def _shortened(error: LoraExpError) -> LoraExpError:
-  """Returns `error` with at most MOST_PROBLEMS problems."""
-  if not isinstance(error, InputError) or len(error.problems) <= MOST_PROBLEMS:
+  """Returns `error` with at most MOST_PROBLEMS problems, the long ones shortened in the middle."""
+  if not isinstance(error, InputError):
     return error
-  more = len(error.problems) - MOST_PROBLEMS
-  return InputError([*error.problems[:MOST_PROBLEMS], f"and {more} more"])
+  problems, more = error.problems[:MOST_PROBLEMS], len(error.problems) - MOST_PROBLEMS
+  longest = max(LEAST_LETTERS, MOST_LETTERS // len(problems)) if problems else 0
+  half = longest // 2
+  shortened = [text if len(text) <= longest else f"{text[:half]} … {text[-half:]}" for text in problems]
+  return InputError([*shortened, f"and {more} more"] if more > 0 else shortened)

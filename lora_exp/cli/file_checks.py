@@ -1,5 +1,6 @@
 """Problems of a config that depend on files, directories and installed packages, one line each."""
 
+import ast
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +44,19 @@ def _eval_problems(settings: EvalConfig) -> Iterator[str]:
     if name in METRIC_PACKAGES and importlib.util.find_spec(METRIC_PACKAGES[name]) is None:
       yield f"eval.metrics: {name} needs the package {METRIC_PACKAGES[name]}: pip install 'lora_exp[metrics]'"
   if settings.metric_file is not None:
-    problem = file_problem("eval.metric_file", settings.metric_file)
+    problem = file_problem("eval.metric_file", settings.metric_file) or _syntax_problem(settings.metric_file)
     if problem is not None:
       yield problem
+
+
+def _syntax_problem(file: str) -> str | None:
+  """Why Python cannot parse the file in eval.metric_file. The file is not run."""
+  try:
+    ast.parse(Path(file).read_bytes())
+  except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+    line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+    return f"eval.metric_file={file}{line}: {error.msg if isinstance(error, SyntaxError) else error}"
+  return None
 
 
 def _run_problems(setting: str, directory: str) -> Iterator[str]:

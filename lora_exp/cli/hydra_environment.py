@@ -4,9 +4,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
 
+import yaml
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from lora_exp.runtime.yaml_text import check_size
 
 
 @contextmanager
@@ -35,10 +41,36 @@ def raising_hydra_errors() -> Iterator[None]:
 
 
 @contextmanager
-def inherited_files_hidden() -> Iterator[None]:
-  """Hydra lists no file whose name begins with _, as conf/lora/_base.yaml: others inherit it, and it is no choice.
+def files_measured() -> Iterator[None]:
+  """Context in which Hydra refuses a config file that is nested too deeply or too large (yaml.YAMLError)."""
+  load = OmegaConf.load
 
-  That holds for --help, tab completion and lora=glob(*).
+  def measured_load(file: str | Path | IO[Any]) -> DictConfig | ListConfig:
+    if isinstance(file, str | Path):
+      text = Path(file).read_text(encoding="utf-8")
+    else:
+      text = file.read()
+      file.seek(0)
+    try:
+      check_size(text)
+    except yaml.YAMLError as error:
+      name = getattr(file, "name", file)
+      message = str(error).replace("<unicode string>", str(name))
+      raise yaml.YAMLError(message if str(name) in message else f"{name}: {message}") from error
+    return load(file)
+
+  OmegaConf.load = staticmethod(measured_load)  # type: ignore[method-assign, assignment]
+  try:
+    yield
+  finally:
+    OmegaConf.load = staticmethod(load)  # type: ignore[method-assign, assignment]
+
+
+@contextmanager
+def inherited_files_hidden() -> Iterator[None]:
+  """Context in which Hydra does not list files whose names begin with _, such as conf/lora/_base.yaml.
+
+  Other files inherit them, and they are not choices: not in --help, in tab completion or in lora=glob(*).
   """
   every_option = ConfigRepository.get_group_options
 

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config.credentials import credential_problem
+from lora_exp.config.credentials import credential_problem, environment_problem
 from lora_exp.config.errors import InputError
 
 PLUGIN_PACKAGES = ("hydra._internal.core_plugins.", "hydra_plugins.")
@@ -46,8 +46,17 @@ def unsafe_hydra_settings(hydra: DictConfig) -> list[str]:
       problems.append(f"{path}={value}: a config file names a class to load; remove it")
     if path.startswith("hydra.sweeper.") and re.search("metric_file|harness_tasks", f"{path}={value}"):
       problems.append(f"{path}: names files that are executed, so only the command line can set it; remove it")
-    if path.startswith("hydra.job.env_set."):
-      problems += credential_problem(path, str(value))
+    problems += credential_problem(path, str(value)) or environment_problem(path, str(value))
+  return problems
+
+
+def secret_settings(cfg: DictConfig) -> list[str]:
+  """Problems with credentials in the settings of a composed config, whose interpolations are not resolved."""
+  node: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+  problems = []
+  for path, value in leaves({key: part for key, part in node.items() if key != "hydra"}, ""):
+    if isinstance(value, str):
+      problems += credential_problem(path, value) or environment_problem(path, value)
   return problems
 
 

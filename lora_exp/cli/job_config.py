@@ -27,14 +27,29 @@ def job_config(composed: DictConfig, overrides: Sequence[Override], sweep: Path 
   Raises InputError with every unknown setting and every value of a wrong type.
   """
   cfg = _typed(composed)
+  _choose_base(cfg, overrides)
   if cfg.train.resume is not None:
     return _resumed(load_config(cfg.train.resume, "train.resume"), composed, overrides, cfg.train.resume)
   reads_sweep = cfg.task in DIRECTORY_TASKS or (cfg.task == "inspect" and is_sweep(str(cfg.run)))
   if cfg.run is not None and cfg.task != "train" and not reads_sweep:  # a sweep has no config of its own
     return _typed_over_saved(load_config(cfg.run), composed, overrides)
   if sweep is not None:
-    return with_old_defaults(cfg, sweep, any(o.key_or_group == "lora.alpha" for o in overrides))
+    return with_old_defaults(cfg, sweep, [override.key_or_group for override in overrides])
   return cfg
+
+
+def _choose_base(cfg: Config, overrides: Sequence[Override]) -> None:
+  """Sets `model.base=weights` if `model.weights` was typed for a model whose base is random by default.
+
+  Raises InputError if a random base was typed as well. Without typed weights, `model.base=random` makes random weights
+  of a published model's shape.
+  """
+  typed = [override.key_or_group for override in overrides]
+  if cfg.model.base != "random" or cfg.model.weights is None or "model.weights" not in typed:
+    return
+  if "model.base" in typed:
+    raise InputError(f"model.base=random: model.weights={cfg.model.weights} would not be loaded; remove one of them")
+  cfg.model.base = "weights"
 
 
 def _typed(composed: DictConfig) -> Config:

@@ -9,7 +9,7 @@ from lora_exp import __version__
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.cli.error_report import report_error
 from lora_exp.cli.session import INTERRUPTED, Session
-from lora_exp.config.errors import DONE, LoraExpError
+from lora_exp.config.errors import DONE, InputError, LoraExpError
 from lora_exp.runtime.console import log_later, show
 from lora_exp.runtime.output_stream import open_closed_descriptors, tolerant_output
 
@@ -36,6 +36,10 @@ def run(argv: Sequence[str]) -> int:
     return Session(check_command_line(argv), full_error).run()
   except (LoraExpError, OSError) as error:
     return report_error(error, full_error)
+  except RecursionError as error:
+    too_deep = InputError(f"a value is nested too deeply ({error}); HYDRA_FULL_ERROR=1 shows where")
+    too_deep.__cause__ = error
+    return report_error(too_deep, full_error)
   except KeyboardInterrupt:
     show("interrupted")
     return INTERRUPTED

@@ -7,7 +7,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 
-from lora_exp.config.credentials import credential_problem
+from lora_exp.config.credentials import credential_problem, environment_problem
 from lora_exp.config.errors import did_you_mean
 from lora_exp.config.override_grammar import quoting_advice
 from lora_exp.config.schema import Config
@@ -22,7 +22,7 @@ def credential_problems(texts: Sequence[str]) -> list[str]:
   problems = []
   for text in texts:
     key, _, value = text.partition("=")
-    problems += credential_problem(key, value)
+    problems += credential_problem(key, value) or environment_problem(key, value)
   return problems
 
 

@@ -109,6 +109,8 @@ def run(config: Config | Sequence[str], directory: str | Path | None = None) -> 
       raise InputError(problems)
   else:
     config = compose(config)
+  if config.distributed.coordinator is not None:
+    raise InputError("distributed.coordinator: several processes are started on the command line; remove it")
   if config.task != "train":
     return run_task(config, Path())
   if config.train.resume:

@@ -10,7 +10,7 @@ import tempfile
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, chdir, nullcontext
 from dataclasses import replace
 from importlib import import_module
@@ -22,12 +22,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from lora_exp.cli.claim import Claim
 from lora_exp.cli.command_line import CommandLine
 from lora_exp.cli.error_report import report_error
-from lora_exp.cli.hydra_environment import hydra_arguments, inherited_files_hidden, raising_hydra_errors
+from lora_exp.cli.hydra_environment import files_measured, hydra_arguments, inherited_files_hidden, raising_hydra_errors
 from lora_exp.cli.job_config import job_config
+from lora_exp.cli.process_runs import ProcessRun, processes_of
 from lora_exp.cli.tasks import run_task, task_descriptions
-from lora_exp.config.errors import BUG, DONE, InputError, LoraExpError, ReachedError, StoppedError
+from lora_exp.config.credentials import without_secrets
+from lora_exp.config.errors import BUG, DONE, DiskError, InputError, LoraExpError, ReachedError, StoppedError
 from lora_exp.config.override_grammar import parse, quoted
 from lora_exp.config.schema import Config, ReportConfig
 from lora_exp.runtime.console import log_opened, share, show, show_warning
@@ -71,19 +74,27 @@ class Session:
   def run(self) -> int:
     """Claims the directory, starts Hydra, and returns the exit code. Training waits for no reader of its output."""
     trains = self.line.directory is not None or self.line.resumed
+    processes = processes_of(self.line)
     with without_waiting() if trains else nullcontext():
-      return self._run()
+      if processes is None:
+        return self._run(self.line.claim)
+      return ProcessRun(self.line, processes, self.full_error).run(self._run, self._reason)
 
-  def _run(self) -> int:
+  def _reason(self) -> str:
+    """Why the job failed, or ''."""
+    return " ".join(outcome.reason or "" for outcome in self.outcomes.values())
+
+  def _run(self, claimed: Callable[[], Claim | None]) -> int:
     line = self.line
     hydra_main = hydra.main(version_base="1.3", config_path=str(line.conf), config_name=line.config_name)(self.run_job)
     if line.shows_only:
-      with hydra_arguments([*line.hydra_argv(None), *_help_overrides(line)]), inherited_files_hidden():
+      arguments = [*line.hydra_argv(None), *_help_overrides(line)]
+      with hydra_arguments(arguments), inherited_files_hidden(), files_measured():
         hydra_main()
       return DONE
     for warning in line.warnings:
       show_warning(warning)
-    claim = line.claim()
+    claim = claimed()
     with ExitStack() as stack:
       stack.enter_context(loggers_restored())
       directory = claim.path if claim else None
@@ -95,6 +106,7 @@ class Session:
         stack.enter_context(hydra_arguments(line.hydra_argv(directory)))
         stack.enter_context(raising_hydra_errors())
         stack.enter_context(inherited_files_hidden())
+        stack.enter_context(files_measured())
         hydra_main()
         if claim and line.multirun and not self.stopped:
           _report_sweep(claim.path, line.jobs[0].report if line.jobs else ReportConfig())
@@ -105,7 +117,8 @@ class Session:
           again = f"; repeat the command with {typed_path('hydra.sweep.dir', claim.path)}"
         show(f"interrupted{again}")
       finally:
-        without_results = (InputError.code,) if line.multirun else (InputError.code, StoppedError.code)
+        single = (StoppedError.code, DiskError.code)
+        without_results = (InputError.code, *(() if line.multirun else single))
         if claim and all(outcome.code in without_results for outcome in self.outcomes.values()):
           claim.undo()
     if line.multirun:
@@ -128,12 +141,12 @@ class Session:
 
   def require_same_jobs(self, directory: Path) -> None:
     """Raises InputError if the sweep in `directory`, which is to be continued, was started with other jobs."""
-    require_same_configs((n, cfg, directory / str(n)) for n, cfg in enumerate(self.line.jobs))
+    _require_same((n, cfg, directory / str(n)) for n, cfg in enumerate(self.line.jobs))
 
   def require_same_runs(self, composed: Mapping[int, DictConfig], directory: Path) -> None:
     """Raises InputError if a run of the sweep in `directory`, by number, was started with another config."""
     jobs = {n: job_config(cfg, parse(cfg.hydra.overrides.task)[0], directory) for n, cfg in composed.items()}
-    require_same_configs((n, cfg, directory / str(n)) for n, cfg in jobs.items())
+    _require_same((n, cfg, directory / str(n)) for n, cfg in jobs.items())
 
   def launch_placed(
     self, launcher: Launcher, jobs: Sequence[Sequence[str]], first: int, directory: Path
@@ -216,7 +229,7 @@ class Session:
       sweep = Path(node.sweep.dir) if self.line.multirun else None
       cfg = job_config(composed, parse(node.overrides.task)[0], sweep)
       if self.line.multirun and cfg.task == "train":
-        require_same_configs([(run.number, cfg, directory)])
+        _require_same([(run.number, cfg, directory)])
         sweep_ledger = Ledger(Path(node.sweep.dir))
         past = sweep_ledger.outcome(run.number, run.overrides)
         if past and not (past.code and node.sweeper.get("repeat_failed")):
@@ -232,16 +245,23 @@ class Session:
       else:
         run_task(cfg, directory)
     except (LoraExpError, OSError) as error:
-      logging.getLogger("lora_exp").error("%s", error, exc_info=True)
-      run = replace(run, code=report_error(error, self.full_error), reason=str(error))
+      logging.getLogger("lora_exp").error("%s", without_secrets(traceback.format_exc()))
+      run = replace(run, code=report_error(error, self.full_error), reason=without_secrets(str(error)))
       self.stopped = isinstance(error, StoppedError) and not isinstance(error, ReachedError)
     except Exception as error:  # a bug: shown in full; the other runs of a multirun continue
-      logging.getLogger("lora_exp").exception("bug")
-      traceback.print_exc()
-      run = replace(run, code=BUG, reason=f"a bug: {type(error).__name__}: {error}")
+      text = without_secrets(traceback.format_exc())
+      logging.getLogger("lora_exp").error("bug: %s", text)
+      print(text, file=sys.stderr, end="")
+      run = replace(run, code=BUG, reason=without_secrets(f"a bug: {type(error).__name__}: {error}"))
     if ledger is not None:
       ledger.end(run)
     return run
+
+
+def _require_same(jobs: Iterable[tuple[int, Config, Path]]) -> None:
+  """Raises InputError if a begun run (number, config, directory) has another config, or files of another content."""
+  if moved := require_same_configs(jobs):
+    import_module("lora_exp.train.moved_sources").require_equal_content(moved)
 
 
 def _with_seed(overrides: str, composed: DictConfig) -> str:

@@ -16,6 +16,7 @@ CHOICES: dict[str, Collection[str | None]] = {
   "model.dtype": ("float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.base": ("random", "pretrain", "weights"),
+  "model.pretrain.optimizer": ("adamw", "muon"),
   "data.packing": ("pack", "pad", "stream"),
   "data.loss": ("assistant", "last", "all"),
   "data.split": ("halves", "none"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.allowed_values import choice_problems, range_problems
+from lora_exp.config.bench_checks import bench_problems
 from lora_exp.config.conversion import shown
 from lora_exp.config.credentials import credential_problem
 from lora_exp.config.data_checks import data_problems
@@ -24,14 +25,16 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 EXPECTATIONS = ("trainable", "total", "adapter_bytes", "loss_falls", "behind_best", "base_changed", "merged_differs",
                 "off_differs")
 MOST_NAME_BYTES = 100
-SIZE = re.compile(r"\d+(\.\d+)? ?([KMGT]?B)?", re.IGNORECASE)
+ADDRESS = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")  # host:port
+SIZE = re.compile(r"\d{1,15}(\.\d{1,15})? ?([KMGT]?B)?", re.IGNORECASE)
+MOST_PORT = 65535
 
 
 def check(cfg: Config) -> list[str]:
   """Every problem of `cfg`, one line each: 'path=value: what is allowed'."""
-  parts = (choice_problems, range_problems, _task_problems, _name_problems, _credential_problems, _model_problems,
-           _mlp_problems, data_problems, lora_problems, _optim_problems, _train_problems, _sample_problems,
-           eval_problems, _expectation_problems)  # fmt: skip
+  parts = (choice_problems, range_problems, _task_problems, _name_problems, _credential_problems, _distributed_problems,
+           _model_problems, _mlp_problems, data_problems, lora_problems, _optim_problems, _train_problems,
+           _sample_problems, eval_problems, _expectation_problems, bench_problems)  # fmt: skip
   return [problem for part in parts for problem in part(cfg)]
 
 
@@ -49,6 +52,8 @@ def _task_problems(cfg: Config) -> Iterator[str]:
     yield "run=null: task=inspect needs a run or a sweep to inspect; add run=outputs/DAY/TIME-NAME"
   if cfg.task == "clean":
     yield from _size_problems(cfg)
+  if cfg.task == "plan" and cfg.plan.memory is not None and SIZE.fullmatch(str(cfg.plan.memory)) is None:
+    yield f"plan.memory={shown(cfg.plan.memory)}: must be a size such as 24GB, or a number of bytes"
   if cfg.task == "advise":
     yield from _advise_problems(cfg)
   if cfg.task == "train" and cfg.run:
@@ -136,6 +141,23 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
       yield from _leaves(value, f"{path}.{key}" if path else str(key))
   else:
     yield path, node
+
+
+def _distributed_problems(cfg: Config) -> Iterator[str]:
+  coordinator, count, number = cfg.distributed.coordinator, cfg.distributed.processes, cfg.distributed.process
+  if coordinator is None:
+    for name, value in (("processes", count), ("process", number)):
+      if value is not None:
+        yield f"distributed.{name}={value}: needs distributed.coordinator=HOST:PORT, or distributed.coordinator=auto"
+    return
+  if cfg.task != "train":
+    yield f"distributed.coordinator={shown(coordinator)}: only task=train runs in several processes; remove it"
+  if coordinator != "auto" and not ADDRESS.fullmatch(coordinator):
+    yield f"distributed.coordinator={shown(coordinator)}: must be HOST:PORT of process 0, or auto"
+  elif coordinator != "auto" and not 1 <= int(coordinator.rpartition(":")[2]) <= MOST_PORT:
+    yield f"distributed.coordinator={shown(coordinator)}: the port must be from 1 to {MOST_PORT}"
+  if count is not None and number is not None and number >= count:
+    yield f"distributed.process={number}: must be below distributed.processes={count}, because it counts from 0"
 
 
 def _model_problems(cfg: Config) -> Iterator[str]:

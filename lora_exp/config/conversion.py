@@ -30,8 +30,8 @@ def to_config(values: DictConfig | dict[str, Any]) -> Config:
   config = converter.to_dataclass(Config, with_seeds(rename_settings(plain)), "")
   if converter.problems:
     raise InputError(converter.problems)
-  if config.model.weights is not None:
-    config.model.base = "weights"
+  if config.model.weights is not None and config.model.base == "pretrain":
+    config.model.base = "weights"  # model.weights=DIR is enough; model.base=random makes a base of the same shape
   return config
 
 

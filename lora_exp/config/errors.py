@@ -68,6 +68,10 @@ class StoppedError(LoraExpError):
   code = STOPPED
 
 
+class LostProcessError(StoppedError):
+  """Another process of the run has ended or cannot be reached; the run is resumable from its last checkpoint."""
+
+
 class ReachedError(StoppedError):
   """Stopped at `train.stop_at`, as requested; a sweep continues with its other trials."""
 

@@ -1,9 +1,9 @@
 """The metrics of a run. Each is declared once, in `METRICS`, and then appears wherever metrics appear.
 
 A metric is a function of *sums*: numbers that are added up over the tokens, rows and batches of a split, such as the
-nats of the loss (`nats`) or the number of target tokens (`count`). `train/evaluate/evaluation.py` computes the sums and
-describes each of them. A metric applies to a split if all of its sums exist there: a regression has no `correct`, so
-it has no accuracy, and the KL divergence from a teacher gives no `nats`, so it has no perplexity.
+nats of the loss (`nats`) or the number of target tokens (`count`). `train/evaluating/evaluation.py` computes the sums
+and describes each of them. A metric applies to a split if all of its sums exist there: a regression has no `correct`,
+so it has no accuracy, and the KL divergence from a teacher gives no `nats`, so it has no perplexity.
 
 Every declared metric that applies is written to metrics.jsonl (training, held-out and retained text), summary.json,
 evaluations.jsonl and wandb; it is a column of `task=evaluate`, of results.csv and of the report's table. The report can
@@ -22,7 +22,7 @@ If it needs a new sum, add that under the name that the metric uses:
 
 - to `SCORES` of `train/answers/answer_scores.py` if it is a score of a generated answer. The metric's second sum is
   GENERATED.
-- to `SUMS` of `train/evaluate/evaluation.py` if it comes from the logits. Top-5 accuracy, for example, needs the
+- to `SUMS` of `train/evaluating/evaluation.py` if it comes from the logits. Top-5 accuracy, for example, needs the
   number of targets among the five most likely tokens:
 
     def _in_top_five(logits_BV: jax.Array, targets_B: jax.Array) -> jax.Array:

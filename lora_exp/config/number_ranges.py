@@ -79,6 +79,7 @@ RANGES: dict[str, Range] = {
   "data.seed": SEED, "data.steps": STEPS, "data.repeat": count(10**7),
   "data.teacher.rank": RANK, "data.teacher.strength": POSITIVE, "data.teacher.seed": SEED,
   "mesh.data": AXIS_SIZE, "mesh.fsdp": AXIS_SIZE, "mesh.tensor": AXIS_SIZE, "mesh.trial": AXIS_SIZE,
+  "distributed.processes": count(2**20), "distributed.process": count_or_0(2**20), "distributed.timeout": count(10**6),
   "lora.rank": RANK, "lora.parameters": Range("above 0", low=0, low_included=False, most=10**15),
   "lora.alpha": POSITIVE, "lora.dropout": RATE,
   "lora.init_std": POSITIVE, "lora.lr_ratio": POSITIVE, "lora.lr_scale": POSITIVE, "lora.budget": POSITIVE,
@@ -92,6 +93,8 @@ RANGES: dict[str, Range] = {
   "eval.items": TOKENS, "eval.max_tokens": count(2**24), "eval.every": STEPS_OR_0,
   "sample.every": STEPS_OR_0, "sample.max_tokens": count(2**24), "sample.temperature": NOT_NEGATIVE,
   "sample.top_k": count(2**24), "sample.top_p": PROBABILITY, "sample.seed": SEED,
-  "filter.days": NOT_NEGATIVE, "filter.rank": RANK, "clean.days": NOT_NEGATIVE,
+  "plan.devices": count(2**20), "filter.days": NOT_NEGATIVE, "filter.rank": RANK, "clean.days": NOT_NEGATIVE,
   "merge.bound": NOT_NEGATIVE, "export.rank": RANK, "verify.tolerance": POSITIVE, "report.margin": FRACTION,
+  "bench.turns": count(1000), "bench.seconds": Range("above 0 and at most 600", low=0, high=600, low_included=False),
+  "bench.pack": Range("at least 2", low=2, most=2**16),
 }

@@ -14,6 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+LONGEST = 10**5  # characters of an override
+MOST_ITEMS = 2000  # of a list; the parser needs milliseconds for each
+DEEPEST = 50  # brackets inside one another; the parser fails at some hundreds
 WORDS = ("null", "true", "false", "nan", "inf")  # which the grammar does not read as text
 
 
@@ -23,7 +26,9 @@ def parse(texts: Sequence[str], loader: ConfigLoader | None = None) -> tuple[lis
   `loader` finds the choices of a group for `glob(...)`.
   """
   parser = OverridesParser.create(config_loader=loader)
-  overrides, problems = [], []
+  overrides, problems = [], [problem for problem in map(_size_problem, texts) if problem]
+  if problems:
+    return [], problems
   value_of_previous = ""  # the value of the previous setting, if it was typed without '='
   for text, following in itertools.zip_longest(texts, texts[1:], fillvalue=""):
     if "=" not in text and not text.startswith("~"):
@@ -36,6 +41,22 @@ def parse(texts: Sequence[str], loader: ConfigLoader | None = None) -> tuple[lis
     except HydraException:
       problems.append(f"{text}: cannot be parsed{quoting_advice(text)}")
   return overrides, problems
+
+
+def _size_problem(text: str) -> str | None:
+  """The problem with an override that is too long or too deeply nested for the parser, or None."""
+  key = text.partition("=")[0][:60]
+  if len(text) > LONGEST:
+    return f"{key}: has {len(text):,} characters, and at most {LONGEST:,} are read"
+  if text.count(",") > MOST_ITEMS and not text.partition("=")[2].startswith(("'", '"')):
+    return f"{key}: has {text.count(',') + 1:,} values, and at most {MOST_ITEMS:,} are read"
+  depth = deepest = 0
+  for letter in text:
+    depth += (letter in "[{(") - (letter in "]})")
+    deepest = max(deepest, depth)
+  if deepest > DEEPEST:
+    return f"{key}: its brackets are nested {deepest:,} deep, and at most {DEEPEST} are read"
+  return None
 
 
 def _missing_equals(text: str, value: str) -> str:

@@ -14,7 +14,9 @@ OTHER_LIBRARIES = {  # names in other libraries: ours
   "max_length": "data.seq_len", "dataset": "data",
   "d_model": "model.width", "n_layers": "model.layers", "n_heads": "model.heads",
 }
-NOT_SUGGESTED = ("pretrain_data.", "retain.", "data.teacher.", "filter.", "export.", "clean.")  # names of other groups
+NOT_SUGGESTED = (  # names of other groups
+  "pretrain_data.", "retain.", "data.teacher.", "filter.", "export.", "clean.", "plan.",
+)
 
 
 def all_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,10 @@ def typed_overrides(task: str) -> list[str]:
 
 
 def training_command(task: str) -> str | None:
-  """The command that trains with the settings of the command line that runs `task`; None from Python."""
+  """The command that trains with the settings of the command line that runs `task`; None from Python.
+
+  Without the settings of `task`, and without the directory that only it writes.
+  """
   typed = typed_overrides(task)
-  return shlex.join([*PROGRAM, *(text for text in typed if text != f"task={task}")]) if typed else None
+  kept = [text for text in typed if text != f"task={task}" and not text.startswith((f"{task}.", "out="))]
+  return shlex.join([*PROGRAM, *kept]) if typed else None

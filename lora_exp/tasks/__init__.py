@@ -1,1 +1,4 @@
-"""The tasks, one file each: `task=NAME` calls `run(config)` of NAME.py. Shared code is in the other packages."""
+"""The tasks, one file each: `task=NAME` calls `run(config)` of NAME.py. Shared code is in the other packages.
+
+Where a library is called NAME, such as inspect, the file is NAME_task.py.
+"""

@@ -12,7 +12,7 @@ from lora_exp.config import Config, InputError, LoraExpError
 from lora_exp.report.wandb_workspace import WorkspaceContents, build_workspace, workspace_contents
 from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import display_path, typed_path
-from lora_exp.train.loggers.wandb import wandb_mode
+from lora_exp.train.loggers.wandb_logger import wandb_mode
 
 SPEC = Path("wandb") / "dashboard.json"
 SECONDS = 45.0  # timeout of all requests to the server together

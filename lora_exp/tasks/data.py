@@ -11,7 +11,7 @@ from lora_exp.data.encoding.records import Batch
 from lora_exp.data.pipeline import train_rows
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import data_facts, is_numeric
-from lora_exp.data.tokenizers import Tokenizer, get_tokenizer
+from lora_exp.data.tokenization import Tokenizer, get_tokenizer
 from lora_exp.runtime import console
 
 SHOWN_ROWS = 3

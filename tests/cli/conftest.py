@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_exp.config import Config
-from lora_exp.tasks import evaluate, train
+from lora_exp.tasks import evaluate_task, train
 
 Train = Callable[[Config, Path], object]
 
@@ -17,7 +17,7 @@ def trained(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tra
 
   def install(run: Train) -> None:
     monkeypatch.setattr(train, "train_run", lambda plan, run_dir: run(plan.cfg, run_dir))
-    monkeypatch.setattr(evaluate, "run", run)
+    monkeypatch.setattr(evaluate_task, "run", run)
 
   def write_metrics(cfg: Config, run_dir: Path) -> None:
     (run_dir / "metrics.jsonl").write_text("{}\n")

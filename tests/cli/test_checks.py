@@ -22,8 +22,16 @@ def text_file(tmp_path: Path) -> Path:
 
 def test_setting_weights_sets_the_base(tmp_path):
   (tmp_path / "model.safetensors").touch()
-  cfg = config(f"model.weights={tmp_path}", "model.base=random")
-  assert cfg.model.base == "weights"
+  weights = f"model.weights={tmp_path}"
+  for model in ("minigpt", "minigpt_tiny"):  # whose bases are pretrained and random
+    assert config(f"model={model}", weights).model.base == "weights"
+  with pytest.raises(InputError, match="remove one of them"):
+    config(weights, "model.base=random")
+
+
+def test_a_published_model_with_random_weights():
+  cfg = config("model=smollm2_135m", "model.base=random", "model.tokenizer=bytes")
+  assert cfg.model.base == "random" and cfg.model.weights is not None
 
 
 def test_relative_paths_become_absolute(in_tmp_path):
@@ -153,3 +161,14 @@ def test_a_key_that_no_file_has_is_set_below_a_mapping(sign):
 def test_a_key_that_no_file_has_is_swept():
   line = check_command_line(["-m", "lora=ia3", "lora.options.feedforward=[mlp],[]", "logger=none"])
   assert [cfg.lora.options for cfg in line.jobs] == [{"feedforward": ["mlp"]}, {"feedforward": []}]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+  (b"def score(prediction, reference, prompt)\n  return 1\n", "line 1: expected ':'"),
+  (b"score = 1\0", "null byte"),
+])  # fmt: skip
+def test_a_metric_file_is_parsed_before_anything_is_made(text, words, tmp_path):
+  file = tmp_path / "metric.py"
+  file.write_bytes(text)
+  with pytest.raises(InputError, match=words):
+    config(f"eval.metric_file={file}")

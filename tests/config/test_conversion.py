@@ -48,3 +48,10 @@ def test_what_is_no_integer_is_refused_and_not_rounded(value):
 def test_an_unknown_setting_suggests_the_intended_one(path, meant):
   assert not is_setting(path)
   assert f"did you mean {meant}" in suggestion(path)
+
+
+def test_a_random_base_of_a_published_shape():
+  weights = {"model": {"weights": "some/model", "base": "random"}}
+  assert to_config(weights).model.base == "random"
+  weights["model"]["base"] = "pretrain"
+  assert to_config(weights).model.base == "weights"

@@ -1,5 +1,7 @@
 """Renamed settings of version 0.1.0 are still accepted, with a warning if they are typed."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -95,7 +97,23 @@ def test_an_old_sweep_of_prompts_is_continued(tmp_path):
   for number, cfg in (("0", begun), ("1", begun)):
     save_config(cfg, tmp_path / number)
   today = to_config({"data": pairs, "retain": pairs})
-  continued = with_old_defaults(today, tmp_path, alpha_typed=False)
+  continued = with_old_defaults(today, tmp_path, typed=[])
   assert (continued.data.packing, continued.retain.packing) == ("stream", "pack")
   assert changed_settings(begun, continued) == []
-  assert with_old_defaults(today, tmp_path / "0", alpha_typed=False) == today
+  assert with_old_defaults(today, tmp_path / "0", typed=[]) == today
+
+
+def test_an_old_sweep_of_the_default_base_is_continued(tmp_path):
+  """The default base became narrower; what is typed stays, and another base of the sweep keeps its sizes."""
+  old = {"width": 256, "heads": 8, "ff": 256, "pretrain": {"steps": 800, "lr": 1.5e-3, "warmup": 40}}
+  begun = to_config({"model": old})
+  (tmp_path / "0").mkdir()
+  save_config(begun, tmp_path / "0")
+  today = check_command_line([]).jobs[0]
+  assert today.model.width != 256 and today.model.pretrain.optimizer == "muon"
+  assert with_old_defaults(today, tmp_path, typed=[]).model == begun.model
+  typed = replace(today, model=replace(today.model, width=512))
+  continued = with_old_defaults(typed, tmp_path, typed=["model.width"])
+  assert (continued.model.width, continued.model.heads, continued.model.pretrain) == (512, 8, begun.model.pretrain)
+  [tiny] = check_command_line(["model=minigpt_tiny"]).jobs
+  assert with_old_defaults(tiny, tmp_path, typed=["model"]) == tiny

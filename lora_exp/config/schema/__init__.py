@@ -17,17 +17,33 @@ from lora_exp.config.schema.model_settings import (
   PretrainConfig,
 )
 from lora_exp.config.schema.serving_settings import ExportConfig, VerifyConfig
-from lora_exp.config.schema.task_settings import CleanConfig, FilterConfig, MergeConfig, ReportConfig, SampleConfig
-from lora_exp.config.schema.train_settings import LoggerConfig, MeshConfig, OptimConfig, TrainConfig
+from lora_exp.config.schema.task_settings import (
+  BenchConfig,
+  CleanConfig,
+  FilterConfig,
+  MergeConfig,
+  PlanConfig,
+  ReportConfig,
+  SampleConfig,
+)
+from lora_exp.config.schema.train_settings import (
+  DistributedConfig,
+  LoggerConfig,
+  MeshConfig,
+  OptimConfig,
+  TrainConfig,
+)
 
 __all__ = [
   "INITS",
   "SMOLLM2",
   "TOKENIZERS",
   "ArchConfig",
+  "BenchConfig",
   "CleanConfig",
   "Config",
   "DataConfig",
+  "DistributedConfig",
   "EvalConfig",
   "ExportConfig",
   "FilterConfig",
@@ -38,6 +54,7 @@ __all__ = [
   "MlpConfig",
   "ModelConfig",
   "OptimConfig",
+  "PlanConfig",
   "PretrainConfig",
   "ReportConfig",
   "SampleConfig",

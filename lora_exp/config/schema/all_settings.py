@@ -8,8 +8,22 @@ from lora_exp.config.schema.eval_settings import EvalConfig
 from lora_exp.config.schema.lora_settings import LoraConfig
 from lora_exp.config.schema.model_settings import ModelConfig
 from lora_exp.config.schema.serving_settings import ExportConfig, VerifyConfig
-from lora_exp.config.schema.task_settings import CleanConfig, FilterConfig, MergeConfig, ReportConfig, SampleConfig
-from lora_exp.config.schema.train_settings import LoggerConfig, MeshConfig, OptimConfig, TrainConfig
+from lora_exp.config.schema.task_settings import (
+  BenchConfig,
+  CleanConfig,
+  FilterConfig,
+  MergeConfig,
+  PlanConfig,
+  ReportConfig,
+  SampleConfig,
+)
+from lora_exp.config.schema.train_settings import (
+  DistributedConfig,
+  LoggerConfig,
+  MeshConfig,
+  OptimConfig,
+  TrainConfig,
+)
 
 
 @dataclass
@@ -26,7 +40,7 @@ class Config:
   prompt: str | None = None  # with task=generate
   prompt_file: Any = None  # with task=generate: a file, a directory or a list of files with prompts
   format: str = "peft"  # with task=export: peft | gguf | mlx (the adapter), merged | gguf_merged, base | gguf_base
-  out: str | None = None  # output directory of merge and export (null: RUN/export/FORMAT) and of advise (null: none)
+  out: str | None = None  # output directory of merge and export (null: RUN/export/FORMAT), advise, bench, plan
   push: str | None = None  # with task=export: OWNER/NAME on the Hugging Face Hub to upload the files to; null: none
   harness: Any = None  # with task=evaluate: one or several tasks of lm-eval, instead of `data`
   harness_tasks: str | None = None  # a directory with further tasks of lm-eval; only the command line can set it
@@ -37,6 +51,7 @@ class Config:
   pretrain_data: DataConfig | None = None  # what a base is pretrained on
   retain: DataConfig | None = None  # a second source; the rise of its held-out loss measures forgetting
   mesh: MeshConfig = field(default_factory=MeshConfig)
+  distributed: DistributedConfig = field(default_factory=DistributedConfig)
   lora: LoraConfig = field(default_factory=LoraConfig)
   optim: OptimConfig = field(default_factory=OptimConfig)
   train: TrainConfig = field(default_factory=TrainConfig)
@@ -48,6 +63,8 @@ class Config:
   report: ReportConfig = field(default_factory=ReportConfig)
   filter: FilterConfig = field(default_factory=FilterConfig)
   clean: CleanConfig = field(default_factory=CleanConfig)
+  bench: BenchConfig = field(default_factory=BenchConfig)
+  plan: PlanConfig = field(default_factory=PlanConfig)
   logger: LoggerConfig = field(default_factory=LoggerConfig)
   fallback: list[str] = field(default_factory=list)  # overrides for where model.weights is not available
   expectations: dict[str, float] | None = None  # {name: number}, checked after training; see train/expectations.py

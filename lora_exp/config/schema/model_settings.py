@@ -10,7 +10,8 @@ class PretrainConfig:
 
   steps: int = 800  # optimizer steps
   batch_size: int = 8  # rows in a step
-  lr: float = 1.5e-3  # peak learning rate of AdamW
+  optimizer: str = "adamw"  # adamw | muon (hidden matrices; AdamW for all other parameters)
+  lr: float = 1.5e-3  # peak learning rate
   warmup: int = 40  # steps of linear warmup before the cosine decay
   weight_decay: float = 0.01  # decoupled, on matrices only
   clip: float = 1.0  # maximum global norm of the gradient
@@ -64,7 +65,10 @@ TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", SMOLLM2)  # any othe
 
 @dataclass
 class ModelConfig:
-  """The base model, its tokenizer, and where its weights come from."""
+  """The base model, its tokenizer, and where its weights come from.
+
+  Sizes here are those of version 0.1.0, for saved settings without a value; new runs have those of conf/model.
+  """
 
   family: str = "minigpt"  # a file of models/families, such as gpt2 or llama; hf: read from config.json
   layers: int = 4  # transformer blocks

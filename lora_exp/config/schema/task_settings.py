@@ -52,8 +52,29 @@ class CleanConfig:
 
 
 @dataclass
+class PlanConfig:
+  """The hardware that task=plan plans for. What is null is that of this machine."""
+
+  kind: str | None = None  # of device: a name in train/costs/device_kinds.py, such as h100, a100 or tpu_v5e
+  devices: int | None = None  # number of devices; with `kind`, null is 1
+  memory: Any = None  # of each device, as in 24GB; with `kind`, null is that of the kind
+  compile: bool = False  # also compile the step with XLA on this machine, and compare its memory with the estimate
+
+
+@dataclass
 class ReportConfig:
   """How task=report compares the settings of a sweep."""
 
   metric: str | None = None  # held-out metric that ranks settings (config/metrics.py); null: a study's first, or loss
   margin: float = 0.05  # share of the best setting's gain that a setting may be short of it and still be enough
+
+
+@dataclass
+class BenchConfig:
+  """What task=bench measures, and how often."""
+
+  parts: list[str] = field(default_factory=list)  # of step, data, eval, generate, startup and pack
+  turns: int = 5  # turns of each side, of which the median counts
+  seconds: float = 0.5  # of work in a turn, at least
+  pack: int = 4  # trials of the pack
+  ranks: list[int] | None = None  # ranks of its trials, repeated; null: lora.rank for all

@@ -1,4 +1,4 @@
-"""Settings of the training: mesh, optimizer, length, loggers."""
+"""Settings of the training: mesh, processes, optimizer, length, loggers."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,16 @@ class MeshConfig:
   fsdp: int = 1  # splits the batch and the base's parameters
   tensor: int = 1  # splits heads, feed-forward and vocabulary
   trial: int = 1  # splits the trials of a pack
+
+
+@dataclass
+class DistributedConfig:
+  """The processes that train one run together; without a coordinator there is one."""
+
+  coordinator: str | None = None  # HOST:PORT of process 0, or auto: all three as JAX finds them (SLURM, TPU, Open MPI)
+  processes: int | None = None  # number of processes; null: as JAX finds it
+  process: int | None = None  # number of this process, from 0; null: as JAX finds it
+  timeout: int = 300  # seconds to wait at the start for the other processes
 
 
 @dataclass
@@ -54,7 +64,7 @@ class TrainConfig:
 class LoggerConfig:
   """Where metrics are logged besides metrics.jsonl."""
 
-  name: Any = "wandb"  # a file of lora_exp/train/loggers: wandb | tensorboard | trackio | mlflow, a list, or none
+  name: Any = "wandb"  # lora_exp/train/loggers/NAME_logger.py: wandb | tensorboard | trackio | mlflow, a list, or none
   mode: str = "auto"  # of wandb: auto (online if an API key is configured, else offline) | online | offline
   project: str = "lora_exp"  # project of wandb and trackio, experiment of mlflow
   group: str | None = None  # of runs, in wandb and trackio
