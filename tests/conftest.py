@@ -14,7 +14,7 @@ import pytest
 from absl import logging as absl_logging
 
 if TYPE_CHECKING:
-  from lora_exp.data.tokenizers import Tokenizer
+  from lora_exp.data.tokenization import Tokenizer
 
 # Hydra closes all log handlers, and absl's closes its stream, unless that is the process's own: here it is pytest's.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
@@ -37,6 +37,18 @@ GOLDEN = TESTS / "golden"
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/ from what the program does now")
   parser.addoption("--no-skips", action="store_true", help="a test that would be skipped fails: for CI")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+  """Prints a table of the faults that were injected, as tests record them in the property `fault_count`."""
+  reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+  rows = [dict(value) for report in reports for name, value in report.user_properties if name == "fault_count"]
+  if not rows:
+    return
+  columns = list(dict.fromkeys(name for row in rows for name in row))
+  terminalreporter.write_line(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+  for row in rows:
+    terminalreporter.write_line(f"| {' | '.join(str(row.get(name, '')) for name in columns)} |")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,7 +133,7 @@ def smollm2_package() -> str:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_package: str) -> "Tokenizer":
   """SmolLM2's tokenizer."""
-  from lora_exp.data.tokenizers import get_tokenizer
+  from lora_exp.data.tokenization import get_tokenizer
 
   return get_tokenizer(smollm2_package)
 

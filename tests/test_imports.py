@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ PACKAGE = Path(lora_exp.__file__).parent
 PLUGINS = PACKAGE / "cli" / "hydra_plugins_path"  # Hydra imports these files, not we
 MOST_ENTRIES, MOST_FILE_LINES, MOST_FUNCTION_LINES = 12, 350, 60
 REGISTRIES = ("tasks", "methods", "sources", "families")  # folders whose files are named by what a person types
+SHARED_WITH_HYDRA = ("hydra_plugins",)  # the namespace in which Hydra looks for plugins
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "transformers", "torch")
 
 
@@ -149,6 +152,31 @@ def test_no_two_files_have_one_name():
   files = [file for file in python_files() if file.parent.name not in REGISTRIES and not file.stem.startswith("__")]
   names = [file.name for file in files]
   assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def library_names() -> set[str]:
+  """The names under which the standard library and the packages in pyproject.toml, extras included, are imported."""
+  project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+  extras = project["optional-dependencies"].values()
+  declared = [text for texts in (project["dependencies"], *extras) for text in texts]
+  wanted = {canonical(re.split(r"[^\w.-]", text)[0]) for text in declared}
+  installed = {name: set(map(canonical, providers)) for name, providers in packages_distributions().items()}
+  modules = {name for name, providers in installed.items() if wanted & providers}
+  missing = wanted - set().union(*installed.values())
+  spelled = {name.replace("-", "_") for name in missing}
+  return {*sys.stdlib_module_names, *modules, *spelled, "evaluate"}  # lm-eval imports evaluate
+
+
+def canonical(distribution: str) -> str:
+  return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_no_module_is_called_like_a_library():
+  """A file that is run as a script finds the modules of its folder before those of any library."""
+  paths = [*PACKAGE.rglob("*.py"), *(file.parent for file in PACKAGE.rglob("__init__.py"))]
+  names = {path: path.stem for path in paths if path != PACKAGE}
+  forbidden = library_names() - set(SHARED_WITH_HYDRA) - {"__init__", "__main__"}
+  assert [str(path.relative_to(PACKAGE)) for path, name in names.items() if name in forbidden] == []
 
 
 @pytest.mark.parametrize("module", ["config", "report", "runtime.console", "runtime.cache", "runtime.saved_config",

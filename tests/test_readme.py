@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 import lora_exp
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.cli.tasks import task_names
-from lora_exp.config import Config
 from lora_exp.config.setting_names import is_setting
 from lora_exp.models.registry import all_families, get_family
 from lora_exp.train.plan import make_plan
@@ -175,5 +174,5 @@ def test_the_presets_are_those_of_every_family():
 
 
 def test_the_transcript_counts_what_the_default_trains():
-  counts = make_plan(Config()).parameters()
+  counts = make_plan(check_command_line([]).jobs[0]).parameters()
   assert f"{counts['trainable']:,} of {counts['total']:,}" in README

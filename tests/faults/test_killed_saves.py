@@ -1,12 +1,12 @@
 """Killing a process while it saves never loses the last committed checkpoint."""
 
-import multiprocessing
 import random
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import forkserver
 from saver import save_forever, state_of
 
 from lora_exp.train.records import checkpoint
@@ -14,8 +14,7 @@ from lora_exp.train.records import checkpoint
 
 def last_acknowledged(run_dir: Path, die_at: int | None, kill_after: float = 0.0) -> int:
   """Runs a process that saves until it is killed; returns the last step that it reported as saved."""
-  context = multiprocessing.get_context("forkserver")  # jax cannot be forked once it runs, and takes seconds to import
-  context.set_forkserver_preload(["jax", "orbax.checkpoint", "saver"])
+  context = forkserver()
   receiver, sender = context.Pipe(duplex=False)
   process = context.Process(target=save_forever, args=(run_dir, sender, die_at))
   process.start()

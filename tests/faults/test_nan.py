@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import start_command
 from runs import TINY, curve, on_stories, rows, summary, train
 from safetensors.numpy import load_file
 
@@ -95,8 +96,11 @@ def test_a_step_that_is_not_finite_stops_the_run_unharmed(settings, tmp_path, mo
   assert checkpoint.steps(run_dir)[-1] == 4 and summary(run_dir)["status"] == "diverged"
 
 
-def test_rewind_goes_back_and_on_with_the_next_batch(settings, tmp_path, monkeypatch, capfd):
-  nan_rows(monkeypatch, 5)
+@pytest.mark.parametrize("step", [
+  5, *(pytest.param(step, marks=pytest.mark.faults_full) for step in (1, 2, STEPS))
+])  # fmt: skip
+def test_rewind_goes_back_and_on_with_the_next_batch(step, settings, tmp_path, monkeypatch, capfd):
+  nan_rows(monkeypatch, step)
   run_dir = train(tmp_path / "run", *settings, "train.on_nan=rewind")
   said = capfd.readouterr().err
   assert "because of the training rows " in said and "going back to the last checkpoint" in said
@@ -106,13 +110,44 @@ def test_rewind_goes_back_and_on_with_the_next_batch(settings, tmp_path, monkeyp
   assert_finite(run_dir)
 
 
+@pytest.mark.faults_full
+@pytest.mark.parametrize("step", [1, 2, 5, STEPS])  # the first, in the warm-up, after it, the last
+def test_a_batch_with_nan_is_skipped_and_its_row_is_named(step, settings, tmp_path, monkeypatch, capfd):
+  nan_rows(monkeypatch, step)
+  run_dir = train(tmp_path / "run", *settings, "train.on_nan=skip")
+  said = capfd.readouterr().err
+  assert f"step {step} is skipped: " in said and "because of the training rows " in said
+  assert summary(run_dir)["skipped_steps"] >= 1
+  assert_finite(run_dir)
+
+
+def poison_step_5() -> None:
+  """Injects NaN into one gradient of step 5 of this process."""
+  inject(pytest.MonkeyPatch(), in_one_leaf, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [
+  "mesh.data=2", *(pytest.param(mesh, marks=pytest.mark.faults_full) for mesh in ("mesh.tensor=2", "mesh.fsdp=2"))
+])  # fmt: skip
+def test_on_a_mesh_a_step_with_nan_changes_nothing(mesh, settings, tmp_path):
+  argv = [*settings, mesh, "train.on_nan=skip", f"hydra.run.dir={tmp_path / 'run'}"]
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  process = start_command(argv, tmp_path / "log", poison_step_5, flags)
+  process.join()
+  said = (tmp_path / "log").read_text()
+  assert process.exitcode == 0 and "step 5 is skipped: " in said, said[-3000:]
+  assert summary(tmp_path / "run")["skipped_steps"] == 1
+  assert_finite(tmp_path / "run")
+
+
 def nan_rows(monkeypatch, step) -> None:
   """Gives one row of the batch of `step` a NaN when it is read, wherever it is read."""
   decode, whole, wanted = pipeline.decode, pack_training.train_batches, []
 
-  def train_batches(rows_, cfg, size, start=0, seeds=()):
+  def train_batches(rows_, cfg, size, start, seeds, *rest):
     wanted[:] = pipeline.reader(rows_, "train").read([pipeline.batch_rows(rows_, cfg, size, step - 1, seeds[0])[2]])
-    return whole(rows_, cfg, size, start, seeds)
+    return whole(rows_, cfg, size, start, seeds, *rest)
 
   def poisoned(records, *args, **kwargs):
     batch = decode(records, *args, **kwargs)
@@ -145,7 +180,7 @@ def test_many_skipped_steps_in_a_row_end_the_run(settings, tmp_path, monkeypatch
 def test_the_rows_of_a_batch_are_those_that_are_trained_on(settings, tmp_path):
   from lora_exp.cli.command_line import check_command_line
   from lora_exp.data.rows import make_rows
-  from lora_exp.data.tokenizers import get_tokenizer
+  from lora_exp.data.tokenization import get_tokenizer
 
   cfg = check_command_line(settings).jobs[0]
   made = make_rows(cfg.data, get_tokenizer("bytes"), tmp_path)

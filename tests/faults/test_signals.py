@@ -10,7 +10,7 @@ from runs import TINY, curve, on_stories, resume, train
 
 from lora_exp.config import StoppedError
 from lora_exp.train import pack as packs
-from lora_exp.train import pack_training, trial_writer
+from lora_exp.train import pack_evaluation, pack_training, trial_writer
 from lora_exp.train.stop_signals import stop_signals
 
 SHORT = [*TINY, "lora.dropout=0.1", "train.steps=8", "train.eval_every=4", "train.save_every=4",
@@ -26,6 +26,14 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(settings, tmp_path_factory):
   return train(tmp_path_factory.mktemp("unbroken") / "run", *settings)
+
+
+@pytest.fixture(autouse=True)
+def default_hangup():
+  """Processes that nohup started ignore SIGHUP."""
+  previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, previous)
 
 
 def after(calls: int, number: int, function):
@@ -44,9 +52,9 @@ def after(calls: int, number: int, function):
 
 MOMENTS = {
   "compiling": (pack_training, "compile_step", 1),
-  "evaluating the base": (pack_training, "held_out", 1),
-  "evaluating": (pack_training, "held_out", 2),
-  "evaluating the last step": (pack_training, "held_out", 3),
+  "evaluating the base": (pack_evaluation, "held_out", 1),
+  "evaluating": (pack_evaluation, "held_out", 2),
+  "evaluating the last step": (pack_evaluation, "held_out", 3),
   "saving": (trial_writer.checkpoint, "save", 1),
   "saving the last step": (trial_writer.checkpoint, "save", 2),
 }

@@ -1,4 +1,4 @@
-"""What a checkpoint needs is on disk before the checkpoint has its name, so that a power loss cannot keep only that."""
+"""A checkpoint gets its name only when its files are on disk, so that a power loss cannot keep only the name."""
 
 import os
 from pathlib import Path

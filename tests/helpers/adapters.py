@@ -7,7 +7,7 @@ import numpy as np
 
 from lora_exp import lora
 from lora_exp.lora import methods
-from lora_exp.lora.module_table import scale_of
+from lora_exp.lora.target_table import scale_of
 
 LLAMA = lora.Naming("model.", tied=("embed_tokens", "lm_head"), model_type="llama")
 GPT2 = lora.Naming("transformer.", conv1d=True, tied=("wte", "lm_head"), model_type="gpt2")

@@ -9,7 +9,7 @@ import numpy as np
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.pipeline import eval_batches, train_batches
 from lora_exp.data.rows import Rows
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
 STORIES = [f"Story {n}:\n" + " ".join(str(n * 7919 * k % 10007) for k in range(1, n % 9 + 3)) for n in range(40)]

@@ -67,7 +67,7 @@ def process(*argv: str, cwd: Path, devices: int = 1) -> subprocess.CompletedProc
 def script_output(script: str, *args: str, devices: int = 8) -> str:
   """The last line that the Python `script` prints in a process with `devices` virtual devices."""
   env = environment(devices) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-  done = subprocess.run([sys.executable, "-c", script, *args], env=env, capture_output=True, text=True, timeout=600)
+  done = subprocess.run([sys.executable, "-c", script, *args], env=env, capture_output=True, text=True, timeout=1200)
   assert done.returncode == 0, done.stderr[-4000:]
   return done.stdout.splitlines()[-1]
 

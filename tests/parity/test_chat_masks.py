@@ -16,7 +16,7 @@ from tokenizer_files import byte_level, spaced
 from lora_exp.data.chats.chat import encode_answers
 from lora_exp.data.chats.conversations import encode_conversations
 from lora_exp.data.documents import Conversation
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

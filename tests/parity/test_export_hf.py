@@ -11,7 +11,7 @@ from transformers_models import CASES, exported, reference, run_logits, their_lo
 
 from lora_exp.config import ArchConfig, ModelConfig
 from lora_exp.data.chats.chat import encode_chat
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.models.hf_config import from_hf
 from lora_exp.models.hf_export import to_hf
 

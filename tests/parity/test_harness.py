@@ -87,7 +87,7 @@ def _reference(directory: Path):
 def _model(run: Path):
   """The trained run as a model of lm-eval."""
   import lora_exp
-  from lora_exp.train.lm_eval.harness_model import HarnessModel
+  from lora_exp.train.eval_harness.harness_model import HarnessModel
 
   loaded = lora_exp.load(run)
   return HarnessModel(loaded.plan, loaded.job, (loaded.params, loaded.job.trials, loaded.frozen))

@@ -21,7 +21,7 @@ from lora_exp import lora
 from lora_exp.config import ArchConfig, InputError, ModelConfig
 from lora_exp.lora import kernels, methods
 from lora_exp.lora.full_parameters import full_paths
-from lora_exp.lora.inject import kernels_of
+from lora_exp.lora.injection import kernels_of
 from lora_exp.lora.methods.dora import squared_norm
 from lora_exp.models.factory import build_model
 from lora_exp.models.hf_config import from_hf

@@ -6,7 +6,7 @@ import pytest
 from tokenizer_files import CHATML, LINES, byte_level, gpt2_files, spaced, user
 
 from lora_exp.data.chats.chat import encode_chat
-from lora_exp.data.tokenizers import get_tokenizer
+from lora_exp.data.tokenization import get_tokenizer
 
 transformers = pytest.importorskip("transformers")
 from transformers.utils.chat_template_utils import render_jinja_template  # noqa: E402
