@@ -39,6 +39,7 @@ class MethodDeclaration:
   stackable: ClassVar[bool] = True  # supports stacks of kernels
   paddable: ClassVar[bool] = True  # zero-padded ranks stay zero in training, so trials of different rank can be packed
   drops_input: ClassVar[bool] = True  # lora.dropout applies to the input of the update
+  elementwise_update: ClassVar[bool] = True  # an update depends on the gradients of other values only by their norm
   additive: ClassVar[bool] = True  # the adapted kernel is W + ΔW, and ΔW does not depend on W
   has_lr_ratio: ClassVar[bool] = False  # lora.lr_ratio applies
   uses_budget: ClassVar[bool] = False  # lora.budget applies

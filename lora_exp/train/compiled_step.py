@@ -51,6 +51,7 @@ class CompiledStep:
 def compile_step(job: Job, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> CompiledStep:
   """Compiles the training step of `job` for batches with the shapes of `batch`."""
   start = time.monotonic()
+  release_freed_memory()
   with console.phase("compile the training step"):
     traced = _trace_step(job, batch)
     flops = count_flops(traced.jaxpr.jaxpr)

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 
 ROWS, LENGTH, VOCAB, RANK = 16, 256, 50_257, 128
 FASTER, SMALLER = 2.3, 0.4  # required: the minimum ratio of speed and the maximum ratio of memory
@@ -112,7 +113,8 @@ def ours():
 
 def serve(side: str) -> None:
   """The process of one side: for each number of steps on standard input, a line of what they took."""
-  step, compiled = {"tutorial": tutorial, "ours": ours}[side]()
+  with redirect_stdout(sys.stderr):  # the program tells how long it compiles
+    step, compiled = {"tutorial": tutorial, "ours": ours}[side]()
   m = compiled.memory_analysis()
   planned = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
   for line in sys.stdin:

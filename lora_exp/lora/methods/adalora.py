@@ -41,6 +41,7 @@ class AdaLoRA(LoRA):
   cost = "R·(I + O + 1) parameters, and two running averages of each in addition to the optimizer's state"
   leaves = LoRA.leaves | {"lora_e": Leaf("R")}
   uses_budget = True
+  elementwise_update = False
   peft = None
   peft_reads = PEFT
 

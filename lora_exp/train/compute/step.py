@@ -12,6 +12,7 @@ from lora_exp.models.modules.attention import causal_mask
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.fusion import apart, compiled_alone
 from lora_exp.train.compute.hyperparameters import Hyperparameters
+from lora_exp.train.compute.leaf_groups import group_leaves
 from lora_exp.train.compute.loss import Sums, TeacherTargets, example_loss, head_loss
 from lora_exp.train.compute.optimizer import make_optimizer, schedule
 from lora_exp.train.compute.program import Program, State, Tree, assemble, join_constants, split_constants
@@ -188,6 +189,43 @@ def where(condition: jax.Array, tree: Tree, other: Tree) -> Tree:
   return jax.tree.map(choose, tree, other)
 
 
+def update(
+  program: Program, trial: Hyperparameters, lr: jax.Array, grads: Tree, trained: Tree, opt: Tree, loss: jax.Array
+) -> tuple[Tree, Tree, jax.Array, jax.Array]:
+  """The update of one trial: (trained, opt, norm, finite), with the norm of the gradient.
+
+  If the loss, gradient, rate or new parameters are not all `finite`, `trained` and `opt` are returned unchanged.
+  """
+  method = methods.get(program.method)
+
+  def changed(grads: Tree, trained: Tree, opt: Tree) -> tuple[Tree, Tree, jax.Array, jax.Array]:
+    updates, opt = make_optimizer(program, trial, lr).update(grads, opt, trained)
+    trained, norm = optax.apply_updates(trained, updates), optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(lr)
+    if not method.trains_everything:  # it would need a second copy of the whole state
+      finite &= all_finite(trained)
+    return trained, opt, norm, finite
+
+  if joins_leaves(program):
+    groups = group_leaves(trained)
+    joined = groups.join(grads), groups.join(trained), groups.join_state(opt)
+    joined_trained, joined_opt, norm, finite = compiled_alone(changed)(*joined)
+    new_trained, new_opt = groups.split(joined_trained), groups.split_state(joined_opt)
+  else:
+    new_trained, new_opt, norm, finite = changed(grads, trained, opt)
+  return *where(finite, (new_trained, new_opt), (trained, opt)), norm, finite
+
+
+def joins_leaves(program: Program) -> bool:
+  """Whether an update joins small leaves. On a GPU, XLA itself updates several leaves in one kernel.
+
+  On several devices, leaves with different shardings would have to be moved.
+  """
+  method = methods.get(program.method)
+  one_cpu = jax.default_backend() == "cpu" and program.layout.mesh.size == 1
+  return one_cpu and method.elementwise_update and not method.trains_everything
+
+
 def train_step(
   program: Program, state: State, trials: Hyperparameters, frozen: Tree, batch: Batch, seed_keys: jax.Array
 ) -> tuple[State, dict[str, Any]]:
@@ -205,12 +243,7 @@ def train_step(
     trial_batch = batch if program.orders == 1 else batch_of_order(batch, trial.order)
     grads, sums, tokens = gradient(program, params, trial, frozen, trial_batch, key)
     trained, constants = split_constants(program, params)
-    updates, new_opt = make_optimizer(program, trial, trial.lr * factor).update(grads, opt, trained)
-    new_trained, norm = optax.apply_updates(trained, updates), optax.tree.norm(grads)
-    finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & jnp.isfinite(trial.lr * factor)
-    if not methods.get(program.method).trains_everything:  # it would need a second copy of the whole state
-      finite &= all_finite(new_trained)
-    trained, opt = where(finite, (new_trained, new_opt), (trained, opt))
+    trained, opt, norm, finite = update(program, trial, trial.lr * factor, grads, trained, opt, sums.loss)
     count = jnp.maximum(tokens, 1)
     metrics = {
       "loss": sums.loss / count,
