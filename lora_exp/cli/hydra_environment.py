@@ -1,5 +1,6 @@
 """The process state that `hydra.main` reads, set for one call and restored afterwards."""
 
+import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_exp.runtime.yaml_text import check_size
+
+_PARSED: dict[str, DictConfig | ListConfig] = {}  # config files by their text: Hydra reads them again for every job
 
 
 @contextmanager
@@ -51,13 +54,15 @@ def files_measured() -> Iterator[None]:
     else:
       text = file.read()
       file.seek(0)
-    try:
-      check_size(text)
-    except yaml.YAMLError as error:
-      name = getattr(file, "name", file)
-      message = str(error).replace("<unicode string>", str(name))
-      raise yaml.YAMLError(message if str(name) in message else f"{name}: {message}") from error
-    return load(file)
+    if text not in _PARSED:
+      try:
+        check_size(text)
+      except yaml.YAMLError as error:
+        name = getattr(file, "name", file)
+        message = str(error).replace("<unicode string>", str(name))
+        raise yaml.YAMLError(message if str(name) in message else f"{name}: {message}") from error
+      _PARSED[text] = load(file)
+    return copy.deepcopy(_PARSED[text])
 
   OmegaConf.load = staticmethod(measured_load)  # type: ignore[method-assign, assignment]
   try:
