@@ -106,7 +106,7 @@ class Composer:
     return cfg
 
   def with_file_names(self, problems: Sequence[str], cfg: DictConfig) -> list[str]:
-    """`problems`, with the name of the config file before those about unknown settings in it."""
+    """Puts the name of the config file in front of each of `problems` that is about an unknown setting in it."""
     if not any(": no such setting" in problem for problem in problems):
       return list(problems)
     files = {key: file for file, package in self._chosen_files(cfg) for key in _settings_of(file, package)}

@@ -75,7 +75,7 @@ def files_measured() -> Iterator[None]:
 def inherited_files_hidden() -> Iterator[None]:
   """Context in which Hydra does not list files whose names begin with _, such as conf/lora/_base.yaml.
 
-  Other files inherit them, and they are not choices: not in --help, in tab completion or in lora=glob(*).
+  Other files inherit from them, but they are not choices: --help, tab completion and lora=glob(*) leave them out.
   """
   every_option = ConfigRepository.get_group_options
 

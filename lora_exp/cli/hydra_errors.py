@@ -69,7 +69,7 @@ def _loads_foreign_class(path: str, value: Any) -> bool:
 
 
 def leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-  """(dotted path, value) of every value in nested mappings; those of a list have the path of the list."""
+  """(dotted path, value) of every value in nested mappings; the elements of a list have the path of the list."""
   if isinstance(node, dict):
     for key, value in node.items():
       yield from leaves(value, f"{path}.{key}" if path else str(key))

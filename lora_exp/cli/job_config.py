@@ -1,4 +1,4 @@
-"""The typed config of one job: as composed or, with `run=DIR` and `train.resume=DIR`, saved config plus overrides."""
+"""The typed config of one job: composed from `conf/` or, with `run=DIR` and `train.resume=DIR`, the saved config."""
 
 import copy
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ def credential_problems(texts: Sequence[str]) -> list[str]:
 
 
 def several_values_problems(overrides: Sequence[Override]) -> list[str]:
-  """A problem for each list of values outside of a multirun, usually text with a comma."""
+  """A problem for each list of values outside of a multirun; it is usually text that contains a comma."""
   problems = []
   known = dict(all_settings())
   for override in overrides:

@@ -43,7 +43,8 @@ class ProcessRun:
   def run(self, run: Callable[[Callable[[], Claim | None]], int], reason: Callable[[], str]) -> int:
     """Returns the exit code of `run(claimed)`, where `claimed()` is the directory to write to.
 
-    The other processes learn the code, and the `reason` of a failure. Only process 0 shows the errors that all report.
+    The other processes receive the code, and the `reason` of a failure. Only process 0 shows an error that all of them
+    have.
     """
     cfg, code, text = self.line.jobs[0], BUG, ""
     try:

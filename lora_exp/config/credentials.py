@@ -39,7 +39,7 @@ def credential_problem(path: str, value: str) -> list[str]:
 
 
 def environment_problem(path: str, value: str) -> list[str]:
-  """The problem with an interpolation in `value` of a secret environment variable, as `credential_problem`.
+  """The problem with a `value` that interpolates a secret environment variable, in the form of `credential_problem`.
 
   The name of the variable may itself be an interpolation, which is refused.
   """

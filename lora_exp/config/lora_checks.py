@@ -10,7 +10,7 @@ from lora_exp.config.schema import Config
 
 
 def lora_problems(cfg: Config) -> Iterator[str]:
-  """Problems of the group `lora`, a line each."""
+  """Problems of the group `lora`, one line each."""
   lora = cfg.lora
   for name in ("targets", "exclude", "train_modules"):
     yield from pattern_problems(f"lora.{name}", getattr(lora, name))

@@ -26,7 +26,7 @@ class Range:
     return (above and below and x <= self.most) or x == self.also
 
   def words(self, x: float) -> str:
-    """What is allowed instead of `x`."""
+    """Says what is allowed instead of `x`."""
     if x <= self.most:
       return self.description
     return f"at most {self.most:,}" if isinstance(self.most, int) else f"at most {self.most:g}"

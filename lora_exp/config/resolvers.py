@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 
 def least(*numbers: Any) -> Any:
-  """The smallest of several numbers; the first value that is not a number, which the check of its setting reports."""
+  """The smallest of the numbers, or the first value that is not a number, which the check of its setting reports."""
   others = [x for x in numbers if not _is_number(x)]
   return others[0] if others else min(numbers)
 

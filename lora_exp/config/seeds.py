@@ -8,7 +8,7 @@ FIXED = ("pretrain_data", "retain")  # groups whose `seed` is 0 if it is null: r
 
 
 def with_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested settings in which `train.seed`, `data.seed` and those of the other data sources are numbers.
+  """Returns nested settings in which `train.seed`, `data.seed` and the seeds of the other data sources are numbers.
 
   Explicit numbers take precedence. A missing or invalid `seed` is reported by the conversion.
   """

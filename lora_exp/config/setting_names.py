@@ -45,7 +45,7 @@ def is_entry(path: str) -> bool:
 
 
 def opened(text: str) -> str:
-  """Prefixes an override with ++ if its key is below a dict-valued setting, which no file needs to define."""
+  """Prefixes an override with ++ if its key is below a dict-valued setting, where no file needs to define it."""
   plain = text.lstrip("+")
   return f"++{plain}" if is_entry(plain.partition("=")[0]) else text
 

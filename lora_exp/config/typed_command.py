@@ -1,4 +1,4 @@
-"""The command line that runs, as the next command for the user."""
+"""Builds the next command for the user from the command line that is running."""
 
 import shlex
 
@@ -18,7 +18,7 @@ def typed_overrides(task: str) -> list[str]:
 def training_command(task: str) -> str | None:
   """The command that trains with the settings of the command line that runs `task`; None from Python.
 
-  Without the settings of `task`, and without the directory that only it writes.
+  It leaves out the settings of `task`, and the directory that only `task` writes.
   """
   typed = typed_overrides(task)
   kept = [text for text in typed if text != f"task={task}" and not text.startswith((f"{task}.", "out="))]

@@ -1,8 +1,8 @@
 """The documents of each held-out row, and the two halves of the held-out documents.
 
-Records do not store document numbers. With packing=pad, each row is a document, as is each numeric example. Where rows
-are cut from a stream, a row starts with the rest of a document if the previous row does not end with an end-of-text
-token. Where rows hold whole documents, the numbers are in a file of their own.
+Records do not store document numbers. With packing=pad, each row is a document, and so is each numeric example. Where
+rows are cut from a stream, a row starts with the rest of a document if the previous row does not end with an
+end-of-text token. Where rows hold whole documents, the numbers are in a file of their own.
 """
 
 import numpy as np
@@ -56,8 +56,8 @@ def first_documents(rows: Rows, cfg: DataConfig, chosen: np.ndarray, end: int) -
 def halves(tokens_D: np.ndarray) -> np.ndarray:
   """The half of each of D documents with `tokens_D` tokens: TUNING or REPORT, (D,) uint8.
 
-  Documents are paired by length, and a fixed coin decides which of a pair goes to which half. The halves have similar
-  numbers of tokens and documents, and depend only on the documents.
+  Documents are paired by length, and a random choice with a fixed seed decides which of a pair goes to which half. The
+  halves have similar numbers of tokens and documents, and depend only on the documents.
   """
   by_length = np.argsort(-tokens_D, kind="stable")
   coins = np.random.default_rng(0).integers(2, size=(len(tokens_D) + 1) // 2, dtype=np.uint8)

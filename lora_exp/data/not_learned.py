@@ -18,7 +18,7 @@ class NotLearned:
 
   @property
   def sentence(self) -> str:
-    """As `20 of 40 answers: they lie beyond data.seq_len=64 (first: pairs.jsonl, line 7)`."""
+    """Such as `20 of 40 answers: they lie beyond data.seq_len=64 (first: pairs.jsonl, line 7)`."""
     of_total = "" if self.total is None else f" of {self.total:,}"
     first = f" (first: {self.first})" if self.first else ""
     unit = self.unit.removesuffix("s") if self.count == 1 and self.total is None else self.unit
@@ -38,7 +38,7 @@ class NotLearnedTally:
     self._totals[unit] += count
 
   def add(self, unit: str, reason: str, count: int = 1, first: str = "") -> None:
-    """Counts `count` more of `unit` that are not learned; 0 is ignored. Of `first`, that of the first call is kept."""
+    """Adds `count` of `unit` that are not learned; 0 is ignored. Only the `first` of the first call is kept."""
     if count:
       if (unit, reason) not in self._counts and len(self._counts) >= MOST_REASONS:
         reason = "other reasons"

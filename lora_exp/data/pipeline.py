@@ -1,8 +1,8 @@
 """Batches of rows, reshuffled in each epoch and prefetched by threads.
 
 Batch number n is a function of the rows, the seed and the batch size alone. A batch is a dict of arrays: tokens,
-targets, segments, positions (B, T) int32 and weights (B, T) float32 of text (`records.decode`); x, y and weights (B, …)
-of numeric examples (`examples.decode`).
+targets, segments, positions (B, T) int32 and weights (B, T) float32 for text (`records.decode`); x, y and weights
+(B, …) for numeric examples (`examples.decode`).
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -27,9 +27,9 @@ def train_batches(
 ) -> Generator[Batch]:  # fmt: skip
   """Yields training batches endlessly, from number `start` on. A batch may extend into the next epoch.
 
-  With several `seeds`, arrays have a leading axis of as many orders of the rows; by default the order is that of
-  `cfg.seed`. With `part`, only these rows of each batch are read. `close()` stops the threads. Raises InputError for
-  damaged rows.
+  With several `seeds`, arrays have a leading axis with one order of the rows per seed; by default there is one order,
+  that of `cfg.seed`. With `part`, only these rows of each batch are read. `close()` stops the threads. Raises
+  InputError for damaged rows.
   """
   records = grain.sources.ArrayRecordDataSource(str(rows.file("train")))
   # In part, batches of indices are made, and then only the records of some of them are read.

@@ -1,4 +1,4 @@
-"""Signs in the texts of documents that something went wrong before, or that more is learned than was meant."""
+"""Finds signs that the texts of documents were damaged earlier, or that more is learned than was intended."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any

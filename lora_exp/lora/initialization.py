@@ -1,7 +1,7 @@
 """Random initialization of A: the distributions of `lora.init`.
 
 A is drawn as (R, I) and transposed. The first columns are therefore the same for every rank: a trial padded to a larger
-rank in a pack is initialized as in a run of its own.
+rank in a pack is initialized as in a separate run.
 """
 
 import math

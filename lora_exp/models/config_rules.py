@@ -21,7 +21,7 @@ def no_fields(model: ModelConfig) -> dict[str, Any]:
 
 
 def all_heads(settings: Settings) -> int:
-  """The default number of key/value heads: that of the query heads."""
+  """The default number of key/value heads: the number of query heads."""
   heads: int = settings["heads"]
   return heads
 

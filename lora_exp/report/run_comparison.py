@@ -20,7 +20,7 @@ from lora_exp.runtime.display_paths import display_path
 def read_runs(directories: Sequence[Path]) -> list[RunRecord]:
   """The runs in `directories`, numbered from 0; a sweep counts with all its trials.
 
-  Raises InputError for fewer than two runs, and for a directory that is neither.
+  Raises InputError for fewer than two runs, and for a directory that is neither a run nor a sweep.
   """
   found: list[tuple[Path, RunRecord]] = []
   for directory in directories:
@@ -47,7 +47,7 @@ def compare_runs(runs: Sequence[RunRecord], metric: str, margin: float) -> Repor
 def setting_differences(runs: Sequence[RunRecord]) -> dict[str, str]:
   """The settings whose values differ, each with its values and their runs: {"lora.rank": "8: runs 0-2; 16: run 3"}.
 
-  A run whose config or method does not have a setting is not named with it.
+  A run whose config or method lacks a setting is not listed under it.
   """
   tables = {run.number: effective_settings(run) for run in runs if run.config}
   differences = {}

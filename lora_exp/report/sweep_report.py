@@ -42,7 +42,7 @@ def make_report(
 ) -> Report:
   """Writes the report into the sweep `directory`, ranked by `metric`; `margin` is report.margin.
 
-  A metric of None stands for the first one that the sweep's study optimised, or the loss. The script of the page is
+  If `metric` is None, it is the first one that the sweep's study optimised, or else the loss. The script of the page is
   cached in `cache_dir`. Raises InputError if the directory contains no runs.
   """
   metric = metric or _studied_metric(directory)

@@ -38,7 +38,7 @@ class AxisRules:
   leaves: Mapping[str, str] = field(default_factory=dict)  # factor of an adapter -> its axes, letters of I, O and R
 
   def split(self, path: str, shape: Sequence[int], gathered: bool = False) -> list[tuple[str | None, str]]:
-    """(mesh axis or None, reason for not splitting or '') for each axis of the array at `path`.
+    """(mesh axis or None, reason for not splitting it or '') for each axis of the array at `path`.
 
     With `gathered` it is not split over fsdp.
     """

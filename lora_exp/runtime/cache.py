@@ -7,8 +7,8 @@ removed.
     rows/015abd…/KEY          the whole hash of the inputs
     rows/015abd…/SHA256SUMS   checksums of all other files
 
-Checksums are compared when a process opens an entry. A damaged entry is renamed to NAME.damaged and made again. An
-entry of a version that wrote no checksums gets them when it is opened for the first time.
+Checksums are compared when a process opens an entry. A damaged entry is renamed to NAME.damaged and created again. An
+entry from a version without checksums gets them when it is first opened.
 """
 
 import errno

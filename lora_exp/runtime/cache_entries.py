@@ -61,7 +61,7 @@ def _used(entry: CacheEntry) -> float:
 
 
 def entries_over_limit(entries: Sequence[CacheEntry], limit: int) -> list[CacheEntry]:
-  """The least recently used entries, without which the others take at most `limit` bytes."""
+  """The least recently used entries to remove so that the others take at most `limit` bytes."""
   excess = sum(entry.size for entry in entries) - limit
   over = []
   for entry in entries:

@@ -2,7 +2,7 @@
 
 Text from users and models is printed literally: markup is not interpreted, and control characters are escaped, so that
 a sample of a byte-level model cannot move the cursor. In a pipe or a file, tables have at most 100 columns, and
-progress bars become lines. All that is printed is also logged as plain text, and so is in lora_exp.log of a run.
+progress bars become lines. Everything that is printed is also logged as plain text, in lora_exp.log of the run.
 """
 
 import io
@@ -61,7 +61,7 @@ def show_only_errors(prefix: str) -> None:
 
 
 def release_errors(shown: bool) -> None:
-  """Prints the errors that were held, or forgets them. Later ones are printed at once."""
+  """Prints the errors that were held back, or discards them. Later errors are printed at once."""
   global _held_errors
   errors, _held_errors = _held_errors or [], None
   for error in errors if shown else ():
@@ -88,7 +88,7 @@ def log_opened() -> None:
 
 
 def log_later() -> None:
-  """Begins a command: what is printed from now on is kept for its log, until that is opened."""
+  """Begins a command. Until its log is opened, what is printed is kept for the log."""
   global _unlogged
   _unlogged = []
 

@@ -31,7 +31,7 @@ def cell(value: object) -> str:
 
 
 def is_number(value: object) -> bool:
-  """Whether `value` is a number, and no bool."""
+  """Whether `value` is a number and not a bool."""
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

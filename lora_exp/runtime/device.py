@@ -1,6 +1,7 @@
-"""Starts JAX: names the device and its memory, and passes on what JAX says about it.
+"""Starts JAX, and prints the device, its memory and JAX's warnings.
 
-JAX logs its warnings, as "Falling back to cpu", where nobody reads them: they are printed first.
+JAX logs warnings such as "Falling back to cpu" where they are easily missed. They are printed here before anything
+else.
 """
 
 import logging

@@ -15,7 +15,7 @@ def is_disk_error(error: OSError) -> bool:
 
 
 def write_error(error: OSError, path: Path, setting: str = RUN_DIRECTORY_SETTING) -> InputError | DiskError:
-  """The error to raise instead of `error`, which occurred while writing to `path`; `setting` says how to move it."""
+  """The error to raise instead of `error`, from writing to `path`; `setting` says how to choose another path."""
   if is_disk_error(error):
     return DiskError(f"{path}: {os.strerror(error.errno or 0)}; free some space, or use another disk")
   if path.is_symlink() and not path.exists():

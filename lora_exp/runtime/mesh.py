@@ -103,7 +103,7 @@ class Layout:
 
   @cached_property
   def several_processes(self) -> bool:
-    """Whether the mesh has devices of several processes."""
+    """Whether the devices of the mesh belong to several processes."""
     return len({device.process_index for device in self.mesh.devices.flat}) > 1
 
   @property
@@ -128,7 +128,7 @@ class Layout:
     return {row for part in slices for row in range(batch_size)[part]}
 
   def put_rows(self, batch: Mapping[str, np.ndarray], batch_size: int, orders: bool = False) -> dict[str, jax.Array]:
-    """`put_batch` from the `process_rows` of a batch, which is then made of those of all processes."""
+    """Like `put_batch`, but each process passes only its `process_rows`, which together form the batch."""
     sharding = self.order_batch if orders else self.batch
 
     def put(x: np.ndarray) -> jax.Array:

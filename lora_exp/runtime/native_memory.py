@@ -1,4 +1,4 @@
-"""Memory that the C library keeps after it is freed."""
+"""Releases memory that the C library keeps after it was freed."""
 
 import ctypes
 import sys
@@ -7,7 +7,7 @@ import sys
 def release_freed_memory() -> None:
   """Returns freed memory of the C library to the system; does nothing where the library cannot (all but glibc).
 
-  XLA's compiler frees most of what it used, but glibc keeps it: several hundred megabytes after a deep model's step.
+  XLA's compiler frees most of the memory that it used, but glibc keeps it: several hundred megabytes for a deep model.
   """
   if not sys.platform.startswith("linux"):
     return

@@ -170,7 +170,7 @@ def tolerant_output() -> Iterator[None]:
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-  """Context in which text for a reader that does not read is kept instead of waited for, so that training goes on."""
+  """Context in which text that the reader of a pipe does not read is kept, so that writing does not block training."""
   global _without_waiting
   _without_waiting += 1
   try:

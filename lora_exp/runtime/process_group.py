@@ -36,7 +36,7 @@ LOCAL = ("distributed", "cache", "logger")  # settings in which processes may di
 
 
 class ProcessGroup:
-  """This process and the others of its run, which `connect` has connected."""
+  """The processes of a run, seen from this one, after `connect`."""
 
   def __init__(self) -> None:
     self.index, self.count = jax.process_index(), jax.process_count()
@@ -59,7 +59,7 @@ class ProcessGroup:
     self._client.key_value_set(f"lora_exp/{name}", json.dumps(value))
 
   def read(self, name: str, seconds: float) -> Any:
-    """The value that a process has published, or will within that time. Raises LostProcessError if there is none."""
+    """The value that a process publishes; waits for it for a limited time. Raises LostProcessError if there is none."""
     try:
       return self._get(name, seconds)
     except jax.errors.JaxRuntimeError as error:
@@ -82,7 +82,7 @@ class ProcessGroup:
                          "with the same command, and the same versions of lora_exp and jax")
 
   def end(self, code: int, reason: str) -> bool:
-    """Tells the others how this process ends. Returns whether process 0 ends with the same code, if it does in time."""
+    """Tells the others how this process ends. Returns whether process 0 ends with the same code within a time limit."""
     self._code = code
     with suppress(jax.errors.JaxRuntimeError):  # process 0 is gone, and the store with it
       if code != DONE:

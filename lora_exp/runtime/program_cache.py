@@ -4,7 +4,7 @@ JAX writes a program without a checksum, and not atomically. With the `zstandard
 load as another program. Here each file ends with the SHA-256 of its content. A file that does not match is removed and
 the program is compiled again. A file that JAX wrote itself is read if zlib, which has a checksum, can read it.
 
-No public interface of JAX replaces the reading and writing of programs, so its private one is used if it exists.
+JAX has no public interface to replace how programs are read and written, so a private one is used if it exists.
 Otherwise programs are not kept: every process compiles its own, and nothing else changes.
 """
 

@@ -30,7 +30,7 @@ class Bar(Protocol):
 
 
 class FieldsColumn(ProgressColumn):
-  """The latest fields of a bar, as in `loss 1.234`. Cut off where the terminal ends."""
+  """The latest fields of a bar, as in `loss 1.234`, cut off at the edge of the terminal."""
 
   def render(self, task: Task) -> Text:
     return Text(fields_text(task.fields["fields"]), style="dim", no_wrap=True, overflow="ellipsis")
@@ -136,7 +136,7 @@ class LineBar:
 
 
 class DrawnBar:
-  """A bar drawn in place in a terminal. `lines` writes to the log. One that is `inner` appears after a moment."""
+  """A bar drawn in place in a terminal. `lines` writes to the log. An `inner` bar appears after a moment."""
 
   def __init__(self, display: Progress, lines: LineBar, show: Callable[..., None], inner: bool = False):
     self.display, self.lines, self.show, self.fields = display, lines, show, dict[str, object]()

@@ -14,7 +14,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in conf/hydra/j
 
 
 def keep_log_off_stderr() -> None:
-  """Adds a handler that does nothing if there is no handler, because absl, which orbax imports, would log to stderr."""
+  """Adds a handler that does nothing if there is none; otherwise absl, which orbax imports, would log to stderr."""
   root = logging.getLogger()
   if not root.handlers:
     root.addHandler(logging.NullHandler())
@@ -22,9 +22,9 @@ def keep_log_off_stderr() -> None:
 
 @contextmanager
 def loggers_restored() -> Iterator[None]:
-  """Context after which the handlers that were added in it are closed, so that the next run of a process has its own.
+  """Context that closes the handlers that were added inside it, so that the next run of a process has its own.
 
-  Hydra adds some and leaves them.
+  Hydra adds handlers and never removes them.
   """
   loggers = (logging.getLogger(), logging.getLogger("lora_exp"))
   before = [(list(logger.handlers), logger.level) for logger in loggers]

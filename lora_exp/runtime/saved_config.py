@@ -96,7 +96,8 @@ def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> list[tuple
 
 
 def with_old_defaults(cfg: Config, directory: Path, typed: Collection[str]) -> Config:
-  """`cfg` with the defaults of the version that began the sweep in `directory`, so that the same command continues it.
+  """`cfg` with the defaults of the version that started the sweep in `directory`, so that the same command continues
+  it.
 
   These are lora.alpha=null, the sizes and the pretraining of model=minigpt, and rows that split answers from prompts.
   They are taken from the run with the lowest number, unless the setting is one of `typed`.

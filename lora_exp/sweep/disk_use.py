@@ -1,4 +1,4 @@
-"""What a sweep will take on disk, from the plans of its largest trials."""
+"""The disk space that a sweep will need, from the plans of its largest trials."""
 
 import shutil
 from collections.abc import Sequence

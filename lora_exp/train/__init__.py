@@ -6,8 +6,8 @@
     loaded_run, inspection                  finished runs
     compute     what is compiled: loss, step, optimizer, the arrays of packed adapters
     evaluating  held-out losses
-    answers     metrics of the task: generated answers and choices
-    sampling    text from a model
+    answers     task metrics: generated answers and choices
+    sampling    text generation
     records     checkpoints and what a resumed run needs
     costs       memory, FLOPs and parameters, estimated before training
     loggers     wandb, tensorboard, trackio, mlflow

@@ -55,7 +55,7 @@ class Job:
 
   @cached_property
   def owned_rows(self) -> list[int] | None:
-    """Which of the rows of a batch that this process reads no earlier process reads; None with one process."""
+    """The rows of a batch that this process reads and no earlier process does; None with one process."""
     layout = self.program.layout
     if not layout.several_processes:
       return None

@@ -1,4 +1,4 @@
-"""What a logger knows about a run, and the interface of the objects that write to its library."""
+"""The facts about a run that loggers use, and the interface of the objects that write to a logger's library."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Compares the files of a sweep that moved, by content, with those that its runs were started from.
+"""Checks that the moved files of a sweep have the same content as those that its runs started from.
 
-A run that is resumed compares them when it restores its checkpoint. The other runs of a sweep have ended, or begin with
-the new files, so these are compared before the first one starts.
+A resumed run compares the files when it restores its checkpoint. The other runs of a sweep have ended or start with the
+new files, so the files are compared before the first run starts.
 """
 
 import json
@@ -26,7 +26,7 @@ GROUPS = ("data", "retain", "pretrain_data", "model", "lora")  # settings that n
 def require_equal_content(moved: Iterable[tuple[int, Config, Path]]) -> None:
   """Raises InputError if a file of the begun runs (number, config with the new paths, directory) has another content.
 
-  What a run did not record, such as one that ended before its first checkpoint, is not compared.
+  A source that a run did not record is not compared, for example if the run ended before its first checkpoint.
   """
   problems = []
   known: dict[str, dict[str, Any]] = {}  # what is read, by the settings that name it

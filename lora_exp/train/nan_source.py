@@ -18,7 +18,8 @@ MOST_NAMED = 8  # rows named in a message
 def nan_source(pack: Pack, trial: Trial, step: int, params: Tree, passed: int = 0) -> str:
   """Why `step` of `trial` was not finite, after a comma. `params` (N, …) are those that the step did not change.
 
-  The rows of the step's batch are evaluated one at a time, without dropout. `passed`: batches passed over before.
+  The rows of the step's batch are evaluated one at a time, without dropout. `passed`: the number of batches skipped
+  before.
   """
   job, cfg = pack.job, trial.plan.cfg
   trial_params, hyperparameters = trial.select((params, job.trials))

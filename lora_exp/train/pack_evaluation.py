@@ -1,4 +1,4 @@
-"""Evaluation of a pack: of all its trials on the held-out and the retained batches, and of the base only once."""
+"""Evaluation of a pack on the held-out and the retained batches: of every trial, and of the shared base only once."""
 
 import time
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def evaluate_pack(
   base_only: bool = False,
   title: str = "evaluate",
 ) -> list[Evaluation]:
-  """The evaluation of each trial on `batches`, with `document_sums` also of each document.
+  """The evaluation of each trial on `batches` and, with `document_sums`, on each document.
 
   `base_only`: all trials get the results of the first one. A loop over trials then computes no other.
   """

@@ -1,4 +1,4 @@
-"""Warnings before training about settings that work, but not as one may expect."""
+"""Warnings before training about settings that are valid but may not do what is expected."""
 
 from collections.abc import Iterator, Sequence
 

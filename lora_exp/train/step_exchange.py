@@ -1,6 +1,6 @@
 """The numbers that the processes of a run exchange at every step: counts of their rows, and whether one is to stop.
 
-A small program of its own sends them with the step. They are read one step later, so that no process waits for them.
+A small separate program sends them with the step. They are read one step later, so that no process waits for them.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Exchange:
 
 
 def exchange(layout: Layout, stops: bool, counts: Sequence[dict[str, float]]) -> Exchange:
-  """Sends whether this process is to stop and the counts of its rows, by order. All of the mesh must call it."""
+  """Sends whether this process is to stop, and the counts of its rows by order. All processes must call it."""
   names = tuple(counts[0]) if counts else ()
   values = np.array([[float(stops), *(part[name] for part in counts for name in names)]])
   if not layout.several_processes:
@@ -54,7 +54,7 @@ def exchange(layout: Layout, stops: bool, counts: Sequence[dict[str, float]]) ->
 
 
 def any_process(layout: Layout, value: bool) -> bool:
-  """Whether `value` holds on any process of the mesh. All of them must call it, and wait for each other."""
+  """Whether `value` holds on any process of the mesh. All processes must call it, and they wait for each other."""
   return exchange(layout, value, []).stops
 
 

@@ -123,7 +123,7 @@ class TrialWriter:
     self.logger.log(row)
 
   def checkpoint(self, step: int, state: State) -> Callable[[], None]:
-    """Returns the call that saves a checkpoint of this trial at its ranks, and writes what must be on disk before.
+    """Returns the call that saves a checkpoint of this trial at its ranks; first writes what must be on disk before it.
 
     A checkpoint holds the trained leaves, the optimizer state, the step and the position in the data.
     """

@@ -67,7 +67,7 @@ TOKENIZERS = ("gpt2", "gpt2_4096", "bytes", "from_weights", SMOLLM2)  # any othe
 class ModelConfig:
   """The base model, its tokenizer, and where its weights come from.
 
-  Sizes here are those of version 0.1.0, for saved settings without a value; new runs have those of conf/model.
+  The default sizes are those of version 0.1.0, for saved settings without a value. conf/model has those of new runs.
   """
 
   family: str = "minigpt"  # a file of models/families, such as gpt2 or llama; hf: read from config.json

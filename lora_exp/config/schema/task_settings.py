@@ -30,7 +30,7 @@ class MergeConfig:
 
 @dataclass
 class FilterConfig:
-  """Which runs task=list shows, and of which runs task=clean removes checkpoints. Texts match a part of the value."""
+  """The runs that task=list shows, and whose checkpoints task=clean removes. A text matches any part of the value."""
 
   name: str | None = None  # the name of the directory; * and ? are wildcards, as in the other texts
   model: str | None = None  # family, or name of the weights
@@ -53,7 +53,7 @@ class CleanConfig:
 
 @dataclass
 class PlanConfig:
-  """The hardware that task=plan plans for. What is null is that of this machine."""
+  """The hardware that task=plan plans for; null means that of this machine."""
 
   kind: str | None = None  # of device: a name in train/costs/device_kinds.py, such as h100, a100 or tpu_v5e
   devices: int | None = None  # number of devices; with `kind`, null is 1

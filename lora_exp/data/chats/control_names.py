@@ -1,4 +1,4 @@
-"""Control tokens that the texts of people spell out."""
+"""Control tokens that ordinary text spells out, such as `<|im_end|>` in a question."""
 
 import re
 
@@ -6,7 +6,7 @@ from lora_exp.data.tokenization import Tokenizer
 
 
 class ControlNames:
-  """Finds control tokens that a text spells out, such as `<|im_end|>`. They are encoded as ordinary text."""
+  """Finds control tokens that a text spells out. They are encoded as ordinary text."""
 
   def __init__(self, tokenizer: Tokenizer):
     names = [token for token in tokenizer.special_tokens if len(token) > 1]

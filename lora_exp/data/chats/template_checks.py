@@ -1,7 +1,8 @@
-"""What a chat template changes, or leaves out, of messages, tools and variables.
+"""Finds the parts of messages, tools and variables that a chat template changes or leaves out.
 
-A text that stands in the rendering may come from another message. So each part is tagged with a character that no
-message contains, and everything is rendered once more: the template leaves out a part whose tag is missing.
+It is not enough to find a text in the rendering, because another message may contain the same text. Each part is
+therefore tagged with a character that no message contains, and everything is rendered again. The template leaves out a
+part if its tag is missing.
 """
 
 import json
@@ -30,7 +31,7 @@ class TemplateCheck:
     self.rendered = self._rendered()
 
   def problems(self) -> Problems:
-    """How many turns and conversations are changed, or not written as a whole."""
+    """How many turns and conversations the template changes or does not write in full."""
     found = Counter[Problem]()
     for turn, message in enumerate(self.chat.messages):
       found.update(self._text_problems(turn, message))

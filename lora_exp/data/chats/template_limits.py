@@ -50,7 +50,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     self.used.ticks, self.used.letters, self.used.until = 0, 0, time.thread_time() + SECONDS
 
   def limited_nodes(self, source: str) -> nodes.Template:
-    """The parsed template, in which every loop, macro and output counts. Raises SecurityError for a very long one."""
+    """The parsed template, which counts every loop, macro and output. Raises SecurityError for a very long one."""
     if len(source) > LONGEST_SOURCE:
       raise SecurityError(f"it has more than {LONGEST_SOURCE:,} characters")
     tree = self.parse(source)
@@ -75,7 +75,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
   # ---- called by templates
 
   def tick(self, letters: int) -> bool:
-    """Counts a turn of a loop that writes `letters` characters besides values. Raises SecurityError at the limit."""
+    """Counts a loop iteration that writes `letters` characters besides values. Raises SecurityError at the limit."""
     used = self.used
     used.ticks += 1
     used.letters += letters
@@ -86,19 +86,19 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     return True
 
   def written(self, value: Any) -> Any:
-    """`value`, whose characters are counted."""
+    """Counts the characters of `value` and returns it."""
     self.used.letters += len(value) if isinstance(value, str) else 1
     self.tick(0)
     return value
 
   def joined(self, *values: Any) -> str:
-    """The texts of `values` in one, as by `~`."""
+    """Joins the texts of `values`, like the operator `~`."""
     texts = [str(value) for value in values]
     _require_text(sum(map(len, texts)))
     return "".join(texts)
 
   def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-    """`left` `operator` `right`. Raises SecurityError if the result is too large."""
+    """Computes `left` `operator` `right`. Raises SecurityError if the result is too large."""
     if operator == "%" and isinstance(left, str):
       _require_plain_format(left)
     elif operator == "**":
@@ -111,7 +111,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     return super().call_binop(context, operator, left, right)
 
   def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-    """The checked method `format` of a text; None for other values."""
+    """The method `format` of a text, with checks; None for other values."""
     wrapped = super().wrap_str_format(value)
     if wrapped is not None:
       _require_plain_format(value.__self__)

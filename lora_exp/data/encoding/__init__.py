@@ -1,1 +1,1 @@
-"""Documents to rows of tokens: encoding, packing, splitting, and the files of rows."""
+"""Turns documents into rows of tokens: encoding, packing, splitting, and the files of rows."""

@@ -27,7 +27,7 @@ class DuplicateCounter:
       self.answers.add(hash(ids[document.learned].tobytes()))
 
   def notes(self) -> list[str]:
-    """Sentences about equal answers, copies of training documents, and copies of them that are held out."""
+    """Sentences about equal answers, repeated training documents, and held-out copies of training documents."""
     train, held_out = (np.frombuffer(self.hashes[split], np.int64) for split in ("train", "eval"))
     distinct = np.unique(train)
     repeated, both = len(train) - len(distinct), int(np.isin(held_out, distinct).sum())

@@ -77,7 +77,7 @@ def padded(
 def with_padding_in_loss(
   rows: np.ndarray, learned: Sequence[np.ndarray | None], prompt_in_loss: bool = False
 ) -> np.ndarray:
-  """Makes the padding of `padded` rows (documents, T) attended to and gives it loss, as in the JAX LoRA tutorial."""
+  """Includes the padding of `padded` rows (documents, T) in attention and loss, as in the JAX LoRA tutorial."""
   rows["real"] = True
   seq_len = rows.shape[1]
   for row, mask in zip(rows, learned, strict=True):

@@ -1,4 +1,4 @@
-"""Sizes of the written rows, and what was found while they were written."""
+"""The sizes of the written rows, and the problems found while writing them."""
 
 from dataclasses import dataclass
 

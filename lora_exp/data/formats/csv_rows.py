@@ -25,7 +25,7 @@ def has_known_columns(header: str) -> bool:
 
 
 def csv_rows(data: DataStream, label: str, delimiter: str | None = None) -> Iterator[Row]:
-  """The rows of a table with cells between `delimiter` (None: found). Its first line has the names of the columns.
+  """The rows of a table with `delimiter` between cells (None: detect it). The first line has the names of the columns.
 
   A quoted cell may contain line breaks; an empty cell is null. Raises InputError if the file is not UTF-8, or if a
   quote is not closed.
@@ -67,8 +67,9 @@ def csv_rows(data: DataStream, label: str, delimiter: str | None = None) -> Iter
 def find_delimiter(header: str, sample: str) -> str:
   """The delimiter of a table with the first line `header` and the next lines `sample`.
 
-  It is the one that finds the most known names of columns in the header; else one that gives most rows as many cells as
-  the header; else the most frequent in the header. A comma if the header has none.
+  The first choice is the delimiter that finds the most known column names in the header. Otherwise it is one with which
+  most rows have as many cells as the header, or else the most frequent one in the header; a comma if the header has
+  none.
   """
   found = [delimiter for delimiter in DELIMITERS if delimiter in header]
   scores = {delimiter: _score(header, sample, delimiter) for delimiter in found}

@@ -177,7 +177,7 @@ def _zstd_stream(raw: IO[bytes]) -> IO[bytes]:
 
 
 def import_pyarrow(purpose: str) -> Any:
-  """The module pyarrow. Raises InputError that names the extra if it is not installed."""
+  """Imports pyarrow. Raises an InputError that names the extra if it is not installed."""
   try:
     import pyarrow
   except ImportError as error:

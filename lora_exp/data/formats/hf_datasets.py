@@ -42,7 +42,7 @@ class HubName:
 
 
 def import_datasets() -> Any:
-  """The package datasets. Raises InputError that names the extra if it is not installed."""
+  """Imports datasets. Raises an InputError that names the extra if it is not installed."""
   try:
     import datasets
   except ImportError as error:

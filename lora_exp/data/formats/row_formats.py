@@ -64,8 +64,8 @@ def file_rows(
 ) -> Iterator[Row]:
   """The rows of a file of one of ROW_FORMATS.
 
-  `split`: the list to read in a JSON object of several; `delimiter`: that of a table (None: found). Raises InputError
-  if the file is damaged, or in another format.
+  `split`: the list to read in a JSON object with several; `delimiter`: that of a table (None: detect it). Raises
+  InputError if the file is damaged, or in another format.
   """
   if format in ("parquet", "arrow"):
     yield from arrow_rows(path, label)

@@ -18,8 +18,8 @@ from lora_exp.data.sources.text import TextFiles
 class FileReader(RowReader):
   """Reads `data_files`, each in the format `format`, or in the format found from its content.
 
-  Of a file with several splits, `train_split` is read, and `eval_split` is held out. `every`: one of so many plain text
-  documents is held out (None: none).
+  If a file has several splits, `train_split` is read, and `eval_split` is held out. One of `every` plain text documents
+  is held out (None: none).
   """
 
   data_files: DataFiles

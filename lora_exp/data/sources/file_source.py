@@ -85,7 +85,7 @@ class FileSource(TextSource):
     return files_digest(self.data_files.files)
 
   def overlap(self) -> dict[str, object]:
-    """Rows of the table before training about files that are read twice, or held out and also trained on."""
+    """Entries for the table before training: files that are read twice, or both held out and trained on."""
     learned = self.data_files.files
     facts: dict[str, object] = {}
     copies = _copies(learned, learned)

@@ -1,6 +1,6 @@
 """Parsing and validation of adapter_config.json, as untrusted input.
 
-A config is an error if it is invalid, or if we would compute something else than PEFT.
+A config is an error if it is invalid, or if this program would not compute the same as PEFT.
 """
 
 import math
@@ -206,7 +206,7 @@ def _is_target(targets: Targets, name: str) -> bool:
 
 
 def with_token_rows(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the config of an adapter of type TRAINABLE_TOKENS as that of a LoRA without modules, with token rows."""
+  """Converts the config of a TRAINABLE_TOKENS adapter to that of a LoRA with token rows and no adapted module."""
   targets, ids = values.get("target_modules"), values.get("token_indices")
   rows = dict.fromkeys(targets, ids) if isinstance(targets, list) and targets else ids
   others = {name: x for name, x in values.items() if name not in ("token_indices", "init_weights")}

@@ -32,7 +32,7 @@ class Estimate:
     return t_quantile(self.n - 1)
 
   def text(self, digits: int = 4, sign: bool = False, factor: float = 1.0) -> str:
-    """As `1.2345 ± 0.0067`, both times `factor`; a dash without a value. At least `digits` decimals."""
+    """Such as `1.2345 ± 0.0067`, multiplied by `factor`; a dash if there is no value. At least `digits` decimals."""
     if not self.n:
       return "-"
     half = None if self.half is None else self.half * factor

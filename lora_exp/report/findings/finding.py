@@ -36,7 +36,7 @@ class Headline:
 
 
 def headline(findings: Sequence[Finding]) -> Headline:
-  """The question of the sweep and its answer: the first finding that answers one, a concluded one if there is any.
+  """The question of the sweep and its answer: the first finding with a conclusion, or else the first with an answer.
 
   Findings come in the order of a reader's questions. Several answers to the first question stand side by side.
   """

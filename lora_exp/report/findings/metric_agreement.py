@@ -16,7 +16,7 @@ MOST_PAIRS = 3
 
 
 def metric_disagreement(group: Group) -> Iterator[Finding]:
-  """Pairs of settings of which the metric of the report shows the one to be worse, and another metric the other."""
+  """Pairs of settings whose order is shown to be one way by the report's metric and the other way by another metric."""
   judged = _judge(group.adapted, group.metric, group.margin)
   for other in _other_metrics(group):
     by_other = _judge(group.adapted, other, group.margin)

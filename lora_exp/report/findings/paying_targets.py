@@ -1,4 +1,4 @@
-"""Findings: which targets pay, by parameters, by gain for each parameter, and at equal parameters."""
+"""Findings: which targets are worth adapting: by parameters, by gain per parameter, and at equal parameters."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Sentences that several findings share: the states of levels, further seeds, and comparisons of single runs."""
+"""Sentences that several findings use: the states of levels, further seeds, and comparisons of single runs."""
 
 import math
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def _undecided(verdict: Verdict, level: Level) -> str:
 
 
 def more_seeds_sentence(verdict: Verdict) -> str:
-  """How many further seeds would probably decide, and what they cost; empty if that is unknown."""
+  """How many further seeds would probably decide, and how much training they take; empty if that is unknown."""
   needed = [seeds for level in verdict.undecided if (seeds := verdict.of(level).more_seeds)]
   if not needed or verdict.doubts:
     return ""
@@ -130,16 +130,16 @@ def margin_text(verdict: Verdict) -> str:
 
 
 def percent(share: float) -> str:
-  """As `5 %` or `1.2 %`."""
+  """A share as text, such as `5 %` or `1.2 %`."""
   value = share * 100
   return f"{value:.0f} %" if abs(value) >= 10 or abs(value - round(value)) < 1e-9 else f"{value:.1f} %"
 
 
 def listed(words: Sequence[str]) -> str:
-  """As `a, b`, or as `a, rank 4; b, rank 4` if a word contains a comma."""
+  """Joins words, as in `a, b`, or as in `a, rank 4; b, rank 4` if a word contains a comma."""
   return ("; " if any("," in word for word in words) else ", ").join(words)
 
 
 def and_list(words: Sequence[str]) -> str:
-  """As `a, b and c`."""
+  """Joins words, as in `a, b and c`."""
   return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

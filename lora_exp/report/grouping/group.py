@@ -51,7 +51,7 @@ class Group:
 
   @property
   def tried(self) -> list[Setting]:
-    """`adapted`, the settings of which every seed diverged, and those that only tuned."""
+    """`adapted`, the settings of which every seed diverged, and those with tuning trials only."""
     return [s for s in self.settings
             if (s.seeds or s.diverged or s.only_tuned) and not s.method.is_reference and not s.dropped]
 

@@ -28,7 +28,7 @@ class Setting:
 
   @cached_property
   def counted(self) -> dict[tuple, RunRecord]:
-    """Seeds -> the first run that is done with them, without runs that only tuned.
+    """Seeds -> the first finished run with them, without tuning trials.
 
     Runs with identical losses are one repetition, and the first counts: without dropout, some methods draw nothing from
     train.seed, and their seeds give the same run again.
@@ -52,7 +52,7 @@ class Setting:
 
   @cached_property
   def diverged(self) -> list[tuple]:
-    """The seeds that diverged, and were not repeated with success."""
+    """The seeds that diverged and were not repeated successfully."""
     runs = [run for run in self.runs if not run.tunes]
     done = {run.seeds for run in runs if run.result(self.metric.name) is not None}
     return list(dict.fromkeys(run.seeds for run in runs if run.status == "diverged" and run.seeds not in done))
@@ -85,7 +85,7 @@ class Setting:
 
   @property
   def only_tuned(self) -> bool:
-    """Whether all its runs only tuned, so that it has no score."""
+    """Whether all its runs are tuning trials, so that it has no score."""
     return all(run.tunes for run in self.runs)
 
   @property
@@ -118,7 +118,7 @@ class Setting:
     return result - base if self.metric.higher_is_better else base - result
 
   def estimate(self, value: Callable[[RunRecord], float | None]) -> Estimate:
-    """The estimate of `value` over the seeds, without runs whose value is None."""
+    """The estimate of `value` over the seeds; runs whose value is None are left out."""
     values = (value(run) for run in self.counted.values())
     return estimate([x for x in values if x is not None])
 
@@ -135,7 +135,7 @@ class Setting:
 
   @property
   def trial_numbers(self) -> str:
-    """The counted runs, for an evidence line."""
+    """The numbers of the counted runs, for the evidence of a finding."""
     return ", ".join(str(run) for run in self.counted.values())
 
 

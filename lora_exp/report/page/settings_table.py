@@ -55,7 +55,7 @@ def _row(group: Group, setting: Setting) -> list[str]:
 
 
 def number_ranges(numbers: Sequence[int]) -> str:
-  """Formats sorted numbers with consecutive ones joined: '0-2, 6'."""
+  """Formats sorted numbers and joins consecutive ones: '0-2, 6'."""
   ranges: list[list[int]] = []
   for n in sorted(numbers):
     if ranges and n == ranges[-1][-1] + 1:

@@ -16,7 +16,7 @@ NARROWEST = 1.5  # ratio of the largest to the smallest value from which an axis
 
 
 def axis_label(group: Group, what: str | None = None) -> str:
-  """`what`, by default the held-out metric of the group, with the metric's unit, and its direction if it is upwards."""
+  """`what`, by default the group's held-out metric, with its unit, and a note if higher is better."""
   notes = [group.unit] if group.unit else []
   if what is None and group.metric.higher_is_better:
     notes.append("higher is better")
@@ -33,7 +33,7 @@ def _with_notes(name: str, notes: Sequence[str]) -> str:
 
 
 def limits(values: Sequence[float], margin: float = 0.08) -> tuple[float, float] | None:
-  """A range around the finite values; None if they are equal or none."""
+  """A range around the finite values; None if they are all equal or there are none."""
   finite = [v for v in values if np.isfinite(v)]
   if not finite or min(finite) == max(finite):
     return None
@@ -79,5 +79,5 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def and_list(words: Sequence[str]) -> str:
-  """As 'a, b and c'."""
+  """Joins words, as in 'a, b and c'."""
   return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else words[0]

@@ -58,7 +58,7 @@ def viridis(share: float) -> str:
 
 
 def evenly_picked(values: Sequence[Any], most: int) -> list[Any]:
-  """At most `most` of the values, the first and the last among them."""
+  """At most `most` of the values, including the first and the last."""
   return list(values) if len(values) <= most else [values[round(i)] for i in np.linspace(0, len(values) - 1, most)]
 
 

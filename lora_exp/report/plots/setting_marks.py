@@ -79,7 +79,7 @@ def points(rows: Sequence[Row], x: Any, y: Any, color: Any, shape: Any, tooltip:
 
 
 def note(rows: Sequence[Row], diverged: bool = False) -> str:
-  """What the lines mean, and with `diverged` the marks of `diverged_marks`."""
+  """Explains the lines and, with `diverged`, the marks of `diverged_marks`."""
   parts = ["Lines: 95 % intervals over seeds."] if any(row["y_low"] != row["y_high"] for row in rows) else []
   parts += ["×: diverged trials."] if diverged and any(row["diverged"] != "none" for row in rows) else []
   return " ".join(parts)

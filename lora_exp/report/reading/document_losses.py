@@ -29,8 +29,8 @@ class DocumentLosses:
 def read_document_losses(run_dir: Path, exported_step: int) -> dict[str, DocumentLosses]:
   """The losses and scores of the base and of the state at `exported_step`, by metric; {} without held_out.npz.
 
-  A metric of a single document is left out, because it tells nothing about the spread of documents. Raises ValueError
-  if the file is damaged or has no evaluation at that step.
+  A metric with the value of a single document is left out, because it says nothing about the spread between documents.
+  Raises ValueError if the file is damaged or has no evaluation at that step.
   """
   import numpy as np  # imported here because the check of a command line needs no arrays
 

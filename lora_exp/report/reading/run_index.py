@@ -30,7 +30,7 @@ class IndexedRun:
 
   @property
   def status(self) -> str:
-    """Of a run, and of a sweep the number of trials that are done."""
+    """The status of a run; for a sweep, the number of finished trials."""
     if not self.is_sweep:
       return self.runs[0].status
     done = sum(run.status == "done" for run in self.runs)
@@ -38,7 +38,7 @@ class IndexedRun:
 
   @property
   def loss(self) -> float | None:
-    """The held-out loss of the exported state; of a sweep, the lowest."""
+    """The held-out loss of the exported state; for a sweep, the lowest."""
     losses = map(exported_loss, self.runs)
     return min((loss for loss in losses if loss is not None), default=None)
 

@@ -1,4 +1,4 @@
-"""Contrasts g_i − (1 − m) · g_j of the gains of settings, and tests of them. It knows no files and no runs.
+"""Contrasts g_i − (1 − m) · g_j of the gains of settings, and tests of them, from numbers alone.
 
 Gains are modelled as setting + seed + error and fitted by least squares, which for a complete design takes the seeds'
 common effect out of every difference. The variance of the error is pooled over settings. Because a setting may scatter
@@ -148,7 +148,7 @@ class Contrasts:
     return all(self.p_value(i, j, margin) < self._level(i, j, margin, level) for j in range(self.count) if j != i)
 
   def open_against(self, i: int, margin: float, level: float) -> list[int]:
-    """The settings than which i is not shown to be less than the margin worse."""
+    """The settings compared with which i is not shown to be less than the margin worse."""
     return [j for j in range(self.count) if j != i and self.p_value(i, j, margin) >= self._level(i, j, margin, level)]
 
   def _level(self, i: int, j: int, margin: float, level: float) -> float:
@@ -162,7 +162,7 @@ class Contrasts:
     return level * min(1.0, max(0.5, (CLOSE * reach / error) ** 2)) if error > 0 else level
 
   def insufficient(self, margin: float, level: float, eligible: set[int]) -> dict[int, list[int]]:
-    """i -> the settings than which it is shown to be more than the margin worse: Holm over all ordered pairs."""
+    """i -> the settings compared with which it is shown to be more than the margin worse: Holm over ordered pairs."""
     pairs = [(self.p_value(i, j, margin, -1), i, j) for i in eligible for j in eligible if i != j]
     shown: dict[int, list[int]] = {}
     for rank, (p, i, j) in enumerate(sorted(pairs)):

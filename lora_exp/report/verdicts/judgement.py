@@ -1,4 +1,4 @@
-"""Which of several settings are enough: the test behind every verdict of the report. It knows no files and no runs.
+"""Which of several settings are enough: the test behind every verdict of the report, from numbers alone.
 
 Settings are given by their gains over the base, one for each seed (higher is better; NaN for a seed that diverged).
 The margin m is a share of the best setting's gain, fixed beforehand. A setting with mean gain g_i is
@@ -100,8 +100,8 @@ def judge(
 
   `added` is the covariance (S, S) of errors of the settings' means that seeds do not show, such as that of the held-out
   text; it is added in quadrature. Nothing is concluded about, or against, a setting with fewer than SEEDS_NEEDED seeds.
-  A setting with a diverged seed is never sufficient or insufficient; the others are compared with its finite seeds,
-  which is too kind to it and therefore safe for them.
+  A setting with a diverged seed is never sufficient or insufficient. The others are compared with its finite seeds.
+  This overestimates the setting, so the verdicts on the others are conservative.
   """
   names = list(gains)
   finite = {name: {k: float(g) for k, g in gains[name].items() if math.isfinite(g)} for name in names}

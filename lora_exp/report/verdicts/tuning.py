@@ -40,7 +40,7 @@ class Level:
 
   @property
   def gain(self) -> Estimate:
-    """The mean gain over seeds, those that diverged left out; its interval includes the choice."""
+    """The mean gain over seeds that did not diverge; its interval includes the error of the choice."""
     values = [gain for gain in self.gains.values() if math.isfinite(gain)]
     plain = estimate(values)
     if plain.half is None or not self.choice_variance:
@@ -52,12 +52,12 @@ class Level:
 
   @property
   def diverged(self) -> int:
-    """How many of its seeds diverged."""
+    """The number of its seeds that diverged."""
     return sum(not math.isfinite(gain) for gain in self.gains.values())
 
   @property
   def divergence(self) -> str:
-    """As `rank 4 diverged in 1 of 3`; nothing if no seed did."""
+    """Such as `rank 4 diverged in 1 of 3`; empty if no seed diverged."""
     return f"{self.label} diverged in {self.diverged} of {len(self.gains)}" if self.diverged else ""
 
 
@@ -68,7 +68,7 @@ def is_tuned(key: str) -> bool:
 def contexts(group: Group, key: str, ignore: Iterable[str] = ()) -> list[tuple[str, list[Setting]]]:
   """(words, settings) for each combination of the keys that are neither `key`, nor tuned, nor in `ignore`.
 
-  Only combinations in which `key` has several values.
+  Combinations in which `key` has a single value are left out.
   """
   fixed = [k for k in group.keys if k != key and not is_tuned(k) and k not in set(ignore)]
   found: dict[tuple, list[Setting]] = {}
@@ -117,8 +117,8 @@ def levels_of(settings: Iterable[Setting], key: str) -> list[Level]:
 def make_level(value: Any, settings: Sequence[Setting]) -> Level:
   """Chooses between settings, and scores the choice by leaving out one seed at a time.
 
-  Each seed is scored at the values that the other seeds choose, on the tuning half of the held-out documents where
-  there is one. Seeds at which more values were tried than at the rest only served the choice: they are not scored.
+  Each seed is scored at the values that the other seeds choose, on the tuning half of the held-out documents if there
+  is one. Seeds with which more values were tried than with the rest were used only for the choice and are not scored.
   """
   chosen = best_of(settings)
   steady = [s for s in settings if s.seeds and not s.diverged]
@@ -222,7 +222,8 @@ def is_tuned_for_each(levels: Sequence[Level], key: str) -> bool:
 def at_edges(group: Group, setting: Setting, ignore: str = "") -> list[str]:
   """Tuned keys (but `ignore`) whose best value is the lowest or highest tried.
 
-  It is no edge where the next value is shown to be less than the margin worse, so that the metric is flat there.
+  A value does not count as an edge if its neighbour is shown to be worse by less than the margin, because the metric is
+  flat there.
   """
   problems = []
   for key, value in setting.values.items():

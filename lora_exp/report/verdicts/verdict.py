@@ -1,7 +1,7 @@
-"""The verdicts on the levels of one key, and everything that keeps them from being an answer.
+"""The verdicts on the levels of one key, and the reasons why they may not be an answer.
 
-`judge_levels` is where the report decides: it scores each level (`tuning.make_level`), tests the gains
-(`judgement.judge`), and collects the doubts that no test of the numbers can see.
+`judge_levels` makes the decisions of the report. It scores each level (`tuning.make_level`), tests the gains
+(`judgement.judge`), and collects the doubts that a test of the numbers cannot reveal.
 """
 
 import math
@@ -47,7 +47,7 @@ class Verdict:
 
   @property
   def best(self) -> Level:
-    """The level with the highest mean gain of those without a diverged seed, or else of all."""
+    """The level with the highest mean gain, among those without a diverged seed if there are any."""
     steady = [level for level in self.levels if not level.diverged] or self.levels
     return max(steady, key=self._gain)
 

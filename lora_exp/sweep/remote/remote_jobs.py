@@ -1,7 +1,7 @@
 """Jobs of a sweep that a Hydra plugin runs in other processes or on other machines.
 
-A job is a run, or a pack of runs that train as one program. The plugins lose all jobs if the process of one dies; here
-only that job is lost.
+A job is a run, or a pack of runs that train as one program. If the process of one job dies, the plugins lose all jobs;
+here only that job is lost.
 """
 
 import os

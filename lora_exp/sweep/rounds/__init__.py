@@ -1,1 +1,1 @@
-"""Sweeps in rounds: `hydra/sweeper=rounds` tunes each setting and scores it, and `sweep=decide` stops when it knows."""
+"""Sweeps in rounds: `hydra/sweeper=rounds` tunes and scores each setting, and `sweep=decide` stops at an answer."""

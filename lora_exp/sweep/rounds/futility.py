@@ -1,8 +1,8 @@
 """The probability that the missing seeds of a sweep would give an answer (its predictive power).
 
 Final means are drawn around the present means, with the variance that the missing seeds add under a flat prior. They
-are judged by the rule of the last look in its normal approximation. Stopping for futility makes no claim: a sweep that
-stops because an answer is improbable remains undecided.
+are judged by the rule of the last look in its normal approximation. Stopping for futility is not a conclusion: a sweep
+that stops because an answer is improbable remains undecided.
 """
 
 import math

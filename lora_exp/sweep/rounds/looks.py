@@ -3,10 +3,10 @@
     look -> stop if there is an answer, or if one is improbable; else add seeds where it is open -> look -> …
 
 The candidate is the setting with the fewest trainable parameters of those that are not insufficient. It is the answer
-if it is sufficient. Further seeds go to the settings that may become the answer, and to those that a comparison needs
-which is open; the others cannot change the answer. A setting with a diverged seed, or with seeds that repeat each
-other, gets no further seeds and is compared with those that it has. A setting that was dropped during training is not
-judged.
+if it is sufficient. Further seeds go to the settings that may become the answer, and to those needed for an undecided
+comparison. The other settings cannot change the answer. A setting with a diverged seed, or with seeds that give
+identical losses, gets no further seeds and is compared on those that it has. A setting that was dropped during training
+gets no verdict.
 
 Each look judges all seeds so far (`lora_exp.report.verdicts.judgement`) at its own level (`look_levels`), as the report
 does afterwards. The probability that any look falsely claims that a setting is sufficient is at most the level of the

@@ -46,7 +46,7 @@ class RoundLedger:
     return [Round(row["why"], [RoundTrial(**trial) for trial in row["jobs"]]) for row in rows]
 
   def add(self, number: int, following: Round) -> None:
-    """Adds a round; `tuning` has the trials that score nothing."""
+    """Adds a round; `tuning` has the trials that are not scored."""
     tuning = [trial.number for trial in following.trials if trial.purpose == TUNE]
     jobs = [asdict(trial) for trial in following.trials]
     self.ledger.add("round", round=number, why=following.why, tuning=tuning, jobs=jobs)
@@ -60,7 +60,7 @@ class RoundLedger:
     return float(sum(row["seconds"] for row in self.ledger.rows if row["event"] == "round_done"))
 
   def add_drop(self, label: str, trials: Sequence[int], reason: str) -> None:
-    """Adds that the setting `label` was dropped, unless the ledger has that."""
+    """Records that the setting `label` was dropped, unless the ledger already has it."""
     if not any(row["event"] == "dropped" and row["setting"] == label for row in self.ledger.rows):
       self.ledger.add("dropped", setting=label, trials=list(trials), reason=reason)
 

@@ -51,7 +51,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class RoundResult:
-  """The results of a trial that decisions use. None in a field: not known."""
+  """The results of a trial that decisions use. None in a field means unknown."""
 
   penalty: float | None = None  # the metric on the tuning half, lower is better; infinity if it diverged
   gain: float | None = None  # improvement over the base on the report half, higher is better; NaN if it diverged

@@ -1,4 +1,4 @@
-"""What decisions in a sweep in rounds use of a run's files."""
+"""Reads the results of a run that decide how a sweep in rounds continues."""
 
 import math
 

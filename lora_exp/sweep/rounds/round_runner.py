@@ -1,6 +1,6 @@
-"""A sweep in rounds: trains a round, decides the next one from the results, until there is none.
+"""A sweep in rounds: trains a round, chooses the next one from the results, and repeats this until there is none.
 
-A sweep that is continued trains the recorded rounds as they are (`RoundLedger`), and decides only those after them.
+A continued sweep trains the recorded rounds unchanged (`RoundLedger`) and chooses only the rounds after them.
 """
 
 import math

@@ -29,9 +29,10 @@ def better_neighbour(penalties: Penalties) -> float | None:
 
 
 def further_factor(penalties: Penalties, tuning: Tuning) -> float | None:
-  """A factor beyond the best one if that is the lowest or the highest tried; None otherwise, and at the limit.
+  """A factor beyond the best one if that is the lowest or the highest tried; None otherwise, or if the limit is
+  reached.
 
-  The ratio to its neighbour is that of the last two factors at this edge.
+  Its ratio to the best factor equals that of the last two factors at this edge.
   """
   factors = sorted(penalties)
   if len(factors) < 2 or len(factors) >= len(tuning.factors) + tuning.extend:

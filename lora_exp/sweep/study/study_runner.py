@@ -59,7 +59,7 @@ class StudyRunner:
     return self.runs.ledger
 
   def outcomes(self) -> dict[int, Outcome]:
-    """How each run that has ended did so, by number."""
+    """How each finished run ended, by number."""
     ledger, extra = self.ledger, len(self.cfg.extra)
     names = dict.fromkeys(range(extra), "")
     names |= {n: f"trial {trial.number}" for trial in self.journal.all for n in self.cfg.runs(trial.number)}

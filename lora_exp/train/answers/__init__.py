@@ -1,1 +1,1 @@
-"""Metrics of the task: generated answers and choices, decoded and scored for all trials of a pack."""
+"""Task metrics: generated answers and choices, decoded and scored for all trials of a pack."""

@@ -1,4 +1,4 @@
-"""Evaluation of generated answers: the metrics of `eval.metrics` that compare them with the held-out ones."""
+"""Evaluation of generated answers: the metrics of `eval.metrics` that compare them with the held-out answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ class AnswerItem:
 
 
 def answer_items(batches: Sequence[Batch], cfg: DataConfig, tokenizer: Tokenizer) -> list[AnswerItem]:
-  """The items of the held-out `batches`, in order, except those that a row cuts. [] for data without answers."""
+  """The items of the held-out `batches`, in order, except those cut off by a row; [] for data without answers."""
   return [item for k, batch in enumerate(batches) if "answers" in batch
           for item in _batch_items(k, batch, cfg.packing == "stream", tokenizer.stops)]
 

@@ -81,7 +81,7 @@ def rouge_l(answer: Answer) -> float:
 
 
 def chrf(answer: Answer) -> float:
-  """chrF (Popović, 2015) of the answer, between 0 and 100. The metric is its mean, not that of the whole corpus."""
+  """chrF (Popović, 2015) of the answer, between 0 and 100. The metric is the mean over answers, not corpus chrF."""
   return float(_chrf_scorer().sentence_score(answer.text, [answer.reference]).score)
 
 
@@ -133,7 +133,7 @@ def scores_of(names: Sequence[str], metric_file: str | None) -> dict[str, Score]
 class CustomScore:
   """The function `score(prediction, reference, prompt)` of a Python file, checked at each call.
 
-  What it prints is not shown, and told once.
+  Its output is not shown; a warning says so once.
   """
 
   def __init__(self, path: Path):

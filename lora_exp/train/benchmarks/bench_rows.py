@@ -47,7 +47,7 @@ def to_json(rows: Iterable[Row]) -> dict[str, dict[str, object]]:
 
 
 def show_rows(title: str, rows: Iterable[Row]) -> None:
-  """Prints the table: the name of a part stands before its first row."""
+  """Prints the table; the name of a part is in its first row."""
   lines, last = [], ""
   for row in rows:
     lines.append((row.part if row.part != last else "", *row.cells()))

@@ -1,6 +1,6 @@
 """The part `startup`: seconds from a command to a config error, to the imported program, and to its first step.
 
-Each runs in a process of its own, before this one uses the devices, because two processes cannot share a GPU's memory.
+Each runs in a separate process before this one uses the devices, because two processes cannot share a GPU's memory.
 """
 
 import os

@@ -23,7 +23,7 @@ STEPS = 1_000_000  # length of the learning rate's schedule, more than any bench
 
 @dataclass(frozen=True)
 class Subject:
-  """The plan of a config, and what its measurements share."""
+  """The plan of a config, and everything that its measurements share."""
 
   plan: Plan
 

@@ -13,7 +13,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def machine_facts() -> dict[str, object]:
-  """What is known of the machine, by name, for the table and for bench.json."""
+  """The facts about the machine, by name, for the table and for bench.json."""
   first = jax.devices()[0]
   limit = (first.memory_stats() or {}).get("bytes_limit")
   versions = [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]

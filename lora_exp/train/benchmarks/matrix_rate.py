@@ -15,7 +15,7 @@ SQUARE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}  # of the matrices that show th
 
 
 def largest(products: Mapping[MatrixProduct, int]) -> dict[MatrixProduct, int]:
-  """The shapes with most FLOPs, until COVERED of all is reached."""
+  """The shapes with the most FLOPs, enough to cover the share COVERED of all FLOPs."""
   total, sums, chosen = sum(p.flops * count for p, count in products.items()), 0, {}
   for product, count in sorted(products.items(), key=_flops_of_item, reverse=True):
     chosen[product] = count

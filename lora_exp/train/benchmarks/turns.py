@@ -20,7 +20,7 @@ class Spread:
 
 
 def spread(values: list[float]) -> Spread:
-  """The median and the quartiles of the turns; those of a single turn are its value."""
+  """The median and the quartiles of the turns; for a single turn, its value."""
   if len(values) == 1:
     return Spread(values[0], values[0], values[0])
   low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -45,8 +45,8 @@ def take_turns(
 ) -> dict[str, list[float]]:
   """Seconds of one unit of each side's work, one value for each turn.
 
-  In a turn, each side works for about `seconds` times its share. Before the first turn each side works twice: once to
-  compile, and once to see how often it must be repeated.
+  In a turn, each side works for about `seconds` times its share. Before the first turn, each side works twice: once to
+  compile, and once to find how often its work must be repeated.
   """
   repeats = {}
   for name, side in sides.items():

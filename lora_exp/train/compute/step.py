@@ -166,7 +166,7 @@ def state_shardings(program: Program, state: State) -> State:
 def batch_of_order(batch: Batch, order: jax.Array) -> Batch:
   """The batch of one order of rows, from arrays with a leading axis of orders.
 
-  It is not fused with the step, so that a trial has the bits of its single run.
+  It is not fused with the step, so that a trial is bit-equal to its single run.
   """
   shared = {name: batch[name] for name in SHARED if name in batch}
   return shared | {name: apart(x[order]) for name, x in batch.items() if name not in shared}

@@ -114,7 +114,7 @@ def _initial_adapter(cfg: Config, model: nnx.Module, family: Family) -> lora.Ada
 def peft_naming(cfg: ModelConfig, family: Family) -> lora.Naming | None:
   """PEFT's names of the model's modules; None if there are none.
 
-  That is the case for families without a Hugging Face format, and if transformers splits or fuses modules differently.
+  There are none for families without a Hugging Face format, and if transformers splits or fuses modules differently.
   """
   if family.names is None or any(len(row.ours) + len(row.stored) > 2 for row in family.names.rows):
     return None

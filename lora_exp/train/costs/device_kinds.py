@@ -58,7 +58,7 @@ CPU_BANDWIDTH = 40 * GB  # two channels of DDR4-2666
 
 
 def stated_memory(plan: PlanConfig) -> int | None:
-  """The usable bytes of each device, of the memory or the kind that `plan` states; None if it states neither."""
+  """The usable bytes of each device, from the memory or the kind that `plan` names; None if it names neither."""
   if plan.memory is not None:
     return int(USABLE * parse_size(plan.memory))
   return int(USABLE * KINDS[plan.kind].memory) if plan.kind is not None else None

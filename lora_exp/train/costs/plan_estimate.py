@@ -53,7 +53,7 @@ class PlanEstimate:
 
   @property
   def largest_pack(self) -> int:
-    """The largest number of equal trials that fit; 0 if one does not."""
+    """The largest number of equal trials that fit; 0 if one does not fit."""
     if not self.fits:
       return 0
     here = 1 + (self.hardware.memory - self.memory.total) // max(1, self.further)
@@ -65,7 +65,7 @@ class PlanEstimate:
     return self.flops.total / (self.work.batch_ways * self.work.tensor_ways)
 
   def seconds(self) -> dict[str, float]:
-    """The least seconds of a step for each bound: compute, memory, and communication if there is any."""
+    """The minimum seconds of a step by each bound: compute, memory, and communication if there is any."""
     kind = self.hardware.kind
     if kind is None:
       return {}
@@ -98,7 +98,7 @@ def _touched_bytes(estimate: PlanEstimate) -> int:
 
 
 def largest_batch(estimate: PlanEstimate) -> int:
-  """The largest train.batch_size that fits, a multiple of the mesh's batch shards; 0 if one row of each does not."""
+  """The largest train.batch_size that fits, a multiple of the batch shards; 0 if one row per shard does not fit."""
   work, hardware = estimate.work, estimate.hardware
   step = work.batch_ways * work.cfg.optim.accumulate
 

@@ -16,7 +16,7 @@ from lora_exp.train.plan import Plan, make_plan, without_tokenizer
 
 
 def hardware_here(cfg: Config) -> tuple[int, Hardware]:
-  """(devices, their kind and memory) of this machine, with what the group `plan` states instead."""
+  """(devices, their kind and memory) of this machine, except for values that the group `plan` sets."""
   start_jax(cfg.cache)
   first, plan = jax.devices()[0], cfg.plan
   if plan.compile:

@@ -1,4 +1,4 @@
-"""The cost of each trial of a pack: what it would cost alone, and not its part of a program padded to larger ranks."""
+"""The cost of each trial of a pack if it ran alone, rather than its share of a program padded to larger ranks."""
 
 import math
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ def trial_costs(job: Job, table: Table, trials: Sequence[Trial], step: CompiledS
   """The cost of each trial of a pack, in order. `table` holds the modules of the pack, `step` is its compiled step.
 
   FLOPs are counted in the step of the trial alone (`_all_flops`). The memory is that of the pack's step without what
-  the other trials add (`_memory`). A training step's seconds are not told apart here: they are divided by the number
-  of trials.
+  the other trials add (`_memory`). The seconds of a training step are not attributed here; they are divided by the
+  number of trials.
   """
   if len(trials) == 1:
     return [TrialCost(step.flops, step.peak_memory_bytes, step.seconds)]

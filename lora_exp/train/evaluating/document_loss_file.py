@@ -38,7 +38,7 @@ class DocumentLossFile:
   counts: dict[str, np.ndarray] = field(default_factory=dict)
 
   def add(self, step: int, sums: Sums) -> None:
-    """Adds the evaluation at `step`. What is there already is kept."""
+    """Adds the evaluation at `step`, and keeps what the file already has."""
     if step not in self.steps:
       self.steps.append(step)
       self.sums.append({"nats": sums["loss"].astype(np.float32)})

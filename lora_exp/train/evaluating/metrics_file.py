@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run: one JSON object per logged step, written as training goes on."""
+"""metrics.jsonl of a run: one JSON object per logged step, written during training."""
 
 import json
 import math

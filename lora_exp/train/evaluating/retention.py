@@ -14,8 +14,9 @@ PASSES = 3  # forward passes that cost about as much as a training step
 def retain_limit(plan: Plan, steps: int) -> int | None:
   """The tokens of `data@retain` per evaluation of a run with `steps` steps; None: all.
 
-  `train.retain_tokens`, but for a large base at most what keeps all evaluations within a tenth of the work of training,
-  in whole batches and at least one. It depends on the settings alone, so that runs can be compared.
+  This is `train.retain_tokens`. For a large base it is less, if needed, so that all evaluations take at most a tenth of
+  the work of training; it is at least one batch, in whole batches. It depends only on the settings, so that runs can be
+  compared.
   """
   cfg = plan.cfg
   wanted = cfg.train.retain_tokens
@@ -29,7 +30,7 @@ def retain_limit(plan: Plan, steps: int) -> int | None:
 
 
 def show_limit(plan: Plan, limit: int | None) -> None:
-  """Tells that an evaluation reads less than `train.retain_tokens`."""
+  """Says that an evaluation reads less than `train.retain_tokens`."""
   wanted = plan.cfg.train.retain_tokens
   if limit != wanted:
     console.show(f"Forgetting is measured on {limit:,} tokens instead of {'all' if wanted is None else f'{wanted:,}'} "

@@ -5,7 +5,7 @@
     open_run(run: LoggedRun) -> LogWriter
 
 which imports the library, opens the run and returns an object with `log(row)`, `summary(values)` and
-`finish(exit_code)` (see `lora_exp/train/logged_run.py`). It is called in a thread of its own by
-`BackgroundLogger`, so it may block and raise: neither stops nor slows training. A new logger also needs
-`conf/logger/NAME.yaml`, and an extra NAME in pyproject.toml for its library.
+`finish(exit_code)` (see `lora_exp/train/logged_run.py`). `BackgroundLogger` calls it in a separate thread, so it may
+block or raise without stopping or slowing training. A new logger also needs `conf/logger/NAME.yaml`, and an extra NAME
+in pyproject.toml for its library.
 """

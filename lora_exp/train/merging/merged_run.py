@@ -73,7 +73,7 @@ def open_merged(
 def merge(run: LoadedRun, dtype: str | None = None) -> tuple[LoadedRun, Rounding]:
   """Merges a loaded run. Returns the merged model as a base, and the rounding of its update.
 
-  Both models are in memory as long as `run` is referenced.
+  Both models are in memory while `run` is referenced.
   """
   leaves = take_trial(run.params, run.plan.table, [], run.job.program.method, 0).leaves
   arrays, params = _base_arrays(run.frozen), flatten(run.params)

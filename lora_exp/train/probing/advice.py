@@ -1,7 +1,7 @@
 """Rules that turn the measurements of `probe.py` into a learning rate, targets and a rank.
 
-The rules are heuristics. `RELIABILITY` says how often each was right in `tests/bench/advise.py`, which is the
-uncertainty that is stated with the advice.
+The rules are heuristics. `RELIABILITY` says how often each was right in `tests/bench/advise.py`, and is shown with the
+advice.
 """
 
 import math
@@ -54,8 +54,8 @@ def width_rule(family: str, width: int) -> float:
 def best_rate(rates: Sequence[float], gains: Sequence[float], configured: float) -> float:
   """The rate with the largest gain: the maximum of the parabola through it and its neighbours in log(rate).
 
-  At an edge, or next to a diverged run, the best rate itself. The configured rate is kept if its gain is nearly as
-  large. `rates` are sorted. Rounded to two digits.
+  At an edge, or next to a diverged run, it is the best rate itself. The configured rate is kept if its gain is nearly
+  as large. `rates` are sorted, and the result is rounded to two digits.
   """
   if dict(zip(rates, gains, strict=True)).get(configured, -math.inf) >= SAME_SHARE * max(gains):
     return configured

@@ -1,4 +1,4 @@
-"""Checkpoints of the trials of a pack that are written in a thread, while training continues."""
+"""Writes the checkpoints of a pack's trials in a thread while training continues."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

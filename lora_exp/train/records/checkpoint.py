@@ -106,7 +106,7 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def never_saved(run_dir: Path) -> bool:
-  """Whether no checkpoint was committed: neither a whole nor a damaged one is there."""
+  """Whether no checkpoint was ever committed, not even one that is damaged now."""
   root = Path(run_dir) / CHECKPOINTS
   return not root.is_dir() or all(path.name.startswith(TEMPORARY) for path in root.iterdir())
 

@@ -1,4 +1,4 @@
-"""What a run was started from, by content. A resumed run compares it, so that files may move but not change.
+"""Records the content that a run started from. A resumed run compares it, so its files may move but not change.
 
 The checkpoint's metadata has the fingerprint of the rows, of those of `data@retain`, of the adapter in
 `lora.init_from`, what the base is, and the settings of the run.
@@ -28,7 +28,7 @@ def adapter_digest(directory: str | None) -> str | None:
 
 
 def settings_problem(meta: Mapping[str, Any], cfg: Config) -> str:
-  """Why a checkpoint with the metadata `meta` is not of the run with the settings `cfg`, or ''.
+  """Why a checkpoint with the metadata `meta` does not belong to the run with the settings `cfg`, or ''.
 
   Version 0.1.0 stored no settings. Data and base are compared by content instead, in `changed_sources`.
   """

@@ -41,7 +41,7 @@ class TrainingRecord:
   def after_evaluation(self, step: int, scores: dict, halves: dict | None = None) -> "TrainingRecord":
     """The record after an evaluation at `step`, over all held-out data and on each half; step 0 is the base.
 
-    The best step is chosen on the tuning half. A run that version 0.1.0 began goes on to choose on all held-out data.
+    The best step is chosen on the tuning half. A run that version 0.1.0 started still chooses on all held-out data.
     """
     loss, at_base = scores["loss"], step == 0
     name = "base" if at_base else "final"
@@ -62,7 +62,7 @@ class TrainingRecord:
     return replace(record, best=loss, best_step=step, best_tuning=tuning, scores=scores, halves=halves)
 
   def after_scoring(self, scores: dict, halves: dict | None) -> "TrainingRecord":
-    """The record with further metrics of the state at `best_step`, which were computed after training."""
+    """The record with more metrics of the state at `best_step`, computed after training."""
     best = {**self.scores["best"], **scores}
     by_half = self.halves.get("best", {})
     best_halves = {half: {**values, **(halves or {}).get(half, {})} for half, values in by_half.items()}

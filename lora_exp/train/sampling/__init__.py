@@ -1,1 +1,1 @@
-"""Text from a model: the decoding loop with its cache, samples during training, and conversations."""
+"""Text generation: the decoding loop with its cache, samples during training, and conversations."""

@@ -27,7 +27,7 @@ class ChatSession:
     self.messages: list[Message] = []
 
   def answer(self, text: str, show: Callable[[str], None]) -> Reply:
-    """The model's answer to a new message. Interrupted by Ctrl-C, the part that was shown is the answer."""
+    """The model's answer to a new message. If Ctrl-C interrupts it, the answer is the part that was shown."""
     before = list(self.messages)
     self.messages.append({"role": "user", "content": text})
     parts: list[str] = []

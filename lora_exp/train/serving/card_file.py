@@ -6,7 +6,7 @@
       logprobs   name of a model -> nats of every token of the continuations: base, adapted, and `scale F`: the update
                  multiplied by F, `without X`: an adapter that lacks some modules
 
-The models besides base and adapted are what a server computes that loads the adapter wrongly.
+The models other than base and adapted are those that a server computes if it loads the adapter incorrectly.
 """
 
 import math

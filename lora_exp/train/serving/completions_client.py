@@ -1,7 +1,7 @@
 """Log-probabilities from a server with OpenAI's HTTP interface: llama.cpp, vLLM, Ollama, LM Studio and others.
 
-Prompts are sent as token ids. A server that returns the log-probabilities of the prompt (`echo`, vLLM) is asked once
-for each continuation, any other once for each token: the token is looked up among the most likely ones.
+Prompts are sent as token ids. A server that returns the log-probabilities of the prompt (`echo`, vLLM) gets one request
+per continuation. Any other server gets one request per token, which is looked up among the most likely tokens.
 """
 
 import json
@@ -41,7 +41,7 @@ class CompletionsClient:
     self._echoes: bool | None = None
 
   def logprobs(self, rows: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-    """The log-probability of every token of the continuations; NaN where the server does not tell it.
+    """The log-probability of every token of the continuations; NaN if the server does not return it.
 
     `texts` are the texts of these tokens, for servers that return no ids.
     """
@@ -151,7 +151,7 @@ def _first(logprobs: Mapping[str, Any]) -> FirstToken | None:
 
 
 def template_problem(client: CompletionsClient, card: Mapping[str, Any]) -> str | None:
-  """How the server's own rendering or tokenising of the card's prompts differs, or None.
+  """How the server renders or tokenises the card's prompts differently, or None.
 
   The first token of each answer must be as likely as after the card's token ids at the same server.
   """

@@ -29,10 +29,10 @@ def modelfile(tokenizer: Tokenizer, model: str, adapter: str | None, chat: bool)
 
 
 def go_template(tokenizer: Tokenizer) -> str | None:
-  """The chat template in Go's syntax; None if it is no plain sequence of turns.
+  """The chat template in Go's syntax; None if it is not a plain sequence of turns.
 
-  The parts are read from rendered conversations, and must compose a longer one. A system message that the template adds
-  by itself is kept.
+  The parts are read from rendered conversations, and must compose a longer one. A system message that the template
+  itself adds is kept.
   """
   try:
     alone = _rendered(tokenizer, [("user", USER)], True)

@@ -37,7 +37,7 @@ class ServedAdapter:
   conversion: dict[str, Any] = field(default_factory=dict)  # facts of `export.rank`
 
   def problems(self) -> list[str]:
-    """Why the adapter is not plain LoRA, the one form that every server takes."""
+    """Why the adapter is not plain LoRA, the only form that every server can load."""
     kind, adapter = self.adapter.kind, self.adapter
     found = []
     if not kind.additive:
