@@ -190,7 +190,7 @@ def _checked_jobs(composing: Composer, request: _Request) -> list[Config]:
   problems += _directory_problems(request, jobs)
   for name, pattern in EXECUTED.items():
     if any(value_at(cfg, name) for cfg in jobs) and not any(pattern.match(text) for text in request.typed):
-      problems.append(f"{name}: is executed, so only the command line can set it, and no config file")
+      problems.append(f"{name}: is executed, so only the command line can set it; remove it from the config file")
   if problems:
     reason = [request.fallback_reason] if request.fallback_reason else []
     raise InputError([*reason, *dict.fromkeys(problems)])

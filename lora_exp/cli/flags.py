@@ -31,13 +31,13 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     raise InputError("--resolve: works only with --cfg, as in --cfg job --resolve")
   given = [name for name in EXCLUSIVE if getattr(args, name)]
   if len(given) > 1:
-    raise InputError(f"--{', --'.join(given)}: give one of them")
+    raise InputError(f"--{', --'.join(given)}: give only one of them")
   return args
 
 
 def _flag_advice(arg: str, flags: list[str]) -> str:
   if "=" in arg or "." in arg:
-    return f"settings have no dashes: {arg.lstrip('-')}"
+    return f"settings are written without dashes: {arg.lstrip('-')}"
   word = arg.lstrip("-").replace("-", "_")
   if any(name.rpartition(".")[2] == word for name, _ in all_settings()):
     return f"no such flag; settings are written key=value, without dashes{suggestion(word)}"

@@ -51,7 +51,7 @@ def _path_problems(path: str, value: Any) -> Iterator[str]:
 
 def _teacher(name: str, data: DataConfig) -> Iterator[str]:
   if name != "data":
-    yield f"{name}.teacher: only what is learned has a teacher; choose data@{name}={data.source} without one"
+    yield f"{name}.teacher: only the training data has a teacher; choose data@{name}={data.source} without one"
   else:
     assert data.teacher is not None
     yield from pattern_problems("data.teacher.targets", data.teacher.targets)

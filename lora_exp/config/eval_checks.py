@@ -20,7 +20,7 @@ def eval_problems(cfg: Config) -> Iterator[str]:
   choices = [name for name in REQUESTED if name != CUSTOM]
   for name in cfg.eval.metrics:
     if name == CUSTOM:
-      yield "eval.metrics: custom is computed by eval.metric_file=FILE.py on the command line, without being named here"
+      yield "eval.metrics: custom is not named here; set eval.metric_file=FILE.py on the command line instead"
     elif name in METRICS and name not in REQUESTED:
       yield f"eval.metrics: {name} is always computed where it applies; remove it"
     elif name not in choices:
@@ -68,4 +68,4 @@ def missing_metric(cfg: Config, name: str) -> str | None:
   if name not in REQUESTED or name in requested_metrics(cfg):
     return None
   advice = "eval.metric_file=FILE.py" if name == CUSTOM else f"eval.metrics=[{','.join([*cfg.eval.metrics, name])}]"
-  return f"runs compute it only if asked; add {advice}"
+  return f"runs compute it only on request; add {advice}"

@@ -15,7 +15,7 @@ def lora_problems(cfg: Config) -> Iterator[str]:
   for name in ("targets", "exclude", "train_modules"):
     yield from pattern_problems(f"lora.{name}", getattr(lora, name))
   if lora.compute == "merged" and lora.dropout:
-    yield f"lora.compute=merged: A sees other inputs than W with lora.dropout={lora.dropout}; set one of them back"
+    yield f"lora.compute=merged: needs lora.dropout=0, and it is {lora.dropout}; change one of them"
   if lora.compute == "merged" and "bfloat16" in (cfg.model.dtype, cfg.model.param_dtype):
     yield "lora.compute=merged: adding A·B to a bfloat16 kernel rounds it away; use auto or factored"
   if lora.layers is not None:

@@ -61,7 +61,7 @@ FRACTION = Range("between 0 and 1, both excluded", low=0, high=1, low_included=F
 PROBABILITY = Range("above 0 and at most 1", low=0, high=1, low_included=False)
 RATE = Range("0 or more and below 1", low=0, high=1, high_included=False)
 SEED = Range("between 0 and 4294967295", low=0, high=2**32 - 1)
-AXIS_SIZE = Range("at least 1, or -1 for the devices that are left", low=1, also=-1, most=2**20)
+AXIS_SIZE = Range("at least 1, or -1 for the remaining devices", low=1, also=-1, most=2**20)
 
 RANGES: dict[str, Range] = {
   "seed": SEED,

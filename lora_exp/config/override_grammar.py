@@ -47,15 +47,15 @@ def _size_problem(text: str) -> str | None:
   """The problem with an override that is too long or too deeply nested for the parser, or None."""
   key = text.partition("=")[0][:60]
   if len(text) > LONGEST:
-    return f"{key}: has {len(text):,} characters, and at most {LONGEST:,} are read"
+    return f"{key}: has {len(text):,} characters, but at most {LONGEST:,} are allowed"
   if text.count(",") > MOST_ITEMS and not text.partition("=")[2].startswith(("'", '"')):
-    return f"{key}: has {text.count(',') + 1:,} values, and at most {MOST_ITEMS:,} are read"
+    return f"{key}: has {text.count(',') + 1:,} values, but at most {MOST_ITEMS:,} are allowed"
   depth = deepest = 0
   for letter in text:
     depth += (letter in "[{(") - (letter in "]})")
     deepest = max(deepest, depth)
   if deepest > DEEPEST:
-    return f"{key}: its brackets are nested {deepest:,} deep, and at most {DEEPEST} are read"
+    return f"{key}: its brackets are nested {deepest:,} deep, but at most {DEEPEST} levels are allowed"
   return None
 
 

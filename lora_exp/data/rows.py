@@ -71,7 +71,7 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
       counts = write_examples(directory, source, cfg.limit)
       facts = {"seq_len": 1, "vocab_size": 0, "features": source.inputs, "classes": source.classes}
     if rows_key(cfg, tokenizer, source) != key:
-      raise InputError("the data changed while it was read: start again")
+      raise InputError("the data changed while it was being read; run the command again")
     meta = {"fingerprint": key, **facts, **asdict(counts)}
     (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
@@ -169,4 +169,4 @@ def damage_explained(rows: Rows) -> Iterator[None]:
 
 
 def _damaged(path: Path) -> InputError:
-  return InputError(f"{path} is damaged: start again, and it is made again; if that does not help, delete it")
+  return InputError(f"{path} is damaged; run the command again to recreate it, or delete it if that does not help")

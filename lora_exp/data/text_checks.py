@@ -20,11 +20,11 @@ MISSING_VALUES = ("nan", "null", "none", "n/a", "#n/a", "<na>", "undefined")  # 
 
 # What texts contain -> why it is suspicious.
 SIGNS: dict[tuple[str, ...], str] = {
-  ("\ufffd",): "they contain {}, which stands for characters that were lost before",
-  MISREAD: "they contain {}, as text in UTF-8 does that was read in another encoding",
-  ENTITIES: "they contain {}, as HTML does",
+  ("\ufffd",): "they contain {}, which stands for characters that were lost earlier",
+  MISREAD: "they contain {}, which is typical of UTF-8 text that was read in another encoding",
+  ENTITIES: "they contain {}, which is HTML",
   INVISIBLE: "they contain the invisible character {}",
-  PLACEHOLDERS: "they contain the placeholder {}, which nothing has filled in",
+  PLACEHOLDERS: "they contain the placeholder {}, which was not filled in",
   ("\r\n",): "their lines end in {}, and the '\\r' is learned too",
 }
 
@@ -37,7 +37,7 @@ def suspicions(document: Document, control_tokens: Collection[str] = ()) -> Iter
   texts = list(_texts(document))
   mark = _first_in(ANSWER_MARKS, texts)
   if mark is not None and document.conversation is None and not document.prompt:
-    yield f"they contain a chat as one text ({mark.strip()!r}), so the turns of the user are learned too"
+    yield f"they contain a chat as one text ({mark.strip()!r}), so the user turns are learned too"
   elif mark is not None:
     yield f"they contain marks of a chat format ({mark.strip()!r}) in their texts"
   for marks, words in SIGNS.items():

@@ -48,7 +48,7 @@ def workspace_contents(directory: Path) -> WorkspaceContents:
     runs = [run for run in read_sweep(directory) if run.config]
   logged = [run for run in runs if "wandb" in str(run.config.get("logger.name")).split(",")]
   if not logged:
-    raise InputError(f"run={directory}: was trained without logger=wandb, so wandb has nothing of it to show")
+    raise InputError(f"run={directory}: was trained without logger=wandb, so wandb has no data to show")
   first = logged[0].config
   trial = sweep_trial(directory) if is_run else None
   name = trial.name(first[METHOD_KEY]) if trial else directory.name
@@ -88,7 +88,7 @@ def build_workspace(contents: WorkspaceContents, entity: str) -> Any:
     name=f"{contents.name}: how few parameters, and where",
     sections=[
       ws.Section(name="Loss", panels=_curves(wr, contents), is_open=True),
-      ws.Section(name="What the parameters buy", panels=_tradeoffs(wr, contents), is_open=True),
+      ws.Section(name="Loss against parameters and forgetting", panels=_tradeoffs(wr, contents), is_open=True),
       ws.Section(name="Settings", panels=_settings(wr, contents), is_open=True),
     ],
     settings=ws.WorkspaceSettings(x_axis="step", max_runs=MOST_RUNS),

@@ -21,7 +21,7 @@ def mesh_sizes(cfg: MeshConfig, devices: int) -> dict[str, int]:
   wanted = ", ".join(f"mesh.{k}={v}" for k, v in sizes.items() if v != 1)
   if devices % fixed or (-1 not in sizes.values() and fixed != devices):
     raise InputError(
-      f"{wanted} needs {'a multiple of ' if -1 in sizes.values() else ''}{fixed} devices and there are {devices}; "
+      f"{wanted} needs {'a multiple of ' if -1 in sizes.values() else ''}{fixed} devices, but there are {devices}; "
       "change the sizes (-1 takes the remaining devices), or on a CPU set "
       f"XLA_FLAGS=--xla_force_host_platform_device_count={fixed}"
     )

@@ -119,7 +119,7 @@ def _set_aside(entry: Path, reason: str) -> None:
   damaged = entry.with_name(f"{entry.name}.damaged")
   shutil.rmtree(damaged, ignore_errors=True)
   entry.rename(damaged)
-  show_warning(f"the cache entry {entry} is damaged ({reason}): it is now {damaged.name}, and is made again")
+  show_warning(f"the cache entry {entry} is damaged ({reason}); it is renamed to {damaged.name} and created again")
 
 
 def lock_path(final: Path) -> Path:

@@ -22,7 +22,7 @@ def damage_reported(path: Path | str, kind: str) -> Iterator[None]:
     yield
   except CAUSES as error:
     cause = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_CAUSE]
-    raise InputError(f"{path}: cannot be read as {kind}: it is damaged, or of another format ({cause})") from error
+    raise InputError(f"{path}: cannot be read as {kind}: it is damaged or in another format ({cause})") from error
   except OSError as error:
     if error.errno not in NO_NAMES:
       raise

@@ -63,7 +63,7 @@ class ProcessGroup:
     try:
       return self._get(name, seconds)
     except jax.errors.JaxRuntimeError as error:
-      raise LostProcessError(f"no answer of other processes within {seconds:g} s ({_first_line(error)})") from error
+      raise LostProcessError(f"no answer from other processes within {seconds:g} s ({_first_line(error)})") from error
 
   def _get(self, name: str, seconds: float) -> Any:
     return json.loads(self._client.blocking_key_value_get(f"lora_exp/{name}", int(seconds * 1000)))

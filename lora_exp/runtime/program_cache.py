@@ -66,7 +66,7 @@ class CheckedPrograms(CacheInterface):
     if program is not None:
       return program
     file = self._path / f"{key}-cache"
-    show_warning(f"the compiled program {file} is damaged: it is removed, and compiled again")
+    show_warning(f"the compiled program {file} is damaged; it is removed and compiled again")
     file.unlink(missing_ok=True)
     return None
 

@@ -28,7 +28,7 @@ def check_size(text: str) -> None:
   Nine lines of aliases can stand for a billion values.
   """
   if len(text) > LONGEST:
-    raise yaml.YAMLError(f"it has {len(text):,} characters, and at most {LONGEST:,} are read")
+    raise yaml.YAMLError(f"it has {len(text):,} characters, but at most {LONGEST:,} are allowed")
   brackets = text.count("[") + text.count("{")
   if brackets > MOST_BRACKETS or len(text) > PLAIN_LENGTH or SUSPICIOUS.search(text):
     _measure(text)

@@ -21,9 +21,9 @@ def show_disk_use(cfgs: Sequence[Config], directory: Path) -> None:
     return
   free = shutil.disk_usage(directory).free
   total = f"{size_text(sum(sizes))} for {len(sizes)} trials"
-  console.show(f"Disk: up to {total}, up to {size_text(max(sizes))} each; {size_text(free)} are free.")
+  console.show(f"Disk: up to {total}, up to {size_text(max(sizes))} each; {size_text(free)} is free.")
   if sum(sizes) > free:
-    console.show_warning(f"the sweep may take {total}, but only {size_text(free)} are free in {directory}; free "
+    console.show_warning(f"the sweep may take {total}, but only {size_text(free)} is free in {directory}; free "
                          "some space (task=clean), or give hydra.sweep.dir=DIR on another disk")
 
 

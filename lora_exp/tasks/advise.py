@@ -104,7 +104,8 @@ def _sentences(cfg: Config, probe: Probe, advice: Advice) -> Iterator[str]:
   yield f"  {RELIABILITY['lora.rank']}"
   yield (f"In the bench, advice lost {ADVISED_REGRET:.1%} of the best gain with {ADVISED_PARAMETERS:.0%} of the "
          f"default's parameters, and the defaults lost {DEFAULT_REGRET:.1%}. The default targets and rank at the "
-         f"published rate lost only {RULE_REGRET:.1%}: they are the better start if parameters are free.")
+         f"published rate lost only {RULE_REGRET:.1%}: they are the better start if the number of parameters "
+         "does not matter.")
 
 
 def _commands(cfg: Config, advice: Advice) -> dict[str, str]:

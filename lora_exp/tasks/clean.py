@@ -100,7 +100,7 @@ def _show_cache(cfg: Config, entries: Sequence[CacheEntry], old: Sequence[CacheE
 
 def _show_checkpoints(found: Sequence[OldCheckpoints]) -> None:
   if not found:
-    console.show("Checkpoints: none of finished runs is old")
+    console.show("Checkpoints: no finished run has old ones")
     return
   rows = [[display_path(old.run_dir), f"{old.days:.0f}", size_text(old.size)] for old in found[:SHOWN]]
   if len(found) > SHOWN:

@@ -165,6 +165,6 @@ def _keep(path: Path, cfg: Config, lines: list[dict]) -> None:
       for line in lines:
         data = {k: v for k, v in settings[line["split"]].items() if v is not None}
         file.write(json.dumps({**about, **line, "data": data}, ensure_ascii=False) + "\n")
-    console.show(f"Written: {display_path(path)}. Another run beside it: task=compare; its text: task=generate.")
+    console.show(f"Written: {display_path(path)}. Compare runs: task=compare. Generate text: task=generate.")
   except PermissionError:
     console.show_warning(f"{path} cannot be written; the results are only shown here")

@@ -108,11 +108,11 @@ def _sentences(cfg: Config, spectra: Sequence[UpdateSpectrum]) -> Iterator[str]:
          f"{MOST} of the energy ‖ΔW‖² lies in {mean['directions']:.1f}, "
          f"{mean['energy_first'] * 100:.0f} % in the largest.")
   if math.isfinite(mean["amplification"]):
-    yield (f"In its directions ΔW is {mean['amplification']:.3g} times as large as W was there; in all it has "
-           f"{mean['relative_norm'] * 100:.3g} % of W's norm.")
+    yield (f"In its own directions, ΔW is {mean['amplification']:.3g} times as large as W. Overall, its norm is "
+           f"{mean['relative_norm'] * 100:.3g} % of W's.")
   if math.isfinite(mean["intruders"]):
-    yield (f"Intruders: of the {EXAMINED} largest directions of W + ΔW, {mean['intruders']:.2g} on average are near "
-           "none of W's own.")
+    yield (f"Intruders: of the {EXAMINED} largest directions of W + ΔW, {mean['intruders']:.2g} on average are not "
+           "near any direction of W.")
   if method.inspect_note:
     yield method.inspect_note
 

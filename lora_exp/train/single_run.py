@@ -65,9 +65,9 @@ def _train(plan: Plan, run_dir: Path, started: float) -> tuple[Pack, TrialResult
       return pack, result
     except RewindError as error:
       if rewinds == MOST_REWINDS:
-        raise DivergedError(f"{error}; {MOST_REWINDS} times before, the run went back to a checkpoint") from None
+        raise DivergedError(f"{error}; the run already went back to a checkpoint {MOST_REWINDS} times") from None
       resumes, passed = bool(checkpoint.steps(run_dir)), (error.step, pack.records[0])
-      console.show_warning(f"{error}; going back to the last checkpoint, and on with the batch after this one")
+      console.show_warning(f"{error}; going back to the last checkpoint, and leaving out this batch")
   raise AssertionError("the last attempt returns or raises")
 
 

@@ -26,7 +26,7 @@ def frozen_digest(job: Job) -> str:
 def check_frozen(job: Job, expected: str) -> None:
   """Raises LoraExpError if training changed any byte of the base, which would be a bug."""
   if store.digest(job.frozen) != expected:
-    raise LoraExpError("the frozen base changed during training; this is a bug of lora_exp, please report it")
+    raise LoraExpError("the frozen base changed during training; this is a bug in lora_exp; please report it")
 
 
 def export_trained(run_dir: Path, plan: Plan, params: Tree, step: int, base_digest: str) -> lora.Adapter | None:

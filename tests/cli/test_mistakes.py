@@ -28,7 +28,7 @@ MISTAKES = [
   (["~lora"], "~lora", "choose another"),
   (["lora={rnk: 8}"], "lora.rnk", "did you mean lora.rank?"),
   (["lora.rank", "8"], "lora.rank", "lora.rank=8"),
-  (["--lora.rank=8"], "--lora.rank=8", "settings have no dashes: lora.rank=8"),
+  (["--lora.rank=8"], "--lora.rank=8", "settings are written without dashes: lora.rank=8"),
   (["--mutirun"], "--mutirun", "did you mean --multirun?"),
   (["model=minigtp"], "model=minigtp", "did you mean minigpt"),
   (["modle=minigpt"], "modle", "did you mean model?"),

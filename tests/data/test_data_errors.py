@@ -96,7 +96,7 @@ def test_data_that_changes_while_it_is_read_is_refused(tmp_path):
       text_file(tmp_path, [*STORIES, "more"])
       return super().encode_batch(texts)
 
-  with pytest.raises(InputError, match="changed while it was read"):
+  with pytest.raises(InputError, match="changed while it was being read"):
     make_rows(cfg, Changing(), tmp_path)
   assert left_in(tmp_path) == []
 

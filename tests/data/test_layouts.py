@@ -101,7 +101,7 @@ def test_calls_of_functions_are_objects():
 
 
 @pytest.mark.parametrize(("fields", "reason"), [
-  ({"messages": []}, "no turn of the assistant"), ({"messages": [USER]}, "no turn of the assistant"),
+  ({"messages": []}, "no assistant turn"), ({"messages": [USER]}, "no assistant turn"),
   ({"messages": [USER, {"role": "assistant"}]}, "a message with the role 'assistant' has no content"),
   ({"messages": [USER, "Hello"]}, "a message is not an object"),
   ({"messages": [{"content": "Hi"}]}, "a message has no role"),
@@ -115,7 +115,7 @@ def test_calls_of_functions_are_objects():
   ({"prompt": "a"}, "there is no column 'response'; the columns are 'prompt'"),
   ({"q": "a", "a": "b"}, "data.columns={prompt: NAME, response: NAME} or"), ({}, "the columns are none"),
   ({"prompt": 3, "response": "b"}, "the prompt has type int"), ({"text": ""}, "the text is empty"),
-  ({"prompt": "a", "completion": [USER]}, "no turn of the assistant"),
+  ({"prompt": "a", "completion": [USER]}, "no assistant turn"),
   ({"messages": [USER, ANSWER], "tools": 3}, "the tools are not a list of objects"),
   ({"instruction": "a", "output": "b", "history": ["x"]}, "the history is not a list of"),
 ])

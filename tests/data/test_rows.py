@@ -168,7 +168,7 @@ def test_answers_beyond_the_row_are_counted(tmp_path, packing, room):
 @pytest.mark.parametrize(("lines", "message"), [
   ([{"prompt": "q" * 50, "response": "a"}] * 4, "nothing to train on: .* 4 of 4 answers: they lie beyond"),
   ([{"prompt": "q", "response": "a"}, {"prompt": "q" * 50, "response": "a"}] * 2,
-   "nothing to evaluate on: the 2 documents that are held out .* 2 of 4 answers"),
+   "nothing to evaluate on: the 2 held-out documents .* 2 of 4 answers"),
   ([{"prompt": "q" * 50, "response": "a"}, {"prompt": "q", "response": "a"}] * 2, "nothing to train on: .* 2 of 4"),
 ])
 def test_a_run_that_learns_nothing_is_refused(tmp_path, lines, message):

@@ -39,7 +39,7 @@ def test_damaged_rows_are_not_trained_on_and_made_again(tmp_path, capfd):
   content = bytearray(good)
   content[content.index(b"S\0t\0o\0r\0y")] ^= 1
   rows.file("train").write_bytes(content)
-  with pytest.raises(InputError, match="is damaged: start again, and it is made again"):
+  with pytest.raises(InputError, match="is damaged; run the command again to recreate it"):
     next(train_batches(rows, DataConfig(shuffle=False), rows.train_rows))
   with pytest.raises(InputError, match="is damaged"):
     bigram_loss(rows)

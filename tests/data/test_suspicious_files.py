@@ -32,17 +32,17 @@ def first(path: object, **settings) -> Document:
 
 @pytest.mark.parametrize(("row", "suspicion"), [
   ({"text": "### Human: hi### Assistant: hello"}, "they contain a chat as one text ('### Assistant')"),
-  ({"text": "User: hi\nAssistant: hello"}, "they contain a chat as one text ('Assistant:'), so the turns of the user"),
+  ({"text": "User: hi\nAssistant: hello"}, "they contain a chat as one text ('Assistant:'), so the user turns"),
   ({"prompt": "[INST] hi [/INST]", "response": "a"}, "they contain marks of a chat format ('[/INST]')"),
   ({"messages": [USER, {**ANSWER, "content": "a <|im_start|>assistant b"}]}, "they contain marks of a chat format"),
   ({"prompt": "a", "response": "caf\ufffd"}, "they contain '\ufffd', which stands for characters that were lost"),
-  ({"prompt": "a", "response": "cafÃ©"}, "they contain 'Ã©', as text in UTF-8 does that was read in another"),
+  ({"prompt": "a", "response": "cafÃ©"}, "they contain 'Ã©', which is typical of UTF-8 text that was read in another"),
   ({"messages": [USER, {**ANSWER, "content": "donâ€™t"}]}, "they contain 'â€™'"),
   ({"prompt": "a", "response": "b\r\nc"}, r"their lines end in '\r\n', and the '\r' is learned too"),
   ({"prompt": "a", "response": "NaN"}, "an answer is 'NaN', perhaps a missing value"),
-  ({"prompt": "a &amp; b", "response": "c"}, "they contain '&amp;', as HTML does"),
+  ({"prompt": "a &amp; b", "response": "c"}, "they contain '&amp;', which is HTML"),
   ({"prompt": "a", "response": "b\u200b"}, r"they contain the invisible character '\u200b'"),
-  ({"prompt": "Do {input}.", "response": "b"}, "they contain the placeholder '{input}', which nothing has filled in"),
+  ({"prompt": "Do {input}.", "response": "b"}, "they contain the placeholder '{input}', which was not filled in"),
   ({"prompt": "a", "response": "a"}, "the answer is the prompt"),
   ({"prompt": "What is the capital?", "response": "What is the capital? It is."}, "the answer begins with the prompt"),
   ({"prompt": "a", "response": "b</s>"}, "they contain '</s>', which this tokenizer reads as ordinary text"),
@@ -74,7 +74,7 @@ def test_files_of_a_directory_that_are_not_read_are_named(tmp_path):
   (data / ".gitattributes").write_text("*")
   told = said(tmp_path, data)
   assert "1 file: hidden files are not read" in told and ".b.jsonl" in told and "gitattributes" not in told
-  assert "plain text beside files of rows; a list of files reads both" in told
+  assert "plain text next to files of rows; to read both, give a list of files" in told
 
 
 def test_lists_of_an_object_that_hold_no_rows_are_named(tmp_path):
@@ -96,7 +96,7 @@ def test_byte_order_marks_inside_a_file_are_dropped(tmp_path):
 def test_a_last_turn_of_the_user_is_counted(tmp_path):
   rows = [{"messages": [USER, ANSWER, USER]}, {"messages": [USER, ANSWER]}] * 2
   told = said(tmp_path, jsonl_file(tmp_path, rows))
-  assert "2 of 4 rows: the last turn is one of the user, without an answer" in told
+  assert "2 of 4 rows: the last turn is a user turn without an answer" in told
 
 
 @pytest.mark.parametrize(("row", "turns"), [

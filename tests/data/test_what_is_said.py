@@ -174,12 +174,12 @@ def test_rows_with_different_columns_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "reason"), [
-  ({"prompt": "a", "response": " \n"}, "the response is only white space"),
+  ({"prompt": "a", "response": " \n"}, "the response contains only white space"),
   ({"prompt": "a", "response": ""}, "the response is empty, and only its end is learned"),
-  ({"prompt": " ", "response": "b"}, "the prompt is only white space"),
-  ({"text": "\t "}, "the text is only white space"),
+  ({"prompt": " ", "response": "b"}, "the prompt contains only white space"),
+  ({"text": "\t "}, "the text contains only white space"),
   ({"messages": [TURNS[0], {"role": "assistant", "content": " "}]}, "an answer is empty, and only its end is learned"),
-  ({"messages": [{"role": "user", "content": ""}, TURNS[1]]}, "a turn of the user is empty"),
+  ({"messages": [{"role": "user", "content": ""}, TURNS[1]]}, "a user turn is empty"),
 ])
 def test_white_space_is_not_taken_for_a_text(tmp_path, row, reason):
   assert f"1 of 11 rows: {reason} (first: corpus.jsonl, line 11)" in said(tmp_path, [*PAIRS, row])
@@ -202,8 +202,8 @@ def test_rows_of_more_than_the_bound_are_left_out(tmp_path, monkeypatch):
   monkeypatch.setattr(layouts, "LONGEST", 1000)
   line, row = {"prompt": "a", "response": "b" * 5000}, {"prompt": "a", "response": "b" * 1500}
   told = said(tmp_path, [*PAIRS[:5], line, row, *PAIRS[5:]])
-  assert "1 of 12 rows: the line has more than 2,000 bytes; divide the row (first: corpus.jsonl, line 6: 5,0" in told
-  assert "1 of 12 rows: the row has more than 1,000 characters; divide it (first: corpus.jsonl, line 7" in told
+  assert "1 of 12 rows: the line has more than 2,000 bytes; split the row (first: corpus.jsonl, line 6: 5,0" in told
+  assert "1 of 12 rows: the row has more than 1,000 characters; split it (first: corpus.jsonl, line 7" in told
 
 
 # ---- tables and objects

@@ -114,7 +114,7 @@ def test_a_file_that_expands_is_refused(name, tmp_path, monkeypatch):
     out.write(b'{"prompt": "' if "csv" not in name else b"prompt,response\n")
     for _ in range(20):
       out.write(b" " * 10**6)
-  with pytest.raises(InputError, match="times as large when it is decompressed"):
+  with pytest.raises(InputError, match="times as large when decompressed"):
     list(file_rows(file, find_format(file), name, None))
 
 

@@ -173,5 +173,5 @@ def test_patterns_that_name_no_adapted_module_are_said(directory, capfd):
   configure(directory, **{name: config[name] | more for name, more in patterns.items()})
   load(directory)
   shown = " ".join(capfd.readouterr().err.split())
-  assert "rank_pattern names no adapted module with k_proj; it has no effect there, in PEFT either" in shown
+  assert "rank_pattern names no adapted module with k_proj; this has no effect, as in PEFT" in shown
   assert "alpha_pattern names no adapted module with layers.2.self_attn.q_proj; it has" in shown

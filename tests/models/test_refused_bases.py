@@ -30,8 +30,8 @@ def test_a_quantised_file_is_one_problem(tmp_path, method, tensor):
 
 @pytest.mark.parametrize(("tensors", "said"), [
   ({".weight.absmax": np.ones(3, np.float32)}, "weight.quant_state.bitsandbytes__nf4 is missing"),
-  ({".SCB": np.ones(3, np.float32)}, r"SCB is \(3,\), which are no scales of .*weight, F32"),
-  ({".weight_scale_inv": np.ones((2, 3), np.float32)}, r"weight_scale_inv is \(2, 3\), which are no scales of"),
+  ({".SCB": np.ones(3, np.float32)}, r"SCB is \(3,\), which is no shape for scales of .*weight, F32"),
+  ({".weight_scale_inv": np.ones((2, 3), np.float32)}, r"weight_scale_inv is \(2, 3\), which is no shape for scales"),
   ({".extra.weight_scale": np.ones(1, np.float32)}, "extra.weight is missing; download"),
 ])  # fmt: skip
 def test_an_incomplete_quantised_tensor_is_one_problem(tmp_path, tensors, said):

@@ -101,7 +101,7 @@ def test_paying_targets_are_the_cheapest_sufficient_ones(tmp_path):
   gain = statistics.mean(BASE - loss for loss in losses(read_results(tmp_path), targets="attention")) / 4
   each = findings_on(tmp_path, "Targets")[1]
   assert f"attention {gain:.4g} (4,000 parameters)" in each.text
-  assert each.concluded and "most for each parameter (confidence 95 %): mlp." in each.text
+  assert each.concluded and "most per parameter (confidence 95 %): mlp." in each.text
 
 
 def test_gain_by_parameter_is_ordered_by_a_test(tmp_path):

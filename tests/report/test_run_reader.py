@@ -29,7 +29,7 @@ def test_results_table_has_every_trial_with_status_and_reason(tmp_path):
   rows = {int(r["number"]): r for r in read_results(tmp_path)}
   assert [r["status"] for r in rows.values()] == ["done", "diverged", "missing", "stopped", "unfinished", "done",
                                                   "failed", "failed", "failed"]
-  reasons = {0: "", 1: "no finite number after step 32", 2: "there is no such folder", 3: "stopped at step 32 of 32",
+  reasons = {0: "", 1: "not a finite number after step 32", 2: "there is no such folder", 3: "stopped at step 32 of 32",
              4: "there is no summary.json", 5: "its held-out loss is not a finite number", 6: "there is no config.yaml",
              7: "7/x: no room", 8: "summary.json cannot be read"}
   page = (tmp_path / "report.html").read_text()

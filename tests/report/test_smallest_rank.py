@@ -42,7 +42,7 @@ def test_order_of_ranks_on_disk_does_not_matter(tmp_path):
 def test_tie_goes_to_the_smallest_rank(tmp_path):
   ranks(tmp_path, {2: 2.0, 4: 2.0, 8: 2.0})
   [found] = findings_on(tmp_path, "Rank")
-  assert found.concluded and found.values["rank"] == 2 and "smallest tried: a smaller one may do" in found.text
+  assert found.concluded and found.values["rank"] == 2 and "smallest tried: a smaller one may be enough" in found.text
 
 
 def test_the_margin_decides_which_difference_matters(tmp_path):

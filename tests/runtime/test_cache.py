@@ -170,7 +170,7 @@ def test_a_damaged_entry_is_set_aside_and_made_again(damage, tmp_path, capfd):
   break_entry(entry)
   assert (get_or_make(tmp_path, "rows", KEY, write) / "file").read_text() == "content"
   said = capfd.readouterr().err
-  assert f"is damaged ({reason}" in said and f"is now {entry.name}.damaged, and is made again" in said
+  assert f"is damaged ({reason}" in said and f"is renamed to {entry.name}.damaged and created again" in said
   assert entry.with_name(f"{entry.name}.damaged").is_dir()
   get_or_make(tmp_path, "rows", KEY, lambda directory: pytest.fail("rebuilt"))
 
@@ -202,6 +202,6 @@ def test_a_damaged_program_is_told_and_compiled_again(tmp_path):
   for file in before:
     flip(file)
   done = compiled()
-  assert done.stdout == "7.0\n" and done.stderr.count("is damaged: it is removed, and compiled again") == len(before)
+  assert done.stdout == "7.0\n" and done.stderr.count("is damaged; it is removed and compiled again") == len(before)
   done = compiled()
   assert (done.stdout, done.stderr) == ("7.0\n", "")

@@ -168,7 +168,7 @@ print(json.dumps([
 def test_a_mesh_that_does_not_fit_is_refused_with_what_to_change():
   three, four, batch, parts, both, fine = json.loads(script_output(REFUSED))
   assert len(three) == 1 and "mesh.data=3" in three[0] and "there are 8" in three[0]
-  assert len(four) == 1 and "needs 4 devices and there are 8" in four[0]
+  assert len(four) == 1 and "needs 4 devices, but there are 8" in four[0]
   assert len(batch) == 1 and "train.batch_size=12" in batch[0] and "multiple of 8" in batch[0]
   assert len(parts) == 1 and "optim.accumulate=4" in parts[0]
   assert len(both) == 2 and any("mha.query" in p for p in both)  # every problem at once

@@ -365,7 +365,7 @@ def test_rounds_are_trained_by_joblib_as_in_this_process(tmp_path):
   (["hydra.sweeper.decide.level=2"], "between 0 and 1"),
   (["hydra.sweeper.decide.early=1.5"], "decide.early=1.5: give a share of the training such as 0.5, or null"),
   (["hydra.sweeper.tune.neighbour=true"], "one value of each setting is scored; give false"),
-  (["lora.rank=4"], "there is only one; give a list"),
+  (["lora.rank=4"], "only one setting, so nothing to compare; give a list"),
   (["hydra.sweeper.budget.steps=-1"], "budget.steps=-1: give a positive whole number, or null"),
 ])  # fmt: skip
 def test_a_decision_that_cannot_be_is_refused(argv, sentence, tmp_path, capfd):

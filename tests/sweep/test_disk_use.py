@@ -43,4 +43,4 @@ def test_a_sweep_that_does_not_fit_gives_a_warning(tmp_path, monkeypatch, capsys
   usage = namedtuple("usage", "total used free")
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
   show_disk_use(check_command_line([*runs.TINY, "model.base=random"]).jobs, tmp_path)
-  assert "only 1 bytes are free" in capsys.readouterr().err
+  assert "only 1 bytes is free" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_what_is_typed_wins_and_seeds_repeat_a_trial():
   (["lora=choice(lora,dorra)"], "did you mean dora"),
   (["hydra.sweeper.rungs=[4]", "hydra.sweeper.objectives=[loss,trainable]", *SPACE], "from a Pareto front"),
   (["hydra.sweeper.rungs=[8,4]", *SPACE], "increasing steps"),
-  (["hydra.sweeper.rungs=[4,6]", *SPACE], "6 is no multiple of train.eval_every=4"),
+  (["hydra.sweeper.rungs=[4,6]", *SPACE], "6 is not a multiple of train.eval_every=4"),
   (["hydra.sweeper.rungs=[12]", *SPACE], "not before the last step, train.steps=12"),
   (["hydra.sweeper.rungs=[4]", "hydra.sweeper.width=1", *SPACE], "nothing to compare"),
   (["hydra.sweeper.objectives=[forgetting]", *SPACE], "data@retain=none"),

@@ -130,7 +130,7 @@ def test_what_a_run_refuses_is_refused(in_tmp_path):
     (f"plan.memory={'9' * 400}GB", "must be a size such as 24GB"),
     ("plan.devices=0", "plan.devices=0: must be at least 1"),
     ("plan.devices=8", "4 rows do not divide over the mesh's 8 batch shards"),
-    ("mesh.tensor=3", "mesh.tensor=3 needs a multiple of 3 devices and there are 1"),
+    ("mesh.tensor=3", "mesh.tensor=3 needs a multiple of 3 devices, but there are 1"),
     ("lora.budget=3", "lora.budget=3: is only used by lora=adalora"),
   ],
 )

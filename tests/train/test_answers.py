@@ -197,7 +197,7 @@ def test_evaluating_the_run_gives_its_scores(run, capsys):
 @pytest.mark.parametrize(("argv", "problem"), [
   (["eval.metrics=[exactmatch]"], "no such metric exactmatch; .* did you mean exact_match?"),
   (["eval.metrics=[loss]"], "loss is always computed where it applies; remove it"),
-  (["report.metric=f1"], "report.metric=f1: runs compute it only if asked; add eval.metrics=.f1."),
+  (["report.metric=f1"], "report.metric=f1: runs compute it only on request; add eval.metrics=.f1."),
   (["eval.metric_file=none.py"], "eval.metric_file=.*none.py: no such file"),
   (["eval.every=3"], "eval.every=3: must be a multiple of train.eval_every=16"),
 ])

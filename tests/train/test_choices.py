@@ -36,7 +36,7 @@ CHOICES = ("cat", "a big dog", "no")
 def test_rows_with_choices(fields, text, choices):
   document = Layout().document(Row("a.jsonl, line 1", fields), 0)
   assert isinstance(document, Document) and (document.text, document.choices) == (text, choices)
-  assert bool(choices) != any("none of the choices" in reason for reason in document.unread)
+  assert bool(choices) != any("not one of the choices" in reason for reason in document.unread)
 
 
 def test_an_index_outside_of_the_choices_is_said():

@@ -164,7 +164,7 @@ BAD = {
   "too high a rank": (["data.teacher.rank=65"], "data.teacher.rank=65"),
   "no rank": (["data.teacher.rank=0"], "data.teacher.rank=0: must be at least 1"),
   "no strength": (["data.teacher.strength=0"], "must be above 0"),
-  "what is retained": (["data@retain=planted"], "only what is learned has a teacher"),
+  "what is retained": (["data@retain=planted"], "only the training data has a teacher"),
 }
 
 

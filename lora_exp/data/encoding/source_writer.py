@@ -141,12 +141,12 @@ def _check_counts(counts: RowCounts, cfg: DataConfig, source: TextSource, units:
     raise InputError(f"{where} contains no text to evaluate on{reasons}")
   held_out = units // (every or 1)
   if counts.eval_tokens == 0 and held_out and counts.train_tokens:
-    raise InputError(f"nothing to evaluate on: the {held_out} {source.unit} that are held out give no token to "
+    raise InputError(f"nothing to evaluate on: the {held_out} held-out {source.unit} have no token to "
                      f"predict{reasons}")
   if counts.eval_tokens == 0 and not held_out:
     or_file = ", or set data.eval_path" if isinstance(source, FileSource) else ""
     raise InputError(f"nothing is held out: 1 of {every} {source.unit} is (data.eval_fraction={cfg.eval_fraction}) and "
                      f"{source.label} gives {units}; raise data.eval_fraction or data.limit{or_file}{reasons}")
   if counts.train_tokens == 0:
-    raise InputError(f"nothing to train on: the {units} {source.unit} of {source.label} give no token to predict"
+    raise InputError(f"nothing to train on: the {units} {source.unit} of {source.label} have no token to predict"
                      f"{reasons}")

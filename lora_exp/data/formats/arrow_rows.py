@@ -65,8 +65,8 @@ def _check_size(path: Path, metadata: Any) -> None:
   size = path.stat().st_size
   groups = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
   if max([*groups, 0]) > max(MOST_EXPANDED, MOST_TIMES * size) or metadata.num_rows > max(MOST_ROWS, MOST_TIMES * size):
-    raise InputError(f"{path}: claims {metadata.num_rows:,} rows with {sum(groups):,} bytes in {size:,} bytes, as "
-                     "a file that is made to fill the memory; if it is data, write it without compression")
+    raise InputError(f"{path}: claims {metadata.num_rows:,} rows with {sum(groups):,} bytes in {size:,} bytes, like "
+                     "a file made to fill the memory; if the data is real, write it without compression")
 
 
 def without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:

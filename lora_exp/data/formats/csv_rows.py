@@ -115,7 +115,7 @@ def _check_header(names: list[str], where: str) -> None:
 def _row(names: list[str], cells: list[str], where: str, read: int, delimiter: str) -> Row:
   if len(cells) != len(names):
     hint = _delimiter_hint(names, delimiter)
-    return Row(where, {}, read, f"{len(cells)} cells under the {len(names)} columns of the header{hint}")
+    return Row(where, {}, read, f"{len(cells)} cells, but {len(names)} columns in the header{hint}")
   doubts = (SWALLOWED,) if any(_has_rows(cell, len(names), delimiter) for cell in cells) else ()
   fields = {name: cell or None for name, cell in zip(names, cells, strict=True)}
   return Row(where, fields, read, doubts=doubts, hint=_delimiter_hint(names, delimiter))

@@ -113,7 +113,7 @@ def _files_of_directory(setting: str, directory: Path, split: str | None, text_o
 
 def _reason_to_leave_out(file: Path) -> str:
   is_text = plain_suffix(file) in TEXT_SUFFIXES and not NOT_DATA.search(file.name)
-  return "plain text beside files of rows; a list of files reads both" if is_text else "not a data file"
+  return "plain text next to files of rows; to read both, give a list of files" if is_text else "not a data file"
 
 
 def _hidden_files(directory: Path) -> list[Path]:

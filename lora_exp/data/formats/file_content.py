@@ -126,8 +126,8 @@ class _MeasuredStream(io.RawIOBase):
     count: int = self.stream.readinto(buffer)
     self.size += count
     if self.size > MOST_EXPANDED and self.size > MOST_TIMES * self.raw.tell():
-      raise InputError(f"{self.path}: more than {MOST_TIMES} times as large when it is decompressed, as a file that is "
-                       "made to fill the memory; if it is data, decompress it and give that")
+      raise InputError(f"{self.path}: more than {MOST_TIMES} times as large when decompressed, like a file made to "
+                       "fill the memory; if the data is real, decompress it first")
     return count
 
 

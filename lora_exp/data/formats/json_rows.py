@@ -74,7 +74,7 @@ def line_rows(data: DataStream, label: str) -> Iterator[Row]:
       continue
     where = f"{label}, line {number}"
     if size > len(line):
-      too_long = f"the line has more than {LONGEST_LINE:,} bytes; divide the row"
+      too_long = f"the line has more than {LONGEST_LINE:,} bytes; split the row"
       yield Row(where, {}, data.read, too_long, f"{size:,} bytes")
       continue
     text = decoded(line, label, number, start).removeprefix("\ufeff")  # files with byte order marks may be joined

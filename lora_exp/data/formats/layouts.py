@@ -71,13 +71,13 @@ class Layout:
       unread += [*_blank("text" if "text" in cells else "response", text), *_blank("prompt", prompt, "prompt" in cells)]
     choices = _choices(cells)
     if choices and text not in choices:
-      unread.append("the answer is none of the choices, which are not read")
+      unread.append("the answer is not one of the choices, so the choices are not read")
     columns = tuple(roles[role] for role in LEARNED_ROLES if role in roles)
     document = Document(
       key, text, prompt, row.read, conversation, tuple(unread), _without_directory(row.where),
       choices if text in choices else (), columns)
     if document.characters > LONGEST:
-      raise RowProblem(f"the row has more than {LONGEST:,} characters; divide it")
+      raise RowProblem(f"the row has more than {LONGEST:,} characters; split it")
     return document
 
 
@@ -90,11 +90,11 @@ def _unread_column(name: str, value: Any) -> str:
 
 
 def _blank(name: str, text: str, expected: bool = True) -> Iterator[str]:
-  """The message about an `expected` text that is empty, or only white space."""
+  """The message about an `expected` text that is empty or contains only white space."""
   if not text and expected:
     yield f"the {name} is empty" + (", and only its end is learned" if name == "response" else "")
   elif text and not text.strip():
-    yield f"the {name} is only white space"
+    yield f"the {name} contains only white space"
 
 
 def _without_directory(where: str) -> str:
@@ -111,7 +111,7 @@ def _empty_turn(message: Mapping[str, Any]) -> str | None:
   """The message about a turn without a text, tool calls or reasoning, or None."""
   if any(_is_filled(message.get(key)) for key in ("tool_calls", *REASONING)):
     return None
-  words = {"assistant": "an answer is empty, and only its end is learned", "user": "a turn of the user is empty"}
+  words = {"assistant": "an answer is empty, and only its end is learned", "user": "a user turn is empty"}
   return None if str(message["content"] or "").strip() else words.get(message["role"])
 
 
@@ -192,14 +192,14 @@ def _conversation(cells: Mapping[str, Any], roles: Mapping[str, str], unread: li
   if _add_system(turns, cells.get("system")):
     prompt_messages += 1 if prompt_messages else 0
   if not any(message["role"] == "assistant" for message in turns.messages):
-    raise RowProblem("no turn of the assistant")
+    raise RowProblem("there is no assistant turn")
   unread += [f"the key {name!r} of messages is not read" for name in turns.unread]
   unread += ["some turns have weight 0"] if turns.zero_weight else []
   unread += dict.fromkeys(filter(None, map(_empty_turn, turns.messages)))
   if _has_two_system_prompts(cells.get("system"), turns.messages[0]):
     unread.append(f"the column {roles['system']!r} is not read, because the messages begin with a system turn")
   if turns.messages[-1]["role"] == "user":
-    unread.append("the last turn is one of the user, without an answer")
+    unread.append("the last turn is a user turn without an answer")
   variables = parsed(cells.get("variables")) or {}
   if not isinstance(variables, dict):
     raise RowProblem(f"the column {roles['variables']!r} is not an object")

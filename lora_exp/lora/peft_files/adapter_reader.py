@@ -117,7 +117,7 @@ def _warn_unused(check: AdapterFileCheck) -> None:
   """Warns about keys of rank_pattern and alpha_pattern that match no adapted module."""
   for field, keys in check.unused_patterns().items():
     console.show_warning(f"{check.config.where}: {field} names no adapted module with {', '.join(keys[:4])}"
-                         f"{' and others' if len(keys) > 4 else ''}; it has no effect there, in PEFT either")
+                         f"{' and others' if len(keys) > 4 else ''}; this has no effect, as in PEFT")
 
 
 def _arrays(check: AdapterFileCheck) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -71,7 +71,7 @@ class QuantisedTensors:
     shape = self.checkpoint.tensors[scale].shape
     block = self._block(stored.shape, shape)
     if block is None or stored.dtype not in (*FLOAT8, "I8"):
-      self.problems.append(f"{scale} is {shape}, which are no scales of {name}, {stored.dtype} {stored.shape}")
+      self.problems.append(f"{scale} is {shape}, which is no shape for scales of {name}, {stored.dtype} {stored.shape}")
       return
     self.found[name] = ScaledTensor(name, StoredTensor(stored.shape, "F32"), scale, block, parts=(scale,))
 
@@ -101,8 +101,8 @@ class QuantisedTensors:
     if stored is None:
       return
     if stored.dtype != "I8" or len(stored.shape) != 2 or self.checkpoint.tensors[scale].shape != stored.shape[:1]:
-      self.problems.append(f"{scale} is {self.checkpoint.tensors[scale].shape}, which are no scales of {name}, "
-                           f"{stored.dtype} {stored.shape}")
+      self.problems.append(f"{scale} is {self.checkpoint.tensors[scale].shape}, which is no shape for scales of "
+                           f"{name}, {stored.dtype} {stored.shape}")
       return
     if layout in self.checkpoint.tensors and read_whole(self.checkpoint, layout, np.uint8).any():
       self.problems.append(f"{name} is in a layout for one kind of GPU; save the model with a current bitsandbytes")

@@ -78,4 +78,4 @@ def _best_at_the_end(setting: Setting) -> bool:
 def _unfinished(group: Group) -> Iterator[str]:
   lost = [str(run) for run in group.runs if run.result(group.metric.name) is None and run.status != "pruned"]
   if lost:
-    yield f"repeat or leave out what did not finish: trials {', '.join(lost)}"
+    yield f"repeat or leave out the unfinished trials: {', '.join(lost)}"

@@ -25,11 +25,11 @@ from lora_exp.report.verdicts.tuning import Level, best_of, contexts, levels_of
 from lora_exp.report.verdicts.verdict import Verdict, is_better_than_each, judge_levels
 
 TOPIC = "Targets"
-QUESTION = "Which targets pay?"
+QUESTION = "Which targets are worth adapting?"
 
 
 def paying_targets(group: Group) -> Iterator[Finding]:
-  """Which targets pay: the fewest parameters that are enough, gain by parameter, gain at equal parameters."""
+  """Which targets are worth adapting: the cheapest sufficient ones, gain per parameter, gain at equal parameters."""
   for where, settings in contexts(group, TARGETS, [RANK])[:MOST_CONTEXTS]:
     levels = levels_of(settings, TARGETS)
     if levels[0].chosen.budget is not None and len({s.budget for s in settings}) == 1:
@@ -50,7 +50,7 @@ def _fewest_parameters(group: Group, levels: Sequence[Level], where: str) -> Fin
               f"(confidence {confidence(verdict)}), it has the fewest parameters ({named.chosen.trainable or 0:,}).")
   else:
     why = joined(verdict.doubts) or f"none is shown to be within {margin} of the best gain"
-    answer = f"Which targets pay is not concluded{at}: {why}."
+    answer = f"Which targets are worth adapting is not settled{at}: {why}."
   return _targets_finding(group, verdict, named, answer, where)
 
 
@@ -74,13 +74,13 @@ def _gain_by_parameter(group: Group, levels: Sequence[Level], where: str) -> Ite
   if len(steady) < 2:
     return
   words = joined([f"{level.label} {_rate(level):.4g} ({_parameters(level):,} parameters)" for level in steady])
-  text = f"Mean gain {group.metric.better_side} the base for each thousand parameters{in_context(where)}: {words}."
+  text = f"Mean gain {group.metric.better_side} the base per thousand parameters{in_context(where)}: {words}."
   rates = [{seed: gain / _parameters(level) for seed, gain in level.gains.items()} for level in steady]
   first = is_better_than_each([*rates[1:], rates[0]])
   if first:
-    text += f" Shown to gain most for each parameter (confidence {confidence()}): {steady[0].label}."
+    text += f" Shown to gain most per parameter (confidence {confidence()}): {steady[0].label}."
   else:
-    text += " None of them is shown to gain most for each parameter."
+    text += " None of them is shown to gain most per parameter."
   trials = joined([level.chosen.trial_numbers for level in steady])
   yield Finding(TOPIC, text, f"trials {trials}. Test: the first against each other one, one-sided.", first)
 
@@ -94,7 +94,7 @@ def _at_one_budget(group: Group, levels: Sequence[Level], where: str) -> Finding
   sufficient = verdict.sufficient
   only = sufficient[0] if len(sufficient) == 1 and not verdict.undecided else None
   if verdict.doubts:
-    answer = f"Which targets pay with {each} is not concluded{at}: {joined(verdict.doubts)}."
+    answer = f"Which targets are worth adapting with {each} is not settled{at}: {joined(verdict.doubts)}."
   elif only:
     answer = (f"With {each}{at}, it pays to adapt {only.value}: every other target is shown to be more than {margin} "
               f"of the best gain short (confidence {confidence(verdict)}).")
@@ -103,8 +103,8 @@ def _at_one_budget(group: Group, levels: Sequence[Level], where: str) -> Finding
     answer = (f"With {each}{at}, shown to be within {margin} of the best gain (confidence {confidence(verdict)}): "
               f"{names}.")
   else:
-    answer = (f"Which targets pay with {each} is not concluded{at}: none is shown to be within {margin} of the best "
-              "gain.")
+    answer = (f"Which targets are worth adapting with {each} is not settled{at}: none is shown to be within {margin} "
+              "of the best gain.")
   return _targets_finding(group, verdict, _best_sufficient(verdict), answer, where)
 
 

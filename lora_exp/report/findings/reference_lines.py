@@ -33,7 +33,7 @@ def share_of_full(group: Group) -> Iterator[Finding]:
   if share is None:
     base = math.nan if group.base is None else group.base
     if full.diverged or adapter.diverged:
-      text = f"The share of full fine-tuning's gain is not concluded: {_divergence(adapter, full)}."
+      text = f"The share of full fine-tuning's gain is not settled: {_divergence(adapter, full)}."
     else:
       text = (f"Full fine-tuning ({full.chosen.score.text()}) is not better than the base ({base:.4f}), so there is no "
               "gain to recover.")

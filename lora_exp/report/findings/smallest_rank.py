@@ -108,7 +108,7 @@ def _score(group: Group, named: Level) -> str:
 
 
 def _smaller(levels: Sequence[Level], named: Level) -> str:
-  return " It is the smallest tried: a smaller one may do." if named is levels[0] and named.value > 1 else ""
+  return " It is the smallest tried: a smaller one may be enough." if named is levels[0] and named.value > 1 else ""
 
 
 def _smaller_ranks(verdict: Verdict, named: Level) -> str:

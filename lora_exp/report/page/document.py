@@ -117,7 +117,7 @@ class Report:
     groups = []
     if len(self.sections) > 1:
       why = dict.fromkeys(section.group.why for section in self.sections if section.group.why)
-      groups = [f"The trials are of {len(self.sections)} groups that differ in {'; '.join(why)}. Their results are not "
+      groups = [f"The trials form {len(self.sections)} groups that differ in {'; '.join(why)}. Their results are not "
                 "compared with each other; each group has its own findings."]
     counted = [run for run in self.runs if run.result(self.metric.name) is not None and run.reason]
     return [*groups, *(f"Trial {run} counts, but {run.reason}." for run in counted), *self.damage]

@@ -92,7 +92,7 @@ def _reason(run: RunRecord, error: str | None, problems: list[str]) -> str | Non
   if error:
     return error
   if run.status == "diverged":
-    return f"the loss was no finite number after step {run.last_step}"
+    return f"the loss was not a finite number after step {run.last_step}"
   if not run.summary:
     return f"there is no summary.json: killed, or still training, after step {run.last_step}"
   return "no error was logged"

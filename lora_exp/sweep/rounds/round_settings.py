@@ -127,8 +127,8 @@ def _tuning_problems(
     yield f"hydra.sweeper.tune.neighbour={tune.get('neighbour')}: give true or false"
   scoring = {text.partition("=")[2] for setting in settings for seed in setting.seeds for text in seed}
   if str(tune.get("seed")) in scoring:
-    yield (f"hydra.sweeper.tune.seed={tune['seed']}: is one of the seeds that score the settings; choose another, so "
-           "that choosing is not scoring")
+    yield (f"hydra.sweeper.tune.seed={tune['seed']}: is one of the seeds that score the settings; choose another "
+           "for tuning")
 
 
 def _decision_problems(
@@ -147,10 +147,10 @@ def _decision_problems(
   if tune.get("setting") is not None and tune.get("neighbour") is True:
     yield "hydra.sweeper.tune.neighbour=True: with hydra.sweeper.decide one value of each setting is scored; give false"
   if sum(setting.compared for setting in settings) < 2:
-    yield "hydra.sweeper.params: decides between settings, and there is only one; give a list, such as lora.rank=1,2,4"
+    yield "hydra.sweeper.params: only one setting, so nothing to compare; give a list, such as lora.rank=1,2,4"
   repetitions = [seed for setting in settings if setting.compared for seed in setting.seeds]
   if not all(len(seed) == 1 and seed[0].partition("=")[2].isdecimal() for seed in repetitions):
-    yield "hydra.sweeper.params: seeds are added to one list of whole numbers; give it, such as seed=0,1,2"
+    yield "hydra.sweeper.params: seeds are added to a list of whole numbers; give one, such as seed=0,1,2"
 
 
 def _budget_problems(budget: Mapping[str, Any]) -> Iterator[str]:
@@ -168,7 +168,7 @@ def round_run_problems(plan: RoundPlan, cfg: Config) -> Iterator[str]:
   for name in plan.tuning.setting.split("."):
     value = getattr(value, name)
   if not _is_positive(value):
-    yield (f"hydra.sweeper.tune.setting={plan.tuning.setting}: needs a positive number as default, and it is "
+    yield (f"hydra.sweeper.tune.setting={plan.tuning.setting}: its default must be a positive number, but it is "
            f"{shown(value)}; set it, for example {plan.tuning.setting}=1")
 
 

@@ -130,7 +130,7 @@ def _pruning_problems(node: Mapping[str, Any], objectives: list[Any]) -> Iterato
     yield (f"{_typed(node, 'rungs')}: prunes the worst of a batch, and with hydra.sweeper.width=1 there is nothing to "
            "compare")
   if len(objectives) != 1 or objectives[0] not in METRICS:
-    yield (f"{_typed(node, 'rungs')}: prunes by one metric, which would take the settings with few parameters from a "
+    yield (f"{_typed(node, 'rungs')}: prunes by one metric, which would remove settings with few parameters from the "
            "Pareto front; set it to null, or use one objective: hydra.sweeper.objectives=[loss]")
 
 
@@ -164,5 +164,5 @@ def study_run_problems(study: Study, cfg: Config) -> Iterator[str]:
     yield f"hydra.sweeper.rungs: {study.rungs[-1]} is not before the last step, train.steps={steps}"
   for rung in study.rungs:
     if every == 0 or rung % every:
-      yield (f"hydra.sweeper.rungs: {rung} is no multiple of train.eval_every={every}, so there is no held-out loss to "
-             "decide by")
+      yield (f"hydra.sweeper.rungs: {rung} is not a multiple of train.eval_every={every}, so there is no held-out loss "
+             "to decide by")

@@ -49,7 +49,7 @@ def _batch(texts: Sequence[Continuation], batch_size: int, max_len: int) -> Batc
   for row, (ids, text) in enumerate(zip(rows, texts, strict=True)):
     count = len(ids) - 1
     if text.scored > count:
-      raise InputError(f"a continuation has {text.scored:,} tokens, and model.max_len={max_len} is not enough")
+      raise InputError(f"a continuation has {text.scored:,} tokens, too many for model.max_len={max_len}")
     batch["tokens"][row, :count], batch["targets"][row, :count] = ids[:-1], ids[1:]
     batch["segments"][row, :count], batch["positions"][row, :count] = 1, np.arange(count)
     batch["weights"][row, count - text.scored : count] = 1

@@ -88,7 +88,7 @@ def require_memory(plan: Plan, trains: bool = True) -> None:
   size, advised = kinds[largest]
   advised = f"use {advised}" if largest == "the base" else f"lower {advised}"
   raise InputError(f"the run needs about {nbytes(memory.base + state + work)} of memory on each device, of which "
-                   f"{largest} takes {nbytes(size)}, and {nbytes(available)} are available; {advised}; task=plan shows "
+                   f"{largest} takes {nbytes(size)}, but {nbytes(available)} is available; {advised}; task=plan shows "
                    "the memory by kind")
 
 
@@ -139,7 +139,7 @@ def check_fits(step: CompiledStep) -> None:
   """Raises MemoryFullError if the compiled step of several trials needs more memory than is available."""
   needed, available = step.working_bytes, device_memory()
   if needed > available:
-    raise MemoryFullError(f"the step needs {nbytes(needed)} of working memory; {nbytes(available)} are available")
+    raise MemoryFullError(f"the step needs {nbytes(needed)} of working memory, but {nbytes(available)} is available")
 
 
 @contextmanager

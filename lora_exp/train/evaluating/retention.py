@@ -35,7 +35,7 @@ def show_limit(plan: Plan, limit: int | None) -> None:
   if limit != wanted:
     console.show(f"Forgetting is measured on {limit:,} tokens instead of {'all' if wanted is None else f'{wanted:,}'} "
                  f"(train.retain_tokens), so that it takes at most {SHARE:.0%} of the work of training, or one batch. "
-                 "More steps allow more; data@retain=none measures none.")
+                 "A longer run allows more; data@retain=none turns it off.")
 
 
 def retained_batches(plan: Plan, rows: Rows | None, limit: int | None) -> list[EvalBatch]:

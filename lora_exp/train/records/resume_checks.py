@@ -62,8 +62,8 @@ def changed_sources(
 def _base_change(fact: str, stored: Mapping[str, Any], base: Mapping[str, Any]) -> str:
   """How the base differs from the one that the run was started on, by the first fact that differs."""
   if fact == "digest":
-    return "the weights in model.weights have changed since the run started: the files have another content"
+    return "the weights in model.weights have changed since the run started: the content of the files differs"
   if stored.get("kind") == "pretrain" == base.get("kind"):
-    return (f"the pretrained base is another one than the run was started on ({fact} {stored[fact]} then, "
-            f"{base.get(fact)} now): it was made again, by another version or machine")
+    return (f"the pretrained base is not the one that the run started on ({fact} {stored[fact]} then, "
+            f"{base.get(fact)} now): another version or machine made it again")
   return f"the base has changed since the run started: its {fact} was {stored[fact]} and is {base.get(fact)}"

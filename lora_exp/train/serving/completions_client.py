@@ -122,7 +122,7 @@ class CompletionsClient:
     except (OSError, ValueError, RecursionError, HTTPException) as error:
       raise InputError(f"{self.root}{path}: no answer ({error}); start the server, or correct verify.url") from None
     if not isinstance(content, dict):
-      raise InputError(f"{self.root}{path} answers with no JSON object")
+      raise InputError(f"{self.root}{path} does not answer with a JSON object")
     return content
 
 

@@ -75,8 +75,9 @@ def export_adapter(cfg: Config, out: Path) -> None:
     return
   console.show(f"{display_path(out)}: the adapter, for PEFT")
   if problems := served.problems():
-    console.show_warning(f"vLLM and llama.cpp take plain LoRA only, and of this adapter {'; '.join(problems)}. "
-                         f"export.rank={served.suggested_rank()} converts it, and format=merged serves it exactly")
+    console.show_warning(f"vLLM and llama.cpp load plain LoRA only, and this adapter is another kind: "
+                         f"{'; '.join(problems)}. export.rank={served.suggested_rank()} converts it, and format=merged "
+                         "serves it exactly")
   if not loadable:
     run = typed_path("run", Path(str(cfg.run)))
     console.show_command("Export the base for it with:", f"python -m lora_exp task=export {run} format=base")

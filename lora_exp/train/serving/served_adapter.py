@@ -58,8 +58,8 @@ class ServedAdapter:
     """The factors of each module's update by path. Raises InputError if the adapter is not plain LoRA."""
     problems = self.problems()
     if problems:
-      raise InputError(f"this format takes plain LoRA only, and of this adapter {'; '.join(problems)}. Convert it with "
-                       f"export.rank={self.suggested_rank()}, or use the merged model")
+      raise InputError(f"this format holds plain LoRA only, and this adapter is another kind: {'; '.join(problems)}. "
+                       f"Convert it with export.rank={self.suggested_rank()}, or use the merged model")
     return {row.path: self._factor(row) for row in self.adapter.rows}
 
   def suggested_rank(self) -> int:
