@@ -32,10 +32,10 @@ class Config:
 
   task: str = "train"  # a file of lora_exp/tasks: train | generate | evaluate | merge | export | plan | report | …
   name: str = "run"  # last part of the run directory's name
-  seed: int = 0  # of a repetition: for adapter init and dropout (train.seed) and the order of rows (data.seed)
+  seed: int = 0  # default of train.seed (adapter init and dropout) and data.seed (the order of rows)
   run: str | None = None  # directory of the run (or sweep) that a task works on; null: the base without an adapter
   cache: str = "~/.cache/lora_exp"  # directory of tokenised rows, pretrained bases and compiled programs
-  cache_limit: Any = None  # with task=clean: size of the cache above which the oldest entries are removed: 20GB
+  cache_limit: Any = None  # with task=clean: cache size, such as 20GB; removes the oldest entries beyond it
   runs: Any = None  # with task=compare: directories of runs or sweeps
   prompt: str | None = None  # with task=generate
   prompt_file: Any = None  # with task=generate: a file, a directory or a list of files with prompts
@@ -44,8 +44,8 @@ class Config:
   push: str | None = None  # with task=export: OWNER/NAME on the Hugging Face Hub to upload the files to; null: none
   harness: Any = None  # with task=evaluate: one or several tasks of lm-eval, instead of `data`
   harness_tasks: str | None = None  # a directory with further tasks of lm-eval; only the command line can set it
-  harness_limit: int | None = None  # items of each task, at most
-  harness_shots: int | None = None  # examples before each question; null: those of the task
+  harness_limit: int | None = None  # maximum number of items per task
+  harness_shots: int | None = None  # examples before each question; null: as in the task
   model: ModelConfig = field(default_factory=ModelConfig)
   data: DataConfig = field(default_factory=DataConfig)
   pretrain_data: DataConfig | None = None  # what a base is pretrained on
@@ -66,5 +66,5 @@ class Config:
   bench: BenchConfig = field(default_factory=BenchConfig)
   plan: PlanConfig = field(default_factory=PlanConfig)
   logger: LoggerConfig = field(default_factory=LoggerConfig)
-  fallback: list[str] = field(default_factory=list)  # overrides for where model.weights is not available
+  fallback: list[str] = field(default_factory=list)  # overrides that apply if model.weights is not available
   expectations: dict[str, float] | None = None  # {name: number}, checked after training; see train/expectations.py

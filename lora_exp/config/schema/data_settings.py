@@ -11,7 +11,7 @@ class TeacherConfig:
   The dropout layers of the students' base are disabled, like those of the teacher.
   """
 
-  rank: int = 4  # of each kernel's update; its singular values are equal
+  rank: int = 4  # rank of each kernel's update; its singular values are equal
   targets: Any = "attention"  # as lora.targets, without the head
   strength: float = 0.3  # Frobenius norm of the update divided by that of the kernel
   seed: int = 0  # for the directions of the update
@@ -25,18 +25,18 @@ class DataConfig:
   view: str | None = None  # for stdlib: code (without docstrings and comments) | docs (docstrings only)
   path: Any = None  # for files and text: a file, a pattern, a directory, a list of them, or hub:OWNER/NAME
   eval_path: Any = None  # for files and text: held-out files; null: documents of `path` are held out
-  format: str | None = None  # for files: of the file or its columns (csv, alpaca, …); null: found from the content
+  format: str | None = None  # for files: format of the file or its columns (csv, alpaca, …); null: detected
   columns: dict[str, str] | None = None  # for files: {prompt: NAME, response: NAME}; null: found by name
   train_split: str | None = None  # for files: the split to train on; null: train, or the only one
   eval_split: str | None = None  # for files: a held-out split; null: documents of `train_split` are held out
   eval_fraction: float = 0.1  # fraction of documents (stdlib: files) that is held out
-  split: str = "halves"  # of the held-out documents: halves (one for best step and tuning, one for the report) | none
+  split: str = "halves"  # held-out documents: halves (one for best step and tuning, one for the report) | none
   seq_len: int = 128  # T, tokens in a row
   packing: str = "pack"  # pack: rows of several whole documents; an answer is not split from its prompt | pad: one
   # document per row | stream: rows are cut from the stream of all documents
   pad_in_loss: bool = False  # with packing=pad: include padding in the loss, as in the JAX tutorial
   prompt_in_loss: bool = False  # include prompts in the loss
-  loss: str = "assistant"  # what is learned: assistant (every assistant turn) | last (the last one) | all (prompts too)
+  loss: str = "assistant"  # learned turns: assistant (every assistant turn) | last (the last one) | all (prompts too)
   limit: int | None = None  # maximum number of documents (stdlib: files, chatterbot: questions)
   prompt_field: str = "prompt"  # for files: the column with the prompt
   response_field: str = "response"  # for files: the column with the response

@@ -26,8 +26,8 @@ class ArchConfig:
   head_dim: int = 32  # h, features of a head
   rope_theta: float = 10000.0  # base of the rotary frequencies
   rope_scaling: dict[str, Any] | None = None  # as in config.json: {rope_type: linear|llama3|yarn|…, …}
-  rope_local_theta: float | None = None  # of layers with a window, unscaled; null: the same as for other layers
-  partial_rotary_factor: float = 1.0  # fraction of a head's features that are rotated, the first ones (Phi-4-mini)
+  rope_local_theta: float | None = None  # rope_theta of layers with a window, unscaled; null: as in the other layers
+  partial_rotary_factor: float = 1.0  # fraction of a head's features, from the first on, that are rotated (Phi-4-mini)
   norm_eps: float = 1e-5  # added to the variance
   norm_offset: bool = False  # norms multiply by 1 + scale (Gemma)
   pre_norms: bool = True  # norms before attention and feed-forward (all but OLMo-2)

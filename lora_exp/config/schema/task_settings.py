@@ -24,7 +24,7 @@ class SampleConfig:
 class MergeConfig:
   """The merged model that task=merge and task=export write."""
 
-  dtype: str | None = None  # of the written tensors: float32 | bfloat16 | float16; null: model.param_dtype
+  dtype: str | None = None  # dtype of the written tensors: float32 | bfloat16 | float16; null: model.param_dtype
   bound: float | None = None  # maximum change of a logit by merging; null: depends on the dtype, see tasks/export.py
 
 
@@ -46,18 +46,18 @@ class CleanConfig:
   """What task=clean deletes."""
 
   days: float = 30.0  # cache entries that were not used, and checkpoints of runs that ended, for this many days
-  min_size: Any = 0  # smallest entry or directory of checkpoints, in bytes or as in 100MB
+  min_size: Any = 0  # smallest entry or checkpoint directory to delete: bytes, or a size such as 100MB
   checkpoints: bool = True  # also checkpoints of finished runs, which are then no longer resumable
-  delete: bool = False  # delete; otherwise only show what would be deleted
+  delete: bool = False  # false: only show what would be deleted
 
 
 @dataclass
 class PlanConfig:
   """The hardware that task=plan plans for; null means that of this machine."""
 
-  kind: str | None = None  # of device: a name in train/costs/device_kinds.py, such as h100, a100 or tpu_v5e
-  devices: int | None = None  # number of devices; with `kind`, null is 1
-  memory: Any = None  # of each device, as in 24GB; with `kind`, null is that of the kind
+  kind: str | None = None  # kind of device: a name in train/costs/device_kinds.py, such as h100, a100 or tpu_v5e
+  devices: int | None = None  # number of devices; with `kind`, null: 1
+  memory: Any = None  # memory per device, such as 24GB; with `kind`, null: as in the table of kinds
   compile: bool = False  # also compile the step with XLA on this machine, and compare its memory with the estimate
 
 
@@ -66,7 +66,7 @@ class ReportConfig:
   """How task=report compares the settings of a sweep."""
 
   metric: str | None = None  # held-out metric that ranks settings (config/metrics.py); null: a study's first, or loss
-  margin: float = 0.05  # share of the best setting's gain that a setting may be short of it and still be enough
+  margin: float = 0.05  # a setting is enough if it falls short of the best gain by less than this share
 
 
 @dataclass
@@ -74,7 +74,7 @@ class BenchConfig:
   """What task=bench measures, and how often."""
 
   parts: list[str] = field(default_factory=list)  # of step, data, eval, generate, startup and pack
-  turns: int = 5  # turns of each side, of which the median counts
-  seconds: float = 0.5  # of work in a turn, at least
-  pack: int = 4  # trials of the pack
-  ranks: list[int] | None = None  # ranks of its trials, repeated; null: lora.rank for all
+  turns: int = 5  # repetitions of each measurement; the table shows the median
+  seconds: float = 0.5  # minimum duration of a turn
+  pack: int = 4  # number of trials in the pack
+  ranks: list[int] | None = None  # ranks of the trials in turn; null: lora.rank for all

@@ -16,12 +16,12 @@ class MeshConfig:
 
 @dataclass
 class DistributedConfig:
-  """The processes that train one run together; without a coordinator there is one."""
+  """The processes that train one run together; without a coordinator, a single process."""
 
-  coordinator: str | None = None  # HOST:PORT of process 0, or auto: all three as JAX finds them (SLURM, TPU, Open MPI)
-  processes: int | None = None  # number of processes; null: as JAX finds it
-  process: int | None = None  # number of this process, from 0; null: as JAX finds it
-  timeout: int = 300  # seconds to wait at the start for the other processes
+  coordinator: str | None = None  # HOST:PORT of process 0; auto: JAX finds all three (SLURM, TPU, Open MPI)
+  processes: int | None = None  # number of processes; null: JAX finds it
+  process: int | None = None  # index of this process, from 0; null: JAX finds it
+  timeout: int = 300  # seconds to wait for the other processes at the start
 
 
 @dataclass
@@ -53,10 +53,10 @@ class TrainConfig:
   retain_tokens: int | None = 5120  # held-out tokens of `retain` per evaluation; null: all
   save_every: int = 16  # steps between checkpoints; 0: only the best and the last
   export: str = "best"  # which state is written to adapter/: best (lowest held-out loss) | last
-  seed: int = 0  # for the adapter's initialisation and for dropout; null: `seed`
+  seed: int = 0  # for adapter init and dropout; null: `seed`
   resume: str | None = None  # run directory of the run to resume
   on_nan: str = "stop"  # a step with NaN or infinity never changes the weights. stop: end the run, with exit code 5 |
-  # skip: go on with the next batch | rewind: go back to the last checkpoint, and go on with the batch after this one
+  # skip: continue with the next batch | rewind: go back to the last checkpoint, and leave out this batch
   stop_at: int | None = None  # stop after this step with a checkpoint, as on a signal (exit code 75)
 
 
@@ -65,10 +65,10 @@ class LoggerConfig:
   """Where metrics are logged besides metrics.jsonl."""
 
   name: Any = "wandb"  # lora_exp/train/loggers/NAME_logger.py: wandb | tensorboard | trackio | mlflow, a list, or none
-  mode: str = "auto"  # of wandb: auto (online if an API key is configured, else offline) | online | offline
+  mode: str = "auto"  # mode of wandb: auto (online if an API key is configured, else offline) | online | offline
   project: str = "lora_exp"  # project of wandb and trackio, experiment of mlflow
-  group: str | None = None  # of runs, in wandb and trackio
-  tags: list[str] = field(default_factory=list)  # of the run, in wandb and mlflow
+  group: str | None = None  # group of the run, in wandb and trackio
+  tags: list[str] = field(default_factory=list)  # tags of the run, in wandb and mlflow
 
   @property
   def names(self) -> list[str]:
