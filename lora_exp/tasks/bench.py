@@ -1,4 +1,4 @@
-"""`task=bench`: measures steps, data, evaluation, generation, start-up and a pack of the given settings here.
+"""`task=bench`: measures the speed of steps, data, evaluation, generation, start-up and a pack on this machine.
 
 Sides that are compared take turns, and the median counts. The programs are those that training runs.
 """

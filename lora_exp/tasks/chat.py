@@ -1,4 +1,4 @@
-"""`task=chat`: a conversation with a run or a base, with the answers of the base beside it."""
+"""`task=chat`: holds a conversation with a run or a base, and shows the base's answers on request."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""`task=compare runs='[A,B,…]'`: the report's verdicts on any runs, and the settings in which they differ."""
+"""`task=compare runs='[A,B,…]'`: shows the report's verdicts on any runs, and the settings in which they differ."""
 
 from pathlib import Path
 

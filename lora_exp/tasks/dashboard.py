@@ -1,4 +1,4 @@
-"""`task=dashboard run=DIR`: a wandb workspace of a sweep or a run, as a file, and online if there is an API key."""
+"""`task=dashboard run=DIR`: builds a wandb workspace of a sweep or a run, as a file, and online with an API key."""
 
 import json
 import os

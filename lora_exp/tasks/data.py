@@ -1,4 +1,4 @@
-"""`task=data`: shows a few training rows, with the tokens that are learned, and counts."""
+"""`task=data`: shows a few training rows, which of their tokens are learned, and counts."""
 
 import math
 from collections.abc import Iterator

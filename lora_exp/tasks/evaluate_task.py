@@ -1,4 +1,4 @@
-"""`task=evaluate`: metrics of a run and its base, or only of a base, on held-out data of any source."""
+"""`task=evaluate`: computes metrics of a run and its base, or only of a base, on held-out data of any source."""
 
 import json
 import math

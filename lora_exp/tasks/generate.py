@@ -1,4 +1,4 @@
-"""`task=generate`: completions of prompts by a run or a base. A single completion is streamed."""
+"""`task=generate`: completes prompts with a run or a base. A single completion is streamed."""
 
 import sys
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""`task=inspect`: spectra of the trained updates of a run, or of all runs of a sweep, beside the base."""
+"""`task=inspect`: analyses the updates that a run or a sweep learned: their spectra, and their relation to the base."""
 
 import math
 from collections.abc import Iterator, Sequence

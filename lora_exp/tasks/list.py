@@ -1,4 +1,4 @@
-"""`task=list`: the runs and sweeps under outputs/, or under run=DIR, that match the group `filter`."""
+"""`task=list`: lists the runs and sweeps under outputs/, or under run=DIR, that match the group `filter`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`task=plan`: memory, FLOPs, time and communication of a step from shapes alone, for any hardware.
+"""`task=plan`: estimates memory, FLOPs, time and communication of a step from shapes alone, for any hardware.
 
 With plan.compile, XLA compiles the step and its figures are shown beside the estimate.
 """

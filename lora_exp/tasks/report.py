@@ -1,4 +1,4 @@
-"""`task=report run=SWEEP_DIR`: results.csv, plots/*.png, report.md and report.html, from the sweep's files alone."""
+"""`task=report run=SWEEP_DIR`: writes results.csv, plots/*.png, report.md and report.html from a sweep's files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`task=train`: trains one run in its directory."""
+"""`task=train`: trains a run, or resumes one."""
 
 from pathlib import Path
 

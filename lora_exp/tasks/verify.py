@@ -1,4 +1,4 @@
-"""`task=verify`: whether a server computes the adapted model, and if not, which fault explains its answers."""
+"""`task=verify`: checks whether a server computes the adapted model, and if not, names the fault."""
 
 from pathlib import Path
 from typing import Any
