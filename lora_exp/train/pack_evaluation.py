@@ -49,7 +49,7 @@ def _starts_as_base(pack: Pack) -> bool:
 
 
 def _show_slow_evaluation(pack: Pack, seconds: float) -> None:
-  """Tells how long an evaluation takes, and what shortens it, if it reads more than a tenth of the training tokens."""
+  """Says how long an evaluation takes, and what shortens it, if it reads more than a tenth of the training tokens."""
   cfg, batches = pack.plan.cfg, len(pack.held_out) + len(pack.retained)
   if seconds > SLOW_SECONDS and batches > SLOW_SHARE * pack.job.steps > 0:
     console.show(f"An evaluation takes about {duration(seconds)} and reads as much as {batches} of the "

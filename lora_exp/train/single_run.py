@@ -78,7 +78,7 @@ def _never_saved(run_dir: Path) -> bool:
 
 
 def _passing(pack: Pack, bad_step: int, before: TrainingRecord) -> Pack:
-  """`pack`, going on with the batch after that of `bad_step`, which was trained from the record `before`."""
+  """`pack`, set to continue after the batch of `bad_step`, which was trained from the record `before`."""
   start = int(pack.job.state.step)
   steps = bad_step - start
   record = replace(pack.records[0], passed_batches=before.passed_batches + steps, skipped=before.skipped + steps)

@@ -6,7 +6,7 @@ import numpy as np
 
 from lora_exp.data.encoding.encode import EncodedDocument
 
-LEAST = 10  # documents, from which equal answers are told
+LEAST = 10  # number of documents from which equal answers are reported
 
 
 class DuplicateCounter:

@@ -61,7 +61,7 @@ def _batches(path: Path) -> Iterator[Any]:
 
 
 def _check_size(path: Path, metadata: Any) -> None:
-  """Raises InputError for a Parquet file that a few bytes expand to what fills the memory, or lasts for days."""
+  """Raises InputError for a Parquet file whose few bytes expand to more than the memory holds, or take days to read."""
   size = path.stat().st_size
   groups = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
   if max([*groups, 0]) > max(MOST_EXPANDED, MOST_TIMES * size) or metadata.num_rows > max(MOST_ROWS, MOST_TIMES * size):

@@ -86,7 +86,7 @@ def _gain_by_parameter(group: Group, levels: Sequence[Level], where: str) -> Ite
 
 
 def _at_one_budget(group: Group, levels: Sequence[Level], where: str) -> Finding:
-  """The targets that do most with one number of parameters, which ranks reach as nearly as whole numbers can."""
+  """The best targets at one number of parameters, which ranks match as closely as whole numbers allow."""
   verdict = judge_levels(group, levels, TARGETS)
   at, margin = in_context(where), margin_text(verdict)
   fewest, most = (f"{pick(level.chosen.trainable or 0 for level in levels):,}" for pick in (min, max))

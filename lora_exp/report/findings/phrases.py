@@ -96,7 +96,7 @@ def tried_sentence(group: Group, levels: Sequence[Level], noun: str) -> str:
 
 
 def _tuning(group: Group, levels: Sequence[Level], noun: str) -> str:
-  """As `, each at its own best rank, all at lr 0.005, which was not tuned for each method`."""
+  """Such as `, each at its own best rank, all at lr 0.005, which was not tuned for each method`."""
   keys = [key for key in group.keys if any(_varies(level, key) for level in levels)]
   text = f", each at its own best {and_list([short_name(key) for key in keys])}" if keys else ""
   rates = {run.config.get(RATE) for level in levels for setting in level.candidates for run in setting.runs}

@@ -67,7 +67,7 @@ def _share(adapter: Level, full: Level) -> tuple[Ratio | None, bool]:
 
 
 def _interval(share: Ratio) -> str:
-  """As `98.2 % (95 % interval 96.0 to 100.5 %)`."""
+  """Such as `98.2 % (95 % interval 96.0 to 100.5 %)`."""
   if share.n < 2:
     return f"{share.mean * 100:.1f} % (one seed: no interval)"
   if not math.isfinite(share.high):
@@ -89,7 +89,7 @@ def _trials(level: Level) -> str:
 
 
 def _answer(group: Group) -> Level:
-  """The smallest sufficient rank where that is concluded, as it is the answer of the report; else the best setting."""
+  """The smallest sufficient rank if there is one, because it is the report's answer; else the best setting."""
   ranks = contexts(group, RANK)
   if len(ranks) == 1:
     verdict = judge_levels(group, levels_of(ranks[0][1], RANK), RANK)

@@ -61,7 +61,7 @@ def _title(best: dict[int, float], rates: Sequence[float]) -> str:
 def _map(group: Group, rows: Sequence[Row], rates: Sequence[float]) -> alt.LayerChart:
   """The scores as colours; the best rate of each rank has a frame."""
   scores = np.array([row["y"] for row in rows])
-  if group.metric.higher_is_better:  # the scale spends its colours on the small differences near the best
+  if group.metric.higher_is_better:  # most of the colours are for the small differences near the best
     low, high, colours = float(np.quantile(scores, 0.1)), float(scores.max()), VIRIDIS
   else:
     low, high, colours = float(scores.min()), float(np.quantile(scores, 0.9)), VIRIDIS[::-1]
@@ -87,7 +87,7 @@ def _map(group: Group, rows: Sequence[Row], rates: Sequence[float]) -> alt.Layer
 def _curves(group: Group, grid: Grid, rows: Sequence[Row], rates: Sequence[float]) -> alt.LayerChart:
   """The scores of each rank with their intervals; a star at the minimum of a parabola that is interior."""
   penalties = [s.penalty for by_rate in grid.values() for s in by_rate.values()]
-  worst = float(np.quantile(penalties, 0.9))  # far too high a rate would flatten all others
+  worst = float(np.quantile(penalties, 0.9))  # a rate that is far too high would flatten the other curves
   around = limits([group.metric.sign * p for p in penalties if p <= worst], 0.1)
   x = alt.X(**level_axis("x", "learning rate (★ fitted minimum)", rates))
   y = alt.Y(**linear("y", axis_label(group), around))

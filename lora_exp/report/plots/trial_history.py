@@ -46,7 +46,7 @@ def trial_history(group: Group, directory: Path) -> Figure | None:
 def _panel(group: Group, trials: dict[int, Setting], done: dict[int, float], pruned: dict[int, float]
            ) -> alt.LayerChart:
   sign = group.metric.sign
-  # A few trials with far too high a learning rate would flatten all others.
+  # A few trials whose learning rate is far too high would flatten the curve of the others.
   shown = sign * np.array([*done.values(), *pruned.values()])
   worst = max(np.quantile(shown, 0.9), -np.inf if group.base is None else sign * group.base)
   around = limits([sign * value for value in shown if value <= worst])

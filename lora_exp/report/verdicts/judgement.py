@@ -61,9 +61,9 @@ class SettingVerdict:
   diverged: int
   gain: float  # mean, adjusted for the seeds that it shares with the others; NaN if every seed diverged
   short: float  # of the best setting's gain, as a share of it; 0 for the best
-  worse_than: tuple[str, ...]  # settings than which it is shown to be more than the margin worse
+  worse_than: tuple[str, ...]  # settings compared with which it is shown to be more than the margin worse
   more_seeds: int | None  # further seeds of each setting that would probably decide; None if decided or not known
-  open_against: tuple[str, ...] = ()  # settings than which it is not shown to be less than the margin worse
+  open_against: tuple[str, ...] = ()  # settings compared with which it is not shown to be less than the margin worse
   bound: Callable[[], float] | None = field(default=None, compare=False, repr=False)
 
   @cached_property

@@ -130,7 +130,7 @@ def make_level(value: Any, settings: Sequence[Setting]) -> Level:
 
 
 def _scoring_seeds(settings: Sequence[Setting]) -> list[tuple]:
-  """The seeds at which no more was tried than what was tried at most seeds; all seeds where those are too few."""
+  """The seeds with which no more values were tried than with most seeds; all seeds if those are too few."""
   gains = [s.gains for s in settings]
   every = list(dict.fromkeys(seed for by_seed in gains for seed in by_seed))
   most = max(map(len, gains))

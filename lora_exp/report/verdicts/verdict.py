@@ -41,7 +41,7 @@ class Verdict:
   levels: list[Level]
   judgement: Judgement
   doubts: list[str]  # why no level may be called enough; empty if one may
-  notes: dict[str, str]  # tuned key -> how levels were not tuned alike, which has to be said with any conclusion
+  notes: dict[str, str]  # tuned key -> how the tuning of levels differed, which every conclusion must mention
   covers_text: bool  # whether the error of the held-out text is in the tests
   look: LookLevel | None = None  # the last look at the verdicts during the sweep, whose level the tests use
 

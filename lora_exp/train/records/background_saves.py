@@ -28,7 +28,7 @@ class BackgroundSaves:
     return self
 
   def __exit__(self, *_: object) -> None:
-    """Waits, also after an error. An error of a save is raised instead, because a stopped run promises checkpoints."""
+    """Waits, also after an error. An error of a save replaces it, because a stopped run says that it saved one."""
     try:
       self.wait()
     finally:

@@ -27,7 +27,7 @@ class TrainingRecord:
   retain_best: float | None = None  # at best_step
   exported_step: int | None = None
   skipped: int = 0  # steps that were not finite and changed nothing, or were taken back
-  passed_batches: int = 0  # batches that were passed over by train.on_nan=rewind: step n takes batch n + this number
+  passed_batches: int = 0  # batches that train.on_nan=rewind left out: step n takes batch n + this number
 
   def after_step(self, loss: float, tokens: int, seconds: float) -> "TrainingRecord":
     """The record after another training step that was finite."""
