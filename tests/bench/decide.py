@@ -1,6 +1,6 @@
 """Does `sweep=decide` say what the full grid says, and how much of its training does it do?
 
-Losses are fabricated: gain of the rank + effect of the seed + noise, in shares of the best gain. Half-way through its
+Losses are simulated: gain of the rank + effect of the seed + noise, in shares of the best gain. Half-way through its
 training a trial has three quarters of its gain, which differs a little from rank to rank, and a noise of its own. The
 rounds are decided by the program's own code; the full grid gives every rank all seeds and is judged once.
 

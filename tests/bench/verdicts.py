@@ -1,4 +1,4 @@
-"""How often the report's verdicts are wrong, and how often they are given at all, on fabricated sweeps.
+"""How often the report's verdicts are wrong, and how often they are given at all, on simulated sweeps.
 
     python tests/bench/verdicts.py                 # the table of rates, and the rates of intervals after tuning
     python tests/bench/verdicts.py --sweeps 200 --files 20

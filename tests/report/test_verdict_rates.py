@@ -1,4 +1,4 @@
-"""Rates of false and of right conclusions on fabricated sweeps: a few cells of tests/bench/verdicts.py, seeds fixed."""
+"""Rates of false and of right conclusions on simulated sweeps: a few cells of tests/bench/verdicts.py, seeds fixed."""
 
 import importlib.util
 from pathlib import Path
