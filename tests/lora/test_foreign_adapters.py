@@ -174,4 +174,4 @@ def test_patterns_that_name_no_adapted_module_are_said(directory, capfd):
   load(directory)
   shown = " ".join(capfd.readouterr().err.split())
   assert "rank_pattern names no adapted module with k_proj; this has no effect, as in PEFT" in shown
-  assert "alpha_pattern names no adapted module with layers.2.self_attn.q_proj; it has" in shown
+  assert "alpha_pattern names no adapted module with layers.2.self_attn.q_proj; this has" in shown

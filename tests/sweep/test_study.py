@@ -93,7 +93,7 @@ def test_what_is_typed_wins_and_seeds_repeat_a_trial():
   (["lora.rank=range(4,4)"], "the range is empty"),
   (["lora.rank=choice(1,-2)"], "lora.rank=-2"),
   (["lora=choice(lora,dorra)"], "did you mean dora"),
-  (["hydra.sweeper.rungs=[4]", "hydra.sweeper.objectives=[loss,trainable]", *SPACE], "from a Pareto front"),
+  (["hydra.sweeper.rungs=[4]", "hydra.sweeper.objectives=[loss,trainable]", *SPACE], "from the Pareto front"),
   (["hydra.sweeper.rungs=[8,4]", *SPACE], "increasing steps"),
   (["hydra.sweeper.rungs=[4,6]", *SPACE], "6 is not a multiple of train.eval_every=4"),
   (["hydra.sweeper.rungs=[12]", *SPACE], "not before the last step, train.steps=12"),
@@ -223,7 +223,7 @@ def test_pruning_leaves_the_best_trial_unchanged(unpruned, tmp_path, capfd, monk
   pruned = [trial for trial in trials if trial.status == "pruned"]
   assert all(trial.result("loss") is None and trial.reason.startswith("at step") for trial in pruned)
   page = (study / "report.md").read_text()
-  assert "no result at full length to compare" in page and "did not finish" not in page
+  assert "no result at full length to compare" in page and "leave out the unfinished" not in page
 
 
 @pytest.mark.slow
@@ -327,7 +327,7 @@ def test_a_pruned_run_is_no_failure_and_no_result(tmp_path):
   pruned = read_sweep(tmp_path)[6]
   assert (pruned.status, pruned.result("loss")) == ("pruned", None)
   assert pruned.reason == "at step 4, not among the best 2 of 4"
-  assert not any("did not finish" in finding.text for finding in said(tmp_path, "Next"))
+  assert not any("leave out the unfinished" in finding.text for finding in said(tmp_path, "Next"))
   [rank] = said(tmp_path, "Rank")
   assert rank.concluded and rank.values["rank"] == 2
 
