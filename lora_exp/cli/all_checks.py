@@ -2,7 +2,6 @@
 
 import pkgutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from lora_exp.cli.file_checks import file_problems
 from lora_exp.config.allowed_values import choice_problem
@@ -10,6 +9,7 @@ from lora_exp.config.checks import check
 from lora_exp.config.schema import INITS, Config
 from lora_exp.data.source_checks import source_problems
 from lora_exp.lora.method_checks import method_problems
+from lora_exp.lora.method_files import method_names
 from lora_exp.models.registry import model_problems
 from lora_exp.train import loggers
 from lora_exp.train.costs.device_kinds import KINDS
@@ -27,12 +27,6 @@ def all_problems(cfg: Config) -> list[str]:
     *model_problems(cfg.model), *source_problems(cfg), *file_problems(cfg),
   ]  # fmt: skip
   return problems if problems or cfg.task in TASKS_WITHOUT_JAX else method_problems(cfg)
-
-
-def method_names() -> list[str]:
-  """The names of the files in `lora_exp/lora/methods`."""
-  folder = Path(__file__).resolve().parents[1] / "lora" / "methods"  # importing it would import jax
-  return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name != "base")
 
 
 def logger_names() -> list[str]:

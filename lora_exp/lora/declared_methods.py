@@ -6,14 +6,13 @@ A method whose sizes depend on its own functions (IA³) is imported after all.
 import ast
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from lora_exp.config import LoraConfig
 from lora_exp.config.schema import INITS
 from lora_exp.lora.method_declaration import Leaf, MethodDeclaration
+from lora_exp.lora.method_files import FOLDER, method_names
 
-FOLDER = Path(__file__).parent / "methods"
 BASE = "Method"  # the class in methods/base.py that all methods derive from
 COMPUTED = {"leaf_names", "sizes", "trained_size", "check"}  # functions that a declaration alone does not have
 
@@ -30,7 +29,7 @@ def declared_of(config: LoraConfig) -> MethodDeclaration:
 @cache
 def _declared(name: str) -> MethodDeclaration | None:
   """The declaration in the file of the method `name`; None if there is none, or if it must be imported."""
-  if not (FOLDER / f"{name}.py").is_file():
+  if name not in method_names():
     return None
   tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
   for node in tree.body:

@@ -6,6 +6,7 @@ import pytest
 
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import Config, InputError
+from lora_exp.lora import methods
 
 
 def config(*overrides: str) -> Config:
@@ -32,6 +33,12 @@ def test_setting_weights_sets_the_base(tmp_path):
 def test_a_published_model_with_random_weights():
   cfg = config("model=smollm2_135m", "model.base=random", "model.tokenizer=bytes")
   assert cfg.model.base == "random" and cfg.model.weights is not None
+
+
+def test_an_unknown_method_is_refused_with_the_methods_there_are():
+  with pytest.raises(InputError) as caught:
+    config("lora.method=lorra")
+  assert str(caught.value) == f"lora.method=lorra: choose {', '.join(methods.names())}; did you mean lora?"
 
 
 def test_relative_paths_become_absolute(in_tmp_path):

@@ -74,11 +74,11 @@ a `PeftFormat` and returns the reason in `peft_reason`; its files are marked `"p
 that is only read, and converted to `peft_name`.
 '''
 
-import pkgutil
 from functools import cache
 from importlib import import_module
 
 from lora_exp.config import InputError, LoraConfig, did_you_mean
+from lora_exp.lora.method_files import method_names
 from lora_exp.lora.methods.base import Array, Factors, InitSettings, Leaf, Leaves, Method, Modules, per_kernel
 
 __all__ = [
@@ -97,13 +97,11 @@ __all__ = [
   "variant",
 ]
 
-OTHER_FILES = ("base", "rank_allocation")  # the interface, and the optimizer of AdaLoRA
-
 
 @cache
 def names() -> tuple[str, ...]:
-  """Returns the names of all methods: the files of this folder except OTHER_FILES."""
-  return tuple(sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name not in OTHER_FILES))
+  """Returns the names of all methods, which are files of this folder."""
+  return method_names(__path__)
 
 
 @cache
