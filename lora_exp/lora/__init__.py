@@ -41,37 +41,49 @@ stacks of them. Kernels are viewed as (…, I, O).
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-  from lora_exp.lora.adapted_module import AdaptedModule
-  from lora_exp.lora.adapter import Adapter, BaseChanges
-  from lora_exp.lora.combine import combine_adapters
-  from lora_exp.lora.full_parameters import full_paths, train_in_full
-  from lora_exp.lora.injection import (
-    attach,
-    attach_leaves,
-    completed,
-    draw,
-    eject,
-    extract_adapter,
-    fans_of,
-    inject,
-    kernels_of,
-  )
-  from lora_exp.lora.kernels import shape as kernel_shape
-  from lora_exp.lora.layers import FROZEN_PREFIX, AdapterLayer, Constant, Hyper, LoRALinear, Trained
-  from lora_exp.lora.merging import MergeUndo, disabled, merge, merged, unmerge
-  from lora_exp.lora.methods.rank_allocation import kept_ranks
-  from lora_exp.lora.module_table import adapted_modules, modules, resolve
-  from lora_exp.lora.multi_adapter import Adapters
-  from lora_exp.lora.peft_files.adapter_reader import load_adapter
-  from lora_exp.lora.peft_files.adapter_writer import save_adapter
-  from lora_exp.lora.peft_files.names import Naming
-  from lora_exp.lora.quantization import quantise
-  from lora_exp.lora.resizing import Extracted, extract, resize
-  from lora_exp.lora.target_table import scale_of
-  from lora_exp.lora.targets import matches, select_paths
+if TYPE_CHECKING:  # the names in EXPORTED, for type checkers
+  from lora_exp.lora.adapted_module import AdaptedModule as AdaptedModule
+  from lora_exp.lora.adapter import Adapter as Adapter
+  from lora_exp.lora.adapter import BaseChanges as BaseChanges
+  from lora_exp.lora.combine import combine_adapters as combine_adapters
+  from lora_exp.lora.full_parameters import full_paths as full_paths
+  from lora_exp.lora.full_parameters import train_in_full as train_in_full
+  from lora_exp.lora.injection import attach as attach
+  from lora_exp.lora.injection import attach_leaves as attach_leaves
+  from lora_exp.lora.injection import completed as completed
+  from lora_exp.lora.injection import draw as draw
+  from lora_exp.lora.injection import eject as eject
+  from lora_exp.lora.injection import extract_adapter as extract_adapter
+  from lora_exp.lora.injection import fans_of as fans_of
+  from lora_exp.lora.injection import inject as inject
+  from lora_exp.lora.injection import kernels_of as kernels_of
+  from lora_exp.lora.layers import FROZEN_PREFIX as FROZEN_PREFIX
+  from lora_exp.lora.layers import AdapterLayer as AdapterLayer
+  from lora_exp.lora.layers import Constant as Constant
+  from lora_exp.lora.layers import Hyper as Hyper
+  from lora_exp.lora.layers import LoRALinear as LoRALinear
+  from lora_exp.lora.layers import Trained as Trained
+  from lora_exp.lora.merging import MergeUndo as MergeUndo
+  from lora_exp.lora.merging import disabled as disabled
+  from lora_exp.lora.merging import merge as merge
+  from lora_exp.lora.merging import merged as merged
+  from lora_exp.lora.merging import unmerge as unmerge
+  from lora_exp.lora.module_table import adapted_modules as adapted_modules
+  from lora_exp.lora.module_table import modules as modules
+  from lora_exp.lora.module_table import resolve as resolve
+  from lora_exp.lora.multi_adapter import Adapters as Adapters
+  from lora_exp.lora.peft_files.adapter_reader import load_adapter as load_adapter
+  from lora_exp.lora.peft_files.adapter_writer import save_adapter as save_adapter
+  from lora_exp.lora.peft_files.names import Naming as Naming
+  from lora_exp.lora.quantization import quantise as quantise
+  from lora_exp.lora.resizing import Extracted as Extracted
+  from lora_exp.lora.resizing import extract as extract
+  from lora_exp.lora.resizing import resize as resize
+  from lora_exp.lora.target_table import scale_of as scale_of
+  from lora_exp.lora.targets import matches as matches
+  from lora_exp.lora.targets import select_paths as select_paths
 
-MODULES = {  # of the names above
+EXPORTED = {  # module -> the names that this package exports from it
   "adapted_module": ("AdaptedModule",),
   "adapter": ("Adapter", "BaseChanges"),
   "combine": ("combine_adapters",),
@@ -79,10 +91,8 @@ MODULES = {  # of the names above
   "injection": (
     "attach", "attach_leaves", "completed", "draw", "eject", "extract_adapter", "fans_of", "inject", "kernels_of",
   ),
-  "kernels": ("shape",),
   "layers": ("FROZEN_PREFIX", "AdapterLayer", "Constant", "Hyper", "LoRALinear", "Trained"),
   "merging": ("MergeUndo", "disabled", "merge", "merged", "unmerge"),
-  "methods.rank_allocation": ("kept_ranks",),
   "module_table": ("adapted_modules", "modules", "resolve"),
   "multi_adapter": ("Adapters",),
   "peft_files.adapter_reader": ("load_adapter",),
@@ -93,58 +103,12 @@ MODULES = {  # of the names above
   "target_table": ("scale_of",),
   "targets": ("matches", "select_paths"),
 }
-RENAMED = {"kernel_shape": "shape"}  # exported under another name
-
-__all__ = [
-  "FROZEN_PREFIX",
-  "AdaptedModule",
-  "Adapter",
-  "AdapterLayer",
-  "Adapters",
-  "BaseChanges",
-  "Constant",
-  "Extracted",
-  "Hyper",
-  "MergeUndo",
-  "LoRALinear",
-  "Naming",
-  "Trained",
-  "adapted_modules",
-  "attach",
-  "attach_leaves",
-  "combine_adapters",
-  "completed",
-  "disabled",
-  "draw",
-  "eject",
-  "extract",
-  "extract_adapter",
-  "fans_of",
-  "full_paths",
-  "inject",
-  "kept_ranks",
-  "kernel_shape",
-  "kernels_of",
-  "load_adapter",
-  "matches",
-  "merge",
-  "merged",
-  "modules",
-  "quantise",
-  "resize",
-  "resolve",
-  "save_adapter",
-  "scale_of",
-  "select_paths",
-  "train_in_full",
-  "unmerge",
-]
+MODULE_OF = {name: module for module, names in EXPORTED.items() for name in names}
+__all__ = list(MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
   """Imports the exported names on first use (PEP 562), because most modules import jax and some do not."""
-  stored = RENAMED.get(name, name)
-  for module, names in MODULES.items():
-    if name in __all__ and stored in names:
-      return getattr(import_module(f"{__name__}.{module}"), stored)
-  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  if name not in MODULE_OF:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(import_module(f"{__name__}.{MODULE_OF[name]}"), name)

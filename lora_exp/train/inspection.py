@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from lora_exp import lora
 from lora_exp.config import Config
-from lora_exp.lora import methods
+from lora_exp.lora import kernels, methods
 from lora_exp.lora.resizing import update_svd
 from lora_exp.models.weights import store
 from lora_exp.models.weights.stored_tensor import Checkpoint
@@ -56,7 +56,7 @@ class TrainedKernels:
     """The modules with a trained kernel, by path."""
     if not self.method.trains_everything:
       return {row.path: row for row in self.plan.table}
-    shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(self.plan.model()).items()}
+    shapes = {path: kernels.shape(module) for path, module in lora.modules(self.plan.model()).items()}
     return {path: lora.AdaptedModule(path, *shape, min(shape), 1.0, 1.0) for path, shape in shapes.items()}
 
   @cached_property

@@ -19,7 +19,7 @@ from lora_exp.config.number_ranges import STEPS
 from lora_exp.data.tokenization import Tokenizer, get_tokenizer
 from lora_exp.data.tokenization.limited_tokenizer import LimitedTokenizer
 from lora_exp.data.tokenization.tokenizer_files import FROM_WEIGHTS
-from lora_exp.lora import methods
+from lora_exp.lora import kernels, methods
 from lora_exp.models.factory import abstract_model
 from lora_exp.models.registry import get_family
 from lora_exp.runtime.mesh import Layout, flatten, make_mesh
@@ -146,7 +146,7 @@ def with_biases(model: nnx.Module, paths: Iterable[str]) -> nnx.Module:
   """Gives the modules at `paths` of an abstract model a bias; returns the model."""
   modules = lora.modules(model)
   for path in paths:
-    module, features = modules[path], lora.kernel_shape(modules[path])[1]
+    module, features = modules[path], kernels.shape(modules[path])[1]
     module.bias = nnx.Param(jax.ShapeDtypeStruct((features,), module.kernel.get_value().dtype))
     module.use_bias = True
   return model

@@ -1,10 +1,13 @@
 """Adapters: targets, initialisation, unchanged outputs before training, and storage."""
 
+import ast
 import doctest
 import math
 import re
 import sys
 from functools import cache
+from importlib import import_module
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +19,9 @@ from packs import SIZES, quickly
 
 from lora_exp import lora
 from lora_exp.config import InputError, ModelConfig
-from lora_exp.lora import inject, kernel_shape, targets
+from lora_exp.lora import inject, targets
 from lora_exp.lora.initialization import draw_a
+from lora_exp.lora.kernels import shape as kernel_shape
 from lora_exp.lora.layers import LoRAEmbed, LoRALinearGeneral
 from lora_exp.lora.matmul import lora_dot, merges
 from lora_exp.models.factory import abstract_model, build_model
@@ -339,3 +343,11 @@ def test_a_and_b_by_type_do_train():
 def test_the_examples_in_the_docstrings_run(module):
   failed, ran = doctest.testmod(sys.modules[module])
   assert ran > 0 and failed == 0
+
+
+def test_type_checkers_see_the_names_that_the_package_exports():
+  block = next(node for node in ast.parse(Path(lora.__file__).read_text()).body if isinstance(node, ast.If))
+  typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+  assert typed == {name: f"lora_exp.lora.{module}" for name, module in lora.MODULE_OF.items()}
+  for name, module in typed.items():
+    assert getattr(lora, name) is getattr(import_module(str(module)), name)

@@ -17,6 +17,7 @@ import lora_exp
 from lora_exp import lora
 from lora_exp.config import InputError
 from lora_exp.lora import methods
+from lora_exp.lora.kernels import shape as kernel_shape
 
 PACKAGE = Path(lora_exp.__file__).parent
 FOLDER = PACKAGE / "lora" / "methods"
@@ -88,7 +89,7 @@ def test_an_adapter_computes_the_same_after_its_files(tmp_path, name):
   state = nnx.state(model, nnx.LoRAParam)
   nnx.update(model, jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), state))
   x = jnp.ones((2, 6))
-  trained, shapes = model(x), {path: lora.kernel_shape(m) for path, m in lora.modules(model).items()}
+  trained, shapes = model(x), {path: kernel_shape(m) for path, m in lora.modules(model).items()}
   assert lora.save_adapter(tmp_path, lora.eject(model), None, {}) is False, "no naming, so not for PEFT"
   assert not np.allclose(model(x), trained)
   lora.attach(model, lora.load_adapter(tmp_path, None, shapes))
@@ -174,6 +175,7 @@ methods.__path__.append(sys.argv[1])
 methods.names.cache_clear()
 from lora_exp import lora
 from lora_exp.lora.peft_format import PeftFormat
+from lora_exp.lora.kernels import shape as kernel_shape
 from lora_exp.train.compute.trial_padding import take_trial
 method = methods.get("halves")
 type(method).peft = PeftFormat("HALVES", keys={"half": "half"}, alpha_key=None)
@@ -185,7 +187,7 @@ after, x = model(jnp.ones((2, 6))), jnp.ones((2, 6))
 params = {"layers": {"0": {"half": jnp.ones((1, 3, 8))}}}
 assert take_trial(params, table, [], "halves", 0).leaves["layers.0"]["half"].shape == (3, 8)
 with tempfile.TemporaryDirectory() as directory:
-  shapes = {path: lora.kernel_shape(m) for path, m in lora.modules(model).items()}
+  shapes = {path: kernel_shape(m) for path, m in lora.modules(model).items()}
   lora.save_adapter(directory, lora.eject(model), None, {})
   lora.attach(model, lora.load_adapter(directory, None, shapes))
 np.testing.assert_allclose(model(x), after)

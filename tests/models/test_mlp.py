@@ -21,6 +21,7 @@ from lora_exp.data.encoding.examples import decode, encode
 from lora_exp.data.sources import registry
 from lora_exp.data.sources.regression import Regression
 from lora_exp.data.sources.xor import Xor
+from lora_exp.lora.kernels import shape as kernel_shape
 from lora_exp.models.factory import build_model
 from lora_exp.models.modules.multilayer_perceptron import MultilayerPerceptron
 from lora_exp.train.compute.loss import example_loss
@@ -45,7 +46,7 @@ def mlp() -> MultilayerPerceptron:
 def adapted(run_dir) -> MultilayerPerceptron:
   """The base of blox_mlp with the adapter of a run on it."""
   model = mlp()
-  shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(model).items()}
+  shapes = {path: kernel_shape(module) for path, module in lora.modules(model).items()}
   lora.attach(model, lora.load_adapter(run_dir / "adapter", None, shapes), compute="factored")
   return model
 

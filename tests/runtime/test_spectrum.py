@@ -9,6 +9,7 @@ from packs import quickly
 
 from lora_exp import lora
 from lora_exp.lora import methods
+from lora_exp.lora.kernels import shape as kernel_shape
 from lora_exp.lora.resizing import update_svd
 from lora_exp.runtime import spectrum
 from lora_exp.runtime.spectrum import output_side, thin_svd, update_spectrum, whole_svd
@@ -33,7 +34,7 @@ class Kinds(nnx.Module):
 def test_stacked_kernels_have_the_means_of_their_matrices():
   with quickly():
     model = Kinds(nnx.Rngs(0))
-    shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(model).items()}
+    shapes = {path: kernel_shape(module) for path, module in lora.modules(model).items()}
     rows = [lora.AdaptedModule(path, *shape, 3, 6.0, 2.0) for path, shape in shapes.items()]
     kernels = {path: np.asarray(w, np.float64) for path, w in lora.kernels_of(model, rows).items()}
   assert {path: w.ndim for path, w in kernels.items()} == {"plain": 2, "heads": 2, "each": 3, "stack": 3}

@@ -9,6 +9,7 @@ from packs import Training, job_of, quickly, small
 
 from lora_exp import lora
 from lora_exp.config import ArchConfig, InputError
+from lora_exp.lora.kernels import shape as kernel_shape
 from lora_exp.runtime.mesh import flatten
 from lora_exp.train.compute.trial_padding import take_trial
 from lora_exp.train.plan import make_plan
@@ -62,7 +63,7 @@ def test_a_saved_adapter_keeps_its_experts(tmp_path):
     training = Training(job_of(plan.cfg))
     training.run(1)
   adapter = take_trial(training.state.params, plan.table, plan.full, "lora", 0)
-  shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(plan.model()).items()}
+  shapes = {path: kernel_shape(module) for path, module in lora.modules(plan.model()).items()}
   full = {path: x.shape for path, x in plan.shapes.items()}
   for naming in (plan.naming(), None):
     lora.save_adapter(tmp_path, adapter, naming, {})

@@ -8,7 +8,7 @@ from flax import nnx
 
 from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, InputError, LoraConfig, ModelConfig
-from lora_exp.lora import methods
+from lora_exp.lora import kernels, methods
 from lora_exp.lora.peft_files.names import ExpertNames
 from lora_exp.models.family import Family
 from lora_exp.runtime.mesh import flatten
@@ -106,7 +106,7 @@ def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:
 
 def _initial_adapter(cfg: Config, model: nnx.Module, family: Family) -> lora.Adapter:
   """Loads the adapter in `lora.init_from` and checks it against the model's shapes."""
-  shapes = {path: lora.kernel_shape(module) for path, module in lora.modules(model).items()}
+  shapes = {path: kernels.shape(module) for path, module in lora.modules(model).items()}
   parameters = {path: tuple(x.shape) for path, x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
   return lora.load_adapter(Path(str(cfg.lora.init_from)), peft_naming(cfg.model, family), shapes, parameters)
 
