@@ -63,6 +63,14 @@ def resolve(
   an earlier one makes ineffective.
   """
   settings = TargetSettings(
-    targets, rank, alpha, scaling, exclude, blocks, rank_pattern, alpha_pattern, options
+    targets=targets,
+    rank=rank,
+    alpha=alpha,
+    scaling=scaling,
+    exclude=exclude,
+    blocks=blocks,
+    rank_pattern=rank_pattern,
+    alpha_pattern=alpha_pattern,
+    options=options,
   )
   return target_table(kernel_shapes(model), methods.get(method), settings, presets or {})

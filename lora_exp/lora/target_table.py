@@ -44,9 +44,16 @@ class TargetSettings:
 def target_settings(lora: LoraConfig) -> TargetSettings:
   """The settings of the config group `lora` that choose modules and ranks."""
   return TargetSettings(
-    lora.targets, lora.rank, lora.alpha, lora.scaling, lora.exclude, lora.layers, lora.rank_pattern,
-    lora.alpha_pattern, lora.options,
-  )  # fmt: skip
+    targets=lora.targets,
+    rank=lora.rank,
+    alpha=lora.alpha,
+    scaling=lora.scaling,
+    exclude=lora.exclude,
+    blocks=lora.layers,
+    rank_pattern=lora.rank_pattern,
+    alpha_pattern=lora.alpha_pattern,
+    options=lora.options,
+  )
 
 
 def kernels_of_parameters(shapes: Mapping[str, Sequence[int]]) -> dict[str, KernelShape]:

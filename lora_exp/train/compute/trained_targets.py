@@ -1,6 +1,6 @@
 """The training targets of a run: adapted modules with their ranks, and parameters that are trained in full."""
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from flax import nnx
 from lora_exp import lora
 from lora_exp.config import ArchConfig, Config, InputError, LoraConfig, ModelConfig
 from lora_exp.lora import kernels, methods
+from lora_exp.lora.module_table import kernel_shapes
 from lora_exp.lora.peft_files.names import ExpertNames
 from lora_exp.models.family import Family
-from lora_exp.runtime.mesh import flatten
-from lora_exp.train.compute.rank_budget import rank_of_budget, rank_problems
+from lora_exp.train.compute.selected_targets import select_targets
 from lora_exp.train.compute.trial_padding import Table
 
 
@@ -37,20 +37,16 @@ def resolve_targets(cfg: Config, model: nnx.Module, family: Family) -> Targets:
     settings = replace(cfg.lora, method=adapter.method, init=LoraConfig.init, alpha=None)
     resolved = replace(cfg, model=changed_model(cfg.model, adapter.base), lora=settings)
     return Targets(resolved, cfg, list(adapter.rows), list(adapter.full), adapter)
-  cfg = with_rank(model, cfg, family.presets)
-  table, problems = Table(), list[str]()
-  try:
-    table = table_of(model, cfg, family.presets)
-  except InputError as error:
-    problems += error.problems
-  problems += rank_problems(table, methods.of(cfg.lora))
-  try:
-    full = full_of(model, table, cfg)
-  except InputError as error:
-    problems += error.problems
-  if problems:
-    raise InputError(problems)
-  return Targets(cfg, cfg, table, full)
+  parameters = {path: math.prod(shape) for path, shape in _parameter_shapes(model).items()}
+  selected = select_targets(cfg.lora, methods.of(cfg.lora), kernel_shapes(model), parameters, family.presets)
+  cfg = replace(cfg, lora=selected.lora)
+  return Targets(cfg, cfg, selected.table, selected.full)
+
+
+def _parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+  """The shapes of all parameters of the base by dotted path."""
+  parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return {".".join(map(str, path)): tuple(x.get_value().shape) for path, x in parameters}
 
 
 def changed_model(cfg: ModelConfig, changes: lora.BaseChanges) -> ModelConfig:
@@ -60,55 +56,11 @@ def changed_model(cfg: ModelConfig, changes: lora.BaseChanges) -> ModelConfig:
   return replace(cfg, vocab_size=changes.vocab_size or cfg.vocab_size)
 
 
-def table_of(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Table:
-  """The modules of `model` that `cfg` adapts; [] if the method has no adapters."""
-  c, method = cfg.lora, methods.of(cfg.lora)
-  if not method.adapts_kernels:
-    return []
-  return lora.resolve(
-    model,
-    c.targets,
-    method=method.name,
-    rank=c.rank,
-    alpha=c.alpha,
-    scaling=c.scaling,
-    exclude=c.exclude,
-    blocks=c.layers,
-    rank_pattern=c.rank_pattern,
-    alpha_pattern=c.alpha_pattern,
-    presets=presets,
-    options=c.options,
-  )
-
-
-def with_rank(model: nnx.Module, cfg: Config, presets: Mapping[str, Sequence[str]]) -> Config:
-  """Sets the rank of `cfg` so that the number of adapter parameters is nearest to `lora.parameters`.
-
-  Returns `cfg` unchanged if `lora.parameters` is not set. Raises InputError if rank 1 has more parameters.
-  """
-  if cfg.lora.parameters is None or not methods.of(cfg.lora).adapts_kernels:
-    return cfg
-
-  def with_lora_rank(rank: int) -> Config:
-    return replace(cfg, lora=replace(cfg.lora, rank=rank))
-
-  def count(rank: int) -> int:
-    return sum(row.parameters for row in table_of(model, with_lora_rank(rank), presets))
-
-  base = sum(x.size for x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
-  return with_lora_rank(rank_of_budget(cfg.lora, base, count))
-
-
-def full_of(model: nnx.Module, table: Table, cfg: Config) -> list[str]:
-  """Dotted paths of the parameters that `cfg` trains in full: `lora.bias` and `lora.train_modules`."""
-  return lora.full_paths(model, table, cfg.lora.bias, cfg.lora.train_modules)
-
-
 def _initial_adapter(cfg: Config, model: nnx.Module, family: Family) -> lora.Adapter:
   """Loads the adapter in `lora.init_from` and checks it against the model's shapes."""
   shapes = {path: kernels.shape(module) for path, module in lora.modules(model).items()}
-  parameters = {path: tuple(x.shape) for path, x in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
-  return lora.load_adapter(Path(str(cfg.lora.init_from)), peft_naming(cfg.model, family), shapes, parameters)
+  naming = peft_naming(cfg.model, family)
+  return lora.load_adapter(Path(str(cfg.lora.init_from)), naming, shapes, _parameter_shapes(model))
 
 
 def peft_naming(cfg: ModelConfig, family: Family) -> lora.Naming | None:

@@ -12,13 +12,11 @@ from lora_exp.config import Config, InputError
 from lora_exp.data.sources import is_numeric
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.declared_methods import declared_of
-from lora_exp.lora.full_targets import select_full_paths
 from lora_exp.lora.method_declaration import MethodDeclaration
-from lora_exp.lora.target_table import kernels_of_parameters, target_settings, target_table
-from lora_exp.models.family import Family
+from lora_exp.lora.target_table import kernels_of_parameters
 from lora_exp.models.registry import get_family
 from lora_exp.runtime.axis_rules import BATCH, AxisRules, mesh_sizes
-from lora_exp.train.compute.rank_budget import rank_of_budget, rank_problems
+from lora_exp.train.compute.selected_targets import SelectedTargets, select_targets
 
 BYTES = {"float32": 4, "bfloat16": 2}  # of one value
 VOCABULARY = {"bytes": 257, "gpt2": 50257, "gpt2_4096": 4096}  # tokens of the built-in tokenizers
@@ -122,14 +120,20 @@ def make_workload(cfg: Config, devices: int) -> Workload:
   problems = list[str]()
   family, method, vocab_size = get_family(cfg.model.family), declared_of(cfg.lora), vocabulary_of(cfg)
   shapes = family.parameter_shapes(cfg.model, vocab_size)
-  cfg, table, full = _targets(cfg, shapes, method, family, problems)
+  parameters = {path: math.prod(shape) for path, shape in shapes.items()}
+  selected = SelectedTargets(cfg.lora, [], [])
+  try:
+    selected = select_targets(cfg.lora, method, kernels_of_parameters(shapes), parameters, family.presets)
+  except InputError as error:
+    problems += error.problems
+  cfg = replace(cfg, lora=selected.lora)
   try:
     sizes = mesh_sizes(cfg.mesh, devices)
   except InputError as error:
     problems += [problem.partition(", or on a CPU")[0] + ", or plan.devices" for problem in error.problems]
     raise InputError(problems) from None
   rules = AxisRules(sizes, family.axes, family.units(cfg.model), method.split_axes)
-  workload = Workload(cfg, shapes, table, full, method, vocab_size, rules)
+  workload = Workload(cfg, shapes, selected.table, selected.full, method, vocab_size, rules)
   rows, ways = cfg.train.batch_size // cfg.optim.accumulate, workload.batch_ways
   if rows % ways:
     problems.append(f"train.batch_size={cfg.train.batch_size}: {rows} rows do not divide over the mesh's {ways} batch "
@@ -138,36 +142,6 @@ def make_workload(cfg: Config, devices: int) -> Workload:
   if problems:
     raise InputError(problems)
   return workload
-
-
-def _targets(
-  cfg: Config,
-  shapes: Mapping[str, tuple[int, ...]],
-  method: MethodDeclaration,
-  family: Family,
-  problems: list[str],
-) -> tuple[Config, list[AdaptedModule], list[str]]:
-  """`cfg` with the rank from `lora.parameters`, the adapted modules, and the parameters trained in full."""
-  kernels = kernels_of_parameters(shapes)
-
-  def table_of(cfg: Config) -> list[AdaptedModule]:
-    settings = target_settings(cfg.lora)
-    return target_table(kernels, method, settings, family.presets) if method.adapts_kernels else []
-
-  def count(rank: int) -> int:
-    return sum(row.parameters for row in table_of(replace(cfg, lora=replace(cfg.lora, rank=rank))))
-
-  table, full = list[AdaptedModule](), list[str]()
-  try:
-    if cfg.lora.parameters is not None and method.adapts_kernels:
-      base = sum(math.prod(shape) for shape in shapes.values())
-      cfg = replace(cfg, lora=replace(cfg.lora, rank=rank_of_budget(cfg.lora, base, count)))
-    table = table_of(cfg)
-    problems += rank_problems(table, method)
-    full = select_full_paths(list(shapes), table, cfg.lora.bias, cfg.lora.train_modules)
-  except InputError as error:
-    problems += error.problems
-  return cfg, table, full
 
 
 def vocabulary_of(cfg: Config) -> int:
