@@ -1,8 +1,8 @@
 """Settings as typed dataclasses, their checks, and the errors that a user can cause.
 
 Nothing here needs a file, the network or jax: `schema` (all settings), `conversion` (plain values to `Config`),
-`checks` (allowed values), `metrics` (all metrics), `errors`. Checks of files are in `cli.file_checks`; checks specific
-to a data source, model family or method are in its package.
+`checks` (allowed values), `metrics` and `answer_scores` (all metrics), `errors`. Checks of files are in
+`cli.file_checks`; checks specific to a data source, model family or method are in its package.
 """
 
 from lora_exp.config.checks import check

@@ -18,12 +18,12 @@ it has a formula:
     def _bits_per_token(totals: Totals) -> float:
       return ratio(totals, "nats", "count") / math.log(2)
 
-If it needs a new sum, add that under the name that the metric uses:
+The mean of a score of generated answers is such an entry with a function of `answer_scores.py`:
 
-- to `SCORES` of `train/answers/answer_scores.py` if it is a score of a generated answer. The metric's second sum is
-  GENERATED.
-- to `SUMS` of `train/evaluating/evaluation.py` if it comes from the logits. Top-5 accuracy, for example, needs the
-  number of targets among the five most likely tokens:
+    _answer_metric("rouge_l", "ROUGE-L", answer_scores.rouge_l),
+
+If a metric needs a new sum that comes from the logits, add that to `SUMS` of `train/evaluating/evaluation.py` under the
+name that the metric uses. Top-5 accuracy, for example, needs the number of targets among the five most likely tokens:
 
     def _in_top_five(logits_BV: jax.Array, targets_B: jax.Array) -> jax.Array:
       target_B1 = jnp.take_along_axis(logits_BV, targets_B[:, None], axis=-1)
@@ -43,6 +43,9 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from lora_exp.config import answer_scores
+from lora_exp.config.answer_scores import Score
+
 Totals = Mapping[str, float]  # name of a sum -> its total over a split
 MAX_EXPONENT = 700.0  # e^710 overflows float64
 GENERATED = "generated"  # sum: the number of generated answers
@@ -60,6 +63,7 @@ class Metric:
   unit: str = ""  # for text; numeric examples have none
   higher_is_better: bool = False
   digits: int = 4  # after the decimal point, in tables
+  score: Score | None = None  # of a generated answer; None: not a metric of answers, or defined by eval.metric_file
 
   def value(self, totals: Totals) -> float:
     """The metric, from the totals of its sums; NaN if it divides by 0."""
@@ -113,6 +117,11 @@ def _bits_per_byte(totals: Totals) -> float:
   return ratio(totals, "nats", "bytes") / math.log(2)
 
 
+def _answer_metric(name: str, label: str, score: Score | None, digits: int = 4) -> Metric:
+  """The mean of a score over the generated answers, of which a higher one is better."""
+  return Metric(name, label, sums=(name, GENERATED), score=score, higher_is_better=True, digits=digits)
+
+
 def _by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
   return {metric.name: metric for metric in metrics}
 
@@ -126,14 +135,14 @@ METRICS: dict[str, Metric] = _by_name([
   Metric("accuracy", "accuracy", sums=("correct", "count"), higher_is_better=True),
   # The fraction of rows with responses in which every token of a response, including the end, is the most likely one.
   Metric("exact", "exact match", sums=("exact", "responses"), higher_is_better=True),
-  # Means over generated answers; see `train/answers/answer_scores.py`.
-  Metric("exact_match", "generated exact match", sums=("exact_match", GENERATED), higher_is_better=True),
-  Metric("f1", "token F1", sums=("f1", GENERATED), higher_is_better=True),
-  Metric("numeric_match", "numeric match", sums=("numeric_match", GENERATED), higher_is_better=True),
-  Metric("rouge_l", "ROUGE-L", sums=("rouge_l", GENERATED), higher_is_better=True),
-  Metric("chrf", "chrF", sums=("chrf", GENERATED), higher_is_better=True, digits=2),
-  Metric("valid_json", "valid JSON", sums=("valid_json", GENERATED), higher_is_better=True),
-  Metric("custom", "custom metric", sums=("custom", GENERATED), higher_is_better=True),
+  # Means over generated answers.
+  _answer_metric("exact_match", "generated exact match", answer_scores.exact_match),
+  _answer_metric("f1", "token F1", answer_scores.f1),
+  _answer_metric("numeric_match", "numeric match", answer_scores.numeric_match),
+  _answer_metric("rouge_l", "ROUGE-L", answer_scores.rouge_l),
+  _answer_metric("chrf", "chrF", answer_scores.chrf, digits=2),
+  _answer_metric("valid_json", "valid JSON", answer_scores.valid_json),
+  _answer_metric("custom", "custom metric", None),  # the function in eval.metric_file
   # The fraction of questions whose correct choice is the most likely one: in total, and per character.
   Metric("choice", "multiple choice", sums=("choice", CHOSEN), higher_is_better=True),
   Metric("choice_norm", "multiple choice, normalised", sums=("choice_norm", CHOSEN), higher_is_better=True),

@@ -7,12 +7,12 @@ from typing import ClassVar
 import numpy as np
 
 from lora_exp.config import InputError
+from lora_exp.config.answer_scores import Answer, Score
 from lora_exp.config.metrics import GENERATED
 from lora_exp.data.tokenization import Tokenizer
 from lora_exp.runtime import console
 from lora_exp.train.answers.answer_decoder import AnswerDecoder
 from lora_exp.train.answers.answer_items import AnswerItem
-from lora_exp.train.answers.answer_scores import Answer, Score
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Tree
 from lora_exp.train.evaluating.evaluation import Evaluation

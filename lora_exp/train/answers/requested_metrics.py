@@ -1,12 +1,14 @@
 """The evaluators of the metrics that `eval.metrics` names: of generated answers, and of choices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from lora_exp.config import Config, InputError
+from lora_exp.config.answer_scores import Score
 from lora_exp.config.eval_checks import requested_metrics
-from lora_exp.config.metrics import CHOSEN, GENERATED, METRICS
+from lora_exp.config.metrics import CHOSEN, GENERATED, METRICS, Metric
 from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import Rows
 from lora_exp.data.tokenization import Tokenizer
@@ -14,8 +16,8 @@ from lora_exp.runtime import console
 from lora_exp.train.answers.answer_decoder import AnswerDecoder
 from lora_exp.train.answers.answer_evaluation import AnswerEvaluator
 from lora_exp.train.answers.answer_items import AnswerItem, answer_items, chosen_items
-from lora_exp.train.answers.answer_scores import Score, scores_of
 from lora_exp.train.answers.choice_evaluation import ChoiceEvaluator, choice_questions
+from lora_exp.train.answers.custom_score import CustomScore
 from lora_exp.train.evaluating.held_out_documents import HeldOutDocuments
 from lora_exp.train.job import Job
 
@@ -32,7 +34,7 @@ def make_evaluators(
   or `eval.metric_file` cannot be loaded.
   """
   metrics = [METRICS[name] for name in requested_metrics(cfg)]
-  scores = scores_of([m.sums[0] for m in metrics if m.sums[1] == GENERATED], cfg.eval.metric_file)
+  scores = _scores_of(metrics, cfg.eval.metric_file)
   if not metrics:
     return ()
   batches = eval_batches(rows, batch_size, cfg.train.eval_tokens, with_answers=not rows.features)
@@ -52,6 +54,17 @@ def make_evaluators(
     chosen = [questions[n] for n in chosen_items(halves, cfg.eval.items)]
     evaluators.append(ChoiceEvaluator(names, chosen, documents, job, batch_size, cfg.model.max_len))
   return tuple(evaluators)
+
+
+def _scores_of(metrics: Iterable[Metric], metric_file: str | None) -> dict[str, Score]:
+  """The scores of generated answers by the name of their sum. Raises InputError if `metric_file` cannot be used."""
+  scores: dict[str, Score] = {}
+  for metric in metrics:
+    if metric.score is not None:
+      scores[metric.sums[0]] = metric.score
+    elif GENERATED in metric.sums and metric_file is not None:
+      scores[metric.sums[0]] = CustomScore(Path(metric_file))
+  return scores
 
 
 def _answer_evaluator(
