@@ -23,15 +23,9 @@ from lora_exp.train.answers.requested_metrics import Evaluator, make_evaluators
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Tree
 from lora_exp.train.eval_harness.harness import run_harness
-from lora_exp.train.evaluating.evaluation import (
-  Evaluation,
-  byte_lengths,
-  difference,
-  held_out,
-  put_eval_batches,
-  standard_error,
-)
+from lora_exp.train.evaluating.evaluation import Evaluation, byte_lengths, held_out, put_eval_batches
 from lora_exp.train.evaluating.held_out_documents import held_out_documents
+from lora_exp.train.evaluating.metric_errors import difference, standard_error
 from lora_exp.train.loaded_run import LoadedRun, open_run
 
 Change = tuple[float, float | None]  # difference from the base, and its standard error

@@ -28,14 +28,8 @@ from lora_exp.train.base import make_base
 from lora_exp.train.compute.program import assemble
 from lora_exp.train.compute.step import features
 from lora_exp.train.evaluating import evaluation
-from lora_exp.train.evaluating.evaluation import (
-  Evaluation,
-  byte_lengths,
-  difference,
-  held_out,
-  put_eval_batches,
-  standard_error,
-)
+from lora_exp.train.evaluating.evaluation import Evaluation, byte_lengths, held_out, put_eval_batches
+from lora_exp.train.evaluating.metric_errors import difference, standard_error
 from lora_exp.train.job import make_job
 from lora_exp.train.plan import make_plan
 

@@ -15,7 +15,6 @@ value on both halves of the documents. A sum over logits uses `Predictions.map_l
 logits of a batch are never in memory all at once.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import DataConfig
-from lora_exp.config.metrics import Metric, metric_values
+from lora_exp.config.metrics import metric_values
 from lora_exp.data.sources import is_numeric
 from lora_exp.data.tokenization import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
@@ -227,64 +226,50 @@ def held_out(
   `evaluate` is the compiled `eval_step`. The arrays of `params` and `trials` have a leading axis N. `document_sums`
   makes the sums (D,) of documents from those of the segments (B, S) of each batch. `title` is that of the bar.
   """
-  device_sums, device_segments, counts = [], [], []
-  with console.progress(title, len(batches) if isinstance(batches, Sized) else None, "batches") as bar:
-    for batch in batches:
-      sums = evaluate(params, trials, frozen, batch.arrays)
-      device_segments.append(sums.pop(SEGMENTS, {}))
-      device_sums.append(sums)
-      counts.append(batch.counts)
-      if len(device_sums) > 1:  # the bar counts finished batches, and the device has one more to do
-        jax.block_until_ready(device_sums[-2])
-        bar.advance()
-    jax.block_until_ready(device_sums[-1])
-    bar.advance()
-  sums_KN = {name: np.array([np.asarray(sums[name], np.float64) for sums in device_sums]) for name in device_sums[0]}
-  counts_K = {name: np.array([batch_counts[name] for batch_counts in counts]) for name in counts[0]}
-  totals_N = {name: values_KN.sum(axis=0) for name, values_KN in sums_KN.items()}
+  results = _evaluate_batches(evaluate, params, trials, frozen, batches, title)
+  counts_K = {name: np.array([batch.counts[name] for batch in results]) for name in results[0].counts}
   totals = {name: float(values_K.sum()) for name, values_K in counts_K.items()}
-  segments_KN = [] if document_sums is None else jax.device_get(device_segments)
+  sums_KN = {name: np.array([np.asarray(batch.sums[name], np.float64) for batch in results])
+             for name in results[0].sums}
+  totals_N = {name: values_KN.sum(axis=0) for name, values_KN in sums_KN.items()}
+  segments_KN = [] if document_sums is None else jax.device_get([batch.segments for batch in results])
   evaluations = []
   for n in range(len(totals_N["loss"])):
     parts = {name: values_KN[:, n] for name, values_KN in sums_KN.items()}
-    sums = {name: float(values_N[n]) for name, values_N in totals_N.items()}
+    trial_totals = {name: float(values_N[n]) for name, values_N in totals_N.items()}
     documents = {}
     if document_sums is not None:
       documents = {name: document_sums([part[name][n] for part in segments_KN]) for name in segments_KN[0]}
-    evaluations.append(Evaluation(parts | counts_K, sums | totals, documents))
+    evaluations.append(Evaluation(parts | counts_K, trial_totals | totals, documents))
   return evaluations
 
 
-def difference(metric: Metric, trained: Evaluation, base: Evaluation) -> tuple[float, float | None]:
-  """The difference `trained` - `base` of a metric and its standard error, which is None for a single batch.
+class _BatchSums(NamedTuple):
+  """The sums of a batch for N trials."""
 
-  Both models are evaluated on the same batches, so only the differences within batches (or answers) contribute to the
-  error. It is estimated by the infinitesimal jackknife over batches (Efron, 1982, chapter 6), which for a ratio of sums
-  equals Cochran's ratio estimate (1977, section 6.4).
-  """
-  change = metric.value(trained.sums) - metric.value(base.sums)
-  return change, _standard_error(_influence(metric, trained) - _influence(metric, base))
+  sums: dict[str, jax.Array]  # (N,) each
+  segments: dict[str, jax.Array]  # (N, B, S) each; {} if they are not computed
+  counts: dict[str, float]
 
 
-def standard_error(metric: Metric, evaluation: Evaluation) -> float | None:
-  """The standard error of a metric, estimated as in `difference`; None for a single batch."""
-  return _standard_error(_influence(metric, evaluation))
-
-
-def _standard_error(influence_K: np.ndarray) -> float | None:
-  """The jackknife estimate of the standard error; None for a single batch."""
-  batches = len(influence_K)
-  if batches < 2:
-    return None
-  return float(math.sqrt(batches / (batches - 1) * (influence_K**2).sum()))
-
-
-def _influence(metric: Metric, evaluation: Evaluation, step: float = 1e-4) -> np.ndarray:
-  """The derivative (K,) of a metric with respect to the weight of each batch or answer, by central differences."""
-
-  def at_weight(part: int, weight: float) -> float:
-    """The metric with the weight of one part increased by `weight`."""
-    return metric.value({name: evaluation.sums[name] + weight * evaluation.parts[name][part] for name in metric.sums})
-
-  parts = range(len(evaluation.parts[metric.sums[-1]]))
-  return np.array([(at_weight(k, step) - at_weight(k, -step)) / (2 * step) for k in parts])
+def _evaluate_batches(
+  evaluate: Callable[..., dict[str, Any]],
+  params: Tree,
+  trials: Hyperparameters,
+  frozen: Tree,
+  batches: Iterable[EvalBatch],
+  title: str,
+) -> list[_BatchSums]:
+  """The sums of each batch, on the devices."""
+  results: list[_BatchSums] = []
+  with console.progress(title, len(batches) if isinstance(batches, Sized) else None, "batches") as bar:
+    for batch in batches:
+      sums = evaluate(params, trials, frozen, batch.arrays)
+      segments = sums.pop(SEGMENTS, {})
+      results.append(_BatchSums(sums, segments, batch.counts))
+      if len(results) > 1:  # the bar counts finished batches, and the device has one more to do
+        jax.block_until_ready(results[-2].sums)
+        bar.advance()
+    jax.block_until_ready(results[-1].sums)
+    bar.advance()
+  return results
