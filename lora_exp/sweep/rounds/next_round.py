@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from lora_exp.sweep.rounds.looks import Look, make_looks, read_scores
-from lora_exp.sweep.rounds.round_plan import SCORE, TUNE, Round, RoundPlan, RoundResult, RoundTrial, Tuning
+from lora_exp.sweep.rounds.round_plan import SCORE, TUNE, Results, Round, RoundPlan, RoundResult, RoundTrial, Tuning
 from lora_exp.sweep.rounds.tuning_rounds import further_factor, scored_factors
-
-Results = Mapping[int, RoundResult]  # by the number of the trial
 
 
 class RoundMaker:

@@ -1,6 +1,6 @@
 """The plan of a sweep in rounds: the settings to compare, and the value of each that is tuned first. Imports no jax."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -60,6 +60,9 @@ class RoundResult:
   documents: DocumentLosses | None = None  # of the report half, if the metric is the loss
   loss: float | None = None  # of the report half; trials of a setting with identical losses count once
   dropped: bool = False  # whether its setting was dropped during training
+
+
+Results = Mapping[int, RoundResult]  # by the number of the trial
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,17 @@
 """Reads the results of a run that decide how a sweep in rounds continues."""
 
 import math
+from collections.abc import Sequence
 
 from lora_exp.config.metrics import Metric
 from lora_exp.report.reading.run_record import RunRecord
-from lora_exp.sweep.rounds.round_plan import RoundResult
+from lora_exp.sweep.packs.launched_runs import LaunchedRuns
+from lora_exp.sweep.rounds.round_plan import Results, RoundResult, RoundTrial
+
+
+def read_results(runs: LaunchedRuns, trials: Sequence[RoundTrial], metric: Metric) -> Results:
+  """The results of `trials` from the files of their runs."""
+  return {trial.number: round_result(runs.read(trial.number), metric) for trial in trials}
 
 
 def round_result(run: RunRecord, metric: Metric) -> RoundResult:

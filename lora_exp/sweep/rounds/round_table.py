@@ -7,8 +7,8 @@ from lora_exp.config.metrics import Metric
 from lora_exp.runtime import console
 from lora_exp.runtime.console_text import duration
 from lora_exp.sweep.rounds.looks import Look
-from lora_exp.sweep.rounds.next_round import Results, tuning_penalties
-from lora_exp.sweep.rounds.round_plan import TUNE, Round, RoundPlan, RoundTrial
+from lora_exp.sweep.rounds.next_round import tuning_penalties
+from lora_exp.sweep.rounds.round_plan import TUNE, Results, Round, RoundPlan, RoundTrial
 from lora_exp.sweep.rounds.tuning_rounds import best_factor
 
 
