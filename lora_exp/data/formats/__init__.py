@@ -1,5 +1,6 @@
 """Readers of data files in common formats.
 
+    file_formats    the names of the formats, and the suffixes of their files
     file_content    the kind of a file, from its first bytes, and decompression
     data_files      the files of `data.path`: a file, a list, a pattern, a directory
     row_formats     the format of a file, and its rows

@@ -11,11 +11,10 @@ from typing import Any
 
 from lora_exp.config.conversion import shown
 from lora_exp.config.errors import InputError, did_you_mean
+from lora_exp.data.formats.file_formats import ROW_SUFFIXES, TEXT_SUFFIXES
 from lora_exp.runtime.files import path_problem
 
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".bz2", ".xz")
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".pq", ".arrow", ".feather")
-TEXT_SUFFIXES = (".txt", ".text", ".md")
 NOT_DATA = re.compile(r"(dataset_infos?|dataset_dict|state|config)\.json$|^(readme|license|citation)\b", re.IGNORECASE)
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
           "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}  # fmt: skip

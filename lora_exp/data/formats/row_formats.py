@@ -6,18 +6,13 @@ from pathlib import Path
 from lora_exp.config.errors import InputError
 from lora_exp.data.formats.arrow_rows import arrow_rows
 from lora_exp.data.formats.csv_rows import csv_rows, has_known_columns
-from lora_exp.data.formats.data_files import ROW_SUFFIXES, plain_suffix
+from lora_exp.data.formats.data_files import plain_suffix
 from lora_exp.data.formats.file_content import HEAD, TABLES, open_data
+from lora_exp.data.formats.file_formats import TEXT, usual_format
 from lora_exp.data.formats.json_rows import document_rows, has_json_lines, line_rows
 from lora_exp.data.formats.row import Row
 
-ROW_FORMATS = {
-  "jsonl": "JSON lines", "json": "a JSON document", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "arrow": "Arrow",
-}  # fmt: skip
-TEXT = "text"
-LINE_SUFFIXES = (".jsonl", ".ndjson")
-JSON_SUFFIXES = (*LINE_SUFFIXES, ".json")
-CSV_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
+JSON = ("jsonl", "json")
 
 
 def find_format(path: Path) -> str:
@@ -27,20 +22,20 @@ def find_format(path: Path) -> str:
   """
   with open_data(path) as data:
     head = data.stream.read(HEAD)
-  suffix = plain_suffix(path)
+  usual = usual_format(plain_suffix(path))
   if head.startswith(TABLES):
     return "parquet" if head.startswith(b"PAR1") else "arrow"
   start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
   if start.startswith((b"{", b"[")):
-    if start.startswith(b"{") and _has_json_lines(path, suffix in LINE_SUFFIXES):
+    if start.startswith(b"{") and _has_json_lines(path, usual == "jsonl"):
       return "jsonl"
-    if suffix in JSON_SUFFIXES or _is_document(path):
+    if usual in JSON or _is_document(path):
       return "json"
-  if suffix in CSV_SUFFIXES:
-    return CSV_SUFFIXES[suffix]
-  if suffix in JSON_SUFFIXES and start:
+  if usual in ("csv", "tsv"):
+    return usual
+  if usual in JSON and start:
     return "jsonl"
-  if suffix not in ROW_SUFFIXES and has_known_columns(start.split(b"\n", 1)[0].decode(errors="replace").strip()):
+  if usual in (None, TEXT) and has_known_columns(start.split(b"\n", 1)[0].decode(errors="replace").strip()):
     return "csv"
   return TEXT
 
@@ -62,7 +57,7 @@ def _is_document(path: Path) -> bool:
 def file_rows(
   path: Path, format: str, label: str, split: str | None, delimiter: str | None = None
 ) -> Iterator[Row]:
-  """The rows of a file of one of ROW_FORMATS.
+  """The rows of a file in any of FORMATS but TEXT.
 
   `split`: the list to read in a JSON object with several; `delimiter`: that of a table (None: detect it). Raises
   InputError if the file is damaged, or in another format.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.data_files import DataFiles, split_name, split_not_read
+from lora_exp.data.formats.file_formats import FORMATS, TEXT
 from lora_exp.data.formats.row import Row
-from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT, file_rows, find_format
+from lora_exp.data.formats.row_formats import file_rows, find_format
 from lora_exp.data.sources.file_source import files_digest, left_out_files
 from lora_exp.data.sources.row_reader import RowReader
 from lora_exp.data.sources.text import TextFiles
@@ -47,8 +48,7 @@ class FileReader(RowReader):
 
   @property
   def format_words(self) -> str:
-    words = {TEXT: "plain text", **ROW_FORMATS}
-    return ", ".join(dict.fromkeys(words[format] for format in self.formats.values()))
+    return ", ".join(dict.fromkeys(FORMATS[format].words for format in self.formats.values()))
 
   @property
   def is_one_json_lines_file(self) -> bool:

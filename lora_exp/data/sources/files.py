@@ -12,10 +12,10 @@ from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.columns import LAYOUTS, NAMES
 from lora_exp.data.formats.data_files import path_list
+from lora_exp.data.formats.file_formats import FORMATS, ROW_SUFFIXES
 from lora_exp.data.formats.hf_datasets import import_datasets, is_dataset, is_hub
 from lora_exp.data.formats.layouts import Layout
 from lora_exp.data.formats.row import RowProblem
-from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT
 from lora_exp.data.sources.dataset_reader import DatasetReader
 from lora_exp.data.sources.file_reader import FileReader
 from lora_exp.data.sources.file_source import FileSource
@@ -45,7 +45,7 @@ class Files(FileSource):
   """
 
   name = "files"
-  suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+  suffixes: ClassVar[tuple[str, ...]] = ROW_SUFFIXES
   content: ClassVar[str] = "a file, a pattern, a list, a directory, or hub:OWNER/NAME"
   prompt_separator: ClassVar[str | None] = ""
 
@@ -66,7 +66,7 @@ class Files(FileSource):
     for setting in ("prompt_field", "response_field"):
       if not getattr(self, setting):
         yield self.problem(setting, "must be the name of a field")
-    choices = (*ROW_FORMATS, TEXT, *LAYOUTS)
+    choices = (*FORMATS, *LAYOUTS)
     if self.format is not None and self.format not in choices:
       yield self.problem("format", f"choose {', '.join(choices)}{did_you_mean(self.format, choices)}")
     for role in self.columns or {}:
@@ -165,7 +165,7 @@ class Files(FileSource):
     """Reads the rows of `path`."""
     if is_dataset(self.path):
       return DatasetReader(self.path, self.train_split, self.eval_split, self.subset, self.streaming)
-    format = self.format if self.format in (*ROW_FORMATS, TEXT) else None
+    format = self.format if self.format in FORMATS else None
     every = held_out_share(self.eval_path or self.eval_split, self.eval_fraction)
     return FileReader(self.data_files, super().label, format, self.train_split, self.eval_split, every,
                       self.delimiter)

@@ -10,7 +10,8 @@ from typing import IO, NamedTuple
 
 from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.file_content import decoded, open_data
-from lora_exp.data.formats.row_formats import ROW_FORMATS, TEXT, find_format
+from lora_exp.data.formats.file_formats import FORMATS, TEXT
+from lora_exp.data.formats.row_formats import find_format
 from lora_exp.data.sources.file_source import FileSource, left_out_files
 from lora_exp.data.sources.source import covered_by_digest, example_facts
 
@@ -121,7 +122,7 @@ class Text(FileSource):
 
   def facts(self) -> dict[str, object]:
     found = find_format(self.file)
-    instead = "" if found == TEXT else f"; it looks like {ROW_FORMATS[found]}, whose rows data=files reads"
+    instead = "" if found == TEXT else f"; it looks like {FORMATS[found].words}, whose rows data=files reads"
     return {"data": self.label, "format": f"plain text{instead}", **self.overlap(), **self.text_files.facts()}
 
 
