@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lora_exp import lora
+from lora_exp.config import Config
 from lora_exp.lora import methods
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.host_arrays import put_equal
@@ -99,22 +100,14 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
       "the trials of a pack must agree in all settings except rank, alpha, targets, learning rates, weight decay and "
       "seeds; with a quantised base, targets must agree too"
     )
-  cfg, layout, model, arrays = plan.cfg, plan.layout, plan.model(), flatten(base)
-  cfgs, tables, method = [p.cfg for p in plans], [p.table for p in plans], methods.of(cfg.lora)
-  teacher = make_teacher(cfg, plan.model(), arrays, layout)
-  mapping = mapping_of(layout)
-  # Under vmap, one merged kernel per trial would take too much memory.
-  compute = "factored" if mapping == "vmap" and len(cfgs) > 1 else cfg.lora.compute
-  given = {}
-  if plan.start is not None and plan.start.base and not _is_abstract(arrays):
-    given = {path: arrays[path] for path in plan.start.base.paths()}
-    arrays = plan.start.base.apply(arrays)
+  cfg, layout, method, model = plan.cfg, plan.layout, methods.of(plan.cfg.lora), plan.model()
+  cfgs, tables, base_arrays = [p.cfg for p in plans], [p.table for p in plans], flatten(base)
+  teacher = make_teacher(cfg, plan.model(), base_arrays, layout)
+  arrays, given = _changed_base(plan, base_arrays)
   if cfg.lora.quant:
     arrays = _quantised(arrays, {row.path for table in tables for row in table}, layout, cfg.lora.quant)
-  leaves = [_initial_leaves(p, model, arrays) for p in plans]
-  full = {path: [p.start.full[path] if p.start else arrays[path] for p in plans] for path in plan.full}
-  drops = (cfg.model.dropout if teacher is None else 0) or max(c.lora.dropout for c in cfgs)
-  adapters = inject_trials(model, tables, method.name, leaves, full, compute)
+  adapters = _inject_adapters(model, plans, arrays)
+  order_seeds, trial_orders = data_orders(cfgs)
   program, params, frozen = split_model(
     model,
     method.name,
@@ -122,10 +115,10 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
     dropout=any(c.lora.dropout > 0 for c in cfgs),
     base_dropout=teacher is None,
     optim=cfg.optim,
-    mapping=mapping,
-    shared_dropout_key=not drops or len({c.train.seed for c in cfgs}) == 1,
+    mapping=mapping_of(layout),
+    shared_dropout_key=_share_dropout_key(cfgs, base_dropout=teacher is None),
     layout=layout,
-    orders=len(data_orders(cfgs)[0]),
+    orders=len(order_seeds),
   )
   trials = put_equal(make_hyperparameters(cfgs, tables, steps), layout.replicated)
   initial = _base_arrays(params, arrays) if method.trains_everything else adapters
@@ -134,11 +127,46 @@ def make_job(plan: Plan, base: Tree, steps: int, plans: Sequence[Plan] | None = 
     """The state before the first step; if everything trains, each trial gets a float32 copy of the base."""
     return init_state(program, _repeat(params, len(cfgs)) if method.trains_everything else params, trials)
 
-  state = _sharded_state(initial_state, program, initial)
-  keys = put_equal(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]), layout.replicated)
-  lengths, orders = byte_lengths(cfg.data, plan.tokenizer), tuple(data_orders(cfgs)[1])
-  return Job(program, steps, trials, _base_arrays(frozen, arrays), state, keys, teacher, lengths, orders, given,
-             cfg.train.batch_size)
+  return Job(
+    program=program,
+    steps=steps,
+    trials=trials,
+    frozen=_base_arrays(frozen, arrays),
+    state=_sharded_state(initial_state, program, initial),
+    keys=put_equal(jnp.stack([stream_key(c.train.seed, "dropout") for c in cfgs]), layout.replicated),
+    teacher=teacher,
+    byte_lengths=byte_lengths(cfg.data, plan.tokenizer),
+    trial_orders=tuple(trial_orders),
+    given=given,
+    batch_size=cfg.train.batch_size,
+  )
+
+
+def _changed_base(plan: Plan, arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The arrays of the base as the adapter in `lora.init_from` changes them, and the arrays that it replaces."""
+  if plan.start is None or not plan.start.base or _is_abstract(arrays):
+    return arrays, {}
+  return plan.start.base.apply(arrays), {path: arrays[path] for path in plan.start.base.paths()}
+
+
+def _inject_adapters(model: nnx.Module, plans: Sequence[Plan], arrays: Mapping[str, Any]) -> Tree:
+  """Adapts `model` in place for all trials, and returns the arrays (N, …) of their adapters at step 0.
+
+  `arrays`: those of the base by dotted path.
+  """
+  plan = plans[0]
+  # Under vmap, one merged kernel per trial would take too much memory.
+  several_at_once = mapping_of(plan.layout) == "vmap" and len(plans) > 1
+  compute = "factored" if several_at_once else plan.cfg.lora.compute
+  leaves = [_initial_leaves(p, model, arrays) for p in plans]
+  full = {path: [p.start.full[path] if p.start else arrays[path] for p in plans] for path in plan.full}
+  return inject_trials(model, [p.table for p in plans], methods.of(plan.cfg.lora).name, leaves, full, compute)
+
+
+def _share_dropout_key(cfgs: Sequence[Config], base_dropout: bool) -> bool:
+  """Whether one dropout key serves all trials: they have the same seed, or nothing is dropped."""
+  drops = (base_dropout and cfgs[0].model.dropout > 0) or any(c.lora.dropout > 0 for c in cfgs)
+  return not drops or len({c.train.seed for c in cfgs}) == 1
 
 
 def _is_abstract(arrays: Mapping[str, Any]) -> bool:
