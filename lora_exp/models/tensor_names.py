@@ -68,9 +68,9 @@ class StoredPart(NamedTuple):
   name: str  # the stored tensor
   transposed: bool  # stored as (out, in)
   width: int  # outputs of the stored tensor
-  stored_start: int  # index of the first output in the stored tensor
-  start: int  # index of the first output in our array
-  size: int  # number of outputs
+  size: int  # number of outputs of the part
+  stored_start: int = 0  # index of its first output in the stored tensor
+  start: int = 0  # index of its first output in our array
   expert: int | None = None  # index along the first axis of our array, if the stored tensor belongs to one expert
 
   def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ class StoredNames:
     """The stored parts of the array at our dotted `path`; `shapes` has the shapes of all arrays by path."""
     width = shapes[path][-1] if shapes[path] else 1
     if self.names is None:
-      return [StoredPart(path, False, width, 0, 0, width)]
+      return [StoredPart(path, transposed=False, width=width, size=width)]
     module, _, leaf = path.rpartition(".")
     for experts in self.names.experts:
       if module.endswith(f".{experts.ours}"):
@@ -103,38 +103,47 @@ class StoredNames:
       for end in row.ours:
         if module == end or module.endswith(f".{end}"):
           return self._row_parts(row, module.removesuffix(end), end, leaf, shapes)
-    return [self._part(module, leaf, width, 0, 0, width)]
+    name, transposed = self._stored_tensor(module, leaf)
+    return [StoredPart(name, transposed, width=width, size=width)]
 
   def _expert_parts(self, row: ExpertRow, parent: str, shape: Sequence[int]) -> list[StoredPart]:
+    """The parts of an array (E, I, O): one or several stored modules for each expert."""
     count, size = shape[0], shape[-1] // len(row.stored)
-    return [
-      self._part(parent + name.format(expert), "kernel", size, 0, i * size, size)._replace(expert=expert)
-      for expert in range(count)
-      for i, name in enumerate(row.stored)
-    ]
+    parts = []
+    for expert in range(count):
+      for i, stored in enumerate(row.stored):
+        name, transposed = self._stored_tensor(parent + stored.format(expert), "kernel")
+        parts.append(StoredPart(name, transposed, width=size, size=size, start=i * size, expert=expert))
+    return parts
 
   def _row_parts(
     self, row: NameRow, parent: str, end: str, leaf: str, shapes: Mapping[str, Sequence[int]]
   ) -> list[StoredPart]:
+    """The parts of the array `leaf` of our module `parent` + `end`, which the table stores in parts or fused."""
     if row.sizes is not None:
       assert self.model is not None, "a table with sizes is used with the model's settings"
-      sizes = list(row.sizes(self.model))
-      starts = [sum(sizes[:i]) for i in range(len(sizes))]
-      named = zip(row.stored, starts, sizes, strict=True)
-      return [self._part(parent + stored, leaf, size, 0, start, size) for stored, start, size in named]
+      parts: list[StoredPart] = []
+      start = 0
+      for stored, size in zip(row.stored, row.sizes(self.model), strict=True):
+        name, transposed = self._stored_tensor(parent + stored, leaf)
+        parts.append(StoredPart(name, transposed, width=size, size=size, start=start))
+        start += size
+      return parts
     sizes = [shapes[f"{parent}{sibling}.{leaf}"][-1] for sibling in row.ours]
     position = row.ours.index(end)
-    return [self._part(parent + row.stored[0], leaf, sum(sizes), sum(sizes[:position]), 0, sizes[position])]
+    name, transposed = self._stored_tensor(parent + row.stored[0], leaf)
+    before = sum(sizes[:position])
+    return [StoredPart(name, transposed, width=sum(sizes), size=sizes[position], stored_start=before)]
 
-  def _part(self, module: str, leaf: str, width: int, stored_start: int, start: int, size: int) -> StoredPart:
+  def _stored_tensor(self, module: str, leaf: str) -> tuple[str, bool]:
+    """The name of the tensor of a stored module, and whether it is stored as (out, in)."""
     assert self.names is not None
-    unprefixed = module in self.names.unprefixed
     if self.table_as_head and module == self.names.token_embedding:
-      return StoredPart(f"{self.head_prefix}{self._heads()[0]}.weight", False, width, stored_start, start, size)
+      return f"{self.head_prefix}{self._heads()[0]}.weight", False
+    unprefixed = module in self.names.unprefixed
     prefix = self.head_prefix if unprefixed else self.prefix
     name = f"{prefix}{module}.{'bias' if leaf == 'bias' else 'weight'}"
-    transposed = leaf == "kernel" and (unprefixed or self.names.transposed)
-    return StoredPart(name, transposed, width, stored_start, start, size)
+    return name, leaf == "kernel" and (unprefixed or self.names.transposed)
 
   def for_checkpoint(self, stored: Collection[str], shapes: Mapping[str, Sequence[int]]) -> "StoredNames":
     """Returns a copy with the prefix of a checkpoint whose names are `stored`; our own paths if this program saved it.
