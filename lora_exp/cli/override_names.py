@@ -68,8 +68,8 @@ class OverrideNames:
     return [name for name in options if not name.startswith("_")]
 
   def _choices(self, group: str) -> list[str]:
-    """The files of a group, without base files, whose names begin with _."""
-    return [name for name in self._options(group, ObjectType.CONFIG) if not name.startswith("_")]
+    """The files of a group, without base files."""
+    return self._options(group, ObjectType.CONFIG)
 
   def _group_problems(self, override: Override) -> Iterator[str]:
     group, text = override.key_or_group, override.input_line

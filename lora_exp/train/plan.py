@@ -73,18 +73,19 @@ class Plan:
 
   def parameters(self) -> dict[str, int | float]:
     """Parameter counts (total, frozen, trainable, lora_a, lora_b) and the trainable percentage of the total."""
-    shapes, method = self.shapes, methods.of(self.cfg.lora)
-    base = sum(x.size for x in shapes.values())
-    trained = [leaf.axes for leaf in method.leaves.values() if leaf.trained]
-    counts = {row.path: self._kernel_count(row) for row in self.table}
-    a_count = sum(counts[r.path] * r.rank * r.fan_in for r in self.table) * trained.count("IR")
-    b_count = sum(counts[r.path] * r.rank * r.fan_out for r in self.table) * trained.count("RO")
-    full = base if method.trains_everything else sum(shapes[path].size for path in self.full)
+    method = methods.of(self.cfg.lora)
+    base = sum(x.size for x in self.shapes.values())
+    full = base if method.trains_everything else sum(self.shapes[path].size for path in self.full)
     adapters = sum(row.parameters for row in self.table)
-    total, frozen, trainable = base + adapters, base - full, full + adapters
-    percent = 100 * trainable / total
-    names = ("total", "frozen", "trainable", "lora_a", "lora_b", "percent")
-    return dict(zip(names, (total, frozen, trainable, a_count, b_count, percent), strict=True))
+    factors = [leaf.axes for leaf in method.leaves.values() if leaf.trained]
+    return {
+      "total": base + adapters,
+      "frozen": base - full,
+      "trainable": full + adapters,
+      "lora_a": factors.count("IR") * sum(self._kernel_count(row) * row.rank * row.fan_in for row in self.table),
+      "lora_b": factors.count("RO") * sum(self._kernel_count(row) * row.rank * row.fan_out for row in self.table),
+      "percent": 100 * (full + adapters) / (base + adapters),
+    }
 
   def _kernel_count(self, row: lora.AdaptedModule) -> int:
     """The number of adapted kernels of a module: that of the experts, or 1."""
