@@ -75,6 +75,7 @@ if TYPE_CHECKING:  # the names in EXPORTED, for type checkers
   from lora_exp.lora.peft_files.adapter_reader import load_adapter as load_adapter
   from lora_exp.lora.peft_files.adapter_writer import save_adapter as save_adapter
   from lora_exp.lora.peft_files.names import Naming as Naming
+  from lora_exp.lora.peft_files.names import TiedHead as TiedHead
   from lora_exp.lora.quantization import quantise as quantise
   from lora_exp.lora.resizing import Extracted as Extracted
   from lora_exp.lora.resizing import extract as extract
@@ -97,7 +98,7 @@ EXPORTED = {  # module -> the names that this package exports from it
   "multi_adapter": ("Adapters",),
   "peft_files.adapter_reader": ("load_adapter",),
   "peft_files.adapter_writer": ("save_adapter",),
-  "peft_files.names": ("Naming",),
+  "peft_files.names": ("Naming", "TiedHead"),
   "quantization": ("quantise",),
   "resizing": ("Extracted", "extract", "resize"),
   "target_table": ("scale_of",),

@@ -9,8 +9,8 @@ from lora_exp import lora
 from lora_exp.lora import methods
 from lora_exp.lora.target_table import scale_of
 
-LLAMA = lora.Naming("model.", tied=("embed_tokens", "lm_head"), model_type="llama")
-GPT2 = lora.Naming("transformer.", conv1d=True, tied=("wte", "lm_head"), model_type="gpt2")
+LLAMA = lora.Naming("model.", tied=lora.TiedHead("embed_tokens", "lm_head"), model_type="llama")
+GPT2 = lora.Naming("transformer.", conv1d=True, tied=lora.TiedHead("wte", "lm_head"), model_type="gpt2")
 SHAPES = {
   "embed_tokens": (31, 14), "layers.1.self_attn.q_proj": (14, 22), "layers.1.mlp.down_proj": (26, 14),
   "layers.11.self_attn.q_proj": (14, 22), "layers.11.mlp.down_proj": (26, 14),

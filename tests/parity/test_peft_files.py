@@ -38,10 +38,10 @@ SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "n
          "intermediate_size": 40, "max_position_embeddings": 32}  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any], lora.Naming]] = {
   "gpt2": ("GPT2", {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 32},
-           lora.Naming("transformer.", conv1d=True, tied=("wte", "lm_head"), model_type="gpt2")),
+           lora.Naming("transformer.", conv1d=True, tied=lora.TiedHead("wte", "lm_head"), model_type="gpt2")),
   "llama": ("Llama", {**SIZES, "attention_bias": True}, lora.Naming("model.", model_type="llama")),
   "gemma": ("Gemma", {**SIZES, "num_key_value_heads": 1},
-            lora.Naming("model.", tied=("embed_tokens", "lm_head"), model_type="gemma")),
+            lora.Naming("model.", tied=lora.TiedHead("embed_tokens", "lm_head"), model_type="gemma")),
   "qwen3": ("Qwen3", {**SIZES, "tie_word_embeddings": False}, lora.Naming("model.", model_type="qwen3")),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,14 @@ class AdapterFile:
     return not np.array_equal(arrays[one].T if transposed else arrays[one], arrays[other])
 
 
+class TiedNames(NamedTuple):
+  """The names of an embedding table that is also the head."""
+
+  path: str  # our path of the table
+  table: str  # PEFT's name of the table
+  head: str  # PEFT's name of the head
+
+
 @dataclass(frozen=True)
 class AdaptedModel:
   """The names and shapes of a model's modules and parameters."""
@@ -46,17 +55,17 @@ class AdaptedModel:
   untied: bool = False  # whether the head has its own kernel, although the given model ties it to the embeddings
 
   @property
-  def tied(self) -> tuple[str, str, str] | None:
-    """For tied embeddings: our path of the table, PEFT's name of the table, and PEFT's name of the head."""
+  def tied(self) -> TiedNames | None:
+    """The names of the table and the head, if they are tied."""
     if self.naming is None or self.naming.tied is None:
       return None
     path, head = self.naming.tied
-    return path, module_name(self.naming, path), head
+    return TiedNames(path, module_name(self.naming, path), head)
 
   def paths(self) -> set[str]:
     """The paths of all modules that have parameters, and the head of a tied model."""
     owners = {path.rpartition(".")[0] for path in self.full_shapes}
-    return {*self.shapes, *owners, *([self.tied[2]] if self.tied else [])}
+    return {*self.shapes, *owners, *([self.tied.head] if self.tied else [])}
 
 
 def fitted(model: AdaptedModel, config: PeftConfig, file: AdapterFile, problems: list[str]) -> AdaptedModel:
@@ -70,7 +79,7 @@ def fitted(model: AdaptedModel, config: PeftConfig, file: AdapterFile, problems:
 def _with_head(model: AdaptedModel, config: PeftConfig, file: AdapterFile) -> AdaptedModel:
   """`model` with an untied head, if the file changes the table and the head differently."""
   tied, naming = model.tied, model.naming
-  if tied is None or naming is None or config.tying or tied[0] not in model.shapes:
+  if tied is None or naming is None or config.tying or tied.path not in model.shapes:
     return model
   path, table, head = tied
   if not _separates(config, file, table, head):

@@ -19,7 +19,7 @@ from lora_exp.lora.peft_files.names import Naming
 from lora_exp.lora.peft_files.stored_names import PeftNames
 from lora_exp.lora.peft_files.tensor_comparison import compare
 from lora_exp.lora.peft_files.tensors import FileTensor
-from lora_exp.lora.peft_files.validation import AdapterFileCheck, trained_size
+from lora_exp.lora.peft_files.validation import AdapterFileCheck
 from lora_exp.runtime import console
 from lora_exp.runtime.foreign_files import damage_reported
 from lora_exp.runtime.safetensors_reader import TensorEntry, read_arrays
@@ -136,7 +136,7 @@ def _base_changes(check: AdapterFileCheck, arrays: Mapping[str, np.ndarray]) -> 
   _, parameters = _by_module(check.where, check.parameters, arrays)
   return BaseChanges(
     parameters=parameters,
-    token_rows={path: (np.asarray(ids), arrays[name]) for name, (path, ids, _) in check.token_tables.items()},
+    token_rows={table.path: (np.asarray(table.ids), arrays[name]) for name, table in check.token_tables.items()},
     biases={row.path: np.float32(row.scale) * arrays[name] for name, row in check.output_biases.items()},
     vocab_size=check.model.vocab_size,
     untied=check.model.untied,
@@ -168,7 +168,7 @@ def _trained_row(config: PeftConfig, check: AdapterFileCheck, row: AdaptedModule
     else:
       check.config_problem(f"lora_exp.exact of {row.path} is not its alpha and scale: the scale is {scale:.7g} by "
                            "lora_alpha and r; remove lora_exp.exact if you changed those")
-  per_kernel = trained_size(check.method, replace(row, rank=rank), check.leaf_names[row.path])
+  per_kernel = check.method.trained_size(check.leaf_names[row.path], replace(row, rank=rank))
   count = math.prod(check.leads.get(row.path, ())) * per_kernel
   return replace(row, rank=rank, alpha=alpha, scale=scale, parameters=count)
 

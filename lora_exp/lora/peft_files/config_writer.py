@@ -26,17 +26,17 @@ def config_values(
   form = format_of(converted.method)
   names = {row.path: module_name(naming, row.path) for row in converted.rows}
   tied = None if naming is None else naming.tied
-  ties = tied is not None and (tied[0] in names or f"{tied[0]}.embedding" in full)
-  heads = [tied[1]] if ties and tied is not None else []
+  ties = tied is not None and (tied.path in names or f"{tied.path}.embedding" in full)
+  heads = [tied.head] if ties and tied is not None else []
   ranks = {names[row.path]: row.rank for row in converted.rows}
   alphas = {names[row.path]: _number(row.alpha) for row in converted.rows}
-  if ties and tied is not None and tied[0] in names:
-    ranks[tied[1]], alphas[tied[1]] = ranks[names[tied[0]]], alphas[names[tied[0]]]
+  if ties and tied is not None and tied.path in names:
+    ranks[tied.head], alphas[tied.head] = ranks[names[tied.path]], alphas[names[tied.path]]
   experts = [names[path] for path in expert_modules(naming, names)]
   rank, alpha = _most_common(ranks.values(), 1), _most_common(alphas.values(), 1)
   complete_modules, biases = trained_modules(full)
   modules_to_save = [module_name(naming, path) for path in complete_modules]
-  if tied is not None and tied[0] in complete_modules:
+  if tied is not None and tied.path in complete_modules:
     modules_to_save += heads
   values: dict[str, Any] = {
     "peft_type": form.peft_type,

@@ -17,6 +17,13 @@ class ExpertNames(NamedTuple):
   stored: tuple[str, ...]  # the modules of one expert, whose outputs are concatenated; `{}` is its number
 
 
+class TiedHead(NamedTuple):
+  """A head that is the embedding table."""
+
+  path: str  # our path of the table
+  head: str  # PEFT's name of the head
+
+
 @dataclass(frozen=True)
 class Naming:
   """The names that PEFT and transformers give to the modules of a model family."""
@@ -24,7 +31,7 @@ class Naming:
   prefix: str = ""  # prefix of our module paths: "model." (the Llama family), "transformer." (GPT-2)
   bare: tuple[str, ...] = ("lm_head",)  # modules without the prefix, which are torch.nn.Linear in every family
   conv1d: bool = False  # kernels are stored as (in, out), as in GPT-2's Conv1D
-  tied: tuple[str, str] | None = None  # of tied embeddings: our path of the table, and PEFT's name of the head
+  tied: TiedHead | None = None  # None: the head has its own kernel
   model_type: str = ""  # for messages
   tables: tuple[str, ...] = ("embed_tokens", "wte", "wpe")  # embedding modules
   experts: tuple[ExpertNames, ...] = ()  # in the order of transformers' parameters

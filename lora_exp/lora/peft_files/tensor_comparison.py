@@ -35,7 +35,7 @@ def compare(check: AdapterFileCheck) -> None:
 def _expected_shapes(check: AdapterFileCheck) -> dict[str, tuple[int, ...]]:
   """The shape of every tensor that the file must or may have, by PEFT's name."""
   shapes = {name: tensor.shape for name, tensor in {**check.file_tensors, **check.parameters}.items()}
-  shapes |= {name: (len(ids), features) for name, (_, ids, features) in check.token_tables.items()}
+  shapes |= {name: (len(table.ids), table.features) for name, table in check.token_tables.items()}
   return shapes | {name: (row.fan_out,) for name, row in check.output_biases.items()}
 
 

@@ -81,8 +81,8 @@ def layout(
     for leaf in leaf_names[row.path]:
       name = f"{PREFIX}{module_name(naming, row.path)}.{suffixes[leaf]}"
       file_tensors[name] = _leaf_tensor(method, leaf, row.path, method.sizes(row), lead, naming is not None)
-    if form.adapts_tied_head and naming is not None and naming.tied is not None and row.path == naming.tied[0]:
-      head = PREFIX + naming.tied[1]  # A and B of the head are B and A of the table
+    if form.adapts_tied_head and naming is not None and naming.tied is not None and row.path == naming.tied.path:
+      head = PREFIX + naming.tied.head  # A and B of the head are B and A of the table
       file_tensors[f"{head}.lora_A.weight"] = FileTensor(row.path, "lora_b", (row.rank, row.fan_out), False)
       file_tensors[f"{head}.lora_B.weight"] = FileTensor(row.path, "lora_a", (row.fan_in, row.rank), False)
   if rows:
@@ -137,8 +137,8 @@ def _full_tensors(
     if naming is not None and owner in adapted:  # PEFT wraps adapted modules
       name = f"{module_name(naming, owner)}.{BASE}.{leaf}"
     file_tensors[PREFIX + name] = FileTensor(path, "", shape[::-1] if transposed else shape, transposed)
-    if naming is not None and naming.tied is not None and path == f"{naming.tied[0]}.embedding":
-      file_tensors[f"{PREFIX}{naming.tied[1]}.weight"] = FileTensor(path, "", shape, False)
+    if naming is not None and naming.tied is not None and path == f"{naming.tied.path}.embedding":
+      file_tensors[f"{PREFIX}{naming.tied.head}.weight"] = FileTensor(path, "", shape, False)
   return file_tensors
 
 
@@ -258,8 +258,8 @@ def unsupported_reason(adapter: Adapter, converted: PeftTensors, naming: Naming 
     return f"{tables[0]} is an embedding, which PEFT's {title} does not adapt"
   if converted.method.one_rank and len({row.rank for row in converted.rows}) > 1:
     return f"PEFT's {title} has one rank for all modules"
-  if not form.adapts_tied_head and naming.tied is not None and naming.tied[0] in tables:
-    return f"{naming.tied[0]} is tied to the head, which PEFT's {title} cannot adapt with it"
+  if not form.adapts_tied_head and naming.tied is not None and naming.tied.path in tables:
+    return f"{naming.tied.path} is tied to the head, which PEFT's {title} cannot adapt with it"
   if naming.conv1d and not form.adapts_conv1d:
     return f"PEFT's {title} does not adapt GPT-2's Conv1D layers"
   if form.bias_word is None and trained_modules(adapter.full)[1]:

@@ -6,11 +6,10 @@ The adapted modules are those that have tensors in the file; the config must nam
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora_exp.config import did_you_mean
 from lora_exp.lora.adapted_module import AdaptedModule
-from lora_exp.lora.methods import Method
 from lora_exp.lora.peft_files.adapted_model import AdaptedModel, AdapterFile
 from lora_exp.lora.peft_files.adapter_config import PeftConfig
 from lora_exp.lora.peft_files.config_fields import shortened
@@ -18,6 +17,14 @@ from lora_exp.lora.peft_files.experts import ExpertTensors, expert_kernels
 from lora_exp.lora.peft_files.names import BASE, OUTPUT_BIAS, PREFIX, TOKEN_ROWS, module_name, parameter_name
 from lora_exp.lora.peft_files.tensors import FileTensor, layout
 from lora_exp.lora.peft_format import LORA_KEYS
+
+
+class TokenTable(NamedTuple):
+  """New rows of an embedding table, for the tokens of `trainable_token_indices`."""
+
+  path: str  # of the table
+  ids: list[int]  # of the tokens
+  features: int
 
 
 @dataclass
@@ -82,8 +89,8 @@ class AdapterFileCheck:
     """The paths of the modules that have tensors. Adds a problem if the config names other modules."""
     config, tied = self.config, self.model.tied
     adapted = [path for path in self.names if path in self.stored]
-    if tied is not None and tied[2] in self.stored and tied[0] not in adapted:
-      adapted = [path for path in self.names if path in self.stored or path == tied[0]]
+    if tied is not None and tied.head in self.stored and tied.path not in adapted:
+      adapted = [path for path in self.names if path in self.stored or path == tied.path]
     unnamed = [path for path in adapted if not any(self._is_named(path, name) for name in self.names_of(path))]
     if any(pattern.too_slow for _, pattern in config.patterns):
       return adapted  # `tensor_comparison` reports it
@@ -105,8 +112,8 @@ class AdapterFileCheck:
   def _is_named(self, path: str, name: str) -> bool:
     """Whether the config adapts the module at `path` under the name `name`."""
     tied = self.model.tied
-    if tied is not None and path == tied[0]:
-      return self.config.adapts(name, False) or self.config.adapts(tied[2], False)
+    if tied is not None and path == tied.path:
+      return self.config.adapts(name, False) or self.config.adapts(tied.head, False)
     return self.config.adapts(name, self._is_linear(path))
 
   def _is_linear(self, path: str) -> bool:
@@ -141,7 +148,7 @@ class AdapterFileCheck:
     fan_in, fan_out = self.model.shapes[path]
     has_bias = f"{path}.bias" in self.model.full_shapes
     row = AdaptedModule(path, fan_in, fan_out, rank, alpha, self.config.scale(alpha, rank), has_bias=has_bias)
-    count = trained_size(self.method, row, self.method.peft_leaf_names(self.names[path], self.config.values))
+    count = self.method.trained_size(self.method.peft_leaf_names(self.names[path], self.config.values), row)
     return replace(row, parameters=math.prod(self.leads.get(path, ())) * count)
 
   def _method_problems(self) -> None:
@@ -163,7 +170,7 @@ class AdapterFileCheck:
     """Returns the keys of rank_pattern and alpha_pattern that match no adapted module, by the name of the field."""
     tied = self.model.tied
     names = {name for row in self.rows for name in self.names_of(row.path)}
-    names |= {tied[2]} if tied is not None and any(row.path == tied[0] for row in self.rows) else set()
+    names |= {tied.head} if tied is not None and any(row.path == tied.path for row in self.rows) else set()
     names |= {pair.module for pairs in self.experts.factors.values() for pair in pairs} if self.experts else set()
     fields = {"rank_pattern": self.config.ranks, "alpha_pattern": self.config.alphas}
     unused = {
@@ -197,7 +204,7 @@ class AdapterFileCheck:
   def _module_names(self, owner: str) -> list[str]:
     """PEFT's names of the module at the path `owner`; a tied table is also the head."""
     tied = self.model.tied
-    return [module_name(self.naming, owner), *([tied[2]] if tied is not None and owner == tied[0] else [])]
+    return [module_name(self.naming, owner), *([tied.head] if tied is not None and owner == tied.path else [])]
 
   def _other_parameters(self) -> dict[str, FileTensor]:
     """The parameters of the base in the file that are not trained, which PEFT loads too; usually the embeddings."""
@@ -206,23 +213,23 @@ class AdapterFileCheck:
     for path, shape in self.model.full_shapes.items():
       name, transposed = parameter_name(self.naming, path)
       owner, _, leaf = name.rpartition(".")
-      owners = [owner, *([tied[2]] if tied is not None and path == f"{tied[0]}.embedding" else [])]
+      owners = [owner, *([tied.head] if tied is not None and path == f"{tied.path}.embedding" else [])]
       candidates = [f"{PREFIX}{module}.{part}{leaf}" for module in owners for part in ("", f"{BASE}.")]
       for standard in candidates:
         if standard in self.file.entries and standard not in self.file_tensors:
           found[standard] = FileTensor(path, "", shape[::-1] if transposed else shape, transposed)
     return found
 
-  def _token_tables(self) -> dict[str, tuple[str, list[int], int]]:
-    """(path of the table, token ids, features) of the tensors with rows of `trainable_token_indices`, by name.
+  def _token_tables(self) -> dict[str, TokenTable]:
+    """The tensors with rows of `trainable_token_indices`, by name.
 
     PEFT may also store the rows of the table as those of the head that is tied to it.
     """
     found, used = {}, set()
     tensors = {name: tensor for name, tensor in self.file.names.tensors.items() if tensor.suffix == TOKEN_ROWS}
     for standard, tensor in tensors.items():
-      if self.model.tied is not None and tensor.path == self.model.tied[2]:
-        original = f"{PREFIX}{self.model.tied[1]}.{TOKEN_ROWS}"
+      if self.model.tied is not None and tensor.path == self.model.tied.head:
+        original = f"{PREFIX}{self.model.tied.table}.{TOKEN_ROWS}"
         if original in tensors and not self.file.differ(original, standard):
           tensor = tensors[original]
       if tensor.path not in self.model.shapes:
@@ -234,10 +241,10 @@ class AdapterFileCheck:
         ids = self.config.token_rows[keys[0]]
         if any(i >= vocabulary for i in ids):
           self.config_problem(f"trainable_token_indices has token {max(ids):,}; the model has {vocabulary:,} tokens")
-        found[standard] = (tensor.path, ids, features)
+        found[standard] = TokenTable(tensor.path, ids, features)
     if not used.issuperset(self.config.token_rows):
       self.file_problem("the rows of trainable_token_indices are missing")
-    changed = [name for name, (path, _, _) in found.items() if any(path == row.path for row in self.rows)]
+    changed = [name for name, table in found.items() if any(table.path == row.path for row in self.rows)]
     if changed:
       self.config_problem(f"{changed[0]} and an adapter of the same table: not supported")
     return found
@@ -259,9 +266,4 @@ def _is_shape(value: Any) -> bool:
   if not isinstance(value, list):
     return False
   return all(isinstance(size, int) and not isinstance(size, bool) and 0 < size < 10**6 for size in value)
-
-
-def trained_size(method: Method, row: AdaptedModule, leaf_names: Sequence[str]) -> int:
-  """Returns the number of trained parameters of one kernel."""
-  return method.trained_size(leaf_names, row)
 

@@ -75,7 +75,7 @@ def peft_naming(cfg: ModelConfig, family: Family) -> lora.Naming | None:
     prefix=family.names.prefix,
     bare=bare,
     conv1d=not family.names.transposed,
-    tied=(tables[0], bare[0]) if (cfg.arch or ArchConfig()).tied else None,
+    tied=lora.TiedHead(tables[0], bare[0]) if (cfg.arch or ArchConfig()).tied else None,
     model_type=cfg.family,
     tables=tables,
     experts=tuple(ExpertNames(row.ours, row.stored) for row in family.names.experts),
