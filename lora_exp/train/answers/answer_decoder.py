@@ -10,10 +10,11 @@ from lora_exp.data.tokenization import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.host_arrays import on_host, put_equal
+from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Program, Tree, assemble
 from lora_exp.train.compute.step import over_trials
-from lora_exp.train.sampling.decode import Decoder, PromptRows, pad_left, power_of_two
+from lora_exp.train.sampling.decode import Decoder, PromptRows, pad_left
 
 MOST_PROMPTS = 128  # prompts decoded in one batch
 CACHE_BYTES = 2**30  # of the keys and values of one batch for all trials; with more, batches have fewer prompts

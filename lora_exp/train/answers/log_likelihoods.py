@@ -8,11 +8,11 @@ import numpy as np
 
 from lora_exp.config import InputError
 from lora_exp.data.encoding.records import Batch
+from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Tree
 from lora_exp.train.evaluating.evaluation import SEGMENTS
 from lora_exp.train.job import Job
-from lora_exp.train.sampling.decode import power_of_two
 
 SHORTEST = 32  # positions of a row, at least: widths are powers of two, so that few programs are compiled
 

@@ -10,6 +10,7 @@ from lora_exp.data.document_rows import HALVES, REPORT, document_numbers, halves
 from lora_exp.data.encoding.records import Batch
 from lora_exp.data.pipeline import eval_rows
 from lora_exp.data.rows import Rows
+from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.runtime.segments import segment_sums
 from lora_exp.train.evaluating.evaluation import COUNTS
 from lora_exp.train.plan import Plan
@@ -81,7 +82,7 @@ def held_out_documents(
   found, inverse = np.unique(numbers[learned], return_inverse=True)
   index = np.full(learned.shape, len(found))
   index[learned] = inverse
-  unlabelled = HeldOutDocuments(_power_of_two(segments), list(index), {}, np.zeros(len(found), np.uint8), False)
+  unlabelled = HeldOutDocuments(power_of_two(segments), list(index), {}, np.zeros(len(found), np.uint8), False)
   counts = {name: unlabelled.sum(list(values)) for name, values in counts_KBS.items()}
   divided = cfg.data.split == "halves" and len(found) > 1
   half = halves(counts["count"]) if divided else np.full(len(found), REPORT, np.uint8)
@@ -93,8 +94,3 @@ def _counts(batch: Batch, segments: int, byte_lengths: np.ndarray | None) -> dic
   """The counts of each segment of a batch, (B, S)."""
   counts = {name: count(batch, byte_lengths) for name, count in COUNTS.items()}
   return {name: segment_sums(x, batch.get("segments"), segments) for name, x in counts.items() if x is not None}
-
-
-def _power_of_two(n: int) -> int:
-  """The smallest power of two that is at least `n`, so that few programs are compiled."""
-  return 1 << (n - 1).bit_length()

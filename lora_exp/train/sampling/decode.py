@@ -18,6 +18,7 @@ from lora_exp.config import SampleConfig
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime.axis_rules import BATCH
 from lora_exp.runtime.mesh import Layout
+from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.train.compute.program import Tree
 
 Array = jax.Array
@@ -44,11 +45,6 @@ class PromptRows(NamedTuple):
   room_B: np.ndarray  # maximum number of tokens to generate
   key_B: Array  # sampling keys
   width: np.int32  # number of slots of the padded prompts
-
-
-def power_of_two(n: int) -> int:
-  """The smallest power of two that is at least `n`."""
-  return 1 << max(0, n - 1).bit_length()
 
 
 def pad_left(prompts: Sequence[Sequence[int]], longest: int | None = None) -> tuple[np.ndarray, np.ndarray]:

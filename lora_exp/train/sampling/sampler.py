@@ -18,9 +18,10 @@ from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime import console
 from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.host_arrays import on_host, put_equal
+from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Program, Tree, assemble
-from lora_exp.train.sampling.decode import BLOCK, NOT_FINITE, Decoder, PromptRows, pad_left, power_of_two
+from lora_exp.train.sampling.decode import BLOCK, NOT_FINITE, Decoder, PromptRows, pad_left
 
 MOST_ROWS = 32  # prompts decoded in one batch
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # the decoded form of bytes that are not (yet) a character
