@@ -39,10 +39,7 @@ class HeldOutDocuments:
 
   def sum(self, batch_segments: Sequence[np.ndarray]) -> np.ndarray:
     """The sums (D,) float64 over the segments (B, S) of each batch."""
-    total_D = np.zeros(len(self.half) + 1)
-    for index_BS, values_BS in zip(self.index, batch_segments, strict=True):
-      total_D += np.bincount(index_BS.ravel(), np.asarray(values_BS, np.float64).ravel(), len(total_D))
-    return total_D[:-1]
+    return _document_sums(self.index, batch_segments, len(self.half))
 
   def half_metrics(self, sums: Sums, whole: Mapping[str, float]) -> dict[str, dict[str, float]] | None:
     """The metrics of each half by its name, from the `sums` of each document; None if there are no halves.
@@ -67,27 +64,40 @@ def held_out_documents(
   plan: Plan, rows: Rows, batches: Sequence[Batch], byte_lengths: np.ndarray | None
 ) -> HeldOutDocuments:
   """The documents in the held-out `batches` of the run `plan`, on the host."""
-  cfg = plan.cfg
   segments = 1 if rows.features else max(int(batch["segments"].max()) for batch in batches)
-  chosen = eval_rows(rows, cfg.train.eval_tokens)
-  numbers_RS = document_numbers(rows, cfg.data, chosen, plan.tokenizer.eot, segments)
   parts = [_counts(batch, segments, byte_lengths) for batch in batches]
   counts_KBS = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-  learned = counts_KBS["count"] > 0
-  numbers = np.zeros(learned.shape, np.int64)
-  numbers.reshape(-1, segments)[: len(numbers_RS)] = numbers_RS
-  if len(np.unique(numbers[learned])) < 2:
-    batch_rows = learned.shape[0] * learned.shape[1]
-    numbers = np.broadcast_to(np.arange(batch_rows).reshape(*learned.shape[:2], 1), learned.shape)
-  found, inverse = np.unique(numbers[learned], return_inverse=True)
-  index = np.full(learned.shape, len(found))
-  index[learned] = inverse
-  unlabelled = HeldOutDocuments(power_of_two(segments), list(index), {}, np.zeros(len(found), np.uint8), False)
-  counts = {name: unlabelled.sum(list(values)) for name, values in counts_KBS.items()}
-  divided = cfg.data.split == "halves" and len(found) > 1
-  half = halves(counts["count"]) if divided else np.full(len(found), REPORT, np.uint8)
-  padded = [np.pad(x, ((0, 0), (0, unlabelled.segments - segments)), constant_values=len(found)) for x in index]
-  return HeldOutDocuments(unlabelled.segments, padded, counts, half, divided)
+  index_KBS, count = _document_index(plan, rows, counts_KBS["count"] > 0)
+  counts = {name: _document_sums(list(index_KBS), list(values), count) for name, values in counts_KBS.items()}
+  divided = plan.cfg.data.split == "halves" and count > 1
+  half = halves(counts["count"]) if divided else np.full(count, REPORT, np.uint8)
+  unused = power_of_two(segments) - segments
+  index_KBS = np.pad(index_KBS, ((0, 0), (0, 0), (0, unused)), constant_values=count)
+  return HeldOutDocuments(segments + unused, list(index_KBS), counts, half, divided)
+
+
+def _document_index(plan: Plan, rows: Rows, learned_KBS: np.ndarray) -> tuple[np.ndarray, int]:
+  """The document of each segment, and the number D of documents; D for segments that are not `learned`."""
+  batches, batch_rows, segments = learned_KBS.shape
+  chosen = eval_rows(rows, plan.cfg.train.eval_tokens)
+  numbers_RS = document_numbers(rows, plan.cfg.data, chosen, plan.tokenizer.eot, segments)
+  numbers_KBS = np.zeros(learned_KBS.shape, np.int64)
+  numbers_KBS.reshape(-1, segments)[: len(numbers_RS)] = numbers_RS
+  if len(np.unique(numbers_KBS[learned_KBS])) < 2:  # each row counts as a document
+    row_numbers = np.arange(batches * batch_rows).reshape(batches, batch_rows, 1)
+    numbers_KBS = np.broadcast_to(row_numbers, learned_KBS.shape)
+  found, inverse = np.unique(numbers_KBS[learned_KBS], return_inverse=True)
+  index_KBS = np.full(learned_KBS.shape, len(found))
+  index_KBS[learned_KBS] = inverse
+  return index_KBS, len(found)
+
+
+def _document_sums(index: Sequence[np.ndarray], batch_segments: Sequence[np.ndarray], count: int) -> np.ndarray:
+  """The sums (D,) float64 over the segments (B, S) of each batch; `index` is that of `HeldOutDocuments`."""
+  total_D = np.zeros(count + 1)  # the last one is that of segments without a document
+  for index_BS, values_BS in zip(index, batch_segments, strict=True):
+    total_D += np.bincount(index_BS.ravel(), np.asarray(values_BS, np.float64).ravel(), len(total_D))
+  return total_D[:-1]
 
 
 def _counts(batch: Batch, segments: int, byte_lengths: np.ndarray | None) -> dict[str, np.ndarray]:
