@@ -104,15 +104,14 @@ def step_metrics(outputs: Mapping[str, Any], counts: Sequence[Mapping[str, float
   `counts` are those of each trial's batch. The step's `count` takes precedence; it is at least 1, so that a batch
   without targets does not divide by 0.
   """
-  values = {name: np.asarray(x) for name, x in outputs.items() if name != "sums"}
   sums_N = {name: np.asarray(x) for name, x in outputs["sums"].items()}
-  trials = [
-    metric_values({**trial_counts, **{name: x[n] for name, x in sums_N.items()}})
-    for n, trial_counts in enumerate(counts)
-  ]
-  return {name: np.array([metrics[name] for metrics in trials]) for name in trials[0]} | {
-    name: x for name, x in values.items() if name != "loss"
-  }
+  trials = []
+  for n, trial_counts in enumerate(counts):
+    trial_sums = {name: x[n] for name, x in sums_N.items()}
+    trials.append(metric_values({**trial_counts, **trial_sums}))
+  metrics = {name: np.array([trial[name] for trial in trials]) for name in trials[0]}
+  others = {name: np.asarray(x) for name, x in outputs.items() if name not in ("sums", "loss")}
+  return metrics | others
 
 
 def _pauses(step: int, cadence: Cadence) -> bool:
