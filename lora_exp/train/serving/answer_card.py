@@ -17,7 +17,7 @@ from lora_exp.train.compute.program import Tree, assemble
 from lora_exp.train.compute.step import features
 from lora_exp.train.loaded_run import LoadedRun
 from lora_exp.train.sampling.sampler import Sampler, prompt_format
-from lora_exp.train.serving.card_file import ADAPTED, BASE, VERSION, Row, scale_name
+from lora_exp.train.serving.card_file import ADAPTED, BASE, VERSION, WITHOUT, Row, scale_name
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.", "Once upon a time",
            "List three colors:")  # in addition to those of the run
@@ -130,7 +130,7 @@ def _wrong_models(run: LoadedRun, adapted: Weights) -> list[tuple[str, Weights]]
   if not modules:
     return []
   changed = [(scale_name(factor), trial.scale * factor) for factor in SCALES]
-  changed += [(f"without {name}", trial.scale * jnp.asarray(mask, jnp.float32)) for name, mask in _masks(modules)]
+  changed += [(f"{WITHOUT}{name}", trial.scale * jnp.asarray(mask, jnp.float32)) for name, mask in _masks(modules)]
   return [(name, (params, trial._replace(scale=scale), frozen)) for name, scale in changed]
 
 

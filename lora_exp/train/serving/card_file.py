@@ -20,6 +20,7 @@ from lora_exp.runtime.json_files import read_json_object
 CARD = "answers.json"
 VERSION = 1
 BASE, ADAPTED = "base", "adapted"
+WITHOUT = "without "  # before the name of a part, for the adapter without it
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its continuation
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from lora_exp.train.serving.card_file import ADAPTED, BASE, scale_of
+from lora_exp.train.serving.card_file import ADAPTED, BASE, WITHOUT, scale_of
 
 EXPLAINED = 0.15  # a cause is accepted if it leaves at most this share of the difference
 FACTORS = 1000  # factors between the smallest and the largest of the card that are tried
 QUANTISED = 0.5  # largest share by which the adapter's effect differs on a quantised base
 NEAR = 0.5  # with a measured base: share of the difference from the card's base that must be the same
+NOT_APPLIED = "the adapter is not applied: the server answers as the base does"
+Cause = tuple[float, str, str]  # what it leaves unexplained, the kind of fault, and a sentence
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ def diagnose(card: Mapping[str, Any], measured: Measured, tolerance: float) -> D
   difference = given - models[ADAPTED]
   largest = float(np.abs(difference).max())
   effect = float(np.abs(models[ADAPTED] - models[BASE]).max())
-  fault = None if largest <= tolerance else _fault(models, given, measured, card, tolerance)
-  if fault is not None:
-    return Diagnosis(*fault, largest, count)
+  if largest > tolerance:
+    own_base = None if measured.base is None else _flat(measured.base)[known]
+    return Diagnosis(*_fault(models, given, own_base, tolerance), largest, count)
   if measured.template is not None:
     return Diagnosis("template", measured.template, largest, count)
   if effect <= 2 * tolerance:
@@ -63,41 +65,62 @@ def diagnose(card: Mapping[str, Any], measured: Measured, tolerance: float) -> D
 
 
 def _fault(
-  models: Mapping[str, np.ndarray], given: np.ndarray, measured: Measured, card: Mapping[str, Any], tolerance: float
+  models: Mapping[str, np.ndarray], given: np.ndarray, own_base: np.ndarray | None, tolerance: float
 ) -> tuple[str, str]:
-  """(kind, sentence) of the fault that explains the difference best."""
-  own_base = None if measured.base is None else _flat(measured.base)[np.isfinite(_flat(measured.adapted))]
-  if own_base is not None and _worst(own_base, models[BASE]) > max(tolerance, NEAR * _worst(given, models[ADAPTED])):
-    text = (f"another base: without the adapter, its log-probabilities differ by up to "
-            f"{_worst(own_base, models[BASE]):.2g} nats from those of the base that was trained on")
-    effect = models[ADAPTED] - models[BASE]
-    both = np.isfinite(own_base)
-    if both.any() and _rms((given - own_base - effect)[both]) <= QUANTISED * _rms(effect[both]):
-      text += (". The adapter changes them as it should, so this may be the same base in fewer bits: serve it as f16, "
-               f"or allow verify.tolerance={2 * _worst(given, models[ADAPTED]):.1g}")
-    return "base", text
-  total = _rms(given - models[ADAPTED])
-  allowed = max(tolerance, EXPLAINED * total)
+  """(kind, sentence) of the fault that explains the difference best.
+
+  `given` are the log-probabilities of the server, and `own_base` those of its base if they were measured.
+  """
+  if own_base is not None:
+    problem = _base_problem(models, given, own_base, tolerance)
+    if problem is not None:
+      return "base", problem
   not_applied = _rms(given - models[BASE])
-  if not_applied <= tolerance or own_base is not None and _worst(given, own_base) <= tolerance:
-    return "not applied", "the adapter is not applied: the server answers as the base does"
-  causes: list[tuple[float, str, str]] = []
+  answers_as_base = own_base is not None and _worst(given, own_base) <= tolerance
+  if not_applied <= tolerance or answers_as_base:
+    return "not applied", NOT_APPLIED
+  causes = [_scale_cause(models, given), *_missing_causes(models, given)]
   if own_base is None:
-    causes.append((not_applied, "not applied", "the adapter is not applied: the server answers as the base does"))
-  residual, factor = _best_scale(models, given)
-  text = f"the update is multiplied by about {factor:.2g}: check alpha, rank and use_rslora"
-  causes.append((residual, "scale", text))
-  for name, values in models.items():
-    if name.startswith("without "):
-      what = name.removeprefix("without ")
-      causes.append((_rms(given - values), "missing", f"the adapter of {what} is missing"))
+    causes.append((not_applied, "not applied", NOT_APPLIED))
   residual, kind, text = min(causes)
-  if residual <= allowed:
+  if residual <= max(tolerance, EXPLAINED * _rms(given - models[ADAPTED])):
     return kind, text
-  same_base = own_base is not None
-  rest = ("the base is right, so the adapter's values differ: another adapter, or tensors in another order" if same_base
-          else "another base or another adapter: no wrong scale and no missing part explains the answers")
-  return "adapter" if same_base else "base", rest
+  if own_base is not None:
+    return "adapter", ("the base is right, so the adapter's values differ: another adapter, or tensors in another "
+                       "order")
+  return "base", "another base or another adapter: no wrong scale and no missing part explains the answers"
+
+
+def _base_problem(
+  models: Mapping[str, np.ndarray], given: np.ndarray, own_base: np.ndarray, tolerance: float
+) -> str | None:
+  """The problem with the server's base; None if it is the base of the card."""
+  distance, error = _worst(own_base, models[BASE]), _worst(given, models[ADAPTED])
+  if distance <= max(tolerance, NEAR * error):
+    return None
+  text = (f"another base: without the adapter, its log-probabilities differ by up to {distance:.2g} nats from those of "
+          "the base that was trained on")
+  effect = models[ADAPTED] - models[BASE]
+  both = np.isfinite(own_base)
+  if both.any() and _rms((given - own_base - effect)[both]) <= QUANTISED * _rms(effect[both]):
+    text += (". The adapter changes them as it should, so this may be the same base in fewer bits: serve it as f16, "
+             f"or allow verify.tolerance={2 * error:.1g}")
+  return text
+
+
+def _scale_cause(models: Mapping[str, np.ndarray], given: np.ndarray) -> Cause:
+  """A wrong scale."""
+  residual, factor = _best_scale(models, given)
+  return residual, "scale", f"the update is multiplied by about {factor:.2g}: check alpha, rank and use_rslora"
+
+
+def _missing_causes(models: Mapping[str, np.ndarray], given: np.ndarray) -> list[Cause]:
+  """A missing part of the adapter, for each part of which the card has the model without it."""
+  return [
+    (_rms(given - values), "missing", f"the adapter of {name.removeprefix(WITHOUT)} is missing")
+    for name, values in models.items()
+    if name.startswith(WITHOUT)
+  ]
 
 
 def _best_scale(models: Mapping[str, np.ndarray], given: np.ndarray) -> tuple[float, float]:
