@@ -1,6 +1,9 @@
 """The declarations of methods, read from their files without importing them, because they import jax.
 
-A method whose sizes depend on its own functions (IA³) is imported after all.
+Importing jax would take most of the time of task=plan. What is read are the attributes of `MethodDeclaration` that the
+class of a method, and the classes that it inherits from, set to a literal value. `leaves` may also be
+{"name": Leaf(…)}, `Base.leaves`, or a union of these. A method with other values, or whose functions compute what it
+declares (IA³), is imported after all.
 """
 
 import ast
@@ -17,6 +20,10 @@ BASE = "Method"  # the class in methods/base.py that all methods derive from
 COMPUTED = {"leaf_names", "sizes", "trained_size", "check"}  # functions that a declaration alone does not have
 
 
+class UnreadableError(Exception):
+  """A declaration that only importing the method gives."""
+
+
 def declared_of(config: LoraConfig) -> MethodDeclaration:
   """The declaration of the method of `config`. Raises InputError if there is no such method."""
   declared = _declared(config.method) if config.init in INITS else None
@@ -31,68 +38,75 @@ def _declared(name: str) -> MethodDeclaration | None:
   """The declaration in the file of the method `name`; None if there is none, or if it must be imported."""
   if name not in method_names():
     return None
+  try:
+    return _read_class(name)()
+  except UnreadableError:
+    return None
+
+
+def _read_class(name: str) -> type[MethodDeclaration]:
+  """The class in the file of the method `name`, with the declared attributes. Raises UnreadableError."""
   tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
   for node in tree.body:
-    if isinstance(node, ast.ClassDef) and _assigned(node).get("name") == name:
-      cls = _class_of(node, tree)
-      return cls() if cls is not None else None
-  return None
+    if isinstance(node, ast.ClassDef):
+      assignments = _assignments(node)
+      if "name" in assignments and _literal(assignments["name"]) == name:
+        return _class_of(node, _base_class(node, tree))
+  raise UnreadableError(f"{name}.py has no class with name = {name!r}")
 
 
-def _class_of(node: ast.ClassDef, tree: ast.Module) -> type[MethodDeclaration] | None:
-  """A class with the declared attributes of `node`, a class of the module `tree`; None if it must be imported."""
-  if len(node.bases) != 1 or not isinstance(node.bases[0], ast.Name):
-    return None
+def _class_of(node: ast.ClassDef, base: type[MethodDeclaration]) -> type[MethodDeclaration]:
+  """A class derived from `base` with the declared attributes of `node`."""
   if COMPUTED & {child.name for child in node.body if isinstance(child, ast.FunctionDef)}:
-    return None
-  base = MethodDeclaration if node.bases[0].id == BASE else _imported_class(node.bases[0].id, tree)
-  if base is None:
-    return None
-  attributes = {key: value for key, value in _assigned(node).items() if hasattr(base, key) or key in ("name", "title")}
-  for child in node.body:
-    if isinstance(child, ast.Assign) and isinstance(child.targets[0], ast.Name) and child.targets[0].id == "leaves":
-      leaves = _leaves(child.value, base)
-      if leaves is None:
-        return None
-      attributes["leaves"] = leaves
+    raise UnreadableError(f"{node.name} computes what it declares")
+  attributes: dict[str, Any] = {}
+  for name, expression in _assignments(node).items():
+    if name == "leaves":
+      attributes[name] = _leaves(expression, base)
+    elif hasattr(MethodDeclaration, name) or name in MethodDeclaration.__annotations__:
+      attributes[name] = _literal(expression)
   return type(node.name, (base,), attributes)
 
 
-def _imported_class(name: str, tree: ast.Module) -> type[MethodDeclaration] | None:
-  """The class `name` that the module `tree` imports from another file of the folder."""
-  for node in tree.body:
-    if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
-      declared = _declared(str(node.module).rpartition(".")[2])
-      return type(declared) if declared is not None else None
-  return None
+def _base_class(node: ast.ClassDef, tree: ast.Module) -> type[MethodDeclaration]:
+  """The class that `node`, a class of the module `tree`, inherits from: `Method`, or that of another method."""
+  names = [base.id for base in node.bases if isinstance(base, ast.Name)]
+  if names == [BASE]:
+    return MethodDeclaration
+  for statement in tree.body:
+    if isinstance(statement, ast.ImportFrom) and [alias.name for alias in statement.names if alias.name in names]:
+      return _read_class(str(statement.module).rpartition(".")[2])
+  raise UnreadableError(f"{node.name} does not inherit from a method of another file")
 
 
-def _assigned(node: ast.ClassDef) -> dict[str, Any]:
-  """The literal values that the body of a class assigns, by name."""
-  values = {}
+def _assignments(node: ast.ClassDef) -> dict[str, ast.expr]:
+  """The expressions that the body of a class assigns, by name."""
+  assignments = {}
   for child in node.body:
     if isinstance(child, ast.Assign) and isinstance(child.targets[0], ast.Name):
-      try:
-        values[child.targets[0].id] = ast.literal_eval(child.value)
-      except ValueError:
-        continue  # an expression, such as the format of files
-  return values
+      assignments[child.targets[0].id] = child.value
+  return assignments
 
 
-def _leaves(node: ast.expr, base: type[MethodDeclaration]) -> dict[str, Leaf] | None:
-  """The value of an expression of leaves: {"name": Leaf(…)}, `Base.leaves`, or a union of these; None for others."""
-  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-    left, right = _leaves(node.left, base), _leaves(node.right, base)
-    return None if left is None or right is None else left | right
-  if isinstance(node, ast.Attribute) and node.attr == "leaves":
+def _literal(expression: ast.expr) -> Any:
+  try:
+    return ast.literal_eval(expression)
+  except ValueError:
+    raise UnreadableError(f"{ast.unparse(expression)} is no literal value") from None
+
+
+def _leaves(expression: ast.expr, base: type[MethodDeclaration]) -> dict[str, Leaf]:
+  """The value of an expression of leaves: {"name": Leaf(…)}, `Base.leaves`, or a union of these."""
+  if isinstance(expression, ast.BinOp) and isinstance(expression.op, ast.BitOr):
+    return _leaves(expression.left, base) | _leaves(expression.right, base)
+  if isinstance(expression, ast.Attribute) and expression.attr == "leaves":
     return dict(base.leaves)
-  if not isinstance(node, ast.Dict):
-    return None
+  if not isinstance(expression, ast.Dict):
+    raise UnreadableError(f"{ast.unparse(expression)} is no dict of leaves")
   leaves = {}
-  for key, value in zip(node.keys, node.values, strict=True):
-    if not isinstance(key, ast.Constant) or not isinstance(value, ast.Call):
-      return None
-    arguments = [ast.literal_eval(argument) for argument in value.args]
-    options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in value.keywords}
-    leaves[str(key.value)] = Leaf(*arguments, **options)
+  for key, value in zip(expression.keys, expression.values, strict=True):
+    if key is None or not isinstance(value, ast.Call):
+      raise UnreadableError(f"{ast.unparse(expression)} is no dict of leaves")
+    options = {str(keyword.arg): _literal(keyword.value) for keyword in value.keywords}
+    leaves[str(_literal(key))] = Leaf(*map(_literal, value.args), **options)
   return leaves
