@@ -1,6 +1,7 @@
 """Combination of several adapters into one: a weighted sum of updates, exact or at a given rank, or TIES merging."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from lora_exp.config import InputError
 from lora_exp.config.errors import did_you_mean
 from lora_exp.lora.adapted_module import AdaptedModule
 from lora_exp.lora.adapter import Adapter
+from lora_exp.lora.methods import Leaves, Method
 from lora_exp.lora.resizing import as_dtype, balanced, columns, not_finite, rank_problems, row_of, update_IO
 from lora_exp.runtime.spectrum import thin_svd, whole_svd
 
@@ -44,30 +46,40 @@ def combine_adapters(
   if problems:
     raise InputError(problems)
   rows, leaves = [], {}
-  for row in {row.path: row for adapter in adapters for row in adapter.rows}.values():
-    owners = [
-      (adapter, weight, module)
-      for adapter, weight in zip(adapters, weights, strict=True)
-      for module in adapter.rows
-      if module.path == row.path
-    ]
-    products = [_thin_product(adapter, module, float(weight)) for adapter, weight, module in owners]
-    combined = _combine(row.path, products, how, rank, density)
-    sources = [x for adapter, _, _ in owners for x in adapter.leaves[row.path].values()]
-    leaves[row.path] = as_dtype(combined, sources)
-    combined_rank = leaves[row.path]["lora_a"].shape[-1]
-    rows.append(row_of(row.path, row.fan_in, row.fan_out, combined_rank, 1.0, "lora", leaves[row.path]))
+  for path, updates in _updates_by_module(adapters, weights).items():
+    combined = _combine(path, [update.thin_product() for update in updates], how, rank, density)
+    leaves[path] = as_dtype(combined, [x for update in updates for x in update.leaves.values()])
+    row, combined_rank = updates[0].row, leaves[path]["lora_a"].shape[-1]
+    rows.append(row_of(path, row.fan_in, row.fan_out, combined_rank, 1.0, "lora", leaves[path]))
   return Adapter("lora", tuple(rows), leaves)
 
 
-def _thin_product(adapter: Adapter, row: AdaptedModule, weight: float) -> ThinProduct:
-  """P and Q of weight·ΔW, by SVD if the method has no thin factors."""
-  leaves, scale = adapter.leaves[row.path], weight * row.scale
-  product = columns(adapter.kind, leaves, scale)
-  if product is not None:
-    return product
-  u, sigma, vt = whole_svd(update_IO(adapter.kind, leaves, scale))
-  return u * sigma[..., None, :], vt
+class _WeightedUpdate(NamedTuple):
+  """weight·ΔW of one module of one adapter."""
+
+  kind: Method
+  row: AdaptedModule
+  leaves: Leaves
+  weight: float
+
+  def thin_product(self) -> ThinProduct:
+    """P and Q, by SVD if the method has no thin factors."""
+    scale = self.weight * self.row.scale
+    product = columns(self.kind, self.leaves, scale)
+    if product is not None:
+      return product
+    u, sigma, vt = whole_svd(update_IO(self.kind, self.leaves, scale))
+    return u * sigma[..., None, :], vt
+
+
+def _updates_by_module(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, list[_WeightedUpdate]]:
+  """The updates that are combined in each module, by path."""
+  updates: dict[str, list[_WeightedUpdate]] = {}
+  for adapter, weight in zip(adapters, weights, strict=True):
+    for row in adapter.rows:
+      update = _WeightedUpdate(adapter.kind, row, adapter.leaves[row.path], float(weight))
+      updates.setdefault(row.path, []).append(update)
+  return updates
 
 
 def _combine(
