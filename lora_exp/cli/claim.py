@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_exp.config.errors import InUseError
-from lora_exp.config.override_grammar import typed
+from lora_exp.config.override_grammar import typed as typed_setting
 from lora_exp.runtime.disk_errors import write_error
 from lora_exp.runtime.run_files import CHECKPOINTS, CONFIG, LEDGER, LOCK, METRICS_FILE, MULTIRUN
 
@@ -65,7 +65,7 @@ def _claim_existing(path: Path, sweep: bool) -> Claim:
     return Claim(path, None, names)
   if marks := sorted(names & set(RUN_MARKS)):
     raise InUseError(f"{path}: already contains a run ({marks[0]}); choose another directory, "
-                     f"or resume that run with {typed('train.resume', str(path))}")
+                     f"or resume that run with {typed_setting('train.resume', str(path))}")
   (path / LOCK).touch()
   return Claim(path, None, names)
 

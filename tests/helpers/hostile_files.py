@@ -20,7 +20,8 @@ from tokenizer_files import CHATML, byte_level, gguf_file, sentencepiece_model, 
 from lora_exp import lora
 from lora_exp.config.errors import InputError
 from lora_exp.data.chats.chat_template import chat_template
-from lora_exp.data.formats.row_formats import TEXT, file_rows, find_format
+from lora_exp.data.formats.file_formats import TEXT
+from lora_exp.data.formats.row_formats import file_rows, find_format
 from lora_exp.data.prompts import read_prompts
 from lora_exp.data.tokenization.tokenizer_files import read_tokenizer
 from lora_exp.models.hf_config import from_hf
