@@ -20,8 +20,7 @@ from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.run_files import EVALUATIONS
 from lora_exp.train.answers.requested_metrics import Evaluator, make_evaluators
-from lora_exp.train.compute.hyperparameters import Hyperparameters
-from lora_exp.train.compute.program import Tree
+from lora_exp.train.compute.program import Weights
 from lora_exp.train.eval_harness.harness import run_harness
 from lora_exp.train.evaluating.evaluation import Evaluation, byte_lengths, held_out, put_eval_batches
 from lora_exp.train.evaluating.held_out_documents import held_out_documents
@@ -84,7 +83,7 @@ def evaluations(
     evaluators = make_evaluators(plan.cfg, job, plan.tokenizer, rows, documents, batch_size)
     document_sums, evaluate = documents.sum, partial(job.evaluate, segments=documents.segments)
   put = plan.layout.put_batch if source.teacher is None else job.put
-  models: list[tuple[Tree, Hyperparameters, Tree]] = [loaded.base()]
+  models: list[Weights] = [loaded.base()]
   if with_trained:
     models.append((loaded.params, job.trials, loaded.frozen))
   for params, trials, frozen in models:

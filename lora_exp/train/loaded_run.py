@@ -17,7 +17,7 @@ from lora_exp.runtime.mesh import dotted, flatten
 from lora_exp.runtime.run_files import ADAPTER
 from lora_exp.train.base import make_base
 from lora_exp.train.compute.hyperparameters import Hyperparameters
-from lora_exp.train.compute.program import Tree, assemble
+from lora_exp.train.compute.program import Tree, Weights, assemble
 from lora_exp.train.compute.trial_padding import take_trial
 from lora_exp.train.costs.memory import require_memory
 from lora_exp.train.job import Job, make_job
@@ -52,7 +52,7 @@ class LoadedRun:
     sampler = make_sampler(self.job.program, self.plan.cfg, self.plan.tokenizer)
     return sampler(*self.single(), self.frozen, prompts)
 
-  def base(self) -> tuple[Tree, Hyperparameters, Tree]:
+  def base(self) -> Weights:
     """(params, trials, frozen) with which the job's program computes the base.
 
     The scales are 0. Parameters that are trained in full, or that the adapter's file changes, have their values in the

@@ -12,7 +12,7 @@ from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.host_arrays import on_host, put_equal
 from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.train.compute.hyperparameters import Hyperparameters
-from lora_exp.train.compute.program import Program, Tree, assemble
+from lora_exp.train.compute.program import Program, Tree, Weights, assemble
 from lora_exp.train.compute.step import over_trials
 from lora_exp.train.sampling.decode import Decoder, PromptRows, pad_left
 
@@ -50,14 +50,14 @@ class AnswerDecoder:
         of_trial += [row[row >= 0].tolist() for row in tokens_BM[: len(part)]]
     return answers
 
-  def _model(self, weights: tuple[Tree, Hyperparameters, Tree]) -> LanguageModel:
+  def _model(self, weights: Weights) -> LanguageModel:
     params, trial, frozen = weights
     return assemble(self.program, params, trial, frozen, None)
 
   def _batch_size(self, params: Tree, trials: Hyperparameters, frozen: Tree) -> int:
     """The number of prompts in a batch (B), a power of two, for which the caches of all trials fit CACHE_BYTES."""
 
-    def one_cache(weights: tuple[Tree, Hyperparameters, Tree]) -> Tree:
+    def one_cache(weights: Weights) -> Tree:
       return self._model(weights).empty_cache(1, self.slots)
 
     params, trial = jax.tree.map(_first_shape, (params, trials))

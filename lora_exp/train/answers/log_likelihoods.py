@@ -9,8 +9,7 @@ import numpy as np
 from lora_exp.config import InputError
 from lora_exp.data.encoding.records import Batch
 from lora_exp.runtime.padded_sizes import power_of_two
-from lora_exp.train.compute.hyperparameters import Hyperparameters
-from lora_exp.train.compute.program import Tree
+from lora_exp.train.compute.program import Weights
 from lora_exp.train.evaluating.evaluation import SEGMENTS
 from lora_exp.train.job import Job
 
@@ -25,7 +24,7 @@ class Continuation(NamedTuple):
 
 
 def log_likelihoods(
-  job: Job, model: tuple[Tree, Hyperparameters, Tree], texts: Sequence[Continuation], batch_size: int, max_len: int
+  job: Job, model: Weights, texts: Sequence[Continuation], batch_size: int, max_len: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """For each batch of `texts`: the log-likelihoods in nats, and whether greedy decoding yields them, each (N, B).
 

@@ -10,8 +10,7 @@ from lora_exp.train.benchmarks.bench_rows import Row
 from lora_exp.train.benchmarks.bench_step import rates
 from lora_exp.train.benchmarks.bench_subject import Subject
 from lora_exp.train.benchmarks.turns import WARM_UPS, FirstCalls, Side, spread, take_turns
-from lora_exp.train.compute.hyperparameters import Hyperparameters
-from lora_exp.train.compute.program import Tree
+from lora_exp.train.compute.program import Weights
 from lora_exp.train.sampling.sampler import Sampler, make_sampler
 
 GENERATE, TOGETHER = "generate", "together"  # sides
@@ -48,7 +47,7 @@ def _first(x: jax.Array) -> jax.Array:
 
 
 def _alone(
-  sampler: Sampler, weights: tuple[Tree, Hyperparameters, Tree], prompt: list[int], firsts: FirstCalls
+  sampler: Sampler, weights: Weights, prompt: list[int], firsts: FirstCalls
 ) -> Side:
   """Completes one prompt, as task=generate streams it."""
 
@@ -60,7 +59,7 @@ def _alone(
   return Side(work)
 
 
-def _together(sampler: Sampler, weights: tuple[Tree, Hyperparameters, Tree], prompt: list[int]) -> Side:
+def _together(sampler: Sampler, weights: Weights, prompt: list[int]) -> Side:
   """Completes several prompts in one batch."""
 
   def work(count: int) -> None:

@@ -19,6 +19,7 @@ from lora_exp.runtime.mesh import Layout
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 
 Tree = Any  # nested dicts of arrays
+Weights = tuple[Tree, Hyperparameters, Tree]  # params, hyperparameters and frozen arrays, of one model or of N trials
 ADAPTER = nnx.Any(nnx.LoRAParam, Constant)  # variables that differ between trials
 
 

@@ -17,8 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from lora_exp.config import InputError, SampleConfig
 from lora_exp.runtime import console
 from lora_exp.train.answers.log_likelihoods import Continuation, log_likelihoods
-from lora_exp.train.compute.hyperparameters import Hyperparameters
-from lora_exp.train.compute.program import Tree
+from lora_exp.train.compute.program import Weights
 from lora_exp.train.job import Job
 from lora_exp.train.plan import Plan
 from lora_exp.train.sampling.sampler import Sampler
@@ -30,7 +29,7 @@ MAX_TOKENS = 256  # tokens generated at most, unless the task sets another numbe
 class HarnessModel(TemplateLM):
   """Answers lm-eval's three kinds of requests with one trial of a job."""
 
-  def __init__(self, plan: Plan, job: Job, model: tuple[Tree, Hyperparameters, Tree]):
+  def __init__(self, plan: Plan, job: Job, model: Weights):
     """`model`: params and hyperparameters, each (1, …), and the frozen arrays."""
     super().__init__()
     self.plan, self.job, self.model = plan, job, model

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from lora_exp.train.compute.program import Weights
 from lora_exp.train.sampling.sampler import Sampler
 
-Weights = tuple[Any, Any, Any]  # params, trial, frozen
 Message = dict[str, str]
 
 

@@ -20,7 +20,7 @@ from lora_exp.runtime.dropout import stream_key
 from lora_exp.runtime.host_arrays import on_host, put_equal
 from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.train.compute.hyperparameters import Hyperparameters
-from lora_exp.train.compute.program import Program, Tree, assemble
+from lora_exp.train.compute.program import Program, Tree, Weights, assemble
 from lora_exp.train.sampling.decode import BLOCK, NOT_FINITE, Decoder, PromptRows, pad_left
 
 MOST_ROWS = 32  # prompts decoded in one batch
@@ -67,7 +67,7 @@ class Sampler:
     self.cfg, self.tokenizer, self.max_len, self.layout = cfg, tokenizer, max_len, program.layout
     self.format = format
 
-    def build_model(weights: tuple[Tree, Hyperparameters, Tree]) -> LanguageModel:
+    def build_model(weights: Weights) -> LanguageModel:
       params, trial, frozen = weights
       return assemble(program, params, trial, frozen, None)
 
@@ -111,7 +111,7 @@ class Sampler:
     return start + self.tokenizer.encode(prompt + self.format.separator) or [self.tokenizer.eot]
 
   def stream(
-    self, weights: tuple[Tree, Hyperparameters, Tree], prompt: Sequence[int], show: Callable[[str], None]
+    self, weights: Weights, prompt: Sequence[int], show: Callable[[str], None]
   ) -> "StreamedText":
     """The completion of one prompt, given as token ids. `show` is called with its text, piece by piece."""
     text = StreamedText(self.tokenizer, prompt, self.cfg.stop)
@@ -155,8 +155,11 @@ class Sampler:
       self._decode((params, trial, frozen), prompts[part], repeats[part], texts[part], show)
     return texts
 
-  def _decode(self, weights, prompts, repeats, texts: list["StreamedText"], show) -> None:
-    """Decodes one batch of prompts into `texts`."""
+  def _decode(
+    self, weights: Weights, prompts: Sequence[Sequence[int]], repeats: Sequence[int], texts: list["StreamedText"],
+    show: Callable[[str], None] | None,
+  ) -> None:  # fmt: skip
+    """Decodes one batch of prompts into `texts`. `repeats`: the number of earlier equal prompts of each."""
     count = len(prompts)
     batch = power_of_two(count)  # the additional rows are copies of the first and end at once
     prompts = [*prompts, *[prompts[0]] * (batch - count)]

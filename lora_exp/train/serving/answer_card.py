@@ -12,8 +12,7 @@ from lora_exp.config import Config, InputError
 from lora_exp.data.chats.chat import GuardedChat
 from lora_exp.models.tensor_names import layer_of
 from lora_exp.runtime import console
-from lora_exp.train.compute.hyperparameters import Hyperparameters
-from lora_exp.train.compute.program import Tree, assemble
+from lora_exp.train.compute.program import Weights, assemble
 from lora_exp.train.compute.step import features
 from lora_exp.train.loaded_run import LoadedRun
 from lora_exp.train.sampling.sampler import Sampler, prompt_format
@@ -25,7 +24,6 @@ MOST_PROMPTS = 5
 MOST_PROMPT_TOKENS = 96
 CONTINUATION = 12  # tokens
 SCALES = (-1.0, 1 / 32, 1 / 16, 0.125, 0.25, 0.33, 0.5, 0.7, 0.84, 1.19, 1.41, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0)
-Weights = tuple[Tree, Hyperparameters, Tree]
 
 
 def make_card(run: LoadedRun, cfg: Config) -> dict[str, Any]:
