@@ -44,18 +44,24 @@ def _eval_problems(settings: EvalConfig) -> Iterator[str]:
     if name in METRIC_PACKAGES and importlib.util.find_spec(METRIC_PACKAGES[name]) is None:
       yield f"eval.metrics: {name} needs the package {METRIC_PACKAGES[name]}: pip install 'lora_exp[metrics]'"
   if settings.metric_file is not None:
-    problem = file_problem("eval.metric_file", settings.metric_file) or _syntax_problem(settings.metric_file)
+    problem = file_problem("eval.metric_file", settings.metric_file) or _metric_file_problem(settings.metric_file)
     if problem is not None:
       yield problem
 
 
-def _syntax_problem(file: str) -> str | None:
-  """Why Python cannot parse the file in eval.metric_file. The file is not run."""
+def _metric_file_problem(file: str) -> str | None:
+  """Why the file in eval.metric_file cannot define a metric: Python cannot parse it, or it names no `score`.
+
+  The file is not run.
+  """
   try:
-    ast.parse(Path(file).read_bytes())
-  except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+    module = ast.parse(Path(file).read_bytes())
+  except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: null bytes; others: too deep
     line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-    return f"eval.metric_file={file}{line}: {error.msg if isinstance(error, SyntaxError) else error}"
+    return f"eval.metric_file={file}{line}: {error.msg if isinstance(error, SyntaxError) else str(error) or 'too deep'}"
+  names = {getattr(node, key, None) for node in ast.walk(module) for key in ("name", "asname", "id")}
+  if names.isdisjoint(("score", "*", "globals")):  # the last two may define it
+    return f"eval.metric_file={file}: has no function score(prediction, reference, prompt) that returns a number"
   return None
 
 

@@ -85,7 +85,7 @@ RANGES: dict[str, Range] = {
   "lora.init_std": POSITIVE, "lora.lr_ratio": POSITIVE, "lora.lr_scale": POSITIVE, "lora.budget": POSITIVE,
   "optim.lr": POSITIVE, "optim.warmup": STEPS_OR_0, "optim.weight_decay": NOT_NEGATIVE, "optim.eps": NORMAL,
   "optim.momentum": RATE, "optim.clip": POSITIVE, "optim.accumulate": BATCH,
-  "train.steps": STEPS, "train.epochs": Range("above 0", low=0, low_included=False, most=10**9),
+  "train.steps": STEPS, "train.epochs": Range("above 0", low=0, low_included=False, most=10**6),
   "train.batch_size": BATCH, "train.log_every": STEPS,
   "train.eval_every": STEPS_OR_0, "train.eval_tokens": TOKENS, "train.retain_tokens": TOKENS,
   "train.save_every": STEPS_OR_0, "train.seed": SEED, "train.stop_at": STEPS,

@@ -12,7 +12,8 @@ from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.output_stream import output_lost
 from lora_exp.train.loaded_run import LoadedRun, open_run
 from lora_exp.train.sampling.chat_session import ChatSession, Reply
-from lora_exp.train.sampling.sampler import PromptFormat, Sampler, make_sampler
+from lora_exp.train.sampling.prompt_encoding import PromptFormat
+from lora_exp.train.sampling.sampler import Sampler, make_sampler
 
 STREAMED = 1  # tokens that are decoded before they are shown
 HELP = "/base: the base's answer to the last message. /reset: start again. /quit: end. Ctrl-C: stop the answer."

@@ -19,7 +19,7 @@ from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
 from lora_exp.runtime.display_paths import display_path
 from lora_exp.runtime.run_files import EVALUATIONS
-from lora_exp.train.answers.requested_metrics import Evaluator, make_evaluators
+from lora_exp.train.answers.requested_metrics import Evaluator, make_evaluators, metric_data
 from lora_exp.train.compute.program import Weights
 from lora_exp.train.eval_harness.harness import run_harness
 from lora_exp.train.evaluating.evaluation import Evaluation, byte_lengths, held_out, put_eval_batches
@@ -80,7 +80,8 @@ def evaluations(
   document_sums, evaluate = None, job.evaluate
   if source is plan.cfg.data and requested_metrics(plan.cfg):
     documents = held_out_documents(plan, rows, batches, None)
-    evaluators = make_evaluators(plan.cfg, job, plan.tokenizer, rows, documents, batch_size)
+    data = metric_data(plan.cfg, plan.tokenizer, rows, documents, batch_size)
+    evaluators = make_evaluators(plan.cfg, job, plan.tokenizer, data, documents, batch_size)
     document_sums, evaluate = documents.sum, partial(job.evaluate, segments=documents.segments)
   put = plan.layout.put_batch if source.teacher is None else job.put
   models: list[Weights] = [loaded.base()]

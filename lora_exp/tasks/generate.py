@@ -7,8 +7,9 @@ from lora_exp.config import Config, InputError
 from lora_exp.data.prompts import Prompt, lines_of, read_prompts, shown_prompt, text_of
 from lora_exp.runtime import console
 from lora_exp.runtime.device import start_jax
-from lora_exp.train.loaded_run import open_run
+from lora_exp.train.loaded_run import open_run, plan_of
 from lora_exp.train.merging.merged_run import open_merged
+from lora_exp.train.sampling.prompt_encoding import encode_prompts, prompt_format
 from lora_exp.train.sampling.sampler import make_sampler
 
 
@@ -17,7 +18,9 @@ def run(cfg: Config) -> None:
   prompts = prompts_of(cfg)
   start_jax(cfg.cache, show_device=False)
   with console.phase("load the model"):
-    loaded = open_merged(cfg).run if cfg.sample.merged else open_run(cfg)
+    plan = plan_of(cfg)
+    encode_prompts(prompts, prompt_format(cfg, plan.tokenizer), plan.tokenizer, cfg.model.max_len)  # raises InputError
+    loaded = open_merged(cfg).run if cfg.sample.merged else open_run(cfg, plan=plan)
   sampler = make_sampler(loaded.job.program, cfg, loaded.plan.tokenizer)
   ids, model = sampler.encode(prompts), (*loaded.single(), loaded.frozen)
   end = "\n" if sampler.format.chat else sampler.format.separator

@@ -54,6 +54,16 @@ def make_base(plan: Plan) -> tuple[Tree, dict]:
   return (base if given is plan else _completed_base(plan, base)), facts
 
 
+def check_base(plan: Plan) -> None:
+  """Raises InputError if the base is loaded from a checkpoint that lacks a parameter; reads no values."""
+  given = plan.before_changes()
+  cfg = given.cfg
+  if cfg.model.base == "weights":
+    shapes = {path: tuple(x.shape) for path, x in given.shapes.items()}
+    names = get_family(cfg.model.family).stored_names(cfg.model)
+    store.open_checked(find_weights(str(cfg.model.weights)), shapes, names, cfg.cache)
+
+
 def _given_base(plan: Plan) -> tuple[Tree, dict]:
   """`make_base` for a base without changes."""
   cfg = plan.cfg

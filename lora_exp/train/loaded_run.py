@@ -73,14 +73,16 @@ class LoadedRun:
     return params, self.job.trials._replace(scale=jnp.zeros_like(self.job.trials.scale)), unchanged
 
 
-def open_run(cfg: Config, with_base: bool = False, dtype: str | None = None) -> LoadedRun:
+def open_run(
+  cfg: Config, with_base: bool = False, dtype: str | None = None, plan: Plan | None = None
+) -> LoadedRun:
   """Loads the run in `cfg.run`, or the base of `cfg` if no run is set.
 
   `dtype` is that of activations, by default `model.dtype`. With lora=full, the trained model replaces the base, and the
-  original base is loaded only if `with_base` is set.
+  original base is loaded only if `with_base` is set. `plan`: `plan_of(cfg)`, if it is made already.
   """
   full = cfg.run is not None and methods.of(cfg.lora).trains_everything
-  plan = plan_of(cfg)
+  plan = plan or plan_of(cfg)
   require_memory(plan, trains=False)
   shardings = plan.layout.shardings(plan.base)
   trained = store.load(Path(str(cfg.run)) / store.FILE, plan.base, shardings) if full else None

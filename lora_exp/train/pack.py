@@ -8,19 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from lora_exp.config import Config, InputError, NoCheckpointError
-from lora_exp.data.pipeline import eval_batches
 from lora_exp.data.rows import Rows, make_rows
 from lora_exp.data.sources import data_facts
 from lora_exp.runtime import console
-from lora_exp.runtime.process_group import first_process_first
 from lora_exp.train.answers.requested_metrics import Evaluator, make_evaluators
 from lora_exp.train.base import make_base
 from lora_exp.train.compute.trial_padding import Table, union
 from lora_exp.train.evaluating.evaluation import EvalBatch, byte_lengths, put_eval_batches
-from lora_exp.train.evaluating.held_out_documents import HeldOutDocuments, held_out_documents
+from lora_exp.train.evaluating.held_out_documents import HeldOutDocuments
 from lora_exp.train.evaluating.retention import retain_limit, retained_batches
 from lora_exp.train.job import Job, make_job
-from lora_exp.train.plan import Plan, steps_of
+from lora_exp.train.pack_data import NOT_BEGUN, PackData
+from lora_exp.train.plan import Plan
 from lora_exp.train.plan_warnings import plan_warnings
 from lora_exp.train.records import checkpoint
 from lora_exp.train.records.resume_checks import adapter_digest, changed_sources
@@ -63,39 +62,32 @@ class Pack:
     return {"fingerprint": self.rows.fingerprint, "retain": self.retained_data, "init_from": adapter}
 
 
-@stop_signals(at_once="stopped before training, with nothing to save; start the command again")
-def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
-  """Builds the pack of `trials` at step 0. Makes the rows and the base, which may require pretraining."""
+@stop_signals(at_once=NOT_BEGUN)
+def make_pack(trials: Sequence[Trial], data: PackData, started: float, solo: bool) -> Pack:
+  """Builds the pack of `trials` at step 0 on its `data`. Makes the base, which may require pretraining."""
   plan = trials[0].plan
-  cfg = plan.cfg
-  with first_process_first():
-    rows = make_rows(cfg.data, plan.tokenizer, cfg.cache)
-    retain = None if cfg.retain is None else make_rows(cfg.retain, plan.tokenizer, cfg.cache)
+  cfg, rows, retain = plan.cfg, data.rows, data.retain
   facts = data_facts(cfg.data) if solo else {}
   if facts:
-    console.show_facts("Data", facts | _amounts(cfg, rows))
+    console.show_facts("Data", facts | _amounts(cfg, data))
   for warning in rows.warnings:
     console.show_warning(warning)
   for warning in retain.warnings if retain is not None else ():
     console.show_warning(f"data@retain: {warning}")
-  steps = steps_of(cfg, rows.train_rows)
-  for warning in plan_warnings([trial.plan for trial in trials], steps):
+  for warning in plan_warnings([trial.plan for trial in trials], data.steps):
     console.show_warning(warning)
-  limit = retain_limit(plan, steps)
+  limit = retain_limit(plan, data.steps)
   base, base_facts = make_base(plan)
-  job = make_job(plan, base, steps, _fill_mesh([trial.plan for trial in trials]))
-  held_out = list(eval_batches(rows, cfg.train.batch_size, cfg.train.eval_tokens))
-  lengths = byte_lengths(cfg.data, plan.tokenizer)
-  documents = held_out_documents(plan, rows, held_out, lengths)
+  job = make_job(plan, base, data.steps, _fill_mesh([trial.plan for trial in trials]))
   return Pack(
     trials=tuple(trials),
     records=(TrainingRecord(job.steps, rows.fingerprint, base_facts, retain_limit=limit),) * len(trials),
     table=union([trial.plan.table for trial in trials]),
     job=job,
     rows=rows,
-    held_out=list(put_eval_batches(held_out, job.put, lengths)),
-    documents=documents,
-    evaluators=make_evaluators(cfg, job, plan.tokenizer, rows, documents, cfg.train.batch_size),
+    held_out=list(put_eval_batches(data.held_out, job.put, byte_lengths(cfg.data, plan.tokenizer))),
+    documents=data.documents,
+    evaluators=make_evaluators(cfg, job, plan.tokenizer, data.metrics, data.documents, cfg.train.batch_size),
     retained=retained_batches(plan, retain, limit),
     sampler=make_sampler(job.program, cfg, plan.tokenizer),
     started=started,
@@ -104,9 +96,9 @@ def make_pack(trials: Sequence[Trial], started: float, solo: bool) -> Pack:
   )
 
 
-def _amounts(cfg: Config, rows: Rows) -> dict[str, object]:
+def _amounts(cfg: Config, data: PackData) -> dict[str, object]:
   """The amounts of data and training, for the table before training."""
-  steps = steps_of(cfg, rows.train_rows)
+  rows, steps = data.rows, data.steps
   epochs = steps * cfg.train.batch_size / max(rows.train_rows, 1)
   return {"documents": f"{rows.documents:,}, of which {rows.eval_documents:,} are held out",
           "training": f"{steps} steps of {cfg.train.batch_size} rows: {epochs:.3g} epochs of {rows.train_rows:,} rows"}

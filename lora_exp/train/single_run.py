@@ -14,6 +14,7 @@ from lora_exp.train import expectations
 from lora_exp.train.costs.memory import memory_errors, require_memory
 from lora_exp.train.costs.plan_tables import show_config, show_parameters
 from lora_exp.train.pack import Pack, make_pack, restore_pack
+from lora_exp.train.pack_data import PackData, make_pack_data
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.plan import Plan
 from lora_exp.train.records import checkpoint
@@ -28,13 +29,14 @@ MOST_REWINDS = 10  # of one run
 def train_run(plan: Plan, run_dir: Path) -> None:
   """Trains the adapter of `plan` and writes `run_dir`, or resumes that run if `train.resume` is set."""
   started = time.monotonic()
-  show_config(plan.saved_cfg, run_dir)
-  show_parameters(plan)
   require_memory(plan)
   with memory_errors(plan):
     try:
       with lost_processes():
-        pack, result = _train(plan, run_dir, started)
+        data = make_pack_data(plan)  # before the tables, so that a problem of the data is told alone
+        show_config(plan.saved_cfg, run_dir)
+        show_parameters(plan)
+        pack, result = _train(plan, data, run_dir, started)
       if result.error is not None:
         raise result.error
     except StoppedError as error:
@@ -44,7 +46,7 @@ def train_run(plan: Plan, run_dir: Path) -> None:
       _show_result(pack, result)
 
 
-def _train(plan: Plan, run_dir: Path, started: float) -> tuple[Pack, TrialResult]:
+def _train(plan: Plan, data: PackData, run_dir: Path, started: float) -> tuple[Pack, TrialResult]:
   """Trains the run of `plan`. With train.on_nan=rewind, a step that is not finite goes back to the last checkpoint.
 
   Raises DivergedError after MOST_REWINDS such steps.
@@ -55,7 +57,7 @@ def _train(plan: Plan, run_dir: Path, started: float) -> tuple[Pack, TrialResult
     (run_dir / SAMPLES).unlink(missing_ok=True)
     resumes = False
   for rewinds in range(MOST_REWINDS + 1):
-    pack = make_pack([Trial(0, plan, run_dir)], started, solo=True)
+    pack = make_pack([Trial(0, plan, run_dir)], data, started, solo=True)
     if resumes:
       pack = restore_pack(pack)
     if passed is not None:

@@ -98,6 +98,13 @@ def test_relative_paths_become_absolute(in_tmp_path):
   ("sample.max_tokens=1000000000", "at most 16,777,216"),
   ("train.eval_tokens=1e30", "at most 1,000,000,000,000,000"),
   ("train.steps=1e12", "at most 2,147,483,647"),
+  ("train.steps=1e300", "at most 2,147,483,647"),
+  ("train.steps=1.5", "a whole number"),
+  ("train.batch_size=-8", "at least 1"),
+  ("train.save_every=1e300", "at most 2,147,483,647"),
+  ("data.limit=0.5", "a whole number"),
+  ("data.limit=1e300", "at most 1,000,000,000,000,000"),
+  ("model.pretrain.steps=1e300", "at most 2,147,483,647"),
   ("optim.lr=1e300", "at most 3e+38"),
   ("optim.lr=inf", "a finite number"),
   ("optim.eps=1e-300", "above 0 (at least 1e-37)"),
@@ -118,6 +125,16 @@ def test_a_method_without_alpha_accepts_null_or_the_default(method):
   assert [config(f"lora={method}", f"lora.alpha={text}").lora.alpha for text in ("null", "16")] == [None, 16.0]
   with pytest.raises(InputError, match="lora.alpha=8.0: .* has no alpha"):
     config(f"lora={method}", "lora.alpha=8")
+
+
+@pytest.mark.parametrize(("epochs", "words"), [
+  ("1e9", "at most 1,000,000"), ("1e300", "at most 1,000,000"), ("inf", "a finite number"), ("nan", "a finite number"),
+  ("-0.5", "above 0"), ("0", "above 0"), ("many", "a number"),
+])  # fmt: skip
+def test_epochs_without_sense_are_refused(epochs, words):
+  with pytest.raises(InputError, match=words) as caught:
+    check_command_line(["train.steps=null", f"train.epochs={epochs}"])
+  assert "train.epochs=" in str(caught.value)
 
 
 def test_all_problems_of_a_config_come_together():
@@ -173,6 +190,8 @@ def test_a_key_that_no_file_has_is_swept():
 @pytest.mark.parametrize(("text", "words"), [
   (b"def score(prediction, reference, prompt)\n  return 1\n", "line 1: expected ':'"),
   (b"score = 1\0", "null byte"),
+  (b"def scores(prediction, reference, prompt):\n  return 1\n", "has no function score"),
+  (b"x = " + b"(" * 5000, "metric.py"),
 ])  # fmt: skip
 def test_a_metric_file_is_parsed_before_anything_is_made(text, words, tmp_path):
   file = tmp_path / "metric.py"

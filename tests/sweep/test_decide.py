@@ -361,7 +361,8 @@ def test_rounds_are_trained_by_joblib_as_in_this_process(tmp_path):
 
 
 @pytest.mark.parametrize(("argv", "sentence"), [
-  (["hydra.sweeper.decide.looks=[5,3]"], "give ascending numbers of seeds, the first at least 3"),
+  (["hydra.sweeper.decide.looks=[5,3]"], "give ascending numbers of seeds from 3 to 10,000"),
+  (["hydra.sweeper.decide.looks=[3,1000000000]"], "give ascending numbers of seeds from 3 to 10,000"),
   (["hydra.sweeper.decide.level=2"], "between 0 and 1"),
   (["hydra.sweeper.decide.early=1.5"], "decide.early=1.5: give a share of the training such as 0.5, or null"),
   (["hydra.sweeper.tune.neighbour=true"], "one value of each setting is scored; give false"),

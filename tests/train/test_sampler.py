@@ -17,7 +17,8 @@ from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.models.weights.locate import INSTALL_SMOLLM2
 from lora_exp.train.compute.program import assemble
 from lora_exp.train.sampling.decode import BLOCK, PromptRows, draw_token, nucleus, pad_left
-from lora_exp.train.sampling.sampler import Sampler, StreamedText, prompt_format
+from lora_exp.train.sampling.prompt_encoding import prompt_format
+from lora_exp.train.sampling.sampler import Sampler, StreamedText
 
 MAX_LEN = 64
 TOKENIZER = get_tokenizer("bytes")

@@ -57,11 +57,9 @@ def load(
   dequantised once into `cache`. Raises InputError that lists every missing, unexpected and mis-shaped tensor, or that
   names those with values that are not finite.
   """
-  checkpoint = open_source(source, cache)
   leaves = flatten(abstract)
   shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-  names = (names or StoredNames()).for_checkpoint(checkpoint.tensors, shapes)
-  _check_tensors(source, checkpoint, shapes, names)
+  checkpoint, names = open_checked(source, shapes, names, cache)
   _show_precision(source, checkpoint)
   not_finite: list[str] = []
 
@@ -81,6 +79,19 @@ def load(
   if not_finite:
     raise InputError(_not_finite_problem(source, not_finite, leaves))
   return tree
+
+
+def open_checked(
+  source: Path, shapes: Mapping[str, tuple[int, ...]], names: StoredNames | None, cache: str | Path
+) -> tuple[Checkpoint, StoredNames]:
+  """Opens the checkpoint for parameters of these `shapes`, and completes `names`; reads no values.
+
+  Raises InputError that lists every missing, unexpected and mis-shaped tensor.
+  """
+  checkpoint = open_source(source, cache)
+  names = (names or StoredNames()).for_checkpoint(checkpoint.tensors, shapes)
+  _check_tensors(source, checkpoint, shapes, names)
+  return checkpoint, names
 
 
 def _nbytes(leaf: Any) -> int:

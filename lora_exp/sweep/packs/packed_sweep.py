@@ -20,6 +20,7 @@ from lora_exp.sweep.sweep_run import PackedSweep, SweepRun
 from lora_exp.train.costs.memory import memory_errors
 from lora_exp.train.moved_sources import require_equal_content
 from lora_exp.train.pack import make_pack, restore_pack
+from lora_exp.train.pack_data import make_pack_data
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.stop_signals import StopRequest, stop_signals
 from lora_exp.train.trial import Trial, common_steps
@@ -135,7 +136,8 @@ def _train_together(runs: list[PlannedRun], ledger: Ledger) -> None:
       save_config(run.plan.saved_cfg, run.run_dir)
     try:
       with memory_errors(trials[0].plan, len(trials)):
-        pack, resumed = make_pack(trials, started, solo=False), bool(common_steps(trials))
+        data = make_pack_data(trials[0].plan)
+        pack, resumed = make_pack(trials, data, started, solo=False), bool(common_steps(trials))
         _record_starts(trials, numbers, resumed, ledger)
         results = train_pack(restore_pack(pack) if resumed else pack)
     except StoppedError as error:

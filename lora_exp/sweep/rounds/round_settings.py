@@ -28,7 +28,7 @@ from lora_exp.config.setting_names import is_setting, suggestion
 from lora_exp.sweep.packs.grid_jobs import SEEDS, Parse, grid_jobs, override_texts, point_jobs, typed_values
 from lora_exp.sweep.rounds.round_plan import Budget, ComparedSetting, Decision, RoundPlan, Tuning, labels
 
-FEWEST_SEEDS = 3  # with fewer no verdict is reached
+FEWEST_SEEDS, MOST_SEEDS = 3, 10_000  # with fewer no verdict is reached; more are a mistake
 KEYS = ("params", "zip", "extra", "tune", "decide", "budget", "repeat_failed")  # of hydra.sweeper
 DECIDE_KEYS = ("looks", "level", "early")
 BUDGET_KEYS = ("trials", "steps", "minutes")
@@ -137,9 +137,9 @@ def _decision_problems(
   """What is wrong in hydra.sweeper.decide, whose looks are not null."""
   looks, level = decide["looks"], decide.get("level")
   if not (isinstance(looks, Sequence) and looks and all(_is_whole(n) for n in looks)
-          and looks[0] >= FEWEST_SEEDS and sorted(set(looks)) == list(looks)):
-    yield (f"hydra.sweeper.decide.looks={looks}: give ascending numbers of seeds, the first at least {FEWEST_SEEDS}, "
-           "such as [3,5,7,10]")
+          and looks[0] >= FEWEST_SEEDS and looks[-1] <= MOST_SEEDS and sorted(set(looks)) == list(looks)):
+    yield (f"hydra.sweeper.decide.looks={shown(looks)}: give ascending numbers of seeds from {FEWEST_SEEDS} to "
+           f"{MOST_SEEDS:,}, such as [3,5,7,10]")
   if not (isinstance(level, int | float) and _is_positive(level) and level < 1):
     yield f"hydra.sweeper.decide.level={level}: give the probability of a wrong claim, between 0 and 1"
   if not (decide.get("early") is None or (_is_positive(decide["early"]) and decide["early"] < 1)):

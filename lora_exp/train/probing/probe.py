@@ -57,8 +57,8 @@ def measure(cfg: Config) -> Probe:
 def _measure(cfg: Config) -> Probe:
   plan = make_plan(cfg)
   rows = make_rows(cfg.data, plan.tokenizer, cfg.cache)
-  base, _ = make_base(plan)
   steps = min(STEPS, steps_of(cfg, rows.train_rows))
+  base, _ = make_base(plan)
   with closing(train_batches(rows, cfg.data, cfg.train.batch_size)) as batches:
     gradients = kernel_gradients(cfg, base, batches, BATCHES)
   plan = make_plan(_short(cfg, steps))

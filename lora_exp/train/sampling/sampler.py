@@ -2,17 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import Config, InputError, SampleConfig
-from lora_exp.config.conversion import shown
 from lora_exp.data.chats.chat import Message, encode_chat
-from lora_exp.data.prompts import Prompt, shown_prompt
-from lora_exp.data.sources import prompt_separator
+from lora_exp.data.prompts import Prompt
 from lora_exp.data.tokenization import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
 from lora_exp.runtime import console
@@ -22,39 +19,10 @@ from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Program, Tree, Weights, assemble
 from lora_exp.train.sampling.decode import BLOCK, NOT_FINITE, Decoder, PromptRows, pad_left
+from lora_exp.train.sampling.prompt_encoding import PLAIN, PromptFormat, encode_prompts, length_problem, prompt_format
 
 MOST_ROWS = 32  # prompts decoded in one batch
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # the decoded form of bytes that are not (yet) a character
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-  """The format of prompts: a turn of the chat template, or plain text followed by a separator."""
-
-  chat: bool = False
-  separator: str = ""
-
-
-PLAIN = PromptFormat()
-
-
-def prompt_format(cfg: Config, tokenizer: Tokenizer) -> PromptFormat:
-  """The format of the prompts in `cfg.sample`.
-
-  With `sample.chat=auto`, it is the format of the run's data, or plain text for a base without an adapter and for data
-  without prompts. Raises InputError for sample.chat=always if the tokenizer has no chat template.
-  """
-  if cfg.sample.chat == "always":
-    if tokenizer.chat_template is None:
-      raise InputError(f"sample.chat=always: the tokenizer {tokenizer.name} has no chat template; use sample.chat=none")
-    return PromptFormat(chat=True)
-  separator = prompt_separator(cfg.data)
-  trained = cfg.task == "train" or cfg.run is not None
-  if cfg.sample.chat == "none" or not trained or separator is None:
-    return PLAIN
-  if cfg.data.chat == "auto" and tokenizer.chat_template is not None:
-    return PromptFormat(chat=True)
-  return PromptFormat(separator=separator)
 
 
 class Sampler:
@@ -79,36 +47,17 @@ class Sampler:
 
   def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
     """The token ids of each prompt. Raises InputError if a prompt is as long as `model.max_len` or longer."""
-    ids = [self._encode_prompt(prompt) for prompt in prompts]
-    problems = [self._length_problem(prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
-    if any(problems):
-      raise InputError([problem for problem in problems if problem])
-    return ids
+    return encode_prompts(prompts, self.format, self.tokenizer, self.max_len)
 
   def check_length(self, prompt: str, ids: Sequence[int]) -> None:
     """Raises InputError if the prompt leaves no room for an answer."""
-    problem = self._length_problem(prompt, ids)
+    problem = length_problem(prompt, ids, self.max_len)
     if problem:
       raise InputError(problem)
-
-  def _length_problem(self, prompt: Prompt, ids: Sequence[int]) -> str | None:
-    if len(ids) < self.max_len:
-      return None
-    return (f"the prompt {shown(shown_prompt(prompt))!r} has {len(ids):,} tokens, and model.max_len={self.max_len} "
-            "leaves no room for another: shorten it")
 
   def encode_messages(self, messages: Sequence[Message]) -> list[int]:
     """The token ids of messages by the chat template. Raises InputError if there is none, or if it refuses them."""
     return encode_chat(self.tokenizer, messages)
-
-  def _encode_prompt(self, prompt: Prompt) -> list[int]:
-    """The token ids of a prompt in the sampler's format, or of messages by the chat template; never empty."""
-    if not isinstance(prompt, str):
-      return self.encode_messages(prompt)
-    if self.format.chat:
-      return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
-    start = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-    return start + self.tokenizer.encode(prompt + self.format.separator) or [self.tokenizer.eot]
 
   def stream(
     self, weights: Weights, prompt: Sequence[int], show: Callable[[str], None]

@@ -15,7 +15,8 @@ from lora_exp.runtime import console
 from lora_exp.train.compute.program import Weights, assemble
 from lora_exp.train.compute.step import features
 from lora_exp.train.loaded_run import LoadedRun
-from lora_exp.train.sampling.sampler import Sampler, prompt_format
+from lora_exp.train.sampling.prompt_encoding import prompt_format
+from lora_exp.train.sampling.sampler import Sampler
 from lora_exp.train.serving.card_file import ADAPTED, BASE, VERSION, WITHOUT, Row, scale_name
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.", "Once upon a time",

@@ -24,7 +24,7 @@ from lora_exp.train.loaded_run import plan_of
 from lora_exp.train.merging.merge_check import merge_checked
 from lora_exp.train.merging.model_directory import MODEL_CONFIG, write_model
 from lora_exp.train.plan import Plan
-from lora_exp.train.sampling.sampler import prompt_format
+from lora_exp.train.sampling.prompt_encoding import prompt_format
 from lora_exp.train.serving import gguf_export, mlx_export
 from lora_exp.train.serving.answer_card import make_card
 from lora_exp.train.serving.card_file import CARD
