@@ -13,7 +13,17 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
   path = Path(run_dir) / METRICS_FILE
   if not path.is_file():
     raise InputError(f"{path} does not exist; name the directory of a run")
-  return [row for _, row in parse_lines(path)]
+  return [row for _, row in parse_metrics(path)]
+
+
+def parse_metrics(path: Path) -> list[tuple[str, dict[str, Any]]]:
+  """As `parse_lines`, for a metrics.jsonl. Raises InputError if a step is no whole number, or a split is no word."""
+  lines = parse_lines(path)
+  for number, (_, row) in enumerate(lines, start=1):
+    for key, kind, words in (("step", int, "a whole number"), ("split", str, "a word")):
+      if key in row and not isinstance(row[key], kind):
+        raise InputError(f"{path}: line {number}: {key} must be {words}; delete that line")
+  return lines
 
 
 def read_ledger(sweep_dir: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ A resumed run compares the files when it restores its checkpoint. The other runs
 new files, so the files are compared before the first run starts.
 """
 
-import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from lora_exp.models.weights.locate import find_weights
 from lora_exp.models.weights.store import file_digest
 from lora_exp.runtime.run_files import CHECKPOINTS
 from lora_exp.train.plan import make_plan
-from lora_exp.train.records.checkpoint import META, steps
-from lora_exp.train.records.resume_checks import adapter_digest, changed_sources
+from lora_exp.train.records.checkpoint import read_content, steps
+from lora_exp.train.records.resume_checks import adapter_digest, changed_sources, is_of_a_run
 from lora_exp.train.run_summary import read_summary
 
 GROUPS = ("data", "retain", "pretrain_data", "model", "lora")  # settings that name files, or say how they are read
@@ -47,12 +47,13 @@ def require_equal_content(moved: Iterable[tuple[int, Config, Path]]) -> None:
 
 def _recorded(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """What the run in `directory` was started from: its data and its base."""
-  committed = steps(directory)
-  if committed:
-    meta = json.loads((directory / CHECKPOINTS / str(committed[-1]) / META).read_text(encoding="utf-8"))["meta"]
-    return dict(meta["data"]), dict(meta["record"].get("base", {}))
-  data = (read_summary(directory).get("fingerprints") or {}).get("data")
-  return {"fingerprint": data}, {}
+  for step in reversed(steps(directory)):
+    with suppress(InputError):  # it is skipped when the run is resumed, with a warning
+      meta = read_content(directory / CHECKPOINTS / str(step))["meta"]
+      if is_of_a_run(meta):
+        return dict(meta["data"]), dict(meta["record"].get("base", {}))
+  fingerprints = read_summary(directory).get("fingerprints")
+  return {"fingerprint": fingerprints.get("data") if isinstance(fingerprints, dict) else None}, {}
 
 
 def _sources(cfg: Config) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lora_exp.train.compute.program import State, Tree
 from lora_exp.train.compute.trial_padding import Table, padded_trial, solo_trial
 from lora_exp.train.plan import Plan
 from lora_exp.train.records import checkpoint
-from lora_exp.train.records.resume_checks import settings_problem
+from lora_exp.train.records.resume_checks import meta_problem
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def restore_trial(
   The arrays are padded to the shapes of the pack. `state` is any state of the pack, and `table` holds its modules.
   """
   template = checkpoint.named_leaves(state)
-  foreign = partial(settings_problem, cfg=trial.plan.saved_cfg)
+  foreign = partial(meta_problem, cfg=trial.plan.saved_cfg)
   abstract = jax.eval_shape(partial(solo_state, trial, method, table), state)
   for name, leaf in abstract.items():  # an array that needs no padding is read directly into its shards
     if leaf.shape == template[name].shape:

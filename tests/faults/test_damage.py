@@ -18,9 +18,10 @@ from lora_exp.data.tokenization import get_tokenizer
 from lora_exp.models.weights import store
 from lora_exp.runtime import program_cache
 from lora_exp.runtime.cache import fingerprint, get_or_make
+from lora_exp.runtime.checksums import write_sums
 from lora_exp.runtime.saved_config import saved_settings
 from lora_exp.train.records import checkpoint
-from lora_exp.train.records.resume_checks import settings_problem
+from lora_exp.train.records.resume_checks import meta_problem, settings_problem
 
 COUNTS = [100, pytest.param(1000, marks=pytest.mark.faults_full)]  # flips of a test
 OTHERS = [20, pytest.param(100, marks=pytest.mark.faults_full)]  # other damages
@@ -105,6 +106,26 @@ def test_every_flip_in_a_checkpoint_is_noticed(count, two_runs, capfd, record_pr
       assert restored_step(two_runs[0]) == 10 and "is damaged and is skipped: " in capfd.readouterr().err
   record_property("fault_count", {"fault": "a bit flipped in a checkpoint", "count": count, "failed": unseen})
   assert unseen == 0 and restored_step(two_runs[0]) == 20
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 10**5, '{"meta": {}}', '{"meta": [], "arrays": {}}',
+                                     '{"meta": {}, "arrays": {"a": 1}}', '{"meta": {"settings": 3}, "arrays": {}}'])
+def test_metadata_of_another_form_is_skipped_although_its_checksum_is_right(content, two_runs, capfd):
+  newest = two_runs[0] / "checkpoints" / "20"
+  (newest / checkpoint.META).write_text(content)
+  write_sums(newest)
+  assert restored_step(two_runs[0]) == 10 and "20 is skipped: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("record", [
+  None, [], {}, {"steps": 1}, {"steps": 1, "data": "a", "skipped": "x"}, {"steps": 1, "data": "a", "evil": 1},
+  {"steps": 1, "data": "a", "scores": {"base": 1}},
+])  # fmt: skip
+def test_a_record_of_another_form_is_not_that_of_a_run(record):
+  good = {"data": {"fingerprint": "a"}, "record": {"steps": 1, "data": "a", "train_seconds": 2, "best": None}}
+  assert meta_problem(good, Config()) == ""
+  assert meta_problem({**good, "record": record}, Config()) == "its metadata is not that of a run"
+  assert meta_problem({**good, "data": record}, Config()) == "its metadata is not that of a run"
 
 
 @pytest.mark.parametrize("count", OTHERS)

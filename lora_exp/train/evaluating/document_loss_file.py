@@ -89,6 +89,19 @@ def open_document_loss_file(
   if not (np.array_equal(tokens_D, documents.tokens) and np.array_equal(half_D, documents.half)):
     return None
   counts = {name: arrays.pop(name) for name in list(arrays) if name.startswith(COUNT)}
+  if not _have_shapes(steps, arrays, counts, len(half_D)):
+    return None
   kept = [e for e, step in enumerate(steps.tolist()) if step <= last_step]
   sums = [{name: x_ED[e] for name, x_ED in arrays.items() if not np.isnan(x_ED[e]).all()} for e in kept]
   return DocumentLossFile(path, documents, [int(steps[e]) for e in kept], sums, counts)
+
+
+def _have_shapes(
+  steps: np.ndarray, sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray], documents: int
+) -> bool:
+  """Whether the arrays have the shapes and kinds of numbers in the docstring of this file."""
+  if steps.ndim != 1 or steps.dtype.kind != "i" or "nats" not in sums:
+    return False
+  return all(x.shape == (len(steps), documents) and x.dtype.kind == "f" for x in sums.values()) and all(
+    x.shape == (documents,) and x.dtype.kind == "f" for x in counts.values()
+  )

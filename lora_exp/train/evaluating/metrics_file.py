@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_exp.config.errors import DiskError
 from lora_exp.runtime.files import write_text_atomically
-from lora_exp.runtime.json_lines import parse_lines
+from lora_exp.runtime.json_lines import parse_metrics
 from lora_exp.runtime.run_files import METRICS_FILE
 
 
@@ -23,7 +23,7 @@ class MetricsFile:
     self.path = Path(run_dir) / METRICS_FILE
     lines = []
     if last_step is not None and self.path.exists():
-      lines = [line for line, row in parse_lines(self.path) if row.get("step", 0) <= last_step]
+      lines = [line for line, row in parse_metrics(self.path) if row.get("step", 0) <= last_step]
     try:
       write_text_atomically(self.path, "".join(f"{line}\n" for line in lines), durable=True)
       self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()

@@ -137,13 +137,34 @@ def restore(
     if reason:
       console.show_warning(f"checkpoint {folder} is damaged and is skipped: {reason}")
       continue
-    content = json.loads((folder / META).read_text())
+    try:
+      content = read_content(folder)
+    except InputError as error:
+      console.show_warning(f"checkpoint {folder} is skipped: {error}")
+      continue
     reason = _step_problem(content, candidate) or problem(content["meta"])
     if not reason:
       return candidate, _restore_arrays(folder, content["arrays"], abstract), content["meta"]
     console.show_warning(f"checkpoint {folder} is skipped: {reason}")
   which = "all checkpoints are" if step is None else f"the checkpoint of step {step} is"
   raise NoCheckpointError(f"{run_dir}: {which} damaged; restore one from a backup, or start a new run")
+
+
+def read_content(folder: Path) -> dict:
+  """The content of a checkpoint's meta.json: `meta`, the specification of `arrays`, and since 0.2 the `step`.
+
+  Raises InputError if the file is not as `save` writes it, though its checksum may be right.
+  """
+  try:
+    content = json.loads((folder / META).read_text(encoding="utf-8"))
+    well_formed = isinstance(content["meta"], dict) and all(
+      spec.keys() == {"shape", "dtype"} for spec in content["arrays"].values()
+    )
+  except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+    well_formed = False
+  if not well_formed:
+    raise InputError(f"{META} is not one that training writes")
+  return dict(content)
 
 
 def _step_problem(content: dict, step: int) -> str:

@@ -7,10 +7,11 @@ The checkpoint's metadata has the fingerprint of the rows, of those of `data@ret
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from lora_exp.config import Config, InputError, to_config
 from lora_exp.runtime.saved_config import MOVABLE, changed_settings
+from lora_exp.train.records.training_record import TrainingRecord
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 BASE_FACTS = ("kind", "digest", "seed", "data", "loss", "tokens")  # facts that another base differs in
@@ -27,6 +28,33 @@ def adapter_digest(directory: str | None) -> str | None:
   return total.hexdigest()
 
 
+def meta_problem(meta: Mapping[str, Any], cfg: Config) -> str:
+  """Why a checkpoint with the metadata `meta` cannot be resumed by the run with the settings `cfg`, or ''."""
+  return settings_problem(meta, cfg) if is_of_a_run(meta) else "its metadata is not that of a run"
+
+
+def is_of_a_run(meta: Mapping[str, Any]) -> bool:
+  """Whether the metadata of a checkpoint has the parts that training stores."""
+  data = meta.get("data")
+  return isinstance(data, dict) and "fingerprint" in data and _is_record(meta.get("record"))
+
+
+def _is_record(values: Any) -> bool:
+  """Whether `values` are fields of a TrainingRecord, with values of their types."""
+  hints = get_type_hints(TrainingRecord)
+  if not isinstance(values, dict) or not {"steps", "data"} <= values.keys() <= hints.keys():
+    return False
+  groups = [values.get(name, {}) for name in ("scores", "halves")]
+  return all(_has_type(value, hints[name]) for name, value in values.items()) and all(
+    isinstance(scores, dict) for group in groups for scores in group.values()
+  )
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+  """Whether `value` has the type `hint`; a whole number is a float as well."""
+  return isinstance(value, hint) or (isinstance(value, int) and isinstance(0.0, hint))
+
+
 def settings_problem(meta: Mapping[str, Any], cfg: Config) -> str:
   """Why a checkpoint with the metadata `meta` does not belong to the run with the settings `cfg`, or ''.
 
@@ -34,6 +62,8 @@ def settings_problem(meta: Mapping[str, Any], cfg: Config) -> str:
   """
   if "settings" not in meta:
     return ""
+  if not isinstance(meta["settings"], dict):
+    return "its settings cannot be read"
   try:
     changed = [path for path, _, _ in changed_settings(to_config(meta["settings"]), cfg) if path not in MOVABLE]
   except InputError as error:
