@@ -36,6 +36,7 @@ GOLDEN = TESTS / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/ from what the program does now")
+  parser.addoption("--first-seed", type=int, default=0, help="of the moments at which commands are killed")
   parser.addoption("--no-skips", action="store_true", help="a test that would be skipped fails: for CI")
 
 
@@ -119,6 +120,11 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     assert not diff, f"{diff}\nIf this change is meant: pytest --update-golden"
 
   return same
+
+
+@pytest.fixture
+def first_seed(request: pytest.FixtureRequest) -> int:
+  return int(request.config.getoption("--first-seed"))
 
 
 @pytest.fixture(scope="session")
