@@ -9,8 +9,7 @@ import pytest
 from runs import TINY, curve, on_stories, resume, train
 
 from lora_exp.config import StoppedError
-from lora_exp.train import pack as packs
-from lora_exp.train import pack_evaluation, pack_training, trial_writer
+from lora_exp.train import pack_data, pack_evaluation, pack_training, trial_writer
 from lora_exp.train.stop_signals import stop_signals
 
 SHORT = [*TINY, "lora.dropout=0.1", "train.steps=8", "train.eval_every=4", "train.save_every=4",
@@ -75,7 +74,7 @@ def test_a_signal_ends_with_75_and_loses_no_step(moment, settings, unbroken, tmp
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_before_training_leaves_nothing(number, settings, tmp_path, monkeypatch, capfd):
   with monkeypatch.context() as patch:
-    patch.setattr(packs, "make_rows", after(1, number, packs.make_rows))
+    patch.setattr(pack_data, "make_rows", after(1, number, pack_data.make_rows))
     train(tmp_path / "run", *settings, code=75)
   assert "with nothing to save; start the command again" in capfd.readouterr().err
   assert not (tmp_path / "run").exists()

@@ -66,7 +66,7 @@ def group_leaves(tree: Tree) -> LeafGroups:
 
 def _map_subtrees(function: Callable[[Tree], Tree], template: Tree, tree: Tree) -> Tree:
   """`tree` with `function` applied to every subtree that has the structure of `template`."""
-  structure = jax.tree.structure(template)
+  structure: Any = jax.tree.structure(template)
 
   def is_like(x: Any) -> bool:
     return jax.tree.structure(x) == structure
