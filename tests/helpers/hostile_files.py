@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ import yaml
 from adapters import FULL, KINDS, LLAMA, SHAPES
 from checkpoints import CONFIG
 from corpora import PAIRS
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from tokenizer_files import CHATML, byte_level, gguf_file, sentencepiece_model, user
 
@@ -51,16 +51,16 @@ class ForeignFile:
   read: Callable[[Path], object]
 
 
-def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+def damaged(moments: random.Random, content: bytes) -> bytes:
   """`content` with values of its JSON replaced or, if it is not JSON, with other bytes."""
   try:
     value = json.loads(content)
   except ValueError:
-    return _with_other_bytes(draw, content)
-  if draw(st.integers(0, 4)) == 0:
-    return _with_other_bytes(draw, content)
-  for _ in range(draw(st.integers(1, 3))):
-    value = _with_other_value(value, draw(st.sampled_from(list(_paths(value)) or [()])), draw(st.sampled_from(VALUES)))
+    return _with_other_bytes(moments, content)
+  if moments.randrange(5) == 0:
+    return _with_other_bytes(moments, content)
+  for _ in range(moments.randint(1, 3)):
+    value = _with_other_value(value, moments.choice(list(_paths(value)) or [()]), moments.choice(VALUES))
   return json.dumps(value).encode()
 
 
@@ -85,15 +85,15 @@ def _with_other_value(value: Value, path: tuple[Any, ...], other: Value) -> Valu
   return copy
 
 
-def _with_other_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+def _with_other_bytes(moments: random.Random, content: bytes) -> bytes:
   """`content` with up to eight bytes or numbers replaced, and perhaps shorter or longer."""
   changed = bytearray(content)
-  for _ in range(draw(st.integers(0, 8))):
-    place = draw(st.integers(0, max(0, min(len(content), 4000) - 1)))
-    new = draw(st.sampled_from(BYTES))
+  for _ in range(moments.randint(0, 8)):
+    place = moments.randrange(max(1, min(len(content), 4000)))
+    new = moments.choice(BYTES)
     changed[place : place + len(new)] = new
-  cut = draw(st.sampled_from([None, None, len(content) // 2, 9, 0]))
-  return bytes(changed[:cut]) + draw(st.sampled_from([b"", b"", b"\x00", content[:50]]))
+  cut = moments.choice([None, None, len(content) // 2, 9, 0])
+  return bytes(changed[:cut]) + moments.choice([b"", b"", b"\x00", content[:50]])
 
 
 def _written(name: str, content: bytes | str) -> Callable[[Path], Path]:
