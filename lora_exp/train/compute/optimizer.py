@@ -31,10 +31,13 @@ def schedule(cfg: OptimConfig, steps: jax.Array, step: jax.Array) -> jax.Array:
   return jnp.minimum(1, (step_f32 + 1) / max(1, cfg.warmup)) * decay
 
 
-def make_optimizer(program: Program, trial: Hyperparameters, lr: jax.Array) -> optax.GradientTransformation:
+def make_optimizer(
+  program: Program, trial: Hyperparameters, lr: jax.Array, norm: jax.Array | None = None
+) -> optax.GradientTransformation:
   """The optax transformation of one trial. Weight decay is decoupled (arXiv 1711.05101) and applies only to matrices.
 
-  The method may scale some updates (LoRA+) or wrap the optimizer (AdaLoRA).
+  The method may scale some updates (LoRA+) or wrap the optimizer (AdaLoRA). `norm` is the norm of the gradient by which
+  it is clipped; by default, the optimizer computes it.
   """
   cfg, method = program.optim, methods.get(program.method)
   b1, b2 = cfg.betas
@@ -48,8 +51,22 @@ def make_optimizer(program: Program, trial: Hyperparameters, lr: jax.Array) -> o
     rule = optax.adamw(lr, b1=b1, b2=b2, eps=cfg.eps, weight_decay=trial.weight_decay, mask=_is_matrix)
   rule = optax.chain(rule, method.update_factors(trial))
   if cfg.clip is not None:
-    rule = optax.chain(optax.clip_by_global_norm(trial.clip), rule)
+    rule = optax.chain(_clip(norm, trial.clip), rule)
   return method.wrap_optimizer(rule, trial)
+
+
+def _clip(norm: jax.Array | None, largest: jax.Array) -> optax.GradientTransformation:
+  """`optax.clip_by_global_norm`, with a `norm` that was computed before if there is one."""
+  if norm is None:
+    return optax.clip_by_global_norm(largest)
+
+  def clip_all(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    def clipped(x: jax.Array) -> jax.Array:
+      return jnp.where(norm < largest, x, x / norm.astype(x.dtype) * largest)
+
+    return jax.tree.map(clipped, updates)
+
+  return optax.stateless(clip_all)
 
 
 def _muon(cfg: OptimConfig, layout: Layout, weight_decay: jax.Array, lr: jax.Array) -> optax.GradientTransformation:

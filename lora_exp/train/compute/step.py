@@ -197,22 +197,24 @@ def update(
   If the loss, gradient, rate or new parameters are not all `finite`, `trained` and `opt` are returned unchanged.
   """
   method = methods.get(program.method)
+  # Of single leaves: the order of its sums must not depend on the modules that other trials of a pack adapt.
+  norm = optax.tree.norm(grads)
 
-  def changed(grads: Tree, trained: Tree, opt: Tree) -> tuple[Tree, Tree, jax.Array, jax.Array]:
-    updates, opt = make_optimizer(program, trial, lr).update(grads, opt, trained)
-    trained, norm = optax.apply_updates(trained, updates), optax.tree.norm(grads)
+  def changed(grads: Tree, trained: Tree, opt: Tree) -> tuple[Tree, Tree, jax.Array]:
+    updates, opt = make_optimizer(program, trial, lr, norm).update(grads, opt, trained)
+    trained = optax.apply_updates(trained, updates)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(lr)
     if not method.trains_everything:  # it would need a second copy of the whole state
       finite &= all_finite(trained)
-    return trained, opt, norm, finite
+    return trained, opt, finite
 
   if joins_leaves(program):
     groups = group_leaves(trained)
     joined = groups.join(grads), groups.join(trained), groups.join_state(opt)
-    joined_trained, joined_opt, norm, finite = compiled_alone(changed)(*joined)
+    joined_trained, joined_opt, finite = compiled_alone(changed)(*joined)
     new_trained, new_opt = groups.split(joined_trained), groups.split_state(joined_opt)
   else:
-    new_trained, new_opt, norm, finite = changed(grads, trained, opt)
+    new_trained, new_opt, finite = changed(grads, trained, opt)
   return *where(finite, (new_trained, new_opt), (trained, opt)), norm, finite
 
 
