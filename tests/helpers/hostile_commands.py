@@ -151,7 +151,8 @@ KINDS: Mapping[str, Kind] = {
   "adapter config": Kind("done/adapter/adapter_config.json", (*ON_BASE, "lora.init_from={0}/done/adapter"), (
     b"", b"[]", DEEP, values(r=SIZE), values(r=-1), values(lora_alpha="x"), values(peft_type="../evil"),
     values(target_modules="(a+)+$"), values(target_modules=[[]]), values(rank_pattern={"(a|a)*b": SIZE}),
-    values(auto_mapping={"base_model_class": "os.system"}, peft_type="EVIL"), values(layers_to_transform=[10**12]))),
+    values(auto_mapping={"base_model_class": "os.system"}, peft_type="EVIL"),
+    values(target_modules=["q_proj"], layers_to_transform=[10**12]))),
   "adapter weights": Kind("done/adapter/adapter_model.safetensors", (*ON_BASE, "lora.init_from={0}/done/adapter"), (
     b"", header(DEEP), tensor(), tensor(shape=[2**40, 2**40]), tensor(data_offsets=[0, 2**60]),
     lambda content: content[: len(content) // 2], b"\x80\x04K\x01.")),
