@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_exp.runtime.yaml_text import check_size
 
-_PARSED: dict[str, DictConfig | ListConfig] = {}  # config files by their text: Hydra reads them again for every job
+_PARSED: dict[str, DictConfig | ListConfig] = {}  # by the text of the file, because Hydra reads all files for every job
 
 
 @contextmanager
@@ -45,7 +45,11 @@ def raising_hydra_errors() -> Iterator[None]:
 
 @contextmanager
 def files_measured() -> Iterator[None]:
-  """Context in which Hydra refuses a config file that is nested too deeply or too large (yaml.YAMLError)."""
+  """Context in which Hydra refuses a config file that is nested too deeply or too large (yaml.YAMLError).
+
+  A file is also parsed only once. `OmegaConf.load` is replaced because Hydra reads every config file with it and offers
+  no other place between a file and its parser: its source for `file://` cannot be registered a second time.
+  """
   load = OmegaConf.load
 
   def measured_load(file: str | Path | IO[Any]) -> DictConfig | ListConfig:

@@ -1,6 +1,6 @@
 """The data of a pack, and every check that needs files but no values of the base.
 
-It is made before the base, whose pretraining may take long, so that a problem of the files is not told after it.
+It is made before the base, whose pretraining may take minutes, so that a problem with the files is reported first.
 """
 
 from dataclasses import dataclass

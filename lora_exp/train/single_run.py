@@ -33,7 +33,7 @@ def train_run(plan: Plan, run_dir: Path) -> None:
   with memory_errors(plan):
     try:
       with lost_processes():
-        data = make_pack_data(plan)  # before the tables, so that a problem of the data is told alone
+        data = make_pack_data(plan)  # first, so that an error in the data is not preceded by tables
         show_config(plan.saved_cfg, run_dir)
         show_parameters(plan)
         pack, result = _train(plan, data, run_dir, started)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from lora_exp.train.compute.leaf_groups import LARGEST, group_leaves
+from lora_exp.train.compute.optimizer import clip
 
 
 def adapter() -> dict:
@@ -41,3 +42,12 @@ def test_an_optimizer_gives_joined_leaves_the_same_update(rule):
   joined_updates, joined_state = rule.update(groups.join(grads), groups.join_state(state), groups.join(tree))
   jax.tree.map(np.testing.assert_array_equal, groups.split(joined_updates), updates)
   jax.tree.map(np.testing.assert_array_equal, groups.split_state(joined_state), new_state)
+
+
+@pytest.mark.parametrize("largest", [0.5, 1e6])
+def test_clipping_by_a_known_norm_is_that_of_optax(largest):
+  grads, groups = adapter(), group_leaves(adapter())
+  expected, _ = optax.clip_by_global_norm(largest).update(grads, optax.EmptyState())
+  by_norm = clip(optax.tree.norm(grads), jnp.float32(largest))
+  joined, _ = by_norm.update(groups.join(grads), by_norm.init(grads))
+  jax.tree.map(np.testing.assert_array_equal, groups.split(joined), expected)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 Tree = Any  # nested dicts of arrays
-LARGEST = 2**16  # elements of an array that is joined with others; larger ones would only take more memory
+LARGEST = 2**16  # elements of an array that is joined with others; joining larger ones takes memory and gains little
 
 
 @dataclass(frozen=True)

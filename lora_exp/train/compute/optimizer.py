@@ -51,12 +51,12 @@ def make_optimizer(
     rule = optax.adamw(lr, b1=b1, b2=b2, eps=cfg.eps, weight_decay=trial.weight_decay, mask=_is_matrix)
   rule = optax.chain(rule, method.update_factors(trial))
   if cfg.clip is not None:
-    rule = optax.chain(_clip(norm, trial.clip), rule)
+    rule = optax.chain(clip(norm, trial.clip), rule)
   return method.wrap_optimizer(rule, trial)
 
 
-def _clip(norm: jax.Array | None, largest: jax.Array) -> optax.GradientTransformation:
-  """`optax.clip_by_global_norm`, with a `norm` that was computed before if there is one."""
+def clip(norm: jax.Array | None, largest: jax.Array) -> optax.GradientTransformation:
+  """`optax.clip_by_global_norm`, by a `norm` that is already known if there is one."""
   if norm is None:
     return optax.clip_by_global_norm(largest)
 

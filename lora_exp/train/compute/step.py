@@ -197,7 +197,7 @@ def update(
   If the loss, gradient, rate or new parameters are not all `finite`, `trained` and `opt` are returned unchanged.
   """
   method = methods.get(program.method)
-  # Of single leaves: the order of its sums must not depend on the modules that other trials of a pack adapt.
+  # Computed before leaves are joined, so that its bits do not depend on the modules that other trials adapt.
   norm = optax.tree.norm(grads)
 
   def changed(grads: Tree, trained: Tree, opt: Tree) -> tuple[Tree, Tree, jax.Array]:
@@ -219,9 +219,9 @@ def update(
 
 
 def joins_leaves(program: Program) -> bool:
-  """Whether an update joins small leaves. On a GPU, XLA itself updates several leaves in one kernel.
+  """Whether an update joins small leaves: on one CPU device, if the optimizer treats every value by itself.
 
-  On several devices, leaves with different shardings would have to be moved.
+  On a GPU, XLA fuses the updates of several leaves. On several devices, joining would move leaves between them.
   """
   method = methods.get(program.method)
   one_cpu = jax.default_backend() == "cpu" and program.layout.mesh.size == 1

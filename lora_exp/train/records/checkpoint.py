@@ -111,12 +111,13 @@ def never_saved(run_dir: Path) -> bool:
   return not root.is_dir() or all(path.name.startswith(TEMPORARY) for path in root.iterdir())
 
 
-def _belongs(meta: dict) -> str:
+def _no_problem(meta: dict) -> str:
+  """Accepts the metadata of every checkpoint."""
   return ""
 
 
 def restore(
-  run_dir: Path, abstract: Any, step: int | None = None, problem: Callable[[dict], str] = _belongs
+  run_dir: Path, abstract: Any, step: int | None = None, problem: Callable[[dict], str] = _no_problem
 ) -> tuple[int, Any, dict]:
   """Restores (step, state, meta) from the newest undamaged checkpoint, or from that of `step`.
 
@@ -163,7 +164,7 @@ def read_content(folder: Path) -> dict:
   except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
     well_formed = False
   if not well_formed:
-    raise InputError(f"{META} is not one that training writes")
+    raise InputError(f"{META} does not have the form that training writes")
   return dict(content)
 
 

@@ -1,4 +1,4 @@
-"""The format of a run's prompts, and their token ids. It needs no model, so that prompts are checked before one is."""
+"""The format of a run's prompts, and their token ids. No model is needed, so prompts are checked before it is made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
