@@ -10,6 +10,7 @@ import jax
 from lora_exp.lora import methods
 from lora_exp.train.compiled_step import CompiledStep, abstract_batch, count_step_flops, solo_flops
 from lora_exp.train.compute.program import Tree
+from lora_exp.train.compute.step import joins_leaves
 from lora_exp.train.compute.trial_padding import Table
 from lora_exp.train.job import Job
 from lora_exp.train.records.checkpoint import named_leaves
@@ -94,7 +95,8 @@ def _memory(job: Job, table: Table, trial: Trial, step: CompiledStep) -> int:
 
   A loop over trials holds the state of all of them twice, as its input and its output, and the temporaries of one
   trial. Under vmap every trial has temporaries, and a trial counts its share of them. The padding of a trial is in its
-  state and once more in its temporaries (gradient, update, new state: about the size of the state).
+  state and again in its temporaries: once as gradient, update and new state, which have about the size of the state,
+  and once as joined arrays if the update joins small leaves.
   """
   program, state = job.program, job.state
   ways = program.layout.mesh.shape["trial"]
@@ -107,7 +109,8 @@ def _memory(job: Job, table: Table, trial: Trial, step: CompiledStep) -> int:
     temporaries -= here
   else:
     temporaries //= trials_here
-  padding = here // trials_here - own
+  copies = 2 if joins_leaves(program) else 1
+  padding = copies * (here // trials_here - own)
   return step.peak_memory_bytes - step.working_bytes + temporaries - (here - own) - padding
 
 
