@@ -181,7 +181,8 @@ def test_a_teacher_that_cannot_be_is_refused_in_a_sentence(bad, tmp_path, capsys
 @pytest.mark.slow
 def test_the_report_finds_the_planted_rank_and_targets(tmp_path):
   """A sweep of ranks names the teacher's rank, and at that rank a sweep of targets names its targets."""
-  common = ["-m", "hydra/launcher=packed", "data=planted", "data.teacher.rank=4", "model=minigpt_tiny", "seed=0,1,2"]
+  common = ["-m", "hydra/launcher=packed", "data=planted", "data.teacher.rank=4", "model=minigpt_tiny", "seed=0,1,2",
+            "train.eval_every=64"]
   sweeps = {"ranks": "lora.rank=2,4,8", "targets": "lora.targets=qv,attention,mlp,all_linear"}
   reports = {}
   for name, swept in sweeps.items():
