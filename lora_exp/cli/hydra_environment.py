@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import yaml
 from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -73,6 +74,24 @@ def files_measured() -> Iterator[None]:
     yield
   finally:
     OmegaConf.load = staticmethod(load)  # type: ignore[method-assign, assignment]
+
+
+@contextmanager
+def config_store_shared() -> Iterator[None]:
+  """Context in which copies of a repository of configs share Hydra's store of the configs of plugins.
+
+  Hydra copies its repository for every group that --help lists. With many plugins, copying the store takes most of the
+  time. Sharing it is safe: it returns a copy of each config.
+  """
+
+  def shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
+    return store
+
+  ConfigStore.__deepcopy__ = shared  # type: ignore[attr-defined]
+  try:
+    yield
+  finally:
+    del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -25,7 +25,13 @@ from omegaconf import DictConfig
 from lora_exp.cli.claim import Claim
 from lora_exp.cli.command_line import CommandLine
 from lora_exp.cli.error_report import report_error
-from lora_exp.cli.hydra_environment import files_measured, hydra_arguments, inherited_files_hidden, raising_hydra_errors
+from lora_exp.cli.hydra_environment import (
+  config_store_shared,
+  files_measured,
+  hydra_arguments,
+  inherited_files_hidden,
+  raising_hydra_errors,
+)
 from lora_exp.cli.job_config import job_config
 from lora_exp.cli.process_runs import ProcessRun, processes_of
 from lora_exp.cli.tasks import run_task, task_descriptions
@@ -89,7 +95,7 @@ class Session:
     hydra_main = hydra.main(version_base="1.3", config_path=str(line.conf), config_name=line.config_name)(self.run_job)
     if line.shows_only:
       arguments = [*line.hydra_argv(None), *_help_overrides(line)]
-      with hydra_arguments(arguments), inherited_files_hidden(), files_measured():
+      with hydra_arguments(arguments), inherited_files_hidden(), files_measured(), config_store_shared():
         hydra_main()
       return DONE
     for warning in line.warnings:
