@@ -96,20 +96,30 @@ def require_same_configs(jobs: Iterable[tuple[int, Config, Path]]) -> list[tuple
 
 
 def with_old_defaults(cfg: Config, directory: Path, typed: Collection[str]) -> Config:
-  """`cfg` with the defaults of the version that started the sweep in `directory`, so that the same command continues
-  it.
+  """`cfg` with the defaults of the older version that started the sweep in `directory`, if an older one did.
 
-  These are lora.alpha=null, the sizes and the pretraining of model=minigpt, and rows that split answers from prompts.
-  They are taken from the run with the lowest number, unless the setting is one of `typed`.
+  The same command then continues the sweep. The defaults are lora.alpha=null, the sizes and the pretraining of
+  model=minigpt, and rows that split answers from prompts. They are taken from the run with the lowest number, unless
+  the setting is one of `typed`.
   """
   begun = [path.parent for path in directory.glob(f"*/{CONFIG}") if path.parent.name.isdecimal()]
-  if not begun:
+  if not begun or not _lacks_settings(min(begun, key=_number) / CONFIG):
     return cfg
   first = load_config(str(min(begun, key=_number)))
   if "lora.alpha" not in typed and cfg.lora.alpha == LoraConfig.alpha and first.lora.alpha is None:
     cfg = replace(cfg, lora=replace(cfg.lora, alpha=None))
   cfg = replace(cfg, model=_with_sizes(cfg.model, first.model, typed))
-  return replace(cfg, data=_with_packing(cfg.data, first.data), retain=_with_packing(cfg.retain, first.retain))
+  for name in ("data", "retain"):
+    if f"{name}.packing" not in typed:
+      cfg = replace(cfg, **{name: _with_packing(getattr(cfg, name), getattr(first, name))})
+  return cfg
+
+
+def _lacks_settings(file: Path) -> bool:
+  """Whether a saved config has not all settings of this version, so that an older one wrote it."""
+  saved = safe_load(file.read_text(encoding="utf-8"))
+  current = saved_settings(to_config(saved))
+  return not flat_settings(current).keys() <= flat_settings(saved).keys()
 
 
 def _with_sizes(model: ModelConfig, begun: ModelConfig, typed: Collection[str]) -> ModelConfig:

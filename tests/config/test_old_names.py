@@ -1,6 +1,7 @@
 """Renamed settings of version 0.1.0 are still accepted, with a warning if they are typed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from lora_exp.runtime.saved_config import (
   changed_settings,
   load_config,
   save_config,
+  saved_settings,
   with_old_defaults,
 )
 
@@ -89,13 +91,40 @@ def test_old_runs_keep_rows_that_split_answers(data, packing):
   assert cfg.data.packing == cfg.retain.packing == packing
 
 
+def save_as_older(cfg: Config, directory: Path) -> None:
+  """Writes config.yaml as a version without the settings of task=bench would."""
+  saved = saved_settings(cfg)
+  del saved["bench"]
+  (directory / "config.yaml").write_text(yaml.safe_dump(saved))
+
+
+@pytest.mark.parametrize("swept", [
+  "data.packing=stream,pack", "lora.alpha=null,16", "model.width=64,128", "data.packing=pack,stream",
+])  # fmt: skip
+def test_later_jobs_of_a_sweep_keep_their_own_settings(swept, tmp_path):
+  """The first run of a sweep that this version started gives the others no defaults."""
+  argv = ["-m", swept, f"hydra.sweep.dir={tmp_path}"]
+  jobs = check_command_line(argv).jobs
+  (tmp_path / "0").mkdir()
+  save_config(jobs[0], tmp_path / "0")
+  assert check_command_line(argv).jobs == jobs
+
+
+@pytest.mark.parametrize(("packing", "typed"), [("stream", []), ("pack", ["data.packing"])])
+def test_a_typed_packing_is_kept_in_an_old_sweep(packing, typed, tmp_path):
+  (tmp_path / "0").mkdir()
+  save_as_older(to_config({"data": {"source": "jsonl", "packing": "stream", "loss": "assistant"}}), tmp_path / "0")
+  today = to_config({"data": {"source": "jsonl", "packing": "pack", "loss": "assistant"}})
+  assert with_old_defaults(today, tmp_path, typed).data.packing == packing
+
+
 def test_an_old_sweep_of_prompts_is_continued(tmp_path):
   pairs = {"source": "jsonl", "packing": "pack", "loss": "assistant"}
   begun = to_config({"data": {"source": "jsonl", "packing": "pack"}, "retain": pairs})
   (tmp_path / "0").mkdir()
   (tmp_path / "1").mkdir()
-  for number, cfg in (("0", begun), ("1", begun)):
-    save_config(cfg, tmp_path / number)
+  for number in ("0", "1"):
+    save_as_older(begun, tmp_path / number)
   today = to_config({"data": pairs, "retain": pairs})
   continued = with_old_defaults(today, tmp_path, typed=[])
   assert (continued.data.packing, continued.retain.packing) == ("stream", "pack")
@@ -108,7 +137,7 @@ def test_an_old_sweep_of_the_default_base_is_continued(tmp_path):
   old = {"width": 256, "heads": 8, "ff": 256, "pretrain": {"steps": 800, "lr": 1.5e-3, "warmup": 40}}
   begun = to_config({"model": old})
   (tmp_path / "0").mkdir()
-  save_config(begun, tmp_path / "0")
+  save_as_older(begun, tmp_path / "0")
   today = check_command_line([]).jobs[0]
   assert today.model.width != 256 and today.model.pretrain.optimizer == "muon"
   assert with_old_defaults(today, tmp_path, typed=[]).model == begun.model
