@@ -1,6 +1,7 @@
 """Prompts from files: one per line of a text file, one per line of JSON, or one per file."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from lora_exp.config.errors import InputError
 
 Prompt = str | list[dict[str, Any]]  # a text, or messages with `role` and `content`
 JSON_LINES, JSON_FILES = (".jsonl", ".ndjson"), (".json",)
+LINE_BREAK = re.compile(r"\r\n|\n|\r")  # not those that JSON texts may contain, such as U+2028
+PARTS_OF_PROMPTS = ("system", "input", "context", "history", "tools", "messages")  # in rows of training data
 FORMS = 'write {"prompt": "…"}, "…" or {"messages": [{"role": "user", "content": "…"}]}'
 
 
@@ -31,7 +34,7 @@ def read_prompts(paths: str | Sequence[str]) -> list[Prompt]:
 
 def lines_of(text: str) -> list[Prompt]:
   """A prompt per line of `text`, without empty lines."""
-  return [line for line in text.splitlines() if line.strip()]
+  return [line for line in LINE_BREAK.split(text) if line.strip()]
 
 
 def text_of(content: bytes, where: str) -> str:
@@ -66,7 +69,7 @@ def _prompts_of_file(file: Path) -> list[Prompt]:
   where = f"prompt_file={file}"
   text = text_of(file.read_bytes(), where)
   if file.suffix.lower() in JSON_LINES:
-    lines = [(f"{where}, line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(f"{where}, line {n}", line) for n, line in enumerate(LINE_BREAK.split(text), 1) if line.strip()]
     return [_prompt(_json(line, place), place) for place, line in lines]
   if file.suffix.lower() in JSON_FILES:
     value = _json(text, where)
@@ -85,7 +88,11 @@ def _json(text: str, where: str) -> Any:
 def _prompt(value: Any, where: str) -> Prompt:
   """The prompt in a JSON value. Raises InputError if it is none."""
   if isinstance(value, dict):
-    value = value.get("prompt", value.get("messages"))
+    key = "prompt" if "prompt" in value else "messages"
+    others = [name for name in PARTS_OF_PROMPTS if name != key and value.get(name)]
+    if others:
+      raise InputError(f"{where}: {others[0]!r} is not read beside {key!r}; {FORMS}")
+    value = value.get(key)
   if isinstance(value, str) and value.strip():
     return value
   if _is_messages(value):

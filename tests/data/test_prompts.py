@@ -26,6 +26,13 @@ def test_lines_of_json_hold_whole_prompts(tmp_path):
   assert read_prompts(str(tmp_path / "b.json")) == [MESSAGES]
 
 
+def test_only_line_breaks_end_a_prompt(tmp_path):
+  texts = ["one\u2028two", "three\x0cfour", "five\x85six"]
+  (tmp_path / "a.jsonl").write_text("\r\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in texts))
+  (tmp_path / "a.txt").write_text("\n".join(texts))
+  assert read_prompts(str(tmp_path / "a.jsonl")) == read_prompts(str(tmp_path / "a.txt")) == texts
+
+
 def test_each_file_of_a_directory_or_a_list_is_a_prompt(tmp_path):
   for name, text in (("2.txt", "c\nd\n\n"), ("1.md", "a\n\nb"), (".hidden", "x"), ("empty.txt", "\n")):
     (tmp_path / name).write_text(text)
@@ -36,7 +43,10 @@ def test_each_file_of_a_directory_or_a_list_is_a_prompt(tmp_path):
 @pytest.mark.parametrize(("name", "content", "words"), [
   ("a.jsonl", b'"ok"\n{"prompt"\n', "line 2: is not JSON"), ("a.jsonl", b'{"text": "a"}', "line 1: is no prompt"),
   ("a.json", b'[1]', "prompt 1: is no prompt"), ("a.json", b"[" * 100_000, "is not JSON"),
-  ("a.jsonl", b'[{"role": "user"}]', "is no prompt"), ("a.txt", b" \n", "contains no prompt"),
+  ("a.jsonl", b'[{"role": "user"}]', "is no prompt"),
+  ("a.jsonl", b'{"prompt": "a", "system": "b"}', "line 1: 'system' is not read beside 'prompt'"),
+  ("a.jsonl", b'{"prompt": "a", "input": "dog"}', "line 1: 'input' is not read beside 'prompt'"),
+  ("a.txt", b" \n", "contains no prompt"),
   ("a.txt", "Café".encode("latin-1"), "not UTF-8 text: byte 3")])
 def test_files_without_prompts_are_refused_in_one_sentence(tmp_path, name, content, words):
   (tmp_path / name).write_bytes(content)
