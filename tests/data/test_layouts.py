@@ -43,6 +43,9 @@ def skipped(fields: dict, layout: Layout = Layout()) -> str:
   ({"prompt": "", "response": "b"}, "", "b"), ({"prompt": None, "response": "b"}, "", "b"),
   ({"prompt": "[1, 2] is a list", "response": "[{'a': 1}]"}, "[1, 2] is a list", "[{'a': 1}]"),
   ({"prompt": [{"type": "text", "text": "a"}], "response": "b"}, "a", "b"),
+  *(({"prompt": "List them", "response": text}, "List them", text) for text in (
+    '[{"name": "Ann", "role": "engineer"}]', '[{"from": "ann@x.org", "text": "Hi"}]', '[{"role": "user", "id": 1}]',
+    '[{"speaker": "user", "text": "Hi", "mood": "good"}]', '[{"role": "user"}]')),
   ({"instruction": "a", "output": "b", "text": "a b"}, "a", "b"),
 ])
 def test_columns_are_found_by_name(fields, prompt, text):
@@ -112,6 +115,8 @@ def test_calls_of_functions_are_objects():
   ({"prompt": "a", "chosen": "b", "rejected": "c"}, "data.columns={prompt: prompt, response: chosen} learns the"),
   ({"chosen": "b", "rejected": "c"}, "data.columns={text: chosen} learns the chosen one"),
   ({"prompt": "a", "chosen": [USER], "rejected": [USER]}, "data.columns={messages: chosen} learns the chosen one"),
+  ({"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, "{prompt: prompt, response: chosen} learns the"),
+  ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "data.columns={messages: chosen} learns the chosen one"),
   ({"prompt": "a"}, "there is no column 'response'; the columns are 'prompt'"),
   ({"q": "a", "a": "b"}, "data.columns={prompt: NAME, response: NAME} or"), ({}, "the columns are none"),
   ({"prompt": 3, "response": "b"}, "the prompt has type int"), ({"text": ""}, "the text is empty"),
@@ -202,3 +207,11 @@ def test_a_stated_layout_takes_its_columns(tmp_path):
     source = open_source(DataConfig(source="files", path=str(tmp_path / "x.jsonl"), format=name))
     [document] = source.documents()
     assert isinstance(document, Document) and (document.prompt, document.text) == texts
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "input"])
+def test_the_arguments_of_a_call_are_read_by_each_of_their_names(key):
+  call = {"type": "function", "function": {"name": "weather", key: {"city": "Rome"}}}
+  found = turns({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]})
+  [read_call] = found.messages[1]["tool_calls"]
+  assert read_call["function"] == {"name": "weather", "arguments": {"city": "Rome"}}

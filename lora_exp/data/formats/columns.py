@@ -66,11 +66,24 @@ def found_roles(
     _check_not_a_message(names)
     return {"text": found["text"]}
   if {"chosen", "rejected"} <= set(names):
-    columns = "text: chosen" if "prompt" not in found else f"prompt: {found['prompt']}, response: chosen"
-    columns = columns if "chosen" in texts else "messages: chosen"
     raise RowProblem("chosen and rejected are a preference pair and not an example; "
-                     f"data.columns={{{columns}}} learns the chosen one")
+                     f"data.columns={{{_chosen_columns(found, texts)}}} learns the chosen one")
   raise RowProblem(_no_column(prompt_field if "response" in found else response_field, names))
+
+
+def _chosen_columns(found: Mapping[str, str], texts: frozenset[str]) -> str:
+  """The setting that reads the chosen answer of a preference pair.
+
+  If `chosen` has messages, it repeats the question where the prompt is a text, as in UltraFeedback, and is only the
+  answer where the prompt has messages too, as in TRL's examples.
+  """
+  prompt = found.get("prompt")
+  chosen_is_text = "chosen" in texts
+  if prompt is None:
+    return "text: chosen" if chosen_is_text else "messages: chosen"
+  if chosen_is_text or prompt not in texts:
+    return f"prompt: {prompt}, response: chosen"
+  return "messages: chosen"
 
 
 def _check_not_a_message(names: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "tex
 QUESTION_KEYS = ("human", "user", "input", "question", "prompt")  # of objects without a role
 ANSWER_KEYS = ("assistant", "gpt", "bot", "output", "answer", "response")
 WEIGHT_KEYS = ("weight", "train", "training")  # a turn is not learned if one is 0, as in OpenAI's files, or false
+ARGUMENT_KEYS = ("arguments", "parameters", "input")  # of tool calls, in OpenAI's, Llama's and Anthropic's form
 REASONING = ("reasoning_content", "reasoning", "thinking")
 READ_KEYS = ("name", "tool_calls", "tool_call_id", *REASONING, "documents")
 
@@ -154,11 +155,26 @@ def parsed(value: Any) -> Any:
 
 
 def messages_in(value: Any) -> list[Any] | None:
-  """The messages in a cell: a list of objects with a role, or a string that contains one; None for anything else."""
+  """The messages in a cell: a list of objects with a role, or a string that contains one; None for anything else.
+
+  A string may be JSON that a model should read or write, such as `[{"name": "Ann", "role": "engineer"}]`. It contains
+  messages only if every object has a known role, a content, and no other keys than those of messages.
+  """
   messages = parsed(value)
-  if isinstance(messages, list) and messages and all(isinstance(item, Mapping) for item in messages):
-    return messages if _first(messages[0], ROLE_KEYS)[0] in messages[0] else None
-  return None
+  if not (isinstance(messages, list) and messages and all(isinstance(item, Mapping) for item in messages)):
+    return None
+  if isinstance(value, str):
+    return messages if all(map(_is_message, messages)) else None
+  return messages if _first(messages[0], ROLE_KEYS)[0] in messages[0] else None
+
+
+def _is_message(item: Mapping[str, Any]) -> bool:
+  """Whether an object has a known role, a content or calls, and only keys that messages have."""
+  role = _first(item, ROLE_KEYS)[1]
+  has_known_role = isinstance(role, str) and role.strip().lower() in {*KNOWN_ROLES, *ROLES, *CALLS}
+  contents = {*CONTENT_KEYS, "tool_calls", "function_call"}
+  known = {*ROLE_KEYS, *contents, *READ_KEYS, *WEIGHT_KEYS}
+  return has_known_role and not contents.isdisjoint(item) and known.issuperset(item)
 
 
 def _tool_calls(value: Any) -> list[dict[str, Any]]:
@@ -170,7 +186,7 @@ def _tool_calls(value: Any) -> list[dict[str, Any]]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
       raise RowProblem("a tool call has no function name")
-    arguments = parsed(function.get("arguments", {}))
+    arguments = parsed(next((function[key] for key in ARGUMENT_KEYS if key in function), {}))
     extra = {"id": call["id"]} if "id" in call else {}
     found.append({**extra, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
   return found
