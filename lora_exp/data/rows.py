@@ -28,7 +28,7 @@ from lora_exp.data.tokenization import Tokenizer
 from lora_exp.runtime.cache import fingerprint, get_or_make
 
 FORMAT = 2  # of the records
-ENTRY = 6  # version of a cache entry's other files. Not part of `rows_key`, which runs of older versions have stored
+ENTRY = 7  # version of a cache entry's files. Not part of `rows_key`, which runs of older versions have stored
 WHOLE = 1  # version of the rows that hold whole documents
 
 
@@ -75,7 +75,7 @@ def make_rows(cfg: DataConfig, tokenizer: Tokenizer, cache: str | Path, progress
     meta = {"fingerprint": key, **facts, **asdict(counts)}
     (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
-  return _open(get_or_make(cache, "rows", fingerprint(rows=key, entry=ENTRY), write))
+  return _open(get_or_make(cache, "rows", fingerprint(rows=key, entry=ENTRY, formats=_formats(source)), write))
 
 
 # ---- the key
@@ -99,6 +99,17 @@ def rows_key(cfg: DataConfig, tokenizer: Tokenizer, source: Source) -> str:
     chat=[template, dict(tokenizer.template_variables)] if template else None,
     seq_len=cfg.seq_len, **_packing(cfg, source), pad_in_loss=cfg.packing == "pad" and cfg.pad_in_loss,
     prompt_in_loss=cfg.prompt_in_loss or cfg.loss == "all", **_chat(cfg, tokenizer), **_identity(source))
+
+
+def _formats(source: Source) -> list[str]:
+  """The formats in which the files of `source` are read, those of its held-out files last.
+
+  They depend on the suffixes too, which are not part of `rows_key`.
+  """
+  if not isinstance(source, TextSource):
+    return []
+  held_out = source.held_out()
+  return [*source.file_formats(), *(held_out.file_formats() if held_out else ())]
 
 
 def _chat(cfg: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:

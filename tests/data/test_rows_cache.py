@@ -49,3 +49,15 @@ def test_damaged_rows_are_not_trained_on_and_made_again(tmp_path, capfd):
     assert make_rows(cfg, BYTES, tmp_path) == rows
     assert f"is damaged (changed: {name})" in capfd.readouterr().err
     assert rows.file("train").read_bytes() == good
+
+
+def test_the_same_bytes_in_another_format_are_other_rows(tmp_path):
+  """The suffix decides how a table is read, and the content alone names the data."""
+  table = "q,a\n" + "".join(f'"question {n}, what?","answer {n}"\n' for n in range(12))
+  counts = []
+  for suffix in ("txt", "csv"):
+    file = tmp_path / f"rows.{suffix}"
+    file.write_text(table)
+    cfg = DataConfig(source="files", path=str(file), columns={"prompt": "q", "response": "a"}, seq_len=32)
+    counts.append(make_rows(cfg, BYTES, tmp_path / "cache").all_documents)
+  assert counts == [13, 12]

@@ -85,8 +85,8 @@ from lora_exp.data.sources.settings import make_source
 from lora_exp.data.sources.source import NumericSource, Source, TextSource
 
 __all__ = [
-  "NumericSource", "Source", "TextSource", "data_facts", "is_numeric", "open_source", "prompt_separator", "registry",
-  "source_class",
+  "NumericSource", "Source", "TextSource", "data_facts", "has_conversations", "is_numeric", "open_source",
+  "prompt_separator", "registry", "source_class",
 ]
 
 
@@ -120,6 +120,12 @@ def prompt_separator(cfg: DataConfig) -> str | None:
   """The text between a prompt and its answer in the documents of `cfg`; None if they have no answers."""
   source, _ = make_source(source_class(cfg.source), cfg)
   return source.separator() if isinstance(source, TextSource) else None
+
+
+def has_conversations(cfg: DataConfig) -> bool:
+  """Whether the documents of `cfg` are conversations."""
+  source, _ = make_source(source_class(cfg.source), cfg)
+  return isinstance(source, TextSource) and source.has_conversations()
 
 
 def data_facts(cfg: DataConfig) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Reads rows and plain text of files on disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,10 @@ class FileReader(RowReader):
     if self.format is not None:
       return dict.fromkeys(self.data_files.files, self.format)
     return {path: find_format(path) for path in self.data_files.files}
+
+  @property
+  def file_formats(self) -> Sequence[str]:
+    return list(self.formats.values())
 
   @property
   def format_words(self) -> str:

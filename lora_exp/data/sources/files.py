@@ -1,7 +1,7 @@
 """Files of rows in any common format: conversations, prompts and responses, or texts."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -225,6 +225,16 @@ class Files(FileSource):
     except (InputError, OSError):  # a run may be used without its data
       return self.prompt_separator
     return None if first is not None and not first.prompt and first.conversation is None else self.prompt_separator
+
+  def file_formats(self) -> Sequence[str]:
+    return self.reader.file_formats
+
+  def has_conversations(self) -> bool:
+    try:
+      first = self.first_document()
+    except (InputError, OSError):  # a run may be used without its data
+      return False
+    return first is not None and first.conversation is not None
 
   def first_document(self) -> Document | None:
     """The first document; None if none of the first rows can be used."""

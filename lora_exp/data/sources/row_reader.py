@@ -1,7 +1,7 @@
 """The interface of readers of `data.path`: files on disk, or a Hugging Face dataset."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from lora_exp.data.documents import Document, Skipped
 from lora_exp.data.formats.row import Row
@@ -24,6 +24,11 @@ class RowReader(ABC):
   @abstractmethod
   def format_words(self) -> str:
     """The format, for the table before training."""
+
+  @property
+  def file_formats(self) -> Sequence[str]:
+    """The format of each file, if there are files."""
+    return ()
 
   @property
   def is_one_json_lines_file(self) -> bool:

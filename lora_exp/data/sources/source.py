@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -125,6 +125,14 @@ class TextSource(Source):
   def separator(self) -> str | None:
     """The text between a prompt and its answer; None if documents have no answers, see `prompt_separator`."""
     return self.prompt_separator
+
+  def file_formats(self) -> Sequence[str]:
+    """The format of each file that is read, if there are formats."""
+    return ()
+
+  def has_conversations(self) -> bool:
+    """Whether the first document is a conversation."""
+    return False
 
   def facts(self) -> dict[str, object]:
     """What is read, for the table before training: name -> value. {}: the settings already show it."""
