@@ -57,6 +57,8 @@ def _base(loaded: LoadedRun, cfg: Config) -> tuple | None:
 
 
 def _turns(sampler: Sampler) -> str:
+  if sampler.format.lines:
+    return "It sees the whole conversation, as lines 'User: …' and 'Assistant: …'."
   if sampler.format.chat:
     return "It sees the whole conversation, by the tokenizer's chat template."
   return "There is no chat template, so each message is answered on its own."

@@ -23,7 +23,7 @@ def run(cfg: Config) -> None:
     loaded = open_merged(cfg).run if cfg.sample.merged else open_run(cfg, plan=plan)
   sampler = make_sampler(loaded.job.program, cfg, loaded.plan.tokenizer)
   ids, model = sampler.encode(prompts), (*loaded.single(), loaded.frozen)
-  end = "\n" if sampler.format.chat else sampler.format.separator
+  end = "\n" if sampler.format.has_turns else sampler.format.separator
   if len(prompts) == 1:
     with ExitStack() as waiting:  # until the first token
       waiting.enter_context(console.phase("read the prompt"))

@@ -11,6 +11,7 @@ from tokenizer_files import CHATML, byte_level
 
 from lora_exp.config.schema import DataConfig
 from lora_exp.data.chats.conversations import EncodedConversation, encode_conversations
+from lora_exp.data.chats.plain_turns import turns_prompt
 from lora_exp.data.documents import Conversation, Document
 from lora_exp.data.encoding import source_writer
 from lora_exp.data.encoding.encode import encode_documents
@@ -223,3 +224,14 @@ def test_digests_of_conversations_differ():
       yield Document(0, "", conversation=Conversation(({"role": "user", "content": self.content},)))
 
   assert One("a").digest() != One("b").digest() == One("b").digest()
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "gpt2_4096"])
+def test_a_prompt_of_plain_turns_is_what_was_trained_on(name):
+  """The prompt and the learned tokens after it are the tokens of the conversation."""
+  tokenizer = get_tokenizer(name)
+  messages = ({"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Fine, thanks."})
+  one = encoded(tokenizer, Conversation(messages))
+  text, ids = turns_prompt(tokenizer, messages[:1])
+  assert one.ids[: len(ids)] == ids and one.learned.argmax() == len(ids)
+  assert text == ("User: How are you?\nAssistant: " if name == "bytes" else "User: How are you?\nAssistant:")

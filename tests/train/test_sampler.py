@@ -290,6 +290,18 @@ def test_prompt_becomes_a_chat_turn_where_runs_learned_turns():
   assert asked("run", "chatterbot", "none") == "Hi\n"
 
 
+@pytest.mark.parametrize("chat", ["auto", "none"])
+def test_a_run_on_conversations_without_a_template_gets_its_prompts_as_lines(chat, tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", '
+                                    '"content": "a"}]}\n')
+  cfg = small(data__source="files", data__path=str(tmp_path / "a.jsonl"), sample__chat=chat)
+  format = prompt_format(cfg, TOKENIZER)
+  sampler = Sampler(made("minigpt")[0].program, cfg.sample, TOKENIZER, 999, format)
+  texts = [TOKENIZER.decode(ids) for ids in sampler.encode(["Hi", [{"role": "user", "content": "Hi"}]])]
+  lines = "User: Hi\nAssistant: "
+  assert texts == [lines if chat == "auto" else "Hi", lines]
+
+
 def test_text_after_text_keeps_its_space():
   text = StreamedText(TOKENIZER, TOKENIZER.encode("Once"), [])
   assert text.add(TOKENIZER.encode(" upon")) + text.rest() == " upon"

@@ -15,18 +15,13 @@ from lora_exp.config.errors import InputError
 from lora_exp.data.chats.chat import OPENINGS, missing_reason
 from lora_exp.data.chats.control_names import ControlNames, control_name_reason
 from lora_exp.data.chats.guarded_chat import GuardedChat, Message, encode_texts
+from lora_exp.data.chats.plain_turns import plain_chat
 from lora_exp.data.chats.rendered_text import RenderedText, Span
 from lora_exp.data.chats.template_checks import TURNS, Problem, Problems, TemplateCheck
 from lora_exp.data.chats.turn_spans import TurnFinder
 from lora_exp.data.documents import Conversation
 from lora_exp.data.tokenization import Tokenizer
 
-# For tokenizers without a chat template.
-PLAIN_TEMPLATE = (
-  "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: "
-  "{{ message.content or (message.tool_calls | tojson if message.tool_calls) }}"
-  "{{ eos_token if message.role == 'assistant' }}{{ '\n' }}{% endfor %}"
-  "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}")
 NO_END = "no end-of-turn token of them is learned, so the model does not learn to stop"
 ANSWERS = "assistant turns"  # a unit of `totals` and `problems`, like TURNS
 
@@ -58,19 +53,17 @@ class _RenderedConversation:
   """The rendered text of a conversation, its spans that are learned, and its problems."""
 
   def __init__(self, tokenizer: Tokenizer, conversation: Conversation, loss: str, plain: bool):
-    template = PLAIN_TEMPLATE if plain or tokenizer.chat_template is None else None
-    variables = dict(conversation.variables)
-    if template is not None:
-      variables = _plain_variables(tokenizer) | variables
+    render = plain_chat if plain or tokenizer.chat_template is None else GuardedChat
+    rest = conversation.tools, conversation.variables
     self.tokenizer, self.loss = tokenizer, loss
-    self.chat = GuardedChat(tokenizer, conversation.messages, conversation.tools, variables, template)
+    self.chat = render(tokenizer, conversation.messages, *rest)
     try:
       text, self.marks = self.chat.marked()
     except InputError:
       messages = _with_argument_texts(conversation.messages)
       if messages is None:
         raise
-      self.chat = GuardedChat(tokenizer, messages, conversation.tools, variables, template)
+      self.chat = render(tokenizer, messages, *rest)
       text, self.marks = self.chat.marked()
     self.rendered = RenderedText(self.chat, text)
     self.turns = TurnFinder(self.chat, self.rendered)
@@ -149,9 +142,3 @@ def _with_argument_text(call: Mapping[str, Any]) -> Mapping[str, Any]:
   arguments = function.get("arguments")
   text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
   return {**call, "function": {**function, "arguments": text}}
-
-
-def _plain_variables(tokenizer: Tokenizer) -> dict[str, Any]:
-  """The control tokens in `PLAIN_TEMPLATE`."""
-  names = {i: token for token, i in tokenizer.special_tokens.items()}
-  return {"eos_token": names[tokenizer.eot], "bos_token": "" if tokenizer.bos is None else names[tokenizer.bos]}

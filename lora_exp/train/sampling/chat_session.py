@@ -19,7 +19,7 @@ class Reply:
 
 
 class ChatSession:
-  """The messages so far. Without a chat template, each message is answered alone."""
+  """The messages so far. If prompts are no turns, each message is answered alone."""
 
   def __init__(self, sampler: Sampler, model: Weights, base: Weights | None):
     self.sampler, self.model, self.base = sampler, model, base
@@ -67,7 +67,7 @@ class ChatSession:
 
   def _encoded(self) -> tuple[list[int], int]:
     """The token ids of the messages, and how many of the first ones are left out so that an answer fits."""
-    if not self.sampler.format.chat:
+    if not self.sampler.format.has_turns:
       [ids] = self.sampler.encode([self.messages[-1]["content"]])
       return ids, 0
     kept, needed = list(self.messages), min(self.sampler.cfg.max_tokens, self.sampler.max_len // 4)

@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from lora_exp.config import Config, InputError
 from lora_exp.config.conversion import shown
 from lora_exp.data.chats.chat import encode_chat
+from lora_exp.data.chats.guarded_chat import Message
+from lora_exp.data.chats.plain_turns import turns_prompt
 from lora_exp.data.prompts import Prompt, shown_prompt
-from lora_exp.data.sources import prompt_separator
+from lora_exp.data.sources import has_conversations, prompt_separator
 from lora_exp.data.tokenization import Tokenizer
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-  """The format of prompts: a turn of the chat template, or plain text followed by a separator."""
+  """The format of prompts: a turn of the chat template, a line `User: …`, or plain text followed by a separator."""
 
   chat: bool = False
+  lines: bool = False  # turns are lines, as in training on conversations without a chat template
   separator: str = ""
+
+  @property
+  def has_turns(self) -> bool:
+    """Whether a prompt is a turn of a conversation."""
+    return self.chat or self.lines
 
 
 PLAIN = PromptFormat()
@@ -38,6 +46,8 @@ def prompt_format(cfg: Config, tokenizer: Tokenizer) -> PromptFormat:
     return PLAIN
   if cfg.data.chat == "auto" and tokenizer.chat_template is not None:
     return PromptFormat(chat=True)
+  if has_conversations(cfg.data):
+    return PromptFormat(lines=True)
   return PromptFormat(separator=separator)
 
 
@@ -52,6 +62,13 @@ def encode_prompts(
   return ids
 
 
+def encode_messages(messages: Sequence[Message], format: PromptFormat, tokenizer: Tokenizer) -> list[int]:
+  """The token ids of messages, by the chat template or as lines. Raises InputError if the template refuses them."""
+  if format.lines or tokenizer.chat_template is None:
+    return turns_prompt(tokenizer, messages)[1]
+  return encode_chat(tokenizer, messages)
+
+
 def length_problem(prompt: Prompt, ids: Sequence[int], max_len: int) -> str | None:
   """Why the prompt with the token ids `ids` leaves no room for an answer, or None."""
   if len(ids) < max_len:
@@ -61,10 +78,10 @@ def length_problem(prompt: Prompt, ids: Sequence[int], max_len: int) -> str | No
 
 
 def _encode(prompt: Prompt, format: PromptFormat, tokenizer: Tokenizer) -> list[int]:
-  """The token ids of a prompt in `format`, or of messages by the chat template; never empty."""
+  """The token ids of a prompt in `format`, or of messages; never empty."""
   if not isinstance(prompt, str):
-    return encode_chat(tokenizer, prompt)
-  if format.chat:
-    return encode_chat(tokenizer, [{"role": "user", "content": prompt}])
+    return encode_messages(prompt, format, tokenizer)
+  if format.has_turns:
+    return encode_messages([{"role": "user", "content": prompt}], format, tokenizer)
   start = [] if tokenizer.bos is None else [tokenizer.bos]
   return start + tokenizer.encode(prompt + format.separator) or [tokenizer.eot]

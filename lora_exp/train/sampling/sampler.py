@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import Config, InputError, SampleConfig
-from lora_exp.data.chats.chat import Message, encode_chat
+from lora_exp.data.chats.guarded_chat import Message
 from lora_exp.data.prompts import Prompt
 from lora_exp.data.tokenization import Tokenizer
 from lora_exp.models.modules.language_model import LanguageModel
@@ -19,7 +19,14 @@ from lora_exp.runtime.padded_sizes import power_of_two
 from lora_exp.train.compute.hyperparameters import Hyperparameters
 from lora_exp.train.compute.program import Program, Tree, Weights, assemble
 from lora_exp.train.sampling.decode import BLOCK, NOT_FINITE, Decoder, PromptRows, pad_left
-from lora_exp.train.sampling.prompt_encoding import PLAIN, PromptFormat, encode_prompts, length_problem, prompt_format
+from lora_exp.train.sampling.prompt_encoding import (
+  PLAIN,
+  PromptFormat,
+  encode_messages,
+  encode_prompts,
+  length_problem,
+  prompt_format,
+)
 
 MOST_ROWS = 32  # prompts decoded in one batch
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # the decoded form of bytes that are not (yet) a character
@@ -56,8 +63,8 @@ class Sampler:
       raise InputError(problem)
 
   def encode_messages(self, messages: Sequence[Message]) -> list[int]:
-    """The token ids of messages by the chat template. Raises InputError if there is none, or if it refuses them."""
-    return encode_chat(self.tokenizer, messages)
+    """The token ids of messages in the format of the prompts. Raises InputError if the chat template refuses them."""
+    return encode_messages(messages, self.format, self.tokenizer)
 
   def stream(
     self, weights: Weights, prompt: Sequence[int], show: Callable[[str], None]

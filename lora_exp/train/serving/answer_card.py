@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_exp.config import Config, InputError
-from lora_exp.data.chats.chat import GuardedChat
+from lora_exp.data.chats.guarded_chat import GuardedChat
+from lora_exp.data.chats.plain_turns import turns_prompt
 from lora_exp.models.tensor_names import layer_of
 from lora_exp.runtime import console
 from lora_exp.train.compute.program import Weights, assemble
@@ -109,10 +110,13 @@ def _prompts(sampler: Sampler, cfg: Config) -> list[str]:
 
 
 def _rendered(sampler: Sampler, text: str) -> str:
-  """The prompt as text, with the chat template."""
+  """The prompt as text, in the format of prompts."""
+  messages = [{"role": "user", "content": text}]
+  if sampler.format.lines:
+    return turns_prompt(sampler.tokenizer, messages)[0]
   if not sampler.format.chat:
     return text + sampler.format.separator
-  chat = GuardedChat(sampler.tokenizer, [{"role": "user", "content": text}])
+  chat = GuardedChat(sampler.tokenizer, messages)
   return chat.rendered(chat.messages, True).replace(chat.guard, "")
 
 
