@@ -33,6 +33,6 @@ def turns_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str
   chat = plain_chat(tokenizer, messages)
   prompt = chat.rendered(chat.messages, True)
   alone, followed = encode_segments(tokenizer, [chat.segments(prompt, True), chat.segments(prompt + "The", True)])
-  ids = commonprefix([alone, followed])
+  ids = list(commonprefix([alone, followed]))
   text = chat.without_guards(prompt)
   return text if ids == alone else text.rstrip(" "), ids
