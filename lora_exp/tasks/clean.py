@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_exp.config import Config
-from lora_exp.report.reading.run_index import DAY, find_runs, last_change, matching
+from lora_exp.report.reading.run_index import DAY, find_runs, last_change, matches
 from lora_exp.report.reading.run_record import RunRecord
 from lora_exp.runtime import console
 from lora_exp.runtime.byte_sizes import parse_size, size_of, size_text
@@ -68,8 +68,9 @@ def _old_entries(cfg: Config, entries: Sequence[CacheEntry]) -> list[CacheEntry]
 def _old_checkpoints(cfg: Config) -> list[OldCheckpoints]:
   """The checkpoints of finished runs in outputs/, or in run=DIR, that match `filter`; the largest first."""
   root, smallest = Path(cfg.run or OUTPUTS), parse_size(cfg.clean.min_size)
-  entries = matching(find_runs(root), cfg.filter) if root.is_dir() else []
-  found = [_checkpoints(run) for entry in entries for run in entry.runs if run.status == "done"]
+  entries = find_runs(root) if root.is_dir() else []
+  found = [_checkpoints(run) for entry in entries for run in entry.runs
+           if run.status == "done" and matches(entry, run, cfg.filter)]
   old = [entry for entry in found if entry.size >= max(1, smallest) and entry.days >= cfg.clean.days]
   return sorted(old, key=_size, reverse=True)
 

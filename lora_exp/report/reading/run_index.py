@@ -100,10 +100,11 @@ def exported_loss(run: RunRecord) -> float | None:
 
 def matching(entries: Sequence[IndexedRun], wanted: FilterConfig) -> list[IndexedRun]:
   """The entries with a run that matches every setting of `wanted`."""
-  return [entry for entry in entries if any(_matches(entry, run, wanted) for run in entry.runs)]
+  return [entry for entry in entries if any(matches(entry, run, wanted) for run in entry.runs)]
 
 
-def _matches(entry: IndexedRun, run: RunRecord, wanted: FilterConfig) -> bool:
+def matches(entry: IndexedRun, run: RunRecord, wanted: FilterConfig) -> bool:
+  """Whether a run of `entry` matches every setting of `wanted`."""
   patterns = {"model": wanted.model, "data": wanted.data, "method": wanted.method}
   texts = {key: str(LABELS[key](run)) for key in patterns if run.config} | {
     "status": run.status, "name": entry.path.name}  # fmt: skip
