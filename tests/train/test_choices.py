@@ -61,6 +61,17 @@ def test_every_question_of_the_data_is_found(tmp_path, packing):
     assert [text.scored for text in question.texts] == list(question.characters) == [3, 9, 2]
 
 
+def test_questions_with_one_prompt_keep_their_own_choices(tmp_path):
+  """Only held-out rows are scored, although each row of the data has the same prompt."""
+  rows_ = [{"question": "Which?", "choices": [f"yes {n}", f"no {n}"], "answer": 0} for n in range(40)]
+  (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
+  data = DataConfig(source="files", path=str(tmp_path / "q.jsonl"), packing="pad", seq_len=48)
+  items, questions = _questions(data, tmp_path)
+  assert len(questions) == len(items) == 4
+  found = [TOKENIZER.decode(question.texts[0].ids[-question.texts[0].scored :]) for question in questions]
+  assert found == [TOKENIZER.decode(item.answer) for item in items]
+
+
 def _questions(data: DataConfig, cache: Path):
   """(items, questions) of the held-out rows."""
   items = answer_items(list(eval_batches(make_rows(data, TOKENIZER, cache), 4, None, True)), data, TOKENIZER)

@@ -9,7 +9,7 @@ import numpy as np
 from lora_exp.config import Config, InputError
 from lora_exp.config.metrics import CHOSEN
 from lora_exp.data.documents import Document
-from lora_exp.data.encoding.encode import encode_documents
+from lora_exp.data.encoding.encode import EncodedDocument, encode_documents
 from lora_exp.data.sources import TextSource, open_source
 from lora_exp.data.tokenization import Tokenizer
 from lora_exp.train.answers.answer_items import AnswerItem
@@ -81,9 +81,12 @@ def choice_questions(
 ) -> list[Question]:
   """The questions with choices among the held-out `items`, whose documents are `numbers`, in their order.
 
-  A question is left out if one of its choices is longer than model.max_len. Raises InputError if there is none.
+  Several questions may have one prompt, so an item is found by its prompt and its answer; equal rows take the items in
+  turn. A question is left out if one of its choices is longer than model.max_len. Raises InputError if there is none.
   """
-  places = {item.prompt: n for n, item in enumerate(items)}
+  places: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+  for n, item in enumerate(items):
+    places.setdefault((item.prompt, item.answer), []).append(n)
   found: dict[int, Question] = {}
   source = open_source(cfg.data)
   assert isinstance(source, TextSource)
@@ -91,12 +94,13 @@ def choice_questions(
   for documents in _batches_with_choices(source.held_out() or source):
     encoded = encode_documents(tokenizer, documents, cfg.data, separator)
     for document, one in zip(documents, encoded, strict=True):
-      assert one.learned is not None
-      place = places.get(tuple(one.ids[: int(one.learned.argmax())]))
-      if place is not None and place not in found:
-        question = _question(cfg, tokenizer, document, numbers[place], separator)
-        if all(len(text.ids) <= cfg.model.max_len for text in question.texts):
-          found[place] = question
+      same = places.get(_prompt_and_answer(one, tokenizer))
+      if not same:
+        continue
+      place = same.pop(0)
+      question = _question(cfg, tokenizer, document, numbers[place], separator)
+      if all(len(text.ids) <= cfg.model.max_len for text in question.texts):
+        found[place] = question
   if not found:
     raise InputError(f"eval.metrics=[{','.join(cfg.eval.metrics)}]: no held-out row of data={cfg.data.source} has "
                      "choices; give rows with a question, a list `choices`, and an answer that is one of them or its "
@@ -117,14 +121,20 @@ def _batches_with_choices(source: TextSource) -> Iterator[list[Document]]:
     yield batch
 
 
+def _prompt_and_answer(encoded: EncodedDocument, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """The token ids of a prompt and of its answer, without the token that ends it."""
+  assert encoded.learned is not None
+  ids, start = encoded.ids, int(encoded.learned.argmax())
+  end = next((n for n in range(start, len(ids)) if ids[n] in tokenizer.stops), len(ids))
+  return tuple(ids[:start]), tuple(ids[start:end])
+
+
 def _question(cfg: Config, tokenizer: Tokenizer, document: Document, number: int, separator: str) -> Question:
   """A question with its choices as token ids."""
   each = [Document(0, choice, document.prompt) for choice in document.choices]
   texts = []
   for one in encode_documents(tokenizer, each, cfg.data, separator):
-    assert one.learned is not None
-    start = int(one.learned.argmax())
-    end = next((n for n in range(start, len(one.ids)) if one.ids[n] in tokenizer.stops), len(one.ids))
-    texts.append(Continuation(one.ids[:end], end - start))
+    prompt, answer = _prompt_and_answer(one, tokenizer)
+    texts.append(Continuation([*prompt, *answer], len(answer)))
   lengths = tuple(max(len(choice), 1) for choice in document.choices)
   return Question(number, tuple(texts), lengths, document.choices.index(document.text))
