@@ -8,6 +8,7 @@ from lora_exp.config import InputError
 from lora_exp.config.metrics import METRICS
 from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import make_groups
+from lora_exp.report.grouping.repeated_trials import repeated_trials
 from lora_exp.report.grouping.setting_keys import effective_settings, value_text, varied_keys
 from lora_exp.report.page.document import GroupSection, Report
 from lora_exp.report.page.settings_table import number_ranges
@@ -41,7 +42,7 @@ def compare_runs(runs: Sequence[RunRecord], metric: str, margin: float) -> Repor
   for n, group in enumerate(groups):
     heading = "" if len(groups) == 1 else f"Group {n}: runs {number_ranges([run.number for run in group.runs])}"
     sections.append(GroupSection(group, all_findings(group), [], None, heading, group.why))
-  return Report("Comparison", METRICS[metric], list(runs), sections, [])
+  return Report("Comparison", METRICS[metric], list(runs), sections, [], repeated_trials(groups))
 
 
 def setting_differences(runs: Sequence[RunRecord]) -> dict[str, str]:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from reports import findings_on, losses, read_results
 
+from lora_exp.config.metrics import METRICS
 from lora_exp.report.findings.all_findings import all_findings
 from lora_exp.report.grouping.group import make_groups
 from lora_exp.report.reading.run_reader import read_sweep
-from lora_exp.report.sweep_report import make_table
+from lora_exp.report.sweep_report import make_report, make_table
 from sweeps import BASE, trial
 
 
@@ -183,3 +184,37 @@ def test_alphas_that_go_with_methods_are_not_compared(tmp_path):
   assert [setting.label for setting in group.settings] == ["lora", "dora", "adalora"]
   assert findings_on(tmp_path, "Alpha") == []
   assert [finding.values["best"] for finding in findings_on(tmp_path, "Methods")] == ["lora"]
+
+
+def test_a_value_that_cannot_be_lower_is_no_edge(tmp_path):
+  """The best dropout is 0, the lowest tried and the lowest allowed. The lowest tried of lr is an edge."""
+  numbers = iter(range(100))
+  for key, values in {"lora__dropout": (0.0, 0.1, 0.2), "optim__lr": (1e-3, 2e-3, 4e-3)}.items():
+    for rank, loss in {1: 2.4, 4: 2.0, 8: 2.0}.items():
+      for place, value in enumerate(values):
+        for seed in range(3):
+          trial(tmp_path / key, next(numbers), loss + 0.1 * place + 0.001 * seed, lora__rank=rank, train__seed=seed,
+                **{key: value})
+  [dropout] = findings_on(tmp_path / "lora__dropout", "Rank")
+  [rate] = findings_on(tmp_path / "optim__lr", "Rank")
+  assert dropout.concluded and dropout.values["rank"] == 4
+  assert "the lowest tried (lr 0.001)" in rate.text
+
+
+@pytest.mark.parametrize("key", ["optim__clip", "lora__quant"])
+def test_null_is_a_value_of_a_setting(key, tmp_path):
+  values = {"optim__clip": (None, 0.5, 1.0), "lora__quant": (None, "nf4", "int8")}[key]
+  rows = [(rank, lr, value) for rank in (1, 4) for lr in (1e-3, 1e-2) for value in values]
+  for n, (rank, lr, value) in enumerate(rows):
+    trial(tmp_path, n, 2.0 + 0.1 * n, lora__rank=rank, optim__lr=lr, **{key: value})
+  report = make_report(tmp_path)
+  assert report.sections[0].group.levels(key.replace("__", "."))[0] is None
+  assert (tmp_path / "plots" / "parallel.png").is_file()
+
+
+def test_a_metric_that_no_trial_has_is_named(tmp_path):
+  trial(tmp_path, 0, 2.0)
+  [group] = make_groups(read_sweep(tmp_path), METRICS["rouge_l"])
+  assert all_findings(group)[0].text == (
+    "1 trial is done, but none has a held-out ROUGE-L. Rank them by another metric (report.metric=loss), or run the "
+    "sweep with eval.metrics=[rouge_l].")

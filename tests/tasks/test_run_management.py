@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import sweeps
 from lora_exp.cli import main as entry
 from lora_exp.config.schema import CleanConfig, Config, FilterConfig
+from lora_exp.report.reading.run_reader import read_run
 from lora_exp.runtime.byte_sizes import size_of, size_text
 from lora_exp.runtime.cache import get_or_make
 from lora_exp.runtime.cache_entries import cache_entries
@@ -86,6 +88,14 @@ def test_compare_gives_the_verdicts_of_the_report(outputs, capsys):
   assert "lora.rank 1: runs 0-2; 8: runs 3-6" in words and "train.seed" in words
   assert "Rank 8 is enough" not in words, "it is the largest rank"
   assert "Shown to be more than 5 % short of it: rank 1 (83 % in the mean)" in words
+
+
+def test_compare_says_which_runs_repeat_others(in_tmp_path, capsys):
+  for name in ("a", "b"):
+    sweeps.ranks(in_tmp_path / name, {1: 2.9 if name == "a" else 2.6, 8: 2.4})
+  report = compare.run(Config(task="compare", runs=["a", "b"]))
+  assert len(report.damage) == 6 and "repeats trial 0" in report.damage[0]
+  assert "repeats trial" in capsys.readouterr().err
 
 
 def test_compare_separates_what_cannot_be_compared(in_tmp_path, capsys):
@@ -174,3 +184,16 @@ def test_clean_deletes_checkpoints_of_old_finished_runs(outputs, cache):
   left = sorted(path.parent.name for path in outputs.rglob("checkpoints"))
   assert left == ["09-00-00-b"], "a stopped run can be resumed"
   assert (outputs / "2026-11-27" / "08-00-00-a" / "summary.json").is_file()
+
+
+def test_clean_deletes_only_checkpoints_of_the_trials_that_match(outputs, cache):
+  sweep = outputs / "sweeps" / "2026-11-27" / "10-00-00-rank"
+  for trial in sweep.iterdir():
+    if trial.name.isdecimal():
+      (trial / "checkpoints").mkdir(exist_ok=True)
+      fill(trial / "checkpoints")
+      age(trial, 50)
+  settings = replace(config(cache, delete=True), filter=FilterConfig(rank=8))
+  clean.run(settings)
+  ranks = {read_run(0, path.parent).config["lora.rank"] for path in sweep.rglob("checkpoints")}
+  assert ranks == {1}

@@ -38,4 +38,10 @@ def _nothing(group: Group) -> str:
   tuned = sum(run.tunes and run.status == "done" for run in group.runs)
   if tuned:
     return f"Only tuning trials are done ({tuned}). None scores an adapter."
+  done = sum(run.status == "done" and not run.tunes for run in group.runs)
+  if done:
+    metric = group.metric
+    asked = f", or run the sweep with eval.metrics=[{metric.name}]" if metric.requested else ""
+    return (f"{done} trial{'s are' if done > 1 else ' is'} done, but none has a held-out {metric.label}. Rank them by "
+            f"another metric (report.metric=loss){asked}.")
   return "No adapter finished, so there is nothing to compare."

@@ -80,7 +80,7 @@ class Group:
 
   def levels(self, key: str) -> list[Any]:
     """The sorted values of `key` in the settings, including failed ones but not the references."""
-    values = {s.values[key] for s in self.settings if not s.method.is_reference and s.values.get(key) is not None}
+    values = {s.values[key] for s in self.settings if not s.method.is_reference and key in s.values}
     return sorted(values, key=sort_key)
 
   def share(self, setting: Setting) -> Estimate:
@@ -96,8 +96,8 @@ class Group:
 
 
 def sort_key(value: Any) -> tuple:
-  """Sort key for the values of a key: numbers before words."""
-  return isinstance(value, str), value
+  """Sort key for the values of a key: null before numbers, and numbers before words."""
+  return value is not None, isinstance(value, str), 0 if value is None else value
 
 
 def make_groups(

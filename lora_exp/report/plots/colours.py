@@ -72,4 +72,4 @@ def shape_key(group: Group, colours: Colours) -> str | None:
   """The key that shapes show beside the colours: words before numbers; None if no other key varies."""
   keys = [k for k in group.keys if k != colours.key and not is_decided(group, k, colours.key or "")
           and 1 < len(group.levels(k)) <= len(SHAPES)]
-  return next((k for k in keys if isinstance(group.levels(k)[0], str)), keys[0] if keys else None)
+  return next((k for k in keys if isinstance(group.levels(k)[-1], str)), keys[0] if keys else None)

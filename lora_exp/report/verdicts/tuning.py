@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_exp.config.number_ranges import RANGES
 from lora_exp.report.estimation.estimates import Estimate, estimate, t_quantile
 from lora_exp.report.grouping.group import Group, sort_key
 from lora_exp.report.grouping.setting import Setting
@@ -74,13 +75,13 @@ def contexts(group: Group, key: str, ignore: Iterable[str] = ()) -> list[tuple[s
   found: dict[tuple, list[Setting]] = {}
   for setting in group.tried:
     if key in setting.values:
-      found.setdefault(tuple((k, setting.values.get(k)) for k in fixed), []).append(setting)
+      found.setdefault(tuple((k, setting.values[k]) for k in fixed if k in setting.values), []).append(setting)
   return [(_words(values), settings) for values, settings in found.items()
           if len({repr(s.values[key]) for s in settings}) > 1 and any(s.seeds for s in settings)]
 
 
 def _words(values: Iterable[tuple[str, Any]]) -> str:
-  return ", ".join(key_value(key, value) for key, value in values if value is not None)
+  return ", ".join(key_value(key, value) for key, value in values)
 
 
 def best_of(settings: Iterable[Setting]) -> Setting:
@@ -222,8 +223,8 @@ def is_tuned_for_each(levels: Sequence[Level], key: str) -> bool:
 def at_edges(group: Group, setting: Setting, ignore: str = "") -> list[str]:
   """Tuned keys (but `ignore`) whose best value is the lowest or highest tried.
 
-  A value does not count as an edge if its neighbour is shown to be worse by less than the margin, because the metric is
-  flat there.
+  A value does not count as an edge if no lower one is allowed, such as dropout 0. Nor does it if its neighbour is shown
+  to be worse by less than the margin, because the metric is flat there.
   """
   problems = []
   for key, value in setting.values.items():
@@ -234,6 +235,8 @@ def at_edges(group: Group, setting: Setting, ignore: str = "") -> list[str]:
     if len(values) < 2 or value not in (values[0], values[-1]):
       continue
     lowest = value == values[0]
+    if lowest and _is_least(key, value):
+      continue
     neighbour = line[values[1] if lowest else values[-2]]
     if not _is_flat(setting, neighbour, group.margin):
       others = {k: v for k, v in setting.values.items() if k != key}
@@ -241,6 +244,12 @@ def at_edges(group: Group, setting: Setting, ignore: str = "") -> list[str]:
       problems.append(f"the best {short_name(key)}{of} is the {'lowest' if lowest else 'highest'} tried "
                       f"({short_name(key)} {value_text(value)})")
   return problems
+
+
+def _is_least(key: str, value: float) -> bool:
+  """Whether `value` is the lowest that the setting may have."""
+  allowed = RANGES.get(key)
+  return allowed is not None and allowed.low_included and value == allowed.low
 
 
 def _is_flat(setting: Setting, neighbour: Setting, margin: float) -> bool:
