@@ -65,6 +65,7 @@ def test_typed_seeds_replace_those_of_the_file():
   (["hydra.sweeper.tune.setting=optim.lrr", "hydra.sweeper.tune.extend=-1"],
    ["tune.setting=optim.lrr: no such setting; did you mean optim.lr?", "tune.extend=-1: give an integer"]),
   (["optim.lr=1e-3,2e-3"], ["optim.lr: is tuned for each setting", "hydra.sweeper.tune.setting=null"]),
+  (["++optim.lr=1e-3,2e-3"], ["optim.lr: is tuned for each setting"]),
   (["hydra.sweeper.tune.setting=lora.dropout"], ["its default must be a positive number, but it is 0"]),
   (["hydra.sweeper.tune.neighbour=1"], ["tune.neighbour=1: give true or false"]),
 ])  # fmt: skip

@@ -73,6 +73,25 @@ def test_what_is_typed_wins_and_no_job_is_there_twice():
   )
 
 
+def test_a_setting_typed_with_two_plus_signs_is_the_same_setting():
+  assert made("lora.rank=1,2", "++lora.rank=4") == [["++lora.rank=4"]]
+  extra = [{"lora.rank": 8}, {"lora": "full", "seed": "0,1,2"}]
+  file = {"params": {"lora.rank": "1,2", "seed": "0,1"}, "extra": extra}
+  assert made("++lora.rank=4,8", "++seed=5", **file) == [
+    ["++seed=5", "++lora.rank=4"], ["++seed=5", "++lora.rank=8"], ["lora=full", "++seed=5"],
+  ]  # fmt: skip
+  assert made("++lora.alpha=3,5", zip=[{"lora.rank": "1,2", "lora.alpha": "1,2"}]) == made(
+    "++lora.alpha=3,5", params={"lora.rank": "1,2"})
+
+
+@pytest.mark.parametrize(("argv", "count"), [
+  (["lora.rank=1,2", "++lora.rank=4"], 1), (["sweep=rank", "++lora.rank=4,8"], 10),
+])  # fmt: skip
+def test_two_plus_signs_multiply_no_jobs(argv, count):
+  plain = [text.lstrip("+") for text in argv]
+  assert len(cfgs(*argv)) == len(cfgs(*plain)) == count
+
+
 def test_zipped_lists_of_other_lengths_are_refused():
   with pytest.raises(Exception, match="lora.rank has 2, lora.alpha has 3"):
     made(zip=[{"lora.rank": "1,2", "lora.alpha": "3,5,7"}])
