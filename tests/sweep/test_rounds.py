@@ -2,10 +2,11 @@
 
 import csv
 import math
+import shutil
 
 import pytest
 import yaml
-from made_rounds import TUNE, MadeRuns, bowl, overrides_of, planned, train_made
+from made_rounds import TUNE, MadeRuns, bowl, ledger_rows, overrides_of, planned, train_made
 from runs import ROOT, TINY, on_stories, rows, summary
 
 from lora_exp.cli import main as entry
@@ -91,6 +92,15 @@ def test_full_fine_tuning_gets_the_same_search_as_lora():
 
 
 # ---- rounds of made runs, whose results are known
+
+
+def test_a_deleted_run_of_a_round_is_trained_again(tmp_path):
+  train_made(tmp_path, MadeRuns(tmp_path, bowl))
+  shutil.rmtree(tmp_path / "11")
+  again = MadeRuns(tmp_path, bowl)
+  train_made(tmp_path, again)
+  assert [len(jobs) for jobs in again.launches] == [1] and (tmp_path / "11" / "summary.json").is_file()
+  assert [row["trial"] for row in ledger_rows(tmp_path, "lost")] == [11]
 
 
 def test_rounds_follow_from_the_results_before_them(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from runs import TINY, command, curve, environment, on_stories, process, rows, s
 from safetensors.numpy import load_file
 
 from lora_exp.cli import main as entry
+from lora_exp.cli import session
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError
 from lora_exp.config.override_grammar import parse
@@ -329,3 +331,19 @@ def test_a_pack_of_one_trial_has_checkpoints_of_each_step(tmp_path):
   run = sweep(tmp_path / "sweep", "lora.rank=2", *settings, *on_stories(tmp_path)) / "0"
   assert summary(run)["status"] == "done" and [row["step"] for row in curve(run) if row["split"] == "train"][-1] == 4
   assert adapter(run) == adapter(train(tmp_path / "alone", "lora.rank=2", *settings, *on_stories(tmp_path)))
+
+
+def test_only_a_trial_whose_directory_was_deleted_is_trained_again(tmp_path, monkeypatch, capfd):
+  monkeypatch.setattr(session, "_report_sweep", lambda *_: None)  # it takes seconds
+  argv = [*TINY, "train.steps=2", "train.eval_every=0", "train.eval_tokens=256", "lora.rank=1,2", *on_stories(tmp_path)]
+  directory = sweep(tmp_path / "sweep", *argv)
+  other, first = (directory / "0" / "metrics.jsonl").read_bytes(), curve(directory / "1")
+  shutil.rmtree(directory / "1")
+  capfd.readouterr()
+  sweep(directory, *argv)
+  shown = capfd.readouterr().out
+  assert "1/summary.json is missing; it is trained again" in shown and "2 trials, 1 of them already ended" in shown
+  assert curve(directory / "1") == first and (directory / "0" / "metrics.jsonl").read_bytes() == other
+  started = [row["trial"] for row in map(json.loads, Ledger(directory).path.read_text().splitlines())
+             if row["event"] == "started"]
+  assert started == [0, 1, 1]
