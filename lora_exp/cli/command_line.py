@@ -251,6 +251,10 @@ def _pack_problems(composed: DictConfig) -> list[str]:
 def _directory_problems(request: _Request, jobs: Sequence[Config]) -> list[str]:
   """Problems with the directory of the run or sweep, given its jobs."""
   resumed = [cfg.train.resume for cfg in jobs if cfg.train.resume]
+  other = _directory_key(not request.multirun)
+  if request.types(other):
+    owner = "a sweep" if request.multirun else "a single run"
+    return [f"{other}: the directory of {owner} is {request.directory_key}; give that instead"]
   if request.multirun and any(cfg.distributed.coordinator for cfg in jobs):
     return ["distributed.coordinator: several processes can train a single run, but no sweep; remove it or -m"]
   if resumed and request.multirun:

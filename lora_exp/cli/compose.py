@@ -17,7 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.cli.hydra_environment import files_measured
-from lora_exp.cli.hydra_errors import hydra_errors, leaves, secret_settings, unsafe_hydra_settings
+from lora_exp.cli.hydra_errors import (
+  hydra_errors,
+  leaves,
+  malformed_sweep_settings,
+  secret_settings,
+  unsafe_hydra_settings,
+)
 from lora_exp.cli.override_names import OverrideNames, several_values_problems
 from lora_exp.config.errors import InputError
 from lora_exp.config.override_grammar import parse
@@ -87,7 +93,8 @@ class Composer:
         self.config_name, list(texts), run_mode=mode, from_shell=False,
         validate_sweep_overrides=not multirun,
       )  # fmt: skip
-    if problems := [*unsafe_hydra_settings(cfg.hydra), *secret_settings(cfg)]:
+      malformed = malformed_sweep_settings(cfg.hydra)
+    if problems := [*malformed, *unsafe_hydra_settings(cfg.hydra), *secret_settings(cfg)]:
       raise InputError(problems)
     return cfg
 

@@ -1,7 +1,7 @@
 """Hydra's errors as one sentence, and checks of untrusted config files."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ PLUGIN_PACKAGES = ("hydra._internal.core_plugins.", "hydra_plugins.")
 LOG_HANDLERS = ("logging.FileHandler", "logging.StreamHandler", "logging.NullHandler")
 NOISE = ("full_key:", "object_type", "reference_type", "See ", "To append")  # lines of Hydra's errors without use
 MOST_LINES = 12
+SWEEPER_MAPPINGS = {"params": "{lora.rank: '1,2'}", "tune": "{setting: optim.lr}", "decide": "{looks: [3, 5]}",
+                    "budget": "{steps: 20000}"}  # setting of hydra.sweeper -> an example
+SWEEPER_LISTS = {"zip": "[{lora.rank: '1,2', lora.alpha: '2,4'}]", "extra": "[{lora: frozen}]"}
 
 
 @contextmanager
@@ -48,6 +51,26 @@ def unsafe_hydra_settings(hydra: DictConfig) -> list[str]:
       problems.append(f"{path}: names files that are executed, so only the command line can set it; remove it")
     problems += credential_problem(path, str(value)) or environment_problem(path, str(value))
   return problems
+
+
+def malformed_sweep_settings(hydra: DictConfig) -> list[str]:
+  """Problems with the type of hydra.launcher, of hydra.sweeper, and of the jobs that it describes."""
+  problems = [f"hydra.{name}={hydra.get(name)}: is not a mapping; choose a file with hydra/{name}=NAME"
+              for name in ("launcher", "sweeper") if not isinstance(hydra.get(name), Mapping)]
+  sweeper = hydra.get("sweeper") if not problems else {}
+  for key, example in SWEEPER_MAPPINGS.items():
+    value = sweeper.get(key)
+    if not (value is None or isinstance(value, Mapping)):
+      problems.append(f"hydra.sweeper.{key}={value}: give a mapping such as {example}, or null")
+  for key, example in SWEEPER_LISTS.items():
+    value = sweeper.get(key)
+    if not (value is None or _is_list_of_mappings(value)):
+      problems.append(f"hydra.sweeper.{key}={value}: give a list of mappings such as {example}, or null")
+  return problems
+
+
+def _is_list_of_mappings(value: object) -> bool:
+  return isinstance(value, Sequence) and all(isinstance(point, Mapping) for point in value)
 
 
 def secret_settings(cfg: DictConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""The directories of a sweep's jobs, compared before the first job starts."""
+"""The directories of a sweep's jobs, checked before the first job starts."""
 
 import os
 import re
@@ -25,7 +25,11 @@ class JobDirectories:
 
   def add(self, number: int, cfg: DictConfig, overrides: Sequence[Override]) -> None:
     """Adds the directory of the composed job `number`. At most one problem is found."""
-    if self.subdir == NUMBER or self.problems:
+    if HYDRA.sub("${hydra.", self.subdir) == NUMBER or self.problems:
+      return
+    if cfg.task == "train":
+      self.problems = [f"hydra.sweep.subdir={self.subdir}: the runs of a sweep are read from its directories 0, 1, 2, "
+                       "…; remove it"]
       return
     try:
       directory = self._resolved(cfg, overrides, number)

@@ -56,6 +56,8 @@ class OverrideNames:
         return [f"{key}: {name} can load code and cannot be set; hydra.verbose=true shows more of the log"]
     if "_target_" in str(override.input_line).partition("=")[0] or _has_target(override.value()):
       return [f"{key}: _target_ cannot be set; choose a config by name, such as optim=adamw"]
+    if key.replace(".", "/", 1) in self.groups and key.startswith("hydra.") and not isinstance(override.value(), dict):
+      return [_dotted_group_problem(override)]
     if key in self.groups and not isinstance(override.value(), dict):
       return list(self._group_problems(override))
     if override.package is not None or "/" in key:
@@ -102,6 +104,12 @@ class OverrideNames:
       else:
         near = did_you_mean(word, choices)
         yield f"{key}={word}: choose {', '.join(choices)}{near}{_off_advice(key, value, choices)}"
+
+
+def _dotted_group_problem(override: Override) -> str:
+  """The problem of an override such as hydra.launcher=packed, which names a file with a dot instead of a slash."""
+  group, value = override.key_or_group.replace(".", "/", 1), override.get_value_element_as_str()
+  return f"{override.input_line}: a file is chosen with a slash; write {group}={'NAME' if value == 'null' else value}"
 
 
 def _chosen(override: Override) -> list[Any]:

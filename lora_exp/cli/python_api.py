@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.cli.all_checks import all_problems
 from lora_exp.cli.claim import claim_directory
-from lora_exp.cli.command_line import check_command_line
+from lora_exp.cli.command_line import CommandLine, check_command_line
 from lora_exp.cli.paths import with_absolute_paths
 from lora_exp.cli.tasks import run_task
 from lora_exp.config.errors import InputError
@@ -87,6 +87,11 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
   Raises InputError with every problem, and for overrides that describe a sweep.
   """
+  return _single_line(overrides).jobs[0]
+
+
+def _single_line(overrides: Sequence[str]) -> CommandLine:
+  """The checked command line of one run. Raises InputError for a sweep and for flags."""
   line = check_command_line(overrides)
   if line.multirun:
     raise InputError("several runs: a sweep is started on the command line, or with one `run` for each trial")
@@ -94,21 +99,27 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     raise InputError("flags such as --help are only for the command line; give overrides such as lora.rank=4")
   for warning in line.warnings:
     show_warning(warning)
-  return line.jobs[0]
+  return line
 
 
 def run(config: Config | Sequence[str], directory: str | Path | None = None) -> Any:
   """Runs the task of a config, or of overrides.
 
-  Training creates `directory` (default: outputs/DAY/TIME-NAME) or continues in `train.resume`, and returns a
-  `Result`. Other tasks return their own result. Raises LoraExpError with the message of the command line.
+  Training creates `directory` (default: hydra.run.dir in the overrides, else outputs/DAY/TIME-NAME) or continues in
+  `train.resume`, and returns a `Result`. Other tasks return their own result. Raises LoraExpError with the message of
+  the command line.
   """
   if isinstance(config, Config):
     config = with_absolute_paths(config)
     if problems := all_problems(config):
       raise InputError(problems)
   else:
-    config = compose(config)
+    line = _single_line(config)
+    config = line.jobs[0]
+    if line.typed_directory:
+      if directory is not None:
+        raise InputError(f"hydra.run.dir={line.directory}: directory={directory} is given as well; remove one of them")
+      directory = line.directory
   if config.distributed.coordinator is not None:
     raise InputError("distributed.coordinator: several processes are started on the command line; remove it")
   if config.task != "train":

@@ -237,6 +237,7 @@ class Session:
       if self.line.multirun and cfg.task == "train":
         _require_same([(run.number, cfg, directory)])
         sweep_ledger = Ledger(Path(node.sweep.dir))
+        sweep_ledger.reopen(run.number, directory)
         past = sweep_ledger.outcome(run.number, run.overrides)
         if past and not (past.code and node.sweeper.get("repeat_failed")):
           show(f"run {run.number}: ended before")

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lora_exp.config.errors import BUG, DONE, IN_USE, STOPPED, LoraExpError
-from lora_exp.runtime.console import show_error, show_warning
+from lora_exp.runtime.console import show, show_error, show_warning
 from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.json_lines import read_ledger
-from lora_exp.runtime.run_files import LEDGER
+from lora_exp.runtime.run_files import LEDGER, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class Ledger:
   def add(self, event: str, **facts: Any) -> None:
     """Appends a row.
 
-    Events of a run: started, stopped, done, failed, pruned, repeated, and lost (its process died). Events of a pack:
-    pack, and split if it did not fit in memory. Events of a study: study, trial, told. Events of a sweep in rounds:
-    rounds (what it compares), round (its trials and why), round_done (seconds), dropped (a setting, with all of its
-    trials, early in its training), look (verdicts after a number of seeds, and the level at which they are tested).
+    Events of a run: started, stopped, done, failed, pruned, repeated, and lost (its process died, or its files were
+    deleted). Events of a pack: pack, and split if it did not fit in memory. Events of a study: study, trial, told.
+    Events of a sweep in rounds: rounds (what it compares), round (its trials and why), round_done (seconds), dropped (a
+    setting, with all of its trials, early in its training), look (verdicts after a number of seeds, and the level at
+    which they are tested).
     """
     row = {"event": event, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     self.rows.append(row)
@@ -68,6 +69,12 @@ class Ledger:
       logging.getLogger("lora_exp").error("run %d: %s", number, error)
       self.add("failed", trial=number, code=error.code, reason=str(error))
       show_error(LoraExpError(f"run {number}: {error}"))
+
+  def reopen(self, number: int, run_dir: Path) -> None:
+    """Records and shows that a run is to be trained again, if it is done but its summary was deleted."""
+    if self.state(number) == "done" and not (run_dir / SUMMARY).is_file():
+      self.add("lost", trial=number, reason=f"its {SUMMARY} was deleted")
+      show(f"run {number}: was done, but {run_dir / SUMMARY} is missing; it is trained again")
 
   def _last(self, number: int) -> dict[str, Any]:
     """The latest row of a run; {} if there is none."""

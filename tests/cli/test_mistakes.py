@@ -65,6 +65,21 @@ MISTAKES = [
   (["-m", "train.resume=/", "lora.rank=1,2"], "train.resume=/", "contains no run"),
   (["name=../escape"], "name=../escape", "plain file name"),
   (["hydra.run.dir=/proc/none/x"], "/proc/none", "hydra.run.dir=DIR"),
+  (["-m", "lora.rank=1,2", "hydra.run.dir=x"], "hydra.run.dir", "the directory of a sweep is hydra.sweep.dir"),
+  (["sweep=seeds", "++hydra.run.dir=x"], "hydra.run.dir", "the directory of a sweep is hydra.sweep.dir"),
+  (["hydra.sweep.dir=x"], "hydra.sweep.dir", "the directory of a single run is hydra.run.dir"),
+  (["-m", "lora.rank=1,2", "hydra.launcher=packed"], "hydra.launcher=packed", "write hydra/launcher=packed"),
+  (["-m", "lora.rank=1,2", "hydra.sweeper=study"], "hydra.sweeper=study", "write hydra/sweeper=study"),
+  (["-m", "lora.rank=1,2", "hydra.launcher=null"], "hydra.launcher=null", "write hydra/launcher=NAME"),
+  (["-m", "hydra.sweeper.params=[1]"], "hydra.sweeper.params=[1]", "give a mapping such as {lora.rank: '1,2'}"),
+  (["-m", "hydra.sweeper.params=abc"], "hydra.sweeper.params=abc", "give a mapping such as {lora.rank: '1,2'}"),
+  (["-m", "hydra.sweeper.extra={lora: frozen}"], "hydra.sweeper.extra", "a list of mappings such as [{lora: frozen}]"),
+  (["-m", "hydra.sweeper.extra=[frozen]"], "hydra.sweeper.extra", "give a list of mappings such as [{lora: frozen}]"),
+  (["-m", "hydra.sweeper.zip={lora.rank: '1,2'}"], "hydra.sweeper.zip", "give a list of mappings such as [{lora.rank"),
+  (["sweep=rank", "hydra.sweeper.decide=3"], "hydra.sweeper.decide=3", "give a mapping such as {looks: [3, 5]}"),
+  (["sweep=rank", "hydra.sweeper.budget=3"], "hydra.sweeper.budget=3", "give a mapping such as {steps: 20000}"),
+  (["sweep=rank", "hydra.sweeper.tune=optim.lr"], "hydra.sweeper.tune", "give a mapping such as {setting: optim.lr}"),
+  (["sweep=study", "hydra.sweeper.params=3"], "hydra.sweeper.params=3", "give a mapping such as {lora.rank: '1,2'}"),
   (["hydra.foo=1"], "hydra.foo", "no such setting"),
   (["+hydra.callbacks.x._target_=os.abort"], "hydra.callbacks", "cannot be set"),
   (["hydra/job_logging=stdout"], "hydra/job_logging", "cannot be set"),
@@ -128,3 +143,9 @@ def test_a_bad_config_is_refused_without_jax():
   code = "import sys, lora_exp.cli.main as m; assert m.run(['lora.rank=0']) == 2; print('jax' in sys.modules)"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
   assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_launcher_that_a_file_names_with_a_dot_is_refused(in_tmp_path, capfd):
+  (in_tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nhydra: {launcher: packed}\n")
+  assert entry.run(["--config-dir", ".", "--config-name", "mine", "-m", "lora.rank=1,2"]) == InputError.code
+  assert "hydra.launcher=packed: is not a mapping; choose a file with hydra/launcher=NAME" in capfd.readouterr().err

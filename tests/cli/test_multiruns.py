@@ -1,5 +1,6 @@
 """Multiruns, resumed runs and tasks that work on a run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,23 @@ def test_a_signal_stops_the_whole_multirun(trained):
   trained(stop)
   assert entry.run(["-m", "lora.rank=1,2,3"]) == StoppedError.code
   assert seen == [1]
+
+
+def test_a_run_whose_directory_was_deleted_is_trained_again(trained, in_tmp_path, capfd):
+  seen = []
+
+  def write(cfg, run_dir):
+    seen.append(cfg.lora.rank)
+    (run_dir / "summary.json").write_text("{}")
+
+  trained(write)
+  argv = ["-m", "lora.rank=1,2,3", "hydra.sweep.dir=mine"]
+  assert entry.run(argv) == 0 and seen == [1, 2, 3]
+  shutil.rmtree(in_tmp_path / "mine" / "1")
+  capfd.readouterr()
+  assert entry.run(argv) == 0 and seen == [1, 2, 3, 2]
+  assert "mine/1/summary.json is missing; it is trained again" in capfd.readouterr().out
+  assert entry.run(argv) == 0 and seen == [1, 2, 3, 2]
 
 
 def test_a_sweep_file_starts_a_multirun(trained, in_tmp_path):

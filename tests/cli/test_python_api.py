@@ -11,6 +11,7 @@ import runs
 
 import lora_exp
 from lora_exp import lora
+from lora_exp.cli import python_api
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError, InUseError
 from lora_exp.runtime.mesh import flatten
@@ -53,6 +54,18 @@ def test_run_trains_and_load_gives_the_trained_adapter(in_tmp_path):
   check_model(result)
   with pytest.raises(InUseError, match="already contains a run"):
     lora_exp.run(cfg, "mine")
+
+
+def test_run_trains_in_the_directory_of_the_overrides(in_tmp_path, monkeypatch):
+  def write(cfg, run_dir):
+    (run_dir / "summary.json").write_text("{}")
+
+  monkeypatch.setattr(python_api, "run_task", write)
+  assert lora_exp.run([*SHORT, "hydra.run.dir=mine"]).directory == in_tmp_path / "mine"
+  assert [path.name for path in in_tmp_path.iterdir()] == ["mine"]
+  with pytest.raises(InputError, match="hydra.run.dir=other: directory=more is given as well; remove one of them"):
+    lora_exp.run([*SHORT, "hydra.run.dir=other"], "more")
+  assert [path.name for path in in_tmp_path.iterdir()] == ["mine"]
 
 
 def check_model(result):

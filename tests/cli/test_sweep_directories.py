@@ -2,6 +2,7 @@
 
 import pytest
 
+from lora_exp.cli import main as entry
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config.errors import InputError
 
@@ -16,13 +17,27 @@ def problem(*argv: str) -> str:
   ("x", ["lora.rank=1,2"]), ("r${lora.rank}", ["lora.rank=1,2", "seed=0,1"]), ("${name}", ["optim.lr=1e-3,2e-3"]),
 ])
 def test_two_jobs_with_one_directory_are_refused(subdir, argv):
-  said = problem("-m", *argv, f"hydra.sweep.subdir={subdir}")
+  said = problem("-m", "task=data", *argv, f"hydra.sweep.subdir={subdir}")
   assert "would both have the directory" in said and "add ${hydra.job.num} to it" in said
 
 
 @pytest.mark.parametrize("subdir", ["r${lora.rank}", "${hydra.job.override_dirname}", "x/${hydra.job.num}"])
 def test_directories_that_differ_are_allowed(subdir):
-  assert len(check_command_line(["-m", "lora.rank=1,2", f"hydra.sweep.subdir={subdir}"]).jobs) == 2
+  argv = ["-m", "task=data", "lora.rank=1,2", f"hydra.sweep.subdir={subdir}"]
+  assert len(check_command_line(argv).jobs) == 2
+
+
+@pytest.mark.parametrize("subdir", ["r${hydra.job.num}", "r${lora.rank}"])
+@pytest.mark.parametrize("argv", [["-m", "lora.rank=1,2"], ["sweep=rank", "lora.rank=1,2"]])
+def test_training_runs_have_numbered_directories(subdir, argv, in_tmp_path, capfd):
+  assert entry.run([*argv, f"hydra.sweep.subdir={subdir}"]) == InputError.code
+  assert capfd.readouterr().err.count("the runs of a sweep are read from its directories 0, 1, 2, …; remove it") == 1
+  assert list(in_tmp_path.iterdir()) == []
+
+
+def test_the_default_directories_may_be_typed():
+  for subdir in ("${hydra.job.num}", "${hydra:job.num}"):
+    assert len(check_command_line(["-m", "lora.rank=1,2", f"hydra.sweep.subdir={subdir}"]).jobs) == 2
 
 
 @pytest.mark.slow

@@ -2,10 +2,11 @@
 
 import csv
 import math
+import shutil
 
 import pytest
 import yaml
-from made_rounds import TUNE, MadeRuns, bowl, overrides_of, planned, train_made
+from made_rounds import TUNE, MadeRuns, bowl, ledger_rows, overrides_of, planned, train_made
 from runs import ROOT, TINY, on_stories, rows, summary
 
 from lora_exp.cli import main as entry
@@ -65,6 +66,7 @@ def test_typed_seeds_replace_those_of_the_file():
   (["hydra.sweeper.tune.setting=optim.lrr", "hydra.sweeper.tune.extend=-1"],
    ["tune.setting=optim.lrr: no such setting; did you mean optim.lr?", "tune.extend=-1: give an integer"]),
   (["optim.lr=1e-3,2e-3"], ["optim.lr: is tuned for each setting", "hydra.sweeper.tune.setting=null"]),
+  (["++optim.lr=1e-3,2e-3"], ["optim.lr: is tuned for each setting"]),
   (["hydra.sweeper.tune.setting=lora.dropout"], ["its default must be a positive number, but it is 0"]),
   (["hydra.sweeper.tune.neighbour=1"], ["tune.neighbour=1: give true or false"]),
 ])  # fmt: skip
@@ -90,6 +92,15 @@ def test_full_fine_tuning_gets_the_same_search_as_lora():
 
 
 # ---- rounds of made runs, whose results are known
+
+
+def test_a_deleted_run_of_a_round_is_trained_again(tmp_path):
+  train_made(tmp_path, MadeRuns(tmp_path, bowl))
+  shutil.rmtree(tmp_path / "11")
+  again = MadeRuns(tmp_path, bowl)
+  train_made(tmp_path, again)
+  assert [len(jobs) for jobs in again.launches] == [1] and (tmp_path / "11" / "summary.json").is_file()
+  assert [row["trial"] for row in ledger_rows(tmp_path, "lost")] == [11]
 
 
 def test_rounds_follow_from_the_results_before_them(tmp_path):

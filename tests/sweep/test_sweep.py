@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from runs import TINY, command, curve, environment, on_stories, process, rows, s
 from safetensors.numpy import load_file
 
 from lora_exp.cli import main as entry
+from lora_exp.cli import session
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import InputError
 from lora_exp.config.override_grammar import parse
@@ -71,6 +73,25 @@ def test_what_is_typed_wins_and_no_job_is_there_twice():
       ["lora.rank=8", "lora=frozen", "train.steps=5"],
     ]
   )
+
+
+def test_a_setting_typed_with_two_plus_signs_is_the_same_setting():
+  assert made("lora.rank=1,2", "++lora.rank=4") == [["++lora.rank=4"]]
+  extra = [{"lora.rank": 8}, {"lora": "full", "seed": "0,1,2"}]
+  file = {"params": {"lora.rank": "1,2", "seed": "0,1"}, "extra": extra}
+  assert made("++lora.rank=4,8", "++seed=5", **file) == [
+    ["++seed=5", "++lora.rank=4"], ["++seed=5", "++lora.rank=8"], ["lora=full", "++seed=5"],
+  ]  # fmt: skip
+  assert made("++lora.alpha=3,5", zip=[{"lora.rank": "1,2", "lora.alpha": "1,2"}]) == made(
+    "++lora.alpha=3,5", params={"lora.rank": "1,2"})
+
+
+@pytest.mark.parametrize(("argv", "count"), [
+  (["lora.rank=1,2", "++lora.rank=4"], 1), (["sweep=rank", "++lora.rank=4,8"], 10),
+])  # fmt: skip
+def test_two_plus_signs_multiply_no_jobs(argv, count):
+  plain = [text.lstrip("+") for text in argv]
+  assert len(cfgs(*argv)) == len(cfgs(*plain)) == count
 
 
 def test_zipped_lists_of_other_lengths_are_refused():
@@ -310,3 +331,19 @@ def test_a_pack_of_one_trial_has_checkpoints_of_each_step(tmp_path):
   run = sweep(tmp_path / "sweep", "lora.rank=2", *settings, *on_stories(tmp_path)) / "0"
   assert summary(run)["status"] == "done" and [row["step"] for row in curve(run) if row["split"] == "train"][-1] == 4
   assert adapter(run) == adapter(train(tmp_path / "alone", "lora.rank=2", *settings, *on_stories(tmp_path)))
+
+
+def test_only_a_trial_whose_directory_was_deleted_is_trained_again(tmp_path, monkeypatch, capfd):
+  monkeypatch.setattr(session, "_report_sweep", lambda *_: None)  # it takes seconds
+  argv = [*TINY, "train.steps=2", "train.eval_every=0", "train.eval_tokens=256", "lora.rank=1,2", *on_stories(tmp_path)]
+  directory = sweep(tmp_path / "sweep", *argv)
+  other, first = (directory / "0" / "metrics.jsonl").read_bytes(), curve(directory / "1")
+  shutil.rmtree(directory / "1")
+  capfd.readouterr()
+  sweep(directory, *argv)
+  shown = capfd.readouterr().out
+  assert "1/summary.json is missing; it is trained again" in shown and "2 trials, 1 of them already ended" in shown
+  assert curve(directory / "1") == first and (directory / "0" / "metrics.jsonl").read_bytes() == other
+  started = [row["trial"] for row in map(json.loads, Ledger(directory).path.read_text().splitlines())
+             if row["event"] == "started"]
+  assert started == [0, 1, 1]

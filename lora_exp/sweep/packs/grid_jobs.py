@@ -40,13 +40,18 @@ def grid_jobs(sweeper: Mapping[str, Any], typed: Sequence[Override], parse: Pars
     jobs += point_jobs(point, lists, single, parse)
   unique: dict[frozenset[str], list[str]] = {}
   for job in jobs:
-    unique.setdefault(frozenset(job), job)
+    unique.setdefault(frozenset(text.lstrip("+") for text in job), job)
   return list(unique.values())
+
+
+def override_key(override: Override) -> str:
+  """The setting or group that an override sets, without the + or ++ in front of it."""
+  return override.get_key_element().lstrip("+")
 
 
 def typed_values(typed: Sequence[Override]) -> tuple[dict[str, Override], dict[str, str]]:
   """The overrides of the command line by key: those with lists, and the others as text."""
-  by_key = {override.get_key_element(): override for override in typed}  # the last override of a key applies
+  by_key = {override_key(override): override for override in typed}  # the last override of a key applies
   lists = {key: override for key, override in by_key.items() if override.is_sweep_override()}
   single = {key: single_override(override) for key, override in by_key.items() if not override.is_sweep_override()}
   return lists, single
@@ -61,7 +66,7 @@ def _product(
     columns = {key: value for key, value in group.items() if key not in lists and key not in single}
     if columns:
       dimensions.append(_zipped(columns, parse))
-  params = {override.get_key_element(): override for override in parse(override_texts(sweeper.get("params") or {}))}
+  params = {override_key(override): override for override in parse(override_texts(sweeper.get("params") or {}))}
   for key, override in {**params, **lists}.items():
     if key not in single:
       dimensions.append([(text,) for text in expanded(override)])
@@ -84,7 +89,7 @@ def point_jobs(
   point: Mapping[str, Any], lists: Mapping[str, Override], single: Mapping[str, str], parse: Parse
 ) -> list[list[str]]:
   """The jobs of an entry of `extra`, combined with the lists and single values from the command line."""
-  overrides = {override.get_key_element(): override for override in parse(override_texts(point))}
+  overrides = {override_key(override): override for override in parse(override_texts(point))}
   dimensions = [[text] for key, text in single.items() if key not in overrides]
   for key, override in overrides.items():
     if key in SEEDS and key in single:

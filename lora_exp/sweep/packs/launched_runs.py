@@ -44,6 +44,8 @@ class LaunchedRuns:
     `repeat_failed` the launcher is called for failed runs too. Raises StoppedError if another process stopped a run.
     """
     ledger = self.ledger
+    for number in numbers:
+      ledger.reopen(number, self.directory / str(number))
     missing = [number for number in numbers if not has_reached(self.read(number), ledger, step)]
     failed = [number for number in numbers if repeat_failed and ledger.state(number) == "failed"]
     stop = [] if step is None else [f"train.stop_at={step}"]

@@ -44,10 +44,12 @@ def train_packed(runs: Sequence[PlannedRun], sweep: PackedSweep) -> StoppedError
   """Trains every run that has not ended, in packs. Returns the error if a signal stopped the sweep, else None.
 
   To continue a sweep, its packs are rebuilt: runs that have ended are inactive trials, and the others resume from their
-  checkpoints. With `repeat_failed`, failed runs are then trained again in separate packs. How each run ended is
-  recorded in the ledger.
+  checkpoints. A run that is done but whose summary was deleted is trained again. With `repeat_failed`, failed runs are
+  then trained again in separate packs. How each run ended is recorded in the ledger.
   """
   ledger = Ledger(sweep.directory)
+  for run in runs:
+    ledger.reopen(run.number, run.run_dir)
   repeated = [run for run in runs if sweep.repeat_failed and ledger.state(run.number) == "failed"]
   try:
     _train_packs(make_packs(runs, sweep.width, ledger), ledger)

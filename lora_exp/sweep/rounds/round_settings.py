@@ -25,7 +25,15 @@ from lora_exp.config.conversion import shown
 from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.schema import Config
 from lora_exp.config.setting_names import is_setting, suggestion
-from lora_exp.sweep.packs.grid_jobs import SEEDS, Parse, grid_jobs, override_texts, point_jobs, typed_values
+from lora_exp.sweep.packs.grid_jobs import (
+  SEEDS,
+  Parse,
+  grid_jobs,
+  override_key,
+  override_texts,
+  point_jobs,
+  typed_values,
+)
 from lora_exp.sweep.rounds.round_plan import Budget, ComparedSetting, Decision, RoundPlan, Tuning, labels
 
 FEWEST_SEEDS, MOST_SEEDS = 3, 10_000  # with fewer no verdict is reached; more are a mistake
@@ -114,7 +122,7 @@ def _tuning_problems(
   name, factors = tune["setting"], tune.get("factors")
   if not isinstance(name, str) or not is_setting(name) or "." not in name:
     yield f"hydra.sweeper.tune.setting={name}: no such setting{suggestion(str(name))}"
-  elif any(o.get_key_element() == name and o.is_sweep_override() for o in typed):
+  elif any(override_key(o) == name and o.is_sweep_override() for o in typed):
     yield (f"{name}: is tuned for each setting; give factors such as hydra.sweeper.tune.factors=[0.5,1,2], "
            f"or compare its values without tuning: hydra.sweeper.tune.setting=null")
   if not (isinstance(factors, Sequence) and factors and all(_is_positive(f) for f in factors)

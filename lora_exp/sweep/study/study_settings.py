@@ -23,7 +23,15 @@ from lora_exp.config.errors import InputError, did_you_mean
 from lora_exp.config.eval_checks import missing_metric
 from lora_exp.config.metrics import METRICS
 from lora_exp.config.schema import Config
-from lora_exp.sweep.packs.grid_jobs import SEEDS, Parse, expanded, override_texts, point_jobs, single_override
+from lora_exp.sweep.packs.grid_jobs import (
+  SEEDS,
+  Parse,
+  expanded,
+  override_key,
+  override_texts,
+  point_jobs,
+  single_override,
+)
 from lora_exp.sweep.study.study_space import Choice, Interval, Study
 
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -35,7 +43,7 @@ INTEGERS = {"n_trials": (1, 10**6), "width": (1, 10**6), "seed": (0, 2**32 - 1)}
 def read_study(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse) -> Study:
   """The study of the node hydra.sweeper and the overrides `typed`. Raises InputError that lists every problem."""
   problems = list(_setting_problems(node))
-  overrides = {o.get_key_element(): o for o in [*parse(override_texts(node.get("params") or {})), *typed]}
+  overrides = {override_key(o): o for o in [*parse(override_texts(node.get("params") or {})), *typed]}
   space: dict[str, Choice | Interval] = {}
   seeds: list[list[str]] = []
   searched = False
@@ -47,7 +55,7 @@ def read_study(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse)
         seeds.append(list(dict.fromkeys(expanded(override))))
       else:
         searched = True
-        space[key] = _parameter(override)
+        space[override.get_key_element()] = _parameter(override)  # with ++, which some settings need in a job
     except InputError as error:
       problems += error.problems
   if not searched:
@@ -66,8 +74,8 @@ def read_study(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse)
 
 def _extra_jobs(node: Mapping[str, Any], typed: Sequence[Override], parse: Parse) -> list[list[str]]:
   """The additional runs, with the seeds and single values of the command line."""
-  lists = {o.get_key_element(): o for o in typed if o.is_sweep_override() and o.get_key_element() in SEEDS}
-  single = {o.get_key_element(): single_override(o) for o in typed if not o.is_sweep_override()}
+  lists = {override_key(o): o for o in typed if o.is_sweep_override() and override_key(o) in SEEDS}
+  single = {override_key(o): single_override(o) for o in typed if not o.is_sweep_override()}
   jobs = []
   for point in node.get("extra") or []:
     jobs += point_jobs(point, lists, single, parse)
