@@ -9,6 +9,8 @@ from lora_exp.models.config_rules import FULL, SLIDING, arch_of
 from lora_exp.models.config_table import REQUIRED, ConfigFile, ConfigRule, Settings, shortened, whole_number
 
 LENGTH = "original_max_position_embeddings"
+# Kinds for which transformers prefers the original length outside `rope_scaling` to the one inside.
+OUTER_LENGTH_FIRST = ("llama3", "yarn", "longrope")
 Scaling = dict[str, Any]
 
 
@@ -21,6 +23,8 @@ def rotation_fields(file: ConfigFile) -> dict[str, Any]:
   given = {"rope_theta": file.values.get("rope_theta", file.defaults.get("rope_theta", 1e4)), **given}
   if "partial_rotary_factor" in file.values:
     given.setdefault("partial_rotary_factor", file.values["partial_rotary_factor"])
+  if rotation_kind(given) in OUTER_LENGTH_FIRST and file.values.get(LENGTH) is not None:
+    given[LENGTH] = file.values[LENGTH]
   return given
 
 

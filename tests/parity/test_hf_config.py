@@ -1,10 +1,13 @@
 """config.json is read as transformers reads it: in both layouts, with the defaults of each class."""
 
+import json
 from copy import deepcopy
 
+import numpy as np
 import pytest
 
 from lora_exp.models.hf_config import from_hf
+from lora_exp.models.modules.rotary import frequencies
 
 transformers = pytest.importorskip("transformers")
 SMALL = {"num_hidden_layers": 5, "hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 100,
@@ -122,3 +125,29 @@ def test_the_text_config_of_gemma_3_with_vision():
   assert from_hf(file) == expected_settings(cfg.text_config)
   del file["text_config"]["vocab_size"]
   assert from_hf(file)["vocab_size"] == 262_208
+
+
+OUTSIDE = {
+  "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+  "yarn": {"type": "yarn", "factor": 4.0},
+  "longrope": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+  "dynamic": {"type": "dynamic", "factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("inside", [None, 32])
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_an_original_length_outside_of_the_scaling_counts_as_in_transformers(kind, inside, tmp_path):
+  """The frequencies at 50 positions are equal; `dynamic` ignores the field."""
+  torch = pytest.importorskip("torch")
+  scaling = OUTSIDE[kind] | ({} if inside is None else {"original_max_position_embeddings": inside})
+  file = {"model_type": "llama", **SMALL, "max_position_embeddings": 64, "rope_scaling": scaling,
+          "original_max_position_embeddings": 16}
+  (tmp_path / "config.json").write_text(json.dumps(file))
+  cfg = transformers.LlamaConfig.from_pretrained(str(tmp_path))
+  theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(cfg)
+  theirs(torch.zeros(1, 50, 8), torch.arange(50)[None])
+  arch = from_hf(file)["arch"]
+  ours, factor = frequencies(8, arch["rope_theta"], arch["rope_scaling"], 50)
+  np.testing.assert_allclose(ours, theirs.inv_freq.numpy(), rtol=1e-5)
+  assert float(factor) == pytest.approx(theirs.attention_scaling)
