@@ -14,7 +14,7 @@ from lora_exp.train import expectations
 from lora_exp.train.costs.memory import memory_errors, require_memory
 from lora_exp.train.costs.plan_tables import show_config, show_parameters
 from lora_exp.train.pack import Pack, make_pack, restore_pack
-from lora_exp.train.pack_data import PackData, make_pack_data
+from lora_exp.train.pack_data import NOT_BEGUN, PackData, make_pack_data
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.plan import Plan
 from lora_exp.train.records import checkpoint
@@ -40,6 +40,8 @@ def train_run(plan: Plan, run_dir: Path) -> None:
       if result.error is not None:
         raise result.error
     except StoppedError as error:
+      if NOT_BEGUN in str(error):
+        raise
       again = typed_path("train.resume", shared_directory(run_dir))
       raise type(error)(f"{error}; resume with {again}") from error.__cause__  # the log has the cause
     if result.params is not None:

@@ -82,6 +82,9 @@ def test_merged_model_predicts_what_the_run_does(llama, tmp_path, capfd):
   facts = json.loads((out / "lora_exp.json").read_text())  # what the check found stays with the model
   assert (facts["run"], facts["method"], facts["check"]["dtype"]) == (str(llama), "lora", "float32")
   assert facts["check"]["logit"] < 1e-4 and facts["check"]["changed"] == 0 and facts["check"]["count"] > 500
+  card = (out / "README.md").read_text()  # and what a server should answer
+  assert "base_model" not in card and "held-out loss, adapted (all documents)" in card
+  assert json.loads((out / "answers.json").read_text())["prompts"]
 
 
 def test_bfloat16_merge_shows_the_share_of_the_update(llama, tmp_path, capfd):

@@ -43,6 +43,9 @@ def export_merged(cfg: Config, out: Path) -> None:
   with new_directory(out) as directory:
     for_transformers = write_model(directory, merged.plan, merged.frozen)
     _write_note(directory, cfg, {"format": "merged", "check": check})
+    if for_transformers and _has_adapter(cfg):
+      served = open_served(replace(cfg, export=replace(cfg.export, rank=None)))
+      _write_sidecars(directory, cfg, served, "transformers", [])
   _show_model(out, cfg, "the model with the adapter merged", for_transformers)
 
 

@@ -46,7 +46,7 @@ def _front_matter(cfg: Config, library: str) -> str:
   """The metadata that the hub reads, as YAML."""
   fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["lora", "lora_exp"]}
   base = _base(cfg)
-  if cfg.model.weights and not is_path(cfg.model.weights):
+  if cfg.model.base == "weights" and cfg.model.weights and not is_path(cfg.model.weights):
     fields["base_model"] = base.partition("@")[0]
     fields["base_model_relation"] = "adapter" if library in ("peft", "mlx") else "finetune"
   paths = cfg.data.path if isinstance(cfg.data.path, list) else [cfg.data.path]
@@ -102,8 +102,8 @@ def _metric_rows(run: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
   losses = summary.get("losses") or {}
   rows: dict[str, Any] = {}
   if losses.get("base") is not None and losses.get("best") is not None:
-    rows["held-out loss, base"] = f"{losses['base']:.4f}"
-    rows["held-out loss, adapted"] = f"{losses['best']:.4f}"
+    rows["held-out loss, base (all documents)"] = f"{losses['base']:.4f}"
+    rows["held-out loss, adapted (all documents)"] = f"{losses['best']:.4f}"
   rows |= _gains(run, losses.get("exported_step"))
   scores = summary.get("scores") or {}
   before, after = scores.get("base") or {}, scores.get("final") or {}
@@ -124,7 +124,7 @@ def _gains(run: Path, step: Any) -> dict[str, str]:
     gain_D, tokens_D = losses.base - losses.exported, losses.tokens
     error = math.sqrt(float(text_covariance([gain_D], tokens_D)[0, 0]))
     unit = " in nats per token" if name == "loss" else ""
-    label = f"gain in {METRICS[name].label}{unit} (95 % interval over held-out documents)"
+    label = f"gain in {METRICS[name].label}{unit} (documents that did not choose the step, with a 95 % interval)"
     rows[label] = f"{gain_D.sum() / tokens_D.sum():.4f} ± {Z95 * error:.4f}"
   return rows
 
