@@ -14,6 +14,7 @@ from runs import TINY
 from lora_exp.cli import main as entry
 from lora_exp.report.page.html_page import vega_script
 from lora_exp.report.page.markdown import markdown
+from lora_exp.report.plots.colours import BEST, Colours
 from lora_exp.report.plots.loss_curves import _below
 from lora_exp.report.sweep_report import make_report
 from sweeps import ranks, references, trial
@@ -163,6 +164,27 @@ def test_diverged_trials_have_a_mark(tmp_path):
   pareto = Page(tmp_path).figures[0]["charts"][0]
   marked = [row for table in pareto["datasets"].values() for row in table if "trials" in row]
   assert [(row["setting"], row["diverged"], row["trials"]) for row in marked] == [("rank 2", "1 of 2 trials", "2")]
+
+
+def test_null_is_a_level_of_its_key_in_the_plots(tmp_path):
+  values = [(rank, layers, clip) for rank in (1, 2) for layers in (None, [0], [0, 1]) for clip in (None, 0.5, 1.0)]
+  for n, (rank, layers, clip) in enumerate(values):
+    trial(tmp_path, n, 2.0 + 0.01 * n, lora__rank=rank, lora__layers=layers, optim__clip=clip)
+  [section] = make_report(tmp_path).sections
+  assert section.group.levels("lora.layers") == [None, "0", "0,1"]
+  assert section.group.levels("optim.clip") == [None, 0.5, 1.0]
+  assert (tmp_path / "plots" / "parallel.png").exists()
+  figure = next(figure for figure in Page(tmp_path).figures if figure["label"].startswith("Of 18 settings"))
+  [marks] = [rows for rows in figure["charts"][0]["datasets"].values() if "text" in rows[0]]
+  assert [row["text"] for row in marks if row["axis"] == "clip"] == ["None", "0.5", "1"]
+
+
+def test_null_has_a_colour_beside_those_of_numbers(tmp_path):
+  for n, clip in enumerate((0.5, None, 1.0)):
+    trial(tmp_path, n, 2.0 + 0.1 * n, optim__clip=clip)
+  colours = Colours(make_report(tmp_path).sections[0].group)
+  assert colours.numeric and colours.of_level(None) == BEST
+  assert len({colours.of_level(clip) for clip in (None, 0.5, 1.0)}) == 3
 
 
 def test_curves_end_where_the_axis_does():

@@ -95,3 +95,11 @@ def test_no_gain_over_the_base_concludes_nothing(tmp_path):
   ranks(tmp_path, {1: 3.2, 2: 3.1, 4: 3.1})
   [found] = findings_on(tmp_path, "Rank")
   assert not found.concluded and "better than the base" in found.text
+
+
+def test_null_is_named_in_the_context_of_an_answer(tmp_path):
+  ranks(tmp_path, {1: 2.0, 2: 2.001, 4: 2.0})
+  ranks(tmp_path, {1: 2.1, 2: 2.101, 4: 2.1}, first=9, lora__layers=[2, 3])
+  everywhere, some = findings_on(tmp_path, "Rank")
+  assert everywhere.answer.startswith("Rank 1 is enough (layers None): ")
+  assert some.answer.startswith("Rank 1 is enough (layers 2,3): ")

@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 import sweeps
 from lora_exp.cli import main as entry
 from lora_exp.config.schema import CleanConfig, Config, FilterConfig
-from lora_exp.report.reading.run_reader import read_run
 from lora_exp.runtime.byte_sizes import size_of, size_text
 from lora_exp.runtime.cache import get_or_make
 from lora_exp.runtime.cache_entries import cache_entries
@@ -186,14 +184,13 @@ def test_clean_deletes_checkpoints_of_old_finished_runs(outputs, cache):
   assert (outputs / "2026-11-27" / "08-00-00-a" / "summary.json").is_file()
 
 
-def test_clean_deletes_only_checkpoints_of_the_trials_that_match(outputs, cache):
+def test_clean_keeps_the_checkpoints_of_trials_that_do_not_match(outputs, cache):
   sweep = outputs / "sweeps" / "2026-11-27" / "10-00-00-rank"
-  for trial in sweep.iterdir():
-    if trial.name.isdecimal():
-      (trial / "checkpoints").mkdir(exist_ok=True)
-      fill(trial / "checkpoints")
-      age(trial, 50)
-  settings = replace(config(cache, delete=True), filter=FilterConfig(rank=8))
-  clean.run(settings)
-  ranks = {read_run(0, path.parent).config["lora.rank"] for path in sweep.rglob("checkpoints")}
-  assert ranks == {1}
+  for trial in sweep.iterdir():  # ranks 1 and 8, with three seeds each
+    (trial / "checkpoints").mkdir()
+    fill(trial / "checkpoints")
+    age(trial, 50 if trial.name != "0" else 80)
+  cfg = config(cache, days=41, delete=True)  # no entry of the cache is so old
+  cfg.filter = FilterConfig(name="10-*", rank=1, days=60)
+  assert clean.run(cfg) == 2000
+  assert sorted(path.parent.name for path in sweep.rglob("checkpoints")) == ["0", "3", "4", "5"]

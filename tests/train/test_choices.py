@@ -61,15 +61,23 @@ def test_every_question_of_the_data_is_found(tmp_path, packing):
     assert [text.scored for text in question.texts] == list(question.characters) == [3, 9, 2]
 
 
-def test_questions_with_one_prompt_keep_their_own_choices(tmp_path):
-  """Only held-out rows are scored, although each row of the data has the same prompt."""
-  rows_ = [{"question": "Which?", "choices": [f"yes {n}", f"no {n}"], "answer": 0} for n in range(40)]
-  (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
-  data = DataConfig(source="files", path=str(tmp_path / "q.jsonl"), packing="pad", seq_len=48)
+@pytest.mark.parametrize("apart", [False, True])
+def test_questions_with_one_prompt_keep_their_own_choices(tmp_path, apart):
+  """Every held-out row gives its own question, and no training row does."""
+  rows = [{"question": "?", "choices": [f"w{n} ok", f"w{n} no"], "answer": n % 2} for n in range(40)]
+  rows[9] |= {"choices": ["w19 no", "own"], "answer": 0}  # held out, with prompt and answer of rows 19 and 11
+  rows[11] |= {"choices": ["w19 no", "learned"], "answer": 0}
+  held_out = rows[9::10]
+  (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (tmp_path / "apart.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+  data = DataConfig(source="files", path=str(tmp_path / "q.jsonl"), packing="pad", seq_len=48,
+                    eval_path=str(tmp_path / "apart.jsonl") if apart else None)
   items, questions = _questions(data, tmp_path)
-  assert len(questions) == len(items) == 4
-  found = [TOKENIZER.decode(question.texts[0].ids[-question.texts[0].scored :]) for question in questions]
-  assert found == [TOKENIZER.decode(item.answer) for item in items]
+  assert [question.document for question in questions] == list(range(len(items))) == list(range(4))
+  for item, row, question in zip(items, held_out, questions, strict=True):
+    start = TOKENIZER.decode(item.prompt)
+    assert [TOKENIZER.decode(text.ids) for text in question.texts] == [start + choice for choice in row["choices"]]
+    assert question.correct == row["answer"] and TOKENIZER.decode(item.answer) == row["choices"][row["answer"]]
 
 
 def _questions(data: DataConfig, cache: Path):

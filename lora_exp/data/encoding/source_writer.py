@@ -62,6 +62,11 @@ def held_out_every(cfg: DataConfig) -> int:
   return round(1 / cfg.eval_fraction)
 
 
+def is_held_out(document: Document, every: int | None) -> bool:
+  """Whether `document` is held out, where one of `every` keys is (None: no key)."""
+  return every is not None and document.key % every == every - 1
+
+
 def _write_documents(
   source: TextSource, cfg: DataConfig, writer: RowWriter, every: int | None, progress: bool
 ) -> int:
@@ -75,7 +80,7 @@ def _write_documents(
     unit = "held-out rows" if every == 1 else "rows"
     writer.unit = unit
     for batch in _batches(documents, cfg, writer.not_learned, unit, source.counts_rest):
-      writer.add(batch, [every is not None and document.key % every == every - 1 for document in batch])
+      writer.add(batch, [is_held_out(document, every) for document in batch])
       units = batch[-1].key + 1
       if bar:
         bar.advance(batch[-1].read - read)

@@ -18,9 +18,9 @@ from lora_exp.report.findings.finding import (
 from lora_exp.report.findings.phrases import margin_text, more_seeds_sentence, state_sentences
 from lora_exp.report.grouping.group import Group
 from lora_exp.report.grouping.setting import Setting
-from lora_exp.report.grouping.setting_keys import ALPHA, METHOD, RANK, RATE, key_value
+from lora_exp.report.grouping.setting_keys import ALPHA, METHOD, RANK, RATE
 from lora_exp.report.verdicts.contrasts import SEEDS_NEEDED
-from lora_exp.report.verdicts.tuning import at_edges, best_by, best_of, contexts, is_tuned, levels_of
+from lora_exp.report.verdicts.tuning import at_edges, best_by, best_of, context_words, contexts, is_tuned, levels_of
 from lora_exp.report.verdicts.verdict import Verdict, judge_levels
 
 ALPHA_QUESTION = "Does alpha matter?"
@@ -127,8 +127,8 @@ def _with_rates(group: Group) -> list[tuple[str, Sequence[Setting]]]:
   for setting in group.tried:
     if RATE in setting.values:
       found.setdefault(tuple((k, setting.values.get(k)) for k in fixed), []).append(setting)
-  names = (", ".join(key_value(k, v) for k, v in values if v is not None) for values in found)
-  return [(f"{name}: " if name else "", settings) for name, settings in zip(names, found.values(), strict=True)]
+  named = [(context_words(values, settings), settings) for values, settings in found.items()]
+  return [(f"{name}: " if name else "", settings) for name, settings in named]
 
 
 def _fitted(by_rate: dict[float, Setting]) -> str:

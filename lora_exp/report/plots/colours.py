@@ -29,7 +29,8 @@ class Colours:
     keys = [k for k in (first, *group.keys) if k in group.keys and len(group.levels(k)) > 1]
     self.key: str | None = keys[0] if keys else None
     self.levels = group.levels(self.key) if self.key else []
-    self.numeric = len(self.levels) > 1 and all(isinstance(v, int | float) for v in self.levels)
+    self.present = [level for level in self.levels if level is not None]
+    self.numeric = len(self.present) > 1 and all(isinstance(v, int | float) for v in self.present)
 
   def name(self, setting: Setting) -> str:
     """The entry of the legend that a setting belongs to."""
@@ -44,10 +45,10 @@ class Colours:
     return self.of_level(setting.values[self.key]) if self.key and self.key in setting.values else PALETTE[0]
 
   def of_level(self, value: Any) -> str:
-    """The colour of one value of `key`."""
-    position = self.levels.index(value)
-    share = LINES * position / max(1, len(self.levels) - 1)
-    return viridis(share) if self.numeric else PALETTE[position % len(PALETTE)]
+    """The colour of one value of `key`. None has one beside those of the numbers."""
+    if not self.numeric:
+      return PALETTE[self.levels.index(value) % len(PALETTE)]
+    return BEST if value is None else viridis(LINES * self.present.index(value) / (len(self.present) - 1))
 
 
 def viridis(share: float) -> str:

@@ -75,13 +75,14 @@ def contexts(group: Group, key: str, ignore: Iterable[str] = ()) -> list[tuple[s
   found: dict[tuple, list[Setting]] = {}
   for setting in group.tried:
     if key in setting.values:
-      found.setdefault(tuple((k, setting.values[k]) for k in fixed if k in setting.values), []).append(setting)
-  return [(_words(values), settings) for values, settings in found.items()
+      found.setdefault(tuple((k, setting.values.get(k)) for k in fixed), []).append(setting)
+  return [(context_words(values, settings), settings) for values, settings in found.items()
           if len({repr(s.values[key]) for s in settings}) > 1 and any(s.seeds for s in settings)]
 
 
-def _words(values: Iterable[tuple[str, Any]]) -> str:
-  return ", ".join(key_value(key, value) for key, value in values)
+def context_words(values: Iterable[tuple[str, Any]], settings: Sequence[Setting]) -> str:
+  """The values that `settings` share, in words, without keys that none of them uses."""
+  return ", ".join(key_value(key, value) for key, value in values if any(key in s.values for s in settings))
 
 
 def best_of(settings: Iterable[Setting]) -> Setting:

@@ -1,15 +1,17 @@
 """Evaluation of held-out multiple-choice questions: the most likely choice, in total and per character."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from lora_exp.config import Config, InputError
+from lora_exp.config import Config, DataConfig, InputError
 from lora_exp.config.metrics import CHOSEN
 from lora_exp.data.documents import Document
 from lora_exp.data.encoding.encode import EncodedDocument, encode_documents
+from lora_exp.data.encoding.source_writer import held_out_every, is_held_out
 from lora_exp.data.sources import TextSource, open_source
 from lora_exp.data.tokenization import Tokenizer
 from lora_exp.train.answers.answer_items import AnswerItem
@@ -81,23 +83,24 @@ def choice_questions(
 ) -> list[Question]:
   """The questions with choices among the held-out `items`, whose documents are `numbers`, in their order.
 
-  Several questions may have one prompt, so an item is found by its prompt and its answer; equal rows take the items in
-  turn. A question is left out if one of its choices is longer than model.max_len. Raises InputError if there is none.
+  Each held-out row with the prompt and answer of an item gives the question of one such item. A question is left out if
+  one of its choices is longer than model.max_len. Raises InputError if there is none.
   """
-  places: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+  places: dict[tuple, deque[int]] = {}
   for n, item in enumerate(items):
-    places.setdefault((item.prompt, item.answer), []).append(n)
+    places.setdefault((item.prompt, item.answer), deque()).append(n)
   found: dict[int, Question] = {}
   source = open_source(cfg.data)
   assert isinstance(source, TextSource)
   separator = source.separator() or ""
-  for documents in _batches_with_choices(source.held_out() or source):
+  for documents in _batches_with_choices(source, cfg.data):
     encoded = encode_documents(tokenizer, documents, cfg.data, separator)
     for document, one in zip(documents, encoded, strict=True):
-      same = places.get(_prompt_and_answer(one, tokenizer))
+      start, end = _answer_range(one, tokenizer.stops)
+      same = places.get((tuple(one.ids[:start]), tuple(one.ids[start:end])))
       if not same:
         continue
-      place = same.pop(0)
+      place = same.popleft()
       question = _question(cfg, tokenizer, document, numbers[place], separator)
       if all(len(text.ids) <= cfg.model.max_len for text in question.texts):
         found[place] = question
@@ -108,11 +111,13 @@ def choice_questions(
   return [found[place] for place in sorted(found)]
 
 
-def _batches_with_choices(source: TextSource) -> Iterator[list[Document]]:
-  """The documents with choices, up to READ at a time."""
+def _batches_with_choices(source: TextSource, cfg: DataConfig) -> Iterator[list[Document]]:
+  """The held-out documents with choices, up to READ at a time."""
+  apart = source.held_out()
+  every = 1 if apart else held_out_every(cfg)
   batch: list[Document] = []
-  for document in source.documents():
-    if isinstance(document, Document) and document.choices:
+  for document in (apart or source).documents():
+    if isinstance(document, Document) and document.choices and is_held_out(document, every):
       batch.append(document)
     if len(batch) == READ:
       yield batch
@@ -121,20 +126,19 @@ def _batches_with_choices(source: TextSource) -> Iterator[list[Document]]:
     yield batch
 
 
-def _prompt_and_answer(encoded: EncodedDocument, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """The token ids of a prompt and of its answer, without the token that ends it."""
-  assert encoded.learned is not None
-  ids, start = encoded.ids, int(encoded.learned.argmax())
-  end = next((n for n in range(start, len(ids)) if ids[n] in tokenizer.stops), len(ids))
-  return tuple(ids[:start]), tuple(ids[start:end])
-
-
 def _question(cfg: Config, tokenizer: Tokenizer, document: Document, number: int, separator: str) -> Question:
   """A question with its choices as token ids."""
   each = [Document(0, choice, document.prompt) for choice in document.choices]
   texts = []
   for one in encode_documents(tokenizer, each, cfg.data, separator):
-    prompt, answer = _prompt_and_answer(one, tokenizer)
-    texts.append(Continuation([*prompt, *answer], len(answer)))
+    start, end = _answer_range(one, tokenizer.stops)
+    texts.append(Continuation(one.ids[:end], end - start))
   lengths = tuple(max(len(choice), 1) for choice in document.choices)
   return Question(number, tuple(texts), lengths, document.choices.index(document.text))
+
+
+def _answer_range(document: EncodedDocument, stops: Sequence[int]) -> tuple[int, int]:
+  """Where the answer of a prompt begins, and where the first token that ends it is."""
+  assert document.learned is not None
+  start, count = int(document.learned.argmax()), len(document.ids)
+  return start, next((n for n in range(start, count) if document.ids[n] in stops), count)
