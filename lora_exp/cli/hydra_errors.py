@@ -17,6 +17,7 @@ PLUGIN_PACKAGES = ("hydra._internal.core_plugins.", "hydra_plugins.")
 LOG_HANDLERS = ("logging.FileHandler", "logging.StreamHandler", "logging.NullHandler")
 NOISE = ("full_key:", "object_type", "reference_type", "See ", "To append")  # lines of Hydra's errors without use
 MOST_LINES = 12
+NOT_A_MAPPING = "is not a mapping; choose a file with hydra/{name}=NAME"
 SWEEPER_MAPPINGS = {"params": "{lora.rank: '1,2'}", "tune": "{setting: optim.lr}", "decide": "{looks: [3, 5]}",
                     "budget": "{steps: 20000}"}  # setting of hydra.sweeper -> an example
 SWEEPER_LISTS = {"zip": "[{lora.rank: '1,2', lora.alpha: '2,4'}]", "extra": "[{lora: frozen}]"}
@@ -33,6 +34,9 @@ def hydra_errors() -> Iterator[None]:
     cause = f" {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     lines = [line.strip() for line in f"{error}{cause}".splitlines()]
     message = " ".join([line for line in lines if line and not line.startswith(NOISE)][:MOST_LINES])
+    for name in ("launcher", "sweeper"):  # where a plugin declares the type of the node
+      wrong_type = rf"Merge error: \w+ is not a subclass of \w*{name.title()}Conf\. value: (\S+)"
+      message = re.sub(wrong_type, rf"hydra.{name}=\1: {NOT_A_MAPPING.format(name=name)}", message)
     raise InputError(re.sub(r"^(Could not override '.*')\.$", r"\1: no such setting", message)) from error
 
 
@@ -55,7 +59,7 @@ def unsafe_hydra_settings(hydra: DictConfig) -> list[str]:
 
 def malformed_sweep_settings(hydra: DictConfig) -> list[str]:
   """Problems with the type of hydra.launcher, of hydra.sweeper, and of the jobs that it describes."""
-  problems = [f"hydra.{name}={hydra.get(name)}: is not a mapping; choose a file with hydra/{name}=NAME"
+  problems = [f"hydra.{name}={hydra.get(name)}: {NOT_A_MAPPING.format(name=name)}"
               for name in ("launcher", "sweeper") if not isinstance(hydra.get(name), Mapping)]
   sweeper = hydra.get("sweeper") if not problems else {}
   for key, example in SWEEPER_MAPPINGS.items():

@@ -137,7 +137,7 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("inside", [None, 32])
 @pytest.mark.parametrize("kind", OUTSIDE)
-def test_an_original_length_outside_of_the_scaling_counts_as_in_transformers(kind, inside, tmp_path):
+def test_an_outer_original_length_counts_as_in_transformers(kind, inside, tmp_path):
   """The frequencies at 50 positions are equal; `dynamic` ignores the field."""
   torch = pytest.importorskip("torch")
   scaling = OUTSIDE[kind] | ({} if inside is None else {"original_max_position_embeddings": inside})

@@ -82,7 +82,7 @@ def test_what_is_typed_wins_and_seeds_repeat_a_trial():
   assert found.extra == [["lora.rank=8", "lora=full", "train.seed=0"], ["lora.rank=8", "lora=full", "train.seed=1"]]
 
 
-def test_a_parameter_typed_with_two_plus_signs_replaces_that_of_the_file():
+def test_a_parameter_with_plus_signs_replaces_that_of_the_file():
   params = {"lora.rank": "choice(1,2)", "optim.lr": "interval(0.1,1)", "seed": "0,1"}
   found = made("++lora.rank=8", "++seed=3,4", params=params, extra=[{"lora": "full", "seed": "0,1"}])
   assert list(found.space) == ["optim.lr"] and found.repeats == [["++seed=3"], ["++seed=4"]]

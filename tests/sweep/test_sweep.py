@@ -333,7 +333,7 @@ def test_a_pack_of_one_trial_has_checkpoints_of_each_step(tmp_path):
   assert adapter(run) == adapter(train(tmp_path / "alone", "lora.rank=2", *settings, *on_stories(tmp_path)))
 
 
-def test_only_a_trial_whose_directory_was_deleted_is_trained_again(tmp_path, monkeypatch, capfd):
+def test_only_a_trial_without_its_directory_is_trained_again(tmp_path, monkeypatch, capfd):
   monkeypatch.setattr(session, "_report_sweep", lambda *_: None)  # it takes seconds
   argv = [*TINY, "train.steps=2", "train.eval_every=0", "train.eval_tokens=256", "lora.rank=1,2", *on_stories(tmp_path)]
   directory = sweep(tmp_path / "sweep", *argv)

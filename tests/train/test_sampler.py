@@ -291,7 +291,7 @@ def test_prompt_becomes_a_chat_turn_where_runs_learned_turns():
 
 
 @pytest.mark.parametrize("chat", ["auto", "none"])
-def test_a_run_on_conversations_without_a_template_gets_its_prompts_as_lines(chat, tmp_path):
+def test_without_a_template_a_run_on_turns_gets_prompts_as_lines(chat, tmp_path):
   (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", '
                                     '"content": "a"}]}\n')
   cfg = small(data__source="files", data__path=str(tmp_path / "a.jsonl"), sample__chat=chat)
