@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from older_configs import save_as_older
 
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config import Config, InputError, to_config
@@ -91,7 +92,7 @@ def old_sweep(tmp_path) -> Path:
   """A sweep over ranks whose first run was begun when lora.alpha was null by default."""
   directory = tmp_path / "sweep" / "0"
   directory.mkdir(parents=True)
-  save_config(config("model=minigpt_tiny", "lora.rank=1", "lora.alpha=null"), directory)
+  save_as_older(config("model=minigpt_tiny", "lora.rank=1", "lora.alpha=null"), directory)
   return directory.parent
 
 

@@ -1,10 +1,10 @@
 """Renamed settings of version 0.1.0 are still accepted, with a warning if they are typed."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
+from older_configs import save_as_older
 
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config.conversion import to_config
@@ -14,7 +14,6 @@ from lora_exp.runtime.saved_config import (
   changed_settings,
   load_config,
   save_config,
-  saved_settings,
   with_old_defaults,
 )
 
@@ -89,13 +88,6 @@ def test_a_run_of_a_llama_module_may_have_its_family_renamed():
 def test_old_runs_keep_rows_that_split_answers(data, packing):
   cfg = to_config({"data": data, "retain": data})
   assert cfg.data.packing == cfg.retain.packing == packing
-
-
-def save_as_older(cfg: Config, directory: Path) -> None:
-  """Writes config.yaml as a version without the settings of task=bench would."""
-  saved = saved_settings(cfg)
-  del saved["bench"]
-  (directory / "config.yaml").write_text(yaml.safe_dump(saved))
 
 
 @pytest.mark.parametrize("swept", [
