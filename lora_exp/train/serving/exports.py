@@ -95,8 +95,8 @@ def export_gguf(cfg: Config, out: Path) -> None:
   with new_directory(out) as directory:
     gguf_export.write_adapter(directory, served)
     model = str(base) if base is not None else "./model.gguf"
-    chat = prompt_format(cfg, served.plan.tokenizer).chat
-    write_modelfile(directory, modelfile(served.plan.tokenizer, model, f"./{ADAPTER_FILE}", chat))
+    format = prompt_format(cfg, served.plan.tokenizer)
+    write_modelfile(directory, modelfile(served.plan.tokenizer, model, f"./{ADAPTER_FILE}", format))
     _write_sidecars(directory, cfg, served, "llama.cpp", [_gguf_note(base)])
   console.show(f"{display_path(out)}: the adapter, for llama.cpp and Ollama")
   run, file = typed_path("run", Path(str(cfg.run))), shlex.quote(display_path(out / ADAPTER_FILE))
@@ -149,8 +149,8 @@ def _write_gguf_model(
     gguf_export.write_model(directory, plan, params, cfg.export.gguf_type)
     for name in TOKENIZER_FILES:
       (directory / name).unlink(missing_ok=True)
-    chat = prompt_format(cfg, plan.tokenizer).chat
-    write_modelfile(directory, modelfile(plan.tokenizer, f"./{MODEL_FILE}", None, chat))
+    format = prompt_format(cfg, plan.tokenizer)
+    write_modelfile(directory, modelfile(plan.tokenizer, f"./{MODEL_FILE}", None, format))
     _write_note(directory, cfg, facts)
     if served is not None:
       _write_sidecars(directory, cfg, served, "llama.cpp", [])

@@ -6,26 +6,40 @@ from pathlib import Path
 from lora_exp.config import InputError
 from lora_exp.data.chats.chat import GuardedChat
 from lora_exp.data.tokenization import Tokenizer
+from lora_exp.train.sampling.prompt_encoding import PromptFormat
 
 MODELFILE = "Modelfile"
+# The lines of lora_exp/data/chats/plain_turns.py
+LINES = ('{{ if .System }}System: {{ .System }}\n{{ end }}{{ range .Messages }}{{ if eq .Role "user" }}User: '
+         '{{ .Content }}\n{{ else if eq .Role "assistant" }}Assistant: {{ .Content }}END\n{{ end }}{{ end }}Assistant:')
 SYSTEM, USER, ANSWER, SECOND = "\ue001", "\ue002", "\ue003", "\ue004"  # contents, which no template has
 
 
-def modelfile(tokenizer: Tokenizer, model: str, adapter: str | None, chat: bool) -> str:
-  """The content of a Modelfile.
+def modelfile(tokenizer: Tokenizer, model: str, adapter: str | None, format: PromptFormat) -> str:
+  """The content of a Modelfile for prompts in `format`.
 
-  `model` and `adapter` are paths as Ollama resolves them, from the Modelfile. With `chat`, prompts are turns of the
-  tokenizer's template; it is written if Go's syntax can express it, and otherwise left to Ollama.
+  `model` and `adapter` are paths as Ollama resolves them, from the Modelfile. If prompts are turns of the tokenizer's
+  chat template, it is written if Go's syntax can express it, and otherwise left to Ollama.
   """
   lines = [f"FROM {model}"]
   if adapter is not None:
     lines.append(f"ADAPTER {adapter}")
-  template = go_template(tokenizer) if chat else "{{ .Prompt }}"
+  template = _template(tokenizer, format)
   if template is not None:
     lines.append(f'TEMPLATE """{template}"""')
   names = {i: token for token, i in tokenizer.special_tokens.items()}
   lines += [f"PARAMETER stop {json.dumps(names[i], ensure_ascii=False)}" for i in tokenizer.stops if i in names]
   return "\n".join(lines) + "\n"
+
+
+def _template(tokenizer: Tokenizer, format: PromptFormat) -> str | None:
+  """The template of prompts in `format`; None if it is left to Ollama."""
+  if format.chat:
+    return go_template(tokenizer)
+  if format.lines:
+    names = {i: token for token, i in tokenizer.special_tokens.items()}
+    return LINES.replace("END", names[tokenizer.eot])
+  return "{{ .Prompt }}" + format.separator
 
 
 def go_template(tokenizer: Tokenizer) -> str | None:
