@@ -77,11 +77,11 @@ def files_measured() -> Iterator[None]:
 
 
 @contextmanager
-def config_store_shared() -> Iterator[None]:
-  """Context in which copies of a repository of configs share Hydra's store of the configs of plugins.
+def config_store_not_copied() -> Iterator[None]:
+  """Context in which Hydra does not copy its `ConfigStore`, which holds the configs of all plugins.
 
-  Hydra copies its repository for every group that --help lists. With many plugins, copying the store takes most of the
-  time. Sharing it is safe: it returns a copy of each config.
+  For every group that --help lists, Hydra copies its repository of configs, and the store with it. With many plugins,
+  this takes most of the time. The copies are not needed, because `ConfigStore.load` returns a copy of each config.
   """
 
   def shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:

@@ -26,7 +26,7 @@ from lora_exp.cli.claim import Claim
 from lora_exp.cli.command_line import CommandLine
 from lora_exp.cli.error_report import report_error
 from lora_exp.cli.hydra_environment import (
-  config_store_shared,
+  config_store_not_copied,
   files_measured,
   hydra_arguments,
   inherited_files_hidden,
@@ -95,7 +95,7 @@ class Session:
     hydra_main = hydra.main(version_base="1.3", config_path=str(line.conf), config_name=line.config_name)(self.run_job)
     if line.shows_only:
       arguments = [*line.hydra_argv(None), *_help_overrides(line)]
-      with hydra_arguments(arguments), inherited_files_hidden(), files_measured(), config_store_shared():
+      with hydra_arguments(arguments), inherited_files_hidden(), files_measured(), config_store_not_copied():
         hydra_main()
       return DONE
     for warning in line.warnings:

@@ -68,6 +68,10 @@ class StoppedError(LoraExpError):
   code = STOPPED
 
 
+class NotStartedError(StoppedError):
+  """Stopped by a signal before training started; there is nothing to resume."""
+
+
 class LostProcessError(StoppedError):
   """Another process of the run has ended or cannot be reached; the run is resumable from its last checkpoint."""
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from lora_exp.config import DivergedError, RewindError, StoppedError
+from lora_exp.config import DivergedError, NotStartedError, RewindError, StoppedError
 from lora_exp.runtime import console
 from lora_exp.runtime.display_paths import typed_path
 from lora_exp.runtime.process_group import lost_processes
@@ -14,7 +14,7 @@ from lora_exp.train import expectations
 from lora_exp.train.costs.memory import memory_errors, require_memory
 from lora_exp.train.costs.plan_tables import show_config, show_parameters
 from lora_exp.train.pack import Pack, make_pack, restore_pack
-from lora_exp.train.pack_data import NOT_BEGUN, PackData, make_pack_data
+from lora_exp.train.pack_data import PackData, make_pack_data
 from lora_exp.train.pack_training import train_pack
 from lora_exp.train.plan import Plan
 from lora_exp.train.records import checkpoint
@@ -39,9 +39,9 @@ def train_run(plan: Plan, run_dir: Path) -> None:
         pack, result = _train(plan, data, run_dir, started)
       if result.error is not None:
         raise result.error
+    except NotStartedError:
+      raise
     except StoppedError as error:
-      if NOT_BEGUN in str(error):
-        raise
       again = typed_path("train.resume", shared_directory(run_dir))
       raise type(error)(f"{error}; resume with {again}") from error.__cause__  # the log has the cause
     if result.params is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from lora_exp.config import StoppedError
+from lora_exp.config import NotStartedError
 from lora_exp.runtime import console
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -32,7 +32,7 @@ class StopRequest:
     if not self.requested:
       self.requested, self.since = True, time.monotonic()
       if self.at_once is not None:
-        raise StoppedError(self.at_once)
+        raise NotStartedError(self.at_once)
       with suppress(OSError):  # the terminal is gone
         console.show("Stopping after this step. Press Ctrl-C again to stop now and lose the step.")
     elif again:
@@ -44,7 +44,7 @@ _requests: list[StopRequest] = []  # of the contexts that are open, innermost la
 
 @contextmanager
 def stop_signals(at_once: str | None = None) -> Iterator[StopRequest]:
-  """Context in which a signal sets the `requested` of the result; with `at_once`, it raises StoppedError(at_once).
+  """Context in which a signal sets `requested` of the result or, with `at_once`, raises NotStartedError(at_once).
 
   A request that an outer context has received is in force in an inner one, and the reverse. SIGHUP stays ignored if
   it is, as under nohup. Outside of the main thread, which alone can set handlers, the caller handles signals.
@@ -58,7 +58,7 @@ def stop_signals(at_once: str | None = None) -> Iterator[StopRequest]:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
           previous[int(number)] = signal.signal(number, stop.receive)
     if at_once is not None and stop.requested:
-      raise StoppedError(at_once)
+      raise NotStartedError(at_once)
     yield stop
   finally:
     for replaced, handler in previous.items():

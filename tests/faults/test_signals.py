@@ -76,7 +76,8 @@ def test_a_signal_before_training_leaves_nothing(number, settings, tmp_path, mon
   with monkeypatch.context() as patch:
     patch.setattr(pack_data, "make_rows", after(1, number, pack_data.make_rows))
     train(tmp_path / "run", *settings, code=75)
-  assert "with nothing to save; start the command again" in capfd.readouterr().err
+  said = capfd.readouterr().err
+  assert "with nothing to save; start the command again" in said and "resume" not in said
   assert not (tmp_path / "run").exists()
 
 

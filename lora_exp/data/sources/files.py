@@ -178,6 +178,9 @@ class Files(FileSource):
   def size(self) -> int | None:
     return self.reader.size
 
+  def file_formats(self) -> Sequence[str]:
+    return self.reader.file_formats
+
   @property
   def counts_rest(self) -> bool:
     return not self.streaming
@@ -220,21 +223,19 @@ class Files(FileSource):
 
   def separator(self) -> str | None:
     """The text between a prompt and its answer; None if the first document is plain text."""
-    try:
-      first = self.first_document()
-    except (InputError, OSError):  # a run may be used without its data
-      return self.prompt_separator
+    first = self._readable_first()
     return None if first is not None and not first.prompt and first.conversation is None else self.prompt_separator
 
-  def file_formats(self) -> Sequence[str]:
-    return self.reader.file_formats
-
   def has_conversations(self) -> bool:
-    try:
-      first = self.first_document()
-    except (InputError, OSError):  # a run may be used without its data
-      return False
+    first = self._readable_first()
     return first is not None and first.conversation is not None
+
+  def _readable_first(self) -> Document | None:
+    """The first document; None if the data cannot be read, because a run may be used without it."""
+    try:
+      return self.first_document()
+    except (InputError, OSError):
+      return None
 
   def first_document(self) -> Document | None:
     """The first document; None if none of the first rows can be used."""

@@ -127,7 +127,7 @@ class TextSource(Source):
     return self.prompt_separator
 
   def file_formats(self) -> Sequence[str]:
-    """The format of each file that is read, if there are formats."""
+    """The format in which each file is read; () if the source reads no files, or files of one format only."""
     return ()
 
   def has_conversations(self) -> bool:

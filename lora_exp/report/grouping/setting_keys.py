@@ -115,7 +115,9 @@ def key_value(key: str, value: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-  """A value in words; a float with four significant digits."""
+  """A value in words, as in YAML; a float with four significant digits."""
+  if value is None:
+    return "null"
   return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -45,7 +45,7 @@ class Colours:
     return self.of_level(setting.values[self.key]) if self.key and self.key in setting.values else PALETTE[0]
 
   def of_level(self, value: Any) -> str:
-    """The colour of one value of `key`. None has one beside those of the numbers."""
+    """The colour of one value of `key`. Beside numbers, null has a colour of its own."""
     if not self.numeric:
       return PALETTE[self.levels.index(value) % len(PALETTE)]
     return BEST if value is None else viridis(LINES * self.present.index(value) / (len(self.present) - 1))

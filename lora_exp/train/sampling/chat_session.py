@@ -19,7 +19,7 @@ class Reply:
 
 
 class ChatSession:
-  """The messages so far. If prompts are no turns, each message is answered alone."""
+  """The messages so far. Where the format of prompts has no turns, each message is answered alone."""
 
   def __init__(self, sampler: Sampler, model: Weights, base: Weights | None):
     self.sampler, self.model, self.base = sampler, model, base
