@@ -102,6 +102,7 @@ def test_compare_separates_what_cannot_be_compared(in_tmp_path, capsys):
   report = compare.run(Config(task="compare", runs=["a", "b"]))
   assert len(report.sections) == 2
   captured = capsys.readouterr()
+  assert captured.out.count("2 trials (2 done) of 2 settings.") == 1, "of all groups together"
   assert "train.steps  32: run 0; 64: run 1" in captured.out and "the number of steps" in captured.err
 
 

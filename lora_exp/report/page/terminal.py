@@ -17,6 +17,8 @@ def show(report: Report, page: Path | None = None) -> None:
   for section in report.sections:
     answer = section.headline.answer
     console.show(f"{section.heading}: {answer}" if section.heading else answer)
+  if len(report.sections) > 1:
+    console.show(f"{report.title}: {report.summary}")
   for section in report.sections:
     _show_settings(report, section)
     for finding in section.findings:
@@ -48,8 +50,8 @@ def _show_settings(report: Report, section: GroupSection) -> None:
   shown = ["setting", score_column(section.group), "gain", "% of full", "trainable"]
   places = [section.columns.index(name) for name in shown]
   rows = [[row[i] for i in places] for row in section.rows]
-  console.show_table(f"{section.heading or report.title}: {report.summary}", shown, rows[:MOST_ROWS],
-                     right=shown[1:])
+  title = section.heading or f"{report.title}: {report.summary}"
+  console.show_table(title, shown, rows[:MOST_ROWS], right=shown[1:])
   if len(rows) > MOST_ROWS:
     console.show(f"and {len(rows) - MOST_ROWS} more settings")
 
