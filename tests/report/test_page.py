@@ -176,7 +176,7 @@ def test_null_is_a_level_of_its_key_in_the_plots(tmp_path):
   assert (tmp_path / "plots" / "parallel.png").exists()
   figure = next(figure for figure in Page(tmp_path).figures if figure["label"].startswith("Of 18 settings"))
   [marks] = [rows for rows in figure["charts"][0]["datasets"].values() if "text" in rows[0]]
-  assert [row["text"] for row in marks if row["axis"] == "clip"] == ["None", "0.5", "1"]
+  assert [row["text"] for row in marks if row["axis"] == "clip"] == ["null", "0.5", "1"]
 
 
 def test_null_has_a_colour_beside_those_of_numbers(tmp_path):

@@ -101,5 +101,5 @@ def test_null_is_named_in_the_context_of_an_answer(tmp_path):
   ranks(tmp_path, {1: 2.0, 2: 2.001, 4: 2.0})
   ranks(tmp_path, {1: 2.1, 2: 2.101, 4: 2.1}, first=9, lora__layers=[2, 3])
   everywhere, some = findings_on(tmp_path, "Rank")
-  assert everywhere.answer.startswith("Rank 1 is enough (layers None): ")
+  assert everywhere.answer.startswith("Rank 1 is enough (layers null): ")
   assert some.answer.startswith("Rank 1 is enough (layers 2,3): ")
