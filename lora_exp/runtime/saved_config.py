@@ -103,9 +103,12 @@ def with_old_defaults(cfg: Config, directory: Path, typed: Collection[str]) -> C
   the setting is one of `typed`.
   """
   begun = [path.parent for path in directory.glob(f"*/{CONFIG}") if path.parent.name.isdecimal()]
-  if not begun or not _lacks_settings(min(begun, key=_number) / CONFIG):
+  if not begun:
     return cfg
-  first = load_config(str(min(begun, key=_number)))
+  lowest = min(begun, key=_number)
+  first = load_config(str(lowest))
+  if not _lacks_settings(lowest / CONFIG):
+    return cfg
   if "lora.alpha" not in typed and cfg.lora.alpha == LoraConfig.alpha and first.lora.alpha is None:
     cfg = replace(cfg, lora=replace(cfg.lora, alpha=None))
   cfg = replace(cfg, model=_with_sizes(cfg.model, first.model, typed))
@@ -116,7 +119,7 @@ def with_old_defaults(cfg: Config, directory: Path, typed: Collection[str]) -> C
 
 
 def _lacks_settings(file: Path) -> bool:
-  """Whether a saved config has not all settings of this version, so that an older one wrote it."""
+  """Whether a saved config, which can be loaded, lacks settings of this version, so that an older one wrote it."""
   saved = safe_load(file.read_text(encoding="utf-8"))
   current = saved_settings(to_config(saved))
   return not flat_settings(current).keys() <= flat_settings(saved).keys()

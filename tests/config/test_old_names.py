@@ -8,6 +8,7 @@ from older_configs import save_as_older
 
 from lora_exp.cli.command_line import check_command_line
 from lora_exp.config.conversion import to_config
+from lora_exp.config.errors import InputError
 from lora_exp.config.old_names import old_name_warning, rename_override
 from lora_exp.config.schema import Config, ModelConfig
 from lora_exp.runtime.saved_config import (
@@ -100,6 +101,14 @@ def test_later_jobs_of_a_sweep_keep_their_own_settings(swept, tmp_path):
   (tmp_path / "0").mkdir()
   save_config(jobs[0], tmp_path / "0")
   assert check_command_line(argv).jobs == jobs
+
+
+@pytest.mark.parametrize("text", ["{", "- a", "lora: 3", ""])
+def test_a_damaged_first_config_of_a_sweep_is_named(text, tmp_path):
+  (tmp_path / "0").mkdir()
+  (tmp_path / "0" / "config.yaml").write_text(text)
+  with pytest.raises(InputError, match="0/config.yaml: "):
+    with_old_defaults(Config(), tmp_path, typed=[])
 
 
 @pytest.mark.parametrize(("packing", "typed"), [("stream", []), ("pack", ["data.packing"])])
